@@ -1,0 +1,59 @@
+"""Fine-tune pretrained image models with PyTorch Lightning, stage by stage."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lit_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_ft.backbones import Backbone, InputSpec, build_backbone
+    from lit_ft.callbacks import GradualUnfreezing, PredictionWriter, RunReport
+    from lit_ft.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
+    from lit_ft.heads import HeadConfig
+    from lit_ft.module import FineTuneModule
+    from lit_ft.penalty import PenaltyConfig
+    from lit_ft.plan import PhaseConfig, Plan, make_plan
+
+__all__ = [
+    "Backbone",
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "FineTuneModule",
+    "GradualUnfreezing",
+    "HeadConfig",
+    "ImageFolderDataModule",
+    "InputSpec",
+    "MNISTToEMNISTDataModule",
+    "PenaltyConfig",
+    "PhaseConfig",
+    "Plan",
+    "PredictionWriter",
+    "RunReport",
+    "UserError",
+    "build_backbone",
+    "make_plan",
+]
+
+_HOMES = {
+    "lit_ft.backbones": ["Backbone", "InputSpec", "build_backbone"],
+    "lit_ft.callbacks": ["GradualUnfreezing", "PredictionWriter", "RunReport"],
+    "lit_ft.data": ["CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "MNISTToEMNISTDataModule"],
+    "lit_ft.heads": ["HeadConfig"],
+    "lit_ft.module": ["FineTuneModule"],
+    "lit_ft.penalty": ["PenaltyConfig"],
+    "lit_ft.plan": ["PhaseConfig", "Plan", "make_plan"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that ``import lit_ft`` costs nothing."""
+    for home, names in _HOMES.items():
+        if name in names:
+            if home != "lit_ft.plan":
+                from lit_ft.errors import check_torchvision
+
+                check_torchvision()
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'lit_ft' has no attribute {name!r}")

@@ -1,0 +1,8 @@
+"""The callbacks: carrying out the plan, showing a run, and writing predictions."""
+
+from lit_ft.callbacks.early_stopping import EarlyStopping
+from lit_ft.callbacks.predictions import PredictionWriter
+from lit_ft.callbacks.report import RunReport
+from lit_ft.callbacks.unfreezing import GradualUnfreezing
+
+__all__ = ["EarlyStopping", "GradualUnfreezing", "PredictionWriter", "RunReport"]

@@ -1,0 +1,267 @@
+"""Decides the command line: LightningCLI over `FineTuneModule`, with ``finetune`` as the main job."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import warnings
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
+from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
+from lit_ft.errors import UserError, nearest
+from lit_ft.explain import explain
+from lit_ft.module import FineTuneModule
+from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
+from lit_ft.tasks import MAIN_METRIC
+
+EVALUATIONS = ("validate", "test", "predict")
+
+# What a checkpoint and a config must agree on for a run to be resumed.
+_RESUMED = ("backbone", "pool", "head", "penalty", "optimizer", "lr_scheduler", "task")
+
+# Said by libraries of things that are as they should be here.
+_NOISE = (
+    r".*does not have many workers.*",
+    r".*smaller than the logging interval.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*`LeafSpec\(\)`.*",
+    r".*treespec, LeafSpec.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*lr_scheduler\.step\(\)` before `optimizer\.step.*",
+    r".*Found keys that are not in the model state dict but in the checkpoint.*",
+)
+
+
+class Trainer(L.Trainer):
+    """Lightning's trainer, with the main job as one call."""
+
+    def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Fits, then tests with the best checkpoint, then tells where everything is.
+
+        Args:
+            model: The module to fine-tune.
+            datamodule: Its data.
+            ckpt_path: Checkpoint of an interrupted run to go on from.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        best = getattr(self.checkpoint_callback, "best_model_path", "") or None
+        self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
+
+
+class FineTuneCLI(LightningCLI):
+    """LightningCLI with named callbacks, a folder a run, and classes and images that follow from data and model."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands and ``finetune``."""
+        return {"finetune": {"model", "datamodule"}, **LightningCLI.subcommands()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the name of the run, the named callbacks, and optimizer and schedule."""
+        parser.add_argument("--name", type=str | None, default=None, help="Runs go to logs/NAME; null: the config's name.")
+        for key, callback, default in (
+            ("unfreeze", GradualUnfreezing, {}),
+            ("checkpoint", ModelCheckpoint, CHECKPOINT),
+            ("early_stopping", EarlyStopping, None),
+            ("report", RunReport, {}),
+            ("predictions", PredictionWriter, {}),
+        ):
+            parser.add_lightning_class_args(callback, key, subclass_mode=True, required=False)
+            if default is not None:
+                path = f"{callback.__module__}.{callback.__qualname__}"
+                parser.set_defaults({key: {"class_path": path, "init_args": default}})
+        for key, bases, skip in (
+            ("optimizer", (Optimizer,), {"params", "lr"}),
+            ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "max_lr"}),
+        ):
+            parser.add_subclass_arguments(
+                bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip
+            )
+            parser.link_arguments(key, f"model.init_args.{key}", compute_fn=_plain)
+        parser.set_defaults(
+            {
+                "model": {"class_path": "lit_ft.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}},
+                "data": {"class_path": "lit_ft.data.DigitsDataModule"},
+                "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"},
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and tells a mistake with the nearest valid choice."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            command = next((arg for arg in sys.argv if arg in self._subcommand_parsers), "fit")
+            options = [action.dest for action in self._subcommand_parsers[command]._actions]
+            bases = {"model": FineTuneModule, "data": L.LightningDataModule, "optimizer": Optimizer}
+            classes = {key: _class_names(base) for key, base in bases.items()}
+            classes["lr_scheduler"] = _class_names(LRScheduler)
+            raise explain(str(error), options, classes) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Settles what follows from the rest of the config: the name, the monitored metric, a checkpoint's model."""
+        config = self.config[self.subcommand]
+        config["name"] = config["name"] or _name(config)
+        if config["checkpoint"] is None or not config["trainer"].get("enable_checkpointing", True):
+            config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
+        elif config["checkpoint"]["init_args"]["monitor"] is None:
+            monitor, mode = MAIN_METRIC[config["model"]["init_args"]["task"]]
+            config["checkpoint"]["init_args"].update(Namespace(monitor=monitor, mode=mode))
+        if self.subcommand in EVALUATIONS:
+            hparams = _hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
+            known = config["model"]["init_args"]
+            known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
+        parser = self._parser(self.subcommand)
+        parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Makes the trainer, with TensorBoard in the run's own folder."""
+        config = self.config[self.subcommand]
+        if config["trainer"].get("logger") in (None, True):
+            root = config["trainer"]["default_root_dir"]
+            kwargs["logger"] = TensorBoardLogger(root, name=config["name"], default_hp_metric=True)
+        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+    def before_finetune(self) -> None:
+        """Refuses to resume from a checkpoint of another model."""
+        self.before_fit()
+
+    def before_fit(self) -> None:
+        """Refuses to resume from a checkpoint of another model."""
+        path = self.config[self.subcommand]["ckpt_path"]
+        if path is None or path in ("last", "best", "hpc"):
+            return
+        hparams = _hyper_parameters(path, self.subcommand, "")
+        for key in _RESUMED:
+            if hparams.get(key) != self.model.hparams[key]:
+                raise UserError(
+                    f"--ckpt_path: {path} is of a run with --model.{key} {hparams.get(key)}, but this one has "
+                    f"{self.model.hparams[key]}; give the same, or start from its weights with --model.weights {path}"
+                )
+
+    def after_finetune(self) -> None:
+        """Tells where everything is."""
+        self._tell("finetune")
+
+    def after_fit(self) -> None:
+        """Tells where everything is."""
+        self._tell("fit")
+
+    def after_predict(self) -> None:
+        """Tells where the predictions are."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PredictionWriter) and callback.path is not None:
+                print(f"Predictions: {callback.path}")
+
+    def _tell(self, command: str) -> None:
+        if not self.trainer.is_global_zero or self.trainer.log_dir is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        run = _shown(Path(self.trainer.log_dir))
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
+        if best:
+            score = self.trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+            monitor = self.trainer.checkpoint_callback.monitor  # type: ignore[union-attr]
+            lines.append(f"Best model   {_shown(Path(best))}  ({monitor} {float(score):.4f})")
+            arguments = f"--config {run / 'config.yaml'} --ckpt_path {_shown(Path(best))}"
+            lines.append(f"Predict      lit-ft predict {arguments}")
+            if command == "fit":
+                lines.append(f"Test         lit-ft test {arguments}")
+        lines.append(f"Watch        tensorboard --logdir {run.parent}")
+        print("\n" + "\n".join(lines))
+
+
+CHECKPOINT: dict[str, Any] = {
+    "filename": "best",
+    "save_last": True,
+    "auto_insert_metric_name": False,
+    "enable_version_counter": False,
+}
+
+TRAINER: dict[str, Any] = {"max_epochs": 10, "default_root_dir": "logs", "enable_model_summary": False, "log_every_n_steps": 10}
+
+
+def run() -> None:
+    """Runs ``lit-ft`` with the arguments in ``sys.argv``.
+
+    Raises:
+        UserError: After a mistake in the arguments, the config, or what they name.
+    """
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet = {"exit_on_error": False}
+    try:
+        FineTuneCLI(
+            FineTuneModule,
+            L.LightningDataModule,
+            trainer_class=Trainer,
+            trainer_defaults=TRAINER,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={**quiet, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},
+        )
+    except ArgumentError as error:
+        raise explain(str(error), [], {}) from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+
+
+def _class_names(base: type) -> list[str]:
+    """The names of all classes below ``base`` that are known by now."""
+    return [name for child in base.__subclasses__() for name in (child.__name__, *_class_names(child))]
+
+
+def _plain(value: Any) -> Any:
+    """A namespace as dicts."""
+    return value.as_dict() if isinstance(value, Namespace) else value
+
+
+def _name(config: Namespace) -> str:
+    """The name of the last config file, by which runs are filed."""
+    files = config.get("config") or []
+    return Path(str(files[-1])).stem if files else "run"
+
+
+def _shown(path: Path) -> Path:
+    """A path as a person in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any]:
+    """The hyperparameters in a lit_ft checkpoint."""
+    if path is None:
+        found = sorted(Path(root).glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
+        hint = f"; the newest is {found[-1]}" if found else ""
+        raise UserError(f"--ckpt_path: lit-ft {command} needs the checkpoint of a run{hint}")
+    if not Path(path).is_file():
+        near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
+        raise UserError(f"--ckpt_path: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
+    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(hparams, dict) or "backbone" not in hparams:
+        raise UserError(f"--ckpt_path: {path} is not a lit_ft checkpoint; to start from its weights use --model.weights")
+    return dict(hparams)

@@ -1,0 +1,68 @@
+"""Decides how a user's mistake is told: one line that names the key, what was given, and what to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import metadata
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; its message is the one line they read."""
+
+
+def nearest(given: str, choices: Iterable[str], most: int = 3) -> list[str]:
+    """The choices most like ``given``, best first.
+
+    >>> nearest("resnet5", ["resnet50", "vgg16", "resnet152"], most=1)
+    ['resnet50']
+    """
+    return difflib.get_close_matches(given, list(choices), n=most, cutoff=0.4)
+
+
+def unknown(what: str, given: str, choices: Iterable[str], key: str | None = None) -> UserError:
+    """The error for a name that is not among the choices.
+
+    Args:
+        what: What kind of thing was named, such as ``backbone``.
+        given: The name that the user wrote.
+        choices: All names that would have been right.
+        key: The option under which the user wrote it.
+
+    >>> str(unknown("stage", "layer5", ["layer4", "head"], key="--unfreeze.phases"))
+    "--unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
+    """
+    names = list(choices)
+    close = nearest(given, names)
+    message = f"{key + ': ' if key else ''}unknown {what} {given!r}"
+    if close:
+        message += f"; nearest: {', '.join(close)}"
+    if names and len(names) <= 12:
+        message += f" (choose from {', '.join(names)})"
+    return UserError(message)
+
+
+def check_torchvision() -> None:
+    """Raises `UserError` where the installed torch and torchvision were not built for one another.
+
+    A torchvision wheel states the one torch release it was compiled against. With any other, importing it ends in
+    ``operator torchvision::nms does not exist``, which tells nobody what to install.
+    """
+    torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
+    pins = [r for r in metadata.requires("torchvision") or [] if r.replace(" ", "").startswith("torch==")]
+    wanted = pins[0].split("==")[1].split(";")[0].strip(" ()") if pins else None
+    if wanted is not None and torch.split("+")[0] != wanted:
+        raise _mismatch(torch, torchvision, wanted)
+    try:
+        import torchvision as _  # noqa: F401
+    except (RuntimeError, ImportError, OSError) as error:
+        if "torchvision" not in str(error) and "torch" not in str(error):
+            raise
+        raise _mismatch(torch, torchvision, wanted or torch.split("+")[0]) from error
+
+
+def _mismatch(torch: str, torchvision: str, wanted: str) -> UserError:
+    return UserError(
+        f"torch {torch} and torchvision {torchvision} do not belong together: torchvision {torchvision} is built for "
+        f"torch {wanted}; run: pip install torch=={wanted} torchvision=={torchvision.split('+')[0]}"
+    )

@@ -1,0 +1,75 @@
+"""Decides how the parser's complaints are told: the option, what was given, and the nearest valid choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from lit_ft.errors import UserError, nearest
+
+_GIVEN_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_UNKNOWN = [
+    re.compile(r"Option '([^']+)' is not accepted"),
+    re.compile(r"[Kk]ey ['\"]([^'\"]+)['\"] is not expected"),
+    re.compile(r"[Uu]nrecognized arguments: (?:--)?([^\s=]+)"),
+    re.compile(r"No action for key ['\"]([^'\"]+)['\"]"),
+]
+_CHOICES = re.compile(r"Literal\[([^\]]*)\]\. Got value: (\S+)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)")
+
+
+def explain(message: str, options: Iterable[str], classes: dict[str, list[str]]) -> UserError:
+    """Turns what jsonargparse says into one line.
+
+    Args:
+        message: The parser's message, of many lines.
+        options: The names of all options of the command, without dashes.
+        classes: For an option that takes a class by name: the names that it knows.
+    """
+    key = ".".join(part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", message) if part)
+    option = f"--{key}: " if key else ""
+    for pattern in _UNKNOWN:
+        if found := pattern.search(message):
+            return _unknown_option(found[1].lstrip("-"), key, message, options)
+    if found := _CHOICES.search(message):
+        choices = [choice.strip(" '\"") for choice in found[1].split(",")]
+        close = nearest(found[2], choices, most=1)
+        hint = f"; nearest: {close[0]}" if close else ""
+        return UserError(f"{option}unknown value {found[2]!r}{hint} (choose from {', '.join(choices)})")
+    if (found := _NO_CLASS.search(message)) and key in classes:
+        given = next(group for group in found.groups() if group)
+        close = nearest(given, classes[key])
+        return UserError(f"{option}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    telling = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
+    leaf = [line for line in telling if not _GIVEN_CLASS.search(line)] or lines[-1:]
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
+    return UserError(f"{option}{text.rstrip('.')}" if not text.startswith("Parser key") else text)
+
+
+def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -> UserError:
+    """The error for an option that does not exist."""
+    given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
+    known = list(options)
+    for path in _GIVEN_CLASS.findall(message):
+        known += [f"{key}.{option}" for option in _class_options(path)]
+    close = nearest(given, known)
+    if given in ("optimizer.lr", "optimizer.init_args.lr"):
+        close = ["model.lr"]
+    return UserError(f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else ""))
+
+
+def _class_options(path: str) -> list[str]:
+    """The options of a class, with those of the dataclasses among them."""
+    module, _, name = path.rpartition(".")
+    cls: Any = getattr(importlib.import_module(module), name)
+    options = []
+    for parameter in inspect.signature(cls).parameters.values():
+        options.append(parameter.name)
+        if dataclasses.is_dataclass(parameter.default):
+            options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
+    return options

@@ -1,0 +1,247 @@
+"""Decides what a training, validation, test and prediction step is: `FineTuneModule`, backbone + head + task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, TypeVar, cast
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from lit_ft.backbones import FrozenNorm, InputConfig, InputSpec, Pool, build_backbone, input_spec
+from lit_ft.backbones.backbone import NORMS
+from lit_ft.errors import UserError
+from lit_ft.heads import HeadConfig, build_head
+from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
+from lit_ft.penalty import PenaltyConfig, WeightPenalty
+from lit_ft.plan import HEAD
+from lit_ft.tasks import MAIN_METRIC, Task, TaskName
+
+Batch = tuple[Tensor, Tensor]
+ConfigT = TypeVar("ConfigT")
+
+
+class FineTuneModule(L.LightningModule):
+    """A pretrained backbone with a new head, fine-tuned for a task.
+
+    Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
+    The number and the names of the classes come from the data module, unless ``classes`` names them.
+
+    Args:
+        backbone: Name of the pretrained network.
+        weights: A tag of its published weights, a .pth, .pt, .safetensors or checkpoint file, or null for random ones.
+        pool: From the last stage to the features: the network's own, the avg over all places, or flatten.
+        input: Where the images differ from what the backbone's weights expect.
+        head: The new layers.
+        task: What is learnt: one class an image, any number of classes, or numbers.
+        label_smoothing: Share of the target that is spread over all classes.
+        lr: Learning rate of the head.
+        lr_decay: Factor from the learning rate of a stage to that of the next shallower one.
+        optimizer: A torch optimizer, by name or as class_path and init_args; null is AdamW.
+        lr_scheduler: A torch learning-rate scheduler, likewise; null keeps the rates constant.
+        penalty: What the objective adds for the size of the weights.
+        classes: The number or the names of the classes (or regression targets); null takes them from the data.
+
+    Raises:
+        UserError: If a name, a file or a number is wrong.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        weights: str | None = "DEFAULT",
+        pool: Pool = "own",
+        input: InputConfig = InputConfig(),  # noqa: A002, B008 - the user's word; never changed here
+        head: HeadConfig = HeadConfig(),  # noqa: B008
+        task: TaskName = "multiclass",
+        label_smoothing: float = 0.0,
+        lr: float = 1e-3,
+        lr_decay: float = 1.0,
+        optimizer: ClassSpec | None = None,
+        lr_scheduler: ClassSpec | None = "WarmupCosine",
+        penalty: PenaltyConfig = PenaltyConfig(),  # noqa: B008
+        classes: int | list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise UserError(f"--model.lr: must be above 0, got {lr}")
+        if not 0.0 < lr_decay <= 1.0:
+            raise UserError(f"--model.lr_decay: must be above 0 and at most 1, got {lr_decay}")
+        Task(task, 1, label_smoothing)  # refuses before anything is fetched
+        spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
+        self._head_config = _config(HeadConfig, head)
+        penalty = _config(PenaltyConfig, penalty)
+        self.backbone = build_backbone(backbone, weights, pool, spec)
+        self.penalty = WeightPenalty(self.backbone, penalty)
+        # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
+        # fetch none; what the images must be like is written out, since it followed from the weights' tag.
+        self.save_hyperparameters()
+        self.hparams.update(
+            weights=None, source_weights=weights, input=_plain(asdict(spec)), head=asdict(self._head_config)
+        )
+        self.hparams.update(penalty=asdict(penalty), optimizer=_plain(optimizer or "AdamW"), lr_scheduler=_plain(lr_scheduler))
+        self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
+        self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
+        self._run_seed: int | None = None
+        self.class_names: list[str] = []
+        if classes is not None:
+            self._set_classes(classes)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The images that the backbone expects; data modules ask for it."""
+        return self.backbone.spec
+
+    @property
+    def main_metric(self) -> tuple[str, str]:
+        """The metric that chooses the best model, and whether its ``min`` or ``max`` is best."""
+        return MAIN_METRIC[self.hparams["task"]]
+
+    def stage_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of each stage, shallow to deep, with the head last."""
+        return {**self.backbone.stage_modules(), HEAD: [self.head]}
+
+    def set_trainable(self, names: tuple[str, ...], frozen_norm: FrozenNorm = "eval") -> None:
+        """Lets just these stages train; see `Backbone.set_trainable`."""
+        self.backbone.set_trainable(names, frozen_norm)
+        self.head.requires_grad_(HEAD in names)
+        if HEAD not in names:
+            self.head.zero_grad(set_to_none=True)
+        self._head_frozen = HEAD not in names
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FineTuneModule:
+        """Sets training mode for all but frozen stages."""
+        super().train(mode)
+        if mode and getattr(self, "_head_frozen", False):
+            self.head.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)``, uint8 or normalised float -> logits ``(B, K)``."""
+        logits: Tensor = self.head(self.backbone(self._normalised(images)))
+        return logits
+
+    def setup(self, stage: str) -> None:
+        """Takes the classes from the data, and the seed of the run from torch."""
+        names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
+        if names is not None:
+            self._set_classes(names)
+        if not self.class_names:
+            raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
+        if self._run_seed is None:
+            self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes what is random in this step (dropout) a function of its position, so that a resumed run repeats it."""
+        position = [cast(int, self._run_seed), self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch, with the penalty."""
+        images, targets = batch
+        logits = self(images)
+        loss = self.task.loss(logits, targets)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        if self.hparams["penalty"]["kind"] != "none":
+            penalty = self.penalty(self.backbone, self.head)
+            self.log("train/penalty", penalty, on_step=True, on_epoch=False)
+            loss = loss + penalty
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Adds a batch to the validation metrics; callbacks get its logits and targets."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Adds a batch to the test metrics; callbacks get its logits and targets."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Answers ``(B, K)`` for a batch of images, or of images and their indices ``(B,)``."""
+        images, *indices = batch if isinstance(batch, (tuple, list)) else (batch,)
+        answers = {"answers": self.task.answers(self(images))}
+        return {**answers, "indices": indices[0]} if indices else answers
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer with a group a stage and decay class, and its schedule."""
+        groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
+        optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"])
+        if self.hparams["lr_scheduler"] is None:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, steps)
+        plan = {"scheduler": scheduler, "interval": interval, "monitor": self.main_metric[0]}
+        return {"optimizer": optimizer, "lr_scheduler": plan}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the seed of the run."""
+        checkpoint["run_seed"] = self._run_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the seed of the run."""
+        self._run_seed = checkpoint.get("run_seed")
+
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
+    def _set_classes(self, classes: int | list[str]) -> None:
+        """Makes head and metrics for the classes, or checks them against those it has."""
+        names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+        if self.class_names:
+            if len(names) != len(self.class_names) or (not isinstance(classes, int) and names != self.class_names):
+                raise UserError(
+                    f"the model has {_listed(self.class_names)}, but the data has {_listed(names)}; give the data the "
+                    "model was trained on, or start from the backbone alone with --model.weights CHECKPOINT"
+                )
+            return
+        if not names:
+            raise UserError("classes: must be at least 1")
+        self.class_names = names
+        self.hparams["classes"] = names
+        self.head = build_head(self.backbone.num_features, len(names), self._head_config)
+        self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
+        self.metrics = nn.ModuleDict({"val_": self.task.metrics("val/"), "test_": self.task.metrics("test/")})
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.input_spec.channels:
+            if images.shape[1] == 1:
+                images = images.expand(-1, self.input_spec.channels, -1, -1)
+            elif self.input_spec.channels == 1:
+                images = rgb_to_grayscale(images)
+        if images.dtype != torch.uint8:
+            return images
+        normalised: Tensor = (images.to(self.dtype) - self._mean) / self._std
+        return normalised
+
+    def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        images, targets = batch
+        logits = self(images)
+        metrics = self.metrics[f"{split}_"]
+        self.task.update(metrics, logits, targets)
+        size = len(images)
+        self.log(f"{split}/loss", self.task.loss(logits, targets), batch_size=size, sync_dist=True, prog_bar=True)
+        main = self.main_metric[0].removeprefix("val/")
+        for name, metric in metrics.items(keep_base=True):
+            self.log(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)
+        return {"logits": logits, "targets": targets}
+
+
+def _config(cls: type[ConfigT], given: Any) -> ConfigT:
+    """The dataclass itself, or made from the dict that a checkpoint holds."""
+    return cls(**given) if isinstance(given, dict) else cast(ConfigT, given)
+
+
+def _plain(value: Any) -> Any:
+    """A value with tuples as lists and namespaces as dicts, as YAML has them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _listed(names: list[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"

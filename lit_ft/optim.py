@@ -1,0 +1,140 @@
+"""Decides the optimizer's parameter groups, one a stage and decay class, and how their learning rates run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_ft.errors import UserError
+
+ClassSpec = str | dict[str, Any]
+
+
+def param_groups(
+    stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float, norms: tuple[type[nn.Module], ...]
+) -> list[dict[str, Any]]:
+    """One parameter group a stage and decay class, head first; all exist from the first step.
+
+    The head has the learning rate ``lr``, and each shallower stage that of the stage above it times ``lr_decay``.
+    Biases and norm layers stand in a group of their own, without weight decay.
+
+    Args:
+        stages: The modules of each stage, shallow to deep, with the head last.
+        lr: Learning rate of the head.
+        lr_decay: Factor from a stage to the next shallower one.
+        norms: The classes of norm layers.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``stage``, ``name`` and, for biases and norms, ``weight_decay`` 0.
+
+    >>> [(g["name"], g["lr"]) for g in param_groups({"conv": [nn.Conv2d(1, 1, 3)], "head": [nn.Linear(2, 2)]},
+    ...                                             lr=1.0, lr_decay=0.5, norms=())]
+    [('head', 1.0), ('head/no_decay', 1.0), ('conv', 0.5), ('conv/no_decay', 0.5)]
+    """
+    groups: list[dict[str, Any]] = []
+    for depth, (stage, modules) in enumerate(reversed(stages.items())):
+        decay: list[nn.Parameter] = []
+        no_decay: list[nn.Parameter] = []
+        for part in (part for module in modules for part in module.modules()):
+            for name, parameter in part.named_parameters(recurse=False):
+                (no_decay if name.endswith("bias") or isinstance(part, norms) else decay).append(parameter)
+        rate = lr * lr_decay**depth
+        if decay:
+            groups.append({"params": decay, "lr": rate, "stage": stage, "name": stage})
+        if no_decay:
+            name = f"{stage}/no_decay"
+            groups.append({"params": no_decay, "lr": rate, "stage": stage, "name": name, "weight_decay": 0.0})
+    return groups
+
+
+class WarmupCosine(LRScheduler):
+    """Warms up linearly, then follows half a cosine down to ``final_fraction``.
+
+    A stage that thaws in mid-run warms up from its own first step, and joins the same cosine
+    (`Loshchilov and Hutter 2017 <https://arxiv.org/abs/1608.03983>`_, eq. 5, without restarts).
+
+    Args:
+        optimizer: Its groups may have ``thaw_step``, the step at which they begin to train.
+        total_steps: Length of the run in optimizer steps; filled in from the trainer.
+        warmup_fraction: Length of each warm-up as a share of the run.
+        final_fraction: Share of the learning rate that is left at the end.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.05, final_fraction: float = 0.0
+    ) -> None:
+        if not 0.0 <= warmup_fraction < 1.0:
+            raise UserError(f"--lr_scheduler.warmup_fraction: must be at least 0 and below 1, got {warmup_fraction}")
+        self.total_steps = total_steps
+        self.warmup_steps = math.ceil(warmup_fraction * total_steps)
+        self.final_fraction = final_fraction
+        super().__init__(optimizer)
+
+    def factor(self, step: int, thaw_step: int = 0) -> float:
+        """Share of a group's learning rate at ``step``, for a group that thaws at ``thaw_step``."""
+        rise = min(1.0, (step - thaw_step + 1) / max(1, self.warmup_steps)) if step >= thaw_step else 0.0
+        position = min(1.0, max(0, step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * position))
+        return rise * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The learning rate of each group at the current step."""
+        step = self.last_epoch  # torch's name for the number of calls so far
+        return [
+            base * self.factor(step, group.get("thaw_step", 0))
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        ]
+
+
+def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """The optimizer that ``spec`` names, over the groups.
+
+    Args:
+        spec: A name in ``torch.optim``, a dotted path, or ``{"class_path": ..., "init_args": {...}}``.
+        groups: From `param_groups`.
+        lr: Learning rate for groups that have none of their own.
+    """
+    cls, options = _resolve(spec, "optimizer")
+    optimizer: Optimizer = cls(groups, lr=lr, **options)
+    return optimizer
+
+
+def build_scheduler(spec: ClassSpec, optimizer: Optimizer, total_steps: float) -> tuple[Any, str]:
+    """The learning-rate scheduler that ``spec`` names, and whether it steps each ``step`` or each ``epoch``.
+
+    A scheduler that asks for ``total_steps`` gets the length of the run and steps each step; ``max_lr``, where it asks
+    for that, is each group's own learning rate. All others step each epoch, as with LightningCLI.
+
+    Raises:
+        UserError: If the scheduler must know the length of the run and the run has none.
+    """
+    cls, options = _resolve(spec, "lr_scheduler")
+    asked = inspect.signature(cls).parameters
+    if "total_steps" not in asked:
+        return cls(optimizer, **options), "epoch"
+    if math.isinf(total_steps):
+        raise UserError(f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs")
+    options = {"total_steps": int(total_steps), **options}
+    if "max_lr" in asked:
+        options.setdefault("max_lr", [group["lr"] for group in optimizer.param_groups])
+    return cls(optimizer, **options), "step"
+
+
+def _resolve(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:
+    """The class that ``spec`` names, and the arguments for it."""
+    path, options = (spec, {}) if isinstance(spec, str) else (spec["class_path"], dict(spec.get("init_args") or {}))
+    module, _, name = path.rpartition(".")
+    homes = [module] if module else ["torch.optim", "torch.optim.lr_scheduler", __name__]
+    for home in homes:
+        found = getattr(importlib.import_module(home), name, None)
+        if found is not None:
+            return found, options
+    raise UserError(f"--{key}: there is no class {path!r}")

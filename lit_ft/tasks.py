@@ -1,0 +1,100 @@
+"""Decides what a task means: its loss, its metrics, the metric that chooses the best model, and its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics import classification as C
+
+from lit_ft.errors import UserError, unknown
+
+TaskName = Literal["multiclass", "multilabel", "regression"]
+Mode = Literal["min", "max"]
+
+MAIN_METRIC: dict[str, tuple[str, Mode]] = {
+    "multiclass": ("val/acc", "max"),
+    "multilabel": ("val/f1", "max"),
+    "regression": ("val/mse", "min"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with K outputs.
+
+    Args:
+        name: ``multiclass`` (one class an image, cross-entropy), ``multilabel`` (any number of classes, binary
+            cross-entropy) or ``regression`` (numbers, mean squared error).
+        num_outputs: K, the number of classes or of regression targets.
+        label_smoothing: Share of the target that is spread over all classes; for ``multiclass``.
+
+    Raises:
+        UserError: If the name is unknown, or the smoothing is out of range or does not fit the task.
+    """
+
+    name: TaskName
+    num_outputs: int
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in MAIN_METRIC:
+            raise unknown("task", self.name, MAIN_METRIC, "--model.task")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"--model.label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
+        if self.label_smoothing and self.name != "multiclass":
+            raise UserError(f"--model.label_smoothing: is for --model.task multiclass, not {self.name}")
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch.
+
+        Args:
+            logits: ``(B, K)``.
+            targets: Class indices ``(B,)`` for ``multiclass``, else ``(B, K)`` of zeros and ones, or numbers.
+        """
+        if self.name == "multiclass":
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.name == "multilabel":
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+        return F.mse_loss(logits, targets.to(logits.dtype).view_as(logits))
+
+    def metrics(self, prefix: str) -> MetricCollection:
+        """Fresh metrics whose names begin with ``prefix``; they see raw logits."""
+        num = self.num_outputs
+        metrics: dict[str, Metric | MetricCollection]
+        if self.name == "multiclass":
+            metrics = {
+                "acc": C.MulticlassAccuracy(num, average="micro"),
+                "precision": C.MulticlassPrecision(num, average="macro"),
+                "recall": C.MulticlassRecall(num, average="macro"),
+                "f1": C.MulticlassF1Score(num, average="macro"),
+            }
+            if num > 5:
+                metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5)
+        elif self.name == "multilabel":
+            metrics = {
+                "acc": C.MultilabelAccuracy(num),
+                "precision": C.MultilabelPrecision(num),
+                "recall": C.MultilabelRecall(num),
+                "f1": C.MultilabelF1Score(num),
+            }
+        else:
+            metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+        return MetricCollection(metrics, prefix=prefix)
+
+    def update(self, metrics: MetricCollection, logits: Tensor, targets: Tensor) -> None:
+        """Adds a batch to the metrics."""
+        if self.name == "multilabel":
+            targets = targets.int()
+        elif self.name == "regression":
+            targets = targets.to(logits.dtype).view_as(logits)
+        metrics.update(logits, targets)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What a user reads ``(B, K)``: probabilities, or for ``regression`` the numbers themselves."""
+        if self.name == "multiclass":
+            return logits.float().softmax(dim=1)
+        return logits.float().sigmoid() if self.name == "multilabel" else logits.float()
