@@ -13,8 +13,8 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
@@ -22,8 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
+from lit_ft.callbacks.progress import progress_bar
 from lit_ft.errors import UserError, nearest
-from lit_ft.explain import explain
+from lit_ft.explain import class_options, explain
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC
@@ -62,6 +63,16 @@ class Trainer(L.Trainer):
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
 
 
+class SaveConfig(SaveConfigCallback):
+    """Saves what any command can be given again, that is, without the options of this one command."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+            config.pop(key, None)
+        super().__init__(parser, config, **kwargs)
+
+
 class FineTuneCLI(LightningCLI):
     """LightningCLI with named callbacks, a folder a run, and classes and images that follow from data and model."""
 
@@ -95,7 +106,6 @@ class FineTuneCLI(LightningCLI):
         parser.set_defaults(
             {
                 "model": {"class_path": "lit_ft.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}},
-                "data": {"class_path": "lit_ft.data.DigitsDataModule"},
                 "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"},
             }
         )
@@ -106,25 +116,34 @@ class FineTuneCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             command = next((arg for arg in sys.argv if arg in self._subcommand_parsers), "fit")
-            options = [action.dest for action in self._subcommand_parsers[command]._actions]
+            options = [str(action.dest) for action in self._subcommand_parsers[command]._actions]
+            for key, cls in (("model", FineTuneModule), ("unfreeze", GradualUnfreezing), ("checkpoint", ModelCheckpoint)):
+                options += [f"{key}.{option}" for option in class_options(cls)]
             bases = {"model": FineTuneModule, "data": L.LightningDataModule, "optimizer": Optimizer}
             classes = {key: _class_names(base) for key, base in bases.items()}
             classes["lr_scheduler"] = _class_names(LRScheduler)
             raise explain(str(error), options, classes) from error
 
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would lay a checkpoint's options over those that the user gives to a new fit."""
+
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config: the name, the monitored metric, a checkpoint's model."""
         config = self.config[self.subcommand]
         config["name"] = config["name"] or _name(config)
-        if config["checkpoint"] is None or not config["trainer"].get("enable_checkpointing", True):
-            config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
-        elif config["checkpoint"]["init_args"]["monitor"] is None:
-            monitor, mode = MAIN_METRIC[config["model"]["init_args"]["task"]]
-            config["checkpoint"]["init_args"].update(Namespace(monitor=monitor, mode=mode))
+        if config["data"] is None:
+            # No default of the parser, which would hand options of one data module on to the next.
+            config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
         if self.subcommand in EVALUATIONS:
             hparams = _hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
             known = config["model"]["init_args"]
             known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
+            config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None))
+        if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
+            config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
+        elif config["checkpoint"]["init_args"]["monitor"] is None:
+            monitor, mode = MAIN_METRIC[config["model"]["init_args"]["task"]]
+            config["checkpoint"]["init_args"].update(Namespace(monitor=monitor, mode=mode))
         parser = self._parser(self.subcommand)
         parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
 
@@ -132,10 +151,21 @@ class FineTuneCLI(LightningCLI):
         """Makes the trainer, with TensorBoard in the run's own folder."""
         config = self.config[self.subcommand]
         if config["trainer"].get("logger") in (None, True):
-            root = config["trainer"]["default_root_dir"]
-            kwargs["logger"] = TensorBoardLogger(root, name=config["name"], default_hp_metric=True)
+            folder = Path(config["trainer"]["default_root_dir"]) / config["name"]
+            version = None
+            resumed = Path(config["ckpt_path"] or "").resolve().parent.parent
+            if self.subcommand not in EVALUATIONS and (resumed / "config.yaml").is_file():
+                folder, version = resumed.parent, resumed.name  # a resumed run goes on where it was
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version=version)
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+        """Adds a progress bar where the user has none."""
+        theirs = config["callbacks"] or []
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
+            callbacks = [*callbacks, progress_bar()]
+        return super()._instantiate_trainer(config, callbacks)
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another model."""
@@ -204,20 +234,20 @@ def run() -> None:
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {message}\n"
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     quiet = {"exit_on_error": False}
     try:
         FineTuneCLI(
             FineTuneModule,
-            L.LightningDataModule,
             trainer_class=Trainer,
             trainer_defaults=TRAINER,
             seed_everything_default=0,
             subclass_mode_model=True,
-            subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**quiet, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},
         )
@@ -225,6 +255,17 @@ def run() -> None:
         raise explain(str(error), [], {}) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except Exception as error:
+        if (mistake := _mistake_behind(error)) is not None:
+            raise mistake from error
+        raise
+
+
+def _mistake_behind(error: BaseException | None) -> UserError | None:
+    """The user's mistake that an exception wraps: jsonargparse and Lightning raise their own in its stead."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _class_names(base: type) -> list[str]:

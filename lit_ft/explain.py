@@ -17,6 +17,7 @@ _UNKNOWN = [
     re.compile(r"[Kk]ey ['\"]([^'\"]+)['\"] is not expected"),
     re.compile(r"[Uu]nrecognized arguments: (?:--)?([^\s=]+)"),
     re.compile(r"No action for key ['\"]([^'\"]+)['\"]"),
+    re.compile(r"does not accept option ['\"]([^'\"]+)['\"]"),
 ]
 _CHOICES = re.compile(r"Literal\[([^\]]*)\]\. Got value: (\S+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)")
@@ -54,19 +55,18 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
 def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -> UserError:
     """The error for an option that does not exist."""
     given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
-    known = list(options)
+    known = set(options)
     for path in _GIVEN_CLASS.findall(message):
-        known += [f"{key}.{option}" for option in _class_options(path)]
-    close = nearest(given, known)
+        module, _, cls = path.rpartition(".")
+        known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
+    close = nearest(given, sorted(known))
     if given in ("optimizer.lr", "optimizer.init_args.lr"):
         close = ["model.lr"]
     return UserError(f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else ""))
 
 
-def _class_options(path: str) -> list[str]:
+def class_options(cls: Any) -> list[str]:
     """The options of a class, with those of the dataclasses among them."""
-    module, _, name = path.rpartition(".")
-    cls: Any = getattr(importlib.import_module(module), name)
     options = []
     for parameter in inspect.signature(cls).parameters.values():
         options.append(parameter.name)

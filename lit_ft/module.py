@@ -74,7 +74,8 @@ class FineTuneModule(L.LightningModule):
         spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         self._head_config = _config(HeadConfig, head)
         penalty = _config(PenaltyConfig, penalty)
-        self.backbone = build_backbone(backbone, weights, pool, spec)
+        # The layout that convolutions are fastest in, on CPUs and on GPUs.
+        self.backbone = build_backbone(backbone, weights, pool, spec).to(memory_format=torch.channels_last)
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
@@ -213,10 +214,9 @@ class FineTuneModule(L.LightningModule):
                 images = images.expand(-1, self.input_spec.channels, -1, -1)
             elif self.input_spec.channels == 1:
                 images = rgb_to_grayscale(images)
-        if images.dtype != torch.uint8:
-            return images
-        normalised: Tensor = (images.to(self.dtype) - self._mean) / self._std
-        return normalised
+        if images.dtype == torch.uint8:
+            images = (images.to(self.dtype) - self._mean) / self._std
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
         images, targets = batch

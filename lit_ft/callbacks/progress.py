@@ -1,0 +1,69 @@
+"""Decides how a run shows that it moves: a bar in a terminal, a line an epoch in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar, of which each finished epoch stays on the screen."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The metrics, without the number of the run, which the last screen tells."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class Lines(ProgressBar):
+    """One line an epoch, and one every minute within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._began = self._spoke = 0.0
+
+    def disable(self) -> None:
+        """Keeps quiet, as Lightning asks of all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Speaks again."""
+        self._enabled = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._began = self._spoke = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Speaks up once a minute."""
+        if time.monotonic() - self._spoke > 60:
+            self._spoke = time.monotonic()
+            self._say(trainer, pl_module, f"batch {batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tells the epoch's metrics."""
+        self._say(trainer, pl_module, "done")
+
+    def _say(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
+        if not self._enabled:
+            return
+        metrics = self.get_metrics(trainer, pl_module)
+        values = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if name != "v_num")
+        last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "…"
+        seconds = time.monotonic() - self._began
+        print(f"epoch {trainer.current_epoch + 1}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
+
+
+def progress_bar() -> ProgressBar:
+    """What suits the place where the output goes."""
+    return Bar() if sys.stdout.isatty() else Lines()

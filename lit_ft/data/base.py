@@ -1,0 +1,161 @@
+"""Decides what every data module offers: its options, its loaders, and the seed of the order that a resume keeps."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.loader import Loader, Source
+from lit_ft.data.sampler import EpochSampler
+from lit_ft.errors import UserError, unknown
+
+Augment = Literal["none", "basic"]
+Split = Literal["train", "val", "test", "predict"]
+
+
+def data_root(root: str | None) -> Path:
+    """The folder that holds the data sets: what was given, else the variable LIT_FT_DATA, else ``data``."""
+    return Path(root or os.environ.get("LIT_FT_DATA") or "data").expanduser()
+
+
+def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
+    """Raises `UserError` for a name that is not among the choices of the option ``--data.<key>``."""
+    if given not in choices:
+        raise unknown(key, str(given), choices, key=f"--data.{key}")
+
+
+def check_fraction(key: str, given: float, zero: bool = False) -> None:
+    """Raises `UserError` for a fraction outside (0, 1), or [0, 1) where zero is allowed."""
+    if not (0 < given < 1 or (zero and given == 0)):
+        allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+        raise UserError(f"--data.{key}: {given} is not a fraction {allowed}")
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Labelled images for training, validation and test, as uint8 ``(B, C, H, W)`` and int64 ``(B,)``.
+
+    Prediction batches have, in place of the targets, indices into `predict_paths`.
+
+    Args:
+        batch_size: Number of images in a batch, in each process.
+        augment: Random changes of the training images: ``none``, or ``basic``, those that are safe for this data set.
+        split_seed: Seed of every random split and choice of images. It is apart from the seed of training, so that
+            runs with different seeds are tested on the same images.
+        spec: Size and interpolation of the images. When not given, what the backbone wants.
+
+    Raises:
+        UserError: An option is out of range.
+    """
+
+    def __init__(
+        self, batch_size: int = 32, augment: Augment = "basic", split_seed: int = 0, spec: InputSpec | None = None
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"--data.batch_size: {batch_size} is less than 1")
+        check_choice("augment", augment, ("none", "basic"))
+        if not 0 <= split_seed < 2**32:
+            raise UserError(f"--data.split_seed: {split_seed} is not between 0 and 2**32 - 1")
+        self.batch_size = batch_size
+        self.augment = augment
+        self.split_seed = split_seed
+        self.spec = spec
+        self.input_spec = spec or InputSpec()
+        self.order_seed: int | None = None
+        self._is_read = False
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Name of each class, in the order of the targets; known before `setup`."""
+
+    @property
+    @abstractmethod
+    def predict_paths(self) -> list[str]:
+        """Where each image that is predicted comes from; the second part of a prediction batch indexes it."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, list[int]]:
+        """Number of images of each class, by split. Needs `setup`."""
+
+    @abstractmethod
+    def read(self) -> None:
+        """Finds or reads the images and splits them. Called once."""
+
+    @abstractmethod
+    def source(self, split: Split, augment: bool) -> Source:
+        """The images of a split; those of ``predict`` come with their index as target."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the images, and takes the size they should have from the model.
+
+        Args:
+            stage: Not used: all splits are read together, so that `counts` is complete.
+        """
+        module = self.trainer.lightning_module if self.trainer else None
+        self.input_spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
+        if not self._is_read:
+            self.read()
+            self._is_read = True
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches, augmented."""
+        if self.order_seed is None:
+            seed = torch.initial_seed()
+            # Every process must hold the same seed, else the shards overlap; without `seed_everything` they do not.
+            self.order_seed = int(self.trainer.strategy.broadcast(seed)) if self.trainer else seed
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> Loader:
+        """Every validation image once, in a fixed order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Every test image once, in a fixed order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """Every image to predict once, with its index into `predict_paths`."""
+        return self._loader("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the order, so that a resumed run goes on in the order it began."""
+        return {"order_seed": self.order_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the order of the run that is resumed."""
+        self.order_seed = state_dict["order_seed"]
+
+    def _loader(self, split: Split, training: bool = False) -> Loader:
+        if not self._is_read:  # without a Trainer nobody called it
+            self.setup()
+        source = self.source(split, augment=training and self.augment != "none")
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(source),
+            self.batch_size,
+            training=training,
+            # `--trainer.overfit_batches` means the same few batches in every epoch.
+            shuffle=training and not getattr(trainer, "overfit_batches", 0),
+            seed=self.order_seed or 0,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return Loader(source, sampler, processed=self._batches_processed if training and trainer else None)
+
+    def _batches_processed(self) -> int:
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)

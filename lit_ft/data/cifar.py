@@ -1,0 +1,167 @@
+"""Decides how the Python version of CIFAR-10 is read: what its pickles may contain, and what their checksums are."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_ft.data.arrays import ArraySplit, HeldOutArrayDataModule
+from lit_ft.data.base import Augment, data_root
+from lit_ft.data.download import fetch
+from lit_ft.data.transforms import ShiftFlip
+from lit_ft.errors import UserError
+
+CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+FOLDER = "cifar-10-batches-py"
+TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
+TEST_FILE = "test_batch"
+META_FILE = "batches.meta"
+
+# How numpy rebuilds an array, taken from numpy itself: the module they live in changed its name in numpy 2.
+_ALLOWED: dict[str, Any] = {
+    "_reconstruct": np.empty(0).__reduce__()[0],
+    "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+    "encode": codecs.encode,
+}
+_ALLOWED_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric",
+                    "numpy._core.numeric", "_codecs"}  # fmt: skip
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits arrays, lists, dicts, text and numbers. A pickle can otherwise run any code when it is loaded."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _ALLOWED_MODULES and name in _ALLOWED:
+            return _ALLOWED[name]
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in it")
+
+
+def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
+    """Reads a pickled dict of arrays, plain or gzipped, and the MD5 sum of the pickle.
+
+    Raises:
+        UserError: The file is missing, or holds anything but arrays, lists, dicts, text and numbers.
+    """
+    packed = path.with_name(path.name + ".gz")
+    if not path.is_file() and not packed.is_file():
+        raise UserError(f"--data.root: missing file {path} (or {packed.name}); to fetch it: --data.download true")
+    try:
+        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+        content = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+        # Pickles of Python 3 may have their keys in bytes.
+        content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a CIFAR-10 file ({reason})") from error
+    return content, hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def images_and_targets(content: dict[str, Any], path: Path) -> tuple[Tensor, Tensor]:
+    """The images, uint8 ``(N, 3, 32, 32)``, and targets, int64 ``(N,)``, of a batch file.
+
+    Raises:
+        UserError: They are missing or of another shape or range.
+    """
+    data, labels = content.get("data"), content.get("labels")
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
+        raise UserError(f"{path}: not a CIFAR-10 file (its 'data' is no uint8 array of 3072 columns)")
+    targets = np.asarray(labels if isinstance(labels, list) else [])
+    if targets.shape != data.shape[:1]:
+        raise UserError(f"{path}: {targets.size} labels for {len(data)} images")
+    if targets.dtype.kind != "i" or targets.min() < 0 or targets.max() >= len(CLASS_NAMES):
+        raise UserError(f"{path}: labels are not all from 0 to {len(CLASS_NAMES) - 1}")
+    images = torch.from_numpy(np.ascontiguousarray(data)).view(-1, 3, 32, 32)
+    return images, torch.from_numpy(targets.astype(np.int64))
+
+
+class CIFAR10DataModule(HeldOutArrayDataModule):
+    """Small photos of 10 kinds of things (CIFAR-10), 50,000 to train on and 10,000 to test, 32x32 in colour.
+
+    Args:
+        root: Folder with ``cifar-10-batches-py`` (default: the environment variable LIT_FT_DATA, or ``data``).
+        verify: Refuse files whose checksum is not the published one, rather than warn.
+        download: Fetch the files when they are missing.
+        augment: ``basic`` pads by 4 pixels, crops 32x32 at random and mirrors half of the images.
+        **common: The options of every array data module.
+    """
+
+    basic_augment = ShiftFlip(shift=4, flip=True)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        verify: bool = False,
+        download: bool = False,
+        augment: Augment = "basic",
+        **common: Any,
+    ) -> None:
+        super().__init__(augment=augment, **common)
+        self.root = data_root(root)
+        self.verify = verify
+        self.download = download
+        self._altered: list[str] = []
+
+    @property
+    def class_names(self) -> list[str]:
+        """The ten published names."""
+        return list(CLASS_NAMES)
+
+    @property
+    def test_name(self) -> str:
+        """``CIFAR10/test``."""
+        return "CIFAR10/test"
+
+    def prepare_data(self) -> None:
+        """Fetches the files when asked to and one is missing."""
+        folder = self.root / FOLDER
+        present = [
+            (folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in (*TRAIN_FILES, TEST_FILE, META_FILE)
+        ]
+        if self.download and not all(present):
+            from torchvision.datasets import CIFAR10
+
+            fetch(CIFAR10, folder, root=str(self.root))
+
+    def read_official(self) -> tuple[ArraySplit, ArraySplit]:
+        """Reads all files and compares their checksums."""
+        self._altered = []
+        names = self._content(META_FILE).get("label_names")
+        if names != CLASS_NAMES:
+            raise UserError(f"{self.root / FOLDER / META_FILE}: not CIFAR-10: its classes are {names}")
+        parts = [images_and_targets(self._content(n), self.root / FOLDER / n) for n in (*TRAIN_FILES, TEST_FILE)]
+        self._report_altered()
+        train = ArraySplit.whole(torch.cat([x for x, _ in parts[:-1]]), torch.cat([y for _, y in parts[:-1]]))
+        return train, ArraySplit.whole(*parts[-1])
+
+    def _content(self, name: str) -> dict[str, Any]:
+        content, md5 = read_pickle(self.root / FOLDER / name)
+        if md5 != published_md5()[name]:
+            self._altered.append(name)
+        return content
+
+    def _report_altered(self) -> None:
+        if not self._altered:
+            return
+        told = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(self._altered)}"
+        if self.verify:
+            raise UserError(f"--data.verify: {told}")
+        rank_zero_warn(f"{told}; to refuse such files: --data.verify true")
+
+
+def published_md5() -> dict[str, str]:
+    """MD5 sum of each file of the official archive, from torchvision."""
+    from torchvision.datasets import CIFAR10
+
+    return {**dict(CIFAR10.train_list + CIFAR10.test_list), CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}

@@ -1,0 +1,82 @@
+"""Decides how files in the IDX format of MNIST are read, and what is wrong with one that cannot be."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_ft.errors import UserError
+
+_UNSIGNED_BYTE = 0x08
+
+
+def find_idx(path: Path) -> Path | None:
+    """The file itself, or its gzipped form, or nothing."""
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+def read_idx(path: Path, num_dims: int) -> Tensor:
+    """Reads an IDX file of unsigned bytes (http://yann.lecun.com/exdb/mnist/), plain or gzipped.
+
+    The header is two zero bytes, the type of the values, the number of dimensions, and the size of each dimension as
+    a big-endian 32-bit integer; the values follow in C order.
+
+    Args:
+        path: The file, without ``.gz``.
+        num_dims: 3 for images, 1 for labels.
+
+    Returns:
+        uint8 tensor with as many dimensions.
+
+    Raises:
+        UserError: The file is missing, damaged, or of another kind.
+    """
+    found = find_idx(path)
+    if found is None:
+        raise UserError(f"--data.root: missing file {path} (or {path.name}.gz); to fetch it: --data.download true")
+    data = _read_bytes(found)
+    header = 4 + 4 * num_dims
+    magic = bytes([0, 0, _UNSIGNED_BYTE, num_dims])
+    if data[:4] != magic or len(data) < header:
+        raise UserError(
+            f"{found}: not an IDX file of {num_dims}-dimensional bytes: "
+            f"it begins with {data[:4].hex()} where {magic.hex()} is expected"
+        )
+    shape = struct.unpack(f">{num_dims}I", data[4:header])
+    expected = header + int(torch.Size(shape).numel())
+    if len(data) != expected:
+        raise UserError(f"{found}: damaged: {len(data)} bytes where its header announces {expected}; fetch it anew")
+    return torch.frombuffer(data, dtype=torch.uint8)[header:].view(shape)
+
+
+def read_labelled(images: Path, labels: Path, num_classes: int, first_label: int = 0) -> tuple[Tensor, Tensor]:
+    """Reads images ``(N, 1, H, W)``, uint8, and their targets ``(N,)``, int64 from 0 on.
+
+    Raises:
+        UserError: A file cannot be read, or the two do not belong together.
+    """
+    pixels, raw = read_idx(images, 3), read_idx(labels, 1)
+    if len(pixels) != len(raw):
+        raise UserError(f"{labels}: {len(raw)} labels for the {len(pixels)} images of {images.name}")
+    targets = raw.long() - first_label
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+        raise UserError(
+            f"{labels}: labels from {int(raw.min())} to {int(raw.max())}, "
+            f"expected {first_label} to {first_label + num_classes - 1}"
+        )
+    return pixels.unsqueeze(1), targets
+
+
+def _read_bytes(path: Path) -> bytearray:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                return bytearray(file.read())
+        return bytearray(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch it anew") from error

@@ -1,0 +1,98 @@
+"""Decides how batches reach the Trainer: in a known order, and from the next batch on when a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_ft.data.sampler import EpochSampler
+from lit_ft.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+"""Images, uint8 ``(B, C, H, W)``, and their targets or indices, int64 ``(B,)``."""
+
+
+class Source(Protocol):
+    """Images that can be read by index."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def read(self, batches: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields the images of each batch.
+
+        Args:
+            batches: The sample indices of each batch.
+            generator: Randomness of the augmentation. Whatever is drawn from it must be drawn for all samples at
+                once, so that what happens to a sample does not depend on which process or worker reads it, or when.
+        """
+        ...
+
+
+class Loader:
+    """Reads a source in the sampler's order, and remembers how far it got.
+
+    It is no ``torch.utils.data.DataLoader``: Lightning builds those anew under DDP, with a sampler of its own that
+    repeats images to fill the last batch.
+
+    Args:
+        source: Where the images come from.
+        sampler: Which of them make up each batch. Lightning finds it by this name and sets its epoch.
+        processed: Tells how many batches of the epoch the training loop is done with. It is less than the number
+            yielded when a checkpoint is written because a step failed; that step's batch must come again.
+    """
+
+    batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
+
+    def __init__(self, source: Source, sampler: EpochSampler, processed: Callable[[], int] | None = None) -> None:
+        self.sampler = sampler
+        self._source = source
+        self._processed = processed
+        self._epoch = 0
+        self._yielded = 0
+        self._resume: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        """Number of batches in a whole epoch, also after a resume."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches of the epoch that is set when the first of them is asked for.
+
+        Lightning calls ``iter()`` before it sets the epoch, hence a generator.
+        """
+        start = self._start()
+        self._epoch, self._yielded = self.sampler.epoch, start
+        remaining = self.sampler.batches()[start:]
+        for batch in self._source.read(remaining, self.sampler.augment_generator()):
+            self._yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of which epoch are behind us."""
+        done = self._yielded if self._processed is None else min(self._yielded, self._processed())
+        return {"epoch": self._epoch, "batches": done, "of": len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the next iteration continue after the batches that were done."""
+        self._epoch, self._yielded = state_dict["epoch"], state_dict["batches"]
+        self._resume = dict(state_dict)
+
+    def _start(self) -> int:
+        """Index of the batch to begin with."""
+        resume, self._resume = self._resume, None
+        # A checkpoint at an epoch's end is resumed in the next one. `batches` alone does not tell, as
+        # `--trainer.limit_train_batches` ends epochs early.
+        if resume is None or resume["epoch"] != self.sampler.epoch or resume["batches"] == resume["of"]:
+            return 0
+        if resume["of"] != len(self):
+            raise UserError(
+                f"--ckpt_path: written after {resume['batches']} of the {resume['of']} batches of an epoch, which now "
+                f"has {len(self)}; resume with the same data, --data.batch_size and number of processes, or from a "
+                "checkpoint of the end of an epoch"
+            )
+        return resume["batches"]

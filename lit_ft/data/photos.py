@@ -1,0 +1,144 @@
+"""Decides how photos become batches: decoding, the transform of each, and worker processes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_ft.data.loader import Batch
+from lit_ft.errors import UserError
+
+Sample = tuple[int, int]
+"""Index of an image and the seed of its augmentation."""
+
+
+def decode(path: Path) -> Tensor:
+    """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
+
+    Pillow reads all formats: torchvision's own decoders are no faster, know fewer, and are deprecated since 0.29.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
+            with Image.open(path) as file:
+                image = _rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as an image ({reason}); mend or remove it") from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits; Pillow would cut all above 255 off
+        return Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        visible = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
+    return image.convert("RGB")
+
+
+def suggested_workers(processes_per_node: int = 1) -> int:
+    """Worker processes for each training process: the CPUs it may count on, less itself, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, usable // processes_per_node - 1))
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """The images of one split.
+
+    Args:
+        paths: Where each is, ``N`` of them.
+        targets: Class of each, int64 ``(N,)``.
+    """
+
+    paths: list[Path]
+    targets: Tensor
+
+
+class _Photos(Dataset[Batch]):
+    """Reads whole batches, in a worker process or not."""
+
+    def __init__(self, split: FileSplit, transform: Callable[[Tensor], Tensor]) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
+        # A worker's exception reaches the main process with the whole traceback as its text; one that is returned
+        # arrives as it is.
+        try:
+            images = torch.stack([self._image(*sample) for sample in samples])
+        except UserError as error:
+            return error
+        return images, self.split.targets[[index for index, _ in samples]]
+
+    def _image(self, index: int, seed: int) -> Tensor:
+        image = decode(self.split.paths[index])
+        with torch.random.fork_rng(devices=[]):
+            # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image)
+
+
+class _Epoch:
+    """The sampler of the inner DataLoader, whose batches change from epoch to epoch while its workers live on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Sample]] = []
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class PhotoSource:
+    """Batches of a `FileSplit`.
+
+    Args:
+        split: The images.
+        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
+        num_workers: Number of processes that decode; 0 for none but this one.
+    """
+
+    def __init__(self, split: FileSplit, transform: Callable[[Tensor], Tensor], num_workers: int = 0) -> None:
+        self._split = split
+        self._epoch = _Epoch()
+        self._loader: DataLoader[Batch] = DataLoader(
+            _Photos(split, transform),
+            batch_size=None,  # the sampler's batches are read as they are
+            sampler=self._epoch,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # One of its own: without it, each epoch draws a number from the global generator, and a run resumed in
+            # the middle of an epoch would see other dropout than one that was not interrupted.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._split.paths)
+
+    def read(self, batches: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields each batch; raises `UserError` for an image that cannot be read."""
+        seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
+        self._epoch.batches = [list(zip(b.tolist(), seeds[b].tolist(), strict=True)) for b in batches]
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            images, targets = batch
+            yield images, targets

@@ -1,0 +1,95 @@
+"""Decides which images make up each batch: a pure function of seed, epoch, rank and number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_ft.errors import UserError
+
+
+def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
+    """A 64-bit seed for one purpose (``stream``) in one epoch.
+
+    Adding the numbers up would give run 1 in epoch 2 the order of run 2 in epoch 1, so they are hashed.
+
+    >>> mix_seed(1, 2) == mix_seed(2, 1)
+    False
+    """
+    # Words of a fixed width: SeedSequence would take [2**32] and [0, 1] for the same entropy.
+    words = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, epoch, stream]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+class EpochSampler:
+    """The batches of one process, epoch by epoch.
+
+    The shards of all processes are disjoint and cover the set, and each process has equally many batches, so none
+    waits for another and no image is repeated or dropped. All batches have ``batch_size`` images except the last,
+    which takes the rest of the shard: up to ``batch_size + 1``, as shards differ by at most one image.
+
+    Args:
+        num_samples: Number of images in the set.
+        batch_size: Number of images in a batch, in each process.
+        training: Shuffle, and let a last batch of a single image join the one before it: batch norm cannot be
+            trained on one image.
+        shuffle: Whether the order differs from epoch to epoch; as ``training`` when not given.
+        seed: Seed of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Raises:
+        UserError: There are fewer images than processes.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        training: bool = False,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if num_samples < world_size:
+            raise UserError(
+                f"--trainer.devices: {num_samples} image(s) cannot be shared among {world_size} process(es); "
+                f"use at most {num_samples}, or more images"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.shuffle = training if shuffle is None else shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        smallest_shard = num_samples // world_size
+        self._num_batches = -(-smallest_shard // batch_size)
+        if training and self._num_batches > 1 and batch_size > 1 and smallest_shard % batch_size == 1:
+            self._num_batches -= 1
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch, the same in every process."""
+        return self._num_batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def batches(self) -> list[Tensor]:
+        """The sample indices of each batch of this epoch in this process, each int64 ``(B,)``."""
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.arange(self.num_samples)
+        shard = order[self.rank :: self.world_size]
+        cuts = [i * self.batch_size for i in range(len(self))]
+        return [shard[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(shard)], strict=True)]
+
+    def augment_generator(self) -> torch.Generator:
+        """Randomness of this epoch's augmentation; the same in every process, and apart from that of the order."""
+        return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch, stream=1))

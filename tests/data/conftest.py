@@ -1,0 +1,73 @@
+"""Small image sets in the real formats, made anew for each test."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from image_files import noise, save_photo, write_idx
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.delenv("LIT_FT_DATA", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def letters_root(tmp_path):
+    """EMNIST letters: 5 training and 2 test images a class, the training files gzipped."""
+    raw = tmp_path / "EMNIST" / "raw"
+    for part, each in (("train", 5), ("test", 2)):
+        labels = np.repeat(np.arange(1, 27), each)
+        write_idx(raw / f"emnist-letters-{part}-images-idx3-ubyte", noise(len(labels)), gz=part == "train")
+        write_idx(raw / f"emnist-letters-{part}-labels-idx1-ubyte", labels, gz=part == "train")
+    return tmp_path
+
+
+@pytest.fixture
+def mnist_root(tmp_path):
+    """MNIST: 10 training and 3 test images a class."""
+    raw = tmp_path / "MNIST" / "raw"
+    for part, each in (("train", 10), ("t10k", 3)):
+        labels = np.repeat(np.arange(10), each)
+        write_idx(raw / f"{part}-images-idx3-ubyte", noise(len(labels)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    return tmp_path
+
+
+CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture
+def cifar_root(tmp_path):
+    """CIFAR-10 with 20 images a file; data_batch_2 is gzipped, data_batch_3 pickled with the newest protocol."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        data = np.random.default_rng(number).integers(0, 256, (20, 3072), dtype=np.uint8)
+        content = {"data": data, "labels": [i % 10 for i in range(20)]}
+        packed = pickle.dumps(content, protocol=5 if number == 2 else 2)
+        if number == 1:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(packed))
+        else:
+            (folder / name).write_bytes(packed)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CIFAR_NAMES}, protocol=2))
+    return tmp_path
+
+
+COLORS = {"ant": (250, 0, 0), "bee": (0, 250, 0), "cat": (0, 0, 250)}
+
+
+@pytest.fixture
+def photo_root(tmp_path):
+    """One folder a class, 10 photos each, whose brightness tells their number."""
+    root = tmp_path / "photos"
+    for name, color in COLORS.items():
+        for i in range(10):
+            save_photo(root / name / f"{i}.png", tuple(c - 10 * i if c else 0 for c in color))
+    return root

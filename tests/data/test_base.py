@@ -1,0 +1,115 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data import DigitsDataModule, ImageDataModule
+from lit_ft.data.base import data_root
+
+
+class FakeTrainer(SimpleNamespace):
+    """What a data module asks of the Trainer, as the second of two processes."""
+
+    def __init__(self, spec=None, seed=11, **options):
+        module = SimpleNamespace(input_spec=spec) if spec else SimpleNamespace()
+        progress = SimpleNamespace(current=SimpleNamespace(processed=0))
+        defaults = {
+            "lightning_module": module,
+            "strategy": SimpleNamespace(broadcast=lambda _: seed),
+            "global_rank": 1,
+            "world_size": 2,
+            "overfit_batches": 0,
+            "fit_loop": SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        }
+        super().__init__(**{**defaults, **options})
+
+
+def attached(trainer, **options):
+    data = DigitsDataModule(**options)
+    data.trainer = trainer
+    data.setup()
+    return data
+
+
+def test_size_comes_from_the_option_then_the_model_then_the_default():
+    small, large = InputSpec(size=32, resize=32), InputSpec(size=40, resize=40)
+    assert attached(FakeTrainer(small), spec=large).input_spec == large
+    assert attached(FakeTrainer(small)).input_spec == small
+    assert attached(FakeTrainer()).input_spec == InputSpec()
+    assert next(iter(attached(FakeTrainer(small)).val_dataloader()))[0].shape == (32, 1, 32, 32)
+
+
+def test_another_model_changes_the_size_and_not_the_images():
+    data = attached(FakeTrainer(InputSpec(size=32, resize=32)))
+    data.trainer = FakeTrainer(InputSpec(size=36, resize=36))
+    splits = data._splits
+    data.setup()
+    assert data.input_spec.size == 36
+    assert data._splits is splits
+
+
+def test_order_seed_is_the_one_that_all_processes_share():
+    torch.manual_seed(4)
+    data = attached(FakeTrainer(seed=123))
+    assert data.train_dataloader().sampler.seed == 123
+    torch.manual_seed(4)
+    alone = DigitsDataModule()
+    assert alone.train_dataloader().sampler.seed == 4
+
+
+def test_order_seed_is_kept_by_a_resume():
+    torch.manual_seed(4)
+    data = DigitsDataModule()
+    data.train_dataloader()
+    torch.manual_seed(5)
+    assert data.train_dataloader().sampler.seed == 4
+    resumed = DigitsDataModule()
+    resumed.load_state_dict(data.state_dict())
+    assert resumed.train_dataloader().sampler.seed == 4
+
+
+def test_loaders_follow_rank_and_world_size():
+    data = attached(FakeTrainer(InputSpec(size=28, resize=28)))
+    sampler = data.val_dataloader().sampler
+    assert (sampler.rank, sampler.world_size, sampler.batch_size) == (1, 2, 32)
+    assert torch.cat([i for _, i in data.predict_dataloader()]).tolist() == list(range(1, 1000, 2))
+
+
+def test_only_training_shuffles_and_not_when_overfitting():
+    data = attached(FakeTrainer())
+    assert [x.sampler.shuffle for x in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())] == [
+        True,
+        False,
+        False,
+    ]
+    assert not attached(FakeTrainer(overfit_batches=2)).train_dataloader().sampler.shuffle
+
+
+def test_loaders_work_without_a_trainer_or_setup():
+    assert sum(len(y) for _, y in DigitsDataModule().val_dataloader()) == 300
+
+
+def test_data_root_is_the_option_then_the_variable_then_data(monkeypatch, tmp_path):
+    assert str(data_root(None)) == "data"
+    monkeypatch.setenv("LIT_FT_DATA", str(tmp_path))
+    assert data_root(None) == tmp_path
+    assert str(data_root("mine")) == "mine"
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert str(data_root("~/x")) == "/home/ann/x"
+
+
+@pytest.mark.parametrize("name", ["MNISTToEMNIST", "CIFAR10", "Digits", "ImageFolder"])
+def test_command_line_knows_every_option(name):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    own = {"ImageFolder": ["--data.root=x", "--data.num_workers=0"], "Digits": ["--data.shots=null"]}.get(
+        name, ["--data.root=x", "--data.shots=3", "--data.val_fraction=0.3"]
+    )
+    common = ["--data.batch_size=7", "--data.augment=none", "--data.split_seed=5", "--data.spec.size=40"]
+    parsed = parser.parse_args([f"--data=lit_ft.data.{name}DataModule", *own, *common])
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    data = instantiate(parsed).data
+    assert (data.batch_size, data.augment, data.split_seed, data.spec.size) == (7, "none", 5, 40)
+    assert getattr(data, "shots", 3) == (None if name == "Digits" else 3)

@@ -1,0 +1,71 @@
+import pytest
+from image_files import save_photo
+
+from lit_ft.data.files import class_folders, find_folder, images_within
+from lit_ft.errors import UserError
+
+
+def test_images_are_found_at_any_depth_in_a_fixed_order(tmp_path):
+    for name in ("b/2.JPG", "b/deep/1.png", "a/3.jpeg", ".hidden/x.png", "b/.dot.png", "__MACOSX/x.png",
+                 "a/.ipynb_checkpoints/3.jpeg", "a/notes.txt"):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [p.relative_to(tmp_path).as_posix() for p in images_within(tmp_path)]
+    assert found == ["a/3.jpeg", "b/2.JPG", "b/deep/1.png"]
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path):
+    save_photo(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "root")
+    assert images_within(tmp_path / "root") == [tmp_path / "root" / "link" / "1.png"]
+
+
+def test_missing_folder_tells_the_nearest(tmp_path):
+    (tmp_path / "flowers5").mkdir()
+    with pytest.raises(UserError, match=rf"^--data.root: {tmp_path}/flower does not exist; nearest: flowers5$"):
+        find_folder(str(tmp_path / "flower"), "--data.root")
+
+
+def test_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "x.png").touch()
+    with pytest.raises(UserError, match=r"^--data.predict: .*x.png is a file, not a folder"):
+        find_folder(str(tmp_path / "x.png"), "--data.predict")
+
+
+def test_relative_folder_may_lie_in_the_shared_one(tmp_path, monkeypatch):
+    (tmp_path / "shared" / "flowers").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="flowers does not exist"):
+        find_folder("flowers", "--data.root")
+    monkeypatch.setenv("LIT_FT_DATA", str(tmp_path / "shared"))
+    assert find_folder("flowers", "--data.root") == tmp_path / "shared" / "flowers"
+    (tmp_path / "flowers").mkdir()
+    assert find_folder("flowers", "--data.root").resolve() == tmp_path / "flowers"
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    assert find_folder("~/x", "--data.root") == tmp_path / "x"
+
+
+def test_folder_without_class_folders(tmp_path):
+    with pytest.raises(UserError, match=r"^--data.root: .* has no class folders, it is empty; put the images of each"):
+        class_folders(tmp_path)
+    for i in range(7):
+        (tmp_path / f"{i}.jpg").touch()
+    with pytest.raises(UserError, match=r"only 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 2 more; put"):
+        class_folders(tmp_path)
+
+
+def test_only_one_class(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    with pytest.raises(UserError, match=r"has only one class, 'flowers', and two are needed; put"):
+        class_folders(tmp_path)
+    (tmp_path / "flowers" / "daisy").mkdir()
+    (tmp_path / "flowers" / "rose").mkdir()
+    with pytest.raises(UserError, match=rf"if the classes are daisy, rose: --data.root {tmp_path}/flowers$"):
+        class_folders(tmp_path)

@@ -1,0 +1,160 @@
+import shutil
+import warnings
+
+import pytest
+import torch
+from image_files import save_photo
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data import ImageFolderDataModule
+from lit_ft.errors import UserError
+
+SPEC = InputSpec(size=16, resize=20)
+
+
+def make(root, **options):
+    data = ImageFolderDataModule(str(root), num_workers=0, spec=SPEC, **options)
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def split_root(photo_root, tmp_path):
+    """The photos as train/, and one of each class in val/ and test/."""
+    root = tmp_path / "split"
+    shutil.copytree(photo_root, root / "train")
+    for split in ("val", "test"):
+        for name in ("ant", "bee", "cat"):
+            shutil.copytree(photo_root / name, root / split / name, ignore=lambda _, names: sorted(names)[1:])
+    return root
+
+
+def paths_of(data, split):
+    return {str(p) for p in data._splits[split].paths}
+
+
+def test_one_folder_is_split_in_proportion(photo_root):
+    data = make(photo_root, val_fraction=0.2, test_fraction=0.3)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.counts() == {"train": [5] * 3, "test": [3] * 3, "val": [2] * 3}
+    splits = [paths_of(data, s) for s in ("train", "val", "test")]
+    assert len(set.union(*splits)) == 30 == sum(map(len, splits))
+
+
+def test_split_depends_on_the_split_seed_alone(photo_root):
+    val = [paths_of(make(photo_root, split_seed=seed), "val") for seed in (0, 0, 1)]
+    assert val[0] == val[1] != val[2]
+
+
+def test_folders_of_their_own_are_used(split_root):
+    data = make(split_root, test_fraction=0.3)
+    assert data.counts() == {"train": [10] * 3, "val": [1] * 3, "test": [1] * 3}
+
+
+def test_missing_val_is_split_off_from_train(split_root):
+    shutil.rmtree(split_root / "val")
+    assert make(split_root, val_fraction=0.2).counts() == {"train": [8] * 3, "test": [1] * 3, "val": [2] * 3}
+
+
+def test_images_and_targets_belong_together(photo_root):
+    data = make(photo_root, augment="none", batch_size=8)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for images, targets in loader:
+            assert images.shape[1:] == (3, 16, 16)
+            assert (images.dtype, targets.dtype) == (torch.uint8, torch.int64)
+            # ants are red, bees green, cats blue
+            assert images.float().mean((2, 3)).argmax(1).equal(targets)
+
+
+def test_class_names_are_known_before_setup_and_from_train_only(split_root):
+    data = ImageFolderDataModule(str(split_root))
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.num_classes == 3
+
+
+def test_classes_of_other_splits_are_matched_by_name(split_root):
+    shutil.rmtree(split_root / "val" / "ant")
+    with pytest.warns(UserWarning, match=r"val: no images of: ant"):
+        data = make(split_root)
+    assert data.counts()["val"] == [0, 1, 1]
+    assert torch.cat([y for _, y in data.val_dataloader()]).tolist() == [1, 2]
+
+
+def test_unknown_class_in_another_split(split_root):
+    save_photo(split_root / "val" / "bees" / "1.png")
+    with pytest.raises(UserError, match=r"^--data.root: unknown class of the val images 'bees'; nearest: bee"):
+        make(split_root)
+
+
+def test_class_without_images(photo_root):
+    (photo_root / "dog").mkdir()
+    with pytest.raises(UserError, match=r"^--data.root: no images in .*photos/dog$"):
+        make(photo_root)
+
+
+def test_without_test_images_validation_is_tested_on_and_said_so(photo_root):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = make(photo_root)
+        data.train_dataloader()
+    with pytest.warns(UserWarning, match=r"the validation images are tested on; .*--data.test_fraction") as told:
+        loader = data.test_dataloader()
+    assert len(told) == 1
+    assert torch.cat([y for _, y in loader]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert "test" not in data.counts()
+
+
+def test_predict_takes_a_folder_a_file_or_the_test_images(photo_root, tmp_path):
+    save_photo(tmp_path / "new" / "deep" / "b.PNG", (0, 0, 250))
+    save_photo(tmp_path / "new" / "a.bmp", (250, 0, 0))
+    data = make(photo_root, predict=str(tmp_path / "new"))
+    [(images, indices)] = data.predict_dataloader()
+    assert [data.predict_paths[i] for i in indices] == [str(tmp_path / "new/a.bmp"), str(tmp_path / "new/deep/b.PNG")]
+    assert images.float().mean((2, 3)).argmax(1).tolist() == [0, 2]
+
+    one = make(photo_root, predict=str(tmp_path / "new" / "a.bmp"))
+    assert one.predict_paths == [str(tmp_path / "new/a.bmp")]
+    assert len(make(photo_root).predict_paths) == 6
+
+
+def test_predict_of_nothing(photo_root, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"^--data.predict: no images in .*none$"):
+        make(photo_root, predict=str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"^--data.predict: .*photo does not exist; nearest: photos"):
+        make(photo_root, predict=str(tmp_path / "photo"))
+
+
+def test_augmentation_is_for_training_alone(photo_root):
+    data = make(photo_root)
+    data.order_seed = 0
+    plain, again = (next(iter(data.val_dataloader()))[0] for _ in range(2))
+    assert plain.equal(again)
+    assert type(data.train_dataloader()._source._loader.dataset.transform.transforms[0]).__name__ == "RandomResizedCrop"
+
+
+def test_size_above_resize(photo_root):
+    data = ImageFolderDataModule(str(photo_root), spec=InputSpec(size=300, resize=256))
+    with pytest.raises(UserError, match=r"^--data.spec.resize: 256 is less than --data.spec.size, 300"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_fraction": 1.5}, "--data.val_fraction: 1.5 is not a fraction between 0 and 1"),
+        ({"test_fraction": -0.1}, "--data.test_fraction: -0.1 is not a fraction at least 0"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "--data.test_fraction: 0.5 and --data.val_fraction 0.5 leave"),
+        ({"num_workers": -1}, "--data.num_workers: -1 is less than 0"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        ImageFolderDataModule("nowhere", **options)
+
+
+def test_too_few_images_to_split(tmp_path):
+    for name in ("ant", "bee"):
+        save_photo(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match=r"^--data.val_fraction: 1 of 2 images of 2 classes \(the smallest has 1\)"):
+        make(tmp_path)

@@ -1,0 +1,144 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from image_files import save_photo
+from PIL import Image
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.loader import Loader
+from lit_ft.data.photos import FileSplit, PhotoSource, decode, suggested_workers
+from lit_ft.data.sampler import EpochSampler
+from lit_ft.data.transforms import train_transform
+from lit_ft.errors import UserError
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "gif", "tiff", "PNG"])
+def test_formats_give_the_same_pixels(tmp_path, suffix):
+    save_photo(tmp_path / f"x.{suffix}", (250, 0, 0), (7, 5), **({"lossless": True} if suffix == "webp" else {}))
+    image = decode(tmp_path / f"x.{suffix}")
+    assert image.shape == (3, 5, 7)
+    assert image.dtype == torch.uint8
+    assert image[:, 2, 3].tolist() == [250, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA"])
+def test_colour_modes_become_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / f"x.{suffix}")
+    image = decode(tmp_path / f"x.{suffix}")
+    assert image.shape == (3, 8, 8)
+    assert image.min() >= 250
+
+
+def test_transparent_parts_are_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png").unique().tolist() == [255]
+
+
+def test_16_bit_images_keep_their_scale(tmp_path):
+    Image.fromarray(np.full((4, 4), 128 * 256, np.uint16)).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png").unique().tolist() == [128]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter: left goes up
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", exif=exif)
+    image = decode(tmp_path / "x.jpg").float()
+    assert image.shape == (3, 32, 16)
+    assert image[:, :12].mean() > 240
+    assert image[:, 20:].mean() < 15
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "x.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.fixture
+def split(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(11)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    return FileSplit(paths, torch.arange(11))
+
+
+def make_loader(split, num_workers=0, batch_size=3, rank=0, world_size=1):
+    sampler = EpochSampler(len(split.paths), batch_size, training=True, seed=1, rank=rank, world_size=world_size)
+    return Loader(PhotoSource(split, train_transform(InputSpec(16, 18)), num_workers), sampler)
+
+
+def read(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def assert_same(left, right):
+    assert [y.tolist() for _, y in left] == [y.tolist() for _, y in right]
+    assert all(a.equal(b) for (a, _), (b, _) in zip(left, right, strict=True))
+
+
+def test_batches_are_the_same_with_workers_and_after_a_resume(split):
+    plain, workers = make_loader(split), make_loader(split, num_workers=2)
+    for epoch in (0, 1):  # the workers live on from one to the other
+        assert_same(read(plain, epoch), read(workers, epoch))
+    workers.load_state_dict({"epoch": 2, "batches": 2, "of": 4})
+    assert_same(read(plain, 2)[2:], read(workers, 2))
+
+
+def test_workers_left_in_mid_epoch_start_the_next_one_anew(split):
+    workers = make_loader(split, num_workers=1)
+    next(iter(workers))
+    assert_same(read(make_loader(split), 1), read(workers, 1))
+
+
+def test_augmentation_varies_by_epoch_and_sample(split):
+    same = FileSplit([split.paths[0]] * 4, torch.arange(4))
+    crops = [x for epoch in (0, 1) for images, _ in read(make_loader(same, batch_size=4), epoch) for x in images]
+    assert len({bytes(x.numpy()) for x in crops}) == 8
+
+
+def test_augmentation_of_a_sample_is_the_same_with_any_number_of_processes(split):
+    def by_sample(loaders):
+        return {int(y): x for loader in loaders for xs, ys in read(loader, 3) for x, y in zip(xs, ys, strict=True)}
+
+    alone = by_sample([make_loader(split)])
+    shared = by_sample([make_loader(split, rank=r, world_size=2) for r in range(2)])
+    assert alone.keys() == shared.keys()
+    assert all(alone[i].equal(shared[i]) for i in alone)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reading_leaves_the_global_generator_alone(split, num_workers):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    read(make_loader(split, num_workers))
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_file_is_told_in_one_line(split, num_workers):
+    split.paths[4].write_bytes(split.paths[4].read_bytes()[:200])
+    with pytest.raises(UserError) as caught:
+        read(make_loader(split, num_workers))
+    assert str(caught.value).startswith(f"{split.paths[4]}: cannot be read as an image (")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_what_workers_get_can_be_pickled(split):
+    dataset = make_loader(split)._source._loader.dataset
+    images, targets = pickle.loads(pickle.dumps(dataset))[[(2, 7), (3, 8)]]
+    assert images.equal(dataset[[(2, 7), (3, 8)]][0])
+    assert targets.tolist() == [2, 3]
+
+
+def test_suggested_workers_share_the_cpus(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert [suggested_workers(n) for n in (1, 4, 16, 32)] == [8, 3, 0, 0]
