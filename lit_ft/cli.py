@@ -13,10 +13,10 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,7 +24,7 @@ import lit_ft.data  # noqa: F401 - makes the short names of the data modules kno
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.errors import UserError, nearest
-from lit_ft.explain import class_options, explain
+from lit_ft.explain import class_names, class_options, explain
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC
@@ -42,8 +42,7 @@ _NOISE = (
     r".*`LeafSpec\(\)`.*",
     r".*treespec, LeafSpec.*",
     r".*Checkpoint directory .* exists and is not empty.*",
-    r".*lr_scheduler\.step\(\)` before `optimizer\.step.*",
-    r".*Found keys that are not in the model state dict but in the checkpoint.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
 )
 
 
@@ -83,7 +82,12 @@ class FineTuneCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the name of the run, the named callbacks, and optimizer and schedule."""
-        parser.add_argument("--name", type=str | None, default=None, help="Runs go to logs/NAME; null: the config's name.")
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Runs go to logs/NAME; null takes the name of the last config.",
+        )
         for key, callback, default in (
             ("unfreeze", GradualUnfreezing, {}),
             ("checkpoint", ModelCheckpoint, CHECKPOINT),
@@ -99,9 +103,7 @@ class FineTuneCLI(LightningCLI):
             ("optimizer", (Optimizer,), {"params", "lr"}),
             ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "max_lr"}),
         ):
-            parser.add_subclass_arguments(
-                bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip
-            )
+            parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
             parser.link_arguments(key, f"model.init_args.{key}", compute_fn=_plain)
         parser.set_defaults(
             {
@@ -117,12 +119,12 @@ class FineTuneCLI(LightningCLI):
         except ArgumentError as error:
             command = next((arg for arg in sys.argv if arg in self._subcommand_parsers), "fit")
             options = [str(action.dest) for action in self._subcommand_parsers[command]._actions]
-            for key, cls in (("model", FineTuneModule), ("unfreeze", GradualUnfreezing), ("checkpoint", ModelCheckpoint)):
+            named = {"model": FineTuneModule, "unfreeze": GradualUnfreezing, "checkpoint": ModelCheckpoint}
+            for key, cls in named.items():
                 options += [f"{key}.{option}" for option in class_options(cls)]
-            bases = {"model": FineTuneModule, "data": L.LightningDataModule, "optimizer": Optimizer}
-            classes = {key: _class_names(base) for key, base in bases.items()}
-            classes["lr_scheduler"] = _class_names(LRScheduler)
-            raise explain(str(error), options, classes) from error
+            bases = {"model": FineTuneModule, "data": L.LightningDataModule}
+            bases |= {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
+            raise explain(str(error), options, {key: class_names(base) for key, base in bases.items()}) from error
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would lay a checkpoint's options over those that the user gives to a new fit."""
@@ -151,12 +153,13 @@ class FineTuneCLI(LightningCLI):
         """Makes the trainer, with TensorBoard in the run's own folder."""
         config = self.config[self.subcommand]
         if config["trainer"].get("logger") in (None, True):
-            folder = Path(config["trainer"]["default_root_dir"]) / config["name"]
+            # Absolute, so that a resumed run finds its best score again, which is kept with the path.
+            folder = Path(config["trainer"]["default_root_dir"]).resolve() / config["name"]
             version = None
             resumed = Path(config["ckpt_path"] or "").resolve().parent.parent
             if self.subcommand not in EVALUATIONS and (resumed / "config.yaml").is_file():
                 folder, version = resumed.parent, resumed.name  # a resumed run goes on where it was
-            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version=version)
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version=version, default_hp_metric=False)
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 
@@ -176,7 +179,7 @@ class FineTuneCLI(LightningCLI):
         path = self.config[self.subcommand]["ckpt_path"]
         if path is None or path in ("last", "best", "hpc"):
             return
-        hparams = _hyper_parameters(path, self.subcommand, "")
+        hparams = _hyper_parameters(path, str(self.subcommand), "")
         for key in _RESUMED:
             if hparams.get(key) != self.model.hparams[key]:
                 raise UserError(
@@ -199,9 +202,10 @@ class FineTuneCLI(LightningCLI):
                 print(f"Predictions: {callback.path}")
 
     def _tell(self, command: str) -> None:
-        if not self.trainer.is_global_zero or self.trainer.log_dir is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        log_dir = self.trainer.log_dir  # asks all ranks
+        if not self.trainer.is_global_zero or log_dir is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        run = _shown(Path(self.trainer.log_dir))
+        run = _shown(Path(log_dir))
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
         if best:
@@ -223,7 +227,12 @@ CHECKPOINT: dict[str, Any] = {
     "enable_version_counter": False,
 }
 
-TRAINER: dict[str, Any] = {"max_epochs": 10, "default_root_dir": "logs", "enable_model_summary": False, "log_every_n_steps": 10}
+TRAINER: dict[str, Any] = {
+    "max_epochs": 10,
+    "default_root_dir": "logs",
+    "enable_model_summary": False,  # the plan tells it
+    "log_every_n_steps": 10,
+}
 
 
 def run() -> None:
@@ -238,6 +247,7 @@ def run() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     quiet = {"exit_on_error": False}
+    about = {"prog": "lit-ft", "description": "Fine-tune pretrained image models, stage by stage."}
     try:
         FineTuneCLI(
             FineTuneModule,
@@ -249,11 +259,15 @@ def run() -> None:
             load_from_checkpoint_support=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={**quiet, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},
+            parser_kwargs={**quiet, **about, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},
         )
     except ArgumentError as error:
         raise explain(str(error), [], {}) from error
     except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except ModuleNotFoundError as error:
+        if not str(error).startswith("Requirement"):  # which is how Lightning says that a device is not there
+            raise
         raise UserError(str(error)) from error
     except Exception as error:
         if (mistake := _mistake_behind(error)) is not None:
@@ -266,11 +280,6 @@ def _mistake_behind(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _class_names(base: type) -> list[str]:
-    """The names of all classes below ``base`` that are known by now."""
-    return [name for child in base.__subclasses__() for name in (child.__name__, *_class_names(child))]
 
 
 def _plain(value: Any) -> Any:
@@ -304,5 +313,5 @@ def _hyper_parameters(path: str | None, command: str, root: str) -> dict[str, An
         raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or "backbone" not in hparams:
-        raise UserError(f"--ckpt_path: {path} is not a lit_ft checkpoint; to start from its weights use --model.weights")
+        raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
     return dict(hparams)

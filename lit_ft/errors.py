@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from importlib import metadata
 
@@ -49,14 +50,14 @@ def check_torchvision() -> None:
     ``operator torchvision::nms does not exist``, which tells nobody what to install.
     """
     torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
-    pins = [r for r in metadata.requires("torchvision") or [] if r.replace(" ", "").startswith("torch==")]
-    wanted = pins[0].split("==")[1].split(";")[0].strip(" ()") if pins else None
+    pins = [re.match(r"torch\s*\(?==\s*([^\s;)]+)", line) for line in metadata.requires("torchvision") or []]
+    wanted = next((pin[1] for pin in pins if pin), None)
     if wanted is not None and torch.split("+")[0] != wanted:
         raise _mismatch(torch, torchvision, wanted)
     try:
         import torchvision as _  # noqa: F401
     except (RuntimeError, ImportError, OSError) as error:
-        if "torchvision" not in str(error) and "torch" not in str(error):
+        if "torch" not in str(error):
             raise
         raise _mismatch(torch, torchvision, wanted or torch.split("+")[0]) from error
 

@@ -20,7 +20,10 @@ _UNKNOWN = [
     re.compile(r"does not accept option ['\"]([^'\"]+)['\"]"),
 ]
 _CHOICES = re.compile(r"Literal\[([^\]]*)\]\. Got value: (\S+)")
-_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)")
+_NO_CLASS = re.compile(
+    r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)"
+    r"|Problem with given class_path '([^']+)':\s+(?:No module named|module '[^']*' has no attribute)"
+)
 
 
 def explain(message: str, options: Iterable[str], classes: dict[str, list[str]]) -> UserError:
@@ -43,13 +46,16 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         return UserError(f"{option}unknown value {found[2]!r}{hint} (choose from {', '.join(choices)})")
     if (found := _NO_CLASS.search(message)) and key in classes:
         given = next(group for group in found.groups() if group)
-        close = nearest(given, classes[key])
+        close = nearest(given.rpartition(".")[2], classes[key])
         return UserError(f"{option}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
+    if found := re.search(r'in "<unicode string>", (line \d+)', message):
+        return UserError(f"--config: not valid YAML: {found[1]}")
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     telling = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
     leaf = [line for line in telling if not _GIVEN_CLASS.search(line)] or lines[-1:]
     text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
-    return UserError(f"{option}{text.rstrip('.')}" if not text.startswith("Parser key") else text)
+    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
+    return UserError(f"{option}{text.rstrip('.')}")
 
 
 def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -> UserError:
@@ -59,6 +65,8 @@ def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -
     for path in _GIVEN_CLASS.findall(message):
         module, _, cls = path.rpartition(".")
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
+    if re.match(r"data\.(?!help)\w+$", given) and "LightningDataModule'" in message:
+        return UserError(f"--{given}: name the data module first, such as --data DigitsDataModule")
     close = nearest(given, sorted(known))
     if given in ("optimizer.lr", "optimizer.init_args.lr"):
         close = ["model.lr"]
@@ -73,3 +81,9 @@ def class_options(cls: Any) -> list[str]:
         if dataclasses.is_dataclass(parameter.default):
             options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
     return options
+
+
+def class_names(base: type) -> list[str]:
+    """The names of all classes below ``base`` that are known by now."""
+    children: list[type] = base.__subclasses__()
+    return [name for child in children for name in (child.__name__, *class_names(child))]

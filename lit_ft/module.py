@@ -8,7 +8,9 @@ from typing import Any, TypeVar, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from lit_ft.backbones import FrozenNorm, InputConfig, InputSpec, Pool, build_backbone, input_spec
@@ -54,7 +56,7 @@ class FineTuneModule(L.LightningModule):
         backbone: str,
         weights: str | None = "DEFAULT",
         pool: Pool = "own",
-        input: InputConfig = InputConfig(),  # noqa: A002, B008 - the user's word; never changed here
+        input: InputConfig = InputConfig(),  # noqa: B008 - never changed here
         head: HeadConfig = HeadConfig(),  # noqa: B008
         task: TaskName = "multiclass",
         label_smoothing: float = 0.0,
@@ -70,7 +72,7 @@ class FineTuneModule(L.LightningModule):
             raise UserError(f"--model.lr: must be above 0, got {lr}")
         if not 0.0 < lr_decay <= 1.0:
             raise UserError(f"--model.lr_decay: must be above 0 and at most 1, got {lr_decay}")
-        Task(task, 1, label_smoothing)  # refuses before anything is fetched
+        Task(task, 2, label_smoothing)  # refuses before anything is fetched
         spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         self._head_config = _config(HeadConfig, head)
         penalty = _config(PenaltyConfig, penalty)
@@ -80,13 +82,13 @@ class FineTuneModule(L.LightningModule):
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
         self.save_hyperparameters()
-        self.hparams.update(
-            weights=None, source_weights=weights, input=_plain(asdict(spec)), head=asdict(self._head_config)
-        )
-        self.hparams.update(penalty=asdict(penalty), optimizer=_plain(optimizer or "AdamW"), lr_scheduler=_plain(lr_scheduler))
+        self.hparams.update(weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
+        self.hparams.update(input=asdict(spec), head=asdict(self._head_config), penalty=asdict(penalty))
+        self.hparams.update(_plain(dict(self.hparams)))
         self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
         self._run_seed: int | None = None
+        self._head_frozen = False
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -117,7 +119,7 @@ class FineTuneModule(L.LightningModule):
     def train(self, mode: bool = True) -> FineTuneModule:
         """Sets training mode for all but frozen stages."""
         super().train(mode)
-        if mode and getattr(self, "_head_frozen", False):
+        if mode and self._head_frozen:
             self.head.eval()
         return self
 
@@ -126,14 +128,21 @@ class FineTuneModule(L.LightningModule):
         logits: Tensor = self.head(self.backbone(self._normalised(images)))
         return logits
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds none; but callbacks that copy the model (weight averaging) do so before `setup`, and need its head."""
+        if not self.class_names and getattr(self._data, "class_names", None):
+            self._set_classes(self._data.class_names)
+        return []
+
     def setup(self, stage: str) -> None:
         """Takes the classes from the data, and the seed of the run from torch."""
-        names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
-        if names is not None:
-            self._set_classes(names)
+        if not (stage == "predict" and self.class_names):  # images to predict have no classes
+            names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
+            if names is not None:
+                self._set_classes(names)
         if not self.class_names:
             raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
-        if self._run_seed is None:
+        if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -174,8 +183,13 @@ class FineTuneModule(L.LightningModule):
         if self.hparams["lr_scheduler"] is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
+        if self.trainer.ckpt_path is not None:
+            # The loader of that estimate would be kept, and never told where the resumed run is within its epoch.
+            self.trainer.fit_loop._combined_loader = None
         scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, steps)
-        plan = {"scheduler": scheduler, "interval": interval, "monitor": self.main_metric[0]}
+        # What a plateau is of: the scheduler's own choice, else the loss, as torch's scheduler looks for a minimum.
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        plan = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -215,13 +229,13 @@ class FineTuneModule(L.LightningModule):
             elif self.input_spec.channels == 1:
                 images = rgb_to_grayscale(images)
         if images.dtype == torch.uint8:
-            images = (images.to(self.dtype) - self._mean) / self._std
+            images = (images.to(self.dtype) - cast(Tensor, self._mean)) / cast(Tensor, self._std)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
         images, targets = batch
         logits = self(images)
-        metrics = self.metrics[f"{split}_"]
+        metrics = cast(MetricCollection, self.metrics[f"{split}_"])
         self.task.update(metrics, logits, targets)
         size = len(images)
         self.log(f"{split}/loss", self.task.loss(logits, targets), batch_size=size, sync_dist=True, prog_bar=True)
@@ -237,9 +251,11 @@ def _config(cls: type[ConfigT], given: Any) -> ConfigT:
 
 
 def _plain(value: Any) -> Any:
-    """A value with tuples as lists and namespaces as dicts, as YAML has them."""
+    """A value with tuples as lists and numpy's numbers as Python's, as YAML has them."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 

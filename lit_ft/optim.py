@@ -40,7 +40,7 @@ def param_groups(
     [('head', 1.0), ('head/no_decay', 1.0), ('conv', 0.5), ('conv/no_decay', 0.5)]
     """
     groups: list[dict[str, Any]] = []
-    for depth, (stage, modules) in enumerate(reversed(stages.items())):
+    for depth, (stage, modules) in enumerate(reversed(list(stages.items()))):
         decay: list[nn.Parameter] = []
         no_decay: list[nn.Parameter] = []
         for part in (part for module in modules for part in module.modules()):
@@ -120,7 +120,7 @@ def build_scheduler(spec: ClassSpec, optimizer: Optimizer, total_steps: float) -
     asked = inspect.signature(cls).parameters
     if "total_steps" not in asked:
         return cls(optimizer, **options), "epoch"
-    if math.isinf(total_steps):
+    if math.isinf(total_steps) or total_steps < 0:  # -1 is the trainer's word for data without a length
         raise UserError(f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs")
     options = {"total_steps": int(total_steps), **options}
     if "max_lr" in asked:
@@ -134,7 +134,10 @@ def _resolve(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:
     module, _, name = path.rpartition(".")
     homes = [module] if module else ["torch.optim", "torch.optim.lr_scheduler", __name__]
     for home in homes:
-        found = getattr(importlib.import_module(home), name, None)
-        if found is not None:
+        try:
+            found = getattr(importlib.import_module(home), name, None)
+        except ImportError as error:
+            raise UserError(f"--{key}: cannot import {path!r} ({error})") from error
+        if isinstance(found, type):
             return found, options
     raise UserError(f"--{key}: there is no class {path!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 from lit_ft.errors import UserError, unknown
 
@@ -114,7 +114,7 @@ def make_plan(
         case "phases":
             spans = _listed(phases or [], stages)
         case _:
-            raise unknown("strategy", strategy, Strategy.__args__, "--unfreeze.strategy")  # type: ignore[attr-defined]
+            raise unknown("strategy", strategy, get_args(Strategy), "--unfreeze.strategy")
     return _lay_out(spans, stages, strategy, max_epochs)
 
 

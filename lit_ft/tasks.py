@@ -33,7 +33,8 @@ class Task:
         label_smoothing: Share of the target that is spread over all classes; for ``multiclass``.
 
     Raises:
-        UserError: If the name is unknown, or the smoothing is out of range or does not fit the task.
+        UserError: If the name is unknown, the smoothing is out of range or does not fit the task, or there is nothing
+            to tell apart.
     """
 
     name: TaskName
@@ -47,6 +48,8 @@ class Task:
             raise UserError(f"--model.label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
         if self.label_smoothing and self.name != "multiclass":
             raise UserError(f"--model.label_smoothing: is for --model.task multiclass, not {self.name}")
+        if self.num_outputs < 2 and self.name != "regression":
+            raise UserError(f"--model.task: {self.name} needs at least 2 classes, got {self.num_outputs}")
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch.
@@ -88,7 +91,8 @@ class Task:
     def update(self, metrics: MetricCollection, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch to the metrics."""
         if self.name == "multilabel":
-            targets = targets.int()
+            # torchmetrics would take logits that all happen to lie in [0, 1] for probabilities.
+            logits, targets = logits.sigmoid(), targets.int()
         elif self.name == "regression":
             targets = targets.to(logits.dtype).view_as(logits)
         metrics.update(logits, targets)

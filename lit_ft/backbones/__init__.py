@@ -7,12 +7,22 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lit_ft.backbones import mnist_cnn, torchvision, weights as weights_
+from lit_ft.backbones import mnist_cnn, torchvision
+from lit_ft.backbones import weights as weights_
 from lit_ft.backbones.backbone import Backbone, FrozenNorm
 from lit_ft.backbones.spec import InputConfig, InputSpec
 from lit_ft.errors import unknown
 
-__all__ = ["Backbone", "FrozenNorm", "InputConfig", "InputSpec", "Pool", "backbone_names", "build_backbone", "input_spec"]
+__all__ = [
+    "Backbone",
+    "FrozenNorm",
+    "InputConfig",
+    "InputSpec",
+    "Pool",
+    "backbone_names",
+    "build_backbone",
+    "input_spec",
+]
 
 Pool = Literal["own", "avg", "flatten"]
 
@@ -63,10 +73,10 @@ def build_backbone(
     """
     spec = spec or input_spec(name, weights)
     _check(name, weights)
-    network: nn.Module
+    network: nn.Module = nn.Module()
+    own_pool: nn.Module = nn.Sequential()
     if name == "mnist_cnn":
-        stages, own_pool = mnist_cnn.stages(spec.size), nn.Sequential()
-        network = nn.Module()
+        stages = mnist_cnn.stages(spec.size)
     else:
         network = torchvision.build(name, spec.size)
         stages, own_pool = torchvision.cut(name, network)

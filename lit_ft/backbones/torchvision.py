@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lit_ft.backbones.spec import InputSpec
 
 Stages = OrderedDict[str, nn.Module]
 Cut = Callable[[Any], tuple[Stages, nn.Module]]
+
 
 def average() -> nn.Sequential:
     """Maps ``(B, D, h, w)`` -> their mean over all places ``(B, D)``."""
@@ -64,7 +66,7 @@ def _split(features: nn.Sequential, starts: list[int], names: str) -> Stages:
     """Cuts ``features`` so that a new stage begins at each of ``starts``."""
     children = list(features)
     bounds = [0, *starts, len(children)]
-    return _named([children[a:b] for a, b in zip(bounds, bounds[1:], strict=False)], names)
+    return _named([children[a:b] for a, b in pairwise(bounds)], names)
 
 
 def _resnet(network: Any) -> tuple[Stages, nn.Module]:
@@ -131,7 +133,7 @@ def names() -> list[str]:
 def tags(name: str) -> dict[str, WeightsEnum]:
     """The published weights of a network by their tag, with ``DEFAULT`` for the best of them."""
     enum = get_model_weights(name)
-    return {**{member.name: member for member in enum}, "DEFAULT": enum.DEFAULT}  # type: ignore[attr-defined]
+    return {**{member.name: member for member in enum}, "DEFAULT": enum.DEFAULT}
 
 
 def input_spec(weights: WeightsEnum) -> InputSpec:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
@@ -31,11 +29,12 @@ def download(weights: WeightsEnum) -> dict[str, Tensor]:
         UserError: If they are not in the cache and cannot be fetched.
     """
     try:
-        state: dict[str, Tensor] = dict(weights.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+        state: dict[str, Tensor] = dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--model.weights: could not fetch {weights} ({error}); put {weights.url} at {place}, name a local file, "
+            f"--model.weights: could not fetch {weights} ({reason}); put {weights.url} at {place}, name a local file, "
             "or give null for random weights"
         ) from error
     return state
@@ -54,8 +53,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
-        reason = "holds more than tensors, which could run code" if "weights_only" in str(error).lower() else "damaged"
+    except Exception as error:  # a damaged pickle can fail in any way
+        unsafe = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
+        reason = "holds more than tensors, which could run code" if unsafe else "damaged, or not written by torch.save"
         raise UserError(f"--model.weights: cannot read {path}: not a file of weights ({reason})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -57,7 +57,7 @@ class Lines(ProgressBar):
     def _say(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
         if not self._enabled:
             return
-        metrics = self.get_metrics(trainer, pl_module)
+        metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
         values = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if name != "v_num")
         last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "…"
         seconds = time.monotonic() - self._began

@@ -95,10 +95,11 @@ class RunReport(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the best score beside the hyperparameters."""
-        checkpoint = trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_score", None)
-        if best is not None and trainer.logger is not None:
-            trainer.logger.log_metrics({"hp_metric": float(best)}, trainer.global_step)
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        for logger in trainer.loggers:
+            if best is not None and isinstance(logger, TensorBoardLogger):
+                # Now, and not at the start: TensorBoard shows the first score that comes with them.
+                logger.log_hyperparams(dict(pl_module.hparams), {"hp_metric": float(best)})
 
 
 def run_plan(trainer: L.Trainer, pl_module: L.LightningModule) -> Plan:

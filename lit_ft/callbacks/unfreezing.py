@@ -60,41 +60,48 @@ class GradualUnfreezing(Callback):
             return
         module = cast(Any, pl_module)
         stages = [name for name in module.backbone.stage_modules() if name != HEAD]
-        endless = trainer.fast_dev_run or trainer.max_epochs in (None, -1)
+        endless = cast(Any, trainer).fast_dev_run or trainer.max_epochs in (None, -1)
         max_epochs = None if endless else trainer.max_epochs
-        self.plan = make_plan(
-            self.strategy, stages, max_epochs, self.epochs_per_stage, self.head_epochs, self.phases
-        )
+        self.plan = make_plan(self.strategy, stages, max_epochs, self.epochs_per_stage, self.head_epochs, self.phases)
         sharded = not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
             trainer.strategy, FSDPStrategy
         )
         if sharded and len(self.plan.phases) > 1:
             name = type(trainer.strategy).__name__
-            raise UserError(f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
+            raise UserError(
+                f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase"
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes what DDP wrapped, and tells each parameter group when its stage thaws."""
+        """Notes what DDP wrapped."""
         self._reduced = _trainable(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Applies the phase of the first or the resumed epoch, also in mid-epoch."""
-        plan = cast(Plan, self.plan)
-        steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                first = plan.first_epoch(group["stage"]) if "stage" in group else 0
-                group["thaw_step"] = (first or 0) * steps_per_epoch
+        """Tells each parameter group when it thaws, and applies the phase of this epoch, also on resume inside it."""
+        batches = trainer.num_training_batches
+        steps_per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["thaw_step"] = 0
+        # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
+        for phase in reversed(cast(Plan, self.plan).phases):
+            cast(Any, pl_module).set_trainable(phase.trainable, self.frozen_norm)
+            for group in groups:
+                if any(parameter.requires_grad for parameter in group["params"]):
+                    group["thaw_step"] = phase.first_epoch * steps_per_epoch
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Applies the phase of the epoch."""
         self._apply(trainer, pl_module)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets all processes validate the model that the checkpoint gets: that of rank 0."""
+        _share_buffers(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gives every rank the buffers of rank 0, as DDP does before a forward pass, so that replicas end equal."""
-        if trainer.world_size > 1:
-            for buffer in pl_module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        """Makes the replicas equal, also where nothing is validated."""
+        _share_buffers(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, for those who look into a checkpoint."""
@@ -109,6 +116,13 @@ class GradualUnfreezing(Callback):
         if isinstance(trainer.strategy, DDPStrategy) and trainable != self._reduced:
             _wrap_anew(trainer.strategy)
         self._reduced = trainable
+
+
+def _share_buffers(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Gives every rank the buffers of rank 0 (running statistics), as DDP does before a forward pass in training."""
+    if trainer.world_size > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:

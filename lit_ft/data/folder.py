@@ -24,7 +24,8 @@ class ImageFolderDataModule(ImageDataModule):
     What has no folder of its own is split off from the training images, each class in proportion.
 
     Args:
-        root: The folder. A relative one may also lie in the folder that the environment variable LIT_FT_DATA names.
+        root: The folder; when not given, ``data``. A relative one may also lie in the folder that the environment
+            variable LIT_FT_DATA names.
         val_fraction: Fraction of the images for validation, where there is no ``val`` folder.
         test_fraction: Fraction of the images for test, where there is no ``test`` folder. With 0 the validation
             images are tested on, and a warning says so.
@@ -37,7 +38,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str = "data",
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
         predict: str | None = None,
@@ -76,6 +77,17 @@ class ImageFolderDataModule(ImageDataModule):
     def counts(self) -> dict[str, list[int]]:
         """Number of images of each class, by split. Needs `setup`."""
         return {n: class_counts(s.targets, self.num_classes) for n, s in self._splits.items() if n != "predict"}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Finds the images; those to predict need no training images beside them.
+
+        Args:
+            stage: What will be done with them.
+        """
+        if stage == "predict" and self.predict is not None:
+            self._splits["predict"] = self._to_predict()
+            self._is_read = True
+        super().setup(stage)
 
     def read(self) -> None:
         """Finds the images and splits them."""
@@ -143,8 +155,9 @@ class ImageFolderDataModule(ImageDataModule):
         )
 
     def _to_predict(self) -> FileSplit:
-        paths = self._splits["test" if "test" in self._splits else "val"].paths
-        if self.predict is not None:
+        if self.predict is None:
+            paths = self._splits["test" if "test" in self._splits else "val"].paths
+        else:
             given = Path(self.predict).expanduser()
             paths = [given] if given.is_file() else images_within(find_folder(self.predict, "--data.predict"))
             if not paths:

@@ -1,6 +1,7 @@
-"""Small image sets in the real formats, made anew for each test."""
+"""What all tests share: small image sets in the real formats, and one thread, so that numbers repeat."""
 
 import gzip
+import os
 import pickle
 
 import numpy as np
@@ -8,14 +9,13 @@ import pytest
 import torch
 from image_files import noise, save_photo, write_idx
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
+def _no_data_from_outside(monkeypatch):
     monkeypatch.delenv("LIT_FT_DATA", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from lit_ft.backbones import Backbone, InputSpec
+from lit_ft.errors import UserError
+
+SPEC = InputSpec(size=8, resize=8)
+
+
+def block(num_in, num_out):
+    return nn.Sequential(nn.Conv2d(num_in, num_out, 3, padding=1), nn.BatchNorm2d(num_out), nn.Dropout(0.5))
+
+
+@pytest.fixture
+def backbone():
+    """Two stages with batch norm and dropout, and pooling with a norm of its own."""
+    torch.manual_seed(0)
+    stages = OrderedDict(stem=block(3, 4), body=block(4, 5))
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(5))
+    return Backbone(stages, pool, SPEC).train()
+
+
+def images():
+    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def training(backbone):
+    """The names of all leaves in training mode."""
+    return {name for name, module in backbone.named_modules() if module.training and not list(module.children())}
+
+
+def with_gradient(backbone):
+    return {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def state(backbone, stage):
+    return {name: t.clone() for name, t in backbone.state_dict().items() if name.startswith(f"stages.{stage}.")}
+
+
+def leaves(*prefixes):
+    return {f"{prefix}.{i}" for prefix in prefixes for i in range(3)}
+
+
+def parameters(*prefixes):
+    return {f"{prefix}.{i}.{kind}" for prefix in prefixes for i in range(2) for kind in ("weight", "bias")}
+
+
+POOL = {"pool.2.weight", "pool.2.bias"}
+
+
+def test_features_are_the_chain_of_stages_and_pooling(backbone):
+    backbone.eval()
+    stem, body = backbone.stages.values()
+    features = backbone(images())
+    assert features.equal(backbone.pool(body(stem(images()))))
+    assert features.shape == (6, backbone.num_features)
+    assert backbone.num_features == 5
+
+
+def test_counting_features_leaves_buffers_and_random_numbers_alone():
+    stages = OrderedDict(stem=block(3, 4))
+    before = stages["stem"][1].running_mean.clone()
+    random = torch.get_rng_state()
+    backbone = Backbone(stages, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), SPEC)
+    assert backbone.training
+    assert stages["stem"][1].num_batches_tracked == 0
+    assert stages["stem"][1].running_mean.equal(before)
+    assert torch.get_rng_state().equal(random)
+
+
+def test_every_parameter_is_in_exactly_one_stage(backbone):
+    found = [id(p) for parts in backbone.stage_modules().values() for part in parts for p in part.parameters()]
+    assert sorted(found) == sorted(id(p) for p in backbone.parameters())
+    assert backbone.stage_modules()["body"][1] is backbone.pool
+
+
+def test_only_the_named_stages_train(backbone):
+    backbone.set_trainable(["body", "head"])
+    assert with_gradient(backbone) == parameters("stages.body") | POOL
+    backbone.set_trainable(["stem"])
+    assert with_gradient(backbone) == parameters("stages.stem")
+    backbone.set_trainable([])
+    assert with_gradient(backbone) == set()
+    backbone.set_trainable(["stem", "body"])
+    assert with_gradient(backbone) == parameters("stages.stem", "stages.body") | POOL
+
+
+def test_frozen_stages_stay_in_eval_mode_whoever_calls_train(backbone):
+    backbone.set_trainable(["body"])
+    assert training(backbone) == leaves("stages.body", "pool")
+    nn.Sequential(backbone).train()
+    assert training(backbone) == leaves("stages.body", "pool")
+    backbone.eval()
+    assert training(backbone) == set()
+    backbone.train()
+    assert training(backbone) == leaves("stages.body", "pool")
+    backbone.set_trainable(["stem", "body"])
+    assert training(backbone) == leaves("stages.stem", "stages.body", "pool")
+
+
+def test_pooling_is_frozen_with_the_last_stage(backbone):
+    backbone.set_trainable(["stem"])
+    assert training(backbone) == leaves("stages.stem")
+
+
+def test_freezing_in_eval_mode_does_not_start_training(backbone):
+    backbone.eval()
+    backbone.set_trainable(["body"], frozen_norm="train")
+    assert training(backbone) == set()
+
+
+def test_setting_the_same_again_changes_nothing(backbone):
+    backbone.set_trainable(["body"], "stats")
+    backbone(images()).sum().backward()
+    before = with_gradient(backbone), training(backbone), {n: p.grad for n, p in backbone.named_parameters()}
+    backbone.set_trainable(["body"], "stats")
+    after = with_gradient(backbone), training(backbone), {n: p.grad for n, p in backbone.named_parameters()}
+    assert before[:2] == after[:2]
+    assert all(before[2][name] is after[2][name] for name in after[2])
+
+
+@pytest.mark.parametrize(
+    ("frozen_norm", "modules", "gradients"),
+    [
+        ("eval", set(), set()),
+        ("stats", {"stages.stem.1"}, set()),
+        ("train", {"stages.stem.1"}, {"stages.stem.1.weight", "stages.stem.1.bias"}),
+    ],
+)
+def test_frozen_norm_decides_what_norms_of_frozen_stages_do(backbone, frozen_norm, modules, gradients):
+    backbone.set_trainable(["body"], frozen_norm)
+    assert training(backbone) == leaves("stages.body", "pool") | modules
+    assert with_gradient(backbone) == parameters("stages.body") | POOL | gradients
+    before = state(backbone, "stem")
+    backbone.train()
+    backbone(images())
+    changed = {name for name, tensor in state(backbone, "stem").items() if not tensor.equal(before[name])}
+    statistics = {f"stages.stem.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert changed == (statistics if modules else set())
+
+
+def test_frozen_norm_is_not_kept_from_an_earlier_call(backbone):
+    backbone.set_trainable(["body"], "train")
+    backbone.set_trainable(["body"])
+    assert with_gradient(backbone) == parameters("stages.body") | POOL
+    assert training(backbone) == leaves("stages.body", "pool")
+
+
+def test_training_step_leaves_frozen_stages_bit_identical_and_moves_the_others(backbone):
+    backbone.set_trainable(["stem", "body"])
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=0.1, weight_decay=0.1)
+    backbone(images()).square().sum().backward()
+    optimizer.step()  # now the optimizer has momentum, and the stem a gradient
+    backbone.set_trainable(["body"])
+    assert [p.grad for p in backbone.stages["stem"].parameters()] == [None] * 4
+    assert all(p.grad is not None for p in backbone.stages["body"].parameters())
+    stem, body = state(backbone, "stem"), state(backbone, "body")
+    for _ in range(2):
+        optimizer.step()
+        optimizer.zero_grad()
+        backbone(images()).square().sum().backward()
+    assert all(tensor.equal(stem[name]) for name, tensor in state(backbone, "stem").items())
+    assert not any(tensor.equal(body[name]) for name, tensor in state(backbone, "body").items())
+
+
+def test_images_that_are_too_small_are_refused():
+    stages = OrderedDict(stem=nn.Conv2d(3, 4, 11))
+    with pytest.raises(UserError, match=r"^--model.input.size: the backbone cannot take 3 x 8 x 8 images \(.+\)$"):
+        Backbone(stages, nn.Flatten(), SPEC)
+
+
+def test_features_that_are_no_vector_are_refused():
+    with pytest.raises(
+        UserError, match=r"^--model.pool: gives features of shape \(1, 4, 6, 6\), not \(B, D\); choose avg"
+    ):
+        Backbone(OrderedDict(stem=nn.Conv2d(3, 4, 3)), nn.Sequential(), SPEC)

@@ -1,0 +1,225 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from lit_ft.callbacks import GradualUnfreezing, RunReport, report
+from lit_ft.callbacks.report import confusion_figure, data_table, plan_table, run_plan, stage_rates
+from lit_ft.plan import make_plan
+
+
+class Board:
+    """A TensorBoard writer that only remembers."""
+
+    def __init__(self):
+        self.scalars, self.images, self.texts, self.figures = [], [], [], []
+
+    def add_scalar(self, tag, value, step):
+        self.scalars.append((tag, value, step))
+
+    def add_image(self, tag, image, step):
+        self.images.append((tag, image, step))
+
+    def add_text(self, tag, text, step):
+        self.texts.append((tag, text, step))
+
+    def add_figure(self, tag, figure, step):
+        self.figures.append((tag, figure, step))
+
+
+STAGES = {"stem": [nn.Linear(9, 10)], "layer1": [nn.Linear(89, 10)], "head": [nn.Linear(99, 10)]}  # 100, 900, 1000
+
+
+def module(stages=STAGES):
+    backbone = SimpleNamespace(stage_modules=lambda: {k: v for k, v in stages.items() if k != "head"})
+    return SimpleNamespace(
+        stage_modules=lambda: stages,
+        backbone=backbone,
+        hparams={"backbone": "resnet18"},
+        class_names=["ant", "bee", "cat"],
+        task=SimpleNamespace(name="multiclass"),
+        device="cpu",
+    )
+
+
+def trainer(plan=None, lr_decay=0.5, **options):
+    callback = GradualUnfreezing()
+    callback.plan = plan
+    groups = [
+        {"stage": stage, "lr": 0.0, "initial_lr": 0.01 * lr_decay**depth}
+        for depth, stage in enumerate(["head", "layer1", "stem"])
+        for _ in range(2)
+    ]
+    defaults = {
+        "callbacks": [callback],
+        "optimizers": [SimpleNamespace(param_groups=groups)],
+        "current_epoch": 0,
+        "global_step": 0,
+        "log_every_n_steps": 5,
+        "sanity_checking": False,
+        "datamodule": None,
+    }
+    return SimpleNamespace(**{**defaults, **options})
+
+
+@pytest.fixture
+def board(monkeypatch):
+    board = Board()
+    monkeypatch.setattr(report, "_tensorboard", lambda _: board)
+    return board
+
+
+def test_plan_table_shows_each_phase():
+    plan = make_plan("gradual", ["stem", "layer1"], max_epochs=10, head_epochs=1, epochs_per_stage=3)
+    assert plan_table(trainer(plan), module()).splitlines() == [
+        "Plan  resnet18: stem, layer1, head; 2,000 parameters",
+        "  phase  epochs  trainable stages    parameters      learning rates",
+        "  1      0       head                1,000 (50.0%)   0.01",
+        "  2      1-3     layer1, head        1,900 (95.0%)   0.005 to 0.01",
+        "  3      4-9     stem, layer1, head  2,000 (100.0%)  0.0025 to 0.01",
+    ]
+
+
+def test_plan_table_of_a_run_without_end_and_of_many_stages():
+    stages = {**STAGES, "layer2": [nn.Linear(1, 1)], "head": STAGES["head"]}
+    stages["head"] = stages.pop("head")
+    table = plan_table(trainer(make_plan("lp_ft", list(stages)[:-1], None), lr_decay=1.0), module(stages))
+    assert table.splitlines()[2:] == [
+        "  1      0       head              1,000 (50.0%)   0.01",
+        "  2      1-…     all               2,002 (100.0%)  0.01",
+    ]
+
+
+def test_without_a_callback_that_thaws_everything_trains():
+    for run in (trainer(), trainer(callbacks=[])):
+        plan = run_plan(run, module())
+        assert [phase.trainable for phase in plan.phases] == [("stem", "layer1", "head")]
+
+
+def test_data_table_shows_classes_and_images_of_each_split():
+    class Digits:
+        class_names = ("zero", "one")
+
+        def counts(self):
+            return {"train": [1000, 1000], "val": [7, 5]}
+
+    assert data_table(Digits()).splitlines() == [
+        "Data  Digits: 2 classes (zero, one)",
+        "  train     2,000 images, 1000 a class",
+        "  val          12 images, 5 to 7 a class",
+    ]
+
+
+def test_data_table_of_many_classes_shows_the_first_ten():
+    data = SimpleNamespace(class_names=list("abcdefghijkl"), counts=dict)
+    assert data_table(data) == "Data  SimpleNamespace: 12 classes (a, b, c, d, e, f, g, h, i, j, …)"
+
+
+@pytest.mark.parametrize("data", [None, SimpleNamespace(num_classes=3)])
+def test_data_table_of_loaders(data):
+    assert data_table(data) == "Data: given as loaders"
+
+
+MATRIX = torch.tensor([[3, 1, 0], [0, 5, 0], [0, 0, 0]])
+
+
+def test_confusion_figure_has_counts_shares_and_names():
+    [axes] = confusion_figure(MATRIX, ["ant", "bee", "cat"]).axes
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "3", (1, 0): "1", (1, 1): "5"}
+    colors = {text.get_position(): text.get_color() for text in axes.texts}
+    assert colors == {(0, 0): "white", (1, 0): "black", (1, 1): "white"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cat"]
+    [image] = axes.images
+    assert image.get_array().tolist() == [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert image.get_clim() == (0.0, 1.0)
+
+
+def test_confusion_figure_of_many_classes_has_no_numbers():
+    [axes] = confusion_figure(torch.eye(31), [str(i) for i in range(31)]).axes
+    assert len(axes.texts) == 0
+    assert len(axes.get_xticklabels()) == 31
+
+
+def test_rate_of_a_stage_is_shown_as_zero_while_it_is_frozen(board):
+    plan = make_plan("gradual", ["stem", "layer1"], max_epochs=3)
+    run = trainer(plan, current_epoch=1, global_step=7)
+    for group, rate in zip(run.optimizers[0].param_groups, (3.0, 3.0, 2.0, 2.0, 1.0, 1.0), strict=True):
+        group["lr"] = rate
+    assert stage_rates(run) == {"head": 3.0, "layer1": 2.0, "stem": 1.0}
+    RunReport().on_train_epoch_start(run, module())
+    assert board.scalars == [("phase", 1, 7), ("lr/head", 3.0, 7), ("lr/layer1", 2.0, 7), ("lr/stem", 0.0, 7)]
+
+
+@pytest.mark.parametrize(("step", "expected"), [(4, 0), (5, 4), (10, 4)])
+def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, expected):
+    run = trainer(make_plan("full", ["stem", "layer1"], 1), global_step=step)
+    RunReport().on_train_batch_end(run, module(), None, None, 0)
+    assert len(board.scalars) == expected
+
+
+def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys):
+    run, callback = trainer(make_plan("full", ["stem", "layer1"], 1), global_step=9), RunReport()
+    callback.on_fit_start(run, module())
+    assert "Plan  resnet18" in capsys.readouterr().out
+    assert [tag for tag, *_ in board.texts] == ["plan"]
+
+    def validate(guessed, true):
+        outputs = {"logits": 5.0 * nn.functional.one_hot(torch.tensor(guessed), 3), "targets": torch.tensor(true)}
+        callback.on_validation_batch_end(run, module(), outputs, None, 0)
+        callback.on_validation_epoch_end(run, module())
+
+    run.sanity_checking = True
+    validate([2, 2], [2, 2])
+    assert board.figures == []
+    run.sanity_checking = False
+    for epoch, (guessed, true) in enumerate([([0, 1, 1], [0, 0, 1]), ([1], [0])]):
+        validate(guessed, true)
+        tag, figure, step = board.figures[epoch]
+        assert (tag, step) == ("val/confusion_matrix", 9)
+        counts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+        assert counts == [{(0, 0): "1", (1, 0): "1", (1, 1): "1"}, {(1, 0): "1"}][epoch]
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "num_classes"),
+    [({"confusion_matrix": False}, "multiclass", 3), ({}, "regression", 3), ({}, "multiclass", 101)],
+)
+def test_no_confusion_matrix_where_it_is_off_or_says_nothing(board, options, task, num_classes):
+    model = module()
+    model.task.name, model.class_names = task, [str(i) for i in range(num_classes)]
+    callback = RunReport(**options)
+    run = trainer(make_plan("full", ["stem", "layer1"], 1))
+    callback.on_fit_start(run, model)
+    callback.on_validation_batch_end(run, model, {"logits": torch.zeros(1, 3), "targets": torch.tensor([0])}, None, 0)
+    callback.on_validation_epoch_end(run, model)
+    assert board.figures == []
+
+
+@pytest.mark.parametrize(
+    ("num_images", "step", "dtype", "expected"),
+    [(4, 0, torch.uint8, 1), (0, 0, torch.uint8, 0), (4, 1, torch.uint8, 0), (4, 0, torch.float, 0)],
+)
+def test_images_of_the_first_batch_are_shown(board, num_images, step, dtype, expected):
+    images = torch.full((6, 3, 8, 8), 7, dtype=dtype)
+    RunReport(num_images).on_train_batch_start(trainer(global_step=step), module(), (images, None), 0)
+    assert len(board.images) == expected
+    if expected:
+        tag, grid, _ = board.images[0]
+        assert tag == "train/images"
+        assert (grid[0] == 7).sum() == 4 * 8 * 8
+
+
+def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75))
+    RunReport().on_fit_end(trainer(loggers=[logger], checkpoint_callback=checkpoint), module())
+    logger.experiment.flush()
+    board = EventAccumulator(logger.log_dir)
+    board.Reload()
+    assert [event.value for event in board.Scalars("hp_metric")] == [0.75]
+    assert b"resnet18" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content

@@ -1,0 +1,273 @@
+import math
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+import two_processes
+from lightning.pytorch.strategies import FSDPStrategy
+from small_runs import FewDigits, Recorder, digest, small_module, small_resnet, small_trainer
+from torch import nn
+
+from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.errors import UserError
+from lit_ft.module import FineTuneModule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SGD = {"class_path": "SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
+ADAMW = {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}
+
+
+def fit(module, unfreezing, max_epochs, **data):
+    recorder = Recorder()
+    L.seed_everything(1)
+    trainer = small_trainer(max_epochs, unfreezing, recorder, limit_val_batches=1)
+    trainer.fit(module, datamodule=FewDigits(**data))
+    return trainer, recorder
+
+
+EVERYTHING = {"conv", "dense", "head"}
+REFREEZING = [
+    {"train": ["head", "dense"], "epochs": 1},
+    {"train": ["con*"], "epochs": 1},
+    {"train": ["head"], "epochs": 1},
+]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"strategy": "full"}, [EVERYTHING]),
+        ({"strategy": "linear_probe"}, [{"head"}, {"head"}]),
+        ({"strategy": "lp_ft"}, [{"head"}, EVERYTHING]),
+        ({"strategy": "gradual"}, [{"head"}, {"dense", "head"}, EVERYTHING]),
+        ({"strategy": "gradual", "head_epochs": 2}, [{"head"}, {"head"}, {"dense", "head"}, EVERYTHING]),
+        ({"strategy": "phases", "phases": REFREEZING}, [{"head", "dense"}, {"conv"}, {"head"}]),
+    ],
+    ids=lambda value: "-".join(map(str, value.values()))[:12] if isinstance(value, dict) else "",
+)
+def test_only_the_stages_of_the_phase_move(options, expected, optimizer):
+    module = small_module(optimizer=optimizer, lr_scheduler=None)
+    trainer, recorder = fit(module, GradualUnfreezing(**options), len(expected))
+    assert recorder.moved() == expected
+    assert recorder.modes == [stages for stages in expected for _ in range(2)]
+    assert len(trainer.optimizers[0].param_groups) == 6
+
+
+def norms(module):
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("frozen_norm", ["eval", "stats", "train"])
+def test_frozen_norm_layers_do_what_the_option_says(frozen_norm):
+    module = small_resnet(penalty={"kind": "l2", "strength": 0.1}, optimizer=SGD)
+    frozen = nn.ModuleList([module.backbone.stages[name] for name in ("stem", "layer1", "layer2", "layer3")])
+    norm_ids = {id(p) for norm in norms(frozen) for p in norm.parameters()}
+
+    def state():
+        others = digest(p for p in frozen.parameters() if id(p) not in norm_ids)
+        return others, digest(p for norm in norms(frozen) for p in norm.parameters()), digest(frozen.buffers())
+
+    phases = [{"train": ["head"], "epochs": 1}, {"train": ["layer4", "head"], "epochs": 1}]
+    before = state()
+    _, recorder = fit(module, GradualUnfreezing("phases", phases=phases, frozen_norm=frozen_norm), 2)
+    unchanged = [now == then for now, then in zip(state(), before, strict=True)]
+    assert unchanged == {"eval": [True, True, True], "stats": [True, True, False], "train": [True, False, False]}[
+        frozen_norm
+    ]
+    all_stages = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
+    if frozen_norm == "eval":
+        assert recorder.moved(1) == [set(), {"layer4"}]
+        assert recorder.moved(0) == [{"head"}, {"layer4", "head"}]
+    if frozen_norm == "train":
+        assert recorder.moved(0) == [all_stages, all_stages]  # of the frozen ones just the norms, in the first phase too
+
+
+@pytest.fixture(scope="module")
+def gradual_run():
+    """Three epochs of four steps, one thaw after each of the first two, with a warm-up of three steps."""
+    module = small_module(
+        lr=0.8, lr_decay=0.5, lr_scheduler={"class_path": "WarmupCosine", "init_args": {"warmup_fraction": 0.25}}
+    )
+    return fit(module, GradualUnfreezing("gradual"), 3, batch_size=5)
+
+
+def test_learning_rates_warm_up_from_each_thaw(gradual_run):
+    _, recorder = gradual_run
+    assert len(recorder.rates) == 12
+    # (1 + cos(pi k / 9)) / 2 after the warm-up of the head, k = 0 at step 3.
+    cosine = {3: 1.0, 4: 0.969846, 5: 0.883022, 6: 0.75, 7: 0.586824, 8: 0.413176, 9: 0.25, 10: 0.116978, 11: 0.030154}
+    head = [0.8 / 3, 1.6 / 3, 0.8, *(0.8 * cosine[step] for step in range(3, 12))]
+    dense = [0.4 * cosine[4] / 3, 0.8 * cosine[5] / 3, *(0.4 * cosine[step] for step in range(6, 12))]
+    conv = [0.2 * cosine[8] / 3, 0.4 * cosine[9] / 3, 0.2 * cosine[10], 0.2 * cosine[11]]
+    for name in ("", "/no_decay"):
+        assert [rates["head" + name] for rates in recorder.rates] == pytest.approx(head, rel=1e-4)
+        assert [rates["dense" + name] for rates in recorder.rates[4:]] == pytest.approx(dense, rel=1e-4)
+        assert [rates["conv" + name] for rates in recorder.rates[8:]] == pytest.approx(conv, rel=1e-4)
+        assert {rates["conv" + name] for rates in recorder.rates[1:8]} == {0.0}
+
+
+def test_groups_stay_and_each_knows_when_it_thaws(gradual_run):
+    trainer, recorder = gradual_run
+    names = ["head", "head/no_decay", "dense", "dense/no_decay", "conv", "conv/no_decay"]
+    assert all(list(rates) == names for rates in recorder.rates)
+    groups = trainer.optimizers[0].param_groups
+    assert [group["thaw_step"] for group in groups] == [0, 0, 4, 4, 8, 8]
+
+
+def test_optimizer_state_survives_a_thaw(gradual_run):
+    trainer, _ = gradual_run
+    optimizer = trainer.optimizers[0]
+    steps = [{int(optimizer.state[p]["step"]) for p in group["params"]} for group in optimizer.param_groups]
+    assert steps == [{12}, {12}, {8}, {8}, {4}, {4}]
+
+
+def test_norm_layers_that_train_while_frozen_are_not_held_back_by_the_warm_up():
+    module = small_resnet()
+    unfreezing = GradualUnfreezing("lp_ft", frozen_norm="train")
+    trainer, _ = fit(module, unfreezing, 2)
+    thaws = {group["name"]: group["thaw_step"] for group in trainer.optimizers[0].param_groups}
+    assert (thaws["layer1"], thaws["layer1/no_decay"]) == (2, 0)
+
+
+def test_accumulated_batches_count_as_one_step():
+    module = small_module()
+    trainer = small_trainer(2, GradualUnfreezing("lp_ft"), accumulate_grad_batches=3, limit_val_batches=0)
+    trainer.fit(module, datamodule=FewDigits(batch_size=5))
+    assert trainer.global_step == 4
+    assert {group["thaw_step"] for group in trainer.optimizers[0].param_groups} == {0, 2}
+
+
+def test_applying_a_phase_twice_changes_nothing():
+    module = small_module(classes=10)
+    module(torch.zeros(2, 1, 28, 28)).sum().backward()
+    seen = []
+    for _ in range(2):
+        module.set_trainable(("head",))
+        trains = {name: (p.requires_grad, p.grad is None) for name, p in module.named_parameters()}
+        seen.append((trains, {name: part.training for name, part in module.named_modules()}))
+    assert seen[0] == seen[1]
+    # A gradient that was left there would move the frozen stage in the next step.
+    assert trains["backbone.stages.dense.1.weight"] == (False, True)
+    assert trains["head.0.weight"] == (True, False)
+
+
+def test_checkpoint_holds_the_plan(gradual_run):
+    unfreezing = next(c for c in gradual_run[0].callbacks if isinstance(c, GradualUnfreezing))
+    assert unfreezing.state_dict()["plan"][1] == {"first_epoch": 1, "num_epochs": 1, "trainable": ["dense", "head"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "max_epochs", "message"),
+    [
+        ({"strategy": "gradual"}, 2, r"--trainer.max_epochs: .* at least 3 epochs .* got 2"),
+        ({"strategy": "phases", "phases": [{"train": ["layer9", "head"]}]}, 2, r"unknown stage 'layer9'"),
+    ],
+)
+def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, message):
+    module = small_module()
+    before = digest(module.parameters())
+    with pytest.raises(UserError, match=message):
+        fit(module, GradualUnfreezing(**options), max_epochs)
+    assert digest(module.backbone.parameters()) == before
+
+
+def test_sharded_strategy_cannot_thaw():
+    trainer = SimpleNamespace(strategy=FSDPStrategy(), max_epochs=2, fast_dev_run=False)
+    module = small_module()
+    with pytest.raises(UserError, match=r"--trainer.strategy: FSDPStrategy cannot thaw .* use ddp"):
+        GradualUnfreezing("lp_ft").setup(trainer, module, "fit")
+    GradualUnfreezing("linear_probe").setup(trainer, module, "fit")
+
+
+def test_run_without_an_end_follows_the_plan():
+    trainer = small_trainer(-1, GradualUnfreezing("lp_ft"), recorder := Recorder(), max_steps=4, limit_val_batches=0)
+    trainer.fit(small_module(lr_scheduler=None), datamodule=FewDigits())
+    assert recorder.moved() == [{"head"}, EVERYTHING]
+
+
+def test_data_without_a_length():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            for i in range(8):
+                yield torch.zeros(1, 28, 28, dtype=torch.uint8), i
+
+    trainer = small_trainer(2, GradualUnfreezing("lp_ft"), recorder := Recorder(), limit_val_batches=0)
+    trainer.fit(small_module(lr_scheduler=None, classes=10), torch.utils.data.DataLoader(Endless(), batch_size=4))
+    assert recorder.moved() == [{"head"}, EVERYTHING]
+    with pytest.raises(UserError, match=r"WarmupCosine needs a run with an end"):
+        trainer.fit(small_module(classes=10), torch.utils.data.DataLoader(Endless(), batch_size=4))
+
+
+@pytest.fixture(scope="module")
+def both_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_processes")
+    return two_processes.launch(folder), folder
+
+
+@pytest.mark.parametrize("scenario", ["watch_thaws", "watch_norms"])
+def test_replicas_are_equal_after_every_epoch(both_ranks, scenario):
+    for found in both_ranks[0]:
+        assert found[scenario]["equal_replicas"] == [True] * 4
+
+
+def test_each_phase_trains_its_stages_on_every_process(both_ranks):
+    for found in both_ranks[0]:
+        assert found["watch_thaws"]["moved"] == [{"head"}, {"dense", "head"}, {"dense", "head"}, EVERYTHING]
+        some = {"layer4", "head"}
+        everything = {"stem", "layer1", "layer2", "layer3", *some}
+        assert found["watch_norms"]["moved"] == [{"head"}, some, some, everything]
+
+
+HEAD, DENSE, CONV = 128 * 10 + 10, 32 * 13 * 13 * 128 + 128, 32 * 9 + 32
+
+
+def test_what_is_reduced_follows_the_phase(both_ranks):
+    expected = [HEAD] * 3 + [HEAD + DENSE] * 6 + [HEAD + DENSE + CONV] * 3
+    for found in both_ranks[0]:
+        assert found["watch_thaws"]["reduced"] == expected
+
+
+def test_model_is_wrapped_anew_at_a_thaw_alone_and_the_old_wrapper_is_gone(both_ranks):
+    for found in both_ranks[0]:
+        assert found["watch_thaws"]["wrapped"] == [(1, 1)] * 3 + [(2, 1)] * 6 + [(3, 1)] * 3
+        assert found["watch_norms"]["wrapped"] == [(1, 1)] * 2 + [(2, 1)] * 4 + [(3, 1)] * 2
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_gradient_is_that_of_the_joined_batch_on_one_process(both_ranks, epoch):
+    first, second = (found["watch_thaws"]["steps"][epoch] for found in both_ranks[0])
+    assert not first["batch"][0].equal(second["batch"][0])
+    assert all(first["gradients"][name].equal(second["gradients"][name]) for name in first["gradients"])
+    module = small_module(weights=None, classes=10)
+    module.load_state_dict(first["weights"])
+    images, targets = (torch.cat(parts) for parts in zip(first["batch"], second["batch"], strict=True))
+    module.task.loss(module(images), targets).backward()
+    own = dict(module.named_parameters())
+    assert len(first["gradients"]) == {0: 2, 1: 4, 3: 6}[epoch]
+    for name, gradient in first["gradients"].items():
+        torch.testing.assert_close(gradient, own[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_on_two_processes_is_that_of_the_checkpoint_on_one(both_ranks):
+    found, folder = both_ranks
+    metrics = found[0]["watch_norms"]["metrics"]
+    assert found[1]["watch_norms"]["metrics"] == pytest.approx(metrics)
+    module = FineTuneModule.load_from_checkpoint(folder / "norms.ckpt")
+    trainer = small_trainer(1)
+    alone = trainer.validate(module, datamodule=FewDigits(batch_size=16), verbose=False)[0]
+    assert metrics.keys() == alone.keys() == {f"val/{m}" for m in ("loss", "acc", "acc_top5", "precision", "recall", "f1")}
+    assert all(math.isfinite(value) for value in alone.values())
+    assert metrics == pytest.approx(alone, rel=1e-4)
+
+
+def test_run_on_two_processes_resumes_in_mid_epoch_bit_for_bit(both_ranks):
+    for found in both_ranks[0]:
+        assert found["resume"] == {"steps": 9, "differences": []}
+
+
+def test_processes_in_different_phases_raise(both_ranks):
+    for found in both_ranks[0]:
+        assert found["disagree"] == "the processes disagree on the phase of epoch 1: [1, 0]"

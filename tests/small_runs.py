@@ -1,0 +1,114 @@
+"""Small runs: few images, quick backbones, and what a run leaves behind."""
+
+import hashlib
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_ft.data import DigitsDataModule
+from lit_ft.module import FineTuneModule
+
+NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
+
+
+class FewDigits(DigitsDataModule):
+    """Digits with few images to train and to validate on."""
+
+    def __init__(self, num_val=NUM_VAL, **options):
+        super().__init__(**{"shots": 2, "batch_size": 10, "augment": "none", **options})
+        self.num_val = num_val
+
+    def read_splits(self):
+        train, val, test = super().read_splits()
+        return train, val.part(val.rows[: self.num_val]), test.part(test.rows[:20])
+
+
+def small_module(**options):
+    """The shipped network, with a head whose dropout makes every step random, or what the options say."""
+    return FineTuneModule(**{"backbone": "mnist_cnn", "weights": "MNIST", "lr": 0.05, **options})
+
+
+def small_resnet(**options):
+    return FineTuneModule(
+        **{"backbone": "resnet18", "weights": None, "input": {"size": 32, "resize": 32}, "lr": 0.01, **options}
+    )
+
+
+def small_trainer(max_epochs, *callbacks, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"num_sanity_val_steps": 0, "enable_checkpointing": any("Checkpoint" in type(c).__name__ for c in callbacks)}
+    return L.Trainer(
+        accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks), **{"devices": 1, **quiet, **options}
+    )
+
+
+def digest(tensors):
+    """A hash of every bit of the tensors, in order."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def digests(module):
+    """The hashes of each stage's parameters and buffers."""
+    return {
+        name: (digest(p for part in parts for p in part.parameters()), digest(b for part in parts for b in part.buffers()))
+        for name, parts in module.stage_modules().items()
+    }
+
+
+class Recorder(Callback):
+    """Notes the stages' hashes before each epoch and after the last, and the parameter groups at each step.
+
+    It stands behind `GradualUnfreezing` in the list of callbacks, so that it sees what that one did.
+    """
+
+    def __init__(self):
+        self.digests = []
+        self.rates = []
+        self.modes = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if not self.digests:
+            self.digests.append(digests(pl_module))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append({group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups})
+        modules = {name: parts[0].training for name, parts in pl_module.stage_modules().items()}
+        self.modes.append({name for name, training in modules.items() if training})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.digests.append(digests(pl_module))
+
+    def moved(self, what=0):
+        """The stages whose parameters (0) or buffers (1) changed, by epoch."""
+        return [
+            {name for name in now if now[name][what] != before[name][what]}
+            for before, now in zip(self.digests, self.digests[1:], strict=False)
+        ]
+
+
+def final_state(trainer, module):
+    """All that two equal runs must agree on at their end, bit for bit."""
+    return {
+        "weights": {name: tensor.clone() for name, tensor in module.state_dict().items()},
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "scheduler": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "scores": {c.monitor: c.best_model_score for c in trainer.checkpoint_callbacks if c.monitor},
+    }
+
+
+def differences(left, right, path=""):
+    """The paths at which two nested states differ."""
+    if isinstance(left, torch.Tensor):
+        return [] if isinstance(right, torch.Tensor) and left.equal(right) else [path]
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return [found for key in left for found in differences(left[key], right[key], f"{path}/{key}")]
+    if isinstance(left, (list, tuple)) and len(left) == len(right):
+        pairs = zip(left, right, strict=True)
+        return [found for i, (one, other) in enumerate(pairs) for found in differences(one, other, f"{path}/{i}")]
+    return [] if left == right else [path]

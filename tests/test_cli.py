@@ -1,0 +1,285 @@
+"""The command line as a person uses it: real configs, real files, and the one line after a mistake."""
+
+import csv
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_ft.__main__ import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Each test runs in an empty folder, and leaves warnings and loggers as they were."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIT_FT_DATA", raising=False)
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    form = warnings.formatwarning
+    with warnings.catch_warnings():
+        yield
+    warnings.formatwarning = form
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def lit_ft(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["lit-ft", *map(str, args)])
+    return main()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command that must succeed, and gives what it printed."""
+
+    def command(*args):
+        code = lit_ft(monkeypatch, *args)
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return command
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs a command that must be refused, and gives the line on stderr."""
+
+    def command(*args):
+        code = lit_ft(monkeypatch, *args)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+        assert code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return command
+
+
+QUICK = ("--config", CONFIGS / "quickstart.yaml", "--unfreeze.head_epochs", 1, "--unfreeze.epochs_per_stage", 1)
+
+
+def test_finetune_leaves_a_whole_run(run):
+    printed = run("finetune", *QUICK, "--trainer.max_epochs", 3)
+    folder = Path("logs/quickstart/version_0")
+    assert "10 classes" in printed
+    assert "100 images, 10 a class" in printed
+    assert re.search(r"1 +0 +head +1,290 \(0\.2%\) +0\.003", printed)
+    assert re.search(r"3 +2 +conv, dense, head +693,962 \(100\.0%\) +0\.00075 to 0\.003", printed)
+    assert f"--ckpt_path {folder}/checkpoints/best.ckpt" in printed
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["backbone"] == "mnist_cnn"
+    board = EventAccumulator(str(folder), size_guidance={"images": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss", "val/acc", "val/f1", "val/recall", "val/acc_top5", "test/acc", "hp_metric"} <= set(
+        tags["scalars"]
+    )
+    assert {"train/images", "val/confusion_matrix"} <= set(tags["images"])
+    assert [board.Scalars("phase")[i].value for i in (0, -1)] == [0, 2]
+    assert board.Scalars("lr/conv")[0].value == 0  # frozen in the first phase
+    assert max(event.value for event in board.Scalars("lr/conv")) > 0
+    assert len(board.Images("val/confusion_matrix")) == 3
+
+
+def test_rerun_from_its_config_gives_the_same_numbers(run):
+    first = run("fit", *QUICK, "--trainer.max_epochs", 3, "--seed_everything", 7)
+    again = run("fit", "--config", "logs/quickstart/version_0/config.yaml")
+    weights = [
+        torch.load(f"logs/quickstart/version_{i}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for i in (0, 1)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    other = run("fit", "--config", "logs/quickstart/version_0/config.yaml", "--seed_everything", 8)
+    losses = [re.findall(r"train/loss (\S+)", printed) for printed in (first, again, other)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_evaluation_needs_only_the_checkpoint(run):
+    trained = run("finetune", *QUICK, "--trainer.max_epochs", 3, "--model.head.hidden", "[16]")
+    best = Path("logs/quickstart/version_0/checkpoints/best.ckpt")
+    score = next(line for line in trained.splitlines() if "test/acc " in line)
+    # Before or after the config, and without it: the checkpoint tells what model it is.
+    for args in (
+        ("--ckpt_path", best),
+        ("--ckpt_path", best, "--config", best.parent.parent / "config.yaml"),
+    ):
+        assert score in run("test", *args)
+    assert "val/acc" in run("validate", "--ckpt_path", best)
+
+
+def test_predict_writes_one_row_an_image_in_order(run):
+    run("fit", *QUICK, "--trainer.max_epochs", 3)
+    printed = run("predict", "--ckpt_path", "logs/quickstart/version_0/checkpoints/best.ckpt")
+    path = printed.split("Predictions: ")[1].strip()
+    rows = list(csv.DictReader(Path(path).read_text().splitlines()))
+    assert len(rows) == 1000
+    assert [row["path"] for row in rows[:2]] == ["digits/test/0", "digits/test/1"]
+    assert {row["class"] for row in rows} <= set("0123456789")
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_predict_photos_without_the_training_folder(run, photo_root, tmp_path):
+    model = ("--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 64)
+    data = ("--data", "ImageFolderDataModule", "--data.num_workers", 0)
+    run("fit", *model, *data, "--data.root", photo_root, "--unfreeze.strategy", "full", "--trainer.max_epochs", 1)
+    photo_root.rename(tmp_path / "elsewhere")
+    run(
+        "predict", *data, "--data.predict", tmp_path / "elsewhere" / "bee",
+        "--ckpt_path", "logs/run/version_0/checkpoints/best.ckpt", "--predictions.file", "out/bees.csv",
+    )  # fmt: skip
+    rows = list(csv.DictReader(Path("out/bees.csv").read_text().splitlines()))
+    assert [Path(row["path"]).name for row in rows] == sorted(p.name for p in (tmp_path / "elsewhere/bee").iterdir())
+    assert {row["class"] for row in rows} <= {"ant", "bee", "cat"}
+
+
+def test_resume_goes_on_in_its_folder_and_ends_the_same(run):
+    run("fit", *QUICK, "--trainer.max_epochs", 4)
+    run("fit", *QUICK, "--trainer.max_epochs", 3, "--name", "cut")
+    run(
+        "fit", *QUICK, "--trainer.max_epochs", 4, "--seed_everything", 9,
+        "--ckpt_path", "logs/cut/version_0/checkpoints/last.ckpt",
+    )  # fmt: skip
+    assert [path.name for path in Path("logs/cut").iterdir()] == ["version_0"]
+
+
+def test_callbacks_of_a_config_add_to_the_named_ones(run):
+    Path("more.yaml").write_text(
+        "trainer:\n  max_epochs: 2\n  callbacks:\n    - class_path: LearningRateMonitor\n"
+        "      init_args: {logging_interval: epoch}\n"
+    )
+    printed = run("fit", "--config", "more.yaml", "--early_stopping.patience", 3)
+    assert "Plan  mnist_cnn" in printed
+    assert Path("logs/more/version_0/checkpoints/best.ckpt").is_file()
+    states = torch.load("logs/more/version_0/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    assert "GradualUnfreezing" in states
+    assert any(key.startswith("EarlyStopping") and "val/loss" in key for key in states)
+    board = EventAccumulator("logs/more/version_0")
+    board.Reload()
+    assert "lr-AdamW/conv" in board.Tags()["scalars"]
+
+
+def test_named_callbacks_can_be_switched_off(run):
+    printed = run("fit", "--unfreeze", "null", "--checkpoint", "null", "--report", "null", "--trainer.max_epochs", 1)
+    assert "Plan" not in printed
+    assert not Path("logs/run/version_0/checkpoints").exists()
+
+
+def test_optimizer_and_schedule_by_short_name(run):
+    run(
+        "fit", "--trainer.max_epochs", 2, "--optimizer", "SGD", "--optimizer.momentum", 0.9,
+        "--lr_scheduler", "OneCycleLR", "--lr_scheduler.pct_start", 0.5, "--model.lr", 0.1, "--model.lr_decay", 0.5,
+    )  # fmt: skip
+    groups = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert [group["name"] for group in groups[:3]] == ["head", "head/no_decay", "dense"]
+    assert groups[0]["max_lr"] == 0.1
+    assert groups[2]["max_lr"] == 0.05
+    assert "momentum" in groups[0]
+
+
+MISTAKES = {
+    ("fit", "--model.backbon", "resnet50"): "--model.backbon: there is no such option; nearest: --model.backbone",
+    ("fit", "--modle.backbone", "x"): "--modle.backbone: there is no such option; nearest: --model.backbone",
+    ("fit", "--model.head.hiden", "[5]"): "--model.head.hiden: there is no such option; nearest: --model.head.hidden",
+    ("fit", "--model.backbone", "resnet5"): "--model.backbone: unknown backbone 'resnet5'; nearest: resnet50",
+    ("fit", "--model.weights", "MNITS"): "unknown weights tag of mnist_cnn 'MNITS'; nearest: MNIST",
+    ("fit", "--model.weights", "nix.pth"): "--model.weights: no such file: nix.pth",
+    ("fit", "--model.lr", "fast"): "--model.lr: Expected a float. got fast",
+    ("fit", "--model.lr", "-1"): "--model.lr: must be above 0, got -1.0",
+    ("fit", "--optimizer", "SDG"): "--optimizer: unknown class 'SDG'; nearest: SGD",
+    ("fit", "--optimizer.lr", "1"): "--optimizer.lr: there is no such option; nearest: --model.lr",
+    ("fit", "--lr_scheduler", "OneCycle"): "--lr_scheduler: unknown class 'OneCycle'; nearest: OneCycleLR",
+    ("fit", "--data", "DigitDataModule"): "--data: unknown class 'DigitDataModule'; nearest: DigitsDataModule",
+    ("fit", "--data.batch_size", "4"): "--data.batch_size: name the data module first, such as --data DigitsDataModule",
+    ("fit", "--data", "DigitsDataModule", "--data.batch_size", "0"): "--data.batch_size: 0 is less than 1",
+    ("fit", "--data", "ImageFolderDataModule", "--data.root", "nix"): "--data.root: nix does not exist",
+    ("fit", "--unfreeze.strategy", "gradul"): "--unfreeze.strategy: unknown value 'gradul'; nearest: gradual",
+    ("fit", "--unfreeze.strategy", "phases", "--unfreeze.phases", "[{train: [conf, head]}]"): (
+        "--unfreeze.phases[0].train: unknown stage 'conf'; nearest: conv"
+    ),
+    ("fit", "--unfreeze.strategy", "gradual", "--trainer.max_epochs", "2"): "needs at least 3 epochs",
+    ("fit", "--config", "nix.yaml"): "--config: File does not exist: ",
+    ("fit", "--trainer.accelerator", "tpu"): "torch_xla",
+    ("fit", "--ckpt_path", "nix.ckpt"): "--ckpt_path: no such file: nix.ckpt",
+    ("test",): "--ckpt_path: lit-ft test needs the checkpoint of a run",
+    ("test", "--ckpt_path", str(CONFIGS / "quickstart.yaml")): "is not a checkpoint, or it is damaged",
+    ("fot",): "invalid choice: 'fot'",
+}
+
+
+@pytest.mark.parametrize("args", MISTAKES, ids=" ".join)
+def test_mistake_ends_in_one_line(refused, args):
+    assert MISTAKES[args] in refused(*args)
+    assert not list(Path().glob("logs/*/*/checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("modell: {backbone: x}", "--modell.backbone: there is no such option; nearest: --model.backbone"),
+        ("model: {backbon: x}", "--model.backbon: there is no such option; nearest: --model.backbone"),
+        ("model: {backbone: x", "--config: not valid YAML: line 1"),
+        ("unfreeze: {strategy: phases, phases: [{trian: [head]}]}", "nearest: --unfreeze.phases.train"),
+    ],
+)
+def test_mistake_in_a_config_ends_in_one_line(refused, text, line):
+    Path("mistake.yaml").write_text(text)
+    assert line in refused("fit", "--config", "mistake.yaml")
+
+
+def test_resume_refuses_another_model(run, refused):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
+    last = "logs/run/version_0/checkpoints/last.ckpt"
+    line = refused("fit", "--ckpt_path", last, "--model.head.hidden", "[8]")
+    assert "is of a run with --model.head {'hidden': [], 'dropout': 0.0}" in line
+    assert f"--model.weights {last}" in line
+
+
+def test_start_from_the_backbone_of_a_checkpoint(run):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze.strategy", "full")
+    source = "logs/run/version_0/checkpoints/best.ckpt"
+    frozen = ("--model.weights", source, "--unfreeze.strategy", "linear_probe")
+    run("fit", "--name", "next", "--trainer.max_epochs", 1, *frozen)
+    states = [
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (source, "logs/next/version_0/checkpoints/best.ckpt")
+    ]
+    assert torch.equal(*(state["backbone.stages.conv.0.weight"] for state in states))
+    assert not torch.equal(*(state["head.0.weight"] for state in states))
+
+
+def test_debug_brings_the_traceback_back(monkeypatch):
+    with pytest.raises(ValueError, match="unknown backbone"):
+        lit_ft(monkeypatch, "fit", "--model.backbone", "resnet5", "--debug")
+
+
+def test_print_config_parses_again(run, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        lit_ft(monkeypatch, "fit", *QUICK, "--print_config")
+    assert stop.value.code == 0
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    run("fit", "--config", "printed.yaml", "--trainer.fast_dev_run", "true")
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root, letters_root):
+    args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 2]
+    config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
+    if config["data"]["class_path"] != "DigitsDataModule":
+        args += ["--data.root", photo_root if "Folder" in config["data"]["class_path"] else photo_root.parent]
+    if "split" in config["data"].get("init_args", {}):
+        args += ["--data.split", "letters", "--data.val_fraction", 0.2]
+    if config["model"]["backbone"] != "mnist_cnn":
+        args += ["--model.weights", "null"]  # the published ones need a network
+    printed = run("finetune", *args)
+    assert "Plan" in printed
+    assert "test/recall" in printed

@@ -1,0 +1,89 @@
+"""The messages are made by the parser itself, so that a change of its wording shows."""
+
+import re
+from argparse import ArgumentError
+from typing import Literal
+
+import pytest
+from jsonargparse import ArgumentParser
+from torch.optim import Optimizer
+
+from lit_ft.explain import class_options, explain
+from lit_ft.heads import HeadConfig
+
+
+class Model:
+    def __init__(
+        self,
+        backbone: str,
+        lr: float = 0.1,
+        task: Literal["multiclass", "regression"] = "multiclass",
+        head: HeadConfig = HeadConfig(),  # noqa: B008
+    ) -> None:
+        pass
+
+
+OPTIONS = ["model", "optimizer", "trainer.max_epochs", "trainer.max_steps", "model.backbone", "model.lr", "model.task"]
+CLASSES = {"model": ["Model"], "optimizer": ["Adam", "AdamW", "SGD"]}
+
+
+def told(*arguments):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--trainer.max_epochs", type=int, default=1)
+    parser.add_subclass_arguments(Model, "model", required=False)
+    parser.add_subclass_arguments(Optimizer, "optimizer", required=False, skip={"params", "lr"})
+    parser.set_defaults({"model": {"class_path": f"{__name__}.Model", "init_args": {"backbone": "resnet18"}}})
+    with pytest.raises(ArgumentError) as caught:
+        parser.parse_args(arguments)
+    return str(explain(str(caught.value), OPTIONS, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model.backbon=x"], "--model.backbon: there is no such option; nearest: --model.backbone"),
+        (["--modle.backbone=x"], "--modle.backbone: there is no such option; nearest: --model.backbone"),
+        (["--trainer.max_epoch_s=3"], "--trainer.max_epoch_s: there is no such option; nearest: --trainer.max_epochs"),
+        (["--model.head.hiden=[3]"], "--model.head.hiden: there is no such option; nearest: --model.head.hidden"),
+        (["--optimizer=AdamW", "--optimizer.lr=3"], "--optimizer.lr: there is no such option; nearest: --model.lr"),
+        (
+            ["--optimizer=AdamW", "--optimizer.beta=3"],
+            "--optimizer.beta: there is no such option; nearest: --optimizer.",
+        ),
+        (
+            ["--model.task=regresion"],
+            "--model.task: unknown value 'regresion'; nearest: regression (choose from multiclass, regression)",
+        ),
+        (["--model.task=zzz"], "--model.task: unknown value 'zzz' (choose from multiclass, regression)"),
+        (["--optimizer=Adm"], "--optimizer: unknown class 'Adm'; nearest: Adam"),
+        (["--optimizer=torch.optim.Adm"], "--optimizer: unknown class 'torch.optim.Adm'; nearest: Adam"),
+        (["--optimizer=nope.SGDD"], "--optimizer: unknown class 'nope.SGDD'; nearest: SGD"),
+        (["--model.lr=abc"], "--model.lr: Expected a float. got abc"),
+        (["--model.head.dropout=x"], "--model.head.dropout: Expected a float. got x"),
+        (["--trainer.max_epochs=few"], "--trainer.max_epochs: "),
+        (["--config=nowhere.yaml"], "--config: File does not exist: "),
+    ],
+)
+def test_mistake_is_told_in_one_line(arguments, text):
+    line = told(*arguments)
+    assert line.startswith(text)
+    assert "\n" not in line
+    assert "Parser key" not in line
+
+
+def test_mistake_in_a_file_is_told_like_one_on_the_command_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model:\n  backbon: x\n")
+    assert told(f"--config={file}").startswith("--model.backbon: there is no such option; nearest: --model.backbone")
+    file.write_text("model: [\n")
+    assert re.fullmatch(r"--config: not valid YAML: line \d+", told(f"--config={file}"))
+
+
+def test_option_like_no_other_has_no_nearest():
+    assert str(explain("unrecognized arguments: --qqqq=1", ["lr"], {})) == "--qqqq: there is no such option"
+
+
+def test_options_of_a_class_hold_those_of_its_dataclasses():
+    expected = ["backbone", "lr", "task", "head", "head.hidden", "head.dropout"]
+    assert class_options(Model) == expected

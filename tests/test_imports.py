@@ -1,0 +1,112 @@
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lit_ft
+
+PACKAGE = Path(lit_ft.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+# Each may import those of lower levels, and of its own package.
+LEVELS = {
+    "errors": 0,
+    "plan": 1,
+    "explain": 1,
+    "optim": 2,
+    "heads": 2,
+    "tasks": 2,
+    "penalty": 2,
+    "backbones": 2,
+    "module": 3,
+    "callbacks": 3,
+    "data": 3,
+    "cli": 4,
+    "__main__": 5,
+    "__init__": 5,
+}
+
+
+def unit(path):
+    return path.parts[0].removesuffix(".py")
+
+
+def imported(path, nested=True):
+    """The full names of the modules that a file imports; without what functions import, where ``nested`` is false."""
+    tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if nested else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            # `from lit_ft import plan` imports a module, `from lit_ft.plan import Plan` a name.
+            names = [f"lit_ft.{alias.name}" for alias in node.names] if node.module == "lit_ft" else [node.module]
+            yield from names
+
+
+def test_every_file_has_a_level():
+    assert {unit(path) for path in FILES} == set(LEVELS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_downward(path):
+    own = unit(path)
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("lit_ft.")}
+    assert not {name for name in used - {own} if LEVELS[name] >= LEVELS[own]}
+
+
+@pytest.mark.parametrize("name", ["errors", "plan", "explain"])
+def test_lowest_files_need_only_the_standard_library(name):
+    roots = {module.split(".")[0] for module in imported(Path(f"{name}.py"), nested=False)}
+    assert roots <= sys.stdlib_module_names | {"lit_ft"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if LEVELS[unit(path)] <= 2], ids=str)
+def test_lower_files_need_no_lightning(path):
+    assert not {"lightning", "pytorch_lightning", "jsonargparse"} & {name.split(".")[0] for name in imported(path)}
+
+
+def test_importing_the_package_and_the_plan_loads_nothing_heavy():
+    code = (
+        "import sys, lit_ft; lit_ft.make_plan('full', ['stem'], 1); "
+        "print(sorted({'torch', 'torchvision', 'lightning', 'numpy', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names():
+    assert lit_ft.__all__ == [
+        "Backbone",
+        "CIFAR10DataModule",
+        "DigitsDataModule",
+        "FineTuneModule",
+        "GradualUnfreezing",
+        "HeadConfig",
+        "ImageFolderDataModule",
+        "InputSpec",
+        "MNISTToEMNISTDataModule",
+        "PenaltyConfig",
+        "PhaseConfig",
+        "Plan",
+        "PredictionWriter",
+        "RunReport",
+        "UserError",
+        "build_backbone",
+        "make_plan",
+    ]
+
+
+@pytest.mark.parametrize("name", lit_ft.__all__)
+def test_public_name_is_the_thing_itself(name):
+    thing = getattr(lit_ft, name)
+    assert thing.__name__ == name
+    assert getattr(importlib.import_module(thing.__module__), name) is thing
+
+
+def test_name_that_is_not_public_is_refused():
+    with pytest.raises(AttributeError, match="module 'lit_ft' has no attribute 'Nothing'"):
+        lit_ft.Nothing  # noqa: B018

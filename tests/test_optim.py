@@ -1,0 +1,211 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, lr_scheduler
+
+from lit_ft.backbones import build_backbone
+from lit_ft.backbones.backbone import NORMS
+from lit_ft.errors import UserError
+from lit_ft.heads import HeadConfig, build_head
+from lit_ft.optim import WarmupCosine, build_optimizer, build_scheduler, param_groups
+
+
+def two_groups(lrs=(1.0, 0.1)):
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in lrs]
+    return SGD(groups, lr=9.0, momentum=0.9)
+
+
+def rates(optimizer, scheduler, steps):
+    """The learning rates of all groups at each of the steps."""
+    seen = []
+    for _ in range(steps):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step(*([1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+    return seen
+
+
+@pytest.fixture(scope="module", params=["mnist_cnn", "resnet18", "convnext_tiny", "vit_b_32"])
+def stages(request):
+    with torch.device("meta"):
+        backbone = build_backbone(request.param, weights=None)
+        head = build_head(backbone.num_features, 3, HeadConfig(hidden=[5]))
+    return {**backbone.stage_modules(), "head": [head]}
+
+
+def test_every_parameter_is_in_exactly_one_group(stages):
+    counts = Counter(id(p) for group in param_groups(stages, 1.0, 0.5, NORMS) for p in group["params"])
+    expected = {id(p) for modules in stages.values() for module in modules for p in module.parameters()}
+    assert set(counts) == expected
+    assert set(counts.values()) == {1}
+
+
+def test_groups_hold_their_own_stage_head_first(stages):
+    groups = param_groups(stages, 1.0, 0.5, NORMS)
+    for group in groups:
+        own = {id(p) for module in stages[group["stage"]] for p in module.parameters()}
+        assert {id(p) for p in group["params"]} <= own
+        assert group["name"] == group["stage"] + ("/no_decay" if "weight_decay" in group else "")
+    assert list(dict.fromkeys(group["stage"] for group in groups)) == [*reversed(stages)]
+    assert len({group["name"] for group in groups}) == len(groups)
+
+
+def test_rate_decays_with_depth(stages):
+    depths = {stage: depth for depth, stage in enumerate(reversed(stages))}
+    for group in param_groups(stages, 0.2, 0.5, NORMS):
+        assert group["lr"] == pytest.approx(0.2 * 0.5 ** depths[group["stage"]])
+    assert {group["lr"] for group in param_groups(stages, 0.2, 1.0, NORMS)} == {0.2}
+
+
+def test_norms_and_biases_have_no_weight_decay(stages):
+    # In these networks all other parameters have more than one dimension.
+    for group in param_groups(stages, 1.0, 1.0, NORMS):
+        assert {p.ndim <= 1 for p in group["params"]} == {"weight_decay" in group}
+        assert group.get("weight_decay", 0.0) == 0.0
+
+
+def test_weights_of_norms_that_are_not_named_decay():
+    groups = param_groups({"head": [nn.LayerNorm(2)]}, 1.0, 1.0, norms=())
+    assert [(group["name"], len(group["params"])) for group in groups] == [("head", 1), ("head/no_decay", 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "thaw_step", "expected"),
+    [
+        ({}, None, {0: 0.5, 1: 1.0, 2: 1.0, 4: 0.85355, 6: 0.5, 8: 0.14645, 10: 0.0, 11: 0.0}),
+        ({}, 5, {0: 0.0, 3: 0.0, 4: 0.0, 5: 0.5 * 0.69134, 6: 0.5, 8: 0.14645, 10: 0.0}),
+        ({"warmup_fraction": 0.0}, None, {0: 1.0, 5: 0.5, 10: 0.0}),
+        ({"warmup_fraction": 0.0}, 3, {2: 0.0, 3: 0.79389, 5: 0.5}),
+        ({"final_fraction": 0.2}, None, {0: 0.5, 2: 1.0, 6: 0.6, 10: 0.2}),
+        ({"warmup_fraction": 0.11}, None, {0: 0.5, 1: 1.0}),  # 1.1 steps are rounded up to 2
+    ],
+)
+def test_warmup_cosine_has_the_values_of_the_formula(options, thaw_step, expected):
+    optimizer = two_groups()
+    scheduler = WarmupCosine(optimizer, **{"total_steps": 10, "warmup_fraction": 0.2, **options})
+    if thaw_step is not None:
+        # The trainer sets it after the scheduler was made; what is thawed at step 0 has its rate from the start.
+        for group in optimizer.param_groups:
+            group.update(thaw_step=thaw_step, lr=0.0)
+    seen = rates(optimizer, scheduler, 12)
+    for step, factor in expected.items():
+        assert seen[step] == pytest.approx([factor, 0.1 * factor], abs=1e-5)
+
+
+def test_warmup_cosine_warms_up_each_group_from_its_own_thaw():
+    optimizer = two_groups((1.0, 1.0))
+    scheduler = WarmupCosine(optimizer, total_steps=10, warmup_fraction=0.2)
+    optimizer.param_groups[1]["thaw_step"] = 5
+    seen = rates(optimizer, scheduler, 8)
+    assert seen[4] == pytest.approx([0.85355, 0.0], abs=1e-5)
+    assert seen[5] == pytest.approx([0.69134, 0.34567], abs=1e-5)
+    assert seen[6] == pytest.approx([0.5, 0.5])  # both are on the same cosine
+
+
+def test_warmup_cosine_goes_on_from_its_state(tmp_path):
+    whole, first, second = two_groups(), two_groups(), two_groups()
+    expected = rates(whole, WarmupCosine(whole, 10), 10)
+    begun = WarmupCosine(first, 10)
+    rates(first, begun, 4)
+    torch.save([begun.state_dict(), first.state_dict()], tmp_path / "state")
+    states = torch.load(tmp_path / "state", weights_only=True)
+    resumed = WarmupCosine(second, 10)
+    resumed.load_state_dict(states[0])
+    second.load_state_dict(states[1])
+    assert rates(second, resumed, 6) == expected[4:]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_warmup_out_of_range_is_refused(fraction):
+    text = f"^--lr_scheduler.warmup_fraction: must be at least 0 and below 1, got {fraction}$"
+    with pytest.raises(UserError, match=text):
+        WarmupCosine(two_groups(), 10, warmup_fraction=fraction)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("StepLR", {"step_size": 3}),
+        ("MultiStepLR", {"milestones": [2, 5]}),
+        ("ConstantLR", {"factor": 0.5, "total_iters": 2}),
+        ("LinearLR", {"total_iters": 4}),
+        ("ExponentialLR", {"gamma": 0.9}),
+        ("PolynomialLR", {"total_iters": 6, "power": 2.0}),
+        ("CosineAnnealingLR", {"T_max": 8}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3}),
+        ("ReduceLROnPlateau", {"patience": 1}),
+    ],
+)
+def test_torch_scheduler_steps_each_epoch_with_its_own_rates(name, options):
+    theirs, ours = two_groups(), two_groups()
+    expected = rates(theirs, getattr(lr_scheduler, name)(theirs, **options), 10)
+    assert len({tuple(pair) for pair in expected}) > 1
+    spec = {"class_path": f"torch.optim.lr_scheduler.{name}", "init_args": options}
+    scheduler, interval = build_scheduler(spec, ours, total_steps=math.inf)
+    assert interval == "epoch"
+    assert rates(ours, scheduler, 10) == expected
+
+
+def test_one_cycle_rises_to_the_rate_of_each_group():
+    optimizer = two_groups()
+    scheduler, interval = build_scheduler("OneCycleLR", optimizer, total_steps=10)
+    assert interval == "step"
+    seen = rates(optimizer, scheduler, 9)
+    assert seen[0] == pytest.approx([1 / 25, 0.1 / 25])
+    assert [max(column) for column in zip(*seen, strict=True)] == pytest.approx([1.0, 0.1])
+
+
+def test_given_options_of_a_scheduler_go_before_those_of_the_run():
+    spec = {"class_path": "OneCycleLR", "init_args": {"max_lr": 5.0, "total_steps": 20}}
+    scheduler, _ = build_scheduler(spec, two_groups(), total_steps=10)
+    assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [5.0, 5.0]
+    assert scheduler.total_steps == 20
+
+
+def test_own_scheduler_gets_the_length_of_the_run():
+    scheduler, interval = build_scheduler("WarmupCosine", two_groups(), total_steps=40.0)
+    assert (type(scheduler), interval) == (WarmupCosine, "step")
+    assert (scheduler.total_steps, scheduler.warmup_steps) == (40, 2)
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "WarmupCosine"])
+def test_scheduler_that_must_know_the_end_is_refused_without_one(name):
+    with pytest.raises(UserError, match=f"^--lr_scheduler: {name} needs a run with an end; set --trainer.max_epochs$"):
+        build_scheduler(name, two_groups(), total_steps=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected", "beta"),
+    [
+        ("AdamW", AdamW, 0.9),
+        ("torch.optim.Adam", Adam, 0.9),
+        ({"class_path": "torch.optim.AdamW", "init_args": {"betas": [0.5, 0.9]}}, AdamW, 0.5),
+        ({"class_path": "Adam", "init_args": None}, Adam, 0.9),
+    ],
+)
+def test_optimizer_is_the_one_named_with_the_rates_of_the_groups(spec, expected, beta):
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5}, {"params": [nn.Parameter(torch.zeros(1))]}]
+    optimizer = build_optimizer(spec, groups, lr=0.25)
+    assert type(optimizer) is expected
+    assert [(group["lr"], group["betas"][0]) for group in optimizer.param_groups] == [(0.5, beta), (0.25, beta)]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("Adm", "there is no class 'Adm'"),
+        ("adam", "there is no class 'adam'"),
+        ("lr_scheduler", "there is no class 'lr_scheduler'"),
+        ("torch.optim.Adm", "there is no class 'torch.optim.Adm'"),
+        ("troch.optim.Adam", r"cannot import 'troch.optim.Adam' \(No module named 'troch'\)"),
+    ],
+)
+def test_class_that_does_not_exist_is_refused(path, text):
+    with pytest.raises(UserError, match=f"^--optimizer: {text}$"):
+        build_optimizer(path, [], lr=1.0)
+    with pytest.raises(UserError, match=f"^--lr_scheduler: {text}$"):
+        build_scheduler(path, two_groups(), 10)

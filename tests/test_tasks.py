@@ -1,0 +1,152 @@
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn import metrics as sk
+
+from lit_ft.errors import UserError
+from lit_ft.tasks import MAIN_METRIC, Task
+
+B, K = 40, 7
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(B, K, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def classes():
+    return torch.randint(K, (B,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    return torch.randint(2, (B, K), generator=torch.Generator().manual_seed(2))
+
+
+def computed(task, logits, targets, batch_size=16):
+    """The metrics after several batches, the last of which is smaller."""
+    metrics = task.metrics("val/")
+    for start in range(0, len(logits), batch_size):
+        task.update(metrics, logits[start : start + batch_size], targets[start : start + batch_size])
+    return {name: value.item() for name, value in metrics.compute().items()}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_multiclass_loss_is_cross_entropy_with_smoothing(logits, classes, smoothing):
+    # Smoothing mixes the one-hot target with the uniform one.
+    target = (1 - smoothing) * F.one_hot(classes, K) + smoothing / K
+    expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(Task("multiclass", K, smoothing).loss(logits, classes), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float64, torch.bool])
+def test_multilabel_loss_is_binary_cross_entropy(logits, labels, dtype):
+    p = logits.sigmoid()
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    torch.testing.assert_close(Task("multilabel", K).loss(logits, labels.to(dtype)), expected)
+
+
+def test_regression_loss_is_the_mean_squared_error(logits):
+    targets = torch.randn(B, K, dtype=torch.float64)
+    expected = (logits - targets).square().mean().float()
+    torch.testing.assert_close(Task("regression", K).loss(logits, targets), expected)
+
+
+def test_regression_takes_targets_without_a_second_dimension(logits):
+    numbers, targets = logits[:, :1], torch.arange(B)
+    task = Task("regression", 1)
+    torch.testing.assert_close(task.loss(numbers, targets), (numbers[:, 0] - targets).square().mean())
+    assert computed(task, numbers, targets)["val/mae"] == pytest.approx((numbers[:, 0] - targets).abs().mean().item())
+
+
+def test_multiclass_metrics_are_those_of_scikit_learn(logits, classes):
+    found = computed(Task("multiclass", K), logits, classes)
+    guessed = logits.argmax(dim=1)
+    macro = {"average": "macro", "zero_division": 0}
+    assert found == pytest.approx(
+        {
+            "val/acc": sk.accuracy_score(classes, guessed),
+            "val/precision": sk.precision_score(classes, guessed, **macro),
+            "val/recall": sk.recall_score(classes, guessed, **macro),
+            "val/f1": sk.f1_score(classes, guessed, **macro),
+            "val/acc_top5": sk.top_k_accuracy_score(classes, logits.numpy(), k=5, labels=range(K)),
+        }
+    )
+
+
+@pytest.mark.parametrize(("num", "expected"), [(2, False), (5, False), (6, True)])
+def test_top5_is_measured_only_where_it_can_fail(num, expected):
+    assert ("acc_top5" in Task("multiclass", num).metrics("val/")) is expected
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.1, 0.3)])
+def test_multilabel_metrics_are_those_of_scikit_learn(logits, labels, scale, shift):
+    # Shifted logits all lie in [0, 1], where they could be taken for probabilities.
+    logits = scale * logits.clamp(-3, 3) + shift
+    guessed = (logits > 0).int()
+    macro = {"average": "macro", "zero_division": 0}
+    assert computed(Task("multilabel", K), logits, labels.float()) == pytest.approx(
+        {
+            "val/acc": (guessed == labels).float().mean().item(),
+            "val/precision": sk.precision_score(labels, guessed, **macro),
+            "val/recall": sk.recall_score(labels, guessed, **macro),
+            "val/f1": sk.f1_score(labels, guessed, **macro),
+        }
+    )
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_regression_metrics_are_those_of_scikit_learn(num):
+    targets = np.random.default_rng(0).normal(size=(B, num))
+    guessed = targets + 0.5 * np.random.default_rng(1).normal(size=(B, num))
+    found = computed(Task("regression", num), torch.tensor(guessed).float(), torch.tensor(targets))
+    assert found == pytest.approx(
+        {
+            "val/mse": sk.mean_squared_error(targets, guessed),
+            "val/mae": sk.mean_absolute_error(targets, guessed),
+            "val/r2": sk.r2_score(targets, guessed),
+        },
+        rel=1e-4,
+    )
+
+
+@pytest.mark.parametrize("name", MAIN_METRIC)
+def test_main_metric_is_measured_and_its_mode_is_right(name, logits, classes, labels):
+    numbers = {"multiclass": classes, "multilabel": labels, "regression": logits}[name]
+    one_hot = F.one_hot(classes, K).float()
+    perfect = {"multiclass": one_hot, "multilabel": 2.0 * labels - 1, "regression": logits}[name]
+    metric, mode = MAIN_METRIC[name]
+    best, usual = (computed(Task(name, K), guess, numbers)[metric] for guess in (perfect, logits.roll(1, dims=0)))
+    assert best == {"max": 1.0, "min": 0.0}[mode]
+    assert (best > usual) is (mode == "max")
+
+
+def test_answers_are_what_a_user_reads():
+    logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.bfloat16)
+    precise = logits.float()
+    answers = {name: Task(name, 2).answers(logits) for name in MAIN_METRIC}
+    assert {answer.dtype for answer in answers.values()} == {torch.float32}
+    torch.testing.assert_close(answers["multiclass"], torch.tensor([[0.25, 0.75]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(answers["multilabel"], torch.tensor([[0.5, 0.75]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(answers["regression"], precise)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("multiclas", 3), "--model.task: unknown task 'multiclas'; nearest: multiclass, "),
+        (("multiclass", 3, 1.0), "--model.label_smoothing: must be at least 0 and below 1, got 1.0"),
+        (("multiclass", 3, -0.1), "--model.label_smoothing: must be at least 0 and below 1, got -0.1"),
+        (("multilabel", 3, 0.1), "--model.label_smoothing: is for --model.task multiclass, not multilabel"),
+        (("multiclass", 1), "--model.task: multiclass needs at least 2 classes, got 1"),
+        (("multilabel", 1), "--model.task: multilabel needs at least 2 classes, got 1"),
+    ],
+)
+def test_task_that_cannot_be_is_refused(arguments, text):
+    with pytest.raises(UserError, match=f"^{re.escape(text)}"):
+        Task(*arguments)

@@ -1,0 +1,174 @@
+"""Runs on two CPU processes: `python two_processes.py FOLDER` is one of them, `launch` starts both."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import warnings
+import weakref
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from small_runs import FewDigits, differences, digest, digests, final_state, small_module, small_resnet, small_trainer
+
+from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.plan import PhaseConfig, make_plan
+
+SECONDS = 100  # after which a process that waits for the other one is ended
+
+
+def launch(folder):
+    """Starts both processes, and returns what each of them found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"TORCHELASTIC_RUN_ID": "two_processes", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}.log" for rank in (0, 1)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, __file__, str(folder)]
+            with log.open("w") as output:
+                started = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            processes.append(started)
+        codes = [process.wait(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(codes):
+        raise RuntimeError("\n".join(log.read_text()[-3000:] for log in logs))
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+class Watch(Callback):
+    """Notes what DDP does: which wrapper there is, what it reduces, and whether the replicas are equal."""
+
+    def __init__(self, keep_steps=False):
+        self.equal_replicas = []
+        self.wrapped = []  # for each step: how many wrappers there were so far, and how many of them are alive
+        self.reduced = []  # for each step: how many numbers were reduced
+        self.steps = []  # for the first step of each epoch: the batch, the weights before it, and the gradients
+        self.moved = []
+        self._keep_steps = keep_steps
+        self._wrappers = []
+        self._before = {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self._before = digests(pl_module)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if not self._wrappers or self._wrappers[-1]() is not trainer.strategy.model:
+            trainer.strategy.model.register_comm_hook(None, self._count_and_reduce)
+            self._wrappers.append(weakref.ref(trainer.strategy.model))
+        self.wrapped.append((len(self._wrappers), sum(wrapper() is not None for wrapper in self._wrappers)))
+        self.reduced.append(0)
+        self._batch = batch
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self._keep_steps and len(self.steps) == trainer.current_epoch:
+            gradients = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
+            weights = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+            self.steps.append({"batch": self._batch, "weights": weights, "gradients": gradients})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        mine = digest([*pl_module.parameters(), *pl_module.buffers()])
+        all_digests = [None] * trainer.world_size
+        dist.all_gather_object(all_digests, mine)
+        self.equal_replicas.append(len(set(all_digests)) == 1)
+        now = digests(pl_module)
+        self.moved.append({name for name in now if now[name][0] != self._before[name][0]})
+
+    def _count_and_reduce(self, state, bucket):
+        self.reduced[-1] += bucket.buffer().numel()
+        reduced = bucket.buffer().div_(dist.get_world_size())
+        return dist.all_reduce(reduced, async_op=True).get_future().then(lambda future: future.value()[0])
+
+    def found(self):
+        names = ("equal_replicas", "wrapped", "reduced", "steps", "moved")
+        return {name: getattr(self, name) for name in names}
+
+
+def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None):
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=SECONDS / 2))
+    trainer = small_trainer(max_epochs, unfreezing, *callbacks, devices=2, strategy=strategy)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def watch_thaws(folder, rank):
+    """Several thaws of a network without norm layers."""
+    watch = Watch(keep_steps=True)
+    L.seed_everything(1 + rank)  # the replicas must become equal although their heads are made differently
+    module = small_module(optimizer={"class_path": "SGD", "init_args": {"momentum": 0.9}}, lr_scheduler=None)
+    fit(module, FewDigits(batch_size=5, shots=3), GradualUnfreezing("gradual", epochs_per_stage=2), 4, watch)
+    return watch.found()
+
+
+def watch_norms(folder, rank):
+    """Several thaws, and a phase that is the same as the one before, of a network with batch norm."""
+    watch = Watch()
+    L.seed_everything(1)
+    train = [["head"], ["layer4", "head"], ["layer4", "head"], ["*"]]
+    phases = [PhaseConfig(stages, epochs=1) for stages in train]
+    unfreezing = GradualUnfreezing("phases", phases=phases)
+    trainer = fit(small_resnet(), FewDigits(batch_size=5), unfreezing, len(phases), watch)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    trainer.save_checkpoint(folder / "norms.ckpt", weights_only=True)
+    return {**watch.found(), "metrics": metrics}
+
+
+def resume(folder, rank):
+    """The differences between a run and one that goes on from the middle of its second epoch, or from its end."""
+
+    def run(seed, ckpt_path=None):
+        L.seed_everything(seed + rank)
+        module = small_module(head={"hidden": [16], "dropout": 0.5})
+        every_step = ModelCheckpoint(folder / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+        best = ModelCheckpoint(folder / "best", "best", monitor="val/loss")
+        data = FewDigits(batch_size=4, augment="basic")
+        trainer = fit(module, data, GradualUnfreezing("gradual"), 3, every_step, best, ckpt_path=ckpt_path)
+        return final_state(trainer, module)
+
+    whole = run(1)
+    if rank == 0:  # else the resumed run would read what it wrote
+        (folder / "steps" / "step=4.ckpt").rename(folder / "middle.ckpt")
+    dist.barrier()
+    return {"steps": whole["steps"], "differences": differences(whole, run(10, folder / "middle.ckpt"))}
+
+
+def disagree(folder, rank):
+    """What is raised where the second process is in another phase."""
+    unfreezing = GradualUnfreezing("lp_ft")
+
+    class Misled(Callback):
+        def on_train_start(self, trainer, pl_module):
+            if rank == 1:
+                unfreezing.plan = make_plan("lp_ft", ["conv", "dense"], 3, head_epochs=2)
+
+    try:
+        fit(small_module(), FewDigits(), unfreezing, 2, Misled())
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
+def main(folder):
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    scenarios = [watch_thaws, watch_norms, resume, disagree]
+    found = {scenario.__name__: scenario(folder, rank) for scenario in scenarios}
+    torch.save(found, folder / f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
