@@ -126,6 +126,9 @@ class FineTuneCLI(LightningCLI):
             bases |= {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
             raise explain(str(error), options, {key: class_names(base) for key, base in bases.items()}) from error
 
+    def _add_instantiators(self) -> None:
+        """Does nothing: Lightning would put its own hyperparameters in the place of the module's."""
+
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would lay a checkpoint's options over those that the user gives to a new fit."""
 
@@ -256,7 +259,6 @@ def run() -> None:
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**quiet, **about, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from lit_ft.backbones import FrozenNorm, InputConfig, InputSpec, Pool, build_backbone, input_spec
@@ -220,7 +220,19 @@ class FineTuneModule(L.LightningModule):
         self.hparams["classes"] = names
         self.head = build_head(self.backbone.num_features, len(names), self._head_config)
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
-        self.metrics = nn.ModuleDict({"val_": self.task.metrics("val/"), "test_": self.task.metrics("test/")})
+        splits = ("val", "test")
+        self.metrics = nn.ModuleDict({f"{split}_": self._metrics(split) for split in splits})
+        # Not Lightning's own mean: with another number of images in each process it divides by a rounded mean of them.
+        self.losses = nn.ModuleDict({f"{split}_": MeanMetric(nan_strategy="disable") for split in splits})
+
+    def _metrics(self, split: str) -> MetricCollection:
+        """The task's metrics, each with its own state.
+
+        By default torchmetrics lets those share a state that are equal after the first batch, which can be by chance,
+        and different ones in each process.
+        """
+        metrics = dict(self.task.metrics(f"{split}/").items(keep_base=True))
+        return MetricCollection(cast(Any, metrics), prefix=f"{split}/", compute_groups=False)
 
     def _normalised(self, images: Tensor) -> Tensor:
         if images.shape[1] != self.input_spec.channels:
@@ -238,7 +250,10 @@ class FineTuneModule(L.LightningModule):
         metrics = cast(MetricCollection, self.metrics[f"{split}_"])
         self.task.update(metrics, logits, targets)
         size = len(images)
-        self.log(f"{split}/loss", self.task.loss(logits, targets), batch_size=size, sync_dist=True, prog_bar=True)
+        mean_loss = cast(MeanMetric, self.losses[f"{split}_"])
+        # Repeated, as with "disable" torchmetrics passes over weights; but otherwise over losses that are nan.
+        mean_loss.update(self.task.loss(logits, targets).expand(size))
+        self.log(f"{split}/loss", mean_loss, batch_size=size, prog_bar=True)
         main = self.main_metric[0].removeprefix("val/")
         for name, metric in metrics.items(keep_base=True):
             self.log(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)

@@ -37,7 +37,10 @@ def small_resnet(**options):
 
 def small_trainer(max_epochs, *callbacks, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"num_sanity_val_steps": 0, "enable_checkpointing": any("Checkpoint" in type(c).__name__ for c in callbacks)}
+    quiet |= {
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": any("Checkpoint" in type(c).__name__ for c in callbacks),
+    }
     return L.Trainer(
         accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks), **{"devices": 1, **quiet, **options}
     )
@@ -54,7 +57,10 @@ def digest(tensors):
 def digests(module):
     """The hashes of each stage's parameters and buffers."""
     return {
-        name: (digest(p for part in parts for p in part.parameters()), digest(b for part in parts for b in part.buffers()))
+        name: (
+            digest(p for part in parts for p in part.parameters()),
+            digest(b for part in parts for b in part.buffers()),
+        )
         for name, parts in module.stage_modules().items()
     }
 

@@ -95,13 +95,11 @@ class GradualUnfreezing(Callback):
         """Applies the phase of the epoch."""
         self._apply(trainer, pl_module)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets all processes validate the model that the checkpoint gets: that of rank 0."""
-        _share_buffers(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Makes the replicas equal, also where nothing is validated."""
-        _share_buffers(trainer, pl_module)
+        """Gives every rank the buffers of rank 0, as DDP does before a forward pass, so that replicas end equal."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, for those who look into a checkpoint."""
@@ -116,13 +114,6 @@ class GradualUnfreezing(Callback):
         if isinstance(trainer.strategy, DDPStrategy) and trainable != self._reduced:
             _wrap_anew(trainer.strategy)
         self._reduced = trainable
-
-
-def _share_buffers(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Gives every rank the buffers of rank 0 (running statistics), as DDP does before a forward pass in training."""
-    if trainer.world_size > 1:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:

@@ -110,6 +110,15 @@ def test_stages_end_where_the_resolution_halves(name):
     assert [tuple(place.shape[1:3]) for place in places[1:]] == STEPS[name]
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+def test_stages_begin_where_the_shape_changes(name):
+    with torch.device("meta"):
+        place = torch.empty(1, 3, 224, 224)
+        for stage in build_backbone(name, weights=None).eval().stages.values():
+            assert stage[0](place).shape != place.shape
+            place = stage(place)
+
+
 @pytest.mark.parametrize(
     ("name", "stages"),
     [

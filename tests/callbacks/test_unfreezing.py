@@ -74,15 +74,19 @@ def test_frozen_norm_layers_do_what_the_option_says(frozen_norm):
     before = state()
     _, recorder = fit(module, GradualUnfreezing("phases", phases=phases, frozen_norm=frozen_norm), 2)
     unchanged = [now == then for now, then in zip(state(), before, strict=True)]
-    assert unchanged == {"eval": [True, True, True], "stats": [True, True, False], "train": [True, False, False]}[
-        frozen_norm
-    ]
+    assert (
+        unchanged
+        == {"eval": [True, True, True], "stats": [True, True, False], "train": [True, False, False]}[frozen_norm]
+    )
     all_stages = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
     if frozen_norm == "eval":
         assert recorder.moved(1) == [set(), {"layer4"}]
         assert recorder.moved(0) == [{"head"}, {"layer4", "head"}]
     if frozen_norm == "train":
-        assert recorder.moved(0) == [all_stages, all_stages]  # of the frozen ones just the norms, in the first phase too
+        assert recorder.moved(0) == [
+            all_stages,
+            all_stages,
+        ]  # of the frozen ones just the norms, in the first phase too
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +262,9 @@ def test_validation_on_two_processes_is_that_of_the_checkpoint_on_one(both_ranks
     module = FineTuneModule.load_from_checkpoint(folder / "norms.ckpt")
     trainer = small_trainer(1)
     alone = trainer.validate(module, datamodule=FewDigits(batch_size=16), verbose=False)[0]
-    assert metrics.keys() == alone.keys() == {f"val/{m}" for m in ("loss", "acc", "acc_top5", "precision", "recall", "f1")}
+    assert (
+        metrics.keys() == alone.keys() == {f"val/{m}" for m in ("loss", "acc", "acc_top5", "precision", "recall", "f1")}
+    )
     assert all(math.isfinite(value) for value in alone.values())
     assert metrics == pytest.approx(alone, rel=1e-4)
 

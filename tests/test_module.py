@@ -1,0 +1,358 @@
+import shutil
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_ft.backbones import InputConfig, InputSpec, weights
+from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.data import DigitsDataModule
+from lit_ft.errors import UserError
+from lit_ft.heads import HeadConfig
+from lit_ft.module import FineTuneModule
+from lit_ft.penalty import PenaltyConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+
+
+def images_of(channels=1, size=28, num=6):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (num, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+class StopAt(Callback):
+    """Fails in the training step of one batch, as a machine does that is lost."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == self.step:
+            raise RuntimeError("lost")
+
+
+def interrupted_run(folder, optimizer, seed, ckpt_path=None, average=False, stop_at=None):
+    """Three phases of three steps, with dropout, augmentation and a schedule, and a checkpoint wherever one can be."""
+    L.seed_everything(seed)
+    module = small_module(head={"hidden": [16], "dropout": 0.5}, optimizer=optimizer)
+    options = {"save_top_k": -1, "enable_version_counter": False, "auto_insert_metric_name": False}
+    callbacks = [
+        GradualUnfreezing("gradual"),
+        ModelCheckpoint(folder, "step{step}", every_n_train_steps=1, **options),
+        ModelCheckpoint(folder, "val{epoch}", monitor="val/loss", save_on_train_epoch_end=False, **options),
+        ModelCheckpoint(folder, "end{epoch}", save_on_train_epoch_end=True, **options),
+    ]
+    if average:
+        callbacks.append(EMAWeightAveraging(decay=0.5))
+    if stop_at is not None:
+        callbacks += [StopAt(stop_at), OnExceptionCheckpoint(folder, "exception")]
+    trainer = small_trainer(3, *callbacks)
+    data = FewDigits(batch_size=7, augment="basic")
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return final_state(trainer, module)
+
+
+@pytest.fixture(scope="module", params=["sgd", "adamw", "averaged"])
+def whole_run(request, tmp_path_factory):
+    """An uninterrupted run, what it ended with, and all of its checkpoints."""
+    folder = tmp_path_factory.mktemp(request.param)
+    options = {"optimizer": SGD if request.param == "sgd" else "AdamW", "average": request.param == "averaged"}
+    final = interrupted_run(folder / "run", seed=1, **options)
+    return folder, options, final
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("end0", id="epoch_end"),
+        pytest.param("val1", id="validation_end_within_the_last_batch"),
+        pytest.param("step1", id="first_step"),
+        pytest.param("step5", id="mid_epoch_after_a_thaw"),
+        pytest.param("step6", id="last_batch_before_validation_at_a_phase_boundary"),
+        pytest.param("step8", id="mid_epoch_in_the_last_phase"),
+    ],
+)
+def test_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(whole_run, tmp_path, name):
+    folder, options, final = whole_run
+    assert (final["steps"], final["epochs"]) == (9, 3)
+    # The score is taken up by a callback with the same folder alone, so the folder is put back as it was.
+    shutil.copytree(folder / "run", tmp_path / "copy")
+    resumed = interrupted_run(folder / "run", seed=2, ckpt_path=tmp_path / "copy" / f"{name}.ckpt", **options)
+    shutil.rmtree(folder / "run")
+    shutil.copytree(tmp_path / "copy", folder / "run")
+    found = differences(final, resumed)
+    if name == "step6":  # Lightning does not make up for the validation that would have come next
+        found = [path for path in found if not path.startswith("/scores")]
+    assert found == []
+
+
+def test_run_that_failed_in_mid_step_is_resumed_with_that_step(whole_run, tmp_path):
+    _, options, final = whole_run
+    with pytest.raises(RuntimeError, match="lost"):
+        interrupted_run(tmp_path, seed=1, stop_at=4, **options)
+    resumed = interrupted_run(tmp_path, seed=2, ckpt_path=tmp_path / "exception.ckpt", **options)
+    assert differences(final, resumed) == []
+
+
+def test_another_seed_gives_another_run(tmp_path):
+    runs = [interrupted_run(tmp_path, SGD, seed)["weights"]["head.4.weight"] for seed in (1, 1, 2)]
+    assert runs[0].equal(runs[1])
+    assert not runs[0].equal(runs[2])
+
+
+def test_dropout_follows_the_seed_of_the_fit_and_not_that_of_an_earlier_checkpoint(tmp_path):
+    interrupted_run(tmp_path, SGD, seed=1)
+    seeds = []
+    for seed in (5, 6):
+        L.seed_everything(seed)
+        module = FineTuneModule.load_from_checkpoint(tmp_path / "end2.ckpt")
+        small_trainer(1, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=FewDigits())
+        seeds.append(module._run_seed)
+    assert seeds == [5, 6]
+
+
+def refuse(*_, **__):
+    raise AssertionError("a checkpoint has its weights; nothing is to be fetched or read")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "mnist_cnn", "weights": "MNIST", "optimizer": SGD, "penalty": {"kind": "l2_sp"}},
+        {
+            "backbone": "resnet18",
+            "weights": None,
+            "input": InputConfig(size=32, mean=[0.5, 0.5, 0.5]),
+            "head": HeadConfig(hidden=[8], dropout=0.1),
+            "penalty": PenaltyConfig("l2", 0.1),
+            "lr": np.float64(0.01),
+            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"betas": (0.8, 0.9)}},
+        },
+    ],
+    ids=["dicts", "dataclasses"],
+)
+def test_checkpoint_needs_nothing_beside_it(options, tmp_path, monkeypatch):
+    module = FineTuneModule(**options)
+    trainer = small_trainer(2, GradualUnfreezing("lp_ft"), limit_val_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    path = tmp_path / "a.ckpt"
+    trainer.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    assert content["hyper_parameters"]["source_weights"] == options["weights"]
+    assert content["hyper_parameters"]["classes"] == [str(i) for i in range(10)]
+    monkeypatch.setattr(weights, "download", refuse)
+    monkeypatch.setattr(weights, "read", refuse)
+    loaded = FineTuneModule.load_from_checkpoint(path)
+    assert loaded.class_names == [str(i) for i in range(10)]
+    assert loaded.input_spec == module.input_spec
+    assert {**loaded.hparams, "source_weights": options["weights"]} == dict(module.hparams)
+    images = images_of(module.input_spec.channels, module.input_spec.size)
+    assert loaded.eval()(images).equal(module.eval()(images))
+    assert small_trainer(1).predict(loaded, DataLoader(images), return_predictions=True)[0]["answers"].shape == (1, 10)
+
+
+def test_input_spec_is_kept_where_the_images_differ(tmp_path):
+    module = small_resnet(input=InputConfig(size=40, resize=48, std=[0.1, 0.2, 0.3]), classes=2)
+    expected = InputSpec(size=40, resize=48, mean=(0.485, 0.456, 0.406), std=(0.1, 0.2, 0.3))
+    assert module.input_spec == expected
+    again = FineTuneModule(**{key: value for key, value in module.hparams.items() if key != "source_weights"})
+    assert again.input_spec == expected
+
+
+def test_uint8_and_normalised_float_images_give_the_same_logits():
+    module = small_resnet(classes=4).eval()
+    images = images_of(3, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.testing.assert_close(module(images), module((images / 255 - mean) / std), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(module(images), module(images / 255), rtol=1e-2)
+
+
+def test_grey_images_fit_a_colour_backbone_and_colour_images_a_grey_one():
+    colour, grey = small_resnet(classes=4).eval(), small_module(classes=4).eval()
+    images = images_of(1, 32)
+    assert colour(images).equal(colour(images.expand(-1, 3, -1, -1)))
+    images = images_of(3)
+    red, green, blue = images.float().unbind(1)
+    luma = (0.2989 * red + 0.587 * green + 0.114 * blue).to(torch.uint8).unsqueeze(1)
+    torch.testing.assert_close(grey(images), grey(luma))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, r"--model.lr: must be above 0, got 0.0"),
+        ({"lr_decay": 0.0}, r"--model.lr_decay: must be above 0 and at most 1, got 0.0"),
+        ({"lr_decay": 1.5}, r"--model.lr_decay: .* got 1.5"),
+        ({"classes": 0}, r"classes: must be at least 1"),
+        ({"backbone": "mnist_cmn"}, r"--model.backbone: unknown backbone 'mnist_cmn'; nearest: mnist_cnn"),
+        ({"label_smoothing": 1.0}, r"--model.label_smoothing: .* got 1.0"),
+        ({"penalty": {"kind": "l2", "strength": -1.0}}, r"--model.penalty.strength: must not be negative, got -1.0"),
+    ],
+)
+def test_wrong_option_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        small_module(**options)
+
+
+class Letters(FewDigits):
+    class_names = tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("classes", "data", "message"),
+    [
+        (3, FewDigits, r"the model has 3 classes \(0, 1, 2\), but the data has 10 classes \(0, 1, 2, 3, 4, …\)"),
+        (list("jihgfedcba"), Letters, r"the model has 10 classes \(j, i, .*, but the data has 10 classes \(a, b"),
+    ],
+)
+def test_data_with_other_classes_is_refused(classes, data, message):
+    with pytest.raises(UserError, match=message):
+        small_trainer(1).validate(small_module(classes=classes), datamodule=data(), verbose=False)
+
+
+def loader(num=8, classes=10):
+    return DataLoader(TensorDataset(images_of(num=num), torch.arange(num) % classes), batch_size=4)
+
+
+def test_loaders_alone_need_the_number_of_classes():
+    with pytest.raises(UserError, match=r"classes: the data module names no classes; give FineTuneModule\(classes="):
+        small_trainer(1).fit(small_module(), loader())
+
+
+def test_ordinary_loaders_train_and_validate():
+    L.seed_everything(1)
+    module = small_module(classes=10)
+    trainer = small_trainer(2)
+    before = module.backbone.stages["conv"][0].weight.clone()
+    trainer.fit(module, loader(), loader(6))
+    assert not module.backbone.stages["conv"][0].weight.equal(before)
+    module.eval()
+    images, targets = loader(6).dataset.tensors
+    logits = module(images)
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], F.cross_entropy(logits, targets))
+    assert trainer.callback_metrics["val/acc"] == (logits.argmax(1) == targets).float().mean()
+
+
+def test_metrics_that_agree_by_chance_in_the_first_batch_stay_apart():
+    module = small_module(classes=10)
+    first, second = torch.zeros(1, 10), torch.zeros(1, 10)
+    first[0, 3], second[0, 1] = 1.0, 1.0
+    metrics = module.metrics["val_"]
+    module.task.update(metrics, first, torch.tensor([9]))  # no metric counts a hit
+    second[0, 2] = 0.5
+    module.task.update(metrics, second, torch.tensor([2]))  # just the top five do
+    assert {name: round(float(value), 2) for name, value in metrics.compute().items()} == {
+        "val/acc": 0.0,
+        "val/acc_top5": 0.5,
+        "val/precision": 0.0,
+        "val/recall": 0.0,
+        "val/f1": 0.0,
+    }
+
+
+def test_loss_that_is_not_a_number_is_told():
+    images = images_of(num=8).float()
+    images[0] = float("nan")  # just the first of two batches has it
+    data = DataLoader(TensorDataset(images, torch.arange(8)), batch_size=4)
+    assert np.isnan(small_trainer(1).validate(small_module(classes=10), data, verbose=False)[0]["val/loss"])
+
+
+def test_data_of_ten_classes_gives_the_head_and_the_metrics():
+    module = small_module()
+    results = small_trainer(1).validate(module, datamodule=(data := FewDigits(batch_size=8)), verbose=False)[0]
+    assert module.class_names == data.class_names
+    assert module.head[-1].out_features == 10
+    assert results["val/acc"] * NUM_VAL == pytest.approx(round(results["val/acc"] * NUM_VAL), abs=1e-4)
+    images, targets = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    assert len(targets) == NUM_VAL
+    assert results["val/loss"] == pytest.approx(float(F.cross_entropy(module.eval()(images), targets)), rel=1e-5)
+
+
+def one_epoch(batch_size=10, **options):
+    L.seed_everything(1)
+    module = small_module(**options)
+    trainer = small_trainer(1, limit_val_batches=0)
+    trainer.fit(module, datamodule=FewDigits(batch_size=batch_size))
+    return trainer, module
+
+
+def test_l2_sp_penalty_keeps_the_backbone_near_its_start():
+    start = small_module().backbone.stages["dense"][1].weight
+    distances, penalties = [], []
+    for strength in (0.0, 10.0):
+        trainer, module = one_epoch(
+            batch_size=4,
+            lr_scheduler=None,
+            optimizer="SGD",
+            penalty={"kind": "l2_sp", "strength": strength, "head_strength": 0.0},
+        )
+        distances.append(float((module.backbone.stages["dense"][1].weight - start).norm()))
+        penalties.append(float(trainer.callback_metrics["train/penalty"]))
+        buffers = [buffer for name, buffer in module.penalty.named_buffers() if name.endswith("dense/1/weight")]
+        assert buffers[0].equal(start)
+    assert penalties[0] == 0.0 < penalties[1]
+    assert 0 < distances[1] < 0.6 * distances[0]
+
+
+def test_label_smoothing_raises_the_training_loss_by_what_it_is():
+    images, targets = loader().dataset.tensors
+    L.seed_everything(1)
+    module = small_module(classes=10, label_smoothing=0.2)
+    module.log = lambda *_, **__: None
+    logits = module(images)
+    uniform = -logits.log_softmax(1).mean()
+    expected = 0.8 * F.cross_entropy(logits, targets) + 0.2 * uniform
+    torch.testing.assert_close(module.training_step((images, targets), 0), expected)
+
+
+def test_schedule_can_be_left_out_or_be_any_of_torch():
+    trainer, _ = one_epoch(lr_scheduler=None, lr=0.03, lr_decay=0.1)
+    assert trainer.lr_scheduler_configs == []
+    rates = {group["stage"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates == pytest.approx({"head": 0.03, "dense": 0.003, "conv": 0.0003})
+    exponential = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
+    trainer, _ = one_epoch(lr_scheduler=exponential, lr=0.03)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [0.015] * 6
+    trainer, _ = one_epoch(lr_scheduler="OneCycleLR", lr=0.03, lr_decay=0.1)
+    assert trainer.lr_scheduler_configs[0].scheduler.total_steps == trainer.global_step == 2
+
+
+def test_plateau_is_of_the_validation_loss():
+    module = small_module(lr_scheduler={"class_path": "ReduceLROnPlateau", "init_args": {"patience": 0}})
+    trainer = small_trainer(1, limit_val_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert scheduler.mode == "min"
+    assert scheduler.best == pytest.approx(float(trainer.callback_metrics["val/loss"]))
+
+
+def test_predictions_have_the_indices_of_their_images():
+    module = small_module(classes=10)
+    data = FewDigits(batch_size=8)
+    answers = small_trainer(1).predict(module, datamodule=data)
+    assert torch.cat([batch["indices"] for batch in answers]).tolist() == list(range(20))
+    probabilities = torch.cat([batch["answers"] for batch in answers])
+    images = torch.cat([images for images, _ in data.predict_dataloader()])
+    torch.testing.assert_close(probabilities, module.eval()(images).softmax(1))
+
+
+def test_images_alone_are_predicted():
+    module = small_module(classes=10).eval()
+    images = images_of()
+    assert module.predict_step(images, 0).keys() == {"answers"}
+    assert module.predict_step([images], 0)["answers"].equal(module(images).softmax(1))
+
+
+def test_weight_averaging_finds_the_head_that_the_data_asks_for(tmp_path):
+    module = small_module()
+    averaging = EMAWeightAveraging(decay=0.5)
+    trainer = small_trainer(1, averaging)
+    trainer.fit(module, datamodule=DigitsDataModule(shots=1, batch_size=5))
+    assert "head.0.weight" in averaging._average_model.module.state_dict()
