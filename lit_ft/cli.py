@@ -162,7 +162,9 @@ class FineTuneCLI(LightningCLI):
             resumed = Path(config["ckpt_path"] or "").resolve().parent.parent
             if self.subcommand not in EVALUATIONS and (resumed / "config.yaml").is_file():
                 folder, version = resumed.parent, resumed.name  # a resumed run goes on where it was
-            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version=version, default_hp_metric=False)
+            kwargs["logger"] = TensorBoardLogger(
+                folder.parent, name=folder.name, version=version, default_hp_metric=False
+            )
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 

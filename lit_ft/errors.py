@@ -49,7 +49,10 @@ def check_torchvision() -> None:
     A torchvision wheel states the one torch release it was compiled against. With any other, importing it ends in
     ``operator torchvision::nms does not exist``, which tells nobody what to install.
     """
-    torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
+    try:
+        torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
+    except metadata.PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; run: pip install torch torchvision") from error
     pins = [re.match(r"torch\s*\(?==\s*([^\s;)]+)", line) for line in metadata.requires("torchvision") or []]
     wanted = next((pin[1] for pin in pins if pin), None)
     if wanted is not None and torch.split("+")[0] != wanted:
@@ -65,5 +68,5 @@ def check_torchvision() -> None:
 def _mismatch(torch: str, torchvision: str, wanted: str) -> UserError:
     return UserError(
         f"torch {torch} and torchvision {torchvision} do not belong together: torchvision {torchvision} is built for "
-        f"torch {wanted}; run: pip install torch=={wanted} torchvision=={torchvision.split('+')[0]}"
+        f"torch {wanted}; run: pip install --force-reinstall torch=={wanted} torchvision=={torchvision.split('+')[0]}"
     )

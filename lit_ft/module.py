@@ -221,18 +221,9 @@ class FineTuneModule(L.LightningModule):
         self.head = build_head(self.backbone.num_features, len(names), self._head_config)
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
         splits = ("val", "test")
-        self.metrics = nn.ModuleDict({f"{split}_": self._metrics(split) for split in splits})
+        self.metrics = nn.ModuleDict({f"{split}_": self.task.metrics(f"{split}/") for split in splits})
         # Not Lightning's own mean: with another number of images in each process it divides by a rounded mean of them.
         self.losses = nn.ModuleDict({f"{split}_": MeanMetric(nan_strategy="disable") for split in splits})
-
-    def _metrics(self, split: str) -> MetricCollection:
-        """The task's metrics, each with its own state.
-
-        By default torchmetrics lets those share a state that are equal after the first batch, which can be by chance,
-        and different ones in each process.
-        """
-        metrics = dict(self.task.metrics(f"{split}/").items(keep_base=True))
-        return MetricCollection(cast(Any, metrics), prefix=f"{split}/", compute_groups=False)
 
     def _normalised(self, images: Tensor) -> Tensor:
         if images.shape[1] != self.input_spec.channels:

@@ -86,7 +86,9 @@ class Task:
             }
         else:
             metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
-        return MetricCollection(metrics, prefix=prefix)
+        # No groups: metrics that are equal after the first batch would share one state from then on, although that can
+        # be by chance, and in one process but not in the other.
+        return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
     def update(self, metrics: MetricCollection, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch to the metrics."""

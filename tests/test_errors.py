@@ -43,7 +43,7 @@ def test_torchvision_for_another_torch_names_both_and_the_pair_to_install(monkey
         check_torchvision()
     assert str(caught.value) == (
         "torch 2.9.1+cpu and torchvision 0.23.0+cu126 do not belong together: torchvision 0.23.0+cu126 is built for "
-        "torch 2.8.0; run: pip install torch==2.8.0 torchvision==0.23.0"
+        "torch 2.8.0; run: pip install --force-reinstall torch==2.8.0 torchvision==0.23.0"
     )
 
 
@@ -68,7 +68,9 @@ def test_torchvision_that_cannot_be_imported_though_versions_match(monkeypatch, 
     pretend(monkeypatch, "2.8.0+cpu", "0.23.0", requires)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Breaks(RuntimeError("operator torchvision::nms does not exist"))])
-    with pytest.raises(UserError, match=r"^torch 2\.8\.0\+cpu .* install torch==2\.8\.0 torchvision==0\.23\.0$"):
+    with pytest.raises(
+        UserError, match=r"^torch 2\.8\.0\+cpu .* install --force-reinstall torch==2\.8\.0 torchvision==0\.23\.0$"
+    ):
         check_torchvision()
 
 
@@ -77,4 +79,13 @@ def test_import_that_fails_for_another_reason_is_not_blamed_on_the_pair(monkeypa
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Breaks(ImportError("No module named 'PIL'"))])
     with pytest.raises(ImportError, match="PIL"):
+        check_torchvision()
+
+
+def test_missing_package_is_named(monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(UserError, match=r"^torch is not installed; run: pip install torch torchvision$"):
         check_torchvision()

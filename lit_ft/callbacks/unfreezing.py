@@ -122,8 +122,8 @@ def _trainable(module: L.LightningModule) -> frozenset[str]:
 
 def _check_ranks_agree(trainer: L.Trainer, index: int) -> None:
     if trainer.world_size > 1:
-        mine = torch.tensor(index, device=trainer.strategy.root_device)
-        indices = trainer.strategy.all_gather(mine).tolist()
+        indices = [index] * trainer.world_size
+        torch.distributed.all_gather_object(indices, index)
         if len(set(indices)) > 1:
             raise RuntimeError(f"the processes disagree on the phase of epoch {trainer.current_epoch}: {indices}")
 
