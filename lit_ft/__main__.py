@@ -26,8 +26,8 @@ def main() -> int:
             raise
         print(f"lit-ft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lit-ft: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"lit-ft: {error or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

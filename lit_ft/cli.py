@@ -7,8 +7,10 @@ import pickle
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -17,22 +19,26 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.errors import UserError, nearest
+from lit_ft.errors import UserError, nearest, unknown
 from lit_ft.explain import class_names, class_options, explain
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
-from lit_ft.tasks import MAIN_METRIC
+from lit_ft.tasks import MAIN_METRIC, METRICS
 
 EVALUATIONS = ("validate", "test", "predict")
 
 # What a checkpoint and a config must agree on for a run to be resumed.
-_RESUMED = ("backbone", "pool", "head", "penalty", "optimizer", "lr_scheduler", "task")
+_RESUMED = (
+    "backbone", "pool", "input", "head", "task", "label_smoothing",
+    "lr", "lr_decay", "optimizer", "lr_scheduler", "penalty",
+)  # fmt: skip
 
 # Said by libraries of things that are as they should be here.
 _NOISE = (
@@ -59,6 +65,8 @@ class Trainer(L.Trainer):
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         best = getattr(self.checkpoint_callback, "best_model_path", "") or None
+        if best is None and not cast(Any, self).fast_dev_run:
+            rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
 
 
@@ -70,6 +78,12 @@ class SaveConfig(SaveConfigCallback):
         for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
             config.pop(key, None)
         super().__init__(parser, config, **kwargs)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
+        log_dir = trainer.log_dir  # asks all ranks
+        self.already_saved |= trainer.strategy.broadcast((Path(log_dir or ".") / self.config_filename).is_file())
+        super().setup(trainer, pl_module, stage)
 
 
 class FineTuneCLI(LightningCLI):
@@ -139,6 +153,10 @@ class FineTuneCLI(LightningCLI):
         if config["data"] is None:
             # No default of the parser, which would hand options of one data module on to the next.
             config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
+        if config["ckpt_path"] in ("best", "last"):
+            config["ckpt_path"] = _newest(
+                f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
+            )
         if self.subcommand in EVALUATIONS:
             hparams = _hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
             known = config["model"]["init_args"]
@@ -147,8 +165,10 @@ class FineTuneCLI(LightningCLI):
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
         elif config["checkpoint"]["init_args"]["monitor"] is None:
-            monitor, mode = MAIN_METRIC[config["model"]["init_args"]["task"]]
-            config["checkpoint"]["init_args"].update(Namespace(monitor=monitor, mode=mode))
+            config["checkpoint"]["init_args"]["monitor"] = MAIN_METRIC[config["model"]["init_args"]["task"]][0]
+        for key in ("checkpoint", "early_stopping"):
+            if config[key] is not None:
+                _settle_mode(key, config[key]["init_args"], config["model"])
         parser = self._parser(self.subcommand)
         parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
 
@@ -159,9 +179,9 @@ class FineTuneCLI(LightningCLI):
             # Absolute, so that a resumed run finds its best score again, which is kept with the path.
             folder = Path(config["trainer"]["default_root_dir"]).resolve() / config["name"]
             version = None
-            resumed = Path(config["ckpt_path"] or "").resolve().parent.parent
-            if self.subcommand not in EVALUATIONS and (resumed / "config.yaml").is_file():
-                folder, version = resumed.parent, resumed.name  # a resumed run goes on where it was
+            run = Path(config["ckpt_path"] or "").resolve().parent.parent
+            if (run / "config.yaml").is_file():
+                folder, version = run.parent, run.name  # what comes of a checkpoint goes to the run that wrote it
             kwargs["logger"] = TensorBoardLogger(
                 folder.parent, name=folder.name, version=version, default_hp_metric=False
             )
@@ -169,11 +189,32 @@ class FineTuneCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
-        """Adds a progress bar where the user has none."""
+        """Adds a progress bar where the user has none, and what a resume needs."""
         theirs = config["callbacks"] or []
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             callbacks = [*callbacks, progress_bar()]
+        if self.config[self.subcommand]["checkpoint"] is not None:
+            # Of its own, as `save_last` writes only when there is a new best.
+            last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            callbacks = [*callbacks, last]
         return super()._instantiate_trainer(config, callbacks)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; what these refuse is a mistake in their options."""
+        with _told_in_one_line(lambda: True):
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; what fails before the first step is a mistake of the set-up."""
+        with _told_in_one_line(lambda: self.trainer.global_step == 0):
+            try:
+                super()._run_subcommand(subcommand)
+            except SystemExit:
+                if not self.trainer.interrupted:
+                    raise
+                last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
+                hint = f"; to go on: the same command with --ckpt_path {_shown(last)}" if last.is_file() else ""
+                raise KeyboardInterrupt(f"interrupted{hint}") from None
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another model."""
@@ -182,9 +223,12 @@ class FineTuneCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuses to resume from a checkpoint of another model."""
         path = self.config[self.subcommand]["ckpt_path"]
-        if path is None or path in ("last", "best", "hpc"):
+        if path is None or path == "hpc":
             return
         hparams = _hyper_parameters(path, str(self.subcommand), "")
+        names = getattr(self.datamodule, "class_names", None)
+        if names is not None and list(names) != hparams["classes"]:
+            raise UserError(f"--ckpt_path: {path} is of a run with the classes {hparams['classes']}, not {list(names)}")
         for key in _RESUMED:
             if hparams.get(key) != self.model.hparams[key]:
                 raise UserError(
@@ -227,7 +271,6 @@ class FineTuneCLI(LightningCLI):
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
-    "save_last": True,
     "auto_insert_metric_name": False,
     "enable_version_counter": False,
 }
@@ -267,16 +310,25 @@ def run() -> None:
         )
     except ArgumentError as error:
         raise explain(str(error), [], {}) from error
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
-    except ModuleNotFoundError as error:
-        if not str(error).startswith("Requirement"):  # which is how Lightning says that a device is not there
-            raise
-        raise UserError(str(error)) from error
     except Exception as error:
         if (mistake := _mistake_behind(error)) is not None:
             raise mistake from error
         raise
+
+
+@contextmanager
+def _told_in_one_line(before_training: Callable[[], bool]) -> Iterator[None]:
+    """Turns what libraries raise over bad options into a mistake of the user's, as long as nothing was trained."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, TypeError, ImportError, MisconfigurationException) as error:
+        if (mistake := _mistake_behind(error)) is not None:
+            raise mistake from error
+        if not before_training():
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+        raise UserError(f"{(errors or lines)[0]} (--debug shows where)") from error
 
 
 def _mistake_behind(error: BaseException | None) -> UserError | None:
@@ -284,6 +336,15 @@ def _mistake_behind(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
+    """Sets whether the least or the greatest value of the monitored metric is best, where lit_ft logs that metric."""
+    modes = {f"val/{name}": mode for name, mode in METRICS[model["init_args"]["task"]].items()}
+    if options["monitor"] in modes:
+        options["mode"] = modes[options["monitor"]]
+    elif model["class_path"].endswith(".FineTuneModule"):
+        raise unknown("metric", options["monitor"], modes, f"--{key}.monitor")
 
 
 def _plain(value: Any) -> Any:
@@ -300,6 +361,14 @@ def _name(config: Namespace) -> str:
 def _shown(path: Path) -> Path:
     """A path as a person in this folder would write it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _newest(folder: str, name: str) -> str:
+    """The newest best or last checkpoint of the runs in a folder."""
+    found = sorted(Path(folder).glob(f"*/checkpoints/{name}.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise UserError(f"--ckpt_path: there is no {folder}/*/checkpoints/{name}.ckpt")
+    return str(found[-1])
 
 
 def _hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any]:

@@ -25,6 +25,13 @@ _NO_CLASS = re.compile(
     r"|Problem with given class_path '([^']+)':\s+(?:No module named|module '[^']*' has no attribute)"
 )
 
+# What jsonargparse takes for the class where an option is given, but no class.
+_BASES = [
+    (".LightningDataModule", "data module", "DigitsDataModule"),
+    (".Optimizer", "optimizer", "AdamW"),
+    (".LRScheduler", "scheduler", "WarmupCosine"),
+]
+
 
 def explain(message: str, options: Iterable[str], classes: dict[str, list[str]]) -> UserError:
     """Turns what jsonargparse says into one line.
@@ -48,8 +55,12 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         given = next(group for group in found.groups() if group)
         close = nearest(given.rpartition(".")[2], classes[key])
         return UserError(f"{option}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
-    if found := re.search(r'in "<unicode string>", (line \d+)', message):
-        return UserError(f"--config: not valid YAML: {found[1]}")
+    if lines := re.findall(r'in "<unicode string>", (line \d+)', message):
+        return UserError(f"--config: not valid YAML: {lines[-1]}")
+    if key and "Got value" not in message and (found := re.search(r"Given value: (\S.*)$", message)):
+        choices = re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message)))
+        close = nearest(found[1], choices)
+        return UserError(f"{option}{found[1]} does not fit" + (f"; nearest: {', '.join(close)}" if close else ""))
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     telling = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
     leaf = [line for line in telling if not _GIVEN_CLASS.search(line)] or lines[-1:]
@@ -65,8 +76,9 @@ def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -
     for path in _GIVEN_CLASS.findall(message):
         module, _, cls = path.rpartition(".")
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
-    if re.match(r"data\.(?!help)\w+$", given) and "LightningDataModule'" in message:
-        return UserError(f"--{given}: name the data module first, such as --data DigitsDataModule")
+    for base, what, example in _BASES:
+        if any(path.endswith(base) for path in _GIVEN_CLASS.findall(message)) and given != "optimizer.lr":
+            return UserError(f"--{given}: name the {what} first, such as --{key} {example}")
     close = nearest(given, sorted(known))
     if given in ("optimizer.lr", "optimizer.init_args.lr"):
         close = ["model.lr"]
@@ -74,12 +86,16 @@ def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -
 
 
 def class_options(cls: Any) -> list[str]:
-    """The options of a class, with those of the dataclasses among them."""
+    """The options of a class, with those that it hands on to its parents and those of the dataclasses among them."""
     options = []
-    for parameter in inspect.signature(cls).parameters.values():
-        options.append(parameter.name)
-        if dataclasses.is_dataclass(parameter.default):
-            options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
+    for home in cls.__mro__:
+        parameters = list(inspect.signature(home.__init__).parameters.values())[1:]
+        for parameter in parameters:
+            options.append(parameter.name)
+            if dataclasses.is_dataclass(parameter.default):
+                options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
     return options
 
 

@@ -78,6 +78,11 @@ class WarmupCosine(LRScheduler):
         self.final_fraction = final_fraction
         super().__init__(optimizer)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the position; the length stays this run's own, so that a run can be resumed to go on for longer."""
+        own = ("total_steps", "warmup_steps", "final_fraction")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
+
     def factor(self, step: int, thaw_step: int = 0) -> float:
         """Share of a group's learning rate at ``step``, for a group that thaws at ``thaw_step``."""
         rise = min(1.0, (step - thaw_step + 1) / max(1, self.warmup_steps)) if step >= thaw_step else 0.0

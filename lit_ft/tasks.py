@@ -21,6 +21,13 @@ MAIN_METRIC: dict[str, tuple[str, Mode]] = {
     "regression": ("val/mse", "min"),
 }
 
+# What each task logs for validation and test, and whether its least or its greatest value is best.
+METRICS: dict[str, dict[str, Mode]] = {
+    "multiclass": {"acc": "max", "acc_top5": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
+    "multilabel": {"acc": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
+    "regression": {"mse": "min", "mae": "min", "r2": "max", "loss": "min"},
+}
+
 
 @dataclass(frozen=True)
 class Task:

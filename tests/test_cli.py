@@ -75,6 +75,7 @@ def test_finetune_leaves_a_whole_run(run):
     assert re.search(r"3 +2 +conv, dense, head +693,962 \(100\.0%\) +0\.00075 to 0\.003", printed)
     assert f"--ckpt_path {folder}/checkpoints/best.ckpt" in printed
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["backbone"] == "mnist_cnn"
     board = EventAccumulator(str(folder), size_guidance={"images": 0})
     board.Reload()
@@ -117,8 +118,9 @@ def test_evaluation_needs_only_the_checkpoint(run):
 
 def test_predict_writes_one_row_an_image_in_order(run):
     run("fit", *QUICK, "--trainer.max_epochs", 3)
-    printed = run("predict", "--ckpt_path", "logs/quickstart/version_0/checkpoints/best.ckpt")
+    printed = run("predict", "--name", "quickstart", "--ckpt_path", "best")
     path = printed.split("Predictions: ")[1].strip()
+    assert Path(path) == Path("logs/quickstart/version_0/predictions.csv").resolve()
     rows = list(csv.DictReader(Path(path).read_text().splitlines()))
     assert len(rows) == 1000
     assert [row["path"] for row in rows[:2]] == ["digits/test/0", "digits/test/1"]
@@ -140,14 +142,17 @@ def test_predict_photos_without_the_training_folder(run, photo_root, tmp_path):
     assert {row["class"] for row in rows} <= {"ant", "bee", "cat"}
 
 
-def test_resume_goes_on_in_its_folder_and_ends_the_same(run):
+def test_resume_goes_on_in_its_folder_also_for_longer(run):
     run("fit", *QUICK, "--trainer.max_epochs", 4)
-    run("fit", *QUICK, "--trainer.max_epochs", 3, "--name", "cut")
-    run(
-        "fit", *QUICK, "--trainer.max_epochs", 4, "--seed_everything", 9,
-        "--ckpt_path", "logs/cut/version_0/checkpoints/last.ckpt",
-    )  # fmt: skip
-    assert [path.name for path in Path("logs/cut").iterdir()] == ["version_0"]
+    folder = Path("logs/quickstart/version_0")
+    config = (folder / "config.yaml").read_text()
+    run("fit", *QUICK, "--trainer.max_epochs", 6, "--ckpt_path", "last", "--seed_everything", 9)
+    assert list(folder.parent.iterdir()) == [folder]
+    assert (folder / "config.yaml").read_text() == config
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 5
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    assert max(event.value for event in board.Scalars("lr/head") if event.step > 40) > 1e-4  # and not 0
 
 
 def test_callbacks_of_a_config_add_to_the_named_ones(run):
@@ -209,6 +214,19 @@ MISTAKES = {
     ("fit", "--unfreeze.strategy", "gradual", "--trainer.max_epochs", "2"): "needs at least 3 epochs",
     ("fit", "--config", "nix.yaml"): "--config: File does not exist: ",
     ("fit", "--trainer.accelerator", "tpu"): "torch_xla",
+    ("fit", "--optimizer", "SGD", "--optimizer.momentum", "-1"): "Invalid momentum value: -1.0 (--debug shows where)",
+    (
+        "fit",
+        "--optimizer.weight_decay",
+        "1",
+    ): "--optimizer.weight_decay: name the optimizer first, such as --optimizer A",
+    ("fit", "--trainer.strategy", "foo"): "foo",
+    ("fit", "--trainer.precision", "foo"): "--trainer.precision: ",
+    ("fit", "--model.task", "regression"): "(--debug shows where)",
+    ("fit", "--checkpoint.monitor", "val/acd"): "--checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc",
+    ("fit", "--early_stopping.monitor", "foo"): "--early_stopping.monitor: unknown metric 'foo'",
+    ("fit", "--ckpt_path", "last"): "--ckpt_path: there is no logs/run/*/checkpoints/last.ckpt",
+    ("fit", "--data", "DigitsDataModule", "--data.batchsize", "3"): "nearest: --data.batch_size",
     ("fit", "--ckpt_path", "nix.ckpt"): "--ckpt_path: no such file: nix.ckpt",
     ("test",): "--ckpt_path: lit-ft test needs the checkpoint of a run",
     ("test", "--ckpt_path", str(CONFIGS / "quickstart.yaml")): "is not a checkpoint, or it is damaged",
@@ -227,13 +245,43 @@ def test_mistake_ends_in_one_line(refused, args):
     [
         ("modell: {backbone: x}", "--modell.backbone: there is no such option; nearest: --model.backbone"),
         ("model: {backbon: x}", "--model.backbon: there is no such option; nearest: --model.backbone"),
-        ("model: {backbone: x", "--config: not valid YAML: line 1"),
+        ("model: {backbone: x", "--config: not valid YAML: line 2"),
         ("unfreeze: {strategy: phases, phases: [{trian: [head]}]}", "nearest: --unfreeze.phases.train"),
     ],
 )
 def test_mistake_in_a_config_ends_in_one_line(refused, text, line):
     Path("mistake.yaml").write_text(text)
     assert line in refused("fit", "--config", "mistake.yaml")
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val/f1", "max"), ("val/loss", "min")])
+def test_monitored_metric_tells_what_is_best(run, monitor, mode):
+    run("fit", "--trainer.max_epochs", 2, "--checkpoint.monitor", monitor, "--early_stopping.monitor", monitor)
+    config = yaml.safe_load(Path("logs/run/version_0/config.yaml").read_text())
+    assert [config[key]["init_args"]["mode"] for key in ("checkpoint", "early_stopping")] == [mode, mode]
+
+
+def test_resume_refuses_other_classes_and_keeps_the_config(run, refused, photo_root):
+    data = ("--data", "ImageFolderDataModule", "--data.num_workers", 0, "--model.input.size", 28)
+    run(
+        "fit",
+        *data,
+        "--data.root",
+        photo_root,
+        "--trainer.max_epochs",
+        1,
+        "--unfreeze",
+        "null",
+        "--model.weights",
+        "null",
+    )
+    before = Path("logs/run/version_0/config.yaml").read_text()
+    (photo_root / "cat").rename(photo_root / "dog")
+    line = refused(
+        "fit", "--config", "logs/run/version_0/config.yaml", "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt"
+    )
+    assert "is of a run with the classes ['ant', 'bee', 'cat'], not ['ant', 'bee', 'dog']" in line
+    assert Path("logs/run/version_0/config.yaml").read_text() == before
 
 
 def test_resume_refuses_another_model(run, refused):

@@ -209,3 +209,14 @@ def test_class_that_does_not_exist_is_refused(path, text):
         build_optimizer(path, [], lr=1.0)
     with pytest.raises(UserError, match=f"^--lr_scheduler: {text}$"):
         build_scheduler(path, two_groups(), 10)
+
+
+def test_resumed_cosine_takes_up_its_position_and_keeps_its_own_length():
+    def made(total_steps):
+        return WarmupCosine(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), total_steps, warmup_fraction=0.0)
+
+    short, longer = made(10), made(20)
+    short.last_epoch = 10
+    longer.load_state_dict(short.state_dict())
+    assert longer.last_epoch == 10
+    assert longer.factor(10) == pytest.approx(0.5)

@@ -25,7 +25,7 @@ def find_folder(given: str, key: str) -> Path:
     if folder.is_file():
         raise UserError(f"{key}: {folder} is a file, not a folder")
     if not folder.is_dir():
-        beside = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        beside = [p.name for p in subfolders(folder.parent)] if folder.parent.is_dir() else []
         close = nearest(folder.name, beside)
         raise UserError(f"{key}: {folder} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
     return folder

@@ -17,6 +17,8 @@ from lit_ft.data.split import class_counts, hold_out
 from lit_ft.data.transforms import eval_transform, train_transform
 from lit_ft.errors import UserError, unknown
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
 
 class ImageFolderDataModule(ImageDataModule):
     """Photos in ``ROOT/train/CLASS/...``, ``ROOT/val/CLASS/...`` and ``ROOT/test/CLASS/...``, or in ``ROOT/CLASS/...``.
@@ -125,7 +127,12 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _train_folder(self) -> Path:
         root = find_folder(self.root, "--data.root")
-        return root / "train" if (root / "train").is_dir() else root
+        parts = {folder.name for folder in subfolders(root)}
+        # What is meant for a split must not be taken for a class, or be passed over.
+        strange = sorted(part for part in parts - {"train", "val", "test"} if part.lower() in _SPLITS)
+        if strange:
+            raise UserError(f"--data.root: {root} has {', '.join(strange)}; call the folders train, val and test")
+        return root / "train" if "train" in parts else root
 
     def _labelled(self, folder: Path, of: str) -> FileSplit:
         names = self.class_names

@@ -158,3 +158,10 @@ def test_too_few_images_to_split(tmp_path):
         save_photo(tmp_path / name / "1.png")
     with pytest.raises(UserError, match=r"^--data.val_fraction: 1 of 2 images of 2 classes \(the smallest has 1\)"):
         make(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["valid", "Val", "Train", "validation", "TEST"])
+def test_folder_that_is_meant_for_a_split_is_not_taken_for_a_class(photo_root, name):
+    (photo_root / name).mkdir()
+    with pytest.raises(UserError, match=rf"has {name}; call the folders train, val and test$"):
+        _ = ImageFolderDataModule(str(photo_root)).class_names
