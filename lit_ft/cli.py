@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -26,8 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.errors import UserError, nearest, unknown
-from lit_ft.explain import class_names, class_options, explain
+from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.errors import UserError, unknown
+from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC, METRICS
@@ -154,11 +151,11 @@ class FineTuneCLI(LightningCLI):
             # No default of the parser, which would hand options of one data module on to the next.
             config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
         if config["ckpt_path"] in ("best", "last"):
-            config["ckpt_path"] = _newest(
+            config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
             )
         if self.subcommand in EVALUATIONS:
-            hparams = _hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
+            hparams = hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
             known = config["model"]["init_args"]
             known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
             config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None))
@@ -201,12 +198,12 @@ class FineTuneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is a mistake in their options."""
-        with _told_in_one_line(lambda: True):
+        with told_in_one_line(lambda: True, MisconfigurationException):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; what fails before the first step is a mistake of the set-up."""
-        with _told_in_one_line(lambda: self.trainer.global_step == 0):
+        with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
             try:
                 super()._run_subcommand(subcommand)
             except SystemExit:
@@ -225,7 +222,7 @@ class FineTuneCLI(LightningCLI):
         path = self.config[self.subcommand]["ckpt_path"]
         if path is None or path == "hpc":
             return
-        hparams = _hyper_parameters(path, str(self.subcommand), "")
+        hparams = hyper_parameters(path, str(self.subcommand), "")
         names = getattr(self.datamodule, "class_names", None)
         if names is not None and list(names) != hparams["classes"]:
             raise UserError(f"--ckpt_path: {path} is of a run with the classes {hparams['classes']}, not {list(names)}")
@@ -311,31 +308,9 @@ def run() -> None:
     except ArgumentError as error:
         raise explain(str(error), [], {}) from error
     except Exception as error:
-        if (mistake := _mistake_behind(error)) is not None:
+        if (mistake := mistake_behind(error)) is not None:
             raise mistake from error
         raise
-
-
-@contextmanager
-def _told_in_one_line(before_training: Callable[[], bool]) -> Iterator[None]:
-    """Turns what libraries raise over bad options into a mistake of the user's, as long as nothing was trained."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError, TypeError, ImportError, MisconfigurationException) as error:
-        if (mistake := _mistake_behind(error)) is not None:
-            raise mistake from error
-        if not before_training():
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
-        raise UserError(f"{(errors or lines)[0]} (--debug shows where)") from error
-
-
-def _mistake_behind(error: BaseException | None) -> UserError | None:
-    """The user's mistake that an exception wraps: jsonargparse and Lightning raise their own in its stead."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
@@ -361,30 +336,3 @@ def _name(config: Namespace) -> str:
 def _shown(path: Path) -> Path:
     """A path as a person in this folder would write it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _newest(folder: str, name: str) -> str:
-    """The newest best or last checkpoint of the runs in a folder."""
-    found = sorted(Path(folder).glob(f"*/checkpoints/{name}.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise UserError(f"--ckpt_path: there is no {folder}/*/checkpoints/{name}.ckpt")
-    return str(found[-1])
-
-
-def _hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any]:
-    """The hyperparameters in a lit_ft checkpoint."""
-    if path is None:
-        found = sorted(Path(root).glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
-        hint = f"; the newest is {found[-1]}" if found else ""
-        raise UserError(f"--ckpt_path: lit-ft {command} needs the checkpoint of a run{hint}")
-    if not Path(path).is_file():
-        near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
-        raise UserError(f"--ckpt_path: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
-    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if not isinstance(hparams, dict) or "backbone" not in hparams:
-        raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
-    return dict(hparams)

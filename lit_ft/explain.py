@@ -6,7 +6,8 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lit_ft.errors import UserError, nearest
@@ -103,3 +104,31 @@ def class_names(base: type) -> list[str]:
     """The names of all classes below ``base`` that are known by now."""
     children: list[type] = base.__subclasses__()
     return [name for child in children for name in (child.__name__, *class_names(child))]
+
+
+@contextmanager
+def told_in_one_line(before_training: Callable[[], bool], *kinds: type[Exception]) -> Iterator[None]:
+    """Turns what libraries raise over bad options into a mistake of the user's, as long as nothing was trained.
+
+    Args:
+        before_training: Whether nothing was trained yet.
+        kinds: Exceptions of a library's own that it raises over options, beside Python's.
+    """
+    caught: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, TypeError, ImportError, *kinds)
+    try:
+        yield
+    except caught as error:
+        if (mistake := mistake_behind(error)) is not None:
+            raise mistake from error
+        if not before_training():
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+        raise UserError(f"{(errors or lines)[0]} (--debug shows where)") from error
+
+
+def mistake_behind(error: BaseException | None) -> UserError | None:
+    """The user's mistake that an exception wraps: jsonargparse and Lightning raise their own in its stead."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -3,6 +3,8 @@
 import csv
 import logging
 import re
+import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -331,3 +333,17 @@ def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root
     printed = run("finetune", *args)
     assert "Plan" in printed
     assert "test/recall" in printed
+
+
+def test_interrupt_tells_how_to_go_on():
+    command = [sys.executable, "-m", "lit_ft", "fit", "--trainer.max_epochs", "1000", "--model.weights", "null"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 3/"):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    last = "logs/run/version_0/checkpoints/last.ckpt"
+    assert said.splitlines()[-1] == f"lit-ft: interrupted; to go on: the same command with --ckpt_path {last}"
+    assert torch.load(last, weights_only=True)["epoch"] >= 1

@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "plan": 1,
     "explain": 1,
+    "checkpoints": 2,
     "optim": 2,
     "heads": 2,
     "tasks": 2,

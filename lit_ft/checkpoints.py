@@ -1,0 +1,51 @@
+"""Decides which checkpoint a command means, and what the run was that wrote it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_ft.errors import UserError, nearest
+
+
+def newest(folder: str, name: str) -> str:
+    """The newest ``best`` or ``last`` checkpoint of the runs in a folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = sorted(Path(folder).glob(f"*/checkpoints/{name}.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise UserError(f"--ckpt_path: there is no {folder}/*/checkpoints/{name}.ckpt")
+    return str(found[-1])
+
+
+def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any]:
+    """The hyperparameters in a lit_ft checkpoint.
+
+    Args:
+        path: The checkpoint, or ``None`` where the user gave none.
+        command: The command that needs it, for the message.
+        root: The folder of all runs, to find one that the user could have meant.
+
+    Raises:
+        UserError: If no file is given, it does not exist, or is not a lit_ft checkpoint.
+    """
+    if path is None:
+        found = sorted(Path(root).glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
+        hint = f"; the newest is {found[-1]}" if found else ""
+        raise UserError(f"--ckpt_path: lit-ft {command} needs the checkpoint of a run{hint}")
+    if not Path(path).is_file():
+        near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
+        raise UserError(f"--ckpt_path: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
+    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(hparams, dict) or "backbone" not in hparams:
+        raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
+    return dict(hparams)
