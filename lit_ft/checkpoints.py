@@ -17,7 +17,7 @@ def newest(folder: str, name: str) -> str:
     Raises:
         UserError: If there is none.
     """
-    found = sorted(Path(folder).glob(f"*/checkpoints/{name}.ckpt"), key=lambda file: file.stat().st_mtime)
+    found = _by_age(folder, f"*/checkpoints/{name}.ckpt")
     if not found:
         raise UserError(f"--ckpt_path: there is no {folder}/*/checkpoints/{name}.ckpt")
     return str(found[-1])
@@ -35,7 +35,7 @@ def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any
         UserError: If no file is given, it does not exist, or is not a lit_ft checkpoint.
     """
     if path is None:
-        found = sorted(Path(root).glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
+        found = _by_age(root, "*/*/checkpoints/best.ckpt")
         hint = f"; the newest is {found[-1]}" if found else ""
         raise UserError(f"--ckpt_path: lit-ft {command} needs the checkpoint of a run{hint}")
     if not Path(path).is_file():
@@ -49,3 +49,8 @@ def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any
     if not isinstance(hparams, dict) or "backbone" not in hparams:
         raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
     return dict(hparams)
+
+
+def _by_age(folder: str, pattern: str) -> list[Path]:
+    """The files that match, the newest last."""
+    return sorted(Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime)

@@ -77,12 +77,12 @@ def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -
     for path in _GIVEN_CLASS.findall(message):
         module, _, cls = path.rpartition(".")
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
+    if given in ("optimizer.lr", "optimizer.init_args.lr"):
+        return UserError(f"--{given}: there is no such option; nearest: --model.lr")
     for base, what, example in _BASES:
-        if any(path.endswith(base) for path in _GIVEN_CLASS.findall(message)) and given != "optimizer.lr":
+        if any(path.endswith(base) for path in _GIVEN_CLASS.findall(message)):
             return UserError(f"--{given}: name the {what} first, such as --{key} {example}")
     close = nearest(given, sorted(known))
-    if given in ("optimizer.lr", "optimizer.init_args.lr"):
-        close = ["model.lr"]
     return UserError(f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else ""))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -45,9 +44,10 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Se
         raise UserError(f"--model.head.dropout: must be at least 0 and below 1, got {config.dropout}")
     if any(size < 1 for size in config.hidden):
         raise UserError(f"--model.head.hidden: sizes must be at least 1, got {config.hidden}")
-    maybe_dropout: Callable[[], list[nn.Module]] = lambda: [nn.Dropout(config.dropout)] if config.dropout else []  # noqa: E731
     layers: list[nn.Module] = []
-    for size in config.hidden:
-        layers += [*maybe_dropout(), nn.Linear(num_features, size), nn.ReLU()]
+    for size in [*config.hidden, num_outputs]:
+        if config.dropout:
+            layers.append(nn.Dropout(config.dropout))
+        layers += [nn.Linear(num_features, size), nn.ReLU()]
         num_features = size
-    return nn.Sequential(*layers, *maybe_dropout(), nn.Linear(num_features, num_outputs))
+    return nn.Sequential(*layers[:-1])  # no ReLU on the logits

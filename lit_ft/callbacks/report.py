@@ -57,23 +57,15 @@ class RunReport(Callback):
                 board.add_image("train/images", make_grid(images, pad_value=255), 0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the phase, and the learning rate of each stage, which is 0 while it is frozen."""
-        plan = run_plan(trainer, pl_module)
-        index = plan.phase_index(trainer.current_epoch)
-        board = _tensorboard(trainer)
-        if not board:
-            return
-        board.add_scalar("phase", index, trainer.global_step)
-        for stage, rate in stage_rates(trainer).items():
-            trains = stage in plan.phases[index].trainable
-            board.add_scalar(f"lr/{stage}", rate if trains else 0.0, trainer.global_step)
+        """Logs the phase and the learning rates as the epoch begins."""
+        _log_rates(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the learning rates as often as the trainer logs."""
+        """Logs them as often as the trainer logs."""
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.on_train_epoch_start(trainer, pl_module)
+            _log_rates(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -190,6 +182,19 @@ def confusion_figure(matrix: torch.Tensor, names: list[str]) -> Any:
                     color = "white" if shares[i, j] > 0.5 else "black"
                     axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=6, color=color)
     return figure
+
+
+def _log_rates(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Logs the phase, and the learning rate of each stage, which is 0 while it is frozen."""
+    board = _tensorboard(trainer)
+    if not board:
+        return
+    plan = run_plan(trainer, pl_module)
+    index = plan.phase_index(trainer.current_epoch)
+    board.add_scalar("phase", index, trainer.global_step)
+    for stage, rate in stage_rates(trainer).items():
+        trains = stage in plan.phases[index].trainable
+        board.add_scalar(f"lr/{stage}", rate if trains else 0.0, trainer.global_step)
 
 
 @rank_zero_only
