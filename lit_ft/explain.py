@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lit_ft.errors import UserError, nearest
@@ -62,6 +63,9 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         choices = re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message)))
         close = nearest(found[1], choices)
         return UserError(f"{option}{found[1]} does not fit" + (f"; nearest: {', '.join(close)}" if close else ""))
+    if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
+        close = nearest(found[1], map(str, Path(found[1]).parent.glob("*.yaml")), most=1)
+        return UserError(f"{option}{found[0]}" + (f"; nearest: {close[0]}" if close else ""))
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     telling = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
     leaf = [line for line in telling if not _GIVEN_CLASS.search(line)] or lines[-1:]

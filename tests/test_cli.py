@@ -242,6 +242,11 @@ def test_mistake_ends_in_one_line(refused, args):
     assert not list(Path().glob("logs/*/*/checkpoints"))
 
 
+def test_missing_config_names_the_nearest(refused):
+    line = refused("fit", "--config", CONFIGS / "quickstrat.yaml")
+    assert line.endswith(f"quickstrat.yaml'; nearest: {CONFIGS / 'quickstart.yaml'}")
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
