@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from lit_ft.assets import OFFLINE, is_offline
 from lit_ft.errors import UserError, check_torchvision
 
 
@@ -16,11 +18,21 @@ def main() -> int:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    if "--offline" in sys.argv:
+        sys.argv.remove("--offline")
+        os.environ[OFFLINE] = "1"
+    if is_offline():
+        os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         check_torchvision()
-        from lit_ft.cli import run
+        if sys.argv[1:2] in (["models"], ["describe"]):  # need no Lightning, which is slow to load
+            from lit_ft import catalog
 
-        run()
+            catalog.run(sys.argv[1:])
+        else:
+            from lit_ft.cli import run
+
+            run()
     except UserError as error:
         if debug:
             raise

@@ -3,84 +3,42 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
+from lit_ft.assets import data_root, is_offline
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.download import download, refuse_missing, same_command
 from lit_ft.errors import UserError, unknown
 from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC, METRICS
+from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, shown, tell
 
 EVALUATIONS = ("validate", "test", "predict")
 
 # What a checkpoint and a config must agree on for a run to be resumed.
 _RESUMED = (
-    "backbone", "pool", "input", "head", "task", "label_smoothing",
+    "backbone", "stem", "pool", "input", "head", "task", "label_smoothing",
     "lr", "lr_decay", "optimizer", "lr_scheduler", "penalty",
 )  # fmt: skip
-
-# Said by libraries of things that are as they should be here.
-_NOISE = (
-    r".*does not have many workers.*",
-    r".*smaller than the logging interval.*",
-    r".*module\(s\) in eval mode at the start of training.*",
-    r".*`LeafSpec\(\)`.*",
-    r".*treespec, LeafSpec.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*callbacks used to create the checkpoint need to be provided.*",
-)
-
-
-class Trainer(L.Trainer):
-    """Lightning's trainer, with the main job as one call."""
-
-    def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
-        """Fits, then tests with the best checkpoint, then tells where everything is.
-
-        Args:
-            model: The module to fine-tune.
-            datamodule: Its data.
-            ckpt_path: Checkpoint of an interrupted run to go on from.
-        """
-        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = getattr(self.checkpoint_callback, "best_model_path", "") or None
-        if best is None and not cast(Any, self).fast_dev_run:
-            rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
-        self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves what any command can be given again, that is, without the options of this one command."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        config = config.clone()
-        for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
-            config.pop(key, None)
-        super().__init__(parser, config, **kwargs)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
-        log_dir = trainer.log_dir  # asks all ranks
-        self.already_saved |= trainer.strategy.broadcast((Path(log_dir or ".") / self.config_filename).is_file())
-        super().setup(trainer, pl_module, stage)
 
 
 class FineTuneCLI(LightningCLI):
@@ -88,8 +46,8 @@ class FineTuneCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands and ``finetune``."""
-        return {"finetune": {"model", "datamodule"}, **LightningCLI.subcommands()}
+        """Lightning's commands, ``finetune`` and ``download``."""
+        return {"finetune": {"model", "datamodule"}, "download": set(), **LightningCLI.subcommands()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the name of the run, the named callbacks, and optimizer and schedule."""
@@ -150,6 +108,8 @@ class FineTuneCLI(LightningCLI):
         if config["data"] is None:
             # No default of the parser, which would hand options of one data module on to the next.
             config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
+        if self.subcommand == "download":
+            return
         if config["ckpt_path"] in ("best", "last"):
             config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
@@ -199,10 +159,39 @@ class FineTuneCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is a mistake in their options."""
         with told_in_one_line(lambda: True, MisconfigurationException):
+            if self.subcommand == "download":
+                return
+            if is_offline():
+                command = same_command(sys.argv[1:], str(self.subcommand), "download")
+                refuse_missing(self._model_options(), self._make_data(None, None), command)
             super().instantiate_classes()
+
+    def _model_options(self) -> dict[str, Any]:
+        return dict(_plain(self.config[self.subcommand]["model"]["init_args"]))
+
+    def _make_data(self, default_root: Path | None, root: Path | None) -> Any:
+        """The data module, apart from the one that is trained on; where it gets a folder, it fetches."""
+        config = self.config[self.subcommand]["data"].clone()
+        options = config["init_args"]
+        if "root" in options and (root or (default_root and options["root"] is None)):
+            options["root"] = str(root or default_root)
+        if "download" in options and (root or default_root):
+            options["download"] = True
+        return self._parser(self.subcommand).instantiate(Namespace(data=config))["data"]
+
+    def _download(self) -> None:
+        if is_offline():
+            raise UserError("--offline: lit-ft download fetches files; run it without --offline and LIT_FT_OFFLINE")
+        folder = data_root(self.config["download"]["folder"])
+        with told_in_one_line(lambda: True, MisconfigurationException):
+            download(self._model_options(), self._make_data, folder)
+        command = same_command(sys.argv[1:], "download", "finetune")
+        print(f"Run: LIT_FT_DATA={shlex.quote(str(folder))} {command} --offline")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; what fails before the first step is a mistake of the set-up."""
+        if subcommand == "download":
+            return self._download()
         with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
             try:
                 super()._run_subcommand(subcommand)
@@ -210,7 +199,7 @@ class FineTuneCLI(LightningCLI):
                 if not self.trainer.interrupted:
                     raise
                 last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
-                hint = f"; to go on: the same command with --ckpt_path {_shown(last)}" if last.is_file() else ""
+                hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
                 raise KeyboardInterrupt(f"interrupted{hint}") from None
 
     def before_finetune(self) -> None:
@@ -235,49 +224,17 @@ class FineTuneCLI(LightningCLI):
 
     def after_finetune(self) -> None:
         """Tells where everything is."""
-        self._tell("finetune")
+        tell(self.trainer, "finetune")
 
     def after_fit(self) -> None:
         """Tells where everything is."""
-        self._tell("fit")
+        tell(self.trainer, "fit")
 
     def after_predict(self) -> None:
         """Tells where the predictions are."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PredictionWriter) and callback.path is not None:
                 print(f"Predictions: {callback.path}")
-
-    def _tell(self, command: str) -> None:
-        log_dir = self.trainer.log_dir  # asks all ranks
-        if not self.trainer.is_global_zero or log_dir is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        run = _shown(Path(log_dir))
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
-        if best:
-            score = self.trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
-            monitor = self.trainer.checkpoint_callback.monitor  # type: ignore[union-attr]
-            lines.append(f"Best model   {_shown(Path(best))}  ({monitor} {float(score):.4f})")
-            arguments = f"--config {run / 'config.yaml'} --ckpt_path {_shown(Path(best))}"
-            lines.append(f"Predict      lit-ft predict {arguments}")
-            if command == "fit":
-                lines.append(f"Test         lit-ft test {arguments}")
-        lines.append(f"Watch        tensorboard --logdir {run.parent}")
-        print("\n" + "\n".join(lines))
-
-
-CHECKPOINT: dict[str, Any] = {
-    "filename": "best",
-    "auto_insert_metric_name": False,
-    "enable_version_counter": False,
-}
-
-TRAINER: dict[str, Any] = {
-    "max_epochs": 10,
-    "default_root_dir": "logs",
-    "enable_model_summary": False,  # the plan tells it
-    "log_every_n_steps": 10,
-}
 
 
 def run() -> None:
@@ -286,7 +243,7 @@ def run() -> None:
     Raises:
         UserError: After a mistake in the arguments, the config, or what they name.
     """
-    for message in _NOISE:
+    for message in NOISE:
         warnings.filterwarnings("ignore", message)
     warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {message}\n"
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -331,8 +288,3 @@ def _name(config: Namespace) -> str:
     """The name of the last config file, by which runs are filed."""
     files = config.get("config") or []
     return Path(str(files[-1])).stem if files else "run"
-
-
-def _shown(path: Path) -> Path:
-    """A path as a person in this folder would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

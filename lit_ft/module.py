@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from lit_ft.backbones import FrozenNorm, InputConfig, InputSpec, Pool, build_backbone, input_spec
+from lit_ft.backbones import (
+    FrozenNorm,
+    InputConfig,
+    InputSpec,
+    NetworkName,
+    Pool,
+    Stem,
+    build_backbone,
+    input_spec,
+)
 from lit_ft.backbones.backbone import NORMS
 from lit_ft.errors import UserError
-from lit_ft.heads import HeadConfig, build_head
+from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
@@ -33,9 +42,11 @@ class FineTuneModule(L.LightningModule):
     The number and the names of the classes come from the data module, unless ``classes`` names them.
 
     Args:
-        backbone: Name of the pretrained network.
+        backbone: Name of the pretrained network, or class_path, init_args, stages and classifier of your own.
         weights: A tag of its published weights, a .pth, .pt, .safetensors or checkpoint file, or null for random ones.
-        pool: From the last stage to the features: the network's own, the avg over all places, or flatten.
+        partial_weights: Load what fits of the weights and warn of the rest, rather than refuse.
+        stem: The network's own, or small for images of 28 to 64 pixels: stride 1 and no pooling.
+        pool: From the last stage to the features: the network's own, the avg over all places, flatten, or class token.
         input: Where the images differ from what the backbone's weights expect.
         head: The new layers.
         task: What is learnt: one class an image, any number of classes, or numbers.
@@ -53,8 +64,10 @@ class FineTuneModule(L.LightningModule):
 
     def __init__(
         self,
-        backbone: str,
+        backbone: NetworkName,
         weights: str | None = "DEFAULT",
+        partial_weights: bool = False,
+        stem: Stem = "own",
         pool: Pool = "own",
         input: InputConfig = InputConfig(),  # noqa: B008 - never changed here
         head: HeadConfig = HeadConfig(),  # noqa: B008
@@ -72,18 +85,23 @@ class FineTuneModule(L.LightningModule):
             raise UserError(f"--model.lr: must be above 0, got {lr}")
         if not 0.0 < lr_decay <= 1.0:
             raise UserError(f"--model.lr_decay: must be above 0 and at most 1, got {lr_decay}")
-        Task(task, 2, label_smoothing)  # refuses before anything is fetched
-        spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         self._head_config = _config(HeadConfig, head)
+        # These refuse before anything is fetched.
+        Task(task, 2, label_smoothing)
+        check_head(self._head_config, task)
+        spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         penalty = _config(PenaltyConfig, penalty)
         # The layout that convolutions are fastest in, on CPUs and on GPUs.
-        self.backbone = build_backbone(backbone, weights, pool, spec).to(memory_format=torch.channels_last)
+        self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
+        self.backbone.to(memory_format=torch.channels_last)
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
         self.save_hyperparameters()
         self.hparams.update(weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
-        self.hparams.update(input=asdict(spec), head=asdict(self._head_config), penalty=asdict(penalty))
+        self.hparams.update(
+            input={**asdict(spec), "channels": spec.channels}, head=asdict(self._head_config), penalty=asdict(penalty)
+        )
         self.hparams.update(_plain(dict(self.hparams)))
         self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
@@ -135,7 +153,7 @@ class FineTuneModule(L.LightningModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Takes the classes from the data, and the seed of the run from torch."""
+        """Takes the classes and their shares from the data, and the seed of the run from torch."""
         if not (stage == "predict" and self.class_names):  # images to predict have no classes
             names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
             if names is not None:
@@ -144,6 +162,8 @@ class FineTuneModule(L.LightningModule):
             raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+            if self._head_config.prior_bias:
+                set_prior_bias(self.head, getattr(self._data, "counts", None))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes what is random in this step (dropout) a function of its position, so that a resumed run repeats it."""

@@ -308,7 +308,7 @@ def test_start_from_the_backbone_of_a_checkpoint(run):
         torch.load(path, weights_only=True)["state_dict"]
         for path in (source, "logs/next/version_0/checkpoints/best.ckpt")
     ]
-    assert torch.equal(*(state["backbone.stages.conv.0.weight"] for state in states))
+    assert torch.equal(*(state["backbone.stages.conv.conv.0.weight"] for state in states))
     assert not torch.equal(*(state["head.0.weight"] for state in states))
 
 

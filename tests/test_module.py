@@ -139,8 +139,26 @@ def refuse(*_, **__):
             "lr": np.float64(0.01),
             "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"betas": (0.8, 0.9)}},
         },
+        {
+            "backbone": "resnet18",
+            "weights": None,
+            "stem": "small",
+            "pool": "flatten",
+            "input": {"size": 16, "channels": 1},
+            "head": {"kind": "cosine"},
+        },
+        {
+            "backbone": {
+                "class_path": "torchvision.models.resnet18",
+                "init_args": {"num_classes": 3},
+                "stages": {"stem": "conv1|bn1", "body": "layer[12]", "deep": "layer[34]"},
+                "classifier": "fc",
+            },
+            "weights": None,
+            "input": {"size": 32},
+        },
     ],
-    ids=["dicts", "dataclasses"],
+    ids=["dicts", "dataclasses", "other images", "own network"],
 )
 def test_checkpoint_needs_nothing_beside_it(options, tmp_path, monkeypatch):
     module = FineTuneModule(**options)
@@ -151,7 +169,6 @@ def test_checkpoint_needs_nothing_beside_it(options, tmp_path, monkeypatch):
     content = torch.load(path, weights_only=True)
     assert content["hyper_parameters"]["source_weights"] == options["weights"]
     assert content["hyper_parameters"]["classes"] == [str(i) for i in range(10)]
-    monkeypatch.setattr(weights, "download", refuse)
     monkeypatch.setattr(weights, "read", refuse)
     loaded = FineTuneModule.load_from_checkpoint(path)
     assert loaded.class_names == [str(i) for i in range(10)]
@@ -234,9 +251,9 @@ def test_ordinary_loaders_train_and_validate():
     L.seed_everything(1)
     module = small_module(classes=10)
     trainer = small_trainer(2)
-    before = module.backbone.stages["conv"][0].weight.clone()
+    before = module.backbone.stages["conv"].conv[0].weight.clone()
     trainer.fit(module, loader(), loader(6))
-    assert not module.backbone.stages["conv"][0].weight.equal(before)
+    assert not module.backbone.stages["conv"].conv[0].weight.equal(before)
     module.eval()
     images, targets = loader(6).dataset.tensors
     logits = module(images)
@@ -288,7 +305,7 @@ def one_epoch(batch_size=10, **options):
 
 
 def test_l2_sp_penalty_keeps_the_backbone_near_its_start():
-    start = small_module().backbone.stages["dense"][1].weight
+    start = small_module().backbone.stages["dense"].dense[1].weight
     distances, penalties = [], []
     for strength in (0.0, 10.0):
         trainer, module = one_epoch(
@@ -297,7 +314,7 @@ def test_l2_sp_penalty_keeps_the_backbone_near_its_start():
             optimizer="SGD",
             penalty={"kind": "l2_sp", "strength": strength, "head_strength": 0.0},
         )
-        distances.append(float((module.backbone.stages["dense"][1].weight - start).norm()))
+        distances.append(float((module.backbone.stages["dense"].dense[1].weight - start).norm()))
         penalties.append(float(trainer.callback_metrics["train/penalty"]))
         buffers = [buffer for name, buffer in module.penalty.named_buffers() if name.endswith("dense/1/weight")]
         assert buffers[0].equal(start)
@@ -361,3 +378,97 @@ def test_weight_averaging_finds_the_head_that_the_data_asks_for(tmp_path):
     trainer = small_trainer(1, averaging)
     trainer.fit(module, datamodule=DigitsDataModule(shots=1, batch_size=5))
     assert "head.0.weight" in averaging._average_model.module.state_dict()
+
+
+class UnevenDigits(FewDigits):
+    """Digits of which training has five images of the first class, two of the second, and one of each other."""
+
+    def read_splits(self):
+        train, val, test = super().read_splits()
+        rows = [train.rows[train.targets[train.rows] == k][:n] for k, n in enumerate([5, 2] + [1] * 8)]
+        return train.part(torch.cat(rows)), val, test
+
+
+SHARES = torch.tensor([5.0, 2] + [1] * 8) / 15
+
+
+class FirstSoftmax(Callback):
+    """Notes what the model answers before the first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        with torch.no_grad():
+            self.answers = pl_module(images_of()).softmax(1)
+            self.bias = pl_module.head[-1].bias.clone()
+
+
+def prior_fit(module, data=None, ckpt_path=None, **options):
+    """One step on the uneven digits, and what the model answered before it."""
+    first = FirstSoftmax()
+    trainer = small_trainer(options.pop("max_epochs", 1), first, limit_train_batches=1, limit_val_batches=0, **options)
+    trainer.fit(module, datamodule=data or UnevenDigits(shots=None), ckpt_path=ckpt_path)
+    return trainer, first
+
+
+def test_fit_starts_at_the_shares_of_its_training_images():
+    _, first = prior_fit(small_module(head={"zero_init": True, "prior_bias": True}))
+    torch.testing.assert_close(first.answers, SHARES.expand(6, 10))
+    _, first = prior_fit(small_module(head={"zero_init": True}))
+    torch.testing.assert_close(first.answers, torch.full((6, 10), 0.1))
+
+
+def test_trained_bias_is_kept_in_every_later_fit(tmp_path):
+    options = {"head": {"prior_bias": True}, "lr_scheduler": None}
+    module = small_module(**options)
+    trainer, first = prior_fit(module)
+    torch.testing.assert_close(first.bias.exp(), SHARES)
+    trained = module.head[-1].bias.detach().clone()
+    assert (trained - first.bias).abs().min() > 1e-3
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    fresh = small_module(**options, classes=10)
+    fresh.load_state_dict(module.state_dict())
+    runs = {
+        "second fit": prior_fit(module),
+        "loaded weights": prior_fit(fresh),
+        "loaded checkpoint": prior_fit(FineTuneModule.load_from_checkpoint(path)),
+        "resume": prior_fit(small_module(**options), ckpt_path=path, max_epochs=2),
+    }
+    assert {name: first.bias.equal(trained) for name, (_, first) in runs.items()} == dict.fromkeys(runs, True)
+
+
+def test_checkpoint_from_before_any_fit_still_starts_at_the_shares(tmp_path):
+    module = small_module(head={"prior_bias": True})
+    trainer = small_trainer(1, limit_val_batches=1)
+    trainer.validate(module, datamodule=UnevenDigits(shots=None), verbose=False)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    _, first = prior_fit(FineTuneModule.load_from_checkpoint(tmp_path / "a.ckpt"))
+    torch.testing.assert_close(first.bias.exp(), SHARES)
+
+
+def test_shares_of_loaders_alone_are_not_known():
+    with pytest.raises(UserError, match=r"--model.head.prior_bias: the data module has no counts\(\)"):
+        small_trainer(1).fit(small_module(classes=10, head={"prior_bias": True}), loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"head": {"dropout": 1.0}}, "dropout"),
+        ({"head": {"kind": "cosine", "zero_init": True}}, "zero_init"),
+        ({"head": {"prior_bias": True}, "task": "regression"}, "prior_bias"),
+    ],
+)
+def test_wrong_head_is_refused_before_anything_is_fetched(options, key, monkeypatch):
+    monkeypatch.setattr("lit_ft.module.build_backbone", refuse)
+    with pytest.raises(UserError, match=f"^--model.head.{key}: "):
+        small_module(**options)
+
+
+def test_cosine_head_trains_and_its_checkpoint_answers_the_same(tmp_path):
+    L.seed_everything(1)
+    module = small_module(head=HeadConfig(hidden=[16], kind="cosine"), lr_scheduler=None)
+    trainer = small_trainer(1, limit_val_batches=0)
+    trainer.fit(module, datamodule=FewDigits())
+    assert module.head[-1].scale_bias.abs() > 1e-3
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = FineTuneModule.load_from_checkpoint(tmp_path / "a.ckpt").eval()
+    assert loaded(images_of()).equal(module.eval()(images_of()))

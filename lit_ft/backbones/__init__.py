@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Literal
+import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from lit_ft.backbones import mnist_cnn, torchvision
 from lit_ft.backbones import weights as weights_
+from lit_ft.backbones.adapt import Stem, adapted, make_small, set_channels
 from lit_ft.backbones.backbone import Backbone, FrozenNorm
+from lit_ft.backbones.cutting import cut
+from lit_ft.backbones.own import OwnNetwork
+from lit_ft.backbones.pooling import Pool, make_pool
+from lit_ft.backbones.source import Source
 from lit_ft.backbones.spec import InputConfig, InputSpec
-from lit_ft.errors import unknown
+from lit_ft.errors import UserError, unknown
 
 __all__ = [
     "Backbone",
     "FrozenNorm",
     "InputConfig",
     "InputSpec",
+    "NetworkName",
     "Pool",
+    "Stem",
     "backbone_names",
     "build_backbone",
     "input_spec",
+    "source_of",
 ]
 
-Pool = Literal["own", "avg", "flatten"]
-
-# The names under which lit_ft's own checkpoints and files hold a backbone.
-_PREFIX = "backbone."
-_OWN = ("stages.", "pool.")
+NetworkName = str | dict[str, Any]
+"""A name that `backbone_names` lists, or what `OwnNetwork` says of a network of one's own."""
 
 
 def backbone_names() -> list[str]:
-    """All names that `build_backbone` knows."""
-    return ["mnist_cnn", *torchvision.names()]
+    """All names of torchvision and lit_ft; with ``timm/`` before them, those of timm are known as well."""
+    return [*mnist_cnn.names(), *torchvision.names()]
 
 
-def input_spec(name: str, weights: str | None = "DEFAULT") -> InputSpec:
+def source_of(name: NetworkName) -> Source:
+    """Where a network comes from.
+
+    Raises:
+        UserError: If there is no such network, or timm is needed and not installed.
+    """
+    if isinstance(name, Mapping):
+        return OwnNetwork.of(name)
+    if not name.startswith("timm/"):
+        if name not in backbone_names():
+            raise unknown("backbone", name, backbone_names(), "--model.backbone")
+        return mnist_cnn if name == mnist_cnn.NAME else torchvision
+    try:
+        timm = importlib.import_module("lit_ft.backbones.timm")
+    except ModuleNotFoundError as error:
+        raise UserError(f"--model.backbone: {name} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
+    if name not in timm.names():
+        network, _, tag = name.partition(".")
+        if tag and network in timm.names():
+            raise UserError(f"--model.backbone: {name} has a tag; give {network} and --model.weights {tag}")
+        raise unknown("backbone", name, timm.names(), "--model.backbone")
+    source: Source = timm
+    return source
+
+
+def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:
     """The images that a backbone expects, without building it.
 
     Args:
-        name: The network's name.
+        name: The network.
         weights: A tag, a file or ``None``; for the latter two it is the spec of the network's first published weights.
 
     Raises:
@@ -49,76 +80,80 @@ def input_spec(name: str, weights: str | None = "DEFAULT") -> InputSpec:
     >>> input_spec("resnet50", "IMAGENET1K_V1").size
     224
     """
-    _check(name, weights)
-    if name == "mnist_cnn":
-        return mnist_cnn.SPEC
-    tags = torchvision.tags(name)
-    return torchvision.input_spec(tags.get(weights or "", next(iter(tags.values()))))
+    source = source_of(name)
+    _check_tag(source, name, weights)
+    return source.input_spec(str(name), weights)
 
 
 def build_backbone(
-    name: str, weights: str | None = "DEFAULT", pool: Pool = "own", spec: InputSpec | None = None
+    name: NetworkName,
+    weights: str | None = "DEFAULT",
+    pool: Pool = "own",
+    spec: InputSpec | None = None,
+    stem: Stem = "own",
+    partial: bool = False,
 ) -> Backbone:
-    """The named network without its classifier, cut into stages, with its weights.
+    """The network without its classifier, cut into stages, with its weights.
 
     Args:
-        name: One of `backbone_names`.
+        name: One of `backbone_names`, ``timm/`` and a name of timm's, or what `OwnNetwork` takes.
         weights: A tag of the network's published weights (``DEFAULT`` for the best), a ``.pth``, ``.pt`` or
             ``.safetensors`` file, a lit_ft checkpoint, or ``None`` for random weights.
-        pool: From the last stage to the features: the network's ``own``, the ``avg`` over all places, or ``flatten``.
-        spec: The images that will come, where they differ from `input_spec`.
+        pool: From the last stage to the features: the network's ``own``, the ``avg`` over all places, ``flatten``, or
+            the class ``token``.
+        spec: The images that will come, where they differ from `input_spec`; weights are fitted to their size and
+            number of channels.
+        stem: The network's ``own``, or ``small``: stride 1 and no pooling, for images of 28 to 64 pixels.
+        partial: Whether to load what fits of the weights, and warn of the rest, rather than refuse.
 
     Raises:
-        UserError: If the name, the tag or the file is wrong.
+        UserError: If the name, the tag or the file is wrong, or the network cannot be cut or take the images.
     """
-    spec = spec or input_spec(name, weights)
-    _check(name, weights)
-    network: nn.Module = nn.Module()
-    own_pool: nn.Module = nn.Sequential()
-    if name == "mnist_cnn":
-        stages = mnist_cnn.stages(spec.size)
-    else:
-        network = torchvision.build(name, spec.size)
-        stages, own_pool = torchvision.cut(name, network)
-    backbone = Backbone(stages, _pool(pool, own_pool), spec)
+    source = source_of(name)
+    _check_tag(source, name, weights)
+    native = source.input_spec(str(name), weights)
+    spec = spec or native
+    network = source.build(str(name), spec)
+    convolution = set_channels(network.module, native.channels, spec.channels)
+    pieces = cut(network, spec)
+    if stem == "small":
+        make_small(pieces.stages.get("stem"))
+    pooling = make_pool(pool, pieces.pool, pieces.axes, network.prefix_tokens, network.channels_last)
+    backbone = Backbone(pieces.stages, pooling, spec)
     if weights is not None:
-        _load(name, weights, backbone, network)
+        state = _state(source, str(name), weights, backbone, network.module)
+        state = dict(source.fitted(network.module, state, spec))
+        if convolution in state and state[convolution].ndim == 4:
+            state[convolution] = adapted(state[convolution], spec.channels)
+        needed = list(_network_names(backbone, network.module).values())
+        weights_.load(network.module, state, needed, weights, partial)
     return backbone
 
 
-def _check(name: str, weights: str | None) -> None:
-    if name not in backbone_names():
-        raise unknown("backbone", name, backbone_names(), "--model.backbone")
-    tags = ["MNIST", "DEFAULT"] if name == "mnist_cnn" else list(torchvision.tags(name))
-    if weights is not None and weights not in tags and not weights_.is_file_name(weights):
+def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
+    if weights is None or weights_.is_file_name(weights):
+        return
+    tags = source.tags(str(name))
+    if weights not in tags:
+        if not tags:
+            raise UserError(f"--model.weights: {name} has no published weights; give a file, or null for random ones")
         raise unknown(f"weights tag of {name}", weights, tags, "--model.weights")
 
 
-def _pool(pool: Pool, own: nn.Module) -> nn.Module:
-    if pool == "own":
-        return own
-    if pool == "flatten":
-        return nn.Flatten()
-    if isinstance(own, torchvision.ClassToken):
-        return torchvision.MeanToken()
-    return torchvision.average()
+def _state(source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module) -> Mapping[str, Tensor]:
+    """Tensors by the names that the network has for them, from a file in any dress or from those who published them."""
+    if not weights_.is_file_name(weights):
+        return source.tags(name)[weights].read()
+    names = _network_names(backbone, network)
+    state = weights_.without_prefix(weights_.read(weights), {*names, *names.values()})
+    if not any(key in names for key in state):
+        return state
+    # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
+    return {names.get(key, key): value for key, value in state.items() if key in names or not key.startswith("pool.")}
 
 
-def _load(name: str, weights: str, backbone: Backbone, network: nn.Module) -> None:
-    """Fills the backbone, from a file with lit_ft's own names or with those of the network as it was published."""
-    state: dict[str, Tensor]
-    if weights_.is_file_name(weights):
-        state = weights_.read(weights)
-    elif name == "mnist_cnn":
-        state = weights_.read(mnist_cnn.TAGS["MNIST"])
-    else:
-        state = weights_.download(torchvision.tags(name)[weights])
-    if any(key.startswith(_PREFIX) for key in state):
-        state = OrderedDict((k.removeprefix(_PREFIX), v) for k, v in state.items() if k.startswith(_PREFIX))
-    if any(key.startswith(_OWN) for key in state) or not list(network.children()):
-        weights_.load(backbone, state, list(backbone.state_dict()), weights)
-        return
-    # The backbone shares its tensors with the network, so whatever of the network it does not hold is the classifier.
-    kept = {id(tensor) for tensor in backbone.state_dict(keep_vars=True).values()}
-    needed = [key for key, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in kept]
-    weights_.load(network, state, needed, weights)
+def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
+    """The backbone's names of its tensors, and the network's for them; the classifier's are not among them."""
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    own = backbone.state_dict(keep_vars=True)
+    return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}

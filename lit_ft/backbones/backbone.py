@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_ft.backbones.meta import on_meta
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
@@ -98,19 +97,12 @@ class Backbone(nn.Module):
 
     def _count_features(self) -> int:
         """D, found by a pass without data or arithmetic."""
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-        images = torch.empty(1, self.spec.channels, self.spec.size, self.spec.size, device="meta")
         was_training = self.training
         self.eval()
         try:
-            features = functional_call(self, shapes, (images,))
+            features = on_meta(self, self.spec.meta_images())
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"--model.input.size: the backbone cannot take {self.spec.channels} x {self.spec.size} x "
-                f"{self.spec.size} images ({reason})"
-            ) from error
+            raise self.spec.refused(error) from error
         self.train(was_training)
         if features.ndim != 2:
             raise UserError(f"--model.pool: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")

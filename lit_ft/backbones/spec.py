@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
 from lit_ft.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -20,6 +24,7 @@ class InputSpec:
         interpolation: How images are resized.
         mean: Mean of each channel, on a scale from 0 to 1; their number is the number of channels.
         std: Standard deviation of each channel, on the same scale.
+        squash: Whether the whole image is squeezed into a square, rather than its centre cut out.
     """
 
     size: int = 224
@@ -27,11 +32,33 @@ class InputSpec:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    squash: bool = False
 
     @property
     def channels(self) -> int:
-        """Number of colour channels: 3, or 1 for grey images."""
+        """Number of channels: 3 for colour, 1 for grey images."""
         return len(self.mean)
+
+    def geometry(self) -> v2.Transform:
+        """The eval transform up to the normalisation: photo ``(C, H, W)`` -> ``(C, size, size)``."""
+        mode = InterpolationMode(self.interpolation)
+        size = [self.resize, self.resize] if self.squash else [self.resize]
+        return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(self.size)])
+
+    def eval_transform(self) -> v2.Transform:
+        """What makes an image of a photo: uint8 ``(C, H, W)`` -> normalised float ``(C, size, size)``."""
+        normalise = v2.Normalize(list(self.mean), list(self.std))
+        return v2.Compose([self.geometry(), v2.ToDtype(torch.float32, scale=True), normalise])
+
+    def meta_images(self) -> Tensor:
+        """One such image ``(1, C, H, W)``, without data: shapes follow from it at no cost."""
+        return torch.empty(1, self.channels, self.size, self.size, device="meta")
+
+    def refused(self, error: Exception) -> UserError:
+        """What to tell the user of a network that cannot take such images."""
+        reason = str(error).partition("\n")[0]
+        images = f"{self.channels} x {self.size} x {self.size} images"
+        return UserError(f"--model.input.size: the backbone cannot take {images} ({reason})")
 
 
 @dataclass
@@ -44,6 +71,9 @@ class InputConfig:
         interpolation: How images are resized.
         mean: Mean of each channel, on a scale from 0 to 1.
         std: Standard deviation of each channel, on the same scale.
+        channels: Number of channels of the images; with another one than the backbone's, its first convolution is
+            adapted (weights summed or repeated), and mean and std are averaged or repeated unless given.
+        squash: Whether the whole image is squeezed into a square, rather than its centre cut out.
     """
 
     size: int | None = None
@@ -51,22 +81,29 @@ class InputConfig:
     interpolation: Interpolation | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    channels: int | None = None
+    squash: bool | None = None
 
     def applied_to(self, spec: InputSpec) -> InputSpec:
         """The spec with these changes.
 
         Raises:
-            UserError: If a number is out of range, or the number of channels differs from the backbone's.
+            UserError: If a number is out of range, or mean or std is not of the images' channels.
 
         >>> InputConfig(size=112).applied_to(InputSpec()).resize
         128
         """
         given = {key: value for key, value in asdict(self).items() if value is not None}
+        channels = given.pop("channels", spec.channels)
+        if channels < 1:
+            raise UserError(f"--model.input.channels: must be at least 1, got {channels}")
         for key in ("mean", "std"):
-            if key in given and len(given[key]) != spec.channels:
-                raise UserError(f"--model.input.{key}: the backbone has {spec.channels} channels, got {given[key]}")
-            if key in given:
-                given[key] = tuple(float(value) for value in given[key])
+            own = getattr(spec, key)
+            if len(given.setdefault(key, _for_channels(own, channels))) != channels:
+                raise UserError(
+                    f"--model.input.{key}: --model.input.channels says {channels} channels, got {given[key]}"
+                )
+            given[key] = tuple(float(value) for value in given[key])
         if any(std <= 0 for std in given.get("std", ())):
             raise UserError(f"--model.input.std: must be above 0, got {list(given['std'])}")
         size = given.get("size", spec.size)
@@ -74,3 +111,10 @@ class InputConfig:
         if not 1 <= size <= given["resize"]:
             raise UserError(f"--model.input.size: must be between 1 and resize ({given['resize']}), got {size}")
         return replace(spec, **given)
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Means or standard deviations for another number of channels: averaged for one, else repeated."""
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(channels))

@@ -1,161 +1,206 @@
-"""Decides how torchvision's networks are cut into stages, and which images their weights expect."""
+"""Decides which parameters of torchvision's networks make a stage, and which images their weights expect."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision.models
 from torch import Tensor, nn
+from torch.hub import HASH_REGEX
 from torchvision.models import VisionTransformer, WeightsEnum, get_model, get_model_weights, list_models
+from torchvision.models.vision_transformer import interpolate_embeddings
 
+from lit_ft.backbones.cutting import Network, assign
+from lit_ft.backbones.published import Published
 from lit_ft.backbones.spec import InputSpec
 
-Stages = OrderedDict[str, nn.Module]
-Cut = Callable[[Any], tuple[Stages, nn.Module]]
+Patterns = Mapping[str, str]
 
 
-def average() -> nn.Sequential:
-    """Maps ``(B, D, h, w)`` -> their mean over all places ``(B, D)``."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def _children(network: Any) -> Patterns:
+    """A stage for each child of ``features``."""
+    titles = ["stem", *(f"stage{i}" for i in range(1, len(network.features)))]
+    return {title: rf"features\.{i}" for i, title in enumerate(titles)}
 
 
-class PatchEmbedding(nn.Module):
-    """A vision transformer's first stage: images ``(B, 3, H, W)`` -> class and patch tokens ``(B, 1 + N, D)``."""
-
-    def __init__(self, network: VisionTransformer) -> None:
-        super().__init__()
-        self.conv_proj = network.conv_proj
-        self.class_token = network.class_token
-        self.pos_embedding = network.encoder.pos_embedding
-        self.dropout = network.encoder.dropout
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Cuts the images into patches, projects them, and adds the class token and the positions."""
-        patches = self.conv_proj(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1)
-        embedded: Tensor = self.dropout(tokens + self.pos_embedding)
-        return embedded
+def _between_pools(network: Any) -> Patterns:
+    """A stage for all convolutions up to the next pooling."""
+    blocks: dict[str, list[str]] = {"block1": []}
+    for i, child in enumerate(network.features):
+        blocks[next(reversed(blocks))].append(str(i))
+        if isinstance(child, nn.MaxPool2d):
+            blocks[f"block{len(blocks) + 1}"] = []
+    return {title: rf"features\.({'|'.join(places)})" for title, places in blocks.items() if places}
 
 
-class ClassToken(nn.Module):
-    """Tokens ``(B, 1 + N, D)`` -> the class token ``(B, D)``."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Takes the first token."""
-        return tokens[:, 0]
-
-
-class MeanToken(nn.Module):
-    """Tokens ``(B, 1 + N, D)`` -> the mean of the patch tokens ``(B, D)``."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Averages all tokens but the first, which is the class token."""
-        return tokens[:, 1:].mean(dim=1)
+def _quarters(network: Any) -> Patterns:
+    """The embedding of patches, and the transformer's blocks in four groups."""
+    count = len(network.encoder.layers)
+    groups = [range(count * i // 4, count * (i + 1) // 4) for i in range(4)]
+    patterns = {
+        f"blocks{i}": rf"encoder\.layers\.encoder_layer_({'|'.join(map(str, group))})"
+        for i, group in enumerate(groups, start=1)
+    }
+    patterns["blocks4"] += r"|encoder\.ln"
+    return {"stem": r"conv_proj|class_token|encoder\.pos_embedding", **patterns}
 
 
-def _named(parts: list[list[nn.Module]], names: str) -> Stages:
-    """One stage a part: ``stem`` for the first and ``names`` with a number for the others."""
-    titles = ["stem", *(f"{names}{i}" for i in range(1, len(parts)))]
-    return OrderedDict((title, nn.Sequential(*part)) for title, part in zip(titles, parts, strict=True))
+_RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "layer4": "layer4"}
 
-
-def _split(features: nn.Sequential, starts: list[int], names: str) -> Stages:
-    """Cuts ``features`` so that a new stage begins at each of ``starts``."""
-    children = list(features)
-    bounds = [0, *starts, len(children)]
-    return _named([children[a:b] for a, b in pairwise(bounds)], names)
-
-
-def _resnet(network: Any) -> tuple[Stages, nn.Module]:
-    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    layers = {f"layer{i}": getattr(network, f"layer{i}") for i in range(1, 5)}
-    return OrderedDict(stem=stem, **layers), average()
-
-
-def _vgg(network: Any) -> tuple[Stages, nn.Module]:
-    pools = [i + 1 for i, child in enumerate(network.features) if isinstance(child, nn.MaxPool2d)]
-    blocks = _split(network.features, pools[:-1], "block")
-    stages = OrderedDict((f"block{i}", block) for i, block in enumerate(blocks.values(), start=1))
-    return stages, nn.Sequential(network.avgpool, nn.Flatten())
-
-
-def _vit(network: Any) -> tuple[Stages, nn.Module]:
-    blocks = list(network.encoder.layers)
-    size = len(blocks) // 4
-    groups = [blocks[i * size : (i + 1) * size if i < 3 else None] for i in range(4)]
-    groups[-1].append(network.encoder.ln)
-    return _named([[PatchEmbedding(network)], *groups], "blocks"), ClassToken()
-
-
-def _convnext(network: Any) -> tuple[Stages, nn.Module]:
-    norm, flatten = network.classifier[0], network.classifier[1]
-    return _split(network.features, [1, 2, 4, 6], "stage"), nn.Sequential(network.avgpool, norm, flatten)
-
-
-def _features(starts: list[int] | None = None) -> Cut:
-    """Networks whose ``features`` are one sequence: cut at ``starts``, or at every child."""
-
-    def cut(network: Any) -> tuple[Stages, nn.Module]:
-        where = list(range(1, len(network.features))) if starts is None else starts
-        return _split(network.features, where, "stage"), average()
-
-    return cut
-
-
-# The first prefix that fits a name tells how it is cut; numbers are the children at which a stage begins: where the
-# resolution halves, and the last convolution.
-CUTS: dict[str, Cut] = {
-    "resnet": _resnet,
-    "resnext": _resnet,
-    "wide_resnet": _resnet,
-    "vgg": _vgg,
-    "mobilenet_v2": _features([2, 4, 7, 14, 18]),
-    "mobilenet_v3_large": _features([2, 4, 7, 13, 16]),
-    "mobilenet_v3_small": _features([1, 2, 4, 9, 12]),
-    "efficientnet": _features(),
-    "convnext": _convnext,
-    "vit": _vit,
-    "squeezenet1_0": _features([3, 7, 12]),
-    "squeezenet1_1": _features([3, 6, 9]),
+# The first prefix that fits a name tells its stages, each by a pattern that the names of its parameters begin with: cut
+# where the resolution halves, and before the last convolution.
+STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
+    "alexnet": {f"conv{i}": rf"features\.{child}" for i, child in enumerate((0, 3, 6, 8, 10), start=1)},
+    "convnext": {
+        "stem": r"features\.0",
+        "stage1": r"features\.1",
+        "stage2": r"features\.[23]",
+        "stage3": r"features\.[45]",
+        "stage4": r"features\.[67]|classifier\.0",
+    },
+    "densenet": {
+        "stem": r"features\.(conv0|norm0)",
+        **{f"block{i}": rf"features\.(denseblock{i}|transition{i})" for i in (1, 2, 3)},
+        "block4": r"features\.(denseblock4|norm5)",
+    },
+    "efficientnet": _children,
+    "googlenet": {"stem": "conv[123]", **{f"inception{i}": f"inception{i}." for i in (3, 4, 5)}},
+    "inception_v3": {
+        "stem": r"Conv2d_[12]._3x3",
+        "stem2": r"Conv2d_3b_1x1|Conv2d_4a_3x3",
+        **{f"mixed{i}": f"Mixed_{i}." for i in (5, 6, 7)},
+    },
+    "maxvit": {
+        "stem": "stem",
+        **{f"block{i}": rf"blocks\.{i - 1}" for i in (1, 2, 3)},
+        "block4": r"blocks\.3|classifier\.2",
+    },
+    "mnasnet": {
+        "stem": r"layers\.[0-7]",
+        "stage1": r"layers\.8",
+        "stage2": r"layers\.9",
+        "stage3": r"layers\.1[01]",
+        "stage4": r"layers\.1[23]",
+        "stage5": r"layers\.1[45]",
+    },
+    "mobilenet_v2": {
+        "stem": r"features\.[01]",
+        "stage1": r"features\.[23]",
+        "stage2": r"features\.[4-6]",
+        "stage3": r"features\.([7-9]|1[0-3])",
+        "stage4": r"features\.1[4-7]",
+        "stage5": r"features\.18",
+    },
+    "mobilenet_v3_large": {
+        "stem": r"features\.[01]",
+        "stage1": r"features\.[23]",
+        "stage2": r"features\.[4-6]",
+        "stage3": r"features\.([7-9]|1[0-2])",
+        "stage4": r"features\.1[3-5]",
+        "stage5": r"features\.16",
+    },
+    "mobilenet_v3_small": {
+        "stem": r"features\.0",
+        "stage1": r"features\.1",
+        "stage2": r"features\.[23]",
+        "stage3": r"features\.[4-8]",
+        "stage4": r"features\.(9|1[01])",
+        "stage5": r"features\.12",
+    },
+    "regnet": {"stem": "stem", **{f"block{i}": rf"trunk_output\.block{i}" for i in (1, 2, 3, 4)}},
+    "resnet": _RESNET,
+    "resnext": _RESNET,
+    "shufflenet": {"stem": "conv1", "stage2": "stage2", "stage3": "stage3", "stage4": "stage4", "conv5": "conv5"},
+    "squeezenet1_0": {
+        "stem": r"features\.0",
+        "stage1": r"features\.[345]",
+        "stage2": r"features\.([789]|10)",
+        "stage3": r"features\.12",
+    },
+    "squeezenet1_1": {
+        "stem": r"features\.0",
+        "stage1": r"features\.[34]",
+        "stage2": r"features\.[67]",
+        "stage3": r"features\.(9|1[012])",
+    },
+    "swin": {
+        "stem": r"features\.0",
+        "stage1": r"features\.1",
+        "stage2": r"features\.[23]",
+        "stage3": r"features\.[45]",
+        "stage4": r"features\.[67]|norm",
+    },
+    "vgg": _between_pools,
+    "vit": _quarters,
+    "wide_resnet": _RESNET,
 }
+
+# What is not wanted of each: the classifier, and heads that help in training only.
+_CLASSIFIERS = {"convnext": r"classifier\.2", "maxvit": r"classifier\.[35]"}
+_CLASSIFIER = "fc|heads?|classifier|AuxLogits|aux[12]"
 
 
 def names() -> list[str]:
-    """The torchvision networks that can be a backbone."""
-    import torchvision.models
-
-    return [name for name in list_models(module=torchvision.models) if name.startswith(tuple(CUTS))]
+    """All of torchvision's networks for classification."""
+    return list(list_models(module=torchvision.models))
 
 
-def tags(name: str) -> dict[str, WeightsEnum]:
+def tags(name: str) -> dict[str, Published]:
     """The published weights of a network by their tag, with ``DEFAULT`` for the best of them."""
+    return {tag: _published(name, weights) for tag, weights in _weights(name).items()}
+
+
+def input_spec(name: str, tag: str | None) -> InputSpec:
+    """The images that published weights were evaluated with; without a tag, those of the first weights."""
+    known = _weights(name)
+    preset = known.get(tag or "", next(iter(known.values()))).transforms()
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    if name in ("googlenet", "inception_v3"):
+        # These were trained with 0.5, and change images of another normalisation to it; ours come with it.
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return InputSpec(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value, mean, std)
+
+
+def build(name: str, spec: InputSpec) -> Network:
+    """The network as torchvision makes it, with random weights, and its stages."""
+    options: dict[str, Any] = {}
+    if name.startswith("vit"):
+        options = {"image_size": spec.size}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (spec.size, spec.size)}
+    elif name in ("googlenet", "inception_v3"):
+        options = {"init_weights": True, "transform_input": False}
+    module: nn.Module = get_model(name, weights=None, **options)
+    prefix = next(prefix for prefix in STAGES if name.startswith(prefix))
+    patterns = STAGES[prefix]
+    if callable(patterns):
+        patterns = patterns(module)
+    stage_of = assign(module, patterns, _CLASSIFIERS.get(prefix, _CLASSIFIER))
+    return Network(module, list(patterns), stage_of, prefix_tokens=int(name.startswith("vit")))
+
+
+def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
+    """Published tensors with the shapes for images of another size: a transformer's positions are interpolated."""
+    positions = "encoder.pos_embedding"
+    if not isinstance(module, VisionTransformer) or positions not in state:
+        return state
+    if state[positions].shape[2:] != module.encoder.pos_embedding.shape[2:]:
+        return state  # of another network
+    fit: Mapping[str, Tensor] = interpolate_embeddings(spec.size, module.patch_size, OrderedDict(state))
+    return fit
+
+
+def _weights(name: str) -> dict[str, WeightsEnum]:
     enum = get_model_weights(name)
     return {**{member.name: member for member in enum}, "DEFAULT": enum.DEFAULT}
 
 
-def input_spec(weights: WeightsEnum) -> InputSpec:
-    """The images that published weights were evaluated with."""
-    preset = weights.transforms()
-    return InputSpec(
-        size=preset.crop_size[0],
-        resize=preset.resize_size[0],
-        interpolation=preset.interpolation.value,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-    )
-
-
-def build(name: str, image_size: int) -> nn.Module:
-    """The network as torchvision makes it, with random weights."""
-    options = {"image_size": image_size} if name.startswith("vit") else {}
-    network: nn.Module = get_model(name, weights=None, **options)
-    return network
-
-
-def cut(name: str, network: nn.Module) -> tuple[Stages, nn.Module]:
-    """The stages of a network and its own pooling; they share the network's parameters."""
-    prefix = next(prefix for prefix in CUTS if name.startswith(prefix))
-    return CUTS[prefix](network)
+def _published(name: str, weights: WeightsEnum) -> Published:
+    file = Path(weights.url).name
+    checksum = HASH_REGEX.search(file)
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / file
+    return Published(f"{name} {weights.name}", file, weights.url, checksum and checksum[1], (cache,))

@@ -1,43 +1,29 @@
-"""Decides how pretrained weights get into a network: read safely, checked whole, then loaded; or refused."""
+"""Decides how weights get into a network: read safely, checked whole, then loaded; or refused."""
 
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from urllib.error import URLError
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 
 from lit_ft.errors import UserError
 
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+# What training scripts wrap around a network or its state; lit_ft's own checkpoints hold theirs under `backbone.`.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "backbone")
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
 
 
 def is_file_name(weights: str) -> bool:
     """Whether ``--model.weights`` names a file, and not a tag."""
     return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).is_file()
-
-
-def download(weights: WeightsEnum) -> dict[str, Tensor]:
-    """Published weights, from torch's cache or from the network.
-
-    Raises:
-        UserError: If they are not in the cache and cannot be fetched.
-    """
-    try:
-        state: dict[str, Tensor] = dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"--model.weights: could not fetch {weights} ({reason}); put {weights.url} at {place}, name a local file, "
-            "or give null for random weights"
-        ) from error
-    return state
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -53,18 +39,46 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"--model.weights: not allowed to read {path}") from error
     except Exception as error:  # a damaged pickle can fail in any way
         unsafe = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
         reason = "holds more than tensors, which could run code" if unsafe else "damaged, or not written by torch.save"
         raise UserError(f"--model.weights: cannot read {path}: not a file of weights ({reason})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+    state = _unwrapped(content)
+    if not state:
         raise UserError(f"--model.weights: {path} holds no state dict")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return state
 
 
-def load(target: nn.Module, state: Mapping[str, Tensor], needed: Collection[str], source: str) -> None:
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    """The state dict within what a training script saved."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        content = inner
+    return {}
+
+
+def without_prefix(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
+    """The state of what stands under ``module.``, ``backbone.`` and the like, where the names are not known so.
+
+    Args:
+        state: Tensors by the names that they have in a file.
+        known: Names of which the network has tensors.
+    """
+    while not any(name in known for name in state):
+        prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
+
+
+def load(
+    target: nn.Module, state: Mapping[str, Tensor], needed: Collection[str], source: str, partial: bool = False
+) -> None:
     """Loads ``state`` into ``target`` if it fits, and changes nothing if it does not.
 
     Args:
@@ -72,6 +86,7 @@ def load(target: nn.Module, state: Mapping[str, Tensor], needed: Collection[str]
         state: Tensors by the names that ``target`` uses.
         needed: The names that ``state`` must have; the others, such as a classifier's, are passed over.
         source: Where ``state`` is from, for the message.
+        partial: Whether to load what fits and warn of the rest, as long as anything fits.
 
     Raises:
         UserError: If a needed tensor is missing or has another shape, or ``state`` has names that ``target`` lacks.
@@ -86,6 +101,12 @@ def load(target: nn.Module, state: Mapping[str, Tensor], needed: Collection[str]
         for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
-    if problems:
-        raise UserError(f"--model.weights: {source} is of another network: {'; '.join(problems)}")
-    target.load_state_dict({name: state[name] for name in needed if name in state}, strict=False)
+    fitting = {n: state[n] for n in needed if n in state and n not in shapes}
+    if problems and partial and fitting:
+        warnings.warn(
+            f"--model.weights: {source} fills {len(fitting)} of {len(needed)}: {'; '.join(problems)}", stacklevel=2
+        )
+    elif problems:
+        hint = "" if not fitting or partial else "; to load what fits: --model.partial_weights true"
+        raise UserError(f"--model.weights: {source} is of another network: {'; '.join(problems)}{hint}")
+    target.load_state_dict(fitting, strict=False)

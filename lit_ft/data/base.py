@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +11,13 @@ import lightning as L
 import torch
 
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.idx import find_idx
 from lit_ft.data.loader import Loader, Source
 from lit_ft.data.sampler import EpochSampler
 from lit_ft.errors import UserError, unknown
 
 Augment = Literal["none", "basic"]
 Split = Literal["train", "val", "test", "predict"]
-
-
-def data_root(root: str | None) -> Path:
-    """The folder that holds the data sets: what was given, else the variable LIT_FT_DATA, else ``data``."""
-    return Path(root or os.environ.get("LIT_FT_DATA") or "data").expanduser()
 
 
 def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
@@ -97,6 +92,22 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def files(self) -> dict[Path, str | None]:
+        """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.
+
+        A class that does takes ``root``, below which they lie, and ``download``.
+        """
+        return {}
+
+    @staticmethod
+    def find_file(path: Path) -> Path | None:
+        """The file itself, or its gzipped form, or nothing."""
+        return find_idx(path)
+
+    def missing_files(self) -> list[Path]:
+        """Those of `files` that are not on this machine."""
+        return [path for path in self.files() if self.find_file(path) is None]
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, and takes the size they should have from the model.

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_ft.assets import data_root
 from lit_ft.data.arrays import ArraySplit, HeldOutArrayDataModule
-from lit_ft.data.base import Augment, data_root
+from lit_ft.data.base import Augment
 from lit_ft.data.download import fetch
 from lit_ft.data.transforms import ShiftFlip
 from lit_ft.errors import UserError
@@ -125,14 +126,16 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
 
     def prepare_data(self) -> None:
         """Fetches the files when asked to and one is missing."""
-        folder = self.root / FOLDER
-        present = [
-            (folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in (*TRAIN_FILES, TEST_FILE, META_FILE)
-        ]
-        if self.download and not all(present):
+        if self.download and self.missing_files():
             from torchvision.datasets import CIFAR10
 
-            fetch(CIFAR10, folder, root=str(self.root))
+            fetch(CIFAR10, self.root / FOLDER, root=str(self.root))
+
+    def files(self) -> dict[Path, str | None]:
+        """The seven files of the archive, and torchvision's address of it."""
+        from torchvision.datasets.cifar import CIFAR10
+
+        return {self.root / FOLDER / name: CIFAR10.url for name in (*TRAIN_FILES, TEST_FILE, META_FILE)}
 
     def read_official(self) -> tuple[ArraySplit, ArraySplit]:
         """Reads all files and compares their checksums."""

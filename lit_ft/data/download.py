@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from lit_ft.assets import is_offline
 from lit_ft.errors import UserError
 
 
@@ -18,11 +23,16 @@ def fetch(dataset: Callable[..., object], folder: Path, **options: Any) -> None:
         **options: What the class is made with.
 
     Raises:
-        UserError: The download failed.
+        UserError: The download failed, or nothing may be fetched.
     """
+    if is_offline():
+        raise UserError(f"--offline: files are missing in {folder}; fetch them elsewhere with lit-ft download")
     try:
-        dataset(download=True, **options)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum is a RuntimeError
+        # Bars are for people; elsewhere they would surround the one line after a failure.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            dataset(download=True, **options)
+    # URLError is an OSError; a wrong checksum is a RuntimeError
+    except (OSError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"--data.download: failed ({reason}); fetch the files yourself and put them in {folder}"

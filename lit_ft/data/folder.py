@@ -14,7 +14,7 @@ from lit_ft.data.files import class_folders, find_folder, images_within, subfold
 from lit_ft.data.loader import Loader
 from lit_ft.data.photos import FileSplit, PhotoSource, suggested_workers
 from lit_ft.data.split import class_counts, hold_out
-from lit_ft.data.transforms import eval_transform, train_transform
+from lit_ft.data.transforms import train_transform
 from lit_ft.errors import UserError, unknown
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
@@ -123,7 +123,7 @@ class ImageFolderDataModule(ImageDataModule):
             workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
         # A handful of images is read before as many processes have started.
         workers = min(workers, math.ceil(len(files.paths) / self.batch_size))
-        return PhotoSource(files, train_transform(spec) if augment else eval_transform(spec), workers)
+        return PhotoSource(files, train_transform(spec) if augment else spec.geometry(), workers)
 
     def _train_folder(self) -> Path:
         root = find_folder(self.root, "--data.root")

@@ -6,10 +6,11 @@ import string
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_ft.assets import data_root
 from lit_ft.data.arrays import ArraySplit, HeldOutArrayDataModule
-from lit_ft.data.base import Augment, check_choice, data_root
+from lit_ft.data.base import Augment, check_choice
 from lit_ft.data.download import fetch
-from lit_ft.data.idx import find_idx, read_labelled
+from lit_ft.data.idx import read_labelled
 from lit_ft.data.transforms import ShiftFlip
 
 Domain = Literal["source", "target"]
@@ -74,15 +75,24 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
 
     def prepare_data(self) -> None:
         """Fetches the files when asked to and one is missing."""
-        wanted = [path for train in (True, False) for path in self._files(train)]
-        if not self.download or all(find_idx(path) for path in wanted):
+        missing = self.missing_files() if self.download else []
+        if not missing:
             return
         from torchvision.datasets import EMNIST, MNIST
 
         if self.domain == "source":
-            fetch(MNIST, wanted[0].parent, root=str(self.root))
+            fetch(MNIST, missing[0].parent, root=str(self.root))
         else:
-            fetch(EMNIST, wanted[0].parent, root=str(self.root), split=self.split)
+            fetch(EMNIST, missing[0].parent, root=str(self.root), split=self.split)
+
+    def files(self) -> dict[Path, str | None]:
+        """Images and labels for training and test, and torchvision's address of each."""
+        from torchvision.datasets.mnist import EMNIST, MNIST
+
+        wanted = [path for train in (True, False) for path in self._files(train)]
+        if self.domain == "source":
+            return {path: f"{MNIST.mirrors[0]}{path.name}.gz" for path in wanted}
+        return dict.fromkeys(wanted, EMNIST.url)
 
     def read_official(self) -> tuple[ArraySplit, ArraySplit]:
         """Reads both pairs of files; EMNIST is turned upright and its targets start at 0."""

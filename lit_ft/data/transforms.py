@@ -63,12 +63,6 @@ def resize_square(images: Tensor, spec: InputSpec) -> Tensor:
     return resized
 
 
-def eval_transform(spec: InputSpec) -> v2.Transform:
-    """Photo ``(C, H, W)`` -> ``(C, size, size)``: shorter side to ``resize``, then the centre."""
-    mode = InterpolationMode(spec.interpolation)
-    return v2.Compose([v2.Resize(spec.resize, mode, antialias=True), v2.CenterCrop(spec.size)])
-
-
 def train_transform(spec: InputSpec) -> v2.Transform:
     """Photo ``(C, H, W)`` -> ``(C, size, size)``: a random part of at least half the area, mirrored or not."""
     mode = InterpolationMode(spec.interpolation)

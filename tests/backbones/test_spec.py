@@ -24,7 +24,7 @@ def test_spec_changes_only_in_what_is_given(config, expected):
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (InputConfig(mean=[0.5]), r"--model.input.mean: the backbone has 3 channels, got \[0.5\]"),
+        (InputConfig(mean=[0.5]), r"--model.input.mean: --model.input.channels says 3 channels, got \[0.5\]"),
         (InputConfig(std=[1, 0, 1]), r"--model.input.std: must be above 0, got \[1.0, 0.0, 1.0\]"),
         (InputConfig(size=0), r"--model.input.size: must be between 1 and resize \(0\), got 0"),
         (InputConfig(size=100, resize=99), r"--model.input.size: must be between 1 and resize \(99\), got 100"),

@@ -154,7 +154,7 @@ def test_applying_a_phase_twice_changes_nothing():
         seen.append((trains, {name: part.training for name, part in module.named_modules()}))
     assert seen[0] == seen[1]
     # A gradient that was left there would move the frozen stage in the next step.
-    assert trains["backbone.stages.dense.1.weight"] == (False, True)
+    assert trains["backbone.stages.dense.dense.1.weight"] == (False, True)
     assert trains["head.0.weight"] == (True, False)
 
 

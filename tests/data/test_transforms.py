@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.data.transforms import ShiftFlip, eval_transform, resize_square, train_transform
+from lit_ft.data.transforms import ShiftFlip, resize_square, train_transform
 
 
 def dot(row, col, size=5):
@@ -55,7 +55,7 @@ def test_resize_square_brings_uint8_to_the_size():
 def test_eval_transform_cuts_the_centre_of_the_resized_photo():
     photo = torch.zeros(3, 20, 60, dtype=torch.uint8)
     photo[:, :, 20:40] = 90  # the middle third
-    out = eval_transform(InputSpec(size=10, resize=20))(photo)
+    out = InputSpec(size=10, resize=20).geometry()(photo)
     assert out.shape == (3, 10, 10)
     assert out.unique().tolist() == [90]
 

@@ -1,0 +1,78 @@
+"""Decides how anybody's own network becomes a backbone: a class path, and a pattern for each stage."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_ft.backbones.cutting import Network, assign
+from lit_ft.backbones.published import Published
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """Any ``nn.Module`` from images ``(B, C, H, W)`` to features ``(B, D)`` or logits.
+
+    Args:
+        class_path: Where the class is, such as ``mypackage.models.MyNet``.
+        stages: For each stage, shallow to deep, a regular expression that the names of its parameters begin with.
+        classifier: Such an expression for the parameters that the new head takes the place of.
+        init_args: What the class is made with.
+    """
+
+    class_path: str
+    stages: dict[str, str]
+    classifier: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> OwnNetwork:
+        """The network that a config describes.
+
+        Raises:
+            UserError: If a key is missing or unknown.
+        """
+        allowed = [option.name for option in fields(cls)]
+        for key in given:
+            if key not in allowed:
+                raise unknown("key", str(key), allowed, "--model.backbone")
+        for key in ("class_path", "stages"):
+            if not given.get(key):
+                raise UserError(f"--model.backbone: {key} is missing; your own network needs class_path and stages")
+        if not isinstance(given["stages"], Mapping) or any("." in str(title) for title in given["stages"]):
+            raise UserError("--model.backbone.stages: must map names (without dots) to patterns, shallow to deep")
+        return cls(**given)
+
+    def tags(self, name: str) -> dict[str, Published]:
+        """None: its weights come from a file."""
+        return {}
+
+    def input_spec(self, name: str, tag: str | None) -> InputSpec:
+        """The usual images of 224 pixels; --model.input tells of others."""
+        return InputSpec()
+
+    def build(self, name: str, spec: InputSpec) -> Network:
+        """Makes the network and finds the stage of each of its parameters.
+
+        Raises:
+            UserError: If the class cannot be imported or made, or the patterns do not fit.
+        """
+        path, _, title = self.class_path.rpartition(".")
+        try:
+            made = getattr(importlib.import_module(path), title)(**self.init_args)
+        except Exception as error:  # anybody's code can fail in any way
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"--model.backbone: cannot make {self.class_path} ({reason})") from error
+        if not isinstance(made, nn.Module):
+            raise UserError(f"--model.backbone: {self.class_path} gives no nn.Module")
+        return Network(made, list(self.stages), assign(made, self.stages, self.classifier))
+
+    def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
+        """The tensors as they are."""
+        return state

@@ -1,0 +1,159 @@
+"""Decides what ``lit-ft models`` and ``lit-ft describe`` tell of backbones: their sizes, stages, images and weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NoReturn
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_ft.backbones import Backbone, InputConfig, InputSpec, backbone_names, build_backbone, source_of
+from lit_ft.backbones.meta import on_meta, without_data
+from lit_ft.errors import UserError, nearest
+
+COMMANDS = ("models", "describe")
+
+
+@dataclass(frozen=True)
+class StageSize:
+    """What one stage costs; the pooling counts to the last stage.
+
+    Args:
+        name: The stage.
+        parameters: Their number.
+        macs: Multiplications with an addition, for one image.
+        shape: The output for one image, of the last stage before the pooling.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    shape: tuple[int, ...]
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs one of `COMMANDS`, the first of ``args``, with the others.
+
+    Raises:
+        UserError: After a mistake in the arguments.
+    """
+    command, *rest = args
+    parser = _Parser(prog=f"lit-ft {command}")
+    if command == "models":
+        parser.description = "Lists the backbones: size without classifier, compute, input, stages, weights at hand."
+        about = "part of a name, or a quoted shell pattern such as 'resnet*' or 'timm/vit_*'; timm's only after timm/"
+        parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help=about)
+        list_models(parser.parse_args(rest).pattern)
+        return
+    parser.description = "Shows the stages of one backbone, the images that it expects, and its published weights."
+    parser.add_argument("name", metavar="NAME", help="a name that lit-ft models lists")
+    parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")
+    given = parser.parse_args(rest)
+    describe(given.name, given.size)
+
+
+def list_models(pattern: str = "") -> None:
+    """Prints a row for each backbone whose name fits, as soon as it is known.
+
+    Raises:
+        UserError: If no name fits.
+    """
+    names = matching(pattern)
+    width = max(map(len, names))
+    print(f"{'name':{width}}  {'M params':>8}  {'GFLOPs':>8}  {'input':>5}  stages  weights here")
+    for name in names:
+        here = ", ".join(tag for tag, local in weights_tags(name).items() if local) or "-"
+        try:
+            backbone, stages = measured(name)
+        except Exception as error:  # a network can fail in any way, and the others are still wanted
+            print(f"{name:{width}}  cannot be used: {' '.join(str(error).split()) or type(error).__name__}", flush=True)
+            continue
+        parameters, macs = sum(stage.parameters for stage in stages), sum(stage.macs for stage in stages)
+        counts = f"{parameters / 1e6:8.2f}  {macs / 1e9:8.3f}  {backbone.spec.size:5}  {len(stages):6}"
+        print(f"{name:{width}}  {counts}  {here}", flush=True)
+
+
+def describe(name: str, size: int | None = None) -> None:
+    """Prints the stages of a backbone, the images that it expects and its published weights.
+
+    Raises:
+        UserError: If there is no such backbone, or it cannot be cut or take images of the size.
+    """
+    backbone, stages = measured(name, size)
+    parameters, macs = sum(stage.parameters for stage in stages), sum(stage.macs for stage in stages)
+    width = max(len("stage"), *(len(stage.name) for stage in stages))
+    print(f"{'stage':{width}}  {'parameters':>13}  {'share':>6}  {'GFLOPs':>8}  {'share':>6}  output")
+    for stage in [*stages, StageSize("all", parameters, macs, (backbone.num_features,))]:
+        shares = f"{stage.parameters / parameters:6.1%}  {stage.macs / 1e9:8.3f}  {stage.macs / macs:6.1%}"
+        shape = (
+            " x ".join(map(str, stage.shape)) if stage.name != "all" else f"pool -> {backbone.num_features} features"
+        )
+        print(f"{stage.name:{width}}  {stage.parameters:13,}  {shares}  {shape}")
+    spec = backbone.spec
+    cropped = f"resized to {spec.resize} x {spec.resize}" if spec.squash else f"shorter side resized to {spec.resize}"
+    print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {cropped}, {spec.interpolation}")
+    print(f"mean     {', '.join(f'{value:g}' for value in spec.mean)}")
+    print(f"std      {', '.join(f'{value:g}' for value in spec.std)}")
+    tags = [f"{tag} (here)" if here else tag for tag, here in weights_tags(name).items()]
+    print(f"weights  {', '.join(tags) or 'none published'}")
+
+
+def matching(pattern: str) -> list[str]:
+    """The names that a shell pattern fits, or, without a wildcard, that contain it.
+
+    Raises:
+        UserError: If there are none.
+
+    >>> matching("resnet1*")
+    ['resnet101', 'resnet152', 'resnet18']
+    """
+    names = backbone_names()
+    if pattern.startswith("timm/"):
+        try:
+            from lit_ft.backbones import timm
+        except ModuleNotFoundError as error:
+            raise UserError(f"models: {pattern} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
+        names = timm.names()
+    wild = any(sign in pattern for sign in "*?[")
+    fitting = [name for name in names if (fnmatchcase(name, pattern) if wild else pattern in name)]
+    if not fitting:
+        close = nearest(pattern.replace("*", "").replace("?", ""), names)
+        raise UserError(f"models: no backbone fits {pattern!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
+    return fitting
+
+
+def measured(name: str, size: int | None = None) -> tuple[Backbone, list[StageSize]]:
+    """A backbone without data, for images of ``size`` or of its default weights, and what its stages cost.
+
+    Raises:
+        UserError: If there is no such backbone, or it cannot be cut or take the images.
+    """
+    spec: InputSpec = InputConfig(size=size).applied_to(source_of(name).input_spec(name, "DEFAULT"))
+    with without_data():
+        backbone = build_backbone(name, weights=None, spec=spec).eval()
+    images, stages = spec.meta_images(), []
+    for title, (stage, *rest) in backbone.stage_modules().items():
+        with FlopCounterMode(display=False) as counter:
+            images = features = on_meta(stage, images)
+            for module in rest:
+                features = on_meta(module, features)
+        parameters = sum(p.numel() for p in nn.ModuleList([stage, *rest]).parameters())
+        stages.append(StageSize(title, parameters, counter.get_total_flops() // 2, tuple(images.shape[1:])))
+    return backbone, stages
+
+
+def weights_tags(name: str) -> dict[str, bool]:
+    """The tags of a network's published weights, and whether they lie on this machine."""
+    tags = source_of(name).tags(name)
+    own = {tag: weights for tag, weights in tags.items() if tag not in ("", "DEFAULT")} or tags
+    return {tag: weights.local() is not None for tag, weights in own.items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Tells a mistake in one line, without the usage."""
+        raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")

@@ -1,0 +1,102 @@
+"""Decides what ``lit-ft`` adds to Lightning's trainer: its commands, its defaults, what a run saves and tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
+
+CHECKPOINT: dict[str, Any] = {
+    "filename": "best",
+    "auto_insert_metric_name": False,
+    "enable_version_counter": False,
+}
+
+TRAINER: dict[str, Any] = {
+    "max_epochs": 10,
+    "default_root_dir": "logs",
+    "enable_model_summary": False,  # the plan tells it
+    "log_every_n_steps": 10,
+}
+
+# Said by libraries of things that are as they should be here.
+NOISE = (
+    r".*does not have many workers.*",
+    r".*smaller than the logging interval.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*`LeafSpec\(\)`.*",
+    r".*treespec, LeafSpec.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
+)
+
+
+class Trainer(L.Trainer):
+    """Lightning's trainer, with the main job as one call."""
+
+    def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Fits, then tests with the best checkpoint, then tells where everything is.
+
+        Args:
+            model: The module to fine-tune.
+            datamodule: Its data.
+            ckpt_path: Checkpoint of an interrupted run to go on from.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        best = getattr(self.checkpoint_callback, "best_model_path", "") or None
+        if best is None and not cast(Any, self).fast_dev_run:
+            rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
+        self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
+
+    def download(self, folder: str | None = None) -> None:
+        """Fetches the weights and data that a config needs into one folder, for machines without a network.
+
+        Args:
+            folder: The folder of data and weights; null takes the variable LIT_FT_DATA, or data.
+        """
+        raise NotImplementedError("the command line does this, without a model and a trainer")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves what any command can be given again, that is, without the options of this one command."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+            config.pop(key, None)
+        super().__init__(parser, config, **kwargs)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
+        log_dir = trainer.log_dir  # asks all ranks
+        self.already_saved |= trainer.strategy.broadcast((Path(log_dir or ".") / self.config_filename).is_file())
+        super().setup(trainer, pl_module, stage)
+
+
+def tell(trainer: Any, command: str) -> None:
+    """Tells where everything of a finished run is, and the commands that use it."""
+    log_dir = trainer.log_dir  # asks all ranks
+    if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:
+        return
+    run = shown(Path(log_dir))
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
+    if best:
+        score = trainer.checkpoint_callback.best_model_score
+        monitor = trainer.checkpoint_callback.monitor
+        lines.append(f"Best model   {shown(Path(best))}  ({monitor} {float(score):.4f})")
+        arguments = f"--config {run / 'config.yaml'} --ckpt_path {shown(Path(best))}"
+        lines.append(f"Predict      lit-ft predict {arguments}")
+        if command == "fit":
+            lines.append(f"Test         lit-ft test {arguments}")
+    lines.append(f"Watch        tensorboard --logdir {run.parent}")
+    print("\n" + "\n".join(lines))
+
+
+def shown(path: Path) -> Path:
+    """A path as a person in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

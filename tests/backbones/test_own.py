@@ -1,0 +1,139 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lit_ft.backbones import InputSpec, build_backbone
+from lit_ft.errors import UserError
+
+SPEC = InputSpec(size=16, resize=16)
+
+
+class Net(nn.Module):
+    """A network of somebody's own, with a classifier and functions between its layers."""
+
+    def __init__(self, width=4, dropout=False):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(0.5)
+        self.body = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(2)])
+        self.scale = nn.Parameter(torch.full((1,), 2.0))
+        self.fc = nn.Linear(width, 7)
+        self.functional = dropout
+
+    def features(self, images):
+        x = self.drop(torch.relu(self.norm1(self.conv1(images))))
+        if self.functional:
+            x = nn.functional.dropout(x, 0.5, training=self.training)
+        for conv in self.body:
+            x = self.drop(x + conv(x) * self.scale)
+        return x.mean(dim=(2, 3))
+
+    def forward(self, images):
+        return self.fc(self.features(images))
+
+
+class Split(Net):
+    """One whose second stage uses the images again."""
+
+    def forward(self, images):
+        x = self.conv1(images)
+        return self.fc((self.body[0](x) * self.scale).mean(dim=(2, 3)) + images.mean())
+
+
+class Branching(Net):
+    def forward(self, images):
+        return self.fc(self.features(images if images.sum() > 0 else -images))
+
+
+class Several(Net):
+    def forward(self, images):
+        return {"out": self.features(images)}
+
+
+STAGES = {"stem": "conv1|norm1", "middle": r"body\.0|scale", "deep": r"body\.1"}
+
+
+def config(name="Net", **changes):
+    return {"class_path": f"{__name__}.{name}", "stages": STAGES, "classifier": "fc", **changes}
+
+
+def test_own_network_is_cut_by_its_patterns():
+    backbone = build_backbone(
+        config(init_args={"width": 6}, stages={"stem": "conv1|norm1", "deep": "body|scale"}), None, spec=SPEC
+    )
+    assert list(backbone.stages) == ["stem", "deep"]
+    assert backbone.num_features == 6
+    net = Net(width=6)
+    net.load_state_dict({**net.state_dict(), **{key.split(".", 2)[2]: t for key, t in backbone.state_dict().items()}})
+    images = torch.randn(2, 3, 16, 16)
+    assert backbone.eval()(images).equal(net.eval().features(images))
+
+
+def test_parameter_that_two_stages_use_is_told():
+    with pytest.raises(UserError, match=r"^--model.backbone.stages: middle and deep cannot be cut apart"):
+        build_backbone(config(), None, spec=SPEC)
+
+
+def test_dropout_shared_by_stages_follows_each_of_them():
+    backbone = build_backbone(config(stages={"stem": "conv1|norm1", "deep": "body|scale"}), None, spec=SPEC)
+    backbone.set_trainable(["deep"])
+    backbone.train()
+    assert not backbone.stages["stem"].drop.training
+    assert backbone.stages["deep"].drop.training
+    backbone.set_trainable(["stem"])
+    assert backbone.stages["stem"].drop.training
+    assert not backbone.stages["deep"].drop.training
+
+
+TWO = {"stem": "conv1|norm1", "deep": "body|scale"}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (config(stages={"stem": "conv1"}), "--model.backbone.stages: parameter scale is in no stage; it must be in"),
+        (
+            config(stages={**TWO, "more": "conv"}),
+            "--model.backbone.stages: more: no parameter fits 'conv'",
+        ),
+        (
+            config(stages={**TWO, "more": "conv1"}),
+            "--model.backbone.stages: parameter conv1.weight is in stem and in more; it must be in exactly one",
+        ),
+        (config(stages=TWO, classifier=None), "--model.backbone.stages: parameter fc.weight is in no stage"),
+        (config(stages=TWO, classifer="fc"), "--model.backbone: unknown key 'classifer'; nearest: classifier"),
+        ({"class_path": "a.B"}, "--model.backbone: stages is missing; your own network needs class_path and stages"),
+        (config(stages=["conv1"]), "--model.backbone.stages: must map names (without dots) to patterns"),
+        (config("Nothing", stages=TWO), f"--model.backbone: cannot make {__name__}.Nothing (module"),
+        (
+            config(init_args={"depth": 1}, stages=TWO),
+            f"--model.backbone: cannot make {__name__}.Net (Net.__init__() got",
+        ),
+        (config(stages=TWO, init_args={"dropout": True}), "--model.backbone: Net calls dropout as a function between"),
+        (config("Branching", stages=TWO), "--model.backbone: cannot follow the images through Branching (symbolically"),
+        (config("Several", stages=TWO), "--model.backbone: Several gives something else than one tensor"),
+        (
+            config("Split", stages={"stem": "conv1", "deep": r"body\.0|scale", "rest": r"norm1|body\.1"}),
+            "--model.backbone.stages: stem and deep cannot be cut apart: more than one tensor goes from stem",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(given, text):
+    with pytest.raises(UserError, match=f"^{re.escape(text)}"):
+        build_backbone(given, None, spec=SPEC)
+
+
+def test_own_network_has_no_published_weights():
+    with pytest.raises(UserError, match=r"^--model.weights: .* has no published weights; give a file, or null"):
+        build_backbone(config(stages=TWO), spec=SPEC)
+
+
+def test_weights_of_an_own_network_come_from_a_file(tmp_path):
+    net = Net()
+    torch.save({"model": {f"module.{key}": tensor for key, tensor in net.state_dict().items()}}, tmp_path / "net.pt")
+    backbone = build_backbone(config(stages=TWO), str(tmp_path / "net.pt"), spec=SPEC)
+    images = torch.randn(2, 3, 16, 16)
+    assert backbone.eval()(images).equal(net.eval().features(images))
