@@ -177,6 +177,7 @@ def test_weights_with_a_wrong_checksum_are_refused_and_not_kept(lit_ft, requests
     assert code == 2
     assert len(err) == 1
     assert f"--model.weights: could not fetch {NET} V1 (invalid hash value" in err[0]
+    assert "/net.pth at F/weights/net.pth, name a local file" in err[0]
     assert [path for path in Path("F").rglob("*") if path.is_file()] == []
 
 
@@ -209,7 +210,7 @@ def test_data_goes_where_the_config_says(lit_ft, requests):
 
 
 def test_nothing_to_fetch_is_said(lit_ft, monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    monkeypatch.setattr("lit_ft.backbones.published.download_url_to_file", None)
     code, out, _ = lit_ft("download", "--config", CONFIGS / "quickstart.yaml")
     assert code == 0
     assert "Weights: nothing to fetch for --model.backbone mnist_cnn --model.weights MNIST" in out

@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor
+from torch.hub import download_url_to_file
 
 from lit_ft.assets import MANIFEST, checksum, data_root, is_intact, is_offline, weights_folder
 from lit_ft.backbones import weights
@@ -54,7 +55,7 @@ class Published:
                 raise UserError(
                     f"--offline: the weights of {self.title} are missing; put {self.url} at {self.places()[0]}"
                 )
-            local = self.fetch(Path(torch.hub.get_dir()) / "checkpoints")
+            local = self.fetch(Path(torch.hub.get_dir()) / "checkpoints", self.places()[0])
         elif not is_intact(data_root(), local):
             raise UserError(
                 f"--model.weights: {local} is damaged: its checksum is not the one in {data_root() / MANIFEST}; "
@@ -66,8 +67,12 @@ class Published:
         """Whether a file has the published checksum, as far as that is known."""
         return self.sha256 is None or checksum(place).startswith(self.sha256)
 
-    def fetch(self, folder: Path) -> Path:
+    def fetch(self, folder: Path, by_hand: Path | None = None) -> Path:
         """Fetches the file into a folder, whole or not at all.
+
+        Args:
+            folder: Where it will lie.
+            by_hand: Where a user whom that fails can put it, if not there.
 
         Raises:
             UserError: If that fails.
@@ -78,14 +83,14 @@ class Published:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Bars are for people; elsewhere they would surround the one line after a failure.
-            torch.hub.download_url_to_file(self.url, str(partial), self.sha256, progress=sys.stderr.isatty())
+            download_url_to_file(self.url, str(partial), self.sha256, progress=sys.stderr.isatty())
             if self.sha256 is None:
                 weights.read(partial)  # a connection that breaks off is no error, so that half a file may have come
             partial.replace(place)
         except (URLError, OSError, RuntimeError, HTTPException, UserError) as error:  # RuntimeError: a wrong checksum
             reason = "what came is damaged" if isinstance(error, UserError) else str(error).partition("\n")[0]
             raise UserError(
-                f"--model.weights: could not fetch {self.title} ({reason}); put {self.url} at {folder / self.file}, "
+                f"--model.weights: could not fetch {self.title} ({reason}); put {self.url} at {by_hand or place}, "
                 "name a local file, or give null for random weights"
             ) from error
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models._features_fx import get_notrace_functions
 from timm.models._manipulate import group_with_matcher
@@ -34,7 +34,7 @@ def names() -> list[str]:
 def tags(name: str) -> dict[str, Published]:
     """The published weights of a network by their tag, with ``DEFAULT`` for timm's choice."""
     default = get_pretrained_cfg(_arch(name))
-    configs = {cfg.tag: cfg for cfg in get_arch_pretrained_cfgs(_arch(name)).values() if cfg.has_weights}
+    configs = {str(cfg.tag): cfg for cfg in get_arch_pretrained_cfgs(_arch(name)).values() if cfg.has_weights}
     if default is not None and default.has_weights:
         configs["DEFAULT"] = default
     return {tag: _published(name, cfg) for tag, cfg in configs.items()}
@@ -94,7 +94,7 @@ def _arch(name: str) -> str:
 
 def _created(arch: str, spec: InputSpec) -> nn.Module:
     # Transformers must know the size, and may not adapt to that of each image; of other networks, few take it.
-    size = {"img_size": spec.size}
+    size: dict[str, Any] = {"img_size": spec.size}
     for options in ({**size, "dynamic_img_size": False}, size):
         try:
             module: nn.Module = timm.create_model(arch, pretrained=False, **options)
@@ -114,11 +114,9 @@ def _stages(name: str, module: nn.Module) -> dict[str, str]:
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     classifier = {id(p) for head in heads if head is not None for p in head.parameters()}
     own = [key for key, parameter in module.named_parameters() if id(parameter) not in classifier]
-    rest = (
-        "~"  # fits nothing, so that its group is that of the parameters which fit nothing: norms after the last stage
-    )
+    rest = "~"  # fits nothing, so that its group is that of all which fits nothing: norms after the last stage
     try:
-        groups = group_with_matcher([(key, key) for key in [*own, rest]], network.group_matcher(coarse=True))
+        groups = group_with_matcher(iter([(key, key) for key in [*own, rest]]), network.group_matcher(coarse=True))
     except (AttributeError, AssertionError) as error:
         raise UserError(
             f"--model.backbone: timm has no groups of layers for {name}; give it as a class path with its stages"
@@ -136,7 +134,7 @@ def _published(name: str, cfg: PretrainedCfg) -> Published:
     title = f"{name} {cfg.tag}"
     file = f"timm_{cfg.architecture}.{cfg.tag}.safetensors"
     if not cfg.hf_hub_id:
-        return Published(title, Path(file).stem + Path(cfg.url).suffix, cfg.url)
+        return Published(title, Path(file).stem + Path(str(cfg.url)).suffix, str(cfg.url))
     cached = try_to_load_from_cache(cfg.hf_hub_id, FILE)
     others = (Path(cached),) if isinstance(cached, str) else ()
     return Published(title, file, hf_hub_url(cfg.hf_hub_id, FILE), others=others)

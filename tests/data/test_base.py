@@ -4,9 +4,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from lit_ft.assets import data_root
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data import DigitsDataModule, ImageDataModule
-from lit_ft.assets import data_root
 
 
 class FakeTrainer(SimpleNamespace):
