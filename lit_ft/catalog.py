@@ -53,7 +53,11 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("name", metavar="NAME", help="a name that lit-ft models lists")
     parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")
     given = parser.parse_args(rest)
-    describe(given.name, given.size)
+    try:
+        describe(given.name, given.size)
+    except UserError as error:
+        told = str(error).removeprefix("--model.backbone: ").replace("--model.input.size", "--size")
+        raise UserError(f"describe: {told}") from error
 
 
 def list_models(pattern: str = "") -> None:
@@ -66,7 +70,7 @@ def list_models(pattern: str = "") -> None:
     width = max(map(len, names))
     print(f"{'name':{width}}  {'M params':>8}  {'GFLOPs':>8}  {'input':>5}  stages  weights here")
     for name in names:
-        here = ", ".join(tag for tag, local in weights_tags(name).items() if local) or "-"
+        here = ", ".join(tag for tag, notes in weights_tags(name).items() if "here" in notes) or "-"
         try:
             backbone, stages = measured(name)
         except Exception as error:  # a network can fail in any way, and the others are still wanted
@@ -98,7 +102,7 @@ def describe(name: str, size: int | None = None) -> None:
     print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {cropped}, {spec.interpolation}")
     print(f"mean     {', '.join(f'{value:g}' for value in spec.mean)}")
     print(f"std      {', '.join(f'{value:g}' for value in spec.std)}")
-    tags = [f"{tag} (here)" if here else tag for tag, here in weights_tags(name).items()]
+    tags = [f"{tag} ({', '.join(notes)})" if notes else tag for tag, notes in weights_tags(name).items()]
     print(f"weights  {', '.join(tags) or 'none published'}")
 
 
@@ -133,8 +137,14 @@ def measured(name: str, size: int | None = None) -> tuple[Backbone, list[StageSi
         UserError: If there is no such backbone, or it cannot be cut or take the images.
     """
     spec: InputSpec = InputConfig(size=size).applied_to(source_of(name).input_spec(name, "DEFAULT"))
-    with without_data():
-        backbone = build_backbone(name, weights=None, spec=spec).eval()
+    try:
+        with without_data():
+            backbone = build_backbone(name, weights=None, spec=spec)
+    except Exception as error:  # any: some of timm's compute with their parameters as they are made, and need data
+        if "meta" not in str(error):
+            raise
+        backbone = build_backbone(name, weights=None, spec=spec)
+    backbone.eval()
     images, stages = spec.meta_images(), []
     for title, (stage, *rest) in backbone.stage_modules().items():
         with FlopCounterMode(display=False) as counter:
@@ -146,11 +156,15 @@ def measured(name: str, size: int | None = None) -> tuple[Backbone, list[StageSi
     return backbone, stages
 
 
-def weights_tags(name: str) -> dict[str, bool]:
-    """The tags of a network's published weights, and whether they lie on this machine."""
+def weights_tags(name: str) -> dict[str, list[str]]:
+    """The tags of a network's published weights: whether they are the default, and whether they lie on this machine."""
     tags = source_of(name).tags(name)
+    default = tags.get("DEFAULT")
     own = {tag: weights for tag, weights in tags.items() if tag not in ("", "DEFAULT")} or tags
-    return {tag: weights.local() is not None for tag, weights in own.items()}
+    return {
+        tag: ["default"] * (weights == default and tag != "DEFAULT") + ["here"] * (weights.local() is not None)
+        for tag, weights in own.items()
+    }
 
 
 class _Parser(argparse.ArgumentParser):

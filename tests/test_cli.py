@@ -295,7 +295,7 @@ def test_resume_refuses_another_model(run, refused):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
     last = "logs/run/version_0/checkpoints/last.ckpt"
     line = refused("fit", "--ckpt_path", last, "--model.head.hidden", "[8]")
-    assert "is of a run with --model.head {'hidden': [], 'dropout': 0.0}" in line
+    assert "is of a run with --model.head {'hidden': [], 'dropout': 0.0, " in line
     assert f"--model.weights {last}" in line
 
 

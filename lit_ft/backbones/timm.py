@@ -115,13 +115,14 @@ def _stages(name: str, module: nn.Module) -> dict[str, str]:
     classifier = {id(p) for head in heads if head is not None for p in head.parameters()}
     own = [key for key, parameter in module.named_parameters() if id(parameter) not in classifier]
     rest = "~"  # fits nothing, so that its group is that of all which fits nothing: norms after the last stage
+    refusal = f"--model.backbone: timm has no groups of layers for {name}; give it as a class path with its stages"
     try:
         groups = group_with_matcher(iter([(key, key) for key in [*own, rest]]), network.group_matcher(coarse=True))
     except (AttributeError, AssertionError) as error:
-        raise UserError(
-            f"--model.backbone: timm has no groups of layers for {name}; give it as a class path with its stages"
-        ) from error
+        raise UserError(refusal) from error
     parts = list(groups.values())
+    if len(parts) == 1:  # that of what fits nothing
+        raise UserError(refusal)
     last = next(i for i, part in enumerate(parts) if rest in part)
     parts[last - 1] += parts.pop(last)
     titles = ["stem", *(f"stage{i}" for i in range(1, len(parts)))]

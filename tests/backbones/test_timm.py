@@ -419,6 +419,16 @@ def test_network_without_groups_of_layers_is_refused(name):
         build_backbone(f"timm/{name}", weights=None)
 
 
+def test_network_whose_groups_fit_nothing_is_refused(monkeypatch):
+    module = timm.models.resnet.ResNet
+    monkeypatch.setattr(module, "group_matcher", lambda *_, **__: {"stem": "^no", "blocks": [("^such", None)]})
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match="timm has no groups of layers for timm/resnet18; give it"),
+    ):
+        build_backbone("timm/resnet18", weights=None)
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("test_vit", 5), ("hiera_tiny_224", 5), ("swinv2_tiny_window8_256", 1), ("efficientvit_m0", 1)]
 )
