@@ -249,7 +249,11 @@ def run() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     quiet = {"exit_on_error": False}
-    about = {"prog": "lit-ft", "description": "Fine-tune pretrained image models, stage by stage."}
+    about = {
+        "prog": "lit-ft",
+        "description": "Fine-tune pretrained image models, stage by stage. Also: lit-ft models [PATTERN] lists the backbones, "
+        "lit-ft describe NAME shows the stages of one.",
+    }
     try:
         FineTuneCLI(
             FineTuneModule,

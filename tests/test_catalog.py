@@ -141,7 +141,9 @@ def test_weights_at_hand_are_told_by_their_tag(run, monkeypatch, tmp_path):
     (tmp_path / "weights" / "resnet50-11ad3fa6.pth").touch()
     assert weights_tags("resnet50") == {"IMAGENET1K_V1": [], "IMAGENET1K_V2": ["default", "here"]}
     assert run("models", "resnet5?")[1].split()[-1] == "IMAGENET1K_V2"
-    assert run("describe", "resnet50")[-1] == "weights  IMAGENET1K_V1, IMAGENET1K_V2 (default, here)"
+    lines = run("describe", "resnet50")
+    assert lines[-1] == "weights  IMAGENET1K_V1, IMAGENET1K_V2 (default, here)"
+    assert "resized to 232" in lines[-4]  # as the default ones want it; the first ones want 256
 
 
 def test_describe_shows_stages_images_and_weights(run):

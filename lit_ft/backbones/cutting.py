@@ -105,6 +105,11 @@ def cut(network: Network, spec: InputSpec) -> Pieces:
     finally:
         module.train(was_training)
     starts = chain.stage_starts(network.stages, network.strict)
+    if len(starts) == 1 < len(network.stages):
+        raise UserError(
+            f"--model.backbone: {type(module).__name__} is no chain of stages: more than one tensor goes from each of "
+            "its layers to the next"
+        )
     features = chain.features()
     # The last node of each piece: of each stage, of the pooling, and of the classifier.
     ends = [start - 1 for start in list(starts.values())[1:]]

@@ -110,7 +110,7 @@ def _created(arch: str, spec: InputSpec) -> nn.Module:
 def _stages(name: str, module: nn.Module) -> dict[str, str]:
     """The stage of each parameter but the classifier's, shallow to deep; many groups, such as blocks, become four."""
     network: Any = module
-    heads = network.get_classifier()
+    heads = network.get_classifier() if hasattr(network, "get_classifier") else ()
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     classifier = {id(p) for head in heads if head is not None for p in head.parameters()}
     own = [key for key, parameter in module.named_parameters() if id(parameter) not in classifier]
