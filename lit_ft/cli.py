@@ -251,8 +251,8 @@ def run() -> None:
     quiet = {"exit_on_error": False}
     about = {
         "prog": "lit-ft",
-        "description": "Fine-tune pretrained image models, stage by stage. Also: lit-ft models [PATTERN] lists the backbones, "
-        "lit-ft describe NAME shows the stages of one.",
+        "description": "Fine-tune pretrained image models, stage by stage. Also: lit-ft models [PATTERN] lists the "
+        "backbones, lit-ft describe NAME shows the stages of one.",
     }
     try:
         FineTuneCLI(

@@ -142,5 +142,5 @@ def test_weights_of_an_own_network_come_from_a_file(tmp_path):
 def test_network_that_is_no_chain_is_told():
     timm = pytest.importorskip("timm")
     assert "cait_xxs24_224" in timm.list_models()  # its last blocks take the patches and a class token
-    with pytest.raises(UserError, match="^--model.backbone: Cait is no chain of stages: more than one tensor goes"):
+    with pytest.raises(UserError, match=r"^--model.backbone: Cait is no chain of stages: more than one tensor goes"):
         build_backbone("timm/cait_xxs24_224", None)
