@@ -139,7 +139,8 @@ def plan_table(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
         for group in optimizer.param_groups
         if "stage" in group
     }
-    name = module.hparams["backbone"]
+    network = module.hparams["backbone"]
+    name = network if isinstance(network, str) else network["class_path"]
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates")]
     for i, phase in enumerate(plan.phases, start=1):
         last = "…" if phase.num_epochs is None else phase.first_epoch + phase.num_epochs - 1
