@@ -123,7 +123,7 @@ def build_backbone(
     if weights is not None:
         state = _state(source, str(name), weights, backbone, network.module)
         state = dict(source.fitted(network.module, state, spec))
-        if convolution in state and state[convolution].ndim == 4:
+        if convolution in state and state[convolution].shape[1:2] == (native.channels,):
             state[convolution] = adapted(state[convolution], spec.channels)
         needed = list(_network_names(backbone, network.module).values())
         weights_.load(network.module, state, needed, weights, partial)

@@ -75,12 +75,18 @@ def assign(module: nn.Module, stages: Mapping[str, str], classifier: str | None 
     """
     patterns = [*stages.items(), *([("the classifier", classifier)] if classifier is not None else [])]
     found: dict[str, str] = {}
-    for name, _ in module.named_parameters():
+    homes: dict[int, str] = {}  # of tied parameters, which have several names
+    for name, parameter in module.named_parameters(remove_duplicate=False):
         fitting = [title for title, pattern in patterns if re.match(rf"(?:{pattern})(?:\.|$)", name)]
         if len(fitting) != 1:
             told = f"in {' and in '.join(fitting)}" if fitting else "in no stage"
             raise UserError(f"--model.backbone.stages: parameter {name} is {told}; it must be in exactly one")
         found[name] = fitting[0]
+        if homes.setdefault(id(parameter), fitting[0]) != fitting[0]:
+            raise UserError(
+                f"--model.backbone.stages: parameter {name} is shared by {homes[id(parameter)]} and {fitting[0]}; make "
+                "them one stage"
+            )
     for title, pattern in patterns:
         if title not in found.values():
             raise UserError(f"--model.backbone.stages: {title}: no parameter fits {pattern!r}")

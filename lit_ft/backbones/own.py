@@ -24,12 +24,14 @@ class OwnNetwork:
         stages: For each stage, shallow to deep, a regular expression that the names of its parameters begin with.
         classifier: Such an expression for the parameters that the new head takes the place of.
         init_args: What the class is made with.
+        channels: Number of channels of the images that it takes.
     """
 
     class_path: str
     stages: dict[str, str]
     classifier: str | None = None
     init_args: dict[str, Any] = field(default_factory=dict)
+    channels: int = 3
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> OwnNetwork:
@@ -55,7 +57,9 @@ class OwnNetwork:
 
     def input_spec(self, name: str, tag: str | None) -> InputSpec:
         """The usual images of 224 pixels; --model.input tells of others."""
-        return InputSpec()
+        if self.channels == 3:
+            return InputSpec()
+        return InputSpec(mean=(0.5,) * self.channels, std=(0.5,) * self.channels)
 
     def build(self, name: str, spec: InputSpec) -> Network:
         """Makes the network and finds the stage of each of its parameters.

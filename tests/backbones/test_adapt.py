@@ -122,3 +122,11 @@ def test_positions_of_a_vision_transformer_are_interpolated(tmp_path):
     torch.testing.assert_close(new[:, 1:].transpose(1, 2).view(1, 768, 6, 6), expected)
     rest = [name for name in trained.state_dict() if name != key]
     assert all(trained.state_dict()[name].equal(larger.state_dict()[name]) for name in rest)
+
+
+def test_weights_for_other_channels_than_the_images_have_are_refused(published, tmp_path):
+    path, _ = published
+    six = build_backbone("resnet18", path, spec=spec_of(6))
+    torch.save({f"backbone.{key}": tensor for key, tensor in six.state_dict().items()}, tmp_path / "six.pth")
+    with pytest.raises(UserError, match=r"1 of another shape \(conv1.weight\)"):
+        build_backbone("resnet18", str(tmp_path / "six.pth"), spec=SMALL)

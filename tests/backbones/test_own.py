@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ft.backbones import InputSpec, build_backbone
+from lit_ft.backbones import InputConfig, InputSpec, build_backbone, input_spec
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=16, resize=16)
@@ -144,3 +144,34 @@ def test_network_that_is_no_chain_is_told():
     assert "cait_xxs24_224" in timm.list_models()  # its last blocks take the patches and a class token
     with pytest.raises(UserError, match=r"^--model.backbone: Cait is no chain of stages: more than one tensor goes"):
         build_backbone("timm/cait_xxs24_224", None)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3)
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.b.weight = self.a.weight
+
+    def forward(self, images):
+        return self.b(self.a(self.conv(images)).relu()).mean(dim=(2, 3))
+
+
+def test_tied_layers_of_a_stage_all_stay():
+    backbone = build_backbone(config("Tied", stages={"stem": "conv", "deep": "a|b"}, classifier=None), None, spec=SPEC)
+    assert sorted(dict(backbone.stages["deep"].named_children())) == ["a", "b"]
+
+
+def test_tied_layers_of_two_stages_are_refused():
+    with pytest.raises(UserError, match=r"parameter b.weight is shared by middle and deep; make them one stage$"):
+        build_backbone(config("Tied", stages={"stem": "conv", "middle": "a", "deep": "b"}, classifier=None), None)
+
+
+def test_network_for_grey_images_takes_them():
+    given = config(
+        "Tied", stages={"stem": "conv", "deep": "a|b"}, classifier=None, channels=1, init_args={"channels": 1}
+    )
+    assert InputConfig(size=16, mean=[0.2]).applied_to(input_spec(given, None)).mean == (0.2,)
+    assert build_backbone(given, None)(torch.ones(2, 1, 224, 224)).shape == (2, 4)
