@@ -137,14 +137,7 @@ def measured(name: str, size: int | None = None) -> tuple[Backbone, list[StageSi
         UserError: If there is no such backbone, or it cannot be cut or take the images.
     """
     spec: InputSpec = InputConfig(size=size).applied_to(source_of(name).input_spec(name, "DEFAULT"))
-    try:
-        with without_data():
-            backbone = build_backbone(name, weights=None, spec=spec)
-    except Exception as error:  # any: some of timm's compute with their parameters as they are made, and need data
-        if "meta" not in str(error):
-            raise
-        backbone = build_backbone(name, weights=None, spec=spec)
-    backbone.eval()
+    backbone = without_data(lambda: build_backbone(name, weights=None, spec=spec))
     images, stages = spec.meta_images(), []
     for title, (stage, *rest) in backbone.stage_modules().items():
         with FlopCounterMode(display=False) as counter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -114,17 +115,18 @@ def build_backbone(
     native = source.input_spec(str(name), weights)
     spec = spec or native
     network = source.build(str(name), spec)
-    convolution = set_channels(network.module, native.channels, spec.channels)
+    convolutions = set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
     pieces = cut(network, spec)
     if stem == "small":
-        make_small(pieces.stages.get("stem"))
+        make_small(pieces.stages.get("stem"), spec)
     pooling = make_pool(pool, pieces.pool, pieces.axes, network.prefix_tokens, network.channels_last)
     backbone = Backbone(pieces.stages, pooling, spec)
     if weights is not None:
         state = _state(source, str(name), weights, backbone, network.module)
         state = dict(source.fitted(network.module, state, spec))
-        if convolution in state and state[convolution].shape[1:2] == (native.channels,):
-            state[convolution] = adapted(state[convolution], spec.channels)
+        for key in convolutions:
+            if key in state and state[key].shape[1:2] == (native.channels,):
+                state[key] = adapted(state[key], spec.channels)
         needed = list(_network_names(backbone, network.module).values())
         weights_.load(network.module, state, needed, weights, partial)
     return backbone

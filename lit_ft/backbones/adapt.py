@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from lit_ft.backbones.meta import of_an_image
+from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
 Stem = Literal["own", "small"]
@@ -30,50 +34,83 @@ def adapted(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, math.ceil(channels / given), 1, 1)[:, :channels] * (given / channels)
 
 
-def set_channels(module: nn.Module, given: int, wanted: int) -> str | None:
-    """Makes the first convolution take another number of channels.
+def set_channels(module: nn.Module, spec: InputSpec, wanted: int) -> list[str]:
+    """Makes the convolutions that read the images take another number of channels.
 
     Args:
-        module: The network; its first convolution is changed.
-        given: The number of channels that it takes.
-        wanted: The number that it shall take.
+        module: The network; these convolutions are changed.
+        spec: The images that it takes.
+        wanted: The number of channels that it shall take.
 
     Returns:
-        The name of the convolution's weight, where there is such a convolution.
+        The names of the weights that have another shape now.
 
     Raises:
-        UserError: If there is none, and the numbers differ.
+        UserError: If there is no such convolution, and the numbers differ.
     """
-    for name, conv in module.named_modules():
-        if isinstance(conv, nn.Conv2d) and conv.in_channels == given and conv.groups == 1:
-            if wanted != given:
-                conv.weight = nn.Parameter(adapted(conv.weight.detach(), wanted))
-                conv.in_channels = wanted
-            return f"{name}.weight"
-    if wanted != given:
-        raise UserError(f"--model.input.channels: the network has no first convolution of {given} channels to change")
-    return None
+    if wanted == spec.channels:
+        return []
+    convs = {
+        name: conv
+        for name, conv in module.named_modules()
+        if isinstance(conv, nn.Conv2d) and conv.in_channels == spec.channels and conv.groups == 1
+    }
+    if not convs:
+        raise UserError(
+            f"--model.input.channels: the network has no first convolution of {spec.channels} channels to change"
+        )
+    images = spec.meta_images()
+    reading: list[nn.Module] = []
+
+    def noted(conv: nn.Module, given: tuple[Tensor]) -> None:
+        if given[0] is images:
+            reading.append(conv)
+
+    hooks = [conv.register_forward_pre_hook(noted) for conv in convs.values()]
+    try:
+        of_an_image(module, spec, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = [name for name, conv in convs.items() if conv in reading] or [next(iter(convs))]  # or after some padding
+    for name in first:
+        convs[name].weight = nn.Parameter(adapted(convs[name].weight.detach(), wanted))
+        convs[name].in_channels = wanted
+    return [f"{name}.weight" for name in first]
 
 
-def make_small(stem: nn.Module | None) -> None:
+def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
     """Lets a stem keep the size of its images: stride 1, no pooling. Its weights stay as they are.
 
     With the stem for 224 pixels, the first stage of a ResNet sees 8 x 8 places of a 32 pixel image.
 
     Args:
-        stem: The first stage.
+        stem: The stage of this name.
+        spec: The images that it takes.
 
     Raises:
-        UserError: If it does not shrink images by strides that can be left out.
+        UserError: If there is none, or it shrinks images otherwise, such as by cutting them into patches.
     """
-    changed = False
-    for name, module in list(stem.named_modules()) if stem is not None else []:
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.stride < module.kernel_size:
-            module.stride = (1, 1)
-            changed = True
-        elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-            assert stem is not None
+    if stem is None:
+        raise UserError("--model.stem: small: the network has no stage called stem; give own")
+    for name, module in list(stem.named_modules()):
+        if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             stem.set_submodule(name, nn.Identity())
-            changed = True
-    if not changed:
-        raise UserError("--model.stem: small: the network has no stem with strides or pooling to leave out; give own")
+        elif isinstance(module, nn.Conv2d) and not _makes_patches(module):
+            module.stride = (1, 1)
+    if isinstance(stem, fx.GraphModule):
+        for node in stem.graph.nodes:
+            if node.target in (F.max_pool2d, torch.max_pool2d, F.avg_pool2d):
+                node.replace_all_uses_with(node.args[0])
+                stem.graph.erase_node(node)
+        stem.recompile()
+    shape = of_an_image(stem, spec).shape[1:]
+    if len(shape) != 3 or 2 * shape[1] <= spec.size:  # maps (C, H, W) or (H, W, C)
+        raise UserError(
+            f"--model.stem: small: the stem still makes {' x '.join(map(str, shape))} of images of {spec.size} pixels, "
+            "by other means than pooling and overlapping strides; give own"
+        )
+
+
+def _makes_patches(conv: nn.Conv2d) -> bool:
+    return any(1 < size <= stride for size, stride in zip(conv.kernel_size, conv.stride, strict=True))

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_ft.backbones.meta import on_meta
+from lit_ft.backbones.meta import of_an_image
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
@@ -97,13 +97,7 @@ class Backbone(nn.Module):
 
     def _count_features(self) -> int:
         """D, found by a pass without data or arithmetic."""
-        was_training = self.training
-        self.eval()
-        try:
-            features = on_meta(self, self.spec.meta_images())
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise self.spec.refused(error) from error
-        self.train(was_training)
+        features = of_an_image(self, self.spec)
         if features.ndim != 2:
             raise UserError(f"--model.pool: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
         return int(features.shape[1])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from lit_ft.backbones.meta import on_meta
+from lit_ft.backbones.meta import NOT_TAKEN, of_an_image, on_meta
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
@@ -25,7 +27,7 @@ class Chain:
     they do may depend on the training mode, on shapes, or on anything else.
 
     Args:
-        module: The network, in eval mode.
+        module: The network; its training mode is kept.
         stage_of: The stage of each parameter; what is not in it belongs to the classifier.
         spec: The images that it takes.
         wrapped: Functions that are not to be looked into either.
@@ -44,7 +46,7 @@ class Chain:
         self.module = module
         self.stage_of = stage_of
         graph = self._drawn(wrapped)
-        _Shapes(module, graph).run_on(spec)
+        self._run_without_data(graph, spec)
         # What does not depend on the images, such as positions, is worked out again in each piece that needs it.
         dependent = {next(iter(graph.nodes))}
         for node in graph.nodes:
@@ -85,8 +87,8 @@ class Chain:
                 starts[name] = cuts[-1] + 1
             elif strict:
                 raise UserError(
-                    f"--model.backbone.stages: {before} and {name} cannot be cut apart: more than one tensor goes from "
-                    f"{before} to what comes after; make them one stage"
+                    f"--model.backbone.stages: {before} and {name} cannot be cut apart: what follows {before} takes "
+                    f"more than one tensor ({self._told_live(max(end, places[0] - 1))}); make them one stage"
                 )
             end, before = max(end, places[-1]), name
         return starts
@@ -100,14 +102,9 @@ class Chain:
         if not cuts:
             raise UserError("--model.backbone.stages: the classifier cannot be cut off: it takes more than one tensor")
         position = cuts[-1]
-        for node in self.nodes[:position]:
-            if "training" in node.kwargs:
-                raise UserError(
-                    f"--model.backbone: {type(self.module).__name__} calls {node.name} as a function between its "
-                    "stages, where it could not be switched; make it a module, such as nn.Dropout"
-                )
         while position > last and self._is_idle(self.nodes[position]) and self._crossing(position - 1):
             position -= 1
+        self._refuse_other_ways(position)
         return position
 
     def pooling(self, stage: str, features: int) -> int:
@@ -160,15 +157,49 @@ class Chain:
             piece.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
     def _drawn(self, wrapped: tuple[Callable[..., Any], ...]) -> fx.Graph:
+        """The graph in eval mode; that in training mode is kept to be compared with it."""
+        was_training = self.module.training
+        graphs: dict[bool, fx.Graph] = {}
+        self._ways: dict[bool, dict[fx.Node, str]] = {}
         try:
-            graph = _Tracer(self.module, self.stage_of, wrapped).trace(self.module, _options(self.module))
+            for mode in (True, False):
+                self.module.train(mode)
+                graphs[mode] = _Tracer(self.module, self.stage_of, wrapped).trace(self.module, _options(self.module))
+                self._ways[mode] = _ways(self.module, graphs[mode])
         except Exception as error:  # a network can fail in any way
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"--model.backbone: cannot follow the images through {type(self.module).__name__} ({reason}); between "
-                "stages its forward must not branch on their values or shapes"
-            ) from error
-        return graph
+            raise self._not_followed(error) from error
+        finally:
+            self.module.train(was_training)
+        return graphs[False]
+
+    def _not_followed(self, error: Exception) -> UserError:
+        reason = str(error).partition("\n")[0]
+        return UserError(
+            f"--model.backbone: cannot follow the images through {type(self.module).__name__} ({reason}); between "
+            "stages its forward must not branch on their values or shapes, nor write into tensors or lists"
+        )
+
+    def _run_without_data(self, graph: fx.Graph, spec: InputSpec) -> None:
+        try:
+            _Shapes(self.module, graph).run(spec.meta_images())
+        except NOT_TAKEN as error:
+            of_an_image(self.module, spec)  # tells of it if the network itself is at fault
+            raise self._not_followed(error) from error
+
+    def _refuse_other_ways(self, features: int) -> None:
+        """Refuses a network that comes to its features in another way when it trains, or whenever it is drawn.
+
+        Training mode and random numbers are looked at once, when the graph is drawn; within modules that are left whole
+        they may do what they like.
+        """
+        known = set(self._ways[True].values())
+        for node in self.nodes[: features + 1]:
+            if self._ways[False][node] not in known:
+                raise UserError(
+                    f"--model.backbone: {type(self.module).__name__} does not always do the same between its stages "
+                    f"(see {node.name}): it asks whether it is training, or draws random numbers; let a module within "
+                    "a stage do so, such as nn.Dropout"
+                )
 
     def _homes_of(self, node: fx.Node) -> Iterator[str]:
         """The stages of the parameters that an operation uses."""
@@ -187,9 +218,14 @@ class Chain:
         live = [node for i, node in enumerate(self.nodes[: position + 1]) if self._last_use[i] > position]
         return live[0] if len(live) == 1 and isinstance(live[0].meta["value"], Tensor) else None
 
+    def _told_live(self, position: int) -> str:
+        live = [node.name for i, node in enumerate(self.nodes[: position + 1]) if self._last_use[i] > position]
+        return ", ".join(live)
+
     def _is_idle(self, node: fx.Node) -> bool:
-        idle = (nn.Dropout, nn.Identity)
-        return node.op == "call_module" and isinstance(self.module.get_submodule(str(node.target)), idle)
+        if node.op == "call_module":
+            return isinstance(self.module.get_submodule(str(node.target)), (nn.Dropout, nn.Identity))
+        return node.target is F.dropout
 
     def _is_pool(self, node: fx.Node) -> bool:
         name = str(node.target)
@@ -222,12 +258,6 @@ class _Shapes(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
 
-    def run_on(self, spec: InputSpec) -> None:
-        try:
-            self.run(spec.meta_images())
-        except (RuntimeError, AssertionError, ValueError, TypeError, ArithmeticError) as error:
-            raise spec.refused(error) from error
-
     def run_node(self, n: fx.Node) -> Any:
         n.meta["value"] = super().run_node(n)
         return n.meta["value"]
@@ -247,6 +277,21 @@ def _options(module: nn.Module) -> dict[str, Any]:
     return {
         option.name: option.default for option in others if option.kind in named and option.default is not option.empty
     }
+
+
+def _ways(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+    """How each operation's result comes from the images: equal for two graphs where they do the same."""
+    published = module.state_dict(keep_vars=True)
+    ways: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "get_attr" and target not in published:  # a constant; its name is another one in each graph
+            constant = _attribute(module, target)
+            target = f"{constant.tolist()}" if isinstance(constant, Tensor) and not constant.is_meta else ""
+        arguments = fx.node.map_arg((node.args, node.kwargs), ways.__getitem__)
+        told = f"{node.op} {target} {arguments}"
+        ways[node] = hashlib.sha256(told.encode()).hexdigest()
+    return ways
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

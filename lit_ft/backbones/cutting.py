@@ -104,12 +104,7 @@ def cut(network: Network, spec: InputSpec) -> Pieces:
         UserError: If the network cannot take the images, or cannot be cut so.
     """
     module = network.module
-    was_training = module.training
-    module.eval()  # what happens in training only, such as auxiliary classifiers, is no part of the chain
-    try:
-        chain = Chain(module, network.stage_of, spec, network.wrapped)
-    finally:
-        module.train(was_training)
+    chain = Chain(module, network.stage_of, spec, network.wrapped)
     starts = chain.stage_starts(network.stages, network.strict)
     if len(starts) == 1 < len(network.stages):
         raise UserError(
@@ -120,6 +115,6 @@ def cut(network: Network, spec: InputSpec) -> Pieces:
     # The last node of each piece: of each stage, of the pooling, and of the classifier.
     ends = [start - 1 for start in list(starts.values())[1:]]
     ends += [chain.pooling(list(starts)[-1], features) - 1, features, len(chain.nodes) - 1]
-    pieces = [chain.piece(start + 1, end).train(was_training) for start, end in pairwise([-1, *ends])]
+    pieces = [chain.piece(start + 1, end).train(module.training) for start, end in pairwise([-1, *ends])]
     axes = chain.axes(ends[-3]), chain.axes(features)
     return Pieces(OrderedDict(zip(starts, pieces, strict=False)), pieces[-2], pieces[-1], axes)

@@ -53,10 +53,18 @@ def test_checkpoint_of_other_channels_is_taken_as_it_is(published, tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 4, 12])
 @pytest.mark.parametrize("name", ["vgg11", "convnext_tiny", "densenet121", "inception_v3", "vit_b_32", "swin_t"])
 def test_first_convolution_of_any_network_is_adapted(name, channels):
-    with without_data():
-        backbone = build_backbone(name, None, spec=spec_of(channels, input_spec(name).size))
+    backbone = without_data(lambda: build_backbone(name, None, spec=spec_of(channels, input_spec(name).size)))
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
     assert (first.in_channels, first.weight.shape[1]) == (channels, channels)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
+def test_all_convolutions_that_read_the_images_are_adapted(name):
+    pytest.importorskip("timm")
+    backbone = build_backbone(f"timm/{name}", None, spec=spec_of(1)).eval()
+    reading = [m for m in backbone.stages["stem"].modules() if isinstance(m, nn.Conv2d) and m.in_channels == 1]
+    assert len({id(conv.weight) for conv in reading}) > 1
+    assert backbone(torch.randn(2, 1, 64, 64)).shape == (2, backbone.num_features)
 
 
 def test_one_channel_weights_are_spread_over_three():
@@ -67,8 +75,8 @@ def test_one_channel_weights_are_spread_over_three():
 
 def test_network_without_a_convolution_of_these_channels_is_refused():
     with pytest.raises(UserError, match=r"^--model.input.channels: the network has no first convolution of 3 channels"):
-        set_channels(nn.Linear(3, 2), 3, 1)
-    assert set_channels(nn.Linear(3, 2), 3, 3) is None
+        set_channels(nn.Linear(3, 2), SMALL, 1)
+    assert set_channels(nn.Linear(3, 2), SMALL, 3) == []
 
 
 # Places that the stem gives for images of 32 pixels: with its own stem, and with the small one.
@@ -101,9 +109,55 @@ def test_small_stem_takes_the_published_weights(published):
     assert small.stages["stem"].conv1.stride == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "convnext_tiny", "vgg11", "mnist_cnn"])
-def test_network_without_such_a_stem_is_refused(name):
-    with pytest.raises(UserError, match=r"^--model.stem: small: the network has no stem with strides or pooling"):
+class Stem(nn.Module):
+    """A network with a residual block and pooling by a function in its stem."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.short = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(3, 8, 1, stride=2)
+        self.deep = nn.Conv2d(8, 4, 3)
+
+    def forward(self, images):
+        x = nn.functional.max_pool2d(self.conv(images) + self.short(images), 3, 2, 1)
+        return self.deep(x).mean(dim=(2, 3))
+
+
+class Hidden(nn.Module):
+    """One whose pooling is out of sight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = Stem()
+        self.deep = nn.Conv2d(4, 4, 1)
+
+    def forward(self, images):
+        return self.deep(self.stem(images)[:, :, None, None]).flatten(1)
+
+
+def test_small_stem_of_an_own_network():
+    given = {"class_path": f"{__name__}.Stem", "stages": {"stem": "conv|short", "deep": "deep"}}
+    own, small = (build_backbone(given, None, spec=SMALL, stem=stem) for stem in ("own", "small"))
+    images = torch.randn(1, 3, 64, 64)
+    assert own.stages["stem"](images).shape == (1, 8, 16, 16)
+    assert small.stages["stem"](images).shape == (1, 8, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vit_b_32", "the stem still makes 50 x 768 of images of 224 pixels"),
+        ("convnext_tiny", "the stem still makes 96 x 56 x 56 of images of 224 pixels"),
+        ("swin_t", "the stem still makes 56 x 56 x 96 of images of 224 pixels"),
+        (
+            {"class_path": f"{__name__}.Hidden", "stages": {"stem": "stem", "deep": "deep"}},
+            "the stem still makes 4 x 1 x 1 of images",
+        ),
+        ("vgg11", "the network has no stage called stem; give own"),
+        ("mnist_cnn", "the network has no stage called stem; give own"),
+    ],
+)
+def test_network_without_such_a_stem_is_refused(name, text):
+    with pytest.raises(UserError, match=rf"^--model.stem: small: {text}"):
         build_backbone(name, None, stem="small")
 
 

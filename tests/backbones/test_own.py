@@ -48,6 +48,53 @@ class Branching(Net):
         return self.fc(self.features(images if images.sum() > 0 else -images))
 
 
+class Writing(Net):
+    def forward(self, images):
+        images[:, 0] = 0
+        return self.fc(self.features(images))
+
+
+class Listing(Net):
+    def forward(self, images):
+        parts = images.split([1, 2], 1)
+        parts[0] = parts[0].relu()
+        return self.fc(self.features(torch.cat(parts, 1)))
+
+
+class Positional(Net):
+    def forward(self, images):
+        return self.fc(self.features(torch.dropout(images, 0.5, self.training)))
+
+
+class OnlyInTraining(Net):
+    def forward(self, images):
+        if self.training:
+            images = images.flip(-1)
+        return self.fc(self.features(images))
+
+
+class Noisy(Net):
+    def forward(self, images):
+        return self.fc(self.features(images + torch.randn(3, 1, 1)))
+
+
+class Auxiliary(Net):
+    """What it does in training only is not on the way to its features; it drops some of these for the classifier."""
+
+    def forward(self, images):
+        aux = self.fc(images.mean(dim=(2, 3)).repeat(1, 2)[:, :4]) if self.training else None
+        logits = self.fc(nn.functional.dropout(self.features(images), 0.5, self.training))
+        return logits if aux is None else (logits, aux)
+
+
+class Sized(Net):
+    """One whose second stage asks for the size of the images."""
+
+    def forward(self, images):
+        height = images.shape[2]
+        return self.fc(self.body[1](self.body[0](self.conv1(images))).mean(dim=(2, 3)) * self.scale / height)
+
+
 class Several(Net):
     def forward(self, images):
         return {"out": self.features(images)}
@@ -67,6 +114,14 @@ def test_own_network_is_cut_by_its_patterns():
     assert list(backbone.stages) == ["stem", "deep"]
     assert backbone.num_features == 6
     net = Net(width=6)
+    net.load_state_dict({**net.state_dict(), **{key.split(".", 2)[2]: t for key, t in backbone.state_dict().items()}})
+    images = torch.randn(2, 3, 16, 16)
+    assert backbone.eval()(images).equal(net.eval().features(images))
+
+
+def test_what_is_done_in_training_beside_the_features_is_left_out():
+    backbone = build_backbone(config("Auxiliary", stages=TWO), None, spec=SPEC)
+    net = Auxiliary()
     net.load_state_dict({**net.state_dict(), **{key.split(".", 2)[2]: t for key, t in backbone.state_dict().items()}})
     images = torch.randn(2, 3, 16, 16)
     assert backbone.eval()(images).equal(net.eval().features(images))
@@ -112,12 +167,32 @@ TWO = {"stem": "conv1|norm1", "deep": "body|scale"}
             config(init_args={"depth": 1}, stages=TWO),
             f"--model.backbone: cannot make {__name__}.Net (Net.__init__() got",
         ),
-        (config(stages=TWO, init_args={"dropout": True}), "--model.backbone: Net calls dropout as a function between"),
+        (config(stages=TWO, init_args={"dropout": True}), "--model.backbone: Net does not always do the same between"),
+        (
+            config("Positional", stages=TWO),
+            "--model.backbone: Positional does not always do the same between its stages (see dropout)",
+        ),
+        (
+            config("OnlyInTraining", stages=TWO),
+            "--model.backbone: OnlyInTraining does not always do the same between its stages (see conv1)",
+        ),
+        (
+            config("Noisy", stages=TWO),
+            "--model.backbone: Noisy does not always do the same between its stages (see add",
+        ),
+        (config("Writing", stages=TWO), "--model.backbone: cannot follow the images through Writing ('Proxy' object"),
+        (config("Listing", stages=TWO), "--model.backbone: cannot follow the images through Listing ("),
+        (
+            config("Sized", stages={"stem": "conv1|norm1", "middle": r"body\.0", "deep": r"body\.1|scale"}),
+            "--model.backbone.stages: stem and middle cannot be cut apart: what follows stem takes more than one "
+            "tensor (getitem, conv1); make them one stage",
+        ),
         (config("Branching", stages=TWO), "--model.backbone: cannot follow the images through Branching (symbolically"),
         (config("Several", stages=TWO), "--model.backbone: Several gives something else than one tensor"),
         (
             config("Split", stages={"stem": "conv1", "deep": r"body\.0|scale", "rest": r"norm1|body\.1"}),
-            "--model.backbone.stages: stem and deep cannot be cut apart: more than one tensor goes from stem",
+            "--model.backbone.stages: stem and deep cannot be cut apart: what follows stem takes more "
+            "than one tensor (images, conv1); make them one stage",
         ),
     ],
 )

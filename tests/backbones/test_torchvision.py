@@ -34,8 +34,7 @@ def filled(module):
 def built(name):
     """The network with weights, and its pieces, which share them."""
     spec = spec_of(name)
-    with without_data():
-        network = torchvision.build(name, spec)
+    network = without_data(lambda: torchvision.build(name, spec))
     filled(network.module).eval()
     return (
         network,
@@ -129,8 +128,7 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_stages_end_where_the_resolution_halves(name):
-    with without_data():
-        backbone = build_backbone(name, weights=None).eval()
+    backbone = without_data(lambda: build_backbone(name, weights=None)).eval()
     places = [backbone.spec.meta_images()]
     for stage in backbone.stages.values():
         places.append(on_meta(stage, places[-1]))
@@ -148,15 +146,13 @@ def test_stages_end_where_the_resolution_halves(name):
     ],
 )
 def test_names_of_the_stages(name, stages):
-    with without_data():
-        assert list(build_backbone(name, weights=None).stage_modules()) == stages
+    assert list(without_data(lambda: build_backbone(name, weights=None)).stage_modules()) == stages
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_networks_trained_with_another_normalisation_get_images_of_theirs(name):
     network, _, _ = built(name)
-    with without_data():
-        published = torchvision.get_model(name, weights=None, init_weights=True, transform_input=True)
+    published = without_data(lambda: torchvision.get_model(name, weights=None, init_weights=True, transform_input=True))
     filled(published).eval()
     size = SIZES[name]
     photo = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -184,8 +180,7 @@ def test_networks_trained_with_another_normalisation_get_images_of_theirs(name):
     ],
 )
 def test_pooling_decides_the_number_of_features(name, pool, num_features):
-    with without_data():
-        assert build_backbone(name, None, pool).num_features == num_features
+    assert without_data(lambda: build_backbone(name, None, pool)).num_features == num_features
 
 
 def test_pooling_of_a_vision_transformer():
@@ -205,8 +200,8 @@ def test_pooling_of_a_vision_transformer():
     ],
 )
 def test_pooling_that_does_not_fit_is_refused(name, pool, text):
-    with pytest.raises(UserError, match=f"^{text}$"), without_data():
-        build_backbone(name, None, pool)
+    with pytest.raises(UserError, match=f"^{text}$"):
+        without_data(lambda: build_backbone(name, None, pool))
 
 
 @pytest.mark.parametrize(
