@@ -15,6 +15,8 @@ def main() -> int:
     Returns:
         The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that class paths of modules in this folder are found, as with python -m
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_ft.backbones import Backbone, InputConfig, InputSpec, backbone_names, build_backbone, source_of
+from lit_ft.backbones import (
+    Backbone,
+    InputConfig,
+    InputSpec,
+    NetworkName,
+    backbone_names,
+    build_backbone,
+    source_of,
+)
 from lit_ft.backbones.meta import on_meta, without_data
 from lit_ft.errors import UserError, nearest
 
@@ -47,17 +57,17 @@ def run(args: Sequence[str]) -> None:
         parser.description = "Lists the backbones: size without classifier, compute, input, stages, weights at hand."
         about = "part of a name, or a quoted shell pattern such as 'resnet*' or 'timm/vit_*'; timm's only after timm/"
         parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help=about)
-        list_models(parser.parse_args(rest).pattern)
-        return
-    parser.description = "Shows the stages of one backbone, the images that it expects, and its published weights."
-    parser.add_argument("name", metavar="NAME", help="a name that lit-ft models lists")
-    parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")
+    else:
+        parser.description = "Shows the stages of a backbone, the images that it expects, and its published weights."
+        about = "a name that lit-ft models lists, or a config (.yaml), such as that of a network of your own"
+        parser.add_argument("name", metavar="NAME", help=about)
+        parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")
     given = parser.parse_args(rest)
     try:
-        describe(given.name, given.size)
+        list_models(given.pattern) if command == "models" else describe(given.name, given.size)
     except UserError as error:
         told = str(error).removeprefix("--model.backbone: ").replace("--model.input.size", "--size")
-        raise UserError(f"describe: {told}") from error
+        raise UserError(f"{command}: {told}") from error
 
 
 def list_models(pattern: str = "") -> None:
@@ -76,33 +86,36 @@ def list_models(pattern: str = "") -> None:
         except Exception as error:  # a network can fail in any way, and the others are still wanted
             print(f"{name:{width}}  cannot be used: {' '.join(str(error).split()) or type(error).__name__}", flush=True)
             continue
-        parameters, macs = sum(stage.parameters for stage in stages), sum(stage.macs for stage in stages)
-        counts = f"{parameters / 1e6:8.2f}  {macs / 1e9:8.3f}  {backbone.spec.size:5}  {len(stages):6}"
+        whole = total(stages)
+        counts = f"{whole.parameters / 1e6:8.2f}  {whole.macs / 1e9:8.3f}  {backbone.spec.size:5}  {len(stages):6}"
         print(f"{name:{width}}  {counts}  {here}", flush=True)
 
 
 def describe(name: str, size: int | None = None) -> None:
     """Prints the stages of a backbone, the images that it expects and its published weights.
 
+    Args:
+        name: The backbone, or a config that has it.
+        size: Height and width of the images, if they are not those of the config or of the default weights.
+
     Raises:
         UserError: If there is no such backbone, or it cannot be cut or take images of the size.
     """
-    backbone, stages = measured(name, size)
-    parameters, macs = sum(stage.parameters for stage in stages), sum(stage.macs for stage in stages)
+    network, images = _configured(name) if name.endswith((".yaml", ".yml")) else (name, InputConfig())
+    backbone, stages = measured(network, images if size is None else replace(images, size=size, resize=None))
+    whole = total(stages)
     width = max(len("stage"), *(len(stage.name) for stage in stages))
     print(f"{'stage':{width}}  {'parameters':>13}  {'share':>6}  {'GFLOPs':>8}  {'share':>6}  output")
-    for stage in [*stages, StageSize("all", parameters, macs, (backbone.num_features,))]:
-        shares = f"{stage.parameters / parameters:6.1%}  {stage.macs / 1e9:8.3f}  {stage.macs / macs:6.1%}"
-        shape = (
-            " x ".join(map(str, stage.shape)) if stage.name != "all" else f"pool -> {backbone.num_features} features"
-        )
+    for stage in [*stages, whole]:
+        shares = f"{stage.parameters / whole.parameters:6.1%}  {stage.macs / 1e9:8.3f}  {stage.macs / whole.macs:6.1%}"
+        shape = " x ".join(map(str, stage.shape)) if stage.shape else f"pool -> {backbone.num_features} features"
         print(f"{stage.name:{width}}  {stage.parameters:13,}  {shares}  {shape}")
     spec = backbone.spec
     cropped = f"resized to {spec.resize} x {spec.resize}" if spec.squash else f"shorter side resized to {spec.resize}"
     print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {cropped}, {spec.interpolation}")
     print(f"mean     {', '.join(f'{value:g}' for value in spec.mean)}")
     print(f"std      {', '.join(f'{value:g}' for value in spec.std)}")
-    tags = [f"{tag} ({', '.join(notes)})" if notes else tag for tag, notes in weights_tags(name).items()]
+    tags = [f"{tag} ({', '.join(notes)})" if notes else tag for tag, notes in weights_tags(network).items()]
     print(f"weights  {', '.join(tags) or 'none published'}")
 
 
@@ -115,49 +128,72 @@ def matching(pattern: str) -> list[str]:
     >>> matching("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']
     """
-    names = backbone_names()
-    if pattern.startswith("timm/"):
-        try:
-            from lit_ft.backbones import timm
-        except ModuleNotFoundError as error:
-            raise UserError(f"models: {pattern} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
-        names = timm.names()
+    names = backbone_names(pattern)
     wild = any(sign in pattern for sign in "*?[")
     fitting = [name for name in names if (fnmatchcase(name, pattern) if wild else pattern in name)]
     if not fitting:
         close = nearest(pattern.replace("*", "").replace("?", ""), names)
-        raise UserError(f"models: no backbone fits {pattern!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
+        hint = f"nearest: {', '.join(close)}" if close else "lit-ft models lists them all"
+        raise UserError(f"no backbone fits {pattern!r}; {hint}")
     return fitting
 
 
-def measured(name: str, size: int | None = None) -> tuple[Backbone, list[StageSize]]:
-    """A backbone without data, for images of ``size`` or of its default weights, and what its stages cost.
+def measured(name: NetworkName, images: InputConfig | None = None) -> tuple[Backbone, list[StageSize]]:
+    """A backbone without data, and what its stages cost.
+
+    Args:
+        name: The network.
+        images: What differs from the images of its default weights.
 
     Raises:
         UserError: If there is no such backbone, or it cannot be cut or take the images.
     """
-    spec: InputSpec = InputConfig(size=size).applied_to(source_of(name).input_spec(name, "DEFAULT"))
+    native: InputSpec = source_of(name).input_spec(str(name), "DEFAULT")
+    spec = (images or InputConfig()).applied_to(native)
     backbone = without_data(lambda: build_backbone(name, weights=None, spec=spec))
-    images, stages = spec.meta_images(), []
+    places, stages = spec.meta_images(), []
     for title, (stage, *rest) in backbone.stage_modules().items():
         with FlopCounterMode(display=False) as counter:
-            images = features = on_meta(stage, images)
+            places = features = on_meta(stage, places)
             for module in rest:
                 features = on_meta(module, features)
         parameters = sum(p.numel() for p in nn.ModuleList([stage, *rest]).parameters())
-        stages.append(StageSize(title, parameters, counter.get_total_flops() // 2, tuple(images.shape[1:])))
+        stages.append(StageSize(title, parameters, counter.get_total_flops() // 2, tuple(places.shape[1:])))
     return backbone, stages
 
 
-def weights_tags(name: str) -> dict[str, list[str]]:
+def total(stages: Sequence[StageSize]) -> StageSize:
+    """What all stages cost together; it has no shape."""
+    return StageSize("all", sum(stage.parameters for stage in stages), sum(stage.macs for stage in stages), ())
+
+
+def weights_tags(name: NetworkName) -> dict[str, list[str]]:
     """The tags of a network's published weights: whether they are the default, and whether they lie on this machine."""
-    tags = source_of(name).tags(name)
+    tags = source_of(name).tags(str(name))
     default = tags.get("DEFAULT")
     own = {tag: weights for tag, weights in tags.items() if tag not in ("", "DEFAULT")} or tags
     return {
         tag: ["default"] * (weights == default and tag != "DEFAULT") + ["here"] * (weights.local() is not None)
         for tag, weights in own.items()
     }
+
+
+def _configured(path: str) -> tuple[NetworkName, InputConfig]:
+    """The backbone of a config, and its images.
+
+    Raises:
+        UserError: If there is no such config, or it has no backbone.
+    """
+    try:
+        model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
+        return model["backbone"], InputConfig(**model.get("input") or {})
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: not a config with model.backbone, and model.input as it must be ({reason})"
+        ) from error
 
 
 class _Parser(argparse.ArgumentParser):

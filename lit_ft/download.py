@@ -94,8 +94,7 @@ def download(model: Mapping[str, Any], make_data: MakeData, folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     weights = published_weights(model)
     if weights is None:
-        print(f"Weights: nothing to fetch for --model.backbone {model.get('backbone')} "
-              f"--model.weights {model.get('weights') or 'null'}")  # fmt: skip
+        print(f"Weights: {_nothing_to_fetch(model)}")
     else:
         place = weights_folder(folder) / weights.file
         there = place.is_file() and (weights.fits(place) and is_intact(folder, place))
@@ -106,6 +105,14 @@ def download(model: Mapping[str, Any], make_data: MakeData, folder: Path) -> Non
     _download_data(make_data, folder)
     if (folder / MANIFEST).is_file():
         print(f"Manifest: {folder / MANIFEST}")
+
+
+def _nothing_to_fetch(model: Mapping[str, Any]) -> str:
+    name, tag = model.get("backbone"), model.get("weights")
+    title = name.get("class_path") if isinstance(name, Mapping) else name
+    carry = "; copy this file by hand" if tag and is_file_name(tag) else ""
+    carry += "; copy its code by hand, too" if isinstance(name, Mapping) else ""
+    return f"nothing to fetch for --model.backbone {title} --model.weights {tag or 'null'}{carry}"
 
 
 def _download_data(make_data: MakeData, folder: Path) -> None:

@@ -64,8 +64,10 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         close = nearest(found[1], choices)
         return UserError(f"{option}{found[1]} does not fit" + (f"; nearest: {', '.join(close)}" if close else ""))
     if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
-        close = nearest(found[1], map(str, Path(found[1]).parent.glob("*.yaml")), most=1)
-        return UserError(f"{option}{found[0]}" + (f"; nearest: {close[0]}" if close else ""))
+        given = Path(found[1])
+        close = nearest(given.stem, [path.stem for path in given.parent.glob("*.yaml")], most=1)
+        hint = f"; nearest: {given.with_name(close[0] + '.yaml')}" if close else ""
+        return UserError(f"{option}{found[0]}{hint}")
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     telling = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
     leaf = [line for line in telling if not _GIVEN_CLASS.search(line)] or lines[-1:]

@@ -1,13 +1,18 @@
 """What all tests share: small image sets in the real formats, and one thread, so that numbers repeat."""
 
 import gzip
+import logging
 import os
 import pickle
+import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from image_files import noise, save_photo, write_idx
+
+from lit_ft.__main__ import main
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 torch.set_num_threads(1)
@@ -16,6 +21,57 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _no_data_from_outside(monkeypatch):
     monkeypatch.delenv("LIT_FT_DATA", raising=False)
+
+
+@pytest.fixture
+def lit_ft(tmp_path, monkeypatch, capsys):
+    """Runs commands in an empty folder, as ``lit-ft`` does: exit code, what was printed, and the lines on stderr.
+
+    Variables, warnings and loggers are left as they were.
+    """
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("LIT_FT_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    form = warnings.formatwarning
+
+    def command(*args):
+        monkeypatch.setattr(sys, "argv", ["lit-ft", *map(str, args)])
+        code = main()
+        printed = capsys.readouterr()
+        return code, printed.out, [line for line in printed.err.splitlines() if "warning" not in line]
+
+    with warnings.catch_warnings():
+        yield command
+    warnings.formatwarning = form
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def run(lit_ft):
+    """Runs a command that must succeed, and gives what it printed."""
+
+    def command(*args):
+        code, out, err = lit_ft(*args)
+        assert code == 0, err
+        return out
+
+    return command
+
+
+@pytest.fixture
+def refused(lit_ft):
+    """Runs a command that must be refused, and gives the line on stderr."""
+
+    def command(*args):
+        code, _, err = lit_ft(*args)
+        assert (code, len(err)) == (2, 1), err
+        return err[0]
+
+    return command
 
 
 @pytest.fixture

@@ -3,46 +3,13 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from torchvision.models import get_model_weights
 
 from lit_ft import catalog
-from lit_ft.__main__ import main
 from lit_ft.catalog import StageSize, measured, weights_tags
-
-
-def lit_ft(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["lit-ft", *args])
-    return main()
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command that must succeed, and gives the lines that it printed."""
-
-    def command(*args):
-        code = lit_ft(monkeypatch, *args)
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return printed.out.splitlines()
-
-    return command
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Runs a command that must be refused, and gives its one line."""
-
-    def command(*args):
-        code = lit_ft(monkeypatch, *args)
-        printed = capsys.readouterr()
-        assert (code, printed.out) == (2, "")
-        (line,) = printed.err.splitlines()
-        return line
-
-    return command
-
 
 # One of each family, and the parameters of what is cut off; without those whose classifier has much of the compute.
 FAMILIES = {
@@ -94,16 +61,16 @@ def test_a_network_that_needs_data_to_be_made_is_measured_too():
 
 def test_models_lists_what_fits_the_pattern(run, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))  # where no weights are
-    head, *rows = run("models", "resnet*")
+    head, *rows = run("models", "resnet*").splitlines()
     assert head.split("  ")[0] == "name"
     assert [row.split()[0] for row in rows] == ["resnet101", "resnet152", "resnet18", "resnet34", "resnet50"]
     assert rows[2].split() == ["resnet18", "11.18", "1.814", "224", "5", "-"]
 
 
 def test_models_without_a_wildcard_finds_parts_of_names(run):
-    names = [row.split()[0] for row in run("models", "cnn")[1:]]
+    names = [row.split()[0] for row in run("models", "cnn").splitlines()[1:]]
     assert names == ["mnist_cnn"]
-    names = [row.split()[0] for row in run("models", "resnet50")[1:]]
+    names = [row.split()[0] for row in run("models", "resnet50").splitlines()[1:]]
     assert names == ["resnet50", "wide_resnet50_2"]
 
 
@@ -111,7 +78,7 @@ def test_models_without_a_pattern_lists_all_but_those_of_timm(monkeypatch, run):
     stage = StageSize("stem", 1, 1, (1,))
     backbone, _ = measured("mnist_cnn")
     monkeypatch.setattr(catalog, "measured", lambda name: (backbone, [stage]))
-    names = [row.split()[0] for row in run("models")[1:]]
+    names = [row.split()[0] for row in run("models").splitlines()[1:]]
     assert names[0] == "mnist_cnn"
     assert len(names) == len(set(names)) > 80
     assert not any("/" in name for name in names)
@@ -119,13 +86,13 @@ def test_models_without_a_pattern_lists_all_but_those_of_timm(monkeypatch, run):
 
 def test_models_of_timm(run):
     pytest.importorskip("timm")
-    (row,) = run("models", "timm/resnet1?")[1:]
+    (row,) = run("models", "timm/resnet1?").splitlines()[1:]
     assert row.split()[:5] == ["timm/resnet18", "11.18", "1.814", "224", "5"]
 
 
 def test_a_network_that_cannot_be_cut_does_not_stop_the_list(run):
     pytest.importorskip("timm")
-    rows = run("models", "timm/pit_[tx]*")[1:]
+    rows = run("models", "timm/pit_[tx]*").splitlines()[1:]
     assert [row.split()[0] for row in rows] == [
         "timm/pit_ti_224", "timm/pit_ti_distilled_224", "timm/pit_xs_224", "timm/pit_xs_distilled_224",
     ]  # fmt: skip
@@ -136,18 +103,18 @@ def test_weights_at_hand_are_told_by_their_tag(run, monkeypatch, tmp_path):
     monkeypatch.setenv("LIT_FT_DATA", str(tmp_path))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     assert weights_tags("resnet50") == {"IMAGENET1K_V1": [], "IMAGENET1K_V2": ["default"]}
-    assert run("models", "mnist_cnn")[1].split()[-1] == "MNIST"
+    assert run("models", "mnist_cnn").splitlines()[1].split()[-1] == "MNIST"
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "resnet50-11ad3fa6.pth").touch()
     assert weights_tags("resnet50") == {"IMAGENET1K_V1": [], "IMAGENET1K_V2": ["default", "here"]}
-    assert run("models", "resnet5?")[1].split()[-1] == "IMAGENET1K_V2"
-    lines = run("describe", "resnet50")
+    assert run("models", "resnet5?").splitlines()[1].split()[-1] == "IMAGENET1K_V2"
+    lines = run("describe", "resnet50").splitlines()
     assert lines[-1] == "weights  IMAGENET1K_V1, IMAGENET1K_V2 (default, here)"
     assert "resized to 232" in lines[-4]  # as the default ones want it; the first ones want 256
 
 
 def test_describe_shows_stages_images_and_weights(run):
-    lines = run("describe", "resnet18")
+    lines = run("describe", "resnet18").splitlines()
     rows = [re.split(r"\s{2,}", line) for line in lines[:7]]
     assert rows[1] == ["stem", "9,536", "0.1%", "0.118", "6.5%", "64 x 56 x 56"]
     assert rows[5] == ["layer4", "8,393,728", "75.1%", "0.411", "22.7%", "512 x 7 x 7"]
@@ -163,12 +130,33 @@ def test_describe_shows_stages_images_and_weights(run):
 
 def test_describe_counts_the_last_norm_to_the_last_stage(run):
     # ConvNeXt's norm after the pooling is the backbone's, and so is in the table.
-    last = run("describe", "convnext_tiny")[5].split()
+    last = run("describe", "convnext_tiny").splitlines()[5].split()
     assert last[:2] == ["stage4", "15,472,128"]
 
 
+def test_describe_takes_a_config_with_a_network_of_ones_own(run, refused):
+    Path("mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self): super().__init__(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3), nn.Flatten())\n"
+    )
+    Path("mine.yaml").write_text(
+        "model:\n  backbone: {class_path: mine.Net, stages: {stem: '0', deep: '1'}, channels: 1}\n  input: {size: 8}\n"
+    )
+    lines = run("describe", "mine.yaml").splitlines()
+    assert [line.split()[:2] for line in lines[1:4]] == [["stem", "20"], ["deep", "76"], ["all", "96"]]
+    assert lines[2].endswith("4 x 4 x 4")
+    assert lines[5] == "input    1 x 8 x 8; shorter side resized to 9, bilinear"
+    assert run("describe", "mine.yaml", "--size", "16").splitlines()[2].endswith("4 x 12 x 12")
+    assert refused("describe", "none.yaml") == "lit-ft: describe: none.yaml: No such file or directory"
+    Path("bad.yaml").write_text("model: {input: {siz: 8}, backbone: resnet18}")
+    assert "bad.yaml: not a config with model.backbone, and model.input as it must be (" in refused(
+        "describe", "bad.yaml"
+    )
+
+
 def test_describe_for_images_of_another_size(run):
-    lines = run("describe", "resnet18", "--size", "448")
+    lines = run("describe", "resnet18", "--size", "448").splitlines()
     assert re.split(r"\s{2,}", lines[5])[3:] == ["1.644", "22.7%", "512 x 14 x 14"]
     assert lines[8] == "input    3 x 448 x 448; shorter side resized to 512, bilinear"
 
@@ -178,7 +166,7 @@ def test_mistakes_are_told_in_one_line(refused):
         "lit-ft: models: no backbone fits 'resnt50*'; nearest: resnet50, resnet152, resnet101"
     )
     assert refused("describe", "resnt50") == (
-        "lit-ft: describe: unknown backbone 'resnt50'; nearest: resnet50, resnet152, resnet101"
+        "lit-ft: describe: unknown backbone 'resnt50'; nearest: resnet50, resnet152, resnet101; see lit-ft models"
     )
     assert refused("describe", "resnet18", "--size", "x") == (
         "lit-ft: --size: invalid int value: 'x' (see lit-ft describe --help)"
@@ -187,14 +175,15 @@ def test_mistakes_are_told_in_one_line(refused):
         "lit-ft: describe: --size: the backbone cannot take 3 x 4"
     )
     assert refused("describe", "resnet18", "--size", "0").startswith("lit-ft: describe: --size: must be ")
+    assert refused("models", "zzz") == "lit-ft: models: no backbone fits 'zzz'; lit-ft models lists them all"
     assert "required: NAME" in refused("describe")
     assert "unrecognized arguments: --all" in refused("models", "--all")
 
 
 @pytest.mark.parametrize(("command", "told"), [("models", "shell pattern"), ("describe", "--size S")])
-def test_help(command, told, monkeypatch, capsys):
+def test_help(command, told, lit_ft, capsys):
     with pytest.raises(SystemExit, match="0"):
-        lit_ft(monkeypatch, command, "--help")
+        lit_ft(command, "--help")
     assert told in capsys.readouterr().out
 
 

@@ -1,12 +1,10 @@
 """The command line as a person uses it: real configs, real files, and the one line after a mistake."""
 
 import csv
-import logging
 import re
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -14,56 +12,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_ft.__main__ import main
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, and leaves warnings and loggers as they were."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LIT_FT_DATA", raising=False)
-    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
-    form = warnings.formatwarning
-    with warnings.catch_warnings():
-        yield
-    warnings.formatwarning = form
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-
-
-def lit_ft(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["lit-ft", *map(str, args)])
-    return main()
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command that must succeed, and gives what it printed."""
-
-    def command(*args):
-        code = lit_ft(monkeypatch, *args)
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return printed.out
-
-    return command
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Runs a command that must be refused, and gives the line on stderr."""
-
-    def command(*args):
-        code = lit_ft(monkeypatch, *args)
-        lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
-        assert code == 2
-        assert len(lines) == 1, lines
-        return lines[0]
-
-    return command
-
+pytestmark = pytest.mark.usefixtures("lit_ft")  # all run in an empty folder
 
 QUICK = ("--config", CONFIGS / "quickstart.yaml", "--unfreeze.head_epochs", 1, "--unfreeze.epochs_per_stage", 1)
 
@@ -312,14 +264,14 @@ def test_start_from_the_backbone_of_a_checkpoint(run):
     assert not torch.equal(*(state["head.0.weight"] for state in states))
 
 
-def test_debug_brings_the_traceback_back(monkeypatch):
+def test_debug_brings_the_traceback_back(lit_ft):
     with pytest.raises(ValueError, match="unknown backbone"):
-        lit_ft(monkeypatch, "fit", "--model.backbone", "resnet5", "--debug")
+        lit_ft("fit", "--model.backbone", "resnet5", "--debug")
 
 
-def test_print_config_parses_again(run, capsys, monkeypatch):
+def test_print_config_parses_again(run, lit_ft, capsys):
     with pytest.raises(SystemExit) as stop:
-        lit_ft(monkeypatch, "fit", *QUICK, "--print_config")
+        lit_ft("fit", *QUICK, "--print_config")
     assert stop.value.code == 0
     Path("printed.yaml").write_text(capsys.readouterr().out)
     run("fit", "--config", "printed.yaml", "--trainer.fast_dev_run", "true")

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from image_files import idx_bytes, noise
 from torchvision.datasets import MNIST
 
-from lit_ft.__main__ import main
 from lit_ft.assets import record
 from lit_ft.backbones import source_of, torchvision
 from lit_ft.backbones.published import Published
@@ -31,29 +29,7 @@ IMAGES = "MNIST/raw/t10k-images-idx3-ubyte"
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, and leaves variables and warnings as they were."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("LIT_FT_OFFLINE", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    form = warnings.formatwarning
-    with warnings.catch_warnings():
-        yield
-    warnings.formatwarning = form
-
-
-@pytest.fixture
-def lit_ft(monkeypatch, capsys):
-    def command(*args):
-        monkeypatch.setattr(sys, "argv", ["lit-ft", *map(str, args)])
-        code = main()
-        printed = capsys.readouterr()
-        return code, printed.out, [line for line in printed.err.splitlines() if "warning" not in line]
-
-    return command
+pytestmark = pytest.mark.usefixtures("lit_ft")  # all run in an empty folder
 
 
 def sha256(path):
@@ -217,7 +193,7 @@ def test_nothing_to_fetch_is_said(lit_ft, monkeypatch):
     assert "Data: nothing to fetch for DigitsDataModule" in out
     code, out, _ = lit_ft("download", "--config", CONFIGS / "vgg16_frozen_mlp.yaml", "--model.weights", "x.pth")
     assert code == 0
-    assert "Weights: nothing to fetch for --model.backbone vgg16 --model.weights x.pth" in out
+    assert "Weights: nothing to fetch for --model.backbone vgg16 --model.weights x.pth; copy this file by hand" in out
     assert "Data: nothing to fetch for ImageFolderDataModule; photos" in out
 
 

@@ -38,9 +38,19 @@ NetworkName = str | dict[str, Any]
 """A name that `backbone_names` lists, or what `OwnNetwork` says of a network of one's own."""
 
 
-def backbone_names() -> list[str]:
-    """All names of torchvision and lit_ft; with ``timm/`` before them, those of timm are known as well."""
-    return [*mnist_cnn.names(), *torchvision.names()]
+def backbone_names(start: str = "") -> list[str]:
+    """All names of torchvision and lit_ft, or of timm.
+
+    Args:
+        start: How the names that are wanted begin; those of timm begin with ``timm/``.
+
+    Raises:
+        UserError: If timm is needed and not installed.
+    """
+    if not start.startswith("timm/"):
+        return [*mnist_cnn.names(), *torchvision.names()]
+    names: list[str] = _timm(start).names()
+    return names
 
 
 def source_of(name: NetworkName) -> Source:
@@ -51,21 +61,20 @@ def source_of(name: NetworkName) -> Source:
     """
     if isinstance(name, Mapping):
         return OwnNetwork.of(name)
-    if not name.startswith("timm/"):
-        if name not in backbone_names():
-            raise unknown("backbone", name, backbone_names(), "--model.backbone")
-        return mnist_cnn if name == mnist_cnn.NAME else torchvision
+    names = backbone_names(name)
+    if name in names:
+        return _timm(name) if name.startswith("timm/") else mnist_cnn if name == mnist_cnn.NAME else torchvision
+    network, _, tag = name.partition(".")
+    if tag and network in names:
+        raise UserError(f"--model.backbone: {name} has a tag; give {network} and --model.weights {tag}")
+    raise UserError(f"{unknown('backbone', name, names, '--model.backbone')}; see lit-ft models")
+
+
+def _timm(name: str) -> Any:
     try:
-        timm = importlib.import_module("lit_ft.backbones.timm")
+        return importlib.import_module("lit_ft.backbones.timm")
     except ModuleNotFoundError as error:
         raise UserError(f"--model.backbone: {name} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
-    if name not in timm.names():
-        network, _, tag = name.partition(".")
-        if tag and network in timm.names():
-            raise UserError(f"--model.backbone: {name} has a tag; give {network} and --model.weights {tag}")
-        raise unknown("backbone", name, timm.names(), "--model.backbone")
-    source: Source = timm
-    return source
 
 
 def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:

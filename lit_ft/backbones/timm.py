@@ -41,12 +41,19 @@ def tags(name: str) -> dict[str, Published]:
 
 
 def input_spec(name: str, tag: str | None) -> InputSpec:
-    """The images that published weights were evaluated with; without a tag, those of timm's choice."""
+    """The images that published weights were evaluated with; without a tag, those of timm's choice.
+
+    Raises:
+        UserError: If these are no squares, or photos in a frame.
+    """
     arch = _arch(name)
     configs = {cfg.tag: cfg for cfg in get_arch_pretrained_cfgs(arch).values()}
     cfg = configs.get(tag or "", get_pretrained_cfg(arch))
     data = resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg else {})
-    size = data["input_size"][-1]
+    height, size = data["input_size"][1:]
+    if height != size or data["crop_mode"] == "border":
+        made = "in a frame" if data["crop_mode"] == "border" else f"of {height} x {size} pixels"
+        raise UserError(f"--model.backbone: {name} takes images {made}; only squares cut out of photos can be given")
     return InputSpec(
         size=size,
         resize=math.floor(size / data["crop_pct"]),

@@ -413,6 +413,17 @@ def test_missing_timm_is_told(monkeypatch):
     assert str(error.value) == "--model.backbone: timm/resnet18 needs timm; run: pip install 'lit_ft[timm]'"
 
 
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("vit_base_patch16_sapiens2", "of 1024 x 768 pixels"), ("deepseek_vit_412m", "in a frame")],
+)
+def test_images_that_are_no_squares_of_photos_are_refused(name, made):
+    if name not in timm.list_models():
+        pytest.skip(f"this timm has no {name}")
+    with pytest.raises(UserError, match=f"^--model.backbone: timm/{name} takes images {made}; only squares"):
+        input_spec(f"timm/{name}")
+
+
 @pytest.mark.parametrize("name", ["caformer_s18", "poolformer_s12"])
 def test_network_without_groups_of_layers_is_refused(name):
     with torch.device("meta"), pytest.raises(UserError, match=f"timm has no groups of layers for timm/{name}; give it"):
