@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from lit_ft.backbones import Backbone, InputSpec, build_backbone
     from lit_ft.callbacks import GradualUnfreezing, PredictionWriter, RunReport
     from lit_ft.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
+    from lit_ft.freezing import Staged
     from lit_ft.heads import HeadConfig
     from lit_ft.module import FineTuneModule
     from lit_ft.penalty import PenaltyConfig
-    from lit_ft.plan import PhaseConfig, Plan, make_plan
+    from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
+    from lit_ft.strategies import make_plan
 
 __all__ = [
     "Backbone",
@@ -29,8 +31,10 @@ __all__ = [
     "PenaltyConfig",
     "PhaseConfig",
     "Plan",
+    "PlateauConfig",
     "PredictionWriter",
     "RunReport",
+    "Staged",
     "UserError",
     "build_backbone",
     "make_plan",
@@ -40,10 +44,12 @@ _HOMES = {
     "lit_ft.backbones": ["Backbone", "InputSpec", "build_backbone"],
     "lit_ft.callbacks": ["GradualUnfreezing", "PredictionWriter", "RunReport"],
     "lit_ft.data": ["CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "MNISTToEMNISTDataModule"],
+    "lit_ft.freezing": ["Staged"],
     "lit_ft.heads": ["HeadConfig"],
     "lit_ft.module": ["FineTuneModule"],
     "lit_ft.penalty": ["PenaltyConfig"],
-    "lit_ft.plan": ["PhaseConfig", "Plan", "make_plan"],
+    "lit_ft.plan": ["PhaseConfig", "Plan", "PlateauConfig"],
+    "lit_ft.strategies": ["make_plan"],
 }
 
 
@@ -51,7 +57,7 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that ``import lit_ft`` costs nothing."""
     for home, names in _HOMES.items():
         if name in names:
-            if home != "lit_ft.plan":
+            if home not in ("lit_ft.plan", "lit_ft.strategies"):  # which need no torch
                 from lit_ft.errors import check_torchvision
 
                 check_torchvision()

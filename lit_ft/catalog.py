@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
 import yaml
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lit_ft.backbones import (
     Backbone,
@@ -22,27 +20,11 @@ from lit_ft.backbones import (
     build_backbone,
     source_of,
 )
-from lit_ft.backbones.meta import on_meta, without_data
+from lit_ft.backbones.cost import StageCost, stage_costs, total
+from lit_ft.backbones.meta import without_data
 from lit_ft.errors import UserError, nearest
 
 COMMANDS = ("models", "describe")
-
-
-@dataclass(frozen=True)
-class StageSize:
-    """What one stage costs; the pooling counts to the last stage.
-
-    Args:
-        name: The stage.
-        parameters: Their number.
-        macs: Multiplications with an addition, for one image.
-        shape: The output for one image, of the last stage before the pooling.
-    """
-
-    name: str
-    parameters: int
-    macs: int
-    shape: tuple[int, ...]
 
 
 def run(args: Sequence[str]) -> None:
@@ -138,7 +120,7 @@ def matching(pattern: str) -> list[str]:
     return fitting
 
 
-def measured(name: NetworkName, images: InputConfig | None = None) -> tuple[Backbone, list[StageSize]]:
+def measured(name: NetworkName, images: InputConfig | None = None) -> tuple[Backbone, list[StageCost]]:
     """A backbone without data, and what its stages cost.
 
     Args:
@@ -151,20 +133,7 @@ def measured(name: NetworkName, images: InputConfig | None = None) -> tuple[Back
     native: InputSpec = source_of(name).input_spec(str(name), "DEFAULT")
     spec = (images or InputConfig()).applied_to(native)
     backbone = without_data(lambda: build_backbone(name, weights=None, spec=spec))
-    places, stages = spec.meta_images(), []
-    for title, (stage, *rest) in backbone.stage_modules().items():
-        with FlopCounterMode(display=False) as counter:
-            places = features = on_meta(stage, places)
-            for module in rest:
-                features = on_meta(module, features)
-        parameters = sum(p.numel() for p in nn.ModuleList([stage, *rest]).parameters())
-        stages.append(StageSize(title, parameters, counter.get_total_flops() // 2, tuple(places.shape[1:])))
-    return backbone, stages
-
-
-def total(stages: Sequence[StageSize]) -> StageSize:
-    """What all stages cost together; it has no shape."""
-    return StageSize("all", sum(stage.parameters for stage in stages), sum(stage.macs for stage in stages), ())
+    return backbone, stage_costs(backbone)
 
 
 def weights_tags(name: NetworkName) -> dict[str, list[str]]:

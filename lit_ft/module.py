@@ -14,7 +14,6 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from lit_ft.backbones import (
-    FrozenNorm,
     InputConfig,
     InputSpec,
     NetworkName,
@@ -23,8 +22,8 @@ from lit_ft.backbones import (
     build_backbone,
     input_spec,
 )
-from lit_ft.backbones.backbone import NORMS
 from lit_ft.errors import UserError
+from lit_ft.freezing import NORMS, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
@@ -35,7 +34,7 @@ Batch = tuple[Tensor, Tensor]
 ConfigT = TypeVar("ConfigT")
 
 
-class FineTuneModule(L.LightningModule):
+class FineTuneModule(Staged, L.LightningModule):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
@@ -106,7 +105,6 @@ class FineTuneModule(L.LightningModule):
         self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
         self._run_seed: int | None = None
-        self._head_frozen = False
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -124,22 +122,6 @@ class FineTuneModule(L.LightningModule):
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep, with the head last."""
         return {**self.backbone.stage_modules(), HEAD: [self.head]}
-
-    def set_trainable(self, names: tuple[str, ...], frozen_norm: FrozenNorm = "eval") -> None:
-        """Lets just these stages train; see `Backbone.set_trainable`."""
-        self.backbone.set_trainable(names, frozen_norm)
-        self.head.requires_grad_(HEAD in names)
-        if HEAD not in names:
-            self.head.zero_grad(set_to_none=True)
-        self._head_frozen = HEAD not in names
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> FineTuneModule:
-        """Sets training mode for all but frozen stages."""
-        super().train(mode)
-        if mode and self._head_frozen:
-            self.head.eval()
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float -> logits ``(B, K)``."""

@@ -62,7 +62,7 @@ class WarmupCosine(LRScheduler):
     (`Loshchilov and Hutter 2017 <https://arxiv.org/abs/1608.03983>`_, eq. 5, without restarts).
 
     Args:
-        optimizer: Its groups may have ``thaw_step``, the step at which they begin to train.
+        optimizer: Its groups may have ``thaw_step``, the step at which they begin to train, or infinity.
         total_steps: Length of the run in optimizer steps; filled in from the trainer.
         warmup_fraction: Length of each warm-up as a share of the run.
         final_fraction: Share of the learning rate that is left at the end.
@@ -83,7 +83,13 @@ class WarmupCosine(LRScheduler):
         own = ("total_steps", "warmup_steps", "final_fraction")
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
 
-    def factor(self, step: int, thaw_step: int = 0) -> float:
+    def refresh(self) -> None:
+        """Sets the learning rates of the present step anew, after ``thaw_step`` of a group has changed."""
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+    def factor(self, step: int, thaw_step: float = 0) -> float:
         """Share of a group's learning rate at ``step``, for a group that thaws at ``thaw_step``."""
         rise = min(1.0, (step - thaw_step + 1) / max(1, self.warmup_steps)) if step >= thaw_step else 0.0
         position = min(1.0, max(0, step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))

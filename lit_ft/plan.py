@@ -1,17 +1,73 @@
-"""Decides what trains in which epoch: turns a strategy, the stages and a number of epochs into phases. No torch."""
+"""Decides what trains in an epoch: a plan, its phases, and what ends them. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Literal
 
-from lit_ft.errors import UserError, unknown
-
-Strategy = Literal["full", "linear_probe", "gradual", "lp_ft", "phases"]
+from lit_ft.errors import UserError
 
 HEAD = "head"
+"""What `FineTuneModule` calls its last stage."""
+
+Scores = Mapping[int, Mapping[str, float]]
+"""What was measured in each epoch, by the metric's name; an epoch without validation has nothing."""
+
+
+@dataclass
+class PlateauConfig:
+    """When a metric counts as having stopped to improve, which ends a phase.
+
+    Each phase has a best value of its own, so that a thaw that sets the metric back at first is not held against it.
+
+    Args:
+        patience: Epochs without improvement, of those that validate, after which the next phase begins.
+        min_epochs: Epochs that the phase lasts at least.
+        min_delta: The least change that counts as an improvement.
+        baseline: Value that must be surpassed to count as an improvement at all; null counts the first one.
+        monitor: The metric; null is val/loss.
+        mode: Whether its min or max is best; null follows from the metric.
+    """
+
+    patience: int = 2
+    min_epochs: int = 1
+    min_delta: float = 0.0
+    baseline: float | None = None
+    monitor: str | None = None
+    mode: Literal["min", "max"] | None = None
+
+    def check(self, key: str) -> None:
+        """Refuses numbers that make no sense.
+
+        Raises:
+            UserError: If one is too small.
+        """
+        for name, least in (("patience", 1), ("min_epochs", 1), ("min_delta", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{key}.{name}: must be at least {least}, got {getattr(self, name)}")
+
+    def reached_after(self, values: Sequence[float | None]) -> int | None:
+        """The number of epochs after which the plateau is reached, or ``None`` if it is not yet.
+
+        Args:
+            values: The metric of each epoch of the phase so far; ``None`` where it was not measured.
+
+        >>> PlateauConfig(patience=2).reached_after([1.0, 0.8, 0.9, 0.8, 0.7])
+        4
+        """
+        sign = -1.0 if self.mode == "max" else 1.0
+        best = math.inf if self.baseline is None else sign * self.baseline
+        waited = 0
+        for num_epochs, value in enumerate(values, start=1):
+            if value is not None and sign * value < best - self.min_delta:
+                best, waited = sign * value, 0
+            elif value is not None:  # also nan, which is no improvement
+                waited += 1
+            if waited >= self.patience and num_epochs >= self.min_epochs:
+                return num_epochs
+        return None
 
 
 @dataclass
@@ -20,11 +76,14 @@ class PhaseConfig:
 
     Args:
         train: Names or patterns of the stages that train, such as ``[head, "layer[34]"]``.
-        epochs: How long the phase lasts, in epochs. The last phase may leave it out and then lasts to the end.
+        epochs: How long the phase lasts, in epochs; with a plateau, at most. The last phase may leave it out and then
+            lasts to the end.
+        plateau: Ends the phase when a metric has stopped to improve.
     """
 
     train: list[str]
     epochs: int | None = None
+    plateau: PlateauConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -32,14 +91,19 @@ class Phase:
     """A span of epochs with one set of trainable stages.
 
     Args:
-        first_epoch: The first epoch of the phase, counted from 0.
-        num_epochs: How long it lasts, in epochs; ``None`` lasts to the end of a run without a maximum.
-        trainable: The stages that train, shallow to deep, with ``head`` last.
+        first_epoch: The epoch in which the phase begins, counted from 0; the earliest, if one before ends by plateau.
+        num_epochs: How long it lasts, in epochs; at most, if it ends by plateau. ``None`` lasts to the end of a run
+            without a maximum.
+        trainable: The stages that train, shallow to deep, with the head last.
+        plateau: What ends it before that.
+        latest_end: The epoch before which it must end, so that every later phase is reached.
     """
 
     first_epoch: int
     num_epochs: int | None
     trainable: tuple[str, ...]
+    plateau: PlateauConfig | None = None
+    latest_end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,121 +111,48 @@ class Plan:
     """The phases of a run, in order; they leave no gap.
 
     Args:
-        stages: All stages, shallow to deep, with ``head`` last.
+        stages: All stages, shallow to deep, with the head last.
         phases: The phases, the first of which starts at epoch 0.
+        undecided: Whether the stages of the last phase are still to be chosen, among those that it names.
     """
 
     stages: tuple[str, ...]
     phases: tuple[Phase, ...]
+    undecided: bool = False
 
-    def phase_index(self, epoch: int) -> int:
+    def phase_starts(self, epoch: int, scores: Scores | None = None) -> list[int]:
+        """The first epoch of each phase that has begun by ``epoch``.
+
+        Args:
+            epoch: Counted from 0.
+            scores: What was measured in the epochs before it.
+
+        >>> plan = Plan(("stem", "head"), (Phase(0, 4, ("head",)), Phase(4, 5, ("stem", "head"))))
+        >>> plan.phase_starts(3), plan.phase_starts(4)
+        ([0], [0, 4])
+        """
+        starts = [0]
+        for phase in self.phases[:-1]:
+            length = self._length(phase, range(starts[-1], epoch), scores or {})
+            if length is None or starts[-1] + length > epoch:
+                break
+            starts.append(starts[-1] + length)
+        return starts
+
+    def phase_index(self, epoch: int, scores: Scores | None = None) -> int:
         """The index of the phase that holds ``epoch``, counted from 0; past the end it stays the last.
 
-        >>> plan = make_plan("lp_ft", ["stem", "layer1"], max_epochs=3)
-        >>> [plan.phase_index(epoch) for epoch in range(4)]
-        [0, 1, 1, 1]
+        Args:
+            epoch: Counted from 0.
+            scores: What was measured in the epochs before it.
         """
-        return max(i for i, phase in enumerate(self.phases) if phase.first_epoch <= epoch)
+        return len(self.phase_starts(epoch, scores)) - 1
 
-    def first_epoch(self, stage: str) -> int | None:
-        """The epoch in which ``stage`` first trains, or ``None`` where it never does."""
-        return next((phase.first_epoch for phase in self.phases if stage in phase.trainable), None)
-
-
-def make_plan(
-    strategy: Strategy,
-    backbone_stages: Sequence[str],
-    max_epochs: int | None,
-    epochs_per_stage: int = 1,
-    head_epochs: int = 1,
-    phases: Sequence[PhaseConfig] | None = None,
-) -> Plan:
-    """Turns a strategy into the phases of a run.
-
-    Args:
-        strategy: ``full`` trains everything, ``linear_probe`` the head alone, ``gradual`` thaws one stage after the
-            other, deepest first, ``lp_ft`` the head and then everything, ``phases`` what the user lists.
-        backbone_stages: The backbone's stages, shallow to deep, without the head.
-        max_epochs: Length of the run in epochs; ``None`` where it has none.
-        epochs_per_stage: Epochs between two thaws of ``gradual``.
-        head_epochs: Epochs in which ``gradual`` and ``lp_ft`` train the head alone.
-        phases: The phases of ``phases``.
-
-    Raises:
-        UserError: If a pattern matches no stage, a phase would never be reached or lasts less than an epoch, the
-            head does not train at first, or options contradict each other.
-
-    >>> [phase.trainable for phase in make_plan("gradual", ["stem", "layer1"], max_epochs=3).phases]
-    [('head',), ('layer1', 'head'), ('stem', 'layer1', 'head')]
-    """
-    stages = (*backbone_stages, HEAD)
-    for key, value in (("epochs_per_stage", epochs_per_stage), ("head_epochs", head_epochs)):
-        if value < 1:
-            raise UserError(f"--unfreeze.{key}: must be at least 1 epoch, got {value}")
-    if (phases is not None) != (strategy == "phases"):
-        given = "no --unfreeze.phases are given" if phases is None else f"--unfreeze.strategy is {strategy!r}"
-        raise UserError(f"--unfreeze.phases and --unfreeze.strategy phases belong together, but {given}")
-    match strategy:
-        case "full":
-            spans: list[tuple[int | None, tuple[str, ...]]] = [(None, stages)]
-        case "linear_probe":
-            spans = [(None, (HEAD,))]
-        case "lp_ft":
-            spans = [(head_epochs, (HEAD,)), (None, stages)]
-        case "gradual":
-            thawed = [stages[i:] for i in range(len(stages) - 1, -1, -1)]
-            spans = [(head_epochs, thawed[0]), *((epochs_per_stage, t) for t in thawed[1:-1]), (None, thawed[-1])]
-        case "phases":
-            spans = _listed(phases or [], stages)
-        case _:
-            raise unknown("strategy", strategy, get_args(Strategy), "--unfreeze.strategy")
-    return _lay_out(spans, stages, strategy, max_epochs)
-
-
-def _listed(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[tuple[int | None, tuple[str, ...]]]:
-    """The spans that the user listed, with their patterns matched against the stages."""
-    if not phases:
-        raise UserError("--unfreeze.phases: is empty; list at least one phase, such as {train: [head], epochs: 2}")
-    spans: list[tuple[int | None, tuple[str, ...]]] = []
-    for i, phase in enumerate(phases):
-        key = f"--unfreeze.phases[{i}]"
-        for pattern in phase.train:
-            if not any(fnmatchcase(stage, pattern) for stage in stages):
-                raise unknown("stage", pattern, stages, f"{key}.train")
-        trainable = tuple(s for s in stages if any(fnmatchcase(s, pattern) for pattern in phase.train))
-        if not trainable:
-            raise UserError(f"{key}.train: is empty, so nothing would train; choose from {', '.join(stages)}")
-        if i == 0 and HEAD not in trainable:
-            raise UserError(f"{key}.train: the head is new and must train in the first phase; add {HEAD}")
-        if phase.epochs is None and i < len(phases) - 1:
-            raise UserError(f"{key}.epochs: only the last phase may leave it out")
-        if phase.epochs is not None and phase.epochs < 1:
-            raise UserError(f"{key}.epochs: must be at least 1, got {phase.epochs}")
-        spans.append((phase.epochs, trainable))
-    return spans
-
-
-def _lay_out(
-    spans: list[tuple[int | None, tuple[str, ...]]], stages: tuple[str, ...], strategy: str, max_epochs: int | None
-) -> Plan:
-    """Puts the spans one after the other; the last one lasts to the end of the run, whatever it asked for."""
-    starts = [sum(epochs or 0 for epochs, _ in spans[:i]) for i in range(len(spans))]
-    if max_epochs is not None and starts[-1] >= max_epochs:
-        raise UserError(
-            f"--trainer.max_epochs: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
-            f"{len(spans)} phases, got {max_epochs}; raise it, or list fewer phases with --unfreeze.strategy phases"
-        )
-    asked = spans[-1][0]
-    if max_epochs is not None and asked is not None and starts[-1] + asked != max_epochs:
-        raise UserError(
-            f"--unfreeze.phases: last {starts[-1] + asked} epochs together, but --trainer.max_epochs is {max_epochs}; "
-            "make them equal, or leave the last phase's epochs out"
-        )
-    ends = [*starts[1:], max_epochs]
-    return Plan(
-        stages=stages,
-        phases=tuple(
-            Phase(start, None if end is None else end - start, trainable)
-            for start, end, (_, trainable) in zip(starts, ends, spans, strict=True)
-        ),
-    )
+    @staticmethod
+    def _length(phase: Phase, epochs: range, scores: Scores) -> int | None:
+        """How long a phase lasts, as far as that is known after some epochs of it."""
+        ends = [phase.num_epochs, None if phase.latest_end is None else phase.latest_end - epochs.start]
+        if phase.plateau is not None:
+            monitor = phase.plateau.monitor or ""
+            ends.append(phase.plateau.reached_after([scores.get(epoch, {}).get(monitor) for epoch in epochs]))
+        return min((end for end in ends if end is not None), default=None)

@@ -9,7 +9,8 @@ import pytest
 from torchvision.models import get_model_weights
 
 from lit_ft import catalog
-from lit_ft.catalog import StageSize, measured, weights_tags
+from lit_ft.backbones.cost import StageCost
+from lit_ft.catalog import measured, weights_tags
 
 # One of each family, and the parameters of what is cut off; without those whose classifier has much of the compute.
 FAMILIES = {
@@ -49,7 +50,7 @@ def test_attention_is_counted():
     _, stages = measured("vit_b_16")
     tokens, width = 197, 768
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
-    assert stages[1] == StageSize("blocks1", 3 * 7_087_872, 3 * block, (197, 768))
+    assert stages[1] == StageCost("blocks1", 3 * 7_087_872, 3 * block, (197, 768))
 
 
 def test_a_network_that_needs_data_to_be_made_is_measured_too():
@@ -75,7 +76,7 @@ def test_models_without_a_wildcard_finds_parts_of_names(run):
 
 
 def test_models_without_a_pattern_lists_all_but_those_of_timm(monkeypatch, run):
-    stage = StageSize("stem", 1, 1, (1,))
+    stage = StageCost("stem", 1, 1, (1,))
     backbone, _ = measured("mnist_cnn")
     monkeypatch.setattr(catalog, "measured", lambda name: (backbone, [stage]))
     names = [row.split()[0] for row in run("models").splitlines()[1:]]

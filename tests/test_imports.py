@@ -15,8 +15,10 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "plan": 1,
+    "freezing": 1,
     "explain": 1,
     "assets": 1,
+    "strategies": 2,
     "checkpoints": 2,
     "optim": 2,
     "heads": 2,
@@ -63,7 +65,7 @@ def test_imports_point_downward(path):
     assert not {name for name in used - {own} if LEVELS[name] >= LEVELS[own]}
 
 
-@pytest.mark.parametrize("name", ["errors", "plan", "explain", "assets"])
+@pytest.mark.parametrize("name", ["errors", "plan", "strategies", "explain", "assets"])
 def test_lowest_files_need_only_the_standard_library(name):
     roots = {module.split(".")[0] for module in imported(Path(f"{name}.py"), nested=False)}
     assert roots <= sys.stdlib_module_names | {"lit_ft"}
@@ -76,7 +78,7 @@ def test_lower_files_need_no_lightning(path):
 
 def test_importing_the_package_and_the_plan_loads_nothing_heavy():
     code = (
-        "import sys, lit_ft; lit_ft.make_plan('full', ['stem'], 1); "
+        "import sys, lit_ft; lit_ft.make_plan('full', ['stem', 'head'], 1); "
         "print(sorted({'torch', 'torchvision', 'lightning', 'numpy', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
@@ -97,8 +99,10 @@ def test_public_names():
         "PenaltyConfig",
         "PhaseConfig",
         "Plan",
+        "PlateauConfig",
         "PredictionWriter",
         "RunReport",
+        "Staged",
         "UserError",
         "build_backbone",
         "make_plan",

@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from lit_ft.backbones import build_backbone
-from lit_ft.backbones.backbone import NORMS
 from lit_ft.errors import UserError
+from lit_ft.freezing import NORMS
 from lit_ft.heads import HeadConfig, build_head
 from lit_ft.optim import WarmupCosine, build_optimizer, build_scheduler, param_groups
 

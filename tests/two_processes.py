@@ -18,7 +18,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from small_runs import FewDigits, differences, digest, digests, final_state, small_module, small_resnet, small_trainer
 
 from lit_ft.callbacks import GradualUnfreezing
-from lit_ft.plan import PhaseConfig, make_plan
+from lit_ft.plan import PhaseConfig
+from lit_ft.strategies import make_plan
 
 SECONDS = 240  # after which a process that waits for the other one is ended
 
@@ -152,7 +153,7 @@ def disagree(folder, rank):
     class Misled(Callback):
         def on_train_start(self, trainer, pl_module):
             if rank == 1:
-                unfreezing.plan = make_plan("lp_ft", ["conv", "dense"], 3, head_epochs=2)
+                unfreezing.plan = make_plan("lp_ft", ["conv", "dense", "head"], 3, head_epochs=2)
 
     try:
         fit(small_module(), FewDigits(), unfreezing, 2, Misled())

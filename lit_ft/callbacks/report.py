@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
-from lit_ft.callbacks.unfreezing import GradualUnfreezing
-from lit_ft.plan import Plan, make_plan
+from lit_ft.callbacks.plan_view import base_rates, plan_figure, plan_table, run_plan, run_starts
+from lit_ft.callbacks.unfreezing import run_epochs
 
 MAX_PICTURED_CLASSES = 100
 
@@ -21,8 +21,9 @@ MAX_PICTURED_CLASSES = 100
 class RunReport(Callback):
     """Prints the data and the plan when a fit begins, and gives TensorBoard what the module's own logs lack.
 
-    That is, for the TensorBoard logger: the plan as text, the phase and each stage's learning rate, a grid of training
-    images as the network gets them, the validation confusion matrix, and the best score among the hyperparameters.
+    That is, for the TensorBoard logger: the plan as text and as a picture, the phase and each stage's learning rate, a
+    grid of training images as the network gets them, the validation confusion matrix, and the best score among the
+    hyperparameters.
 
     Args:
         num_images: Training images in the grid; 0 shows none.
@@ -33,14 +34,17 @@ class RunReport(Callback):
         self.num_images = num_images
         self.confusion_matrix = confusion_matrix
         self._confusion: MulticlassConfusionMatrix | None = None
+        self._undecided = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the first screen and logs it."""
         module = cast(Any, pl_module)
+        self._undecided = run_plan(trainer, pl_module).undecided
         screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
         _print(screen)
         if board := _tensorboard(trainer):
             board.add_text("plan", "```\n" + screen + "\n```", 0)
+            _picture_plan(trainer, pl_module, trainer.current_epoch)
         if self.confusion_matrix and module.task.name == "multiclass":
             num_classes = len(module.class_names)
             if num_classes <= MAX_PICTURED_CLASSES:
@@ -86,20 +90,15 @@ class RunReport(Callback):
             board.add_figure("val/confusion_matrix", confusion_figure(matrix.cpu(), names), trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts the best score beside the hyperparameters."""
+        """Puts the best score beside the hyperparameters, and pictures a plan that the run has decided."""
+        plan = run_plan(trainer, pl_module)
+        if _tensorboard(trainer) and (self._undecided or any(phase.plateau for phase in plan.phases)):
+            _picture_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         for logger in trainer.loggers:
             if best is not None and isinstance(logger, TensorBoardLogger):
                 # Now, and not at the start: TensorBoard shows the first score that comes with them.
                 logger.log_hyperparams(dict(pl_module.hparams), {"hp_metric": float(best)})
-
-
-def run_plan(trainer: L.Trainer, pl_module: L.LightningModule) -> Plan:
-    """The plan that the run follows; without a callback that thaws, everything trains."""
-    for callback in cast(Any, trainer).callbacks:
-        if isinstance(callback, GradualUnfreezing) and callback.plan is not None:
-            return callback.plan
-    return make_plan("full", list(cast(Any, pl_module).backbone.stage_modules()), None)
 
 
 def stage_rates(trainer: L.Trainer) -> dict[str, float]:
@@ -122,38 +121,6 @@ def data_table(data: Any) -> str:
         spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
         lines.append(f"  {split:<6}{sum(numbers):>9,} images, {spread} a class")
     return "\n".join(lines)
-
-
-def plan_table(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
-    """The first screen's lower part: phase, epochs, what trains, parameters and learning rates."""
-    module = cast(Any, pl_module)
-    plan = run_plan(trainer, pl_module)
-    sizes = {
-        stage: sum(p.numel() for part in parts for p in part.parameters())
-        for stage, parts in module.stage_modules().items()
-    }
-    total = sum(sizes.values())
-    bases = {
-        group["stage"]: group.get("initial_lr", group["lr"])
-        for optimizer in trainer.optimizers
-        for group in optimizer.param_groups
-        if "stage" in group
-    }
-    network = module.hparams["backbone"]
-    name = network if isinstance(network, str) else network["class_path"]
-    rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates")]
-    for i, phase in enumerate(plan.phases, start=1):
-        last = "…" if phase.num_epochs is None else phase.first_epoch + phase.num_epochs - 1
-        epochs = f"{phase.first_epoch}" if last == phase.first_epoch else f"{phase.first_epoch}-{last}"
-        num = sum(sizes[stage] for stage in phase.trainable)
-        rates = [bases[stage] for stage in phase.trainable if stage in bases]
-        span = f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{rates[0]:.2g} to {rates[-1]:.2g}"
-        everything = phase.trainable == plan.stages
-        stages = "all" if everything and len(plan.stages) > 3 else ", ".join(phase.trainable)
-        rows.append((str(i), epochs, stages, f"{num:,} ({num / total:.1%})", span))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"Plan  {name}: {', '.join(plan.stages)}; {total:,} parameters", *table])
 
 
 def confusion_figure(matrix: torch.Tensor, names: list[str]) -> Any:
@@ -185,13 +152,20 @@ def confusion_figure(matrix: torch.Tensor, names: list[str]) -> Any:
     return figure
 
 
+def _picture_plan(trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
+    """Draws the plan, with the phases that have begun by an epoch where they did."""
+    starts = run_starts(trainer, pl_module, epoch)
+    figure = plan_figure(run_plan(trainer, pl_module), starts, run_epochs(trainer), base_rates(trainer))
+    _tensorboard(trainer).add_figure("plan", figure, trainer.global_step)
+
+
 def _log_rates(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
     """Logs the phase, and the learning rate of each stage, which is 0 while it is frozen."""
     board = _tensorboard(trainer)
     if not board:
         return
     plan = run_plan(trainer, pl_module)
-    index = plan.phase_index(trainer.current_epoch)
+    index = len(run_starts(trainer, pl_module, trainer.current_epoch)) - 1
     board.add_scalar("phase", index, trainer.global_step)
     for stage, rate in stage_rates(trainer).items():
         trains = stage in plan.phases[index].trainable

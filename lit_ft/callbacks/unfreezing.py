@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
-from lit_ft.backbones.backbone import FrozenNorm
-from lit_ft.errors import UserError
-from lit_ft.plan import HEAD, PhaseConfig, Plan, Strategy, make_plan
+from lit_ft.callbacks.gradients import choose, relative_gradients
+from lit_ft.errors import UserError, unknown
+from lit_ft.freezing import FrozenNorm, Staged
+from lit_ft.optim import WarmupCosine
+from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
+from lit_ft.strategies import Strategy, make_plan
+from lit_ft.tasks import METRICS
 
 
 class GradualUnfreezing(Callback):
@@ -23,15 +28,20 @@ class GradualUnfreezing(Callback):
     phase wraps the model anew, because DDP reduces only the gradients of parameters that were trainable when it
     wrapped (https://github.com/Lightning-AI/pytorch-lightning/issues/20340).
 
-    The module must be a `FineTuneModule`, or have its ``stage_modules`` and ``set_trainable``.
+    The module must be a `FineTuneModule`, or any other LightningModule that names its stages, by `Staged`.
 
     Args:
         strategy: full trains everything, linear_probe the head alone, gradual thaws a stage after the other, deepest
-            first, lp_ft the head and then everything, phases what is listed there.
-        head_epochs: Epochs in which gradual and lp_ft train the head alone.
+            first, plateau likewise, each when a metric has stopped to improve, lp_ft the head and then everything,
+            auto the head and then the stages with the largest gradients, phases what is listed there.
+        head_epochs: Epochs in which gradual, lp_ft and auto train the head alone; in lp_ft with a plateau, at most.
         epochs_per_stage: Epochs between two thaws of gradual.
-        phases: For strategy phases: a list of {train: [stage names or patterns], epochs: n}.
+        phases: For strategy phases: a list of {train: [stage names or patterns], epochs: n, plateau: {...}}.
+        plateau: For plateau, and for the first phase of lp_ft: when a phase ends; null is two epochs without a new
+            best for plateau, and nothing else than head_epochs for lp_ft.
         frozen_norm: What norm layers of frozen stages do: eval nothing, stats follow the batches, train train on.
+        auto_threshold: For auto: a stage is chosen whose relative gradient is at least this share of the largest one.
+        auto_batches: For auto: the number of training batches in which gradients are measured.
 
     Raises:
         UserError: At the start of a fit, if the plan does not fit the model or the run.
@@ -43,52 +53,81 @@ class GradualUnfreezing(Callback):
         head_epochs: int = 1,
         epochs_per_stage: int = 1,
         phases: list[PhaseConfig] | None = None,
+        plateau: PlateauConfig | None = None,
         frozen_norm: FrozenNorm = "eval",
+        auto_threshold: float = 0.5,
+        auto_batches: int = 8,
     ) -> None:
+        if not 0.0 < auto_threshold <= 1.0:
+            raise UserError(f"--unfreeze.auto_threshold: must be above 0 and at most 1, got {auto_threshold}")
+        if auto_batches < 1:
+            raise UserError(f"--unfreeze.auto_batches: must be at least 1, got {auto_batches}")
         self.strategy = strategy
         self.head_epochs = head_epochs
         self.epochs_per_stage = epochs_per_stage
-        self.phases = None if phases is None else [PhaseConfig(**p) if isinstance(p, dict) else p for p in phases]
+        self.phases = None if phases is None else [_phase(phase) for phase in phases]
+        self.plateau = _plateau(plateau)
         self.frozen_norm = frozen_norm
+        self.auto_threshold = auto_threshold
+        self.auto_batches = auto_batches
         self.plan: Plan | None = None
+        # What decides the phases that follow from the run: the metrics of each epoch, and the measured gradients.
+        self.scores: dict[int, dict[str, float]] = {}
+        self.gradients: dict[str, float] = {}
         # The names of the parameters that DDP reduces the gradients of.
         self._reduced: frozenset[str] = frozenset()
+
+    def make_plan(self, module: L.LightningModule, max_epochs: int | None) -> Plan:
+        """The plan for a module, as far as it is decided.
+
+        Args:
+            module: Its stages are the plan's.
+            max_epochs: Length of the run in epochs; ``None`` where it has none.
+
+        Raises:
+            UserError: If the module names no stages, or the plan does not fit them.
+        """
+        if not isinstance(module, Staged):
+            raise UserError(
+                f"GradualUnfreezing: {type(module).__name__} names no stages; derive it from lit_ft.Staged, too, and "
+                "define its stage_modules()"
+            )
+        module.check_stages()
+        plan = make_plan(
+            self.strategy,
+            list(module.stage_modules()),
+            max_epochs,
+            self.epochs_per_stage,
+            self.head_epochs,
+            self.phases,
+            self.plateau,
+            choose(self.gradients, self.auto_threshold),
+        )
+        metrics = METRICS.get(getattr(getattr(module, "task", None), "name", ""), {})
+        return replace(plan, phases=tuple(replace(p, plateau=_settled(p.plateau, metrics)) for p in plan.phases))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the plan, and refuses one that cannot be carried out, before any training."""
         if stage != "fit":
             return
-        module = cast(Any, pl_module)
-        stages = [name for name in module.backbone.stage_modules() if name != HEAD]
-        endless = cast(Any, trainer).fast_dev_run or trainer.max_epochs in (None, -1)
-        max_epochs = None if endless else trainer.max_epochs
-        self.plan = make_plan(self.strategy, stages, max_epochs, self.epochs_per_stage, self.head_epochs, self.phases)
-        sharded = not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
-            trainer.strategy, FSDPStrategy
-        )
-        if sharded and len(self.plan.phases) > 1:
+        self.plan = self.make_plan(pl_module, run_epochs(trainer))
+        changes = len(self.plan.phases) > 1
+        replicated = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        if changes and (not replicated or isinstance(trainer.strategy, FSDPStrategy)):
             name = type(trainer.strategy).__name__
             raise UserError(
                 f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase"
             )
+        if any(phase.plateau for phase in self.plan.phases) and not trainer.enable_validation:
+            raise UserError("--unfreeze.plateau: the run validates nothing, so that no plateau would ever be seen")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes what DDP wrapped."""
+        """Notes what DDP wrapped, and makes the plan again, of which a checkpoint may have decided more."""
         self._reduced = _trainable(pl_module)
+        self.plan = self.make_plan(pl_module, run_epochs(trainer))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tells each parameter group when it thaws, and applies the phase of this epoch, also on resume inside it."""
-        batches = trainer.num_training_batches
-        steps_per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        for group in groups:
-            group["thaw_step"] = 0
-        # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
-        for phase in reversed(cast(Plan, self.plan).phases):
-            cast(Any, pl_module).set_trainable(phase.trainable, self.frozen_norm)
-            for group in groups:
-                if any(parameter.requires_grad for parameter in group["params"]):
-                    group["thaw_step"] = phase.first_epoch * steps_per_epoch
+        """Applies the phase of this epoch, also on resume inside it."""
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,19 +140,103 @@ class GradualUnfreezing(Callback):
             for buffer in pl_module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes what ends a phase."""
+        plan = self.plan
+        if plan is None or trainer.state.fn != "fit":
+            return
+        for phase in plan.phases:
+            monitor = phase.plateau.monitor if phase.plateau else None
+            if monitor is None:
+                continue
+            if monitor not in trainer.callback_metrics:
+                raise unknown("metric", monitor, trainer.callback_metrics, "--unfreeze.plateau.monitor")
+            if not trainer.sanity_checking:
+                score = float(trainer.callback_metrics[monitor])
+                self.scores.setdefault(trainer.current_epoch, {})[monitor] = score
+
     def state_dict(self) -> dict[str, Any]:
-        """The plan, for those who look into a checkpoint."""
-        return {"plan": None if self.plan is None else _plain_plan(self.plan)}
+        """What has decided the phases so far, and the plan, for those who look into a checkpoint."""
+        plan = None if self.plan is None else _plain_plan(self.plan)
+        return {"plan": plan, "scores": self.scores, "gradients": self.gradients}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what has decided the phases so far; the plan is made of it again."""
+        self.scores = {epoch: dict(scores) for epoch, scores in state_dict.get("scores", {}).items()}
+        self.gradients = dict(state_dict.get("gradients", {}))
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        plan = cast(Plan, self.plan)
-        index = plan.phase_index(trainer.current_epoch)
+        index = cast(Plan, self.plan).phase_index(trainer.current_epoch, self.scores)
         _check_ranks_agree(trainer, index)
-        cast(Any, pl_module).set_trainable(plan.phases[index].trainable, self.frozen_norm)
+        if cast(Plan, self.plan).undecided and index > 0:
+            self._decide(trainer, pl_module)
+        plan, module = cast(Plan, self.plan), cast(Any, pl_module)
+        self._tell_groups_their_thaw(trainer, module, plan)
+        module.set_trainable(plan.phases[index].trainable, self.frozen_norm)
         trainable = _trainable(pl_module)
         if isinstance(trainer.strategy, DDPStrategy) and trainable != self._reduced:
             _wrap_anew(trainer.strategy)
         self._reduced = trainable
+
+    def _decide(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures gradients, and lets the stages with the largest ones train from now on."""
+        self.gradients = relative_gradients(trainer, pl_module, self.auto_batches)
+        self.plan = self.make_plan(pl_module, run_epochs(trainer))
+        told = ", ".join(f"{stage} {value:.2g}" for stage, value in self.gradients.items())
+        rank_zero_info(
+            f"Gradient norm by weight norm: {told}; from epoch {trainer.current_epoch} on "
+            f"{', '.join(self.plan.phases[-1].trainable)} train"
+        )
+
+    def _tell_groups_their_thaw(self, trainer: L.Trainer, module: Any, plan: Plan) -> None:
+        """Writes into each parameter group at which step it began to train, from which its learning rate warms up."""
+        batches = trainer.num_training_batches
+        steps_per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+        starts = plan.phase_starts(trainer.current_epoch, self.scores)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        thaws = [math.inf] * len(groups)
+        # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
+        for start, phase in reversed(list(zip(starts, plan.phases, strict=False))):
+            module.set_trainable(phase.trainable, self.frozen_norm)
+            for i, group in enumerate(groups):
+                if any(parameter.requires_grad for parameter in group["params"]):
+                    thaws[i] = start * steps_per_epoch
+        if thaws != [group.get("thaw_step") for group in groups]:
+            for group, thaw in zip(groups, thaws, strict=True):
+                group["thaw_step"] = thaw
+            for config in trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, WarmupCosine):
+                    config.scheduler.refresh()
+
+
+def run_epochs(trainer: L.Trainer) -> int | None:
+    """The length of a run in epochs, or ``None`` where it has none."""
+    endless = cast(Any, trainer).fast_dev_run or trainer.max_epochs in (None, -1)
+    return None if endless else trainer.max_epochs
+
+
+def _phase(given: Any) -> PhaseConfig:
+    phase = PhaseConfig(**given) if isinstance(given, dict) else given
+    return replace(phase, plateau=_plateau(phase.plateau))
+
+
+def _plateau(given: Any) -> PlateauConfig | None:
+    return PlateauConfig(**given) if isinstance(given, dict) else given
+
+
+def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauConfig | None:
+    """With the metric, and whether its least or its greatest value is best, where the user does not say.
+
+    Raises:
+        UserError: If the module does not log such a metric.
+    """
+    if plateau is None:
+        return None
+    monitor = plateau.monitor or "val/loss"
+    modes = {f"val/{name}": mode for name, mode in metrics.items()}
+    if modes and monitor not in modes:
+        raise unknown("metric", monitor, modes, "--unfreeze.plateau.monitor")
+    return replace(plateau, monitor=monitor, mode=plateau.mode or modes.get(monitor, "min"))
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:

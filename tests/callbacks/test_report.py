@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -7,8 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lit_ft.callbacks import GradualUnfreezing, RunReport, report
-from lit_ft.callbacks.report import confusion_figure, data_table, plan_table, run_plan, stage_rates
-from lit_ft.plan import make_plan
+from lit_ft.callbacks.report import confusion_figure, data_table, stage_rates
+from lit_ft.freezing import Staged
+from lit_ft.strategies import make_plan
 
 
 class Board:
@@ -30,23 +32,24 @@ class Board:
         self.figures.append((tag, figure, step))
 
 
-STAGES = {"stem": [nn.Linear(9, 10)], "layer1": [nn.Linear(89, 10)], "head": [nn.Linear(99, 10)]}  # 100, 900, 1000
+class Three(Staged, L.LightningModule):
+    """A module of three stages of 100, 900 and 1000 parameters."""
 
+    def __init__(self, stages=("stem", "layer1", "head")):
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {stage: nn.Linear({"stem": 9, "layer1": 89}.get(stage, 99), 10) for stage in stages}
+        )
+        self.save_hyperparameters({"backbone": "resnet18"})
+        self.class_names = ["ant", "bee", "cat"]
+        self.task = SimpleNamespace(name="multiclass")
 
-def module(stages=STAGES):
-    backbone = SimpleNamespace(stage_modules=lambda: {k: v for k, v in stages.items() if k != "head"})
-    return SimpleNamespace(
-        stage_modules=lambda: stages,
-        backbone=backbone,
-        hparams={"backbone": "resnet18"},
-        class_names=["ant", "bee", "cat"],
-        task=SimpleNamespace(name="multiclass"),
-        device="cpu",
-    )
+    def stage_modules(self):
+        return {name: [layer] for name, layer in self.layers.items()}
 
 
 def trainer(plan=None, lr_decay=0.5, **options):
-    callback = GradualUnfreezing()
+    callback = GradualUnfreezing("full")
     callback.plan = plan
     groups = [
         {"stage": stage, "lr": 0.0, "initial_lr": 0.01 * lr_decay**depth}
@@ -61,6 +64,8 @@ def trainer(plan=None, lr_decay=0.5, **options):
         "log_every_n_steps": 5,
         "sanity_checking": False,
         "datamodule": None,
+        "max_epochs": 3,
+        "fast_dev_run": False,
     }
     return SimpleNamespace(**{**defaults, **options})
 
@@ -70,33 +75,6 @@ def board(monkeypatch):
     board = Board()
     monkeypatch.setattr(report, "_tensorboard", lambda _: board)
     return board
-
-
-def test_plan_table_shows_each_phase():
-    plan = make_plan("gradual", ["stem", "layer1"], max_epochs=10, head_epochs=1, epochs_per_stage=3)
-    assert plan_table(trainer(plan), module()).splitlines() == [
-        "Plan  resnet18: stem, layer1, head; 2,000 parameters",
-        "  phase  epochs  trainable stages    parameters      learning rates",
-        "  1      0       head                1,000 (50.0%)   0.01",
-        "  2      1-3     layer1, head        1,900 (95.0%)   0.005 to 0.01",
-        "  3      4-9     stem, layer1, head  2,000 (100.0%)  0.0025 to 0.01",
-    ]
-
-
-def test_plan_table_of_a_run_without_end_and_of_many_stages():
-    stages = {**STAGES, "layer2": [nn.Linear(1, 1)], "head": STAGES["head"]}
-    stages["head"] = stages.pop("head")
-    table = plan_table(trainer(make_plan("lp_ft", list(stages)[:-1], None), lr_decay=1.0), module(stages))
-    assert table.splitlines()[2:] == [
-        "  1      0       head              1,000 (50.0%)   0.01",
-        "  2      1-…     all               2,002 (100.0%)  0.01",
-    ]
-
-
-def test_without_a_callback_that_thaws_everything_trains():
-    for run in (trainer(), trainer(callbacks=[])):
-        plan = run_plan(run, module())
-        assert [phase.trainable for phase in plan.phases] == [("stem", "layer1", "head")]
 
 
 def test_data_table_shows_classes_and_images_of_each_split():
@@ -146,32 +124,32 @@ def test_confusion_figure_of_many_classes_has_no_numbers():
 
 
 def test_rate_of_a_stage_is_shown_as_zero_while_it_is_frozen(board):
-    plan = make_plan("gradual", ["stem", "layer1"], max_epochs=3)
+    plan = make_plan("gradual", ["stem", "layer1", "head"], max_epochs=3)
     run = trainer(plan, current_epoch=1, global_step=7)
     for group, rate in zip(run.optimizers[0].param_groups, (3.0, 3.0, 2.0, 2.0, 1.0, 1.0), strict=True):
         group["lr"] = rate
     assert stage_rates(run) == {"head": 3.0, "layer1": 2.0, "stem": 1.0}
-    RunReport().on_train_epoch_start(run, module())
+    RunReport().on_train_epoch_start(run, Three())
     assert board.scalars == [("phase", 1, 7), ("lr/head", 3.0, 7), ("lr/layer1", 2.0, 7), ("lr/stem", 0.0, 7)]
 
 
 @pytest.mark.parametrize(("step", "expected"), [(4, 0), (5, 4), (10, 4)])
 def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, expected):
-    run = trainer(make_plan("full", ["stem", "layer1"], 1), global_step=step)
-    RunReport().on_train_batch_end(run, module(), None, None, 0)
+    run = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=step)
+    RunReport().on_train_batch_end(run, Three(), None, None, 0)
     assert len(board.scalars) == expected
 
 
 def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys):
-    run, callback = trainer(make_plan("full", ["stem", "layer1"], 1), global_step=9), RunReport()
-    callback.on_fit_start(run, module())
+    run, callback = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=9), RunReport()
+    callback.on_fit_start(run, Three())
     assert "Plan  resnet18" in capsys.readouterr().out
     assert [tag for tag, *_ in board.texts] == ["plan"]
 
     def validate(guessed, true):
         outputs = {"logits": 5.0 * nn.functional.one_hot(torch.tensor(guessed), 3), "targets": torch.tensor(true)}
-        callback.on_validation_batch_end(run, module(), outputs, None, 0)
-        callback.on_validation_epoch_end(run, module())
+        callback.on_validation_batch_end(run, Three(), outputs, None, 0)
+        callback.on_validation_epoch_end(run, Three())
 
     run.sanity_checking = True
     validate([2, 2], [2, 2])
@@ -190,10 +168,10 @@ def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys
     [({"confusion_matrix": False}, "multiclass", 3), ({}, "regression", 3), ({}, "multiclass", 101)],
 )
 def test_no_confusion_matrix_where_it_is_off_or_says_nothing(board, options, task, num_classes):
-    model = module()
+    model = Three()
     model.task.name, model.class_names = task, [str(i) for i in range(num_classes)]
     callback = RunReport(**options)
-    run = trainer(make_plan("full", ["stem", "layer1"], 1))
+    run = trainer(make_plan("full", ["stem", "layer1", "head"], 1))
     callback.on_fit_start(run, model)
     callback.on_validation_batch_end(run, model, {"logits": torch.zeros(1, 3), "targets": torch.tensor([0])}, None, 0)
     callback.on_validation_epoch_end(run, model)
@@ -206,7 +184,7 @@ def test_no_confusion_matrix_where_it_is_off_or_says_nothing(board, options, tas
 )
 def test_images_of_the_first_batch_are_shown(board, num_images, step, dtype, expected):
     images = torch.full((6, 3, 8, 8), 7, dtype=dtype)
-    RunReport(num_images).on_train_batch_start(trainer(global_step=step), module(), (images, None), 0)
+    RunReport(num_images).on_train_batch_start(trainer(global_step=step), Three(), (images, None), 0)
     assert len(board.images) == expected
     if expected:
         tag, grid, _ = board.images[0]
@@ -217,7 +195,7 @@ def test_images_of_the_first_batch_are_shown(board, num_images, step, dtype, exp
 def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
     logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
     checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75))
-    RunReport().on_fit_end(trainer(loggers=[logger], checkpoint_callback=checkpoint), module())
+    RunReport().on_fit_end(trainer(loggers=[logger], checkpoint_callback=checkpoint), Three())
     logger.experiment.flush()
     board = EventAccumulator(logger.log_dir)
     board.Reload()

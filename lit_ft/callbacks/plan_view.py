@@ -1,0 +1,164 @@
+"""Decides how a plan is shown before and during a run: as a table, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, cast
+
+import lightning as L
+from torch import nn
+
+from lit_ft.backbones import Backbone
+from lit_ft.backbones.cost import stage_costs, training_share
+from lit_ft.callbacks.unfreezing import GradualUnfreezing, run_epochs
+from lit_ft.freezing import Staged
+from lit_ft.plan import Phase, Plan
+from lit_ft.strategies import make_plan
+
+
+def run_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
+    """The callback of a run that thaws stages."""
+    callbacks = cast(Any, trainer).callbacks
+    return next((callback for callback in callbacks if isinstance(callback, GradualUnfreezing)), None)
+
+
+def run_plan(trainer: L.Trainer, module: L.LightningModule) -> Plan:
+    """The plan that the run follows; without a callback that thaws, everything trains."""
+    unfreezing = run_unfreezing(trainer)
+    if unfreezing is None:
+        return make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer))
+    return unfreezing.plan or unfreezing.make_plan(module, run_epochs(trainer))
+
+
+def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[int]:
+    """The first epoch of each phase that has begun by ``epoch``."""
+    unfreezing = run_unfreezing(trainer)
+    return run_plan(trainer, module).phase_starts(epoch, unfreezing.scores if unfreezing else {})
+
+
+def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Phase, epochs, what trains, parameters, learning rates, share of compute, and what DDP sends in each step.
+
+    Args:
+        trainer: The trainer, with the callback that thaws, if any, and optimizers, if there are some already.
+        module: Names its stages.
+    """
+    plan, unfreezing = run_plan(trainer, module), run_unfreezing(trainer)
+    stages = cast(Staged, module).stage_modules()
+    parameters = {name: list(nn.ModuleList(parts).parameters()) for name, parts in stages.items()}
+    sizes = {name: sum(p.numel() for p in parts) for name, parts in parameters.items()}
+    sent = {name: sum(p.numel() * p.element_size() for p in parts) for name, parts in parameters.items()}
+    whole, macs = sum(sizes.values()), _macs(module)
+    rates = base_rates(trainer)
+    rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
+    for i, phase in enumerate(plan.phases):
+        num = sum(sizes[stage] for stage in phase.trainable)
+        stages_told = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)
+        if plan.undecided and i == len(plan.phases) - 1:
+            stages_told = f"chosen after phase {i}, {plan.stages[-1]}"
+        trains = [stage in phase.trainable for stage in plan.stages]
+        rows.append(
+            (
+                str(i + 1),
+                told_epochs(phase, after_plateau=any(p.plateau for p in plan.phases[:i])),
+                stages_told,
+                f"{num:,} ({num / whole:.1%})",
+                _told_rates([rates[stage] for stage in phase.trainable if stage in rates]),
+                f"{training_share(macs, trains):.0%}" if macs else "-",
+                _told_bytes(sum(sent[stage] for stage in phase.trainable)),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    norm = f"; norms of frozen stages: {unfreezing.frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
+    return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", *table])
+
+
+def told_epochs(phase: Phase, after_plateau: bool) -> str:
+    """The epochs of a phase as a person reads them.
+
+    >>> told_epochs(Phase(2, 3, ("head",)), after_plateau=False)
+    '2-4'
+    """
+    first, num = phase.first_epoch, phase.num_epochs
+    if phase.plateau is not None:
+        least = phase.plateau.min_epochs
+        return f"{least} or more, to a plateau" if num is None else f"{least} to {num}, to a plateau"
+    if after_plateau:
+        return "then the rest" if num is None or phase.latest_end == first + num else f"then {num}"
+    last = None if num is None else first + num - 1
+    return f"{first}" if last == first else f"{first}-{'…' if last is None else last}"
+
+
+def base_rates(trainer: L.Trainer) -> dict[str, float]:
+    """The learning rate that each stage starts from, before any schedule."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return {group["stage"]: float(group.get("initial_lr", group["lr"])) for group in groups if "stage" in group}
+
+
+def plan_figure(plan: Plan, starts: Sequence[int], epoch: int | None, rates: dict[str, float]) -> Any:
+    """A picture of a plan: a row a stage, with a bar where it trains, darker where its learning rate is higher.
+
+    Args:
+        plan: The plan.
+        starts: The first epochs of the phases that are known, as of `Plan.phase_starts`.
+        epoch: The length of the run in epochs, if it has one.
+        rates: The learning rate of each stage.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    first = [starts[i] if i < len(starts) else phase.first_epoch for i, phase in enumerate(plan.phases)]
+    end = epoch if epoch is not None else first[-1] + max(1, first[-1] // 2)
+    figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(plan.stages)), layout="constrained")
+    axes = figure.add_subplot()
+    largest = max(rates.values(), default=1.0)
+    for phase, (start, stop) in zip(plan.phases, pairwise([*first, end]), strict=True):
+        for stage in phase.trainable:
+            row, shade = plan.stages.index(stage), 0.25 + 0.75 * rates.get(stage, largest) / largest
+            axes.barh(row, stop - start, left=start, height=0.8, color="tab:blue", alpha=shade)
+        axes.axvline(start, color="0.4", linewidth=0.8, linestyle=":" if phase.first_epoch and phase.plateau else "-")
+    axes.set_yticks(range(len(plan.stages)), [_told_stage(stage, rates) for stage in plan.stages])
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch" + (" (phases that end by a plateau: their earliest end)" if _open(plan, starts) else ""))
+    return figure
+
+
+def _open(plan: Plan, starts: Sequence[int]) -> bool:
+    return any(phase.plateau for phase in plan.phases[len(starts) - 1 :])
+
+
+def _told_stage(stage: str, rates: dict[str, float]) -> str:
+    return f"{stage}  {rates[stage]:.2g}" if stage in rates else stage
+
+
+def _macs(module: L.LightningModule) -> list[int]:
+    """The arithmetic of each stage in a forward pass, with the head last; none of a module without a `Backbone`."""
+    backbone = getattr(module, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return []
+    head = cast(Staged, module).stage_modules().popitem()[1]
+    of_head = sum(layer.weight.numel() for part in head for layer in part.modules() if isinstance(layer, nn.Linear))
+    return [*(cost.macs for cost in stage_costs(backbone)), of_head]
+
+
+def _title(module: L.LightningModule) -> str:
+    network = cast(Any, module.hparams).get("backbone", type(module).__name__)
+    return str(network if isinstance(network, str) else network["class_path"])
+
+
+def _told_rates(rates: Sequence[float]) -> str:
+    if not rates:
+        return "-"
+    return f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{rates[0]:.2g} to {rates[-1]:.2g}"
+
+
+def _told_bytes(count: int) -> str:
+    """A number of bytes as a person reads it.
+
+    >>> _told_bytes(5160), _told_bytes(94_000_000)
+    ('5.2 kB', '94.0 MB')
+    """
+    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,95 @@
+"""Decides what a frozen stage is: no gradients, eval mode whoever calls `train`, and norm layers as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, TypeVar, cast
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lit_ft.errors import UserError
+
+FrozenNorm = Literal["eval", "stats", "train"]
+
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+StagedT = TypeVar("StagedT", bound="Staged")
+
+
+class Staged:
+    """A module that names its stages, and of which any can be frozen; to be mixed in before ``nn.Module``.
+
+    A class needs to define `stage_modules`, and no more.
+    """
+
+    _frozen: frozenset[str] = frozenset()
+    _frozen_norm: FrozenNorm = "eval"
+
+    def stage_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of each stage, shallow to deep: every parameter stands in exactly one stage."""
+        raise NotImplementedError(f"{type(self).__name__} must define stage_modules()")
+
+    def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
+        """Lets just the stages ``names`` train; setting the same again changes nothing.
+
+        Args:
+            names: The stages that train. All others have no gradient and stay in eval mode, whoever calls `train`.
+            frozen_norm: What norm layers of frozen stages do: ``eval`` nothing, ``stats`` follow the running
+                statistics of the batches, ``train`` train on.
+        """
+        stages = self.stage_modules()
+        self._frozen = frozenset(stages) - frozenset(names)
+        self._frozen_norm = frozen_norm
+        for name, parts in stages.items():
+            for part in parts:
+                part.requires_grad_(name not in self._frozen)
+        if frozen_norm == "train":
+            for norm in self._frozen_norms():
+                norm.requires_grad_(True)
+        module = cast(nn.Module, self)
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                parameter.grad = None  # else the optimizer would step once more with the last gradient
+        module.train(module.training)
+
+    def train(self: StagedT, mode: bool = True) -> StagedT:
+        """Sets training mode for all but the frozen stages, whose dropout and batch norm must not act."""
+        super().train(mode)  # type: ignore[misc]  # nn.Module's, which stands behind this one
+        if mode:
+            stages = self.stage_modules() if self._frozen else {}
+            for name in self._frozen:
+                for part in stages[name]:
+                    part.eval()
+            if self._frozen_norm != "eval":
+                for norm in self._frozen_norms():
+                    norm.train()
+        return self
+
+    def check_stages(self) -> None:
+        """Refuses stages that do not hold every parameter exactly once.
+
+        Raises:
+            UserError: If a parameter is in no stage, or in two.
+        """
+        homes: dict[int, str] = {}
+        names = {id(parameter): name for name, parameter in cast(nn.Module, self).named_parameters()}
+        for stage, parts in self.stage_modules().items():
+            own = {id(parameter) for part in parts for parameter in part.parameters()}
+            for parameter in own & homes.keys():
+                raise UserError(
+                    f"{type(self).__name__}.stage_modules: parameter {names.get(parameter)} is in {homes[parameter]} "
+                    f"and in {stage}; it must be in exactly one"
+                )
+            homes |= dict.fromkeys(own, stage)
+        for parameter in names.keys() - homes.keys():
+            raise UserError(
+                f"{type(self).__name__}.stage_modules: parameter {names[parameter]} is in no stage; it must be in "
+                "exactly one"
+            )
+
+    def _frozen_norms(self) -> Iterator[Any]:
+        stages = self.stage_modules()
+        for name in self._frozen:
+            for part in stages[name]:
+                yield from (module for module in part.modules() if isinstance(module, NORMS))
