@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
 from lit_ft.backbones import (
     Backbone,
     InputConfig,
-    InputSpec,
     NetworkName,
     backbone_names,
     build_backbone,
+    input_spec,
     source_of,
 )
 from lit_ft.backbones.cost import StageCost, stage_costs, total
@@ -83,8 +83,12 @@ def describe(name: str, size: int | None = None) -> None:
     Raises:
         UserError: If there is no such backbone, or it cannot be cut or take images of the size.
     """
-    network, images = _configured(name) if name.endswith((".yaml", ".yml")) else (name, InputConfig())
-    backbone, stages = measured(network, images if size is None else replace(images, size=size, resize=None))
+    model: dict[str, Any] = _configured(name) if name.endswith((".yaml", ".yml")) else {"backbone": name}
+    network, images = model["backbone"], model.get("input", InputConfig())
+    if size is not None:
+        images = replace(images, size=size, resize=None)
+    options = {key: model[key] for key in ("weights", "pool", "stem") if key in model}
+    backbone, stages = measured(network, images, **options)
     whole = total(stages)
     width = max(len("stage"), *(len(stage.name) for stage in stages))
     print(f"{'stage':{width}}  {'parameters':>13}  {'share':>6}  {'GFLOPs':>8}  {'share':>6}  output")
@@ -120,19 +124,22 @@ def matching(pattern: str) -> list[str]:
     return fitting
 
 
-def measured(name: NetworkName, images: InputConfig | None = None) -> tuple[Backbone, list[StageCost]]:
+def measured(
+    name: NetworkName, images: InputConfig | None = None, weights: str | None = "DEFAULT", **options: Any
+) -> tuple[Backbone, list[StageCost]]:
     """A backbone without data, and what its stages cost.
 
     Args:
         name: The network.
-        images: What differs from the images of its default weights.
+        images: What differs from the images of its weights.
+        weights: The tag whose images these are.
+        options: ``pool`` and ``stem``, as for `build_backbone`.
 
     Raises:
         UserError: If there is no such backbone, or it cannot be cut or take the images.
     """
-    native: InputSpec = source_of(name).input_spec(str(name), "DEFAULT")
-    spec = (images or InputConfig()).applied_to(native)
-    backbone = without_data(lambda: build_backbone(name, weights=None, spec=spec))
+    spec = (images or InputConfig()).applied_to(input_spec(name, weights if source_of(name).tags(str(name)) else None))
+    backbone = without_data(lambda: build_backbone(name, weights=None, spec=spec, **options))
     return backbone, stage_costs(backbone)
 
 
@@ -147,15 +154,17 @@ def weights_tags(name: NetworkName) -> dict[str, list[str]]:
     }
 
 
-def _configured(path: str) -> tuple[NetworkName, InputConfig]:
-    """The backbone of a config, and its images.
+def _configured(path: str) -> dict[str, Any]:
+    """What a config says of the model.
 
     Raises:
         UserError: If there is no such config, or it has no backbone.
     """
     try:
-        model = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"]
-        return model["backbone"], InputConfig(**model.get("input") or {})
+        model = dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
+        if not isinstance(model["backbone"], (str, dict)):
+            raise TypeError(f"backbone: {model['backbone']}")
+        return {**model, "input": InputConfig(**model.get("input") or {})}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:

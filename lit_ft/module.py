@@ -90,9 +90,8 @@ class FineTuneModule(Staged, L.LightningModule):
         check_head(self._head_config, task)
         spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         penalty = _config(PenaltyConfig, penalty)
-        # The layout that convolutions are fastest in, on CPUs and on GPUs.
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
-        self.backbone.to(memory_format=torch.channels_last)
+        self.backbone.to(memory_format=self.backbone.memory_format)
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
@@ -233,9 +232,14 @@ class FineTuneModule(Staged, L.LightningModule):
                 images = images.expand(-1, self.input_spec.channels, -1, -1)
             elif self.input_spec.channels == 1:
                 images = rgb_to_grayscale(images)
+            else:
+                raise UserError(
+                    f"--model.input.channels: the model takes images of {self.input_spec.channels} channels, but the "
+                    f"data gives {images.shape[1]}"
+                )
         if images.dtype == torch.uint8:
             images = (images.to(self.dtype) - cast(Tensor, self._mean)) / cast(Tensor, self._std)
-        return images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=self.backbone.memory_format)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
         images, targets = batch

@@ -149,6 +149,12 @@ def test_describe_takes_a_config_with_a_network_of_ones_own(run, refused):
     assert lines[2].endswith("4 x 4 x 4")
     assert lines[5] == "input    1 x 8 x 8; shorter side resized to 9, bilinear"
     assert run("describe", "mine.yaml", "--size", "16").splitlines()[2].endswith("4 x 12 x 12")
+    Path("small.yaml").write_text("model: {backbone: resnet18, stem: small, pool: flatten, input: {size: 32}}")
+    lines = run("describe", "small.yaml").splitlines()
+    assert lines[1].endswith("64 x 32 x 32")
+    assert lines[6].endswith("pool -> 8192 features")
+    Path("tag.yaml").write_text("model: {backbone: vit_b_16, weights: IMAGENET1K_SWAG_E2E_V1}")
+    assert run("describe", "tag.yaml").splitlines()[8].startswith("input    3 x 384 x 384")
     assert refused("describe", "none.yaml") == "lit-ft: describe: none.yaml: No such file or directory"
     Path("bad.yaml").write_text("model: {input: {siz: 8}, backbone: resnet18}")
     assert "bad.yaml: not a config with model.backbone, and model.input as it must be (" in refused(
@@ -177,6 +183,10 @@ def test_mistakes_are_told_in_one_line(refused):
     )
     assert refused("describe", "resnet18", "--size", "0").startswith("lit-ft: describe: --size: must be ")
     assert refused("models", "zzz") == "lit-ft: models: no backbone fits 'zzz'; lit-ft models lists them all"
+    for name in ("vit_b_32", "maxvit_t"):
+        assert refused("describe", name, "--size", "100").startswith(
+            "lit-ft: describe: --size: the backbone cannot take"
+        )
     assert "required: NAME" in refused("describe")
     assert "unrecognized arguments: --all" in refused("models", "--all")
 

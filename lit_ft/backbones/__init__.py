@@ -16,6 +16,7 @@ from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.cutting import cut
 from lit_ft.backbones.own import OwnNetwork
 from lit_ft.backbones.pooling import Pool, make_pool
+from lit_ft.backbones.proof import check_same, takes_channels_last
 from lit_ft.backbones.source import Source
 from lit_ft.backbones.spec import InputConfig, InputSpec
 from lit_ft.errors import UserError, unknown
@@ -125,13 +126,25 @@ def build_backbone(
     network = source.build(str(name), spec)
     convolutions = set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
     pieces = cut(network, spec)
+    channels_last = True
+    if isinstance(source, OwnNetwork) and not any(parameter.is_meta for parameter in network.module.parameters()):
+        check_same(network.module, pieces, spec)  # of the others, tests do so
+        channels_last = takes_channels_last(network.module, spec)
     if stem == "small":
         make_small(pieces.stages.get("stem"), spec)
-    pooling = make_pool(pool, pieces.pool, pieces.axes, network.prefix_tokens, network.channels_last)
-    backbone = Backbone(pieces.stages, pooling, spec)
+    pooling = make_pool(pool, pieces, network)
+    try:
+        backbone = Backbone(pieces.stages, pooling, spec, channels_last)
+    except UserError as error:
+        if stem == "own":
+            raise
+        told = str(error).partition(": ")[2]
+        raise UserError(
+            f"--model.stem: small: the stages after it do not take what it gives; give own ({told})"
+        ) from error
     if weights is not None:
         state = _state(source, str(name), weights, backbone, network.module)
-        state = dict(source.fitted(network.module, state, spec))
+        state = _fitted(source, network.module, state, spec, weights)
         for key in convolutions:
             if key in state and state[key].shape[1:2] == (native.channels,):
                 state[key] = adapted(state[key], spec.channels)
@@ -148,6 +161,19 @@ def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
         if not tags:
             raise UserError(f"--model.weights: {name} has no published weights; give a file, or null for random ones")
         raise unknown(f"weights tag of {name}", weights, tags, "--model.weights")
+
+
+def _fitted(
+    source: Source, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec, weights: str
+) -> dict[str, Tensor]:
+    try:
+        return dict(source.fitted(module, state, spec))
+    except Exception as error:  # timm's and torchvision's own conversions take the tensors of their network for granted
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--model.weights: {weights} is of another network: {type(module).__name__} cannot take its tensors "
+            f"({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _state(source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module) -> Mapping[str, Tensor]:

@@ -19,8 +19,9 @@ Stem = Literal["own", "small"]
 def adapted(weight: Tensor, channels: int) -> Tensor:
     """The weight of a convolution for another number of input channels: ``(O, C, h, w)`` -> ``(O, channels, h, w)``.
 
-    For one channel the weights are summed, so that a grey image gives what it would give in all channels; for more they
-    are repeated and scaled by C / channels, so that the output keeps its size.
+    For one channel the weights are summed, so that a grey image gives what it would give in all channels (but not where
+    a convolution standardises its weights, as in NFNets); for more they are repeated and scaled by C / channels, so
+    that the output keeps its size.
 
     >>> import torch
     >>> adapted(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), 4).flatten().tolist()

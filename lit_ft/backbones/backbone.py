@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from lit_ft.backbones.meta import of_an_image
@@ -22,16 +23,21 @@ class Backbone(Staged, nn.Module):
         stages: The stages in order, shallow to deep.
         pool: From the last stage's output to the features.
         spec: The images that the backbone expects.
+        channels_last: Whether it takes images whose channels lie together in memory.
 
     Raises:
         UserError: If the network cannot take images of the size that ``spec`` names.
     """
 
-    def __init__(self, stages: Mapping[str, nn.Module], pool: nn.Module, spec: InputSpec) -> None:
+    def __init__(
+        self, stages: Mapping[str, nn.Module], pool: nn.Module, spec: InputSpec, channels_last: bool = True
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(stages)
         self.pool = pool
         self.spec = spec
+        # The layout that convolutions are fastest in, on CPUs and on GPUs.
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.num_features = self._count_features()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,7 +103,6 @@ class Chain:
         position = cuts[-1]
         while position > last and self._is_idle(self.nodes[position]) and self._crossing(position - 1):
             position -= 1
-        self._refuse_other_ways(position)
         return position
 
     def pooling(self, stage: str, features: int) -> int:
@@ -149,6 +147,11 @@ class Chain:
         """Copies modules that an earlier piece, which may be frozen, has too, and keeps constants out of files."""
         for target in {str(node.target) for node in piece.graph.nodes if node.op == "call_module"}:
             if target in self._used:
+                if any(True for _ in piece.get_submodule(target).buffers()):
+                    raise UserError(
+                        f"--model.backbone.stages: {target} is used in several stages and keeps statistics; give each "
+                        "stage one of its own, or make them one stage"
+                    )
                 piece.set_submodule(target, copy.deepcopy(piece.get_submodule(target)))
             self._used.add(target)
         published = self.module.state_dict()
@@ -157,20 +160,14 @@ class Chain:
             piece.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
     def _drawn(self, wrapped: tuple[Callable[..., Any], ...]) -> fx.Graph:
-        """The graph in eval mode; that in training mode is kept to be compared with it."""
         was_training = self.module.training
-        graphs: dict[bool, fx.Graph] = {}
-        self._ways: dict[bool, dict[fx.Node, str]] = {}
+        self.module.eval()
         try:
-            for mode in (True, False):
-                self.module.train(mode)
-                graphs[mode] = _Tracer(self.module, self.stage_of, wrapped).trace(self.module, _options(self.module))
-                self._ways[mode] = _ways(self.module, graphs[mode])
+            return _Tracer(self.module, self.stage_of, wrapped).trace(self.module, _options(self.module))
         except Exception as error:  # a network can fail in any way
             raise self._not_followed(error) from error
         finally:
             self.module.train(was_training)
-        return graphs[False]
 
     def _not_followed(self, error: Exception) -> UserError:
         reason = str(error).partition("\n")[0]
@@ -185,21 +182,6 @@ class Chain:
         except NOT_TAKEN as error:
             of_an_image(self.module, spec)  # tells of it if the network itself is at fault
             raise self._not_followed(error) from error
-
-    def _refuse_other_ways(self, features: int) -> None:
-        """Refuses a network that comes to its features in another way when it trains, or whenever it is drawn.
-
-        Training mode and random numbers are looked at once, when the graph is drawn; within modules that are left whole
-        they may do what they like.
-        """
-        known = set(self._ways[True].values())
-        for node in self.nodes[: features + 1]:
-            if self._ways[False][node] not in known:
-                raise UserError(
-                    f"--model.backbone: {type(self.module).__name__} does not always do the same between its stages "
-                    f"(see {node.name}): it asks whether it is training, or draws random numbers; let a module within "
-                    "a stage do so, such as nn.Dropout"
-                )
 
     def _homes_of(self, node: fx.Node) -> Iterator[str]:
         """The stages of the parameters that an operation uses."""
@@ -242,9 +224,16 @@ class Chain:
 class _Tracer(fx.Tracer):
     """Draws the graph down to the modules that belong to one stage."""
 
+    proxy_buffer_attributes = True  # else what is worked out of a buffer would be a constant
+
     def __init__(self, root: nn.Module, stage_of: Mapping[str, str], wrapped: tuple[Callable[..., Any], ...]) -> None:
-        super().__init__(autowrap_functions=wrapped, param_shapes_constant=True)
+        super().__init__(autowrap_functions=wrapped)
         self._stage_of = stage_of
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Lets the shapes of parameters be numbers; torch has no such thing for buffers."""
+        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         homes = {self._stage_of.get(f"{module_qualified_name}.{name}") for name, _ in m.named_parameters()}
@@ -277,21 +266,6 @@ def _options(module: nn.Module) -> dict[str, Any]:
     return {
         option.name: option.default for option in others if option.kind in named and option.default is not option.empty
     }
-
-
-def _ways(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
-    """How each operation's result comes from the images: equal for two graphs where they do the same."""
-    published = module.state_dict(keep_vars=True)
-    ways: dict[fx.Node, str] = {}
-    for node in graph.nodes:
-        target = str(node.target)
-        if node.op == "get_attr" and target not in published:  # a constant; its name is another one in each graph
-            constant = _attribute(module, target)
-            target = f"{constant.tolist()}" if isinstance(constant, Tensor) and not constant.is_meta else ""
-        arguments = fx.node.map_arg((node.args, node.kwargs), ways.__getitem__)
-        told = f"{node.op} {target} {arguments}"
-        ways[node] = hashlib.sha256(told.encode()).hexdigest()
-    return ways
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -29,6 +29,7 @@ class Network:
         wrapped: Functions that are not to be looked into while the graph is drawn.
         strict: Whether each stage must be found; else those that cannot be cut apart become one.
         prefix_tokens: Number of tokens before those of the patches, for transformers.
+        class_token: Whether the first of these is a class token.
         channels_last: Whether the last stage gives ``(B, h, w, D)``.
     """
 
@@ -38,6 +39,7 @@ class Network:
     wrapped: tuple[Callable[..., Any], ...] = ()
     strict: bool = True
     prefix_tokens: int = 0
+    class_token: bool = False
     channels_last: bool = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,6 +14,7 @@ from lit_ft.backbones.cutting import Network, assign
 from lit_ft.backbones.published import Published
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError, unknown
+from lit_ft.plan import HEAD
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class OwnNetwork:
         classifier: Such an expression for the parameters that the new head takes the place of.
         init_args: What the class is made with.
         channels: Number of channels of the images that it takes.
+        channels_last: Whether its last stage gives maps ``(B, h, w, D)`` rather than ``(B, D, h, w)``.
+        prefix_tokens: For transformers, the number of tokens before those of patches; the first is the class token.
     """
 
     class_path: str
@@ -32,13 +36,15 @@ class OwnNetwork:
     classifier: str | None = None
     init_args: dict[str, Any] = field(default_factory=dict)
     channels: int = 3
+    channels_last: bool = False
+    prefix_tokens: int = 0
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> OwnNetwork:
         """The network that a config describes.
 
         Raises:
-            UserError: If a key is missing or unknown.
+            UserError: If a key is missing or unknown, or has a value that cannot be.
         """
         allowed = [option.name for option in fields(cls)]
         for key in given:
@@ -47,9 +53,22 @@ class OwnNetwork:
         for key in ("class_path", "stages"):
             if not given.get(key):
                 raise UserError(f"--model.backbone: {key} is missing; your own network needs class_path and stages")
-        if not isinstance(given["stages"], Mapping) or any("." in str(title) for title in given["stages"]):
-            raise UserError("--model.backbone.stages: must map names (without dots) to patterns, shallow to deep")
-        return cls(**given)
+        network = cls(**given)
+        if not isinstance(network.stages, Mapping) or not all(
+            isinstance(title, str) and isinstance(pattern, str) for title, pattern in network.stages.items()
+        ):
+            raise UserError("--model.backbone.stages: must map names to patterns, shallow to deep")
+        for title, pattern in [*network.stages.items(), ("classifier", network.classifier or "")]:
+            if title == HEAD or "." in title or hasattr(nn.ModuleDict, title):
+                raise UserError(f"--model.backbone.stages: {title} cannot be the name of a stage; choose another one")
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise UserError(f"--model.backbone: {title}: {pattern!r} is no regular expression ({error})") from error
+        for key, kind in (("class_path", str), ("init_args", Mapping), ("channels", int), ("prefix_tokens", int)):
+            if not isinstance(getattr(network, key), kind):
+                raise UserError(f"--model.backbone.{key}: must be {kind.__name__}, got {getattr(network, key)!r}")
+        return network
 
     def tags(self, name: str) -> dict[str, Published]:
         """None: its weights come from a file."""
@@ -75,7 +94,14 @@ class OwnNetwork:
             raise UserError(f"--model.backbone: cannot make {self.class_path} ({reason})") from error
         if not isinstance(made, nn.Module):
             raise UserError(f"--model.backbone: {self.class_path} gives no nn.Module")
-        return Network(made, list(self.stages), assign(made, self.stages, self.classifier))
+        return Network(
+            made,
+            list(self.stages),
+            assign(made, self.stages, self.classifier),
+            prefix_tokens=self.prefix_tokens,
+            class_token=self.prefix_tokens > 0,
+            channels_last=self.channels_last,
+        )
 
     def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
         """The tensors as they are."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lit_ft.backbones.cutting import Network, Pieces
 from lit_ft.errors import UserError
 
 Pool = Literal["own", "avg", "flatten", "token"]
@@ -39,37 +40,37 @@ class ClassToken(nn.Module):
         return tokens[:, 0]
 
 
-def make_pool(
-    pool: Pool, own: nn.Module, shapes: tuple[int, int], prefix_tokens: int, channels_last: bool
-) -> nn.Module:
+def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
     """From the last stage's output to features ``(B, D)``.
 
     Args:
-        pool: The network's ``own``, the mean (``avg``) over all places, ``flatten``, or the class ``token``.
-        own: The network's own pooling; where that leaves places, the mean over them follows, or over the tokens that
-            are no patches, where there are such.
-        shapes: The number of axes of the last stage's output, and of that of ``own``.
-        prefix_tokens: The number of tokens that are no patches; the first of them is the class token.
-        channels_last: Whether maps are ``(B, h, w, D)``.
+        pool: The network's ``own``, the mean (``avg``) over all places, ``flatten``, or the class ``token``. Where its
+            own leaves places, the mean over them follows, or over the tokens that are no patches, where there are such.
+        pieces: The network, cut.
+        network: Tells how its maps and tokens lie.
 
     Raises:
         UserError: If the last stage's output cannot be pooled so.
     """
-    axes, own_axes = shapes
+    axes, own_axes = pieces.axes
     if pool == "own":
         if own_axes == 2:
-            return own
-        if own_axes == 3 and prefix_tokens:  # the classifier takes several of these tokens, and no patches
-            return nn.Sequential(own, Mean((1,), stop=prefix_tokens))
-        return nn.Sequential(own, make_pool("avg", own, (own_axes, 2), prefix_tokens, channels_last))
+            return pieces.pool
+        if own_axes == 3 and network.prefix_tokens:  # the classifier takes several of these tokens, and no patches
+            return nn.Sequential(pieces.pool, Mean((1,), stop=network.prefix_tokens))
+        return nn.Sequential(pieces.pool, _average(own_axes, network))
     if pool == "flatten":
         return nn.Flatten()
     if pool == "token":
-        if axes != 3 or not prefix_tokens:
+        if axes != 3 or not network.class_token:
             raise UserError("--model.pool: token: the network has no class token; choose own or avg")
         return ClassToken()
+    return _average(axes, network)
+
+
+def _average(axes: int, network: Network) -> nn.Module:
     if axes == 3:
-        return Mean((1,), prefix_tokens)
+        return Mean((1,), network.prefix_tokens)
     if axes != 4:
         raise UserError(f"--model.pool: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
-    return Mean((1, 2)) if channels_last else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Mean((1, 2)) if network.channels_last else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.hub import download_url_to_file
 
-from lit_ft.assets import MANIFEST, checksum, data_root, is_intact, is_offline, weights_folder
+from lit_ft.assets import (
+    MANIFEST,
+    checksum,
+    data_root,
+    entry_name,
+    is_intact,
+    is_offline,
+    read_manifest,
+    weights_folder,
+)
 from lit_ft.backbones import weights
 from lit_ft.errors import UserError
 
@@ -56,12 +65,16 @@ class Published:
                     f"--offline: the weights of {self.title} are missing; put {self.url} at {self.places()[0]}"
                 )
             local = self.fetch(Path(torch.hub.get_dir()) / "checkpoints", self.places()[0])
-        elif not is_intact(data_root(), local):
+        elif local == weights_folder() / self.file and not self._is_intact(local):
             raise UserError(
-                f"--model.weights: {local} is damaged: its checksum is not the one in {data_root() / MANIFEST}; "
-                "fetch it again with the same lit-ft download"
+                f"--model.weights: {local} is damaged: its checksum is not the one in {data_root() / MANIFEST}, nor "
+                "the published one; fetch it again with the same lit-ft download"
             )
         return weights.read(local)
+
+    def _is_intact(self, place: Path) -> bool:
+        known = entry_name(data_root(), place) in read_manifest(data_root())
+        return is_intact(data_root(), place) if known else self.fits(place)
 
     def fits(self, place: Path) -> bool:
         """Whether a file has the published checksum, as far as that is known."""

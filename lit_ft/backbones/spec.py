@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -57,6 +57,11 @@ class InputSpec:
     def refused(self, error: Exception) -> UserError:
         """What to tell the user of a network that cannot take such images."""
         reason = str(error).partition("\n")[0]
+        if "meta" in reason:  # torch has no exception of its own for it
+            return UserError(
+                f"--model.backbone: its shapes are found with tensors without data, which it cannot take ({reason}); "
+                "it must not ask for values, nor keep tensors that are no parameters or buffers"
+            )
         images = f"{self.channels} x {self.size} x {self.size} images"
         return UserError(f"--model.input.size: the backbone cannot take {images} ({reason})")
 
@@ -104,6 +109,12 @@ class InputConfig:
                     f"--model.input.{key}: --model.input.channels says {channels} channels, got {given[key]}"
                 )
             given[key] = tuple(float(value) for value in given[key])
+        if max(given["mean"]) > 1:
+            raise UserError(f"--model.input.mean: is on a scale from 0 to 1, got {list(given['mean'])}; divide by 255")
+        if given.get("interpolation", "bilinear") not in get_args(Interpolation):
+            raise unknown(
+                "interpolation", given["interpolation"], get_args(Interpolation), "--model.input.interpolation"
+            )
         if any(std <= 0 for std in given.get("std", ())):
             raise UserError(f"--model.input.std: must be above 0, got {list(given['std'])}")
         size = given.get("size", spec.size)

@@ -79,6 +79,7 @@ def build(name: str, spec: InputSpec) -> Network:
         wrapped=tuple(get_notrace_functions()),
         strict=False,
         prefix_tokens=getattr(module, "num_prefix_tokens", 0),
+        class_token=getattr(module, "cls_token", None) is not None,
         channels_last=getattr(module, "output_fmt", "") == "NHWC",
     )
 

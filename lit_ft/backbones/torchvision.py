@@ -166,7 +166,11 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
 
 
 def build(name: str, spec: InputSpec) -> Network:
-    """The network as torchvision makes it, with random weights, and its stages."""
+    """The network as torchvision makes it, with random weights, and its stages.
+
+    Raises:
+        UserError: If it cannot take images of this size.
+    """
     options: dict[str, Any] = {}
     if name.startswith("vit"):
         options = {"image_size": spec.size}
@@ -174,13 +178,17 @@ def build(name: str, spec: InputSpec) -> Network:
         options = {"input_size": (spec.size, spec.size)}
     elif name in ("googlenet", "inception_v3"):
         options = {"init_weights": True, "transform_input": False}
-    module: nn.Module = get_model(name, weights=None, **options)
+    try:
+        module: nn.Module = get_model(name, weights=None, **options)
+    except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
+        raise spec.refused(error) from error
     prefix = next(prefix for prefix in STAGES if name.startswith(prefix))
     patterns = STAGES[prefix]
     if callable(patterns):
         patterns = patterns(module)
     stage_of = assign(module, patterns, _CLASSIFIERS.get(prefix, _CLASSIFIER))
-    return Network(module, list(patterns), stage_of, prefix_tokens=int(name.startswith("vit")))
+    is_vit = name.startswith("vit")
+    return Network(module, list(patterns), stage_of, prefix_tokens=int(is_vit), class_token=is_vit)
 
 
 def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:

@@ -37,3 +37,18 @@ def test_impossible_images_are_refused(config, text):
 
 def test_channels_are_those_of_the_normalisation():
     assert (InputSpec().channels, InputSpec(mean=(0.5,), std=(0.5,)).channels) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"mean": [123.7, 116.3, 103.5]},
+            r"--model.input.mean: is on a scale from 0 to 1, got \[123.7, .*divide by 255",
+        ),
+        ({"interpolation": "foo"}, r"--model.input.interpolation: unknown interpolation 'foo'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(given, text):
+    with pytest.raises(UserError, match=f"^{text}"):
+        InputConfig(**given).applied_to(InputSpec())

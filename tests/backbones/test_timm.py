@@ -115,7 +115,7 @@ def case(request):
     network = source.build(f"timm/{name}", spec)
     module = strengthened(network.module.eval(), images)
     pieces = cut(network, spec)
-    pool = make_pool("own", pieces.pool, pieces.axes, network.prefix_tokens, network.channels_last)
+    pool = make_pool("own", pieces, network)
     backbone = Backbone(pieces.stages, pool, spec).eval()
     with torch.no_grad():
         places = [images[:2]]
@@ -187,7 +187,7 @@ def test_places_have_their_channels_where_the_pooling_expects_them(case):
     channels = WIDENED.get(case.name, case.module.num_features)
     assert places.shape[1 if places.ndim == 4 and not case.network.channels_last else -1] == channels
     network, pieces = case.network, case.pieces
-    average = make_pool("avg", pieces.pool, pieces.axes, network.prefix_tokens, network.channels_last)
+    average = make_pool("avg", pieces, network)
     assert average(places).shape == (2, channels)
 
 
@@ -229,7 +229,7 @@ def pooled(name, pool, size=64):
         for stage in pieces.stages.values():
             place = stage(place)
     places = torch.randn(2, *place.shape[1:])
-    return places, make_pool(pool, pieces.pool, pieces.axes, network.prefix_tokens, network.channels_last)(places)
+    return places, make_pool(pool, pieces, network)(places)
 
 
 @pytest.mark.parametrize(
