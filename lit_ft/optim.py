@@ -24,7 +24,8 @@ def param_groups(
     """One parameter group a stage and decay class, head first; all exist from the first step.
 
     The head has the learning rate ``lr``, and each shallower stage that of the stage above it times ``lr_decay``.
-    Biases and norm layers stand in a group of their own, without weight decay.
+    What is no weight of a layer that multiplies stands in a group of its own, without weight decay: biases, norms,
+    scales, class tokens, position embeddings and the like, which torchvision and timm leave out as well.
 
     Args:
         stages: The modules of each stage, shallow to deep, with the head last.
@@ -33,7 +34,7 @@ def param_groups(
         norms: The classes of norm layers.
 
     Returns:
-        Groups with ``params``, ``lr``, ``stage``, ``name`` and, for biases and norms, ``weight_decay`` 0.
+        Groups with ``params``, ``lr``, ``stage``, ``name`` and, for what must not decay, ``weight_decay`` 0.
 
     >>> [(g["name"], g["lr"]) for g in param_groups({"conv": [nn.Conv2d(1, 1, 3)], "head": [nn.Linear(2, 2)]},
     ...                                             lr=1.0, lr_decay=0.5, norms=())]
@@ -45,7 +46,9 @@ def param_groups(
         no_decay: list[nn.Parameter] = []
         for part in (part for module in modules for part in module.modules()):
             for name, parameter in part.named_parameters(recurse=False):
-                (no_decay if name.endswith("bias") or isinstance(part, norms) else decay).append(parameter)
+                # By name, as a scale (C, 1, 1) and a class token (1, 1, C) have as many axes as a weight.
+                decays = "weight" in name and parameter.ndim > 1 and not isinstance(part, norms)
+                (decay if decays else no_decay).append(parameter)
         rate = lr * lr_decay**depth
         if decay:
             groups.append({"params": decay, "lr": rate, "stage": stage, "name": stage})

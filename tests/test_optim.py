@@ -8,6 +8,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from lit_ft.backbones import build_backbone
 from lit_ft.backbones.backbone import NORMS
+from lit_ft.backbones.meta import without_data
 from lit_ft.errors import UserError
 from lit_ft.heads import HeadConfig, build_head
 from lit_ft.optim import WarmupCosine, build_optimizer, build_scheduler, param_groups
@@ -61,15 +62,52 @@ def test_rate_decays_with_depth(stages):
 
 
 def test_norms_and_biases_have_no_weight_decay(stages):
-    # In these networks all other parameters have more than one dimension.
+    # In these networks all other parameters but scales, tokens and position embeddings have more than one dimension.
     for group in param_groups(stages, 1.0, 1.0, NORMS):
-        assert {p.ndim <= 1 for p in group["params"]} == {"weight_decay" in group}
+        assert "weight_decay" in group or {p.ndim > 1 for p in group["params"]} == {True}
         assert group.get("weight_decay", 0.0) == 0.0
 
 
-def test_weights_of_norms_that_are_not_named_decay():
-    groups = param_groups({"head": [nn.LayerNorm(2)]}, 1.0, 1.0, norms=())
-    assert [(group["name"], len(group["params"])) for group in groups] == [("head", 1), ("head/no_decay", 1)]
+@pytest.mark.parametrize(
+    ("network", "few", "num_weights"),
+    [
+        # 18 blocks of three layers, four convolutions between the stages; the classifier is not there.
+        ("convnext_tiny", {"layer_scale": (96, 1, 1)}, 18 * 3 + 4),
+        # 12 blocks of two projections of attention and two layers, and the patches.
+        ("vit_b_32", {"class_token": (1, 1, 768), "pos_embedding": (1, 50, 768)}, 12 * 4 + 1),
+        # The same, and three layers that merge patches.
+        ("swin_t", {"relative_position_bias_table": (169, 3)}, 12 * 4 + 1 + 3),
+    ],
+)
+def test_scales_tokens_and_positions_do_not_decay_and_all_weights_do(network, few, num_weights):
+    backbone = without_data(lambda: build_backbone(network, weights=None))
+    groups = param_groups(backbone.stage_modules(), 1.0, 1.0, NORMS)
+    decays = {id(p): "weight_decay" not in group for group in groups for p in group["params"]}
+    names = {name: p for name, p in backbone.named_parameters() if decays[id(p)]}
+    assert len(names) == num_weights
+    assert all(name.endswith("weight") for name in names)
+    for ending, shape in few.items():
+        found = [p for name, p in backbone.named_parameters() if name.endswith(ending)]
+        assert tuple(found[0].shape) == shape
+        assert not any(decays[id(p)] for p in found)
+
+
+def test_weight_of_one_output_decays_and_a_vector_does_not():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 1)
+            self.weights_of_channels = nn.Parameter(torch.ones(3))
+
+    layer = Scaled()
+    decay, none = param_groups({"head": [layer]}, 1.0, 1.0, NORMS)
+    assert [id(p) for p in decay["params"]] == [id(layer.weight)]
+    assert {id(p) for p in none["params"]} == {id(layer.bias), id(layer.weights_of_channels)}
+
+
+def test_weights_of_norms_over_several_axes_decay_where_these_are_not_named():
+    for norms, names in (((), ["head", "head/no_decay"]), (NORMS, ["head/no_decay"])):
+        groups = param_groups({"head": [nn.LayerNorm((2, 3))]}, 1.0, 1.0, norms)
+        assert [group["name"] for group in groups] == names
 
 
 @pytest.mark.parametrize(
