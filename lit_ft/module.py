@@ -170,6 +170,13 @@ class FineTuneModule(L.LightningModule):
         position = [cast(int, self._run_seed), self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
+    def on_train_epoch_end(self) -> None:
+        """Lets the epoch in which a run is resumed count for a plateau, if its validation has run."""
+        # Lightning leaves that epoch out (fit_loop.py, on_advance_end), as the metric could be missing.
+        plateaus = [config for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        if plateaus and all(config.monitor in self.trainer.callback_metrics for config in plateaus):
+            self.trainer.fit_loop._restarting = False
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, with the penalty."""
         images, targets = batch
