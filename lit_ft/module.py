@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -54,7 +55,8 @@ class FineTuneModule(L.LightningModule):
         lr: Learning rate of the head.
         lr_decay: Factor from the learning rate of a stage to that of the next shallower one.
         optimizer: A torch optimizer, by name or as class_path and init_args; null is AdamW.
-        lr_scheduler: A torch learning-rate scheduler, likewise; null keeps the rates constant.
+        lr_scheduler: A torch learning-rate scheduler, likewise, its functions by dotted path, and from Python alone its
+            schedulers as a list of the same; null keeps the rates constant.
         penalty: What the objective adds for the size of the weights.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
 
@@ -284,11 +286,13 @@ def _config(cls: type[ConfigT], given: Any) -> ConfigT:
 
 
 def _plain(value: Any) -> Any:
-    """A value with tuples as lists and numpy's numbers as Python's, as YAML has them."""
+    """A value with tuples as lists, numpy's numbers as Python's and functions as their paths, as YAML has them."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 

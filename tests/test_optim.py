@@ -174,7 +174,6 @@ def test_warmup_out_of_range_is_refused(fraction):
         ("PolynomialLR", {"total_iters": 6, "power": 2.0}),
         ("CosineAnnealingLR", {"T_max": 8}),
         ("CosineAnnealingWarmRestarts", {"T_0": 3}),
-        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3}),
         ("ReduceLROnPlateau", {"patience": 1}),
     ],
 )
@@ -195,6 +194,66 @@ def test_one_cycle_rises_to_the_rate_of_each_group():
     seen = rates(optimizer, scheduler, 9)
     assert seen[0] == pytest.approx([1 / 25, 0.1 / 25])
     assert [max(column) for column in zip(*seen, strict=True)] == pytest.approx([1.0, 0.1])
+
+
+def test_cycle_is_below_the_rate_of_each_group():
+    optimizer = two_groups()
+    scheduler, interval = build_scheduler({"class_path": "CyclicLR", "init_args": {"step_size_up": 2}}, optimizer, 10)
+    assert interval == "step"
+    assert rates(optimizer, scheduler, 4) == [pytest.approx([f, 0.1 * f]) for f in (0.25, 0.625, 1.0, 0.625)]
+    given = {"base_lr": 0.5, "max_lr": [2.0, 3.0], "step_size_up": 2}
+    optimizer = two_groups()
+    scheduler, _ = build_scheduler({"class_path": "CyclicLR", "init_args": given}, optimizer, math.inf)
+    assert rates(optimizer, scheduler, 3)[::2] == [[0.5, 0.5], [2.0, 3.0]]
+
+
+def test_list_that_holds_one_scheduler_of_steps_steps_each_step():
+    for name, milestones in (("ChainedScheduler", {}), ("SequentialLR", {"milestones": [4]})):
+        for last, expected in (
+            ("OneCycleLR", "step"),
+            ({"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}, "epoch"),
+        ):
+            spec = {"class_path": name, "init_args": {"schedulers": ["ConstantLR", last], **milestones}}
+            assert build_scheduler(spec, two_groups(), 10)[1] == expected
+
+
+def test_one_of_a_list_lasts_until_the_next_and_has_the_rate_of_each_group():
+    parts = ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
+    spec = {"class_path": "SequentialLR", "init_args": {"schedulers": parts, "milestones": [3, 8, 9]}}
+    scheduler, _ = build_scheduler(spec, two_groups(), 20)
+    _, cosine, _, cycle = scheduler._schedulers
+    assert (cosine.first_step, cosine.total_steps, cycle.total_steps) == (3, 5, 11)
+    assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [1.0, 0.1]
+    # What is saved with the model stays as it was given.
+    assert spec["init_args"]["schedulers"] == ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"class_path": "CyclicLR"}, "CyclicLR: optimizer must support momentum or beta1 with `cycle_momentum` option"),
+        ({"class_path": "OneCycleLR"}, "OneCycleLR: optimizer must support momentum or beta1"),
+        ({"class_path": "StepLR"}, r"StepLR: .*missing 1 required positional argument: 'step_size'"),
+        ({"class_path": "StepLR", "init_args": {"stepsize": 2}}, r"StepLR: .*unexpected keyword argument 'stepsize'"),
+        ({"class_path": "ChainedScheduler"}, "ChainedScheduler: .*missing 1 required positional argument"),
+        (
+            {"class_path": "ChainedScheduler", "init_args": {"schedulers": ["ReduceLROnPlateau"]}},
+            "ChainedScheduler: .* does not support `ReduceLROnPlateau`",
+        ),
+        (
+            {"class_path": "SequentialLR", "init_args": {"schedulers": ["ConstantLR"] * 3, "milestones": [1]}},
+            "SequentialLR: .*number of schedulers 3 and the number of milestones to be equal to 1",
+        ),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "math.nix"}}, "there is no function 'math.nix'"),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "math.pi"}}, "there is no function 'math.pi'"),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "nix.f"}}, r"cannot import 'nix.f' \(No module .*\)"),
+    ],
+)
+def test_what_a_scheduler_refuses_is_told_in_one_line(spec, text):
+    optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))], lr=1.0)  # without momentum
+    with pytest.raises(UserError, match=f"^--lr_scheduler: {text}") as caught:
+        build_scheduler(spec, optimizer, 10)
+    assert "\n" not in str(caught.value)
 
 
 def test_given_options_of_a_scheduler_go_before_those_of_the_run():
