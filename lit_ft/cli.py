@@ -70,7 +70,7 @@ class FineTuneCLI(LightningCLI):
                 parser.set_defaults({key: {"class_path": path, "init_args": default}})
         for key, bases, skip in (
             ("optimizer", (Optimizer,), {"params", "lr"}),
-            ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "max_lr"}),
+            ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "first_step", "max_lr", "base_lr"}),
         ):
             parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
             parser.link_arguments(key, f"model.init_args.{key}", compute_fn=_plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -53,7 +54,8 @@ class FineTuneModule(Staged, L.LightningModule):
         lr: Learning rate of the head.
         lr_decay: Factor from the learning rate of a stage to that of the next shallower one.
         optimizer: A torch optimizer, by name or as class_path and init_args; null is AdamW.
-        lr_scheduler: A torch learning-rate scheduler, likewise; null keeps the rates constant.
+        lr_scheduler: A torch learning-rate scheduler, likewise, its functions by dotted path, and from Python alone its
+            schedulers as a list of the same; null keeps the rates constant.
         penalty: What the objective adds for the size of the weights.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
 
@@ -150,6 +152,13 @@ class FineTuneModule(Staged, L.LightningModule):
         """Makes what is random in this step (dropout) a function of its position, so that a resumed run repeats it."""
         position = [cast(int, self._run_seed), self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
+
+    def on_train_epoch_end(self) -> None:
+        """Lets the epoch in which a run is resumed count for a plateau, if its validation has run."""
+        # Lightning leaves that epoch out (fit_loop.py, on_advance_end), as the metric could be missing.
+        plateaus = [config for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        if plateaus and all(config.monitor in self.trainer.callback_metrics for config in plateaus):
+            self.trainer.fit_loop._restarting = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, with the penalty."""
@@ -263,11 +272,13 @@ def _config(cls: type[ConfigT], given: Any) -> ConfigT:
 
 
 def _plain(value: Any) -> Any:
-    """A value with tuples as lists and numpy's numbers as Python's, as YAML has them."""
+    """A value with tuples as lists, numpy's numbers as Python's and functions as their paths, as YAML has them."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 

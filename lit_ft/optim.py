@@ -24,7 +24,8 @@ def param_groups(
     """One parameter group a stage and decay class, head first; all exist from the first step.
 
     The head has the learning rate ``lr``, and each shallower stage that of the stage above it times ``lr_decay``.
-    Biases and norm layers stand in a group of their own, without weight decay.
+    What is no weight of a layer that multiplies stands in a group of its own, without weight decay: biases, norms,
+    scales, class tokens, position embeddings and the like, which torchvision and timm leave out as well.
 
     Args:
         stages: The modules of each stage, shallow to deep, with the head last.
@@ -33,7 +34,7 @@ def param_groups(
         norms: The classes of norm layers.
 
     Returns:
-        Groups with ``params``, ``lr``, ``stage``, ``name`` and, for biases and norms, ``weight_decay`` 0.
+        Groups with ``params``, ``lr``, ``stage``, ``name`` and, for what must not decay, ``weight_decay`` 0.
 
     >>> [(g["name"], g["lr"]) for g in param_groups({"conv": [nn.Conv2d(1, 1, 3)], "head": [nn.Linear(2, 2)]},
     ...                                             lr=1.0, lr_decay=0.5, norms=())]
@@ -45,7 +46,9 @@ def param_groups(
         no_decay: list[nn.Parameter] = []
         for part in (part for module in modules for part in module.modules()):
             for name, parameter in part.named_parameters(recurse=False):
-                (no_decay if name.endswith("bias") or isinstance(part, norms) else decay).append(parameter)
+                # By name, as a scale (C, 1, 1) and a class token (1, 1, C) have as many axes as a weight.
+                decays = "weight" in name and parameter.ndim > 1 and not isinstance(part, norms)
+                (decay if decays else no_decay).append(parameter)
         rate = lr * lr_decay**depth
         if decay:
             groups.append({"params": decay, "lr": rate, "stage": stage, "name": stage})
@@ -62,25 +65,32 @@ class WarmupCosine(LRScheduler):
     (`Loshchilov and Hutter 2017 <https://arxiv.org/abs/1608.03983>`_, eq. 5, without restarts).
 
     Args:
-        optimizer: Its groups may have ``thaw_step``, the step at which they begin to train, or infinity.
+        optimizer: Its groups may have ``thaw_step``, the step of the run at which they begin to train, or infinity.
         total_steps: Length of the run in optimizer steps; filled in from the trainer.
         warmup_fraction: Length of each warm-up as a share of the run.
         final_fraction: Share of the learning rate that is left at the end.
+        first_step: Step of the run at which the schedule begins; filled in where it follows on another one.
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.05, final_fraction: float = 0.0
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_fraction: float = 0.05,
+        final_fraction: float = 0.0,
+        first_step: int = 0,
     ) -> None:
         if not 0.0 <= warmup_fraction < 1.0:
             raise UserError(f"--lr_scheduler.warmup_fraction: must be at least 0 and below 1, got {warmup_fraction}")
         self.total_steps = total_steps
         self.warmup_steps = math.ceil(warmup_fraction * total_steps)
         self.final_fraction = final_fraction
+        self.first_step = first_step
         super().__init__(optimizer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the position; the length stays this run's own, so that a run can be resumed to go on for longer."""
-        own = ("total_steps", "warmup_steps", "final_fraction")
+        own = ("total_steps", "warmup_steps", "final_fraction", "first_step")
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
 
     def refresh(self) -> None:
@@ -90,7 +100,8 @@ class WarmupCosine(LRScheduler):
             group["lr"] = rate
 
     def factor(self, step: int, thaw_step: float = 0) -> float:
-        """Share of a group's learning rate at ``step``, for a group that thaws at ``thaw_step``."""
+        """Share of a group's learning rate at ``step``, for one that thaws at ``thaw_step``, from the first step on."""
+        thaw_step = max(0, thaw_step)  # what thawed before the schedule began warms up with it
         rise = min(1.0, (step - thaw_step + 1) / max(1, self.warmup_steps)) if step >= thaw_step else 0.0
         position = min(1.0, max(0, step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         cosine = 0.5 * (1.0 + math.cos(math.pi * position))
@@ -100,7 +111,7 @@ class WarmupCosine(LRScheduler):
         """The learning rate of each group at the current step."""
         step = self.last_epoch  # torch's name for the number of calls so far
         return [
-            base * self.factor(step, group.get("thaw_step", 0))
+            base * self.factor(step, group.get("thaw_step", 0) - self.first_step)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 
@@ -121,34 +132,96 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float) ->
 def build_scheduler(spec: ClassSpec, optimizer: Optimizer, total_steps: float) -> tuple[Any, str]:
     """The learning-rate scheduler that ``spec`` names, and whether it steps each ``step`` or each ``epoch``.
 
-    A scheduler that asks for ``total_steps`` gets the length of the run and steps each step; ``max_lr``, where it asks
-    for that, is each group's own learning rate. All others step each epoch, as with LightningCLI.
+    A scheduler that asks for ``total_steps`` or ``max_lr`` steps each step, and gets the length of the run and each
+    group's own learning rate; `CyclicLR` rises to that from a quarter of it (`Smith 2017
+    <https://arxiv.org/abs/1506.01186>`_, section 3.3), so that ``lr_decay`` holds through the cycle. All others step
+    each epoch, as with LightningCLI.
+
+    Args:
+        spec: As for `build_optimizer`. A function among its options is named by its dotted path, and ``schedulers`` is
+            a list of such specs; if one of these steps each step, all do, and their ``milestones`` are steps.
+        optimizer: Its groups have the learning rates from which the schedule starts.
+        total_steps: Length of the run in optimizer steps; infinite or -1 where it has none.
 
     Raises:
-        UserError: If the scheduler must know the length of the run and the run has none.
+        UserError: If the scheduler must know the length of the run and the run has none, or refuses its options.
     """
-    cls, options = _resolve(spec, "lr_scheduler")
+    rates = [group["lr"] for group in optimizer.param_groups]  # noted here, as each scheduler changes them when made
+    # -1 is the trainer's word for data without a length.
+    return _scheduler(spec, optimizer, rates, 0, math.inf if total_steps < 0 else total_steps)
+
+
+def _scheduler(
+    spec: ClassSpec, optimizer: Optimizer, rates: list[float], first_step: int, end_step: float
+) -> tuple[Any, str]:
+    """A scheduler for the steps from ``first_step`` up to ``end_step`` of the run, and its interval."""
+    cls, given = _resolve(spec, "lr_scheduler")
     asked = inspect.signature(cls).parameters
-    if "total_steps" not in asked:
-        return cls(optimizer, **options), "epoch"
-    if math.isinf(total_steps) or total_steps < 0:  # -1 is the trainer's word for data without a length
-        raise UserError(f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs")
-    options = {"total_steps": int(total_steps), **options}
+    intervals = {"step" if {"total_steps", "max_lr"} & asked.keys() else "epoch"}
+    filled: dict[str, Any] = {"optimizer": optimizer, "first_step": first_step}
+    if "total_steps" in asked:
+        if math.isinf(end_step):
+            raise UserError(f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs")
+        filled["total_steps"] = int(end_step) - first_step
     if "max_lr" in asked:
-        options.setdefault("max_lr", [group["lr"] for group in optimizer.param_groups])
-    return cls(optimizer, **options), "step"
+        filled |= {"max_lr": rates, "base_lr": [rate / 4 for rate in rates]}
+    options = {**{key: value for key, value in filled.items() if key in asked}, **given}
+    if "schedulers" in given:
+        spans = _spans(len(given["schedulers"]), given.get("milestones", []), first_step, end_step)
+        pairs = zip(given["schedulers"], spans, strict=True)
+        parts = [_scheduler(part, optimizer, rates, *span) for part, span in pairs]
+        options["schedulers"] = [part for part, _ in parts]
+        intervals |= {interval for _, interval in parts}
+    for key in options.keys() & asked.keys():
+        if "Callable" in str(asked[key].annotation):
+            options[key] = _function(options[key])
+    try:
+        return cls(**options), "step" if "step" in intervals else "epoch"
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--lr_scheduler: {cls.__name__}: {error}") from error
+
+
+def _spans(parts: int, milestones: Sequence[int], first: int, end: float) -> list[tuple[int, float]]:
+    """The first and the end step of each of a list's schedulers: one after the other, or all at once.
+
+    >>> _spans(3, [4, 6], 10, 30)
+    [(10, 14), (14, 16), (16, 30)]
+    >>> _spans(2, [], 10, 30)
+    [(10, 30), (10, 30)]
+    """
+    if not milestones:
+        return [(first, end)] * parts
+    bounds = [first, *(first + milestone for milestone in milestones)]
+    # A wrong number of milestones is left for the scheduler to refuse.
+    return [(bounds[min(i, len(milestones))], bounds[i + 1] if i < len(milestones) else end) for i in range(parts)]
 
 
 def _resolve(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:
     """The class that ``spec`` names, and the arguments for it."""
     path, options = (spec, {}) if isinstance(spec, str) else (spec["class_path"], dict(spec.get("init_args") or {}))
+    homes = [] if "." in path else ["torch.optim", "torch.optim.lr_scheduler", __name__]
+    found = [thing for thing in _imported(path, key, homes) if isinstance(thing, type)]
+    if not found:
+        raise UserError(f"--{key}: there is no class {path!r}")
+    return found[0], options
+
+
+def _function(named: Any) -> Any:
+    """The function that a dotted path names, or such a list, one for each group; anything else as it is."""
+    if isinstance(named, (list, tuple)):
+        return [_function(one) for one in named]
+    if not isinstance(named, str):
+        return named
+    found = [thing for thing in _imported(named, "lr_scheduler", []) if callable(thing)]
+    if not found:
+        raise UserError(f"--lr_scheduler: there is no function {named!r}")
+    return found[0]
+
+
+def _imported(path: str, key: str, homes: Sequence[str]) -> list[Any]:
+    """What a dotted path names, or a bare name in its possible homes."""
     module, _, name = path.rpartition(".")
-    homes = [module] if module else ["torch.optim", "torch.optim.lr_scheduler", __name__]
-    for home in homes:
-        try:
-            found = getattr(importlib.import_module(home), name, None)
-        except ImportError as error:
-            raise UserError(f"--{key}: cannot import {path!r} ({error})") from error
-        if isinstance(found, type):
-            return found, options
-    raise UserError(f"--{key}: there is no class {path!r}")
+    try:
+        return [getattr(importlib.import_module(home), name, None) for home in homes or [module or "builtins"]]
+    except ImportError as error:
+        raise UserError(f"--{key}: cannot import {path!r} ({error})") from error

@@ -145,6 +145,25 @@ def test_optimizer_and_schedule_by_short_name(run):
     assert "momentum" in groups[0]
 
 
+def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run):
+    steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "test_schedules.harmonic")
+    run("fit", "--trainer.max_epochs", 2, "--model.lr", 0.1, *steps)
+    run("fit", "--config", "logs/run/version_0/config.yaml")
+    for version in (0, 1):
+        saved = torch.load(f"logs/run/version_{version}/checkpoints/last.ckpt", weights_only=True)
+        assert saved["hyper_parameters"]["lr_scheduler"]["init_args"]["lr_lambda"] == "test_schedules.harmonic"
+        # It is saved after the step of the second epoch's end.
+        assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.1 / 3)
+
+
+def test_cycle_rises_to_the_rates_of_the_groups(run):
+    cycle = ("--lr_scheduler", "CyclicLR", "--lr_scheduler.step_size_up", 2)
+    run("fit", "--trainer.max_steps", 2, "--model.lr", 0.1, "--model.lr_decay", 0.5, *cycle)
+    saved = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
+    groups = {group["name"]: group["lr"] for group in saved["optimizer_states"][0]["param_groups"]}
+    assert (groups["head"], groups["dense"]) == pytest.approx((0.1, 0.05))
+
+
 MISTAKES = {
     ("fit", "--model.backbon", "resnet50"): "--model.backbon: there is no such option; nearest: --model.backbone",
     ("fit", "--modle.backbone", "x"): "--modle.backbone: there is no such option; nearest: --model.backbone",
@@ -157,6 +176,9 @@ MISTAKES = {
     ("fit", "--optimizer", "SDG"): "--optimizer: unknown class 'SDG'; nearest: SGD",
     ("fit", "--optimizer.lr", "1"): "--optimizer.lr: there is no such option; nearest: --model.lr",
     ("fit", "--lr_scheduler", "OneCycle"): "--lr_scheduler: unknown class 'OneCycle'; nearest: OneCycleLR",
+    ("fit", "--optimizer", "Adagrad", "--lr_scheduler", "OneCycleLR"): (
+        "--lr_scheduler: OneCycleLR: optimizer must support momentum or beta1 with `cycle_momentum` option enabled"
+    ),
     ("fit", "--data", "DigitDataModule"): "--data: unknown class 'DigitDataModule'; nearest: DigitsDataModule",
     ("fit", "--data.batch_size", "4"): "--data.batch_size: name the data module first, such as --data DigitsDataModule",
     ("fit", "--data", "DigitsDataModule", "--data.batch_size", "0"): "--data.batch_size: 0 is less than 1",

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from lit_ft.backbones import build_backbone
+from lit_ft.backbones.meta import without_data
 from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS
 from lit_ft.heads import HeadConfig, build_head
@@ -61,15 +62,52 @@ def test_rate_decays_with_depth(stages):
 
 
 def test_norms_and_biases_have_no_weight_decay(stages):
-    # In these networks all other parameters have more than one dimension.
+    # In these networks all other parameters but scales, tokens and position embeddings have more than one dimension.
     for group in param_groups(stages, 1.0, 1.0, NORMS):
-        assert {p.ndim <= 1 for p in group["params"]} == {"weight_decay" in group}
+        assert "weight_decay" in group or {p.ndim > 1 for p in group["params"]} == {True}
         assert group.get("weight_decay", 0.0) == 0.0
 
 
-def test_weights_of_norms_that_are_not_named_decay():
-    groups = param_groups({"head": [nn.LayerNorm(2)]}, 1.0, 1.0, norms=())
-    assert [(group["name"], len(group["params"])) for group in groups] == [("head", 1), ("head/no_decay", 1)]
+@pytest.mark.parametrize(
+    ("network", "few", "num_weights"),
+    [
+        # 18 blocks of three layers, four convolutions between the stages; the classifier is not there.
+        ("convnext_tiny", {"layer_scale": (96, 1, 1)}, 18 * 3 + 4),
+        # 12 blocks of two projections of attention and two layers, and the patches.
+        ("vit_b_32", {"class_token": (1, 1, 768), "pos_embedding": (1, 50, 768)}, 12 * 4 + 1),
+        # The same, and three layers that merge patches.
+        ("swin_t", {"relative_position_bias_table": (169, 3)}, 12 * 4 + 1 + 3),
+    ],
+)
+def test_scales_tokens_and_positions_do_not_decay_and_all_weights_do(network, few, num_weights):
+    backbone = without_data(lambda: build_backbone(network, weights=None))
+    groups = param_groups(backbone.stage_modules(), 1.0, 1.0, NORMS)
+    decays = {id(p): "weight_decay" not in group for group in groups for p in group["params"]}
+    names = {name: p for name, p in backbone.named_parameters() if decays[id(p)]}
+    assert len(names) == num_weights
+    assert all(name.endswith("weight") for name in names)
+    for ending, shape in few.items():
+        found = [p for name, p in backbone.named_parameters() if name.endswith(ending)]
+        assert tuple(found[0].shape) == shape
+        assert not any(decays[id(p)] for p in found)
+
+
+def test_weight_of_one_output_decays_and_a_vector_does_not():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 1)
+            self.weights_of_channels = nn.Parameter(torch.ones(3))
+
+    layer = Scaled()
+    decay, none = param_groups({"head": [layer]}, 1.0, 1.0, NORMS)
+    assert [id(p) for p in decay["params"]] == [id(layer.weight)]
+    assert {id(p) for p in none["params"]} == {id(layer.bias), id(layer.weights_of_channels)}
+
+
+def test_weights_of_norms_over_several_axes_decay_where_these_are_not_named():
+    for norms, names in (((), ["head", "head/no_decay"]), (NORMS, ["head/no_decay"])):
+        groups = param_groups({"head": [nn.LayerNorm((2, 3))]}, 1.0, 1.0, norms)
+        assert [group["name"] for group in groups] == names
 
 
 @pytest.mark.parametrize(
@@ -136,7 +174,6 @@ def test_warmup_out_of_range_is_refused(fraction):
         ("PolynomialLR", {"total_iters": 6, "power": 2.0}),
         ("CosineAnnealingLR", {"T_max": 8}),
         ("CosineAnnealingWarmRestarts", {"T_0": 3}),
-        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3}),
         ("ReduceLROnPlateau", {"patience": 1}),
     ],
 )
@@ -157,6 +194,66 @@ def test_one_cycle_rises_to_the_rate_of_each_group():
     seen = rates(optimizer, scheduler, 9)
     assert seen[0] == pytest.approx([1 / 25, 0.1 / 25])
     assert [max(column) for column in zip(*seen, strict=True)] == pytest.approx([1.0, 0.1])
+
+
+def test_cycle_is_below_the_rate_of_each_group():
+    optimizer = two_groups()
+    scheduler, interval = build_scheduler({"class_path": "CyclicLR", "init_args": {"step_size_up": 2}}, optimizer, 10)
+    assert interval == "step"
+    assert rates(optimizer, scheduler, 4) == [pytest.approx([f, 0.1 * f]) for f in (0.25, 0.625, 1.0, 0.625)]
+    given = {"base_lr": 0.5, "max_lr": [2.0, 3.0], "step_size_up": 2}
+    optimizer = two_groups()
+    scheduler, _ = build_scheduler({"class_path": "CyclicLR", "init_args": given}, optimizer, math.inf)
+    assert rates(optimizer, scheduler, 3)[::2] == [[0.5, 0.5], [2.0, 3.0]]
+
+
+def test_list_that_holds_one_scheduler_of_steps_steps_each_step():
+    for name, milestones in (("ChainedScheduler", {}), ("SequentialLR", {"milestones": [4]})):
+        for last, expected in (
+            ("OneCycleLR", "step"),
+            ({"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}, "epoch"),
+        ):
+            spec = {"class_path": name, "init_args": {"schedulers": ["ConstantLR", last], **milestones}}
+            assert build_scheduler(spec, two_groups(), 10)[1] == expected
+
+
+def test_one_of_a_list_lasts_until_the_next_and_has_the_rate_of_each_group():
+    parts = ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
+    spec = {"class_path": "SequentialLR", "init_args": {"schedulers": parts, "milestones": [3, 8, 9]}}
+    scheduler, _ = build_scheduler(spec, two_groups(), 20)
+    _, cosine, _, cycle = scheduler._schedulers
+    assert (cosine.first_step, cosine.total_steps, cycle.total_steps) == (3, 5, 11)
+    assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [1.0, 0.1]
+    # What is saved with the model stays as it was given.
+    assert spec["init_args"]["schedulers"] == ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"class_path": "CyclicLR"}, "CyclicLR: optimizer must support momentum or beta1 with `cycle_momentum` option"),
+        ({"class_path": "OneCycleLR"}, "OneCycleLR: optimizer must support momentum or beta1"),
+        ({"class_path": "StepLR"}, r"StepLR: .*missing 1 required positional argument: 'step_size'"),
+        ({"class_path": "StepLR", "init_args": {"stepsize": 2}}, r"StepLR: .*unexpected keyword argument 'stepsize'"),
+        ({"class_path": "ChainedScheduler"}, "ChainedScheduler: .*missing 1 required positional argument"),
+        (
+            {"class_path": "ChainedScheduler", "init_args": {"schedulers": ["ReduceLROnPlateau"]}},
+            "ChainedScheduler: .* does not support `ReduceLROnPlateau`",
+        ),
+        (
+            {"class_path": "SequentialLR", "init_args": {"schedulers": ["ConstantLR"] * 3, "milestones": [1]}},
+            "SequentialLR: .*number of schedulers 3 and the number of milestones to be equal to 1",
+        ),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "math.nix"}}, "there is no function 'math.nix'"),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "math.pi"}}, "there is no function 'math.pi'"),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "nix.f"}}, r"cannot import 'nix.f' \(No module .*\)"),
+    ],
+)
+def test_what_a_scheduler_refuses_is_told_in_one_line(spec, text):
+    optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))], lr=1.0)  # without momentum
+    with pytest.raises(UserError, match=f"^--lr_scheduler: {text}") as caught:
+        build_scheduler(spec, optimizer, 10)
+    assert "\n" not in str(caught.value)
 
 
 def test_given_options_of_a_scheduler_go_before_those_of_the_run():

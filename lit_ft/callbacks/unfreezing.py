@@ -192,7 +192,9 @@ class GradualUnfreezing(Callback):
         """Writes into each parameter group at which step it began to train, from which its learning rate warms up."""
         batches = trainer.num_training_batches
         steps_per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
-        starts = plan.phase_starts(trainer.current_epoch, self.scores)
+        # As far as they are known; a phase that may end by a plateau is taken to end as late as it can.
+        horizon = run_epochs(trainer) or trainer.current_epoch + sum(phase.num_epochs or 0 for phase in plan.phases)
+        starts = plan.phase_starts(horizon, self.scores)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         thaws = [math.inf] * len(groups)
         # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
