@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torchmetrics import MeanMetric, MetricCollection
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
@@ -56,6 +57,7 @@ class FineTuneModule(L.LightningModule):
         optimizer: A torch optimizer, by name or as class_path and init_args; null is AdamW.
         lr_scheduler: A torch learning-rate scheduler, likewise; null keeps the rates constant.
         penalty: What the objective adds for the size of the weights.
+        gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
 
     Raises:
@@ -78,6 +80,7 @@ class FineTuneModule(L.LightningModule):
         optimizer: ClassSpec | None = None,
         lr_scheduler: ClassSpec | None = "WarmupCosine",
         penalty: PenaltyConfig = PenaltyConfig(),  # noqa: B008
+        gradient_checkpointing: bool = False,
         classes: int | list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -94,6 +97,7 @@ class FineTuneModule(L.LightningModule):
         # The layout that convolutions are fastest in, on CPUs and on GPUs.
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
         self.backbone.to(memory_format=torch.channels_last)
+        self.backbone.gradient_checkpointing = gradient_checkpointing
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
@@ -127,12 +131,17 @@ class FineTuneModule(L.LightningModule):
 
     def set_trainable(self, names: tuple[str, ...], frozen_norm: FrozenNorm = "eval") -> None:
         """Lets just these stages train; see `Backbone.set_trainable`."""
+        trained = [parameter.requires_grad for parameter in self.parameters()]
         self.backbone.set_trainable(names, frozen_norm)
         self.head.requires_grad_(HEAD in names)
         if HEAD not in names:
             self.head.zero_grad(set_to_none=True)
         self._head_frozen = HEAD not in names
         self.train(self.training)
+        if self._is_compiled() and trained != [parameter.requires_grad for parameter in self.parameters()]:
+            # What was compiled for the last phase fits no more, but would count to torch's limit of 8 versions, past
+            # which all runs uncompiled: a ResNet that thaws stage by stage has 12.
+            torch.compiler.reset()
 
     def train(self, mode: bool = True) -> FineTuneModule:
         """Sets training mode for all but frozen stages."""
@@ -223,6 +232,11 @@ class FineTuneModule(L.LightningModule):
     @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
+
+    def _is_compiled(self) -> bool:
+        """Whether the module, or one within it, is compiled, in place or by the trainer."""
+        parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
+        return self._compiler_ctx is not None or parts
 
     def _set_classes(self, classes: int | list[str]) -> None:
         """Makes head and metrics for the classes, or checks them against those it has."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_ft.backbones.meta import of_an_image
+from lit_ft.backbones.recompute import recomputed
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
@@ -39,14 +41,22 @@ class Backbone(nn.Module):
         self.spec = spec
         self._frozen: frozenset[str] = frozenset()
         self._frozen_norm: FrozenNorm = "eval"
+        # Whether activations are computed again in the backward pass rather than kept.
+        self.gradient_checkpointing = False
         self.num_features = self._count_features()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, C, H, W)`` -> features ``(B, D)``."""
         for stage in self.stages.values():
-            images = stage(images)
+            images = recomputed(stage, images) if self._is_recomputed(stage, images) else stage(images)
         features: Tensor = self.pool(images)
         return features
+
+    def _is_recomputed(self, stage: nn.Module, inputs: Tensor) -> bool:
+        """Whether there are activations to save: those of a frozen prefix are not kept anyway."""
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return False
+        return inputs.requires_grad or any(parameter.requires_grad for parameter in stage.parameters())
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep: every parameter of the backbone stands in exactly one."""
