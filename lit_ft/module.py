@@ -179,6 +179,11 @@ class FineTuneModule(L.LightningModule):
         position = [cast(int, self._run_seed), self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Logs as Lightning does; never compiled, as it would be for each name and phase."""
+        super().log(*args, **kwargs)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, with the penalty."""
         images, targets = batch
@@ -272,9 +277,14 @@ class FineTuneModule(L.LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
         images, targets = batch
         logits = self(images)
+        self._count(logits, targets, split)
+        return {"logits": logits, "targets": targets}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the same is true of metrics
+    def _count(self, logits: Tensor, targets: Tensor, split: str) -> None:
         metrics = cast(MetricCollection, self.metrics[f"{split}_"])
         self.task.update(metrics, logits, targets)
-        size = len(images)
+        size = len(targets)
         mean_loss = cast(MeanMetric, self.losses[f"{split}_"])
         # Repeated, as with "disable" torchmetrics passes over weights; but otherwise over losses that are nan.
         mean_loss.update(self.task.loss(logits, targets).expand(size))
@@ -282,7 +292,6 @@ class FineTuneModule(L.LightningModule):
         main = self.main_metric[0].removeprefix("val/")
         for name, metric in metrics.items(keep_base=True):
             self.log(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)
-        return {"logits": logits, "targets": targets}
 
 
 def _config(cls: type[ConfigT], given: Any) -> ConfigT:

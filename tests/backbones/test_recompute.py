@@ -144,7 +144,6 @@ def test_buffers_are_written_once_and_read_as_they_were():
         stage = Counting()
         for _ in range(3):
             inputs = torch.randn(5, 4, requires_grad=True)
-            inputs.grad = None
             outputs = run(stage, inputs)
             (outputs * torch.arange(4)).sum().backward()
         gradients = {name: parameter.grad for name, parameter in stage.named_parameters()}
@@ -160,3 +159,18 @@ def test_second_backward_pass_gives_the_same_gradient():
     gradients = [torch.autograd.grad(outputs[:, 0].sum(), inputs, retain_graph=True)[0] for _ in range(2)]
     assert gradients[0].equal(gradients[1])
     assert int(stage.norm.num_batches_tracked) == 1
+
+
+def test_compiled_stages_write_their_buffers_once_too():
+    found = []
+    for compiled in (False, True):
+        L.seed_everything(1)
+        module = small_resnet(classes=10, gradient_checkpointing=True).train()
+        images = torch.randn(4, 3, 32, 32)
+        module.set_trainable(("layer4", "head"))
+        stages = torch.compile(module.backbone, backend="aot_eager") if compiled else module.backbone
+        stages(images).square().sum().backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        assert any("layer4" in name for name in gradients)
+        found.append({**gradients, **dict(module.named_buffers())})
+    assert differences(*found) == []
