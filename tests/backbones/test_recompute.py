@@ -169,7 +169,7 @@ def test_compiled_stages_write_their_buffers_once_too():
         module = small_resnet(classes=10, gradient_checkpointing=True).train()
         images = torch.randn(4, 3, 32, 32)
         module.set_trainable(("layer4", "head"))
-        stages = torch.compile(module.backbone, backend="aot_eager") if compiled else module.backbone
+        stages = torch.compile(module.backbone, backend="aot_eager", fullgraph=True) if compiled else module.backbone
         stages(images).square().sum().backward()
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         assert any("layer4" in name for name in gradients)
