@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from argparse import ArgumentError
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
 from lit_ft.assets import data_root, is_offline
+from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
@@ -46,8 +48,9 @@ class FineTuneCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, ``finetune`` and ``download``."""
-        return {"finetune": {"model", "datamodule"}, "download": set(), **LightningCLI.subcommands()}
+        """Lightning's commands, ``finetune``, ``plan`` and ``download``."""
+        both = {"model", "datamodule"}
+        return {"finetune": both, "plan": both, "download": set(), **LightningCLI.subcommands()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the name of the run, the named callbacks, and optimizer and schedule."""
@@ -110,7 +113,9 @@ class FineTuneCLI(LightningCLI):
             config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
         if self.subcommand == "download":
             return
-        if config["ckpt_path"] in ("best", "last"):
+        if self.subcommand == "plan":
+            _without_effects(config)
+        if config.get("ckpt_path") in ("best", "last"):
             config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
             )
@@ -281,6 +286,25 @@ def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
         options["mode"] = modes[options["monitor"]]
     elif model["class_path"].endswith(".FineTuneModule"):
         raise unknown("metric", options["monitor"], modes, f"--{key}.monitor")
+
+
+def _without_effects(config: Namespace) -> None:
+    """Leaves of a config what its plan depends on: no weights, no files, and no other processor than this one."""
+    model = config["model"]["init_args"]
+    if "backbone" in model and "weights" in model:
+        spec = InputConfig(**_plain(model["input"] or {})).applied_to(
+            input_spec(_plain(model["backbone"]), model["weights"])
+        )
+        model["weights"] = None
+        model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
+    config["trainer"].update(
+        Namespace(
+            accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None, plugins=None, logger=False
+        )
+    )
+    config["trainer"].update(Namespace(num_sanity_val_steps=0))
+    config["checkpoint"] = None
+    config["report"] = Namespace(class_path="lit_ft.callbacks.RunReport", init_args=Namespace())
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,31 +38,33 @@ class Staged:
             frozen_norm: What norm layers of frozen stages do: ``eval`` nothing, ``stats`` follow the running
                 statistics of the batches, ``train`` train on.
         """
-        stages = self.stage_modules()
-        self._frozen = frozenset(stages) - frozenset(names)
+        self._frozen = frozenset(self.stage_modules()) - frozenset(names)
         self._frozen_norm = frozen_norm
-        for name, parts in stages.items():
-            for part in parts:
-                part.requires_grad_(name not in self._frozen)
-        if frozen_norm == "train":
-            for norm in self._frozen_norms():
-                norm.requires_grad_(True)
+        trained = self.trained(names, frozen_norm)
         module = cast(nn.Module, self)
         for parameter in module.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
             if not parameter.requires_grad:
                 parameter.grad = None  # else the optimizer would step once more with the last gradient
         module.train(module.training)
 
+    def trained(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> set[int]:
+        """The ids of the parameters that `set_trainable` with the same arguments lets train."""
+        found: set[int] = set()
+        for name, parts in self.stage_modules().items():
+            whole = parts if name in names else [norm for part in parts for norm in _norms(part)]
+            if name in names or frozen_norm == "train":
+                found |= {id(parameter) for part in whole for parameter in part.parameters()}
+        return found
+
     def train(self: StagedT, mode: bool = True) -> StagedT:
         """Sets training mode for all but the frozen stages, whose dropout and batch norm must not act."""
         super().train(mode)  # type: ignore[misc]  # nn.Module's, which stands behind this one
-        if mode:
-            stages = self.stage_modules() if self._frozen else {}
-            for name in self._frozen:
-                for part in stages[name]:
-                    part.eval()
-            if self._frozen_norm != "eval":
-                for norm in self._frozen_norms():
+        stages = self.stage_modules() if mode and self._frozen else {}
+        for name in self._frozen & stages.keys():
+            for part in stages[name]:
+                part.eval()
+                for norm in _norms(part) if self._frozen_norm != "eval" else ():
                     norm.train()
         return self
 
@@ -88,8 +90,6 @@ class Staged:
                 "exactly one"
             )
 
-    def _frozen_norms(self) -> Iterator[Any]:
-        stages = self.stage_modules()
-        for name in self._frozen:
-            for part in stages[name]:
-                yield from (module for module in part.modules() if isinstance(module, NORMS))
+
+def _norms(part: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in part.modules() if isinstance(module, NORMS))

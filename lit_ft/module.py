@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from types import FunctionType
 from typing import Any, TypeVar, cast
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torchmetrics import MeanMetric, MetricCollection
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
@@ -24,7 +26,7 @@ from lit_ft.backbones import (
     input_spec,
 )
 from lit_ft.errors import UserError
-from lit_ft.freezing import NORMS, Staged
+from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
@@ -57,6 +59,7 @@ class FineTuneModule(Staged, L.LightningModule):
         lr_scheduler: A torch learning-rate scheduler, likewise, its functions by dotted path, and from Python alone its
             schedulers as a list of the same; null keeps the rates constant.
         penalty: What the objective adds for the size of the weights.
+        gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
 
     Raises:
@@ -79,6 +82,7 @@ class FineTuneModule(Staged, L.LightningModule):
         optimizer: ClassSpec | None = None,
         lr_scheduler: ClassSpec | None = "WarmupCosine",
         penalty: PenaltyConfig = PenaltyConfig(),  # noqa: B008
+        gradient_checkpointing: bool = False,
         classes: int | list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -94,6 +98,7 @@ class FineTuneModule(Staged, L.LightningModule):
         penalty = _config(PenaltyConfig, penalty)
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
         self.backbone.to(memory_format=self.backbone.memory_format)
+        self.backbone.gradient_checkpointing = gradient_checkpointing
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
@@ -123,6 +128,15 @@ class FineTuneModule(Staged, L.LightningModule):
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep, with the head last."""
         return {**self.backbone.stage_modules(), HEAD: [self.head]}
+
+    def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
+        """Lets just these stages train; see `Staged.set_trainable`."""
+        trained = [parameter.requires_grad for parameter in self.parameters()]
+        super().set_trainable(names, frozen_norm)
+        if self._is_compiled() and trained != [parameter.requires_grad for parameter in self.parameters()]:
+            # What was compiled for the last phase fits no more, but would count to torch's limit of 8 versions, past
+            # which all runs uncompiled: a ResNet that thaws stage by stage has 12.
+            torch.compiler.reset()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float -> logits ``(B, K)``."""
@@ -159,6 +173,11 @@ class FineTuneModule(Staged, L.LightningModule):
         plateaus = [config for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau]
         if plateaus and all(config.monitor in self.trainer.callback_metrics for config in plateaus):
             self.trainer.fit_loop._restarting = False
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Logs as Lightning does; never compiled, as it would be for each name and phase."""
+        super().log(*args, **kwargs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, with the penalty."""
@@ -214,6 +233,11 @@ class FineTuneModule(Staged, L.LightningModule):
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
+    def _is_compiled(self) -> bool:
+        """Whether the module, or one within it, is compiled, in place or by the trainer."""
+        parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
+        return self._compiler_ctx is not None or parts
+
     def _set_classes(self, classes: int | list[str]) -> None:
         """Makes head and metrics for the classes, or checks them against those it has."""
         names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
@@ -253,9 +277,14 @@ class FineTuneModule(Staged, L.LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
         images, targets = batch
         logits = self(images)
+        self._count(logits, targets, split)
+        return {"logits": logits, "targets": targets}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the same is true of metrics
+    def _count(self, logits: Tensor, targets: Tensor, split: str) -> None:
         metrics = cast(MetricCollection, self.metrics[f"{split}_"])
         self.task.update(metrics, logits, targets)
-        size = len(images)
+        size = len(targets)
         mean_loss = cast(MeanMetric, self.losses[f"{split}_"])
         # Repeated, as with "disable" torchmetrics passes over weights; but otherwise over losses that are nan.
         mean_loss.update(self.task.loss(logits, targets).expand(size))
@@ -263,7 +292,6 @@ class FineTuneModule(Staged, L.LightningModule):
         main = self.main_metric[0].removeprefix("val/")
         for name, metric in metrics.items(keep_base=True):
             self.log(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)
-        return {"logits": logits, "targets": targets}
 
 
 def _config(cls: type[ConfigT], given: Any) -> ConfigT:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -52,6 +54,17 @@ class Trainer(L.Trainer):
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
 
+    def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
+        """Shows what a fit would do, phase by phase, and refuses what it would refuse, without training.
+
+        Args:
+            model: The module to fine-tune.
+            datamodule: Its data.
+        """
+        cast(Any, self).callbacks.append(_EndOfPlan())
+        with suppress(_PlanShown):
+            self.fit(model, datamodule=datamodule)
+
     def download(self, folder: str | None = None) -> None:
         """Fetches the weights and data that a config needs into one folder, for machines without a network.
 
@@ -59,6 +72,18 @@ class Trainer(L.Trainer):
             folder: The folder of data and weights; null takes the variable LIT_FT_DATA, or data.
         """
         raise NotImplementedError("the command line does this, without a model and a trainer")
+
+
+class _PlanShown(Exception):  # noqa: N818 - no error
+    """Ends a fit that is there to show its plan."""
+
+
+class _EndOfPlan(Callback):
+    """Ends a fit when all is set up and shown."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ends it."""
+        raise _PlanShown
 
 
 class SaveConfig(SaveConfigCallback):

@@ -5,6 +5,7 @@ import hashlib
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from lit_ft.data import DigitsDataModule
 from lit_ft.module import FineTuneModule
@@ -33,6 +34,20 @@ def small_resnet(**options):
     return FineTuneModule(
         **{"backbone": "resnet18", "weights": None, "input": {"size": 32, "resize": 32}, "lr": 0.01, **options}
     )
+
+
+def filled(module):
+    """Gives a network without data weights that hide no mistake, faster than torch's own initialisation."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1 << 22, generator=generator)
+    for owner in module.modules():
+        for key, parameter in list(owner.named_parameters(recurse=False)):
+            count = parameter.numel()
+            values = noise.repeat(count // len(noise) + 1)[:count].view(parameter.shape)
+            scale = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+            shift = 1.0 if key == "weight" and parameter.ndim == 1 else 0.0
+            setattr(owner, key, nn.Parameter(values.mul(scale).add_(shift)))
+    return module
 
 
 def small_trainer(max_epochs, *callbacks, **options):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ft.backbones.meta import of_an_image
+from lit_ft.backbones.recompute import recomputed
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 from lit_ft.freezing import Staged
@@ -38,14 +39,22 @@ class Backbone(Staged, nn.Module):
         self.spec = spec
         # The layout that convolutions are fastest in, on CPUs and on GPUs.
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # Whether activations are computed again in the backward pass rather than kept.
+        self.gradient_checkpointing = False
         self.num_features = self._count_features()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, C, H, W)`` -> features ``(B, D)``."""
         for stage in self.stages.values():
-            images = stage(images)
+            images = recomputed(stage, images) if self._is_recomputed(stage, images) else stage(images)
         features: Tensor = self.pool(images)
         return features
+
+    def _is_recomputed(self, stage: nn.Module, inputs: Tensor) -> bool:
+        """Whether there are activations to save: those of a frozen prefix are not kept anyway."""
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return False
+        return inputs.requires_grad or any(parameter.requires_grad for parameter in stage.parameters())
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep: every parameter of the backbone stands in exactly one."""

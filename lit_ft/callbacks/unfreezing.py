@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_ft.callbacks.averaging import refuse_averaging
 from lit_ft.callbacks.gradients import choose, relative_gradients
 from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
@@ -118,6 +119,9 @@ class GradualUnfreezing(Callback):
             raise UserError(
                 f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase"
             )
+        stages = cast(Staged, pl_module).stage_modules()
+        refuse_averaging(cast(Any, trainer).callbacks, stages, self.plan, self.frozen_norm)
+        _warn_of_early_stopping(trainer, self.plan)
         if any(phase.plateau for phase in self.plan.phases) and not trainer.enable_validation:
             raise UserError("--unfreeze.plateau: the run validates nothing, so that no plateau would ever be seen")
 
@@ -199,9 +203,9 @@ class GradualUnfreezing(Callback):
         thaws = [math.inf] * len(groups)
         # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
         for start, phase in reversed(list(zip(starts, plan.phases, strict=False))):
-            module.set_trainable(phase.trainable, self.frozen_norm)
+            trained = module.trained(phase.trainable, self.frozen_norm)
             for i, group in enumerate(groups):
-                if any(parameter.requires_grad for parameter in group["params"]):
+                if any(id(parameter) in trained for parameter in group["params"]):
                     thaws[i] = start * steps_per_epoch
         if thaws != [group.get("thaw_step") for group in groups]:
             for group, thaw in zip(groups, thaws, strict=True):
@@ -239,6 +243,22 @@ def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauC
     if modes and monitor not in modes:
         raise unknown("metric", monitor, modes, "--unfreeze.plateau.monitor")
     return replace(plateau, monitor=monitor, mode=plateau.mode or modes.get(monitor, "min"))
+
+
+def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
+    """Warns where early stopping could end the run before its last phase has begun."""
+    last = plan.phases[-1].first_epoch
+    if any(phase.plateau for phase in plan.phases[:-1]):
+        last = plan.phases[-2].latest_end or last
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, EarlyStopping):
+            # The first check sets the best value, and as many as the patience must then go by.
+            earliest = (callback.patience + 1) * (trainer.check_val_every_n_epoch or 1)
+            if earliest <= last:
+                rank_zero_warn(
+                    f"--early_stopping.patience: {callback.patience} can end the run after {earliest} epochs, but the "
+                    f"last phase of the plan begins after {last}; raise it to {last} or more"
+                )
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:
