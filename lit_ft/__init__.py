@@ -10,6 +10,7 @@ from lit_ft.errors import UserError
 if TYPE_CHECKING:
     from lit_ft.backbones import Backbone, InputSpec, build_backbone
     from lit_ft.callbacks import GradualUnfreezing, PredictionWriter, RunReport
+    from lit_ft.checkpoint_io import AtomicCheckpointIO
     from lit_ft.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
     from lit_ft.heads import HeadConfig
     from lit_ft.module import FineTuneModule
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lit_ft.plan import PhaseConfig, Plan, make_plan
 
 __all__ = [
+    "AtomicCheckpointIO",
     "Backbone",
     "CIFAR10DataModule",
     "DigitsDataModule",
@@ -39,6 +41,7 @@ __all__ = [
 _HOMES = {
     "lit_ft.backbones": ["Backbone", "InputSpec", "build_backbone"],
     "lit_ft.callbacks": ["GradualUnfreezing", "PredictionWriter", "RunReport"],
+    "lit_ft.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.data": ["CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "MNISTToEMNISTDataModule"],
     "lit_ft.heads": ["HeadConfig"],
     "lit_ft.module": ["FineTuneModule"],

@@ -29,6 +29,7 @@ from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
+from lit_ft.resume import validate_first
 from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
 Batch = tuple[Tensor, Tensor]
@@ -217,8 +218,10 @@ class FineTuneModule(L.LightningModule):
         checkpoint["run_seed"] = self._run_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the seed of the run."""
+        """Takes up the seed of the run, and the validation that it was before."""
         self._run_seed = checkpoint.get("run_seed")
+        if self._trainer is not None:  # else only the weights are loaded
+            validate_first(checkpoint, self._trainer)
 
     @property
     def _data(self) -> Any:
