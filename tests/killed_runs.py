@@ -1,4 +1,4 @@
-"""Runs that are killed: `python killed_runs.py FOLDER KILLS` starts each as a process of its own, `launch` all."""
+"""Runs that are killed: `python killed_runs.py FOLDER KILLS HOW` starts each as a process, `launch` all of them."""
 
 import io
 import json
@@ -21,17 +21,20 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small_runs import FewDigits, differences, final_state, small_module, small_trainer
 
 from lit_ft import AtomicCheckpointIO
+from lit_ft.__main__ import main as lit_ft_main
 from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.checkpoints import newest
+from lit_ft.cli import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 from lit_ft.errors import UserError
 
 SEED = 1
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 save = torch.save
 
 
-def launch(folder, kills):
+def launch(folder, kills, how):
     """Kills runs so many times, and returns what was found; in a process that has no threads, and so can fork."""
-    command = [sys.executable, __file__, str(folder), str(kills)]
+    command = [sys.executable, __file__, str(folder), str(kills), how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -73,13 +76,18 @@ class TellSaved(Callback):
         self.teller.tell(f"saved {trainer.global_step}")
 
 
-def train(folder, teller, attempt):
-    """Three phases of three steps, with a checkpoint after each step and of the best epoch, from the newest one on."""
+def seed_and_checkpoint(folder, attempt):
+    """Of a first start, and of those that go on from the newest checkpoint and must take up the first one's seed."""
     try:
-        path = newest(str(folder), "last")
+        return 1000 + attempt, newest(str(folder), "last")
     except UserError:
-        path = None
-    L.seed_everything(SEED if path is None else 1000 + attempt)  # a resumed run has the seed of its first start
+        return SEED, None
+
+
+def train(folder, teller, attempt):
+    """Three phases of three steps, with a checkpoint after each step and of the best epoch."""
+    seed, path = seed_and_checkpoint(folder, attempt)
+    L.seed_everything(seed)
     module = small_module(head={"hidden": [16], "dropout": 0.5}, optimizer="AdamW", lr=0.002)
     checkpoints = folder / "version_0" / "checkpoints"
     best = ModelCheckpoint(checkpoints, "best", monitor="val/loss", enable_version_counter=False)
@@ -90,6 +98,24 @@ def train(folder, teller, attempt):
     trainer.fit(module, datamodule=FewDigits(batch_size=7, augment="basic"), ckpt_path=path)
     found = torch.load(checkpoints / "best.ckpt", weights_only=True)
     return {**final_state(trainer, module), "best": [found["state_dict"], found["global_step"]]}
+
+
+def train_by_command(folder, teller, attempt):
+    """Three phases of ten steps by `lit-ft fit`, which saves the best and the last epoch."""
+    seed, path = seed_and_checkpoint(folder, attempt)
+    sys.argv = ["lit-ft", "fit", "--config", str(QUICKSTART), "--trainer.default_root_dir", str(folder.parent)]
+    sys.argv += ["--name", folder.name, "--seed_everything", str(seed), "--model.head.dropout", "0.5"]
+    sys.argv += ["--unfreeze.head_epochs", "1", "--unfreeze.epochs_per_stage", "1", "--trainer.max_epochs", "3"]
+    sys.argv += ["--ckpt_path", "last"] if path is not None else []
+    teller.tell("started")
+    if lit_ft_main() != 0:
+        raise RuntimeError("lit-ft failed")
+    # A run that was killed before its first checkpoint is started anew, in another folder.
+    path = Path(newest(str(folder), "last"))
+    best, last = (torch.load(path.with_stem(name), weights_only=True) for name in ("best", "last"))
+    final = {name: last[name] for name in ("state_dict", "optimizer_states", "lr_schedulers")}
+    scores = [state.get("best_model_score") for state in last["callbacks"].values()]
+    return {**final, "scores": scores, "steps": last["global_step"], "best": [best["state_dict"], best["global_step"]]}
 
 
 def start(folder, attempt, **moment):
@@ -105,7 +131,8 @@ def start(folder, attempt, **moment):
             os.dup2(log.fileno(), 2)
         teller = Teller(tell, **moment)
         torch.save = teller.save
-        save(train(folder, teller, attempt), folder / "final.pt")
+        run = {"python": train, "command": train_by_command}[sys.argv[3]]
+        save(run(folder, teller, attempt), folder / "final.pt")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -138,7 +165,7 @@ def killed(folder, attempt, after_seconds=None, **moment):
 
 def check_checkpoints(folder, told):
     """No checkpoint is torn, and none that was written is lost."""
-    found = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("version_0/checkpoints/*.ckpt")}
+    found = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*/checkpoints/*.ckpt")}
     saved = max([0, *(int(line.split()[1]) for line in told.splitlines() if line.startswith("saved"))])
     assert saved == 0 or found["last"]["global_step"] >= saved, f"step {saved} was saved, and is lost"
     assert saved < 3 or "best" in found, "the best epoch is lost"
@@ -157,7 +184,7 @@ def run_to_its_end(folder, kills, chance, seconds):
         if (told := killed(folder, attempt, **moment)) is None:
             return found
         check_checkpoints(folder, told)
-        before, parts = parts, set(folder.glob("version_0/checkpoints/.*"))
+        before, parts = parts, set(folder.glob("*/checkpoints/.*"))
         found.append(bool(parts - before))
     raise RuntimeError("the run does not come to its end")
 
@@ -176,7 +203,7 @@ def main(folder, kills):
         wrong += [
             f"{run.name}: {path}" for path in differences(whole, torch.load(run / "final.pt", weights_only=False))
         ]
-        wrong += [f"{run.name}: {path.name} is left" for path in run.glob("version_0/checkpoints/.*")]
+        wrong += [f"{run.name}: {path.name} is left" for path in Path(newest(str(run), "last")).parent.glob(".*")]
     counts = {"kills": len(killed_in_write), "in_writes": sum(killed_in_write), "runs": runs, "steps": whole["steps"]}
     return {**counts, "best_step": whole["best"][1], "wrong": wrong, "seconds": round(time.monotonic() - begin)}
 
