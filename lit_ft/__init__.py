@@ -10,6 +10,7 @@ from lit_ft.errors import UserError
 if TYPE_CHECKING:
     from lit_ft.backbones import Backbone, InputSpec, build_backbone
     from lit_ft.callbacks import GradualUnfreezing, PredictionWriter, RunReport
+    from lit_ft.checkpoint_io import AtomicCheckpointIO
     from lit_ft.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
     from lit_ft.freezing import Staged
     from lit_ft.heads import HeadConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lit_ft.strategies import make_plan
 
 __all__ = [
+    "AtomicCheckpointIO",
     "Backbone",
     "CIFAR10DataModule",
     "DigitsDataModule",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "lit_ft.backbones": ["Backbone", "InputSpec", "build_backbone"],
     "lit_ft.callbacks": ["GradualUnfreezing", "PredictionWriter", "RunReport"],
+    "lit_ft.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.data": ["CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "MNISTToEMNISTDataModule"],
     "lit_ft.freezing": ["Staged"],
     "lit_ft.heads": ["HeadConfig"],

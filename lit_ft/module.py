@@ -31,6 +31,7 @@ from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
+from lit_ft.resume import validate_first
 from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
 Batch = tuple[Tensor, Tensor]
@@ -168,11 +169,19 @@ class FineTuneModule(Staged, L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
     def on_train_epoch_end(self) -> None:
-        """Lets the epoch in which a run is resumed count for a plateau, if its validation has run."""
-        # Lightning leaves that epoch out (fit_loop.py, on_advance_end), as the metric could be missing.
-        plateaus = [config for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau]
-        if plateaus and all(config.monitor in self.trainer.callback_metrics for config in plateaus):
-            self.trainer.fit_loop._restarting = False
+        """Steps what waits for a plateau, before the checkpoints of the epoch's end are written.
+
+        Lightning would step it after that, so that a run that is resumed from there would lose the step, and would not
+        step it at all in an epoch that is resumed in the middle (fit_loop.py, on_advance_end).
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor in self.trainer.callback_metrics:
+                config.scheduler.step(self.trainer.callback_metrics[config.monitor])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""
+        if metric is None:
+            super().lr_scheduler_step(scheduler, metric)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def log(self, *args: Any, **kwargs: Any) -> None:
@@ -226,8 +235,10 @@ class FineTuneModule(Staged, L.LightningModule):
         checkpoint["run_seed"] = self._run_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the seed of the run."""
+        """Takes up the seed of the run, and the validation that it was before."""
         self._run_seed = checkpoint.get("run_seed")
+        if self._trainer is not None:  # else only the weights are loaded
+            validate_first(checkpoint, self._trainer)
 
     @property
     def _data(self) -> Any:

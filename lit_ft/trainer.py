@@ -8,9 +8,12 @@ from typing import Any, cast
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_ft.checkpoint_io import AtomicCheckpointIO
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -38,7 +41,19 @@ NOISE = (
 
 
 class Trainer(L.Trainer):
-    """Lightning's trainer, with the main job as one call."""
+    """Lightning's trainer, with the main job as one call, and checkpoints that no kill can tear.
+
+    Args:
+        *args: As of Lightning's trainer.
+        **kwargs: Likewise. A plugin for checkpoints replaces `AtomicCheckpointIO`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Not as a default of `plugins`, which the user's own would replace, whatever they are for; nor for strategies
+        # that have a way of their own.
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Fits, then tests with the best checkpoint, then tells where everything is.

@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 from lit_ft.backbones import Backbone, InputSpec, build_backbone
-from lit_ft.freezing import NORMS
 from lit_ft.backbones.meta import without_data
+from lit_ft.freezing import NORMS
 
 WITH_BATCH_NORM = [
     "resnet18",

@@ -20,6 +20,7 @@ LEVELS = {
     "assets": 1,
     "strategies": 2,
     "checkpoints": 2,
+    "resume": 2,
     "optim": 2,
     "heads": 2,
     "tasks": 2,
@@ -28,12 +29,13 @@ LEVELS = {
     "catalog": 3,
     "module": 3,
     "download": 3,
-    "trainer": 3,
+    "checkpoint_io": 3,
     "callbacks": 3,
     "data": 3,
-    "cli": 4,
-    "__main__": 5,
-    "__init__": 5,
+    "trainer": 4,
+    "cli": 5,
+    "__main__": 6,
+    "__init__": 6,
 }
 
 
@@ -87,6 +89,7 @@ def test_importing_the_package_and_the_plan_loads_nothing_heavy():
 
 def test_public_names():
     assert lit_ft.__all__ == [
+        "AtomicCheckpointIO",
         "Backbone",
         "CIFAR10DataModule",
         "DigitsDataModule",

@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_ft.freezing import FrozenNorm
 from lit_ft.errors import UserError
+from lit_ft.freezing import FrozenNorm
 from lit_ft.plan import Plan
 
 

@@ -1,0 +1,39 @@
+"""Decides where a resumed run goes on: with the validation that its checkpoint was written just before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
+    """Lets the epoch's validation come first, where a checkpoint was written between the last step and that.
+
+    Lightning (2.5.0 to 2.6.6) would resume such a checkpoint with the next epoch: no best score, early stopping or
+    plateau would know of this one. In its place the progress becomes that of a run which has completed the step and has
+    begun the first batch of the validation. This is for one validation an epoch: where ``val_check_interval`` is other
+    than the whole epoch, all stays as Lightning does it.
+
+    Args:
+        checkpoint: The checkpoint that is resumed from; one of weights alone is left as it is.
+        trainer: The trainer that resumes.
+    """
+    progress = checkpoint.get("loops", {}).get("fit_loop")
+    if not progress:
+        return
+    batches = progress["epoch_loop.batch_progress"]
+    # `on_train_batch_end` is called when a batch is processed and not yet completed.
+    is_before_end = batches["is_last_batch"] and batches["total"]["completed"] == batches["total"]["processed"] - 1
+    if not (is_before_end and _validates_after(checkpoint["epoch"], trainer)):
+        return
+    for count in ("total", "current"):
+        batches[count]["completed"] = batches[count]["processed"]
+    validation = progress["epoch_loop.val_loop.batch_progress"]
+    done = validation["total"]["completed"]
+    validation["total"].update(ready=done + 1, started=done + 1, processed=done)
+    validation["current"].update(ready=0, started=0, processed=0, completed=0)
+
+
+def _validates_after(epoch: int, trainer: Any) -> bool:
+    every = trainer.check_val_every_n_epoch
+    whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
+    return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
