@@ -115,6 +115,7 @@ class FineTuneCLI(LightningCLI):
             return
         if self.subcommand == "plan":
             _without_effects(config)
+            self.save_config_callback = None
         if config.get("ckpt_path") in ("best", "last"):
             config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]

@@ -176,7 +176,7 @@ class FineTuneModule(Staged, L.LightningModule):
         """
         for config in self.trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and config.monitor in self.trainer.callback_metrics:
-                config.scheduler.step(self.trainer.callback_metrics[config.monitor])
+                cast(Any, config.scheduler).step(self.trainer.callback_metrics[config.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""

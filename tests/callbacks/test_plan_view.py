@@ -57,7 +57,7 @@ def test_table_of_plateaus_tells_what_is_open():
     rows = plan_table(trainer(unfreezing), Three()).splitlines()[2:]
     assert [row[9:32].split("  ")[0] for row in rows] == [
         "2 to 7, to a plateau",
-        "2 to 6, to a plateau",
+        "2 to 7, to a plateau",
         "then the rest",
     ]
     endless = plan_table(trainer(unfreezing, max_epochs=None), Three()).splitlines()[2]
