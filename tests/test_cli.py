@@ -317,7 +317,10 @@ def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root
 
 def test_interrupt_tells_how_to_go_on():
     command = [sys.executable, "-m", "lit_ft", "fit", "--trainer.max_epochs", "1000", "--model.weights", "null"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell lets what it runs in the background ignore the signal, and so would the tests' children.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **options) as process:
         for line in process.stdout:
             if line.startswith("epoch 3/"):
                 process.send_signal(signal.SIGINT)
