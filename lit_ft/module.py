@@ -112,6 +112,7 @@ class FineTuneModule(Staged, L.LightningModule):
         self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
         self._run_seed: int | None = None
+        self._measured: dict[str, float] = {}
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -175,8 +176,9 @@ class FineTuneModule(Staged, L.LightningModule):
         step it at all in an epoch that is resumed in the middle (fit_loop.py, on_advance_end).
         """
         for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor in self.trainer.callback_metrics:
-                cast(Any, config.scheduler).step(self.trainer.callback_metrics[config.monitor])
+            measured = {**self._measured, **self.trainer.callback_metrics}
+            if config.reduce_on_plateau and config.monitor in measured:
+                cast(Any, config.scheduler).step(measured[config.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""
@@ -231,12 +233,16 @@ class FineTuneModule(Staged, L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the seed of the run."""
+        """Adds the seed of the run, and what a schedule waits for, as the next step of it may be all that is left."""
         checkpoint["run_seed"] = self._run_seed
+        monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
+        metrics = self.trainer.callback_metrics
+        checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the seed of the run, and the validation that it was before."""
+        """Takes up both, and the validation that the checkpoint was written before."""
         self._run_seed = checkpoint.get("run_seed")
+        self._measured = checkpoint.get("measured", {})
         if self._trainer is not None:  # else only the weights are loaded
             validate_first(checkpoint, self._trainer)
 

@@ -13,6 +13,30 @@ from lit_ft.module import FineTuneModule
 NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
 
 
+# Kinds of runs that must end the same wherever they are resumed.
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+CASES = {
+    "sgd": {"module": {"optimizer": SGD}},
+    "adamw": {},
+    "averaged": {"average": True},
+    "plateau schedule": {
+        "module": {
+            "optimizer": SGD,
+            "lr_scheduler": {
+                "class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                "init_args": {"patience": 0, "threshold": 0.9},
+            },
+        }
+    },
+    # No loss falls by so much, so that each phase lasts two epochs.
+    "plateau": {
+        "unfreezing": {"strategy": "plateau", "plateau": {"patience": 1, "min_delta": 9.0, "min_epochs": 2}},
+        "max_epochs": 6,
+    },
+    "auto": {"unfreezing": {"strategy": "auto", "auto_batches": 2}},
+}
+
+
 class FewDigits(DigitsDataModule):
     """Digits with few images to train and to validate on."""
 

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
-from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
+from small_runs import (
+    CASES,
+    NUM_VAL,
+    SGD,
+    FewDigits,
+    differences,
+    final_state,
+    small_module,
+    small_resnet,
+    small_trainer,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.backbones import InputConfig, InputSpec, weights
@@ -22,8 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
-
-SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
 
 
 def images_of(channels=1, size=28, num=6):
@@ -42,34 +50,47 @@ class StopAt(Callback):
             raise RuntimeError("lost")
 
 
-def interrupted_run(folder, optimizer, seed, ckpt_path=None, average=False, stop_at=None):
-    """Three phases of three steps, with dropout, augmentation and a schedule, and a checkpoint wherever one can be."""
+def interrupted_run(folder, case, seed, ckpt_path=None, stop_at=None):
+    """Phases of three steps, with dropout, augmentation and a schedule, and a checkpoint wherever one can be."""
     L.seed_everything(seed)
-    module = small_module(head={"hidden": [16], "dropout": 0.5}, optimizer=optimizer)
+    module = small_module(head={"hidden": [16], "dropout": 0.5}, **case.get("module", {}))
     options = {"save_top_k": -1, "enable_version_counter": False, "auto_insert_metric_name": False}
     callbacks = [
-        GradualUnfreezing("gradual"),
+        GradualUnfreezing(**case.get("unfreezing", {"strategy": "gradual"})),
         ModelCheckpoint(folder, "step{step}", every_n_train_steps=1, **options),
         ModelCheckpoint(folder, "val{epoch}", monitor="val/loss", save_on_train_epoch_end=False, **options),
         ModelCheckpoint(folder, "end{epoch}", save_on_train_epoch_end=True, **options),
     ]
-    if average:
+    if case.get("average"):
         callbacks.append(EMAWeightAveraging(decay=0.5))
     if stop_at is not None:
         callbacks += [StopAt(stop_at), OnExceptionCheckpoint(folder, "exception")]
-    trainer = small_trainer(3, *callbacks)
+    trainer = small_trainer(case.get("max_epochs", 3), *callbacks)
     data = FewDigits(batch_size=7, augment="basic")
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    return final_state(trainer, module)
+    return {**final_state(trainer, module), "unfreezing": callbacks[0].state_dict()}
 
 
-@pytest.fixture(scope="module", params=["sgd", "adamw", pytest.param("averaged", marks=with_ema)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[with_ema] * bool(c.get("average"))) for name, c in CASES.items()]
+)
 def whole_run(request, tmp_path_factory):
     """An uninterrupted run, what it ended with, and all of its checkpoints."""
-    folder = tmp_path_factory.mktemp(request.param)
-    options = {"optimizer": SGD if request.param == "sgd" else "AdamW", "average": request.param == "averaged"}
-    final = interrupted_run(folder / "run", seed=1, **options)
-    return folder, options, final
+    folder, case = tmp_path_factory.mktemp("whole"), CASES[request.param]
+    return folder, case, interrupted_run(folder / "run", case, seed=1)
+
+
+def differences_after(whole_run, copy, names):
+    """For each checkpoint, what a run that is resumed from it ends with otherwise."""
+    folder, case, final = whole_run
+    # The score is taken up by a callback with the same folder alone, so the folder is put back as it was.
+    shutil.copytree(folder / "run", copy)
+    found = {}
+    for name in names or sorted(path.stem for path in copy.iterdir()):
+        found[name] = differences(final, interrupted_run(folder / "run", case, seed=2, ckpt_path=copy / f"{name}.ckpt"))
+        shutil.rmtree(folder / "run")
+        shutil.copytree(copy, folder / "run")
+    return found
 
 
 @pytest.mark.parametrize(
@@ -84,32 +105,34 @@ def whole_run(request, tmp_path_factory):
     ],
 )
 def test_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(whole_run, tmp_path, name):
-    folder, options, final = whole_run
-    assert (final["steps"], final["epochs"]) == (9, 3)
-    # The score is taken up by a callback with the same folder alone, so the folder is put back as it was.
-    shutil.copytree(folder / "run", tmp_path / "copy")
-    resumed = interrupted_run(folder / "run", seed=2, ckpt_path=tmp_path / "copy" / f"{name}.ckpt", **options)
-    shutil.rmtree(folder / "run")
-    shutil.copytree(tmp_path / "copy", folder / "run")
-    assert differences(final, resumed) == []
+    epochs = whole_run[1].get("max_epochs", 3)
+    assert (whole_run[2]["steps"], whole_run[2]["epochs"]) == (3 * epochs, epochs)
+    assert differences_after(whole_run, tmp_path / "copy", [name]) == {name: []}
+
+
+@pytest.mark.slow
+def test_resumed_run_ends_as_the_uninterrupted_one_from_every_checkpoint(whole_run, tmp_path):
+    found = differences_after(whole_run, tmp_path / "copy", None)
+    assert len(found) == 5 * whole_run[2]["epochs"]  # three steps an epoch, its validation and its end
+    assert not any(found.values()), found
 
 
 def test_run_that_failed_in_mid_step_is_resumed_with_that_step(whole_run, tmp_path):
-    _, options, final = whole_run
+    _, case, final = whole_run
     with pytest.raises(RuntimeError, match="lost"):
-        interrupted_run(tmp_path, seed=1, stop_at=4, **options)
-    resumed = interrupted_run(tmp_path, seed=2, ckpt_path=tmp_path / "exception.ckpt", **options)
+        interrupted_run(tmp_path, case, seed=1, stop_at=4)
+    resumed = interrupted_run(tmp_path, case, seed=2, ckpt_path=tmp_path / "exception.ckpt")
     assert differences(final, resumed) == []
 
 
 def test_another_seed_gives_another_run(tmp_path):
-    runs = [interrupted_run(tmp_path, SGD, seed)["weights"]["head.4.weight"] for seed in (1, 1, 2)]
+    runs = [interrupted_run(tmp_path, CASES["sgd"], seed)["weights"]["head.4.weight"] for seed in (1, 1, 2)]
     assert runs[0].equal(runs[1])
     assert not runs[0].equal(runs[2])
 
 
 def test_dropout_follows_the_seed_of_the_fit_and_not_that_of_an_earlier_checkpoint(tmp_path):
-    interrupted_run(tmp_path, SGD, seed=1)
+    interrupted_run(tmp_path, CASES["sgd"], seed=1)
     seeds = []
     for seed in (5, 6):
         L.seed_everything(seed)

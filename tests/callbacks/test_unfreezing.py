@@ -1,16 +1,20 @@
 import math
+import warnings
 from types import SimpleNamespace
 
 import lightning as L
+import processes
 import pytest
 import torch
-import two_processes
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import FSDPStrategy
-from small_runs import FewDigits, Recorder, digest, small_module, small_resnet, small_trainer
+from small_runs import FewDigits, Recorder, digest, digests, small_module, small_resnet, small_trainer
 from torch import nn
 
+from lit_ft.backbones import InputSpec
 from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.errors import UserError
+from lit_ft.freezing import Staged
 from lit_ft.module import FineTuneModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -180,8 +184,9 @@ def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, 
 
 
 def test_sharded_strategy_cannot_thaw():
-    trainer = SimpleNamespace(strategy=FSDPStrategy(), max_epochs=2, fast_dev_run=False, enable_validation=True)
-    module = small_module()
+    options = {"max_epochs": 2, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
+    trainer = SimpleNamespace(strategy=FSDPStrategy(), **options)
+    module = small_module(classes=10)
     with pytest.raises(UserError, match=r"--trainer.strategy: FSDPStrategy cannot thaw .* use ddp"):
         GradualUnfreezing("lp_ft").setup(trainer, module, "fit")
     GradualUnfreezing("linear_probe").setup(trainer, module, "fit")
@@ -208,8 +213,9 @@ def test_data_without_a_length():
 
 @pytest.fixture(scope="module")
 def both_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_processes")
-    return two_processes.launch(folder), folder
+    folder = tmp_path_factory.mktemp("processes")
+    scenarios = ("watch_thaws", "watch_norms", "resume", "choose_by_gradient", "disagree")
+    return processes.launch(folder, *scenarios), folder
 
 
 @pytest.mark.parametrize("scenario", ["watch_thaws", "watch_norms"])
@@ -272,9 +278,222 @@ def test_validation_on_two_processes_is_that_of_the_checkpoint_on_one(both_ranks
 
 def test_run_on_two_processes_resumes_in_mid_epoch_bit_for_bit(both_ranks):
     for found in both_ranks[0]:
-        assert found["resume"] == {"steps": 9, "differences": []}
+        assert found["resume"] == {"steps": 9, "differences": {"step=4": []}}
+
+
+@pytest.mark.slow
+def test_run_on_two_processes_resumes_from_everywhere_bit_for_bit(tmp_path):
+    for found in processes.launch(tmp_path, "resume_everywhere", seconds=3000):
+        for name, case in found["resume_everywhere"].items():
+            assert len(case["differences"]) == case["steps"], name
+            assert not any(case["differences"].values()), name
+
+
+def test_four_processes_stay_equal_and_send_what_trains(tmp_path):
+    expected = [HEAD] * 2 + [HEAD + DENSE] * 4 + [HEAD + DENSE + CONV] * 2
+    for found in processes.launch(tmp_path, "watch_thaws", num_processes=4):
+        assert found["watch_thaws"]["equal_replicas"] == [True] * 4
+        assert found["watch_thaws"]["reduced"] == expected
+
+
+def test_all_processes_choose_by_the_gradient_of_all_their_images(both_ranks):
+    one, two = (found["choose_by_gradient"] for found in both_ranks[0])
+    assert one["gradients"] == two["gradients"]
+    assert one["trainable"] == two["trainable"]
+    assert one["equal_replicas"] == two["equal_replicas"] == [True, True]
+    assert one["moved"][1] == set(one["trainable"])
 
 
 def test_processes_in_different_phases_raise(both_ranks):
     for found in both_ranks[0]:
         assert found["disagree"] == "the processes disagree on the phase of epoch 1: [1, 0]"
+
+
+# What follows from the run
+
+
+def gradients_by_hand(module, batches):
+    """Norm of the mean gradient by norm of the weights, of each stage but the head."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    sum(module.task.loss(module(images), targets) for images, targets in batches).div(len(batches)).backward()
+    found = {}
+    for name, parts in module.backbone.stage_modules().items():
+        own = [parameter for part in parts for parameter in part.parameters()]
+        squares = [sum(float(t.detach().square().sum()) for t in ts) for ts in ([p.grad for p in own], own)]
+        found[name] = math.sqrt(squares[0] / squares[1])
+    return found
+
+
+def test_auto_trains_the_stages_with_the_largest_relative_gradients(tmp_path):
+    class Kept(Recorder):
+        def on_train_epoch_end(self, trainer, pl_module):
+            super().on_train_epoch_end(trainer, pl_module)
+            if trainer.current_epoch == 0:
+                self.weights = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+
+    kept, unfreezing = Kept(), GradualUnfreezing("auto", auto_batches=2, auto_threshold=0.99)
+    module, data = small_module(lr_scheduler=None), FewDigits(batch_size=10)
+    small_trainer(3, unfreezing, kept).fit(module, datamodule=data)
+    (chosen,) = [stage for stage, value in unfreezing.gradients.items() if value == max(unfreezing.gradients.values())]
+    assert kept.moved() == [{"head"}, {chosen, "head"}, {chosen, "head"}]
+    twin = small_module(weights=None, classes=10)
+    twin.load_state_dict(kept.weights)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    expected = gradients_by_hand(twin, list(loader))
+    assert unfreezing.gradients == pytest.approx(expected, rel=1e-4)
+
+
+def test_measuring_gradients_changes_nothing_else():
+    """A run that thaws all by name equals one that measures first, and then chooses all."""
+
+    def run(unfreezing):
+        L.seed_everything(1)
+        module = small_resnet(lr_scheduler=None)
+        small_trainer(2, unfreezing, limit_val_batches=1).fit(module, datamodule=FewDigits(augment="basic"))
+        return module.state_dict()
+
+    chosen, named = run(GradualUnfreezing("auto", auto_threshold=1e-9)), run(GradualUnfreezing("lp_ft"))
+    assert all(chosen[name].equal(named[name]) for name in named)
+
+
+def test_next_phase_begins_when_the_loss_has_stopped_to_fall():
+    values = iter([2.0, 1.0, 1.1, 1.2, 0.9, 0.8, 0.8, 0.9, 0.1, 0.1])
+
+    class Told(Callback):
+        """Tells what the validation would measure."""
+
+        def on_validation_epoch_start(self, trainer, pl_module):
+            value = torch.tensor(next(values))
+            pl_module.losses["val_"].compute = lambda: value
+
+    plateau = {"patience": 2, "monitor": "val/loss"}
+    rates = {"class_path": "WarmupCosine", "init_args": {"warmup_fraction": 0.1}}
+    module, unfreezing, recorder = (
+        small_module(lr=0.8, lr_scheduler=rates),
+        GradualUnfreezing("plateau", plateau=plateau),
+        Recorder(),
+    )
+    trainer = small_trainer(10, unfreezing, recorder, Told(), limit_val_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    assert [scores["val/loss"] for scores in unfreezing.scores.values()] == pytest.approx(
+        [2.0, 1.0, 1.1, 1.2, 0.9, 0.8, 0.8, 0.9, 0.1, 0.1]
+    )
+    assert recorder.moved() == [{"head"}] * 4 + [{"dense", "head"}] * 4 + [EVERYTHING] * 2
+    # Two steps an epoch: the thaws at steps 8 and 16 warm up from their own first step, two of the run's 20 steps long.
+    factor = trainer.lr_scheduler_configs[0].scheduler.factor
+    for step, stage, rate in ((8, "dense", 0.8), (16, "conv", 0.8)):
+        assert [recorder.rates[step - 1][stage], recorder.rates[step][stage], recorder.rates[step + 1][stage]] == (
+            pytest.approx([0.0, 0.5 * rate * factor(step, 0), rate * factor(step + 1, 0)])
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer_options", "text"),
+    [
+        (
+            {"plateau": {"monitor": "val/los"}},
+            {},
+            "--unfreeze.plateau.monitor: unknown metric 'val/los'; nearest: val/loss",
+        ),
+        ({}, {"limit_val_batches": 0}, "--unfreeze.plateau: the run validates nothing, so that no plateau would ever"),
+    ],
+)
+def test_plateau_that_would_never_be_seen_is_refused(options, trainer_options, text):
+    trainer = small_trainer(5, GradualUnfreezing("plateau", **options), **trainer_options)
+    with pytest.raises(UserError, match=f"^{text}"):
+        trainer.fit(small_module(), datamodule=FewDigits())
+
+
+def test_early_stopping_that_could_end_the_run_before_the_last_phase_is_warned_of():
+    def warned(patience):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            unfreezing = GradualUnfreezing("gradual", head_epochs=3, epochs_per_stage=2)
+            trainer = small_trainer(9, unfreezing, EarlyStopping("val/loss", patience=patience))
+            unfreezing.setup(trainer, small_module(classes=10), "fit")
+        return [str(one.message) for one in caught if "--early_stopping.patience" in str(one.message)]
+
+    assert warned(4) == [
+        "--early_stopping.patience: 4 can end the run after 5 epochs, but the last phase of the plan begins after 5; "
+        "raise it to 5 or more"
+    ]
+    assert warned(5) == []
+
+
+# Modules of others
+
+
+class Plain(Staged, L.LightningModule):
+    """A module that knows of lit_ft just that its stages have names."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_spec = InputSpec(28, 28, mean=(0.5,), std=(0.5,))
+        self.first, self.norm, self.last = nn.Linear(784, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)
+
+    def stage_modules(self):
+        return {"body": [self.first, self.norm], "top": [self.last]}
+
+    def forward(self, images):
+        return self.last(self.norm(self.first(images.float().flatten(1) / 255)).relu())
+
+    def training_step(self, batch, index):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("loss", loss, on_step=True)
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("val/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"strategy": "gradual"}, [{"top"}, {"body", "top"}]),
+        ({"strategy": "auto"}, [{"top"}, {"body", "top"}]),
+        ({"strategy": "plateau", "plateau": {"patience": 1, "min_delta": 9.0}}, [{"top"}, {"top"}, {"body", "top"}]),
+        (
+            {"strategy": "phases", "phases": [{"train": ["t*"], "epochs": 1}, {"train": ["body"]}]},
+            [{"top"}, {"body"}],
+        ),
+    ],
+)
+def test_any_module_that_names_its_stages_thaws(options, expected):
+    module, recorder = Plain(), Recorder()
+    before = digests(module)
+    # Plain has one group of parameters, without a name.
+    recorder.on_train_batch_start = lambda *_: None
+    small_trainer(len(expected), GradualUnfreezing(**options), recorder).fit(module, datamodule=FewDigits())
+    assert recorder.moved() == expected
+    assert recorder.digests[1]["body"] == before["body"]  # its batch norm, too
+
+
+def test_module_that_names_no_stages_is_refused():
+    class Other(L.LightningModule):
+        training_step = configure_optimizers = Plain.training_step
+
+    with pytest.raises(UserError, match=r"^GradualUnfreezing: Other names no stages; derive it from lit_ft.Staged"):
+        small_trainer(2, GradualUnfreezing("lp_ft")).fit(Other(), datamodule=FewDigits())
+
+
+@pytest.mark.parametrize(
+    ("stages", "text"),
+    [
+        ({"body": ["first"], "top": ["last"]}, "parameter norm.weight is in no stage; it must be in exactly one"),
+        (
+            {"body": ["first", "norm"], "top": ["last", "first"]},
+            "parameter first.weight is in body and in top; it must be in exactly one",
+        ),
+    ],
+)
+def test_stages_that_do_not_hold_each_parameter_once_are_refused(stages, text):
+    module = Plain()
+    module.stage_modules = lambda: {name: [getattr(module, part) for part in parts] for name, parts in stages.items()}
+    with pytest.raises(UserError, match=rf"^Plain.stage_modules: {text}"):
+        small_trainer(2, GradualUnfreezing("lp_ft")).fit(module, datamodule=FewDigits())

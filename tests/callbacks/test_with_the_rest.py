@@ -14,7 +14,7 @@ from lit_ft.callbacks import EarlyStopping, GradualUnfreezing
 from lit_ft.callbacks.averaging import refuse_averaging
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
-from lit_ft.plan import make_plan
+from lit_ft.strategies import make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,7 +1,8 @@
-"""Runs on two CPU processes: `python two_processes.py FOLDER` is one of them, `launch` starts both."""
+"""Runs on several CPU processes: `python processes.py FOLDER SCENARIO ...` is one of them, `launch` starts all."""
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,40 +14,53 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from small_runs import FewDigits, differences, digest, digests, final_state, small_module, small_resnet, small_trainer
+from small_runs import (
+    CASES,
+    FewDigits,
+    differences,
+    digest,
+    digests,
+    final_state,
+    small_module,
+    small_resnet,
+    small_trainer,
+)
 
 from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.plan import PhaseConfig
 from lit_ft.strategies import make_plan
 
+EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 SECONDS = 240  # after which a process that waits for the other one is ended
 
 
-def launch(folder):
-    """Starts both processes, and returns what each of them found."""
+def launch(folder, *scenarios, num_processes=2, seconds=SECONDS):
+    """Starts the processes, and returns what each of them found in each scenario."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"TORCHELASTIC_RUN_ID": "two_processes", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank{rank}.log" for rank in (0, 1)]
+    size = str(num_processes)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    shared |= {"TORCHELASTIC_RUN_ID": "processes", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}.log" for rank in range(num_processes)]
     processes = []
     try:
         for rank, log in enumerate(logs):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, __file__, str(folder)]
+            command = [sys.executable, __file__, str(folder), *scenarios]
             with log.open("w") as output:
                 started = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
             processes.append(started)
-        codes = [process.wait(timeout=SECONDS) for process in processes]
+        codes = [process.wait(timeout=seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()
     if any(codes):
         raise RuntimeError("\n".join(log.read_text()[-3000:] for log in logs))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(num_processes)]
 
 
 class Watch(Callback):
@@ -99,7 +113,9 @@ class Watch(Callback):
 
 def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None, **options):
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=SECONDS / 2))
-    trainer = small_trainer(max_epochs, unfreezing, *callbacks, devices=2, strategy=strategy, **options)
+    trainer = small_trainer(
+        max_epochs, unfreezing, *callbacks, devices=int(os.environ["WORLD_SIZE"]), strategy=strategy, **options
+    )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
@@ -127,23 +143,46 @@ def watch_norms(folder, rank):
     return {**watch.found(), "metrics": metrics}
 
 
-def resume(folder, rank):
-    """The differences between a run and one that goes on from the middle of its second epoch, or from its end."""
+def resume(folder, rank, case="adamw", middle=("step=4",)):
+    """The differences between a run and those that go on from some of its checkpoints."""
+    case = CASES[case]
 
     def run(seed, ckpt_path=None):
         L.seed_everything(seed + rank)
-        module = small_module(head={"hidden": [16], "dropout": 0.5})
+        module = small_module(head={"hidden": [16], "dropout": 0.5}, **case.get("module", {}))
         every_step = ModelCheckpoint(folder / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
         best = ModelCheckpoint(folder / "best", "best", monitor="val/loss")
+        others = [EMAWeightAveraging(decay=0.5)] if case.get("average") else []
         data = FewDigits(batch_size=4, augment="basic")
-        trainer = fit(module, data, GradualUnfreezing("gradual"), 3, every_step, best, ckpt_path=ckpt_path)
+        unfreezing = GradualUnfreezing(**case.get("unfreezing", {"strategy": "gradual"}))
+        epochs = case.get("max_epochs", 3)
+        trainer = fit(module, data, unfreezing, epochs, every_step, best, *others, ckpt_path=ckpt_path)
         return final_state(trainer, module)
 
     whole = run(1)
     if rank == 0:  # else the resumed run would read what it wrote
-        (folder / "steps" / "step=4.ckpt").rename(folder / "middle.ckpt")
+        (folder / "steps").rename(folder / "whole")
     dist.barrier()
-    return {"steps": whole["steps"], "differences": differences(whole, run(10, folder / "middle.ckpt"))}
+    names = middle or sorted(path.stem for path in (folder / "whole").iterdir())
+    found = {name: differences(whole, run(10, folder / "whole" / f"{name}.ckpt")) for name in names}
+    if rank == 0:
+        shutil.rmtree(folder / "whole")
+    dist.barrier()
+    return {"steps": whole["steps"], "differences": found}
+
+
+def resume_everywhere(folder, rank):
+    """The same from every checkpoint, for each kind of run."""
+    cases = [name for name, case in CASES.items() if not case.get("average") or EMAWeightAveraging]
+    return {name: resume(folder, rank, name, ()) for name in cases}
+
+
+def choose_by_gradient(folder, rank):
+    """What all processes measure and choose, and the gradients of the joined batches on one."""
+    L.seed_everything(1)
+    module, unfreezing, watch = small_module(lr_scheduler=None), GradualUnfreezing("auto", auto_batches=2), Watch()
+    fit(module, FewDigits(batch_size=5), unfreezing, 2, watch)
+    return {"gradients": unfreezing.gradients, "trainable": unfreezing.plan.phases[1].trainable, **watch.found()}
 
 
 def disagree(folder, rank):
@@ -162,15 +201,14 @@ def disagree(folder, rank):
     return "nothing"
 
 
-def main(folder):
+def main(folder, scenarios):
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    scenarios = [watch_thaws, watch_norms, resume, disagree]
-    found = {scenario.__name__: scenario(folder, rank) for scenario in scenarios}
+    found = {scenario: globals()[scenario](folder, rank) for scenario in scenarios}
     torch.save(found, folder / f"rank{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
