@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -145,7 +144,7 @@ def watch_norms(folder, rank):
 
 def resume(folder, rank, case="adamw", middle=("step=4",)):
     """The differences between a run and those that go on from some of its checkpoints."""
-    case = CASES[case]
+    folder, case = folder / case, CASES[case]
 
     def run(seed, ckpt_path=None):
         L.seed_everything(seed + rank)
@@ -165,9 +164,6 @@ def resume(folder, rank, case="adamw", middle=("step=4",)):
     dist.barrier()
     names = middle or sorted(path.stem for path in (folder / "whole").iterdir())
     found = {name: differences(whole, run(10, folder / "whole" / f"{name}.ckpt")) for name in names}
-    if rank == 0:
-        shutil.rmtree(folder / "whole")
-    dist.barrier()
     return {"steps": whole["steps"], "differences": found}
 
 
