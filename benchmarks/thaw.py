@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -86,7 +87,7 @@ def fit(kind: str, epochs: int, devices: int, folder: Path, ckpt_path: str | Non
     module, watch = (Net() if theirs else WholeNet()), Watch()
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(64, 3, 8, 8, generator=generator), torch.arange(64) % 4)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     every = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     strategy = "ddp" if devices > 1 else "auto"
     trainer = L.Trainer(
@@ -103,10 +104,10 @@ def fit(kind: str, epochs: int, devices: int, folder: Path, ckpt_path: str | Non
 
 def replicas(rank: int, kind: str, port: int, folder: Path) -> None:
     """One of two processes."""
-    import os
-
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "thaw", "GROUP_RANK": "0"}
+    os.environ.update(
+        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    )
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "thaw", "GROUP_RANK": "0"})
     quiet()
     watch, _ = fit(kind, EPOCHS, 2, folder / "ddp")
     if rank == 0:
@@ -129,7 +130,8 @@ def main() -> None:
             folder = Path(name)
             torch.multiprocessing.spawn(replicas, (kind, port, folder), nprocs=2)
             equal = torch.load(folder / "equal.pt")
-            start = Net() if L.seed_everything(1) else None
+            L.seed_everything(1)
+            start = Net()
             whole, module = fit(kind, EPOCHS, 1, folder / "whole")
             resumed_from = str(folder / "whole" / f"epoch={EPOCHS - 2}.ckpt")
             try:

@@ -217,6 +217,34 @@ def test_mistake_ends_in_one_line(refused, args):
     assert not list(Path().glob("logs/*/*/checkpoints"))
 
 
+def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
+    printed = run("plan", *QUICK, "--trainer.max_epochs", 5)
+    assert "100 images, 10 a class" in printed
+    assert re.search(r"2 +1 +dense, head +693,642 \(100\.0%\) +0\.0015 to 0\.003 +\d\d% +2\.8 MB", printed)
+    network = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0)
+    printed = run("plan", *network, "--model.backbone", "vit_b_16", "--model.weights", "IMAGENET1K_SWAG_E2E_V1")
+    assert "Plan  vit_b_16: stem, blocks1, blocks2, blocks3, blocks4, head" in printed  # and nothing was fetched
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (
+            ["--unfreeze.strategy", "gradual", "--trainer.max_epochs", 2],
+            "--trainer.max_epochs: strategy 'gradual' needs",
+        ),
+        (
+            ["--unfreeze.strategy", "plateau", "--unfreeze.plateau.monitor", "val/x"],
+            "--unfreeze.plateau.monitor: unknown",
+        ),
+        (["--unfreeze.strategy", "plateau", "--trainer.limit_val_batches", 0], "--unfreeze.plateau: the run validates"),
+    ],
+)
+def test_plan_refuses_what_a_fit_would_refuse(refused, args, line):
+    assert line in refused("plan", *args)
+
+
 def test_missing_config_names_the_nearest(refused):
     line = refused("fit", "--config", CONFIGS / "quickstrat.yaml")
     assert line.endswith(f"quickstrat.yaml'; nearest: {CONFIGS / 'quickstart.yaml'}")
