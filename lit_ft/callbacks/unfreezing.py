@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_ft.callbacks.averaging import refuse_averaging
 from lit_ft.callbacks.gradients import choose, relative_gradients
@@ -180,6 +180,9 @@ class GradualUnfreezing(Callback):
         trainable = _trainable(pl_module)
         if isinstance(trainer.strategy, DDPStrategy) and trainable != self._reduced:
             _wrap_anew(trainer.strategy)
+        if trainable != self._reduced and (self.gradients or any(phase.plateau for phase in plan.phases)):
+            # What no table could tell beforehand.
+            _print(f"From epoch {trainer.current_epoch + 1} on {', '.join(plan.phases[index].trainable)} train")
         self._reduced = trainable
 
     def _decide(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -187,10 +190,7 @@ class GradualUnfreezing(Callback):
         self.gradients = relative_gradients(trainer, pl_module, self.auto_batches)
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
         told = ", ".join(f"{stage} {value:.2g}" for stage, value in self.gradients.items())
-        rank_zero_info(
-            f"Gradient norm by weight norm: {told}; from epoch {trainer.current_epoch} on "
-            f"{', '.join(self.plan.phases[-1].trainable)} train"
-        )
+        _print(f"Norm of the gradient by that of the weights: {told}")
 
     def _tell_groups_their_thaw(self, trainer: L.Trainer, module: Any, plan: Plan) -> None:
         """Writes into each parameter group at which step it began to train, from which its learning rate warms up."""
@@ -259,6 +259,11 @@ def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
                     f"--early_stopping.patience: {callback.patience} can end the run after {earliest} epochs, but the "
                     f"last phase of the plan begins after {last}; raise it to {last} or more"
                 )
+
+
+@rank_zero_only
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:
