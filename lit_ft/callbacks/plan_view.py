@@ -131,7 +131,7 @@ def _open(plan: Plan, starts: Sequence[int]) -> bool:
 
 
 def _told_stage(stage: str, rates: dict[str, float]) -> str:
-    return f"{stage}  {rates[stage]:.2g}" if stage in rates else stage
+    return f"{stage}, lr {rates[stage]:.2g}" if stage in rates else stage
 
 
 def _macs(module: L.LightningModule) -> list[int]:

@@ -180,8 +180,8 @@ class GradualUnfreezing(Callback):
         trainable = _trainable(pl_module)
         if isinstance(trainer.strategy, DDPStrategy) and trainable != self._reduced:
             _wrap_anew(trainer.strategy)
-        if trainable != self._reduced and (self.gradients or any(phase.plateau for phase in plan.phases)):
-            # What no table could tell beforehand.
+        follows = bool(self.gradients) or any(phase.plateau for phase in plan.phases)
+        if index and follows and trainable != self._reduced:  # which no table could tell beforehand
             _print(f"From epoch {trainer.current_epoch + 1} on {', '.join(plan.phases[index].trainable)} train")
         self._reduced = trainable
 

@@ -111,7 +111,7 @@ def test_picture_has_a_bar_for_each_phase_of_a_stage():
     plan = make_plan("gradual", ["stem", "head"], 5, head_epochs=2)
     figure = plan_figure(plan, [0, 2], 5, {"head": 0.2, "stem": 0.1})
     assert bars(figure) == {(1, 0, 2, 1.0), (1, 2, 3, 1.0), (0, 2, 3, 0.625)}
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["stem  0.1", "head  0.2"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["stem, lr 0.1", "head, lr 0.2"]
     assert figure.axes[0].get_xlabel() == "epoch"
 
 
