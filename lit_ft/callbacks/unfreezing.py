@@ -9,7 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_ft.callbacks.averaging import refuse_averaging
@@ -112,9 +112,7 @@ class GradualUnfreezing(Callback):
         if stage != "fit":
             return
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
-        changes = len(self.plan.phases) > 1
-        replicated = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-        if changes and (not replicated or isinstance(trainer.strategy, FSDPStrategy)):
+        if len(self.plan.phases) > 1 and not _is_replicated(trainer.strategy):
             name = type(trainer.strategy).__name__
             raise UserError(
                 f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase"
@@ -243,6 +241,13 @@ def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauC
     if modes and monitor not in modes:
         raise unknown("metric", monitor, modes, "--unfreeze.plateau.monitor")
     return replace(plateau, monitor=monitor, mode=plateau.mode or modes.get(monitor, "min"))
+
+
+def _is_replicated(strategy: Any) -> bool:
+    """Whether each process has the whole model, alone or in a wrapper that can be made anew."""
+    # Two that are no DDP although they are derived from it.
+    others = (DeepSpeedStrategy, XLAStrategy)
+    return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
 
 
 def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:

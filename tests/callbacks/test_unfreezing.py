@@ -7,7 +7,7 @@ import processes
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
 from small_runs import FewDigits, Recorder, digest, digests, small_module, small_resnet, small_trainer
 from torch import nn
 
@@ -183,11 +183,13 @@ def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, 
     assert digest(module.backbone.parameters()) == before
 
 
-def test_sharded_strategy_cannot_thaw():
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
+def test_sharded_strategy_cannot_thaw(kind):
+    strategy = object.__new__(kind)  # as some need a library to be made
     options = {"max_epochs": 2, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
-    trainer = SimpleNamespace(strategy=FSDPStrategy(), **options)
+    trainer = SimpleNamespace(strategy=strategy, **options)
     module = small_module(classes=10)
-    with pytest.raises(UserError, match=r"--trainer.strategy: FSDPStrategy cannot thaw .* use ddp"):
+    with pytest.raises(UserError, match=rf"--trainer.strategy: {kind.__name__} cannot thaw .* use ddp"):
         GradualUnfreezing("lp_ft").setup(trainer, module, "fit")
     GradualUnfreezing("linear_probe").setup(trainer, module, "fit")
 
