@@ -59,6 +59,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())  # else the new name can reach the disk before the content does
             part.replace(target)
+        except RuntimeError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # on its way out of which torch's writer fails
+                raise KeyboardInterrupt from error
+            raise
         finally:
             part.unlink(missing_ok=True)
 

@@ -11,6 +11,11 @@ import torch
 from lit_ft.errors import UserError, nearest
 
 
+def best_checkpoint(trainer: Any) -> Any:
+    """The callback that keeps the best checkpoint: of those that watch a metric the last, as the user's come first."""
+    return next((callback for callback in reversed(trainer.checkpoint_callbacks) if callback.monitor), None)
+
+
 def newest(folder: str, name: str) -> str:
     """The newest ``best`` or ``last`` checkpoint of the runs in a folder.
 

@@ -72,7 +72,7 @@ class Staged:
         """Refuses stages that do not hold every parameter exactly once.
 
         Raises:
-            UserError: If a parameter is in no stage, or in two.
+            UserError: If a parameter is in no stage, or in two, or a norm layer in none.
         """
         homes: dict[int, str] = {}
         names = {id(parameter): name for name, parameter in cast(nn.Module, self).named_parameters()}
@@ -84,12 +84,16 @@ class Staged:
                     f"and in {stage}; it must be in exactly one"
                 )
             homes |= dict.fromkeys(own, stage)
-        for parameter in names.keys() - homes.keys():
-            raise UserError(
-                f"{type(self).__name__}.stage_modules: parameter {names[parameter]} is in no stage; it must be in "
-                "exactly one"
-            )
+        held = {part for parts in self.stage_modules().values() for whole in parts for part in whole.modules()}
+        norms = (name for name, part in cast(nn.Module, self).named_modules() if part not in held and _is_norm(part))
+        left = [*(f"parameter {names[one]}" for one in names.keys() - homes.keys()), *(f"{name}" for name in norms)]
+        if left:
+            raise UserError(f"{type(self).__name__}.stage_modules: {left[0]} is in no stage; it must be in exactly one")
 
 
 def _norms(part: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in part.modules() if isinstance(module, NORMS))
+    return (module for module in part.modules() if _is_norm(module))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, NORMS)

@@ -134,6 +134,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
         """Lets just these stages train; see `Staged.set_trainable`."""
         trained = [parameter.requires_grad for parameter in self.parameters()]
+        self.backbone.set_trainable(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
         super().set_trainable(names, frozen_norm)
         if self._is_compiled() and trained != [parameter.requires_grad for parameter in self.parameters()]:
             # What was compiled for the last phase fits no more, but would count to torch's limit of 8 versions, past

@@ -28,7 +28,7 @@ class PlateauConfig:
         min_delta: The least change that counts as an improvement.
         baseline: Value that must be surpassed to count as an improvement at all; null counts the first one.
         monitor: The metric; null is val/loss.
-        mode: Whether its min or max is best; null follows from the metric.
+        mode: Whether its min or max is best; null follows from the metric, if that is one of lit_ft's or a loss.
     """
 
     patience: int = 2
@@ -47,6 +47,11 @@ class PlateauConfig:
         for name, least in (("patience", 1), ("min_epochs", 1), ("min_delta", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{key}.{name}: must be at least {least}, got {getattr(self, name)}")
+
+    @property
+    def least_epochs(self) -> int:
+        """The number of epochs, if all validate, after which it can be reached at the earliest."""
+        return max(self.min_epochs, self.patience + (self.baseline is None))
 
     def reached_after(self, values: Sequence[float | None]) -> int | None:
         """The number of epochs after which the plateau is reached, or ``None`` if it is not yet.
@@ -120,33 +125,35 @@ class Plan:
     phases: tuple[Phase, ...]
     undecided: bool = False
 
-    def phase_starts(self, epoch: int, scores: Scores | None = None) -> list[int]:
+    def phase_starts(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> list[int]:
         """The first epoch of each phase that has begun by ``epoch``.
 
         Args:
             epoch: Counted from 0.
             scores: What was measured in the epochs before it.
+            begun: The first epochs of phases that are known to have begun, also under a plan of another length.
 
         >>> plan = Plan(("stem", "head"), (Phase(0, 4, ("head",)), Phase(4, 5, ("stem", "head"))))
         >>> plan.phase_starts(3), plan.phase_starts(4)
         ([0], [0, 4])
         """
-        starts = [0]
-        for phase in self.phases[:-1]:
+        starts = list(begun)
+        for phase in self.phases[len(starts) - 1 : -1]:
             length = self._length(phase, range(starts[-1], epoch), scores or {})
             if length is None or starts[-1] + length > epoch:
                 break
             starts.append(starts[-1] + length)
         return starts
 
-    def phase_index(self, epoch: int, scores: Scores | None = None) -> int:
+    def phase_index(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> int:
         """The index of the phase that holds ``epoch``, counted from 0; past the end it stays the last.
 
         Args:
             epoch: Counted from 0.
             scores: What was measured in the epochs before it.
+            begun: As for `phase_starts`.
         """
-        return len(self.phase_starts(epoch, scores)) - 1
+        return len(self.phase_starts(epoch, scores, begun)) - 1
 
     @staticmethod
     def _length(phase: Phase, epochs: range, scores: Scores) -> int | None:

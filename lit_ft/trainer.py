@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.checkpoint_io import AtomicCheckpointIO
+from lit_ft.checkpoints import best_checkpoint
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -64,7 +65,7 @@ class Trainer(L.Trainer):
             ckpt_path: Checkpoint of an interrupted run to go on from.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = getattr(self.checkpoint_callback, "best_model_path", "") or None
+        best = getattr(best_checkpoint(self), "best_model_path", "") or None
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
@@ -123,12 +124,11 @@ def tell(trainer: Any, command: str) -> None:
     if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:
         return
     run = shown(Path(log_dir))
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    chosen = best_checkpoint(trainer)
+    best = getattr(chosen, "best_model_path", "")
     lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
     if best:
-        score = trainer.checkpoint_callback.best_model_score
-        monitor = trainer.checkpoint_callback.monitor
-        lines.append(f"Best model   {shown(Path(best))}  ({monitor} {float(score):.4f})")
+        lines.append(f"Best model   {shown(Path(best))}  ({chosen.monitor} {float(chosen.best_model_score):.4f})")
         arguments = f"--config {run / 'config.yaml'} --ckpt_path {shown(Path(best))}"
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit":

@@ -119,3 +119,16 @@ def test_checkpoints_can_be_written_by_a_thread(tmp_path):
         plugin.save_checkpoint({"number": number}, tmp_path / "last.ckpt")
     plugin.teardown()
     assert number_in(tmp_path / "last.ckpt") == 9
+
+
+def test_interrupt_within_a_write_is_an_interrupt(tmp_path, monkeypatch):
+    def write(content, file):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as of torch's writer, on its way out
+
+    monkeypatch.setattr(torch, "save", write)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []

@@ -159,7 +159,8 @@ def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run)
 
 def test_cycle_rises_to_the_rates_of_the_groups(run):
     cycle = ("--lr_scheduler", "CyclicLR", "--lr_scheduler.step_size_up", 2)
-    run("fit", "--trainer.max_steps", 2, "--model.lr", 0.1, "--model.lr_decay", 0.5, *cycle)
+    steps = ("--trainer.max_steps", 2, "--unfreeze.strategy", "full")
+    run("fit", *steps, "--model.lr", 0.1, "--model.lr_decay", 0.5, *cycle)
     saved = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
     groups = {group["name"]: group["lr"] for group in saved["optimizer_states"][0]["param_groups"]}
     assert (groups["head"], groups["dense"]) == pytest.approx((0.1, 0.05))
@@ -215,6 +216,14 @@ MISTAKES = {
 def test_mistake_ends_in_one_line(refused, args):
     assert MISTAKES[args] in refused(*args)
     assert not list(Path().glob("logs/*/*/checkpoints"))
+
+
+def test_checkpoints_of_the_users_own_are_not_taken_for_the_best(run):
+    own = "lightning.pytorch.callbacks.ModelCheckpoint"
+    options = ("--trainer.callbacks+", own, "--trainer.callbacks.every_n_train_steps", 5)
+    printed = run("finetune", *QUICK, "--trainer.max_epochs", 3, *options, "--trainer.callbacks.dirpath", "mine")
+    assert "Best model   logs/quickstart/version_0/checkpoints/best.ckpt  (val/loss " in printed
+    assert list(Path("mine").glob("*.ckpt"))
 
 
 def test_plan_shows_the_phases_and_does_nothing(run, photo_root):

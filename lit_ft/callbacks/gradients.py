@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
+from torchmetrics import Metric
 
 from lit_ft.freezing import Staged
 
@@ -40,6 +43,7 @@ def relative_gradients(trainer: L.Trainer, module: L.LightningModule, num_batche
     """
     stages = cast(Staged, module).stage_modules()
     parameters = {name: list(nn.ModuleList(parts).parameters()) for name, parts in list(stages.items())[:-1]}
+    parameters = {name: parts for name, parts in parameters.items() if parts}
     everything = [parameter for parts in parameters.values() for parameter in parts]
     totals = [torch.zeros_like(parameter) for parameter in everything]
     needed, training = [parameter.requires_grad for parameter in everything], module.training
@@ -47,13 +51,14 @@ def relative_gradients(trainer: L.Trainer, module: L.LightningModule, num_batche
     for parameter in everything:
         parameter.requires_grad_(True)
     _mute(module)
+    indexed = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     try:
-        with isolate_rng(), torch.enable_grad():
+        with isolate_rng(), _kept(trainer, module), torch.enable_grad():
             count = 0
             for index, batch in enumerate(islice(_batches(trainer), num_batches)):
                 count += trainer.world_size
                 given = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                result = module.training_step(given, index)
+                result = module.training_step(given, index) if indexed else module.training_step(given)
                 loss: Any = result["loss"] if isinstance(result, Mapping) else result
                 for total, part in zip(totals, torch.autograd.grad(loss, everything, allow_unused=True), strict=True):
                     if part is not None:
@@ -81,6 +86,23 @@ def _batches(trainer: L.Trainer) -> Any:
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(trainer.current_epoch)
     return iter(loader)
+
+
+@contextmanager
+def _kept(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Puts back what reading and training steps change beside weights: generators of the loader, and metrics."""
+    loader: Any = trainer.train_dataloader
+    owners = (loader, getattr(loader, "sampler", None))
+    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    metrics = {part: copy.deepcopy(vars(part)) for part in module.modules() if isinstance(part, Metric)}
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        for metric, kept in metrics.items():
+            vars(metric).update(kept)
 
 
 def _mute(module: L.LightningModule) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from lit_ft.backbones import Backbone
 from lit_ft.backbones.cost import stage_costs, training_share
 from lit_ft.callbacks.unfreezing import GradualUnfreezing, run_epochs
-from lit_ft.freezing import Staged
+from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import Phase, Plan
 from lit_ft.strategies import make_plan
 
@@ -34,7 +34,9 @@ def run_plan(trainer: L.Trainer, module: L.LightningModule) -> Plan:
 def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[int]:
     """The first epoch of each phase that has begun by ``epoch``."""
     unfreezing = run_unfreezing(trainer)
-    return run_plan(trainer, module).phase_starts(epoch, unfreezing.scores if unfreezing else {})
+    if unfreezing is None:
+        return [0]
+    return run_plan(trainer, module).phase_starts(epoch, unfreezing.scores, unfreezing.starts)
 
 
 def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
@@ -47,13 +49,15 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     plan, unfreezing = run_plan(trainer, module), run_unfreezing(trainer)
     stages = cast(Staged, module).stage_modules()
     parameters = {name: list(nn.ModuleList(parts).parameters()) for name, parts in stages.items()}
-    sizes = {name: sum(p.numel() for p in parts) for name, parts in parameters.items()}
-    sent = {name: sum(p.numel() * p.element_size() for p in parts) for name, parts in parameters.items()}
-    whole, macs = sum(sizes.values()), _macs(module)
+    everything = [parameter for parts in parameters.values() for parameter in parts]
+    whole, macs = sum(parameter.numel() for parameter in everything), _macs(module)
+    frozen_norm: FrozenNorm = unfreezing.frozen_norm if unfreezing else "eval"
     rates = base_rates(trainer)
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
     for i, phase in enumerate(plan.phases):
-        num = sum(sizes[stage] for stage in phase.trainable)
+        ids = cast(Staged, module).trained(phase.trainable, frozen_norm)
+        trained = [parameter for parameter in everything if id(parameter) in ids]
+        num = sum(parameter.numel() for parameter in trained)
         stages_told = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)
         if plan.undecided and i == len(plan.phases) - 1:
             stages_told = f"chosen after phase {i}, {plan.stages[-1]}"
@@ -66,7 +70,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
                 f"{num:,} ({num / whole:.1%})",
                 _told_rates([rates[stage] for stage in phase.trainable if stage in rates]),
                 f"{training_share(macs, trains):.0%}" if macs else "-",
-                _told_bytes(sum(sent[stage] for stage in phase.trainable)),
+                _told_bytes(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -83,8 +87,8 @@ def told_epochs(phase: Phase, after_plateau: bool) -> str:
     """
     first, num = phase.first_epoch, phase.num_epochs
     if phase.plateau is not None:
-        least = phase.plateau.min_epochs
-        return f"{least} or more, to a plateau" if num is None else f"{least} to {num}, to a plateau"
+        least = phase.plateau.least_epochs
+        return f"{least} or more, to a plateau" if num is None else f"{min(least, num)} to {num}, to a plateau"
     if after_plateau:
         return "then the rest" if num is None or phase.latest_end == first + num else f"then {num}"
     last = None if num is None else first + num - 1

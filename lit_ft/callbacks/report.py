@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from lit_ft.callbacks.plan_view import base_rates, plan_figure, plan_table, run_plan, run_starts
 from lit_ft.callbacks.unfreezing import run_epochs
+from lit_ft.checkpoints import best_checkpoint
 
 MAX_PICTURED_CLASSES = 100
 
@@ -94,7 +95,7 @@ class RunReport(Callback):
         plan = run_plan(trainer, pl_module)
         if _tensorboard(trainer) and (self._undecided or any(phase.plateau for phase in plan.phases)):
             _picture_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))
-        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        best = getattr(best_checkpoint(trainer), "best_model_score", None)
         for logger in trainer.loggers:
             if best is not None and isinstance(logger, TensorBoardLogger):
                 # Now, and not at the start: TensorBoard shows the first score that comes with them.

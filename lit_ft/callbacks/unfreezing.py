@@ -8,17 +8,17 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.strategies.xla import XLAStrategy
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
-from lit_ft.callbacks.averaging import refuse_averaging
+from lit_ft.callbacks import refusals
 from lit_ft.callbacks.gradients import choose, relative_gradients
 from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.optim import WarmupCosine
 from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
+from lit_ft.resume import validate_first
 from lit_ft.strategies import Strategy, make_plan
 from lit_ft.tasks import METRICS
 
@@ -73,11 +73,18 @@ class GradualUnfreezing(Callback):
         self.auto_threshold = auto_threshold
         self.auto_batches = auto_batches
         self.plan: Plan | None = None
+        self._forget()
+        # The names of the parameters that DDP reduces the gradients of.
+        self._reduced: frozenset[str] = frozenset()
+
+    def _forget(self) -> None:
+        """Leaves what an earlier fit decided."""
         # What decides the phases that follow from the run: the metrics of each epoch, and the measured gradients.
         self.scores: dict[int, dict[str, float]] = {}
         self.gradients: dict[str, float] = {}
-        # The names of the parameters that DDP reduces the gradients of.
-        self._reduced: frozenset[str] = frozenset()
+        # The first epochs of the phases that have begun: also a run that is resumed for longer keeps to them.
+        self.starts: list[int] = [0]
+        self._saved: list[dict[str, Any]] | None = None
 
     def make_plan(self, module: L.LightningModule, max_epochs: int | None) -> Plan:
         """The plan for a module, as far as it is decided.
@@ -112,25 +119,35 @@ class GradualUnfreezing(Callback):
         """Makes the plan, and refuses one that cannot be carried out, before any training."""
         if stage != "fit":
             return
+        self._forget()
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
-        if len(self.plan.phases) > 1 and not _is_replicated(trainer.strategy):
-            name = type(trainer.strategy).__name__
-            raise UserError(
-                f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase"
-            )
+        refusals.refuse_sharding(trainer.strategy, self.plan)
         stages = cast(Staged, pl_module).stage_modules()
-        refuse_averaging(cast(Any, trainer).callbacks, stages, self.plan, self.frozen_norm)
-        _warn_of_early_stopping(trainer, self.plan)
-        if any(phase.plateau for phase in self.plan.phases) and not trainer.enable_validation:
-            raise UserError("--unfreeze.plateau: the run validates nothing, so that no plateau would ever be seen")
+        refusals.refuse_averaging(cast(Any, trainer).callbacks, stages, self.plan, self.frozen_norm)
+        refusals.refuse_unseen_plateaus(trainer, self.plan)
+        refusals.warn_of_early_stopping(trainer, self.plan)
+        if self.strategy == "auto" and not pl_module.automatic_optimization:
+            raise UserError("--unfreeze.strategy: auto measures the losses of training_step, which must be automatic")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes what DDP wrapped, and makes the plan again, of which a checkpoint may have decided more."""
+        """Notes what DDP wrapped, and makes the plan again, of which a checkpoint may have decided more.
+
+        Raises:
+            UserError: If a checkpoint is of another plan, or no optimizer has what will train.
+        """
         self._reduced = _trainable(pl_module)
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
+        if self._saved is not None:
+            refusals.refuse_another_plan([phase["trainable"] for phase in self._saved], self.plan)
+        refusals.refuse_missing_in_optimizers(trainer, pl_module, self.plan, self.frozen_norm)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Applies the phase of this epoch, also on resume inside it."""
+        """Applies the phase of this epoch, also on resume inside it.
+
+        Raises:
+            UserError: If the run has too few steps to reach the last phase.
+        """
+        refusals.refuse_too_few_steps(trainer, cast(Plan, self.plan))
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -161,15 +178,22 @@ class GradualUnfreezing(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What has decided the phases so far, and the plan, for those who look into a checkpoint."""
         plan = None if self.plan is None else _plain_plan(self.plan)
-        return {"plan": plan, "scores": self.scores, "gradients": self.gradients}
+        return {"plan": plan, "scores": self.scores, "gradients": self.gradients, "starts": self.starts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up what has decided the phases so far; the plan is made of it again."""
         self.scores = {epoch: dict(scores) for epoch, scores in state_dict.get("scores", {}).items()}
         self.gradients = dict(state_dict.get("gradients", {}))
+        self.starts = list(state_dict.get("starts", [0]))
+        self._saved = state_dict.get("plan")
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lets a run of any module go on with the validation that its checkpoint was written before."""
+        validate_first(checkpoint, trainer)
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        index = cast(Plan, self.plan).phase_index(trainer.current_epoch, self.scores)
+        self.starts = cast(Plan, self.plan).phase_starts(trainer.current_epoch, self.scores, self.starts)
+        index = len(self.starts) - 1
         _check_ranks_agree(trainer, index)
         if cast(Plan, self.plan).undecided and index > 0:
             self._decide(trainer, pl_module)
@@ -197,7 +221,7 @@ class GradualUnfreezing(Callback):
         steps_per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
         # As far as they are known; a phase that may end by a plateau is taken to end as late as it can.
         horizon = run_epochs(trainer) or trainer.current_epoch + sum(phase.num_epochs or 0 for phase in plan.phases)
-        starts = plan.phase_starts(horizon, self.scores)
+        starts = plan.phase_starts(horizon, self.scores, self.starts)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         thaws = [math.inf] * len(groups)
         # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
@@ -233,7 +257,7 @@ def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauC
     """With the metric, and whether its least or its greatest value is best, where the user does not say.
 
     Raises:
-        UserError: If the module does not log such a metric.
+        UserError: If the module does not log such a metric, or which of its values is best is not known.
     """
     if plateau is None:
         return None
@@ -241,30 +265,10 @@ def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauC
     modes = {f"val/{name}": mode for name, mode in metrics.items()}
     if modes and monitor not in modes:
         raise unknown("metric", monitor, modes, "--unfreeze.plateau.monitor")
-    return replace(plateau, monitor=monitor, mode=plateau.mode or modes.get(monitor, "min"))
-
-
-def _is_replicated(strategy: Any) -> bool:
-    """Whether each process has the whole model, alone or in a wrapper that can be made anew."""
-    # Two that are no DDP although they are derived from it.
-    others = (DeepSpeedStrategy, XLAStrategy)
-    return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
-
-
-def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
-    """Warns where early stopping could end the run before its last phase has begun."""
-    last = plan.phases[-1].first_epoch
-    if any(phase.plateau for phase in plan.phases[:-1]):
-        last = plan.phases[-2].latest_end or last
-    for callback in cast(Any, trainer).callbacks:
-        if isinstance(callback, EarlyStopping):
-            # The first check sets the best value, and as many as the patience must then go by.
-            earliest = (callback.patience + 1) * (trainer.check_val_every_n_epoch or 1)
-            if earliest <= last:
-                rank_zero_warn(
-                    f"--early_stopping.patience: {callback.patience} can end the run after {earliest} epochs, but the "
-                    f"last phase of the plan begins after {last}; raise it to {last} or more"
-                )
+    mode = plateau.mode or modes.get(monitor) or ("min" if "loss" in monitor else None)
+    if mode is None:
+        raise UserError(f"--unfreeze.plateau.mode: say whether the min or the max of {monitor} is best")
+    return replace(plateau, monitor=monitor, mode=mode)
 
 
 @rank_zero_only
@@ -281,7 +285,10 @@ def _check_ranks_agree(trainer: L.Trainer, index: int) -> None:
         indices = [index] * trainer.world_size
         torch.distributed.all_gather_object(indices, index)
         if len(set(indices)) > 1:
-            raise RuntimeError(f"the processes disagree on the phase of epoch {trainer.current_epoch}: {indices}")
+            raise RuntimeError(
+                f"the processes disagree on the phase of epoch {trainer.current_epoch}: {indices}; what ends a phase "
+                "must be the same on all, as with self.log(..., sync_dist=True)"
+            )
 
 
 def _wrap_anew(strategy: DDPStrategy) -> None:

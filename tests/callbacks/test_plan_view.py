@@ -56,12 +56,12 @@ def test_table_of_plateaus_tells_what_is_open():
     unfreezing = GradualUnfreezing("plateau", plateau=PlateauConfig(min_epochs=2))
     rows = plan_table(trainer(unfreezing), Three()).splitlines()[2:]
     assert [row[9:32].split("  ")[0] for row in rows] == [
-        "2 to 7, to a plateau",
-        "2 to 7, to a plateau",
+        "3 to 7, to a plateau",
+        "3 to 7, to a plateau",
         "then the rest",
     ]
     endless = plan_table(trainer(unfreezing, max_epochs=None), Three()).splitlines()[2]
-    assert "2 or more, to a plateau" in endless
+    assert "3 or more, to a plateau" in endless
 
 
 def test_table_of_auto_tells_what_will_be_chosen():
@@ -123,3 +123,12 @@ def test_picture_of_a_plateau_shows_when_it_came_or_the_earliest():
     known = plan_figure(plan, [0, 4], 9, {})
     assert known.axes[0].get_xlabel() == "epoch"
     assert (0, 4, 5, 1.0) in bars(known)
+
+
+def test_norm_layers_that_train_while_frozen_are_counted():
+    module = FineTuneModule("resnet18", weights=None, classes=10)
+    frozen = plan_table(trainer(GradualUnfreezing("lp_ft")), module).splitlines()[2]
+    trained = plan_table(trainer(GradualUnfreezing("lp_ft", frozen_norm="train")), module).splitlines()[2]
+    assert "5,130 (0.0%)" in frozen
+    assert "14,730 (0.1%)" in trained  # and the 9,600 weights and biases of ResNet-18's batch norm
+    assert trained.endswith("58.9 kB")

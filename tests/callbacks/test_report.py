@@ -198,8 +198,8 @@ def test_images_of_the_first_batch_are_shown(board, num_images, step, dtype, exp
 
 def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
     logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
-    checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75))
-    RunReport().on_fit_end(trainer(loggers=[logger], checkpoint_callback=checkpoint), Three())
+    checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75), monitor="val/acc")
+    RunReport().on_fit_end(trainer(loggers=[logger], checkpoint_callbacks=[checkpoint]), Three())
     logger.experiment.flush()
     board = EventAccumulator(logger.log_dir)
     board.Reload()

@@ -6,10 +6,11 @@ import lightning as L
 import processes
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
 from small_runs import FewDigits, Recorder, digest, digests, small_module, small_resnet, small_trainer
 from torch import nn
+from torchmetrics import MeanMetric
 
 from lit_ft.backbones import InputSpec
 from lit_ft.callbacks import GradualUnfreezing
@@ -308,7 +309,7 @@ def test_all_processes_choose_by_the_gradient_of_all_their_images(both_ranks):
 
 def test_processes_in_different_phases_raise(both_ranks):
     for found in both_ranks[0]:
-        assert found["disagree"] == "the processes disagree on the phase of epoch 1: [1, 0]"
+        assert found["disagree"].startswith("the processes disagree on the phase of epoch 1: [1, 0]; what ends a phase")
 
 
 # What follows from the run
@@ -421,7 +422,7 @@ def test_early_stopping_that_could_end_the_run_before_the_last_phase_is_warned_o
         return [str(one.message) for one in caught if "--early_stopping.patience" in str(one.message)]
 
     assert warned(4) == [
-        "--early_stopping.patience: 4 can end the run after 5 epochs, but the last phase of the plan begins after 5; "
+        "--early_stopping.patience: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
         "raise it to 5 or more"
     ]
     assert warned(5) == []
@@ -501,3 +502,141 @@ def test_stages_that_do_not_hold_each_parameter_once_are_refused(stages, text):
     module.stage_modules = lambda: {name: [getattr(module, part) for part in parts] for name, parts in stages.items()}
     with pytest.raises(UserError, match=rf"^Plain.stage_modules: {text}"):
         small_trainer(2, GradualUnfreezing("lp_ft")).fit(module, datamodule=FewDigits())
+
+
+def test_metric_of_somebody_else_must_say_what_is_best():
+    plateau = {"monitor": "val_acc", "patience": 1}
+    with pytest.raises(UserError, match=r"^--unfreeze.plateau.mode: say whether the min or the max of val_acc is best"):
+        GradualUnfreezing("plateau", plateau=plateau).make_plan(Plain(), 9)
+    plan = GradualUnfreezing("plateau", plateau={**plateau, "mode": "max"}).make_plan(Plain(), 9)
+    assert plan.phases[0].plateau.mode == "max"
+
+
+class HeadAlone(Plain):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.last.parameters(), lr=0.1)
+
+
+def test_thaw_of_what_no_optimizer_has_is_refused():
+    with pytest.raises(UserError, match=r"^HeadAlone.configure_optimizers: first.weight shall train from epoch 2 on"):
+        small_trainer(3, GradualUnfreezing("lp_ft")).fit(HeadAlone(), datamodule=FewDigits())
+    small_trainer(1, GradualUnfreezing("linear_probe")).fit(HeadAlone(), datamodule=FewDigits())
+
+
+def test_run_of_too_few_steps_is_refused():
+    trainer = small_trainer(9, GradualUnfreezing("gradual"), max_steps=4)  # of two an epoch
+    with pytest.raises(
+        UserError, match=r"^--trainer.max_steps: 4 steps end the run after 2 epochs, but the last phase"
+    ):
+        trainer.fit(small_module(), datamodule=FewDigits())
+
+
+def test_norm_layer_in_no_stage_is_refused():
+    module = Plain()
+    module.extra = nn.BatchNorm1d(8, affine=False)
+    with pytest.raises(UserError, match=r"^Plain.stage_modules: extra is in no stage; it must be in exactly one"):
+        small_trainer(2, GradualUnfreezing("lp_ft")).fit(module, datamodule=FewDigits())
+
+
+def test_frozen_stage_stays_in_eval_mode_whoever_calls_train():
+    module = small_resnet(classes=10)
+    module.set_trainable(["layer4", "head"])
+    for caller in (module.train, module.backbone.train):
+        caller()
+        assert {name: stage.training for name, stage in module.backbone.stages.items()} == {
+            **dict.fromkeys(["stem", "layer1", "layer2", "layer3"], False),
+            "layer4": True,
+        }
+        assert not module.backbone.stages["stem"].bn1.training
+
+
+PLATEAU = {"strategy": "plateau", "plateau": {"patience": 1, "min_delta": 9.0}}
+
+
+def checkpointed(folder, max_epochs, unfreezing, module=None, ckpt_path=None):
+    recorder = Recorder()
+    recorder.on_train_batch_start = lambda *_: None
+    every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    last = ModelCheckpoint(folder, "end", save_on_train_epoch_end=True)
+    L.seed_everything(1)
+    module = module or small_module(lr_scheduler=None)
+    trainer = small_trainer(max_epochs, unfreezing, every, last, recorder)
+    trainer.fit(module, datamodule=FewDigits(), ckpt_path=ckpt_path)
+    return recorder, module
+
+
+def test_longer_run_keeps_to_the_phases_that_have_begun(tmp_path):
+    first = GradualUnfreezing(**PLATEAU)
+    checkpointed(tmp_path / "first", 5, first)
+    assert first.starts == [0, 2, 4]
+    longer = GradualUnfreezing("plateau", plateau={"patience": 3})
+    recorder, _ = checkpointed(tmp_path / "longer", 12, longer, ckpt_path=tmp_path / "first" / "end.ckpt")
+    assert longer.starts == [0, 2, 4]
+    assert recorder.moved() == [EVERYTHING] * 7
+
+
+def test_checkpoint_of_other_phases_is_refused(tmp_path):
+    checkpointed(tmp_path, 3, GradualUnfreezing("gradual"))
+    with pytest.raises(
+        UserError, match=r"^--unfreeze: the checkpoint is of a run with other phases \(head; dense, head; "
+    ):
+        checkpointed(tmp_path / "other", 5, GradualUnfreezing("lp_ft"), ckpt_path=tmp_path / "end.ckpt")
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_any_module_resumes_where_it_was(tmp_path, step):
+    whole, module = checkpointed(tmp_path / "whole", 6, GradualUnfreezing(**PLATEAU), Plain())
+    _, again = checkpointed(
+        tmp_path / "again", 6, GradualUnfreezing(**PLATEAU), Plain(), tmp_path / "whole" / f"step={step}.ckpt"
+    )
+    assert whole.moved()[-2:] == [{"body", "top"}] * 2
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in module.state_dict().items())
+
+
+class Counting(Plain):
+    """One that draws random numbers and counts in its training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = MeanMetric()
+
+    def training_step(self, batch):
+        self.seen.update(batch[1].float())
+        images = batch[0] + torch.rand(())
+        return nn.functional.cross_entropy(self(images), batch[1])
+
+
+def test_measuring_disturbs_neither_random_numbers_nor_loaders_nor_metrics():
+    def run(unfreezing):
+        torch.manual_seed(0)
+        images = torch.randn(40, 1, 28, 28)
+        data = torch.utils.data.TensorDataset(images, torch.arange(40) % 10)
+        generator = torch.Generator().manual_seed(3)
+        loader = torch.utils.data.DataLoader(data, batch_size=10, shuffle=True, generator=generator)
+        L.seed_everything(1)
+        module = Counting()
+        small_trainer(3, unfreezing).fit(module, loader)
+        return module
+
+    measured, named = run(GradualUnfreezing("auto", auto_threshold=1e-9)), run(GradualUnfreezing("lp_ft"))
+    assert all(tensor.equal(named.state_dict()[name]) for name, tensor in measured.state_dict().items())
+    assert (measured.seen.compute(), measured.seen.weight) == (named.seen.compute(), named.seen.weight)
+
+
+def test_second_fit_measures_again():
+    unfreezing = GradualUnfreezing("auto")
+    gradients = []
+    for seed in (1, 2):
+        L.seed_everything(seed)
+        small_trainer(2, unfreezing).fit(small_module(lr_scheduler=None), datamodule=FewDigits())
+        gradients.append(unfreezing.gradients)
+    assert gradients[0] != gradients[1]
+
+
+def test_auto_is_refused_where_it_cannot_measure():
+    module = Plain()
+    module.automatic_optimization = False
+    with pytest.raises(
+        UserError, match=r"^--unfreeze.strategy: auto measures the losses of training_step, which must be"
+    ):
+        small_trainer(2, GradualUnfreezing("auto")).fit(module, datamodule=FewDigits())

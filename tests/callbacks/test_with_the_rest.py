@@ -11,7 +11,7 @@ from small_runs import FewDigits, Recorder, differences, final_state, small_modu
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing
-from lit_ft.callbacks.averaging import refuse_averaging
+from lit_ft.callbacks.refusals import refuse_averaging
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
 from lit_ft.strategies import make_plan

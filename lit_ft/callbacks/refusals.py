@@ -1,0 +1,160 @@
+"""Decides which runs cannot carry out a plan, and says so before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lit_ft.errors import UserError
+from lit_ft.freezing import FrozenNorm, Staged
+from lit_ft.plan import Plan
+
+
+def refuse_sharding(strategy: Any, plan: Plan) -> None:
+    """Refuses to thaw where a process has not the whole model, alone or in a wrapper that can be made anew.
+
+    Raises:
+        UserError: If the plan has several phases and the strategy shards.
+    """
+    others = (DeepSpeedStrategy, XLAStrategy)  # no DDP, although derived from it
+    replicated = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
+    if len(plan.phases) > 1 and not replicated:
+        name = type(strategy).__name__
+        raise UserError(f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
+
+
+def refuse_unseen_plateaus(trainer: L.Trainer, plan: Plan) -> None:
+    """Refuses a plateau that no run could come to.
+
+    Raises:
+        UserError: If there is one, as nothing is validated, or the phase is too short.
+    """
+    for phase in plan.phases:
+        if phase.plateau is None:
+            continue
+        if not trainer.enable_validation:
+            raise UserError("--unfreeze.plateau: the run validates nothing, so that no plateau would ever be seen")
+        checks = phase.plateau.patience + (phase.plateau.baseline is None)
+        needed = checks * (trainer.check_val_every_n_epoch or 1)
+        if phase.num_epochs is not None and needed > phase.num_epochs:
+            raise UserError(
+                f"--unfreeze.plateau.patience: {phase.plateau.patience} needs {needed} epochs, but the phase of "
+                f"{', '.join(phase.trainable)} lasts {phase.num_epochs} at most; lower it, or give more epochs"
+            )
+
+
+def warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
+    """Warns where early stopping could end the run before its last phase has begun."""
+    last = plan.phases[-1].first_epoch
+    if any(phase.plateau for phase in plan.phases[:-1]):
+        last = plan.phases[-2].latest_end or last
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, EarlyStopping):
+            # The first check sets the best value, and as many as the patience must then go by.
+            interval = trainer.val_check_interval
+            checks = round(1 / interval) if isinstance(interval, float) and interval > 0 else 1
+            every = trainer.check_val_every_n_epoch or 1
+            earliest = math.ceil((callback.patience + 1) / checks) * every
+            if earliest <= last:
+                rank_zero_warn(
+                    f"--early_stopping.patience: {callback.patience} can end the run after {earliest} epochs, but the "
+                    f"plan's last phase begins after {last}; raise it to {math.ceil(last / every) * checks} or more"
+                )
+
+
+def refuse_another_plan(saved: Sequence[Sequence[str]], plan: Plan) -> None:
+    """Refuses to go on from a checkpoint with other phases.
+
+    Args:
+        saved: What trains in each phase of the checkpoint's plan.
+        plan: The plan of this run.
+
+    Raises:
+        UserError: If something else trains in a phase.
+    """
+    if [list(stages) for stages in saved] != [list(phase.trainable) for phase in plan.phases]:
+        told = "; ".join(", ".join(stages) for stages in saved)
+        raise UserError(
+            f"--unfreeze: the checkpoint is of a run with other phases ({told}); give the same, or start from its "
+            "weights with --model.weights"
+        )
+
+
+def refuse_missing_in_optimizers(
+    trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm
+) -> None:
+    """Refuses a thaw of what no optimizer has, which would do nothing.
+
+    Raises:
+        UserError: If a parameter that will train is in no optimizer.
+    """
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    optimized = {id(parameter) for group in groups for parameter in group["params"]}
+    for phase in plan.phases:
+        trained = cast(Staged, module).trained(phase.trainable, frozen_norm)
+        for name, parameter in module.named_parameters():
+            if id(parameter) in trained - optimized:
+                raise UserError(
+                    f"{type(module).__name__}.configure_optimizers: {name} shall train from epoch "
+                    f"{phase.first_epoch + 1} on, but no optimizer has it; give the optimizer all parameters, as those "
+                    "without a gradient are left alone"
+                )
+
+
+def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:
+    """Refuses a number of steps in which the last phase is not reached.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    batches, last = trainer.num_training_batches, plan.phases[-1].first_epoch
+    if trainer.max_steps <= 0 or math.isinf(batches) or cast(Any, trainer).fast_dev_run:
+        return
+    epochs = math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+    if epochs <= last:
+        raise UserError(
+            f"--trainer.max_steps: {trainer.max_steps} steps end the run after {epochs} epochs, but the last phase of "
+            f"the plan begins after {last}; raise it, or list fewer phases"
+        )
+
+
+def refuse_averaging(
+    callbacks: Iterable[Callback], stages: Mapping[str, Sequence[nn.Module]], plan: Plan, frozen_norm: FrozenNorm
+) -> None:
+    """Refuses stochastic weight averaging that would lose the statistics of frozen batch norm.
+
+    After the last epoch Lightning's callback sets all statistics back and gathers them in one more pass over the data,
+    from which frozen layers gather none: they would be left with mean 0 and variance 1.
+
+    Args:
+        callbacks: Those of the trainer.
+        stages: The modules of each stage.
+        plan: What trains when; at that pass it is in its last phase.
+        frozen_norm: What norm layers of frozen stages do.
+
+    Raises:
+        UserError: If a stage with batch norm is frozen in the last phase.
+    """
+    if frozen_norm != "eval" or not any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        return
+    frozen = [
+        name
+        for name, parts in stages.items()
+        if name not in plan.phases[-1].trainable
+        and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules())
+    ]
+    if frozen:
+        raise UserError(
+            "--trainer.callbacks: StochasticWeightAveraging would reset the batch norm of the stages that stay frozen "
+            f"({', '.join(frozen)}); thaw them in the last phase, give --unfreeze.frozen_norm stats, or use "
+            "EMAWeightAveraging"
+        )
