@@ -67,10 +67,10 @@ def filled(module):
     for owner in module.modules():
         for key, parameter in list(owner.named_parameters(recurse=False)):
             count = parameter.numel()
-            values = noise.repeat(count // len(noise) + 1)[:count].view(parameter.shape)
+            values = noise[:count] if count <= len(noise) else noise.repeat(count // len(noise) + 1)[:count]
             scale = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
             shift = 1.0 if key == "weight" and parameter.ndim == 1 else 0.0
-            setattr(owner, key, nn.Parameter(values.mul(scale).add_(shift)))
+            setattr(owner, key, nn.Parameter(values.mul(scale).add_(shift).view(parameter.shape)))
     return module
 
 
