@@ -133,6 +133,12 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
         """Lets just these stages train; see `Staged.set_trainable`."""
+        if self._is_compiled() and self.backbone.gradient_checkpointing and torch.__version__ < "2.15":
+            # Seen with 2.8, and not with 2.15; those between were not tried.
+            raise UserError(
+                f"--model.gradient_checkpointing: torch {torch.__version__} counts batch norm twice where it is compiled, "
+                "too; leave one out, or use torch 2.15 or newer"
+            )
         trained = [parameter.requires_grad for parameter in self.parameters()]
         self.backbone.set_trainable(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
         super().set_trainable(names, frozen_norm)

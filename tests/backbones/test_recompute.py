@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lit_ft.backbones import backbone as backbone_file
 from lit_ft.backbones.recompute import recomputed
 from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -162,6 +163,7 @@ def test_second_backward_pass_gives_the_same_gradient():
     assert int(stage.norm.num_batches_tracked) == 1
 
 
+@pytest.mark.skipif(torch.__version__ < "2.15", reason="refused there")
 def test_compiled_stages_write_their_buffers_once_too():
     found = []
     for compiled in (False, True):
@@ -175,3 +177,13 @@ def test_compiled_stages_write_their_buffers_once_too():
         assert any("layer4" in name for name in gradients)
         found.append({**gradients, **dict(module.named_buffers())})
     assert differences(*found) == []
+
+
+def test_compilation_is_refused_where_torch_would_count_batch_norm_twice(monkeypatch):
+    module = small_resnet(classes=10, gradient_checkpointing=True)
+    module.compile(backend="eager")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
+    with pytest.raises(UserError, match=r"^--model.gradient_checkpointing: torch 2.8.0 counts batch norm twice"):
+        module.set_trainable(("head",))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.15.0"))
+    module.set_trainable(("head",))
