@@ -136,8 +136,8 @@ class FineTuneModule(Staged, L.LightningModule):
         if self._is_compiled() and self.backbone.gradient_checkpointing and torch.__version__ < "2.15":
             # Seen with 2.8, and not with 2.15; those between were not tried.
             raise UserError(
-                f"--model.gradient_checkpointing: torch {torch.__version__} counts batch norm twice where it is compiled, "
-                "too; leave one out, or use torch 2.15 or newer"
+                f"--model.gradient_checkpointing: torch {torch.__version__} counts batch norm twice where that is "
+                "compiled; leave one out, or use torch 2.15 or newer"
             )
         trained = [parameter.requires_grad for parameter in self.parameters()]
         self.backbone.set_trainable(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
