@@ -24,11 +24,9 @@ from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.meta import without_data
 from lit_ft.errors import UserError, nearest
 
-COMMANDS = ("models", "describe")
-
 
 def run(args: Sequence[str]) -> None:
-    """Runs one of `COMMANDS`, the first of ``args``, with the others.
+    """Runs ``models`` or ``describe``, the first of ``args``, with the others.
 
     Raises:
         UserError: After a mistake in the arguments.

@@ -133,7 +133,8 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
         """Lets just these stages train; see `Staged.set_trainable`."""
-        if self._is_compiled() and self.backbone.gradient_checkpointing and torch.__version__ < "2.15":
+        compiled = self._is_compiled()
+        if compiled and self.backbone.gradient_checkpointing and torch.__version__ < "2.15":
             # Seen with 2.8, and not with 2.15; those between were not tried.
             raise UserError(
                 f"--model.gradient_checkpointing: torch {torch.__version__} counts batch norm twice where that is "
@@ -142,7 +143,7 @@ class FineTuneModule(Staged, L.LightningModule):
         trained = [parameter.requires_grad for parameter in self.parameters()]
         self.backbone.set_trainable(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
         super().set_trainable(names, frozen_norm)
-        if self._is_compiled() and trained != [parameter.requires_grad for parameter in self.parameters()]:
+        if compiled and trained != [parameter.requires_grad for parameter in self.parameters()]:
             # What was compiled for the last phase fits no more, but would count to torch's limit of 8 versions, past
             # which all runs uncompiled: a ResNet that thaws stage by stage has 12.
             torch.compiler.reset()

@@ -145,16 +145,6 @@ class Plan:
             starts.append(starts[-1] + length)
         return starts
 
-    def phase_index(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> int:
-        """The index of the phase that holds ``epoch``, counted from 0; past the end it stays the last.
-
-        Args:
-            epoch: Counted from 0.
-            scores: What was measured in the epochs before it.
-            begun: As for `phase_starts`.
-        """
-        return len(self.phase_starts(epoch, scores, begun)) - 1
-
     @staticmethod
     def _length(phase: Phase, epochs: range, scores: Scores) -> int | None:
         """How long a phase lasts, as far as that is known after some epochs of it."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lit_ft.backbones.meta import NOT_TAKEN, of_an_image, on_meta
+from lit_ft.backbones.meta import NOT_TAKEN, in_eval_mode, of_an_image, on_meta
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
@@ -85,9 +85,10 @@ class Chain:
             elif cuts:
                 starts[name] = cuts[-1] + 1
             elif strict:
+                live = ", ".join(node.name for node in self._live(max(end, places[0] - 1)))
                 raise UserError(
                     f"--model.backbone.stages: {before} and {name} cannot be cut apart: what follows {before} takes "
-                    f"more than one tensor ({self._told_live(max(end, places[0] - 1))}); make them one stage"
+                    f"more than one tensor ({live}); make them one stage"
                 )
             end, before = max(end, places[-1]), name
         return starts
@@ -160,14 +161,11 @@ class Chain:
             piece.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
     def _drawn(self, wrapped: tuple[Callable[..., Any], ...]) -> fx.Graph:
-        was_training = self.module.training
-        self.module.eval()
         try:
-            return _Tracer(self.module, self.stage_of, wrapped).trace(self.module, _options(self.module))
+            with in_eval_mode(self.module):
+                return _Tracer(self.module, self.stage_of, wrapped).trace(self.module, _options(self.module))
         except Exception as error:  # a network can fail in any way
             raise self._not_followed(error) from error
-        finally:
-            self.module.train(was_training)
 
     def _not_followed(self, error: Exception) -> UserError:
         reason = str(error).partition("\n")[0]
@@ -197,12 +195,11 @@ class Chain:
 
     def _crossing(self, position: int) -> fx.Node | None:
         """The tensor that all after ``position`` needs, if it is one and no more."""
-        live = [node for i, node in enumerate(self.nodes[: position + 1]) if self._last_use[i] > position]
+        live = self._live(position)
         return live[0] if len(live) == 1 and isinstance(live[0].meta["value"], Tensor) else None
 
-    def _told_live(self, position: int) -> str:
-        live = [node.name for i, node in enumerate(self.nodes[: position + 1]) if self._last_use[i] > position]
-        return ", ".join(live)
+    def _live(self, position: int) -> list[fx.Node]:
+        return [node for i, node in enumerate(self.nodes[: position + 1]) if self._last_use[i] > position]
 
     def _is_idle(self, node: fx.Node) -> bool:
         if node.op == "call_module":

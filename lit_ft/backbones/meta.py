@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -41,17 +42,25 @@ def without_data(make: Callable[[], Made]) -> Made:
     return make()
 
 
+@contextmanager
+def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Sets modules to eval mode, and each part of them back to the mode that it had."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
 def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What a module gives, in eval mode, for tensors without data: the shapes of its results."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    training = [part for part in module.modules() if part.training]
-    module.eval()  # of one image, batch norm would have no statistics
-    try:
+    with in_eval_mode(module):  # of one image, batch norm would have no statistics
         return functional_call(module, shapes, args, kwargs)
-    finally:
-        for part in training:
-            part.training = True
 
 
 def of_an_image(module: nn.Module, spec: InputSpec, images: Tensor | None = None) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lit_ft.backbones.cutting import Pieces
+from lit_ft.backbones.meta import in_eval_mode
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 
@@ -31,18 +32,12 @@ def check_same(module: nn.Module, pieces: Pieces, spec: InputSpec) -> None:
         UserError: If they differ, or the network asks whether it is training where that would be lost.
     """
     chain = nn.Sequential(*pieces.stages.values(), pieces.pool, pieces.classifier)
-    training = {part: part.training for part in (*module.modules(), *chain.modules())}
     title = type(module).__name__
-    with torch.random.fork_rng(), _moved(module):
+    with torch.random.fork_rng(), _moved(module), in_eval_mode(module, chain):
         torch.manual_seed(0)
         images = torch.randn(2, spec.channels, spec.size, spec.size)
-        try:
-            module.eval(), chain.eval()
-            whole, cut = _outcome(module, module, images), _outcome(chain, module, images)
-            _refuse_asking(module, chain, images)
-        finally:
-            for part, mode in training.items():
-                part.training = mode
+        whole, cut = _outcome(module, module, images), _outcome(chain, module, images)
+        _refuse_asking(module, chain, images)
     same = [
         one.shape == two.shape and torch.allclose(one, two, 1e-4, 1e-6, True)
         for one, two in zip(whole, cut, strict=True)
@@ -57,15 +52,11 @@ def check_same(module: nn.Module, pieces: Pieces, spec: InputSpec) -> None:
 def takes_channels_last(module: nn.Module, spec: InputSpec) -> bool:
     """Whether a network works on images whose channels lie together in memory, which is faster for convolutions."""
     images = torch.zeros(2, spec.channels, spec.size, spec.size).contiguous(memory_format=torch.channels_last)
-    modes = {part: part.training for part in module.modules()}
     try:
-        with torch.no_grad():
-            module.eval()(images)
+        with torch.no_grad(), in_eval_mode(module):
+            module(images)
     except RuntimeError:  # such as "view size is not compatible with input tensor's size and stride"
         return False
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     return True
 
 
@@ -111,7 +102,7 @@ class _Mode:
 
 
 def _refuse_asking(module: nn.Module, chain: nn.Module, images: Tensor) -> None:
-    """Refuses a network of which a module that was looked into asks whether it is training."""
+    """Refuses a network of which a module that was looked into asks for its mode, which the caller puts back."""
     graphs = [piece.graph for piece in chain if isinstance(piece, fx.GraphModule)]  # type: ignore[attr-defined]
     whole = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
     for name, part in module.named_modules():

@@ -48,11 +48,10 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     """
     plan, unfreezing = run_plan(trainer, module), run_unfreezing(trainer)
     stages = cast(Staged, module).stage_modules()
-    parameters = {name: list(nn.ModuleList(parts).parameters()) for name, parts in stages.items()}
-    everything = [parameter for parts in parameters.values() for parameter in parts]
+    everything = [parameter for parts in stages.values() for parameter in nn.ModuleList(parts).parameters()]
     whole, macs = sum(parameter.numel() for parameter in everything), _macs(module)
     frozen_norm: FrozenNorm = unfreezing.frozen_norm if unfreezing else "eval"
-    rates = base_rates(trainer)
+    rates = stage_rates(trainer, initial=True)
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
     for i, phase in enumerate(plan.phases):
         ids = cast(Staged, module).trained(phase.trainable, frozen_norm)
@@ -75,7 +74,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    norm = f"; norms of frozen stages: {unfreezing.frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
+    norm = f"; norms of frozen stages: {frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
     return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", *table])
 
 
@@ -95,10 +94,19 @@ def told_epochs(phase: Phase, after_plateau: bool) -> str:
     return f"{first}" if last == first else f"{first}-{'…' if last is None else last}"
 
 
-def base_rates(trainer: L.Trainer) -> dict[str, float]:
-    """The learning rate that each stage starts from, before any schedule."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    return {group["stage"]: float(group.get("initial_lr", group["lr"])) for group in groups if "stage" in group}
+def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
+    """The learning rate of each stage, head first.
+
+    Args:
+        trainer: Has the optimizers.
+        initial: Whether it is that from which each starts, before any schedule, rather than the present one.
+    """
+    rates: dict[str, float] = {}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            rate = group.get("initial_lr", group["lr"]) if initial else group["lr"]
+            rates.setdefault(group.get("stage", "model"), float(rate))
+    return rates
 
 
 def plan_figure(plan: Plan, starts: Sequence[int], epoch: int | None, rates: dict[str, float]) -> Any:
@@ -122,7 +130,7 @@ def plan_figure(plan: Plan, starts: Sequence[int], epoch: int | None, rates: dic
         for stage in phase.trainable:
             row, shade = plan.stages.index(stage), 0.25 + 0.75 * rates.get(stage, largest) / largest
             axes.barh(row, stop - start, left=start, height=0.8, color="tab:blue", alpha=shade)
-        axes.axvline(start, color="0.4", linewidth=0.8, linestyle=":" if phase.first_epoch and phase.plateau else "-")
+        axes.axvline(start, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(plan.stages)), [_told_stage(stage, rates) for stage in plan.stages])
     axes.set_xlim(0, end)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -8,11 +8,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
-from lit_ft.callbacks.plan_view import base_rates, plan_figure, plan_table, run_plan, run_starts
+from lit_ft.callbacks.plan_view import plan_figure, plan_table, run_plan, run_starts, stage_rates
 from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
 
@@ -41,11 +40,12 @@ class RunReport(Callback):
         """Prints the first screen and logs it."""
         module = cast(Any, pl_module)
         self._undecided = run_plan(trainer, pl_module).undecided
-        screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
-        _print(screen)
-        if board := _tensorboard(trainer):
-            board.add_text("plan", "```\n" + screen + "\n```", 0)
-            _picture_plan(trainer, pl_module, trainer.current_epoch)
+        if trainer.is_global_zero:  # the others would count the arithmetic of the network for nobody
+            screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
+            print(f"\n{screen}\n", flush=True)
+            if board := _tensorboard(trainer):
+                board.add_text("plan", "```\n" + screen + "\n```", 0)
+                _picture_plan(trainer, pl_module, trainer.current_epoch)
         if self.confusion_matrix and module.task.name == "multiclass":
             num_classes = len(module.class_names)
             if num_classes <= MAX_PICTURED_CLASSES:
@@ -102,15 +102,6 @@ class RunReport(Callback):
                 logger.log_hyperparams(dict(pl_module.hparams), {"hp_metric": float(best)})
 
 
-def stage_rates(trainer: L.Trainer) -> dict[str, float]:
-    """The present learning rate of each stage, head first."""
-    rates: dict[str, float] = {}
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            rates.setdefault(group.get("stage", "model"), float(group["lr"]))
-    return rates
-
-
 def data_table(data: Any) -> str:
     """The first screen's upper part: the classes, and the number of images a class and split."""
     if data is None or not hasattr(data, "counts"):
@@ -156,7 +147,7 @@ def confusion_figure(matrix: torch.Tensor, names: list[str]) -> Any:
 def _picture_plan(trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
     """Draws the plan, with the phases that have begun by an epoch where they did."""
     starts = run_starts(trainer, pl_module, epoch)
-    figure = plan_figure(run_plan(trainer, pl_module), starts, run_epochs(trainer), base_rates(trainer))
+    figure = plan_figure(run_plan(trainer, pl_module), starts, run_epochs(trainer), stage_rates(trainer, initial=True))
     _tensorboard(trainer).add_figure("plan", figure, trainer.global_step)
 
 
@@ -171,11 +162,6 @@ def _log_rates(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
     for stage, rate in stage_rates(trainer).items():
         trains = stage in plan.phases[index].trainable
         board.add_scalar(f"lr/{stage}", rate if trains else 0.0, trainer.global_step)
-
-
-@rank_zero_only
-def _print(text: str) -> None:
-    print(f"\n{text}\n", flush=True)
 
 
 def _tensorboard(trainer: L.Trainer) -> Any:

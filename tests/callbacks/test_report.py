@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lit_ft.callbacks import GradualUnfreezing, RunReport, report
-from lit_ft.callbacks.report import confusion_figure, data_table, stage_rates
+from lit_ft.callbacks.plan_view import stage_rates
+from lit_ft.callbacks.report import confusion_figure, data_table
 from lit_ft.freezing import Staged
 from lit_ft.strategies import make_plan
 
