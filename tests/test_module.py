@@ -406,9 +406,10 @@ class UnevenDigits(FewDigits):
     """Digits of which training has five images of the first class, two of the second, and one of each other."""
 
     def read_splits(self):
-        train, val, test = super().read_splits()
-        rows = [train.rows[train.targets[train.rows] == k][:n] for k, n in enumerate([5, 2] + [1] * 8)]
-        return train.part(torch.cat(rows)), val, test
+        splits = super().read_splits()
+        targets = splits["train"].targets
+        rows = [(targets == k).nonzero().squeeze(1)[:n] for k, n in enumerate([5, 2] + [1] * 8)]
+        return splits | {"train": splits["train"].part(torch.cat(rows))}
 
 
 SHARES = torch.tensor([5.0, 2] + [1] * 8) / 15

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
 from lit_ft.data.loader import Batch
-from lit_ft.data.split import class_counts, hold_out, keep_shots
+from lit_ft.data.sampler import Picks
+from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import ShiftFlip, resize_square
-from lit_ft.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,23 +23,31 @@ class ArraySplit:
     """Some rows of an image array; splits share the array rather than copy it.
 
     Args:
-        images: All images, uint8 ``(N, C, H, W)``.
-        targets: All targets, int64 ``(N,)``.
-        rows: Which of them belong to the split.
+        images: All images, uint8 ``(M, C, H, W)``.
+        rows: Which of them belong to the split, int64 ``(N,)``.
+        targets: The targets of these, int64 ``(N,)``.
     """
 
     images: Tensor
-    targets: Tensor
     rows: Tensor
+    targets: Tensor
 
     @classmethod
     def whole(cls, images: Tensor, targets: Tensor) -> ArraySplit:
         """The split that has every row."""
-        return cls(images, targets, torch.arange(len(targets)))
+        return cls(images, torch.arange(len(targets)), targets)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
 
     def part(self, rows: Tensor) -> ArraySplit:
-        """The split that has these rows of the same arrays."""
-        return ArraySplit(self.images, self.targets, rows)
+        """The split of these images of this one."""
+        return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def indexed(self) -> ArraySplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
 
 
 class ArraySource:
@@ -48,79 +57,50 @@ class ArraySource:
         split: The images.
         spec: The size to bring them to.
         augment: What to do to them at random, if anything.
-        indexed: Yield the position within the split as the target.
     """
 
-    def __init__(
-        self, split: ArraySplit, spec: InputSpec, augment: ShiftFlip | None = None, indexed: bool = False
-    ) -> None:
+    def __init__(self, split: ArraySplit, spec: InputSpec, augment: ShiftFlip | None = None) -> None:
         self._split = split
         self._spec = spec
         self._augment = augment
-        self._targets = torch.arange(len(split.rows)) if indexed else split.targets[split.rows]
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._split.rows)
+        return len(self._split)
 
-    def read(self, batches: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch."""
         drawn = self._augment.draw(len(self), generator) if self._augment else None
-        for batch in batches:
-            images = self._split.images.index_select(0, self._split.rows[batch])
+        for rows, places in batches:
+            images = self._split.images.index_select(0, self._split.rows[rows])
             if self._augment is not None and drawn is not None:
-                images = self._augment(images, drawn[batch])
-            yield resize_square(images, self._spec), self._targets[batch]
+                images = self._augment(images, drawn[places])
+            yield resize_square(images, self._spec), self._split.targets[rows]
 
 
-class ArrayDataModule(ImageDataModule):
+class ArrayDataModule(ImageDataModule[ArraySplit]):
     """Image sets that fit into memory.
 
     Args:
-        shots: Train on this many images per class, chosen by ``split_seed``; fewer are always a subset of more.
-            When not given, on all.
         **common: The options of every data module.
     """
 
     basic_augment: ShiftFlip
 
-    def __init__(self, shots: int | None = None, **common: Any) -> None:
-        super().__init__(**common)
-        if shots is not None and shots < 1:
-            raise UserError(f"--data.shots: {shots} is less than 1")
-        self.shots = shots
-        self._splits: dict[Split, ArraySplit] = {}
-
-    def read_splits(self) -> tuple[ArraySplit, ArraySplit, ArraySplit]:
-        """Reads the images for training, validation and test."""
-        raise NotImplementedError
-
     @property
+    @abstractmethod
     def test_name(self) -> str:
         """What the names in `predict_paths` begin with."""
-        raise NotImplementedError
 
     @property
     def predict_paths(self) -> list[str]:
         """The name of each test image, such as ``MNIST/test/17``."""
-        return [f"{self.test_name}/{i}" for i in range(len(self._splits["test"].rows))]
-
-    def counts(self) -> dict[str, list[int]]:
-        """Number of images of each class, by split. Needs `setup`."""
-        return {name: class_counts(s.targets[s.rows], self.num_classes) for name, s in self._splits.items()}
-
-    def read(self) -> None:
-        """Reads the splits and keeps the shots."""
-        train, val, test = self.read_splits()
-        if self.shots is not None:
-            train = train.part(keep_shots(train.targets, train.rows, self.shots, self.split_seed, self.class_names))
-        self._splits = {"train": train, "val": val, "test": test}
+        return [f"{self.test_name}/{i}" for i in range(len(self.splits["test"]))]
 
     def source(self, split: Split, augment: bool) -> ArraySource:
         """The images of a split; those of ``predict`` are the test images with their index as target."""
-        data = self._splits["test" if split == "predict" else split]
-        random = self.basic_augment if augment else None
-        return ArraySource(data, self.input_spec, random, indexed=split == "predict")
+        data = self.splits["test"].indexed() if split == "predict" else self.splits[split]
+        return ArraySource(data, self.input_spec, self.basic_augment if augment else None)
 
 
 class HeldOutArrayDataModule(ArrayDataModule):
@@ -128,7 +108,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     Args:
         val_fraction: Fraction of the training images held out for validation, of each class in proportion.
-        **common: The options of every array data module.
+        **common: The options of every data module.
     """
 
     def __init__(self, val_fraction: float = 0.1, **common: Any) -> None:
@@ -136,12 +116,12 @@ class HeldOutArrayDataModule(ArrayDataModule):
         check_fraction("val_fraction", val_fraction)
         self.val_fraction = val_fraction
 
+    @abstractmethod
     def read_official(self) -> tuple[ArraySplit, ArraySplit]:
         """Reads the official training and test images."""
-        raise NotImplementedError
 
-    def read_splits(self) -> tuple[ArraySplit, ArraySplit, ArraySplit]:
+    def read_splits(self) -> dict[Split, ArraySplit]:
         """Holds the validation images out."""
         train, test = self.read_official()
-        kept, held = hold_out(train.targets, train.rows, self.val_fraction, self.split_seed, "--data.val_fraction")
-        return train.part(kept), train.part(held), test
+        kept, held = hold_out(train.targets, self.val_fraction, self.split_seed, "--data.val_fraction")
+        return {"train": train.part(kept), "val": train.part(held), "test": test}

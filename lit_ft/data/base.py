@@ -5,19 +5,40 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.idx import find_idx
 from lit_ft.data.loader import Loader, Source
 from lit_ft.data.sampler import EpochSampler
+from lit_ft.data.split import class_counts, keep_fraction, keep_shots
 from lit_ft.errors import UserError, unknown
 
 Augment = Literal["none", "basic"]
+Sampling = Literal["shuffle", "balanced"]
 Split = Literal["train", "val", "test", "predict"]
+SetT = TypeVar("SetT", bound="ImageSet")
+
+
+class ImageSet(Protocol):
+    """The images of one split, read or not."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Class of each image, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def part(self: SetT, rows: Tensor) -> SetT:
+        """The set of these images, int64 ``(n,)``."""
+        ...
 
 
 def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
@@ -33,7 +54,7 @@ def check_fraction(key: str, given: float, zero: bool = False) -> None:
         raise UserError(f"--data.{key}: {given} is not a fraction {allowed}")
 
 
-class ImageDataModule(L.LightningDataModule, ABC):
+class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     """Labelled images for training, validation and test, as uint8 ``(B, C, H, W)`` and int64 ``(B,)``.
 
     Prediction batches have, in place of the targets, indices into `predict_paths`.
@@ -41,6 +62,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
     Args:
         batch_size: Number of images in a batch, in each process.
         augment: Random changes of the training images: ``none``, or ``basic``, those that are safe for this data set.
+        shots: Train on this many images per class, chosen by ``split_seed``; fewer are always a subset of more.
+        fraction: Train on this share of the images of each class instead, likewise.
+        sampling: ``shuffle`` takes every image once an epoch. ``balanced`` takes as many images of each class, those of
+            small classes more than once and not all of large ones; an epoch is as long.
         split_seed: Seed of every random split and choice of images. It is apart from the seed of training, so that
             runs with different seeds are tested on the same images.
         spec: Size and interpolation of the images. When not given, what the backbone wants.
@@ -50,20 +75,38 @@ class ImageDataModule(L.LightningDataModule, ABC):
     """
 
     def __init__(
-        self, batch_size: int = 32, augment: Augment = "basic", split_seed: int = 0, spec: InputSpec | None = None
+        self,
+        batch_size: int = 32,
+        augment: Augment = "basic",
+        shots: int | None = None,
+        fraction: float | None = None,
+        sampling: Sampling = "shuffle",
+        split_seed: int = 0,
+        spec: InputSpec | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"--data.batch_size: {batch_size} is less than 1")
-        check_choice("augment", augment, ("none", "basic"))
+        check_choice("augment", augment, get_args(Augment))
+        check_choice("sampling", sampling, get_args(Sampling))
+        if shots is not None and shots < 1:
+            raise UserError(f"--data.shots: {shots} is less than 1")
+        if fraction is not None:
+            check_fraction("fraction", fraction)
+        if shots is not None and fraction is not None:
+            raise UserError(f"--data.fraction: {fraction} and --data.shots {shots} cannot both be; set one to null")
         if not 0 <= split_seed < 2**32:
             raise UserError(f"--data.split_seed: {split_seed} is not between 0 and 2**32 - 1")
         self.batch_size = batch_size
         self.augment = augment
+        self.shots = shots
+        self.fraction = fraction
+        self.sampling = sampling
         self.split_seed = split_seed
         self.spec = spec
         self.input_spec = spec or InputSpec()
         self.order_seed: int | None = None
+        self.splits: dict[Split, SetT] = {}
         self._is_read = False
 
     @property
@@ -77,12 +120,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Where each image that is predicted comes from; the second part of a prediction batch indexes it."""
 
     @abstractmethod
-    def counts(self) -> dict[str, list[int]]:
-        """Number of images of each class, by split. Needs `setup`."""
-
-    @abstractmethod
-    def read(self) -> None:
-        """Finds or reads the images and splits them. Called once."""
+    def read_splits(self) -> dict[Split, SetT]:
+        """Finds or reads the images, and splits them. Called once."""
 
     @abstractmethod
     def source(self, split: Split, augment: bool) -> Source:
@@ -92,6 +131,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Number of images of each class, by split. Needs `setup`."""
+        return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
 
     def files(self) -> dict[Path, str | None]:
         """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.
@@ -118,7 +161,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         module = self.trainer.lightning_module if self.trainer else None
         self.input_spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
         if not self._is_read:
-            self.read()
+            self.splits |= self.read_splits()
+            self.splits["train"] = self._few(self.splits["train"])
             self._is_read = True
 
     def train_dataloader(self) -> Loader:
@@ -149,6 +193,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Takes up the order of the run that is resumed."""
         self.order_seed = state_dict["order_seed"]
 
+    def _few(self, train: SetT) -> SetT:
+        if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
+            key = "shots" if self.shots else "sampling"
+            raise UserError(f"--data.{key}: {self.shots or self.sampling} is for images of one class each")
+        if self.shots is not None:
+            return train.part(keep_shots(train.targets, self.shots, self.split_seed, self.class_names))
+        if self.fraction is not None:
+            return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
+        return train
+
     def _loader(self, split: Split, training: bool = False) -> Loader:
         if not self._is_read:  # without a Trainer nobody called it
             self.setup()
@@ -160,6 +214,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             training=training,
             # `--trainer.overfit_batches` means the same few batches in every epoch.
             shuffle=training and not getattr(trainer, "overfit_batches", 0),
+            classes=self.splits["train"].targets if training and self.sampling == "balanced" else None,
             seed=self.order_seed or 0,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,

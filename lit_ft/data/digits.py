@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lit_ft.data.arrays import ArrayDataModule, ArraySplit
+from lit_ft.data.base import Split
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import ShiftFlip
 
@@ -59,12 +60,12 @@ class DigitsDataModule(ArrayDataModule):
         """``digits/test``."""
         return "digits/test"
 
-    def read_splits(self) -> tuple[ArraySplit, ArraySplit, ArraySplit]:
+    def read_splits(self) -> dict[Split, ArraySplit]:
         """Draws the digits and splits them, each class in proportion."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         whole = ArraySplit.whole(mnist_format(digits.images), torch.from_numpy(digits.target).long())
-        rest, test = hold_out(whole.targets, whole.rows, NUM_TEST, self.split_seed, "--data.split_seed")
-        train, val = hold_out(whole.targets, rest, NUM_VAL, self.split_seed, "--data.split_seed")
-        return whole.part(train), whole.part(val), whole.part(test)
+        rest, test = hold_out(whole.targets, NUM_TEST, self.split_seed, "--data.split_seed")
+        train, val = hold_out(whole.targets[rest], NUM_VAL, self.split_seed, "--data.split_seed")
+        return {"train": whole.part(rest[train]), "val": whole.part(rest[val]), "test": whole.part(test)}

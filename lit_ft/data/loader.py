@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lit_ft.data.sampler import EpochSampler
+from lit_ft.data.sampler import EpochSampler, Picks
 from lit_ft.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -22,13 +22,14 @@ class Source(Protocol):
         """Number of images."""
         ...
 
-    def read(self, batches: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields the images of each batch.
 
         Args:
-            batches: The sample indices of each batch.
-            generator: Randomness of the augmentation. Whatever is drawn from it must be drawn for all samples at
-                once, so that what happens to a sample does not depend on which process or worker reads it, or when.
+            batches: The images of each batch.
+            generator: Randomness of the augmentation. Whatever is drawn from it must be drawn for all places of the
+                epoch at once, so that what happens in a place does not depend on which process or worker reads it, or
+                when.
         """
         ...
 

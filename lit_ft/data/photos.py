@@ -1,52 +1,23 @@
-"""Decides how photos become batches: decoding, the transform of each, and worker processes."""
+"""Decides how photos become batches: the transform of each, and worker processes."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_ft.data.decode import decode
 from lit_ft.data.loader import Batch
+from lit_ft.data.sampler import Picks
 from lit_ft.errors import UserError
 
 Sample = tuple[int, int]
 """Index of an image and the seed of its augmentation."""
-
-
-def decode(path: Path) -> Tensor:
-    """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
-
-    Pillow reads all formats: torchvision's own decoders are no faster, know fewer, and are deprecated since 0.29.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
-            with Image.open(path) as file:
-                image = _rgb(ImageOps.exif_transpose(file))
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as an image ({reason}); mend or remove it") from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; Pillow would cut all above 255 off
-        return Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        visible = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
-    return image.convert("RGB")
 
 
 def suggested_workers(processes_per_node: int = 1) -> int:
@@ -66,6 +37,18 @@ class FileSplit:
 
     paths: list[Path]
     targets: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def part(self, rows: Tensor) -> FileSplit:
+        """The split of these images of this one."""
+        return FileSplit([self.paths[i] for i in rows.tolist()], self.targets[rows])
+
+    def indexed(self) -> FileSplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
 
 
 class _Photos(Dataset[Batch]):
@@ -131,12 +114,14 @@ class PhotoSource:
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._split.paths)
+        return len(self._split)
 
-    def read(self, batches: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
         seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
-        self._epoch.batches = [list(zip(b.tolist(), seeds[b].tolist(), strict=True)) for b in batches]
+        self._epoch.batches = [
+            list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches
+        ]
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch

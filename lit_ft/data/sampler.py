@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +24,19 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
+class Picks(NamedTuple):
+    """The images of one batch.
+
+    Args:
+        rows: Which images of the set, int64 ``(B,)``.
+        places: Where in the epoch's order, counted over all processes, int64 ``(B,)``. What is random about an image
+            belongs to its place: an image that comes twice in an epoch is not augmented twice alike.
+    """
+
+    rows: Tensor
+    places: Tensor
+
+
 class EpochSampler:
     """The batches of one process, epoch by epoch.
 
@@ -35,6 +50,8 @@ class EpochSampler:
         training: Shuffle, and let a last batch of a single image join the one before it: batch norm cannot be
             trained on one image.
         shuffle: Whether the order differs from epoch to epoch; as ``training`` when not given.
+        classes: Class of each image, ``(N,)``, where all classes shall come equally often: each has its share of the
+            N places of an epoch (give or take one), filled with its images again and again, each time in a new order.
         seed: Seed of the order.
         rank: Number of this process.
         world_size: Number of processes.
@@ -50,6 +67,7 @@ class EpochSampler:
         *,
         training: bool = False,
         shuffle: bool | None = None,
+        classes: Tensor | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -62,6 +80,7 @@ class EpochSampler:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = training if shuffle is None else shuffle
+        self.classes = classes
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -79,17 +98,42 @@ class EpochSampler:
         """Chooses the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
-    def batches(self) -> list[Tensor]:
-        """The sample indices of each batch of this epoch in this process, each int64 ``(B,)``."""
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-            order = torch.randperm(self.num_samples, generator=generator)
-        else:
-            order = torch.arange(self.num_samples)
-        shard = order[self.rank :: self.world_size]
+    def batches(self) -> list[Picks]:
+        """The images of each batch of this epoch in this process."""
+        order = self._order()
+        places = torch.arange(self.rank, self.num_samples, self.world_size)
         cuts = [i * self.batch_size for i in range(len(self))]
-        return [shard[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(shard)], strict=True)]
+        shards = [places[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(places)], strict=True)]
+        return [Picks(order[shard], shard) for shard in shards]
 
     def augment_generator(self) -> torch.Generator:
         """Randomness of this epoch's augmentation; the same in every process, and apart from that of the order."""
         return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch, stream=1))
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.num_samples)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        order = torch.randperm(self.num_samples, generator=generator)
+        return order if self.classes is None else _balanced(self.classes, order, generator)
+
+
+def _balanced(classes: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows of which each class has an equal share, in random places.
+
+    Args:
+        classes: Class of each row, ``(N,)``.
+        order: The places to fill, in random order, ``(N,)``.
+        generator: Where the randomness comes from.
+    """
+    labels = torch.bincount(classes).nonzero().squeeze(1)
+    shares = torch.full_like(labels, len(classes) // len(labels))
+    shares[torch.randperm(len(labels), generator=generator)[: len(classes) % len(labels)]] += 1
+    picked = []
+    for label, share in zip(labels, shares.tolist(), strict=True):
+        rows = (classes == label).nonzero().squeeze(1)
+        rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-share // len(rows)))]
+        picked.append(torch.cat([*rounds, rows[:0]])[:share])
+    balanced = torch.empty_like(order)
+    balanced[order] = torch.cat(picked)
+    return balanced

@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 from lit_ft.assets import data_root
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data import DigitsDataModule, ImageDataModule
+from lit_ft.errors import UserError
 
 
 class FakeTrainer(SimpleNamespace):
@@ -44,10 +45,10 @@ def test_size_comes_from_the_option_then_the_model_then_the_default():
 def test_another_model_changes_the_size_and_not_the_images():
     data = attached(FakeTrainer(InputSpec(size=32, resize=32)))
     data.trainer = FakeTrainer(InputSpec(size=36, resize=36))
-    splits = data._splits
+    splits = data.splits
     data.setup()
     assert data.input_spec.size == 36
-    assert data._splits is splits
+    assert data.splits is splits
 
 
 def test_order_seed_is_the_one_that_all_processes_share():
@@ -104,12 +105,46 @@ def test_data_root_is_the_option_then_the_variable_then_data(monkeypatch, tmp_pa
 def test_command_line_knows_every_option(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
-    own = {"ImageFolder": ["--data.root=x", "--data.num_workers=0"], "Digits": ["--data.shots=null"]}.get(
-        name, ["--data.root=x", "--data.shots=3", "--data.val_fraction=0.3"]
-    )
+    own = {
+        "ImageFolder": ["--data.root=x", "--data.num_workers=0", "--data.shots=3"],
+        "Digits": ["--data.shots=null"],
+    }.get(name, ["--data.root=x", "--data.shots=3", "--data.val_fraction=0.3"])
     common = ["--data.batch_size=7", "--data.augment=none", "--data.split_seed=5", "--data.spec.size=40"]
     parsed = parser.parse_args([f"--data=lit_ft.data.{name}DataModule", *own, *common])
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     data = instantiate(parsed).data
     assert (data.batch_size, data.augment, data.split_seed, data.spec.size) == (7, "none", 5, 40)
     assert getattr(data, "shots", 3) == (None if name == "Digits" else 3)
+
+
+def test_few_labels_change_the_training_images_alone():
+    few = ({"shots": None}, {"shots": 3}, {"shots": None, "fraction": 0.5})
+    whole, shots, fraction = (DigitsDataModule(**options) for options in few)
+    for data in (whole, shots, fraction):
+        data.setup()
+    assert shots.counts()["train"] == [3] * 10
+    assert fraction.counts()["train"] == [round(n / 2) for n in whole.counts()["train"]]
+    assert all(x.splits[s].rows.equal(whole.splits[s].rows) for x in (shots, fraction) for s in ("val", "test"))
+
+
+def test_balanced_sampling_is_for_training_alone():
+    data = DigitsDataModule(shots=None, sampling="balanced", augment="none")
+    [counts] = [torch.cat([y for _, y in data.train_dataloader()]).bincount()]
+    assert sorted(counts.tolist()) == [49] * 3 + [50] * 7
+    assert sum(len(y) for _, y in data.val_dataloader()) == 300
+    assert data.val_dataloader().sampler.classes is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 0}, "--data.shots: 0 is less than 1"),
+        ({"fraction": 0.5}, "--data.fraction: 0.5 and --data.shots 10 cannot both be; set one to null"),
+        ({"shots": None, "fraction": 1.5}, "--data.fraction: 1.5 is not a fraction between 0 and 1"),
+        ({"sampling": "balance"}, "--data.sampling: unknown sampling 'balance'; nearest: balanced"),
+        ({"split_seed": -1}, "--data.split_seed: -1 is not between 0 and"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        DigitsDataModule(**options)

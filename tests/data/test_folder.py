@@ -30,7 +30,7 @@ def split_root(photo_root, tmp_path):
 
 
 def paths_of(data, split):
-    return {str(p) for p in data._splits[split].paths}
+    return {str(p) for p in data.splits[split].paths}
 
 
 def test_one_folder_is_split_in_proportion(photo_root):

@@ -8,7 +8,7 @@ from lit_ft.errors import UserError
 def batches(rank=0, epoch=0, **options):
     sampler = EpochSampler(rank=rank, **options)
     sampler.set_epoch(epoch)
-    return [b.tolist() for b in sampler.batches()]
+    return [b.rows.tolist() for b in sampler.batches()]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -39,7 +39,7 @@ def test_shards_are_disjoint_and_cover_the_set(world_size, num_samples, training
 )
 def test_batch_sizes(num_samples, batch_size, training, sizes):
     sampler = EpochSampler(num_samples, batch_size, training=training)
-    assert [len(b) for b in sampler.batches()] == sizes
+    assert [len(b.rows) for b in sampler.batches()] == sizes
     assert len(sampler) == len(sizes)
 
 
@@ -85,3 +85,38 @@ def test_augmentation_is_apart_from_the_order_and_equal_in_all_processes():
 def test_fewer_images_than_processes():
     with pytest.raises(UserError, match=r"--trainer.devices: 2 image.* among 3 process.* at most 2"):
         EpochSampler(2, 4, world_size=3)
+
+
+def test_places_count_over_all_processes():
+    ranks = [EpochSampler(7, 2, shuffle=True, rank=r, world_size=2).batches() for r in range(2)]
+    assert [[b.places.tolist() for b in rank] for rank in ranks] == [[[0, 2], [4, 6]], [[1, 3], [5]]]
+    alone = torch.cat([b.rows for b in EpochSampler(7, 7, shuffle=True).batches()])
+    assert all(alone[b.places].equal(b.rows) for rank in ranks for b in rank)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_balanced_epochs_have_as_many_of_each_class_and_repeat_evenly(world_size):
+    classes = torch.tensor([0] * 20 + [1] * 3 + [3] * 8)  # of class 2 there are none
+    for epoch in range(3):
+        ranks = [
+            batches(r, epoch, num_samples=31, batch_size=4, training=True, classes=classes, world_size=world_size)
+            for r in range(world_size)
+        ]
+        rows = torch.tensor([i for rank in ranks for batch in rank for i in batch])
+        assert sorted(classes[rows].bincount().tolist()) == [0, 10, 10, 11]
+        times = rows.bincount(minlength=31)
+        assert times[:20].max() == 1
+        assert set(times[20:23].tolist()) <= {3, 4}
+        assert set(times[23:].tolist()) <= {1, 2}
+
+
+def test_balanced_order_depends_on_seed_and_epoch_and_mixes_the_classes():
+    options = {"num_samples": 400, "batch_size": 400, "training": True, "classes": torch.arange(400) // 300}
+    [first], [same], [other] = (batches(seed=1, epoch=e, **options) for e in (2, 2, 3))
+    assert first == same != other
+    labels = torch.tensor(first) // 300
+    assert 70 < labels[:200].sum() < 130  # half of 200, standard deviation 5
+
+
+def test_without_shuffling_nothing_is_balanced():
+    assert batches(num_samples=4, batch_size=4, shuffle=False, classes=torch.tensor([0, 0, 0, 1])) == [[0, 1, 2, 3]]

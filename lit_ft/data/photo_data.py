@@ -1,0 +1,123 @@
+"""Decides what all sets of photos offer: what is split off, what is predicted, and how many processes read."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_ft.data.base import ImageDataModule, Split, check_fraction
+from lit_ft.data.files import find_folder, images_within
+from lit_ft.data.loader import Loader
+from lit_ft.data.photos import FileSplit, PhotoSource, suggested_workers
+from lit_ft.data.split import hold_out
+from lit_ft.data.transforms import train_transform
+from lit_ft.errors import UserError
+
+
+class PhotoDataModule(ImageDataModule[FileSplit]):
+    """Photos in files, decoded when they are needed.
+
+    Args:
+        val_fraction: Fraction of the images for validation, where no split of them is given.
+        test_fraction: Fraction of the images for test, where no split of them is given. With 0 the validation images
+            are tested on, and a warning says so.
+        predict: An image, or a folder with images at any depth, to predict. When not given, the test images.
+        num_workers: Number of processes that read images, for each training process. When not given, chosen by the
+            number of CPUs.
+        **common: The options of every data module.
+    """
+
+    def __init__(
+        self,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        predict: str | None = None,
+        num_workers: int | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        check_fraction("val_fraction", val_fraction)
+        check_fraction("test_fraction", test_fraction, zero=True)
+        if val_fraction + test_fraction >= 1:
+            given = f"{test_fraction} and --data.val_fraction {val_fraction}"
+            raise UserError(f"--data.test_fraction: {given} leave nothing to train on")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"--data.num_workers: {num_workers} is less than 0")
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.predict = predict
+        self.num_workers = num_workers
+
+    @abstractmethod
+    def read_given(self) -> dict[Split, FileSplit]:
+        """Finds the images of each split that is given: those to train on, and perhaps others."""
+
+    @property
+    def predict_paths(self) -> list[str]:
+        """The path of each image to predict."""
+        return [str(path) for path in self.splits["predict"].paths]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Finds the images; those to predict need no training images beside them.
+
+        Args:
+            stage: What will be done with them.
+        """
+        if stage == "predict" and self.predict is not None:
+            self.splits["predict"] = self._to_predict(self.predict)
+            self._is_read = True
+        super().setup(stage)
+
+    def read_splits(self) -> dict[Split, FileSplit]:
+        """Finds the images, and splits off what is not given."""
+        splits = self.read_given()
+        total = len(splits["train"])  # both fractions are of all images, whichever is split off first
+        self._split_off(splits, "test", round(self.test_fraction * total))
+        self._split_off(splits, "val", max(1, round(self.val_fraction * total)))
+        if self.predict is not None:
+            splits["predict"] = self._to_predict(self.predict)
+        else:
+            splits["predict"] = splits["test" if "test" in splits else "val"].indexed()
+        return splits
+
+    def test_dataloader(self) -> Loader:
+        """Every test image once; the validation images where none were held out for test."""
+        loader = super().test_dataloader()
+        if "test" not in self.splits:
+            rank_zero_warn(
+                "there are no test images, the validation images are tested on; to hold some out: --data.test_fraction"
+            )
+        return loader
+
+    def source(self, split: Split, augment: bool) -> PhotoSource:
+        """The images of a split; those of ``predict`` come with their index as target."""
+        spec = self.input_spec
+        if spec.resize < spec.size:
+            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
+        files = self.splits[split] if split in self.splits else self.splits["val"]
+        workers = self.num_workers
+        if workers is None:
+            workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
+        # A handful of images is read before as many processes have started.
+        workers = min(workers, math.ceil(len(files) / self.batch_size))
+        return PhotoSource(files, train_transform(spec) if augment else spec.geometry(), workers)
+
+    def _split_off(self, splits: dict[Split, FileSplit], split: Split, count: int) -> None:
+        if split in splits or not count:
+            return
+        train = splits["train"]
+        kept, held = hold_out(train.targets, count, self.split_seed, f"--data.{split}_fraction")
+        splits["train"], splits[split] = train.part(kept), train.part(held)
+
+    @staticmethod
+    def _to_predict(given: str) -> FileSplit:
+        path = Path(given).expanduser()
+        paths = [path] if path.is_file() else images_within(find_folder(given, "--data.predict"))
+        if not paths:
+            raise UserError(f"--data.predict: no images in {path}")
+        return FileSplit(paths, torch.arange(len(paths)))
