@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.data.base import Augment, Split
 from lit_ft.data.files import class_folders, find_folder, images_within, subfolders
+from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.photos import FileSplit
 from lit_ft.errors import UserError, unknown
@@ -74,4 +75,4 @@ class ImageFolderDataModule(PhotoDataModule):
         if not paths:
             raise UserError(f"--data.root: no images in {folder}")
         sizes = torch.tensor([len(found.get(name, [])) for name in names])
-        return FileSplit(paths, torch.arange(len(names)).repeat_interleave(sizes))
+        return FileSplit(PackedPaths.pack("", paths), torch.arange(len(names)).repeat_interleave(sizes))

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
 from lit_ft.data.files import find_folder, images_within
 from lit_ft.data.loader import Loader
+from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photos import FileSplit, PhotoSource, suggested_workers
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import train_transform
@@ -120,4 +121,4 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         paths = [path] if path.is_file() else images_within(find_folder(given, "--data.predict"))
         if not paths:
             raise UserError(f"--data.predict: no images in {path}")
-        return FileSplit(paths, torch.arange(len(paths)))
+        return FileSplit(PackedPaths.pack("", paths), torch.arange(len(paths)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ft.data.decode import decode
 from lit_ft.data.loader import Batch
+from lit_ft.data.paths import PackedPaths
 from lit_ft.data.sampler import Picks
 from lit_ft.errors import UserError
 
@@ -35,7 +35,7 @@ class FileSplit:
         targets: Class of each, int64 ``(N,)``.
     """
 
-    paths: list[Path]
+    paths: PackedPaths
     targets: Tensor
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class FileSplit:
 
     def part(self, rows: Tensor) -> FileSplit:
         """The split of these images of this one."""
-        return FileSplit([self.paths[i] for i in rows.tolist()], self.targets[rows])
+        return FileSplit(self.paths.part(rows), self.targets[rows])
 
     def indexed(self) -> FileSplit:
         """The same images, with their position as the target."""

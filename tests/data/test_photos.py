@@ -7,6 +7,7 @@ from PIL import Image
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.loader import Loader
+from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photos import FileSplit, PhotoSource, suggested_workers
 from lit_ft.data.sampler import EpochSampler
 from lit_ft.data.transforms import train_transform
@@ -19,7 +20,7 @@ def split(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(11)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    return FileSplit(paths, torch.arange(11))
+    return FileSplit(PackedPaths.pack("", paths), torch.arange(11))
 
 
 def make_loader(split, num_workers=0, batch_size=3, rank=0, world_size=1):
@@ -52,7 +53,7 @@ def test_workers_left_in_mid_epoch_start_the_next_one_anew(split):
 
 
 def test_augmentation_varies_by_epoch_and_sample(split):
-    same = FileSplit([split.paths[0]] * 4, torch.arange(4))
+    same = FileSplit(split.paths.part(torch.zeros(4, dtype=torch.long)), torch.arange(4))
     crops = [x for epoch in (0, 1) for images, _ in read(make_loader(same, batch_size=4), epoch) for x in images]
     assert len({bytes(x.numpy()) for x in crops}) == 8
 
