@@ -24,6 +24,12 @@ def weights_folder(root: Path | None = None) -> Path:
     return (root or data_root()) / "weights"
 
 
+def cache_folder() -> Path:
+    """The folder for what can be worked out anew: the variable LIT_FT_CACHE, else ``lit_ft`` in the user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("LIT_FT_CACHE") or Path(user) / "lit_ft").expanduser()
+
+
 def is_offline() -> bool:
     """Whether nothing may be fetched: ``--offline``, or the variable LIT_FT_OFFLINE."""
     return os.environ.get(OFFLINE, "0") not in ("", "0")

@@ -19,8 +19,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _no_data_from_outside(monkeypatch):
+def _no_data_from_outside(monkeypatch, tmp_path_factory):
     monkeypatch.delenv("LIT_FT_DATA", raising=False)
+    monkeypatch.setenv("LIT_FT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""Decides what is kept between runs of what was worked out from data files, where, and when it no longer holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_ft.assets import cache_folder
+
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
+"""Arrays by name, and plain facts about them."""
+
+
+def stamp(paths: Sequence[Path]) -> list[list[Any]]:
+    """What changes when a file or the list of what is in a folder does: path, size and time of the last change."""
+    return [[str(path), (facts := path.stat()).st_size, facts.st_mtime_ns] for path in paths]
+
+
+def kept(name: str, key: str, is_valid: Callable[[dict[str, Any]], bool], make: Callable[[], Kept]) -> Kept:
+    """What was kept of an earlier run, mapped into memory, or made now and kept.
+
+    It is there whole or not at all, and may be deleted at any time. Where the folder cannot be written, a warning says
+    so and all goes on without.
+
+    Args:
+        name: What it is, such as ``index``.
+        key: What it is of; not more than one is kept of each key.
+        is_valid: Whether what was kept still holds, by its facts.
+        make: Works it out.
+    """
+    path = cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+    found = _read(path)
+    if found is not None and is_valid(found[1]):
+        return found
+    made = make()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(made[0], unfinished, {"facts": json.dumps(made[1])})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):  # there may be no such folder
+            unfinished.unlink()
+        rank_zero_warn(f"{path.parent}: cannot be written ({error}); to keep what is worked out: set LIT_FT_CACHE")
+        return made
+    # From the file, so that what is used does not depend on whether it was made in this run.
+    return _read(path) or made
+
+
+def _read(path: Path) -> Kept | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # damaged, or of another program: it is made anew
