@@ -13,6 +13,16 @@ from lit_ft.errors import UserError
 SIZES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56, "googlenet": 96, "alexnet": 96}
 
 
+# Built of the same parts as a smaller one, which is tried in their place where time matters.
+LARGE = {
+    *("convnext_base", "convnext_large", "densenet161", "densenet201", "efficientnet_b5", "efficientnet_b6"),
+    *("efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m", "regnet_x_16gf", "regnet_x_32gf", "regnet_x_3_2gf"),
+    *("regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_8gf", "resnet152"),
+    *("resnext101_32x8d", "resnext101_64x4d", "swin_b", "swin_s", "swin_v2_b", "swin_v2_s", "vgg13", "vgg13_bn"),
+    *("vgg16_bn", "vgg19", "vgg19_bn", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2"),
+}
+
+
 def spec_of(name):
     size = SIZES.get(name, 64)
     return InputSpec(size=size, resize=size)
@@ -30,7 +40,9 @@ def built(name):
     )
 
 
-@pytest.mark.parametrize("name", torchvision.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in torchvision.names()]
+)
 def test_any_network_is_a_chain_of_stages_that_gives_its_own_logits(name):
     network, pieces, images = built(name)
     stages = list(pieces.stages.values())
