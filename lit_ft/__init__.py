@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_ft.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
     from lit_ft.freezing import Staged
     from lit_ft.heads import HeadConfig
+    from lit_ft.mixing import MixConfig
     from lit_ft.module import FineTuneModule
     from lit_ft.penalty import PenaltyConfig
     from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
@@ -30,6 +31,7 @@ __all__ = [
     "ImageFolderDataModule",
     "InputSpec",
     "MNISTToEMNISTDataModule",
+    "MixConfig",
     "PenaltyConfig",
     "PhaseConfig",
     "Plan",
@@ -49,6 +51,7 @@ _HOMES = {
     "lit_ft.data": ["CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "MNISTToEMNISTDataModule"],
     "lit_ft.freezing": ["Staged"],
     "lit_ft.heads": ["HeadConfig"],
+    "lit_ft.mixing": ["MixConfig"],
     "lit_ft.module": ["FineTuneModule"],
     "lit_ft.penalty": ["PenaltyConfig"],
     "lit_ft.plan": ["PhaseConfig", "Plan", "PlateauConfig"],

@@ -39,7 +39,7 @@ EVALUATIONS = ("validate", "test", "predict")
 # What a checkpoint and a config must agree on for a run to be resumed.
 _RESUMED = (
     "backbone", "stem", "pool", "input", "head", "task", "label_smoothing",
-    "lr", "lr_decay", "optimizer", "lr_scheduler", "penalty",
+    "class_weight", "mix", "lr", "lr_decay", "optimizer", "lr_scheduler", "penalty",
 )  # fmt: skip
 
 

@@ -25,9 +25,11 @@ from lit_ft.backbones import (
     build_backbone,
     input_spec,
 )
+from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
+from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
@@ -54,6 +56,10 @@ class FineTuneModule(Staged, L.LightningModule):
         head: The new layers.
         task: What is learnt: one class an image, any number of classes, or numbers.
         label_smoothing: Share of the target that is spread over all classes.
+        class_weight: With balanced, rare classes count more in the training loss: n / (K n_k), or for multilabel the
+            positives by negatives / positives. The losses of validation and test are not weighted, so that they can be
+            compared between runs.
+        mix: How the images of a training batch are erased and mixed, on the device; never in an evaluation.
         lr: Learning rate of the head.
         lr_decay: Factor from the learning rate of a stage to that of the next shallower one.
         optimizer: A torch optimizer, by name or as class_path and init_args; null is AdamW.
@@ -78,6 +84,8 @@ class FineTuneModule(Staged, L.LightningModule):
         head: HeadConfig = HeadConfig(),  # noqa: B008
         task: TaskName = "multiclass",
         label_smoothing: float = 0.0,
+        class_weight: ClassWeight | None = None,
+        mix: MixConfig = MixConfig(),  # noqa: B008
         lr: float = 1e-3,
         lr_decay: float = 1.0,
         optimizer: ClassSpec | None = None,
@@ -95,6 +103,9 @@ class FineTuneModule(Staged, L.LightningModule):
         # These refuse before anything is fetched.
         Task(task, 2, label_smoothing)
         check_head(self._head_config, task)
+        check_class_weight(class_weight, task)
+        self._mix_config = _config(MixConfig, mix)
+        BatchMix(self._mix_config, task, 2)
         spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         penalty = _config(PenaltyConfig, penalty)
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
@@ -106,11 +117,16 @@ class FineTuneModule(Staged, L.LightningModule):
         self.save_hyperparameters()
         self.hparams.update(weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
         self.hparams.update(
-            input={**asdict(spec), "channels": spec.channels}, head=asdict(self._head_config), penalty=asdict(penalty)
+            input={**asdict(spec), "channels": spec.channels},
+            head=asdict(self._head_config),
+            mix=asdict(self._mix_config),
+            penalty=asdict(penalty),
         )
         self.hparams.update(_plain(dict(self.hparams)))
         self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
+        # No buffer: those that average weights copy a module's before its setup, and would count one more then.
+        self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
         self._measured: dict[str, float] = {}
         self.class_names: list[str] = []
@@ -160,7 +176,7 @@ class FineTuneModule(Staged, L.LightningModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Takes the classes and their shares from the data, and the seed of the run from torch."""
+        """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
         if not (stage == "predict" and self.class_names):  # images to predict have no classes
             names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
             if names is not None:
@@ -171,9 +187,12 @@ class FineTuneModule(Staged, L.LightningModule):
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             if self._head_config.prior_bias:
                 set_prior_bias(self.head, getattr(self._data, "counts", None))
+            if self.hparams["class_weight"] is not None:
+                weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
+                self._class_weight = weight.to(self.trainer.strategy.root_device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes what is random in this step (dropout) a function of its position, so that a resumed run repeats it."""
+        """Makes what is random in this step, as mixing and dropout, a function of its position, for a resumed run."""
         position = [cast(int, self._run_seed), self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
@@ -199,10 +218,9 @@ class FineTuneModule(Staged, L.LightningModule):
         super().log(*args, **kwargs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch, with the penalty."""
-        images, targets = batch
-        logits = self(images)
-        loss = self.task.loss(logits, targets)
+        """The loss of a batch, erased and mixed, with weighted classes, as ``train/loss`` tells it, and the penalty."""
+        images, targets = self._mixed(batch)
+        loss = self.task.loss(self(images), targets, self._class_weight)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         if self.hparams["penalty"]["kind"] != "none":
             penalty = self.penalty(self.backbone, self.head)
@@ -211,11 +229,11 @@ class FineTuneModule(Staged, L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Adds a batch to the validation metrics; callbacks get its logits and targets."""
+        """Adds a batch to the validation metrics; callbacks get its logits, and its targets as metrics count them."""
         return self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Adds a batch to the test metrics; callbacks get its logits and targets."""
+        """Adds a batch to the test metrics; callbacks get its logits, and its targets as metrics count them."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -223,6 +241,15 @@ class FineTuneModule(Staged, L.LightningModule):
         images, *indices = batch if isinstance(batch, (tuple, list)) else (batch,)
         answers = {"answers": self.task.answers(self(images))}
         return {**answers, "indices": indices[0]} if indices else answers
+
+    def pictured(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Images ``(B, C, H, W)``, uint8, of a training batch of uint8 images as the network will see them."""
+        self.on_train_batch_start(batch, batch_idx)  # so that the step will draw the same numbers
+        images, _ = self._mixed(batch)
+        if images.dtype == torch.uint8:
+            return images
+        pixels = images * cast(Tensor, self._std) + cast(Tensor, self._mean)
+        return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
@@ -279,10 +306,19 @@ class FineTuneModule(Staged, L.LightningModule):
         self.hparams["classes"] = names
         self.head = build_head(self.backbone.num_features, len(names), self._head_config)
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
+        self.mix = BatchMix(self._mix_config, self.hparams["task"], len(names))
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({f"{split}_": self.task.metrics(f"{split}/") for split in splits})
         # Not Lightning's own mean: with another number of images in each process it divides by a rounded mean of them.
         self.losses = nn.ModuleDict({f"{split}_": MeanMetric(nan_strategy="disable") for split in splits})
+
+    def _mixed(self, batch: Batch) -> Batch:
+        """A training batch as the network gets it; in eval mode, in which gradients are compared, as it is."""
+        images, targets = batch
+        if not (self.training and self.mix.is_on):
+            return images, targets
+        mixed: Batch = self.mix(self._normalised(images), targets)
+        return mixed
 
     def _normalised(self, images: Tensor) -> Tensor:
         if images.shape[1] != self.input_spec.channels:
@@ -303,7 +339,7 @@ class FineTuneModule(Staged, L.LightningModule):
         images, targets = batch
         logits = self(images)
         self._count(logits, targets, split)
-        return {"logits": logits, "targets": targets}
+        return {"logits": logits, "targets": self.task.hard(targets)}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the same is true of metrics
     def _count(self, logits: Tensor, targets: Tensor, split: str) -> None:

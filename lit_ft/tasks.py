@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
@@ -58,17 +59,29 @@ class Task:
         if self.num_outputs < 2 and self.name != "regression":
             raise UserError(f"--model.task: {self.name} needs at least 2 classes, got {self.num_outputs}")
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """The mean loss of a batch.
+
+        With weights it is the sum divided by B, and not by the sum of the weights, as torch would have it: neither the
+        classes that a batch happens to have nor the number of processes that share it scale its gradient.
 
         Args:
             logits: ``(B, K)``.
-            targets: Class indices ``(B,)`` for ``multiclass``, else ``(B, K)`` of zeros and ones, or numbers.
+            targets: For ``multiclass`` class indices ``(B,)`` or probabilities ``(B, K)``, else ``(B, K)`` of numbers,
+                for ``multilabel`` from 0 to 1.
+            weight: What each class counts ``(K,)``; for ``multilabel`` what its positives count.
         """
         if self.name == "multiclass":
-            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+            precise = torch.promote_types(logits.dtype, torch.float32)  # than half, for what is no whole number
+            if targets.ndim == 2:
+                logits, targets = logits.to(precise), targets.to(precise)
+            if weight is None:
+                return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+            logits, weight = logits.to(precise), weight.to(precise)
+            total = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing, reduction="sum")
+            return total / len(targets)
         if self.name == "multilabel":
-            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight)
         return F.mse_loss(logits, targets.to(logits.dtype).view_as(logits))
 
     def metrics(self, prefix: str) -> MetricCollection:
@@ -97,11 +110,18 @@ class Task:
         # be by chance, and in one process but not in the other.
         return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
+    def hard(self, targets: Tensor) -> Tensor:
+        """The targets that metrics count: of probabilities the most probable class ``(B,)``, or the likely labels."""
+        if self.name == "multiclass":
+            return targets.argmax(dim=1) if targets.ndim == 2 else targets
+        return (targets > 0.5).int() if self.name == "multilabel" else targets
+
     def update(self, metrics: MetricCollection, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch to the metrics."""
+        targets = self.hard(targets)
         if self.name == "multilabel":
             # torchmetrics would take logits that all happen to lie in [0, 1] for probabilities.
-            logits, targets = logits.sigmoid(), targets.int()
+            logits = logits.sigmoid()
         elif self.name == "regression":
             targets = targets.to(logits.dtype).view_as(logits)
         metrics.update(logits, targets)

@@ -54,12 +54,14 @@ class RunReport(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Shows the first images of a run, as augmented."""
+        """Shows the first images of a run as the network gets them: augmented, erased and mixed."""
         board = _tensorboard(trainer)
         if board and self.num_images and trainer.global_step == 0 and batch_idx == 0:
-            images = batch[0][: self.num_images].cpu()
+            images = batch[0]
             if images.dtype == torch.uint8:
-                board.add_image("train/images", make_grid(images, pad_value=255), 0)
+                if hasattr(pl_module, "pictured"):
+                    images = cast(Any, pl_module).pictured(batch, batch_idx)
+                board.add_image("train/images", make_grid(images[: self.num_images].cpu(), pad_value=255), 0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the phase and the learning rates as the epoch begins."""

@@ -136,6 +136,11 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """Number of images of each class, by split. Needs `setup`."""
         return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
 
+    @property
+    def num_train(self) -> int:
+        """Number of training images. Needs `setup`."""
+        return len(self.splits["train"].targets)
+
     def files(self) -> dict[Path, str | None]:
         """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.
 
