@@ -59,9 +59,10 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         return UserError(f"{option}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
     if lines := re.findall(r'in "<unicode string>", (line \d+)', message):
         return UserError(f"--config: not valid YAML: {lines[-1]}")
-    if key and "Got value" not in message and (found := re.search(r"Given value: (\S.*)$", message)):
+    if key and "Got value" not in message and (found := re.search(r"Given value: (\S.*)$", message, re.MULTILINE)):
+        # The first is the innermost; those around it repeat its choices.
         choices = re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message)))
-        close = nearest(found[1], choices)
+        close = nearest(found[1], dict.fromkeys(choices))
         return UserError(f"{option}{found[1]} does not fit" + (f"; nearest: {', '.join(close)}" if close else ""))
     if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
         given = Path(found[1])

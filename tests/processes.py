@@ -119,12 +119,16 @@ def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None, **opti
     return trainer
 
 
+UNEVEN = [9, 5] + [2] * 8
+
+
 def watch_thaws(folder, rank):
     """Several thaws of a network without norm layers."""
     watch = Watch(keep_steps=True)
     L.seed_everything(1 + rank)  # the replicas must become equal although their heads are made differently
-    module = small_module(optimizer={"class_path": "SGD", "init_args": {"momentum": 0.9}}, lr_scheduler=None)
-    fit(module, FewDigits(batch_size=5, shots=3), GradualUnfreezing("gradual", epochs_per_stage=2), 4, watch)
+    sgd = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
+    module = small_module(optimizer=sgd, lr_scheduler=None, class_weight="balanced")
+    fit(module, FewDigits(batch_size=5, numbers=UNEVEN), GradualUnfreezing("gradual", epochs_per_stage=2), 4, watch)
     return watch.found()
 
 
@@ -142,7 +146,7 @@ def watch_norms(folder, rank):
     return {**watch.found(), "metrics": metrics}
 
 
-def resume(folder, rank, case="adamw", middle=("step=4",)):
+def resume(folder, rank, case="auto, mixed", middle=("step=4",)):
     """The differences between a run and those that go on from some of its checkpoints."""
     folder, case = folder / case, CASES[case]
 
@@ -152,7 +156,7 @@ def resume(folder, rank, case="adamw", middle=("step=4",)):
         every_step = ModelCheckpoint(folder / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
         best = ModelCheckpoint(folder / "best", "best", monitor="val/loss")
         others = [EMAWeightAveraging(decay=0.5)] if case.get("average") else []
-        data = FewDigits(batch_size=4, augment="basic")
+        data = FewDigits(batch_size=4, augment="basic", **case.get("data", {}))
         unfreezing = GradualUnfreezing(**case.get("unfreezing", {"strategy": "gradual"}))
         epochs = case.get("max_epochs", 3)
         trainer = fit(module, data, unfreezing, epochs, every_step, best, *others, ckpt_path=ckpt_path)

@@ -15,6 +15,7 @@ NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
 
 # Kinds of runs that must end the same wherever they are resumed.
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+ALL_MIXES = {"mixup": 0.4, "cutmix": 1.0, "erase": 0.5}
 CASES = {
     "sgd": {"module": {"optimizer": SGD}},
     "adamw": {},
@@ -33,20 +34,28 @@ CASES = {
         "unfreezing": {"strategy": "plateau", "plateau": {"patience": 1, "min_delta": 9.0, "min_epochs": 2}},
         "max_epochs": 6,
     },
-    "auto": {"unfreezing": {"strategy": "auto", "auto_batches": 2}},
+    "auto, mixed": {
+        "unfreezing": {"strategy": "auto", "auto_batches": 2},
+        "module": {"mix": ALL_MIXES, "label_smoothing": 0.1, "class_weight": "balanced"},
+        "data": {"numbers": [8, 4] + [1] * 8},
+    },
 }
 
 
 class FewDigits(DigitsDataModule):
-    """Digits with few images to train and to validate on."""
+    """Digits with few images to train and to validate on; two of each class to train on, or as many as ``numbers``."""
 
-    def __init__(self, num_val=NUM_VAL, **options):
-        super().__init__(**{"shots": 2, "batch_size": 10, "augment": "none", **options})
+    def __init__(self, num_val=NUM_VAL, numbers=None, **options):
+        super().__init__(**{"shots": None if numbers else 2, "batch_size": 10, "augment": "none", **options})
         self.num_val = num_val
+        self.numbers = numbers
 
     def read_splits(self):
         splits = super().read_splits()
         few = {"val": torch.arange(self.num_val), "test": torch.arange(20)}
+        if self.numbers:
+            targets = splits["train"].targets
+            few["train"] = torch.cat([(targets == k).nonzero().squeeze(1)[:n] for k, n in enumerate(self.numbers)])
         return splits | {name: splits[name].part(rows) for name, rows in few.items()}
 
 

@@ -311,6 +311,45 @@ def test_resume_refuses_another_model(run, refused):
     assert f"--model.weights {last}" in line
 
 
+def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, refused, lit_ft, capsys):
+    mix = ("--model.mix.mixup", 0.2, "--model.mix.cutmix", 1, "--model.mix.erase", 0.25)
+    run("fit", *QUICK, "--trainer.max_epochs", 3, *mix, "--model.class_weight", "balanced")
+    folder = Path("logs/quickstart/version_0")
+    options = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+    last = folder / "checkpoints/last.ckpt"
+    hparams = torch.load(last, weights_only=True)["hyper_parameters"]
+    for kept in (options, hparams):
+        assert kept["mix"] == {"mixup": 0.2, "cutmix": 1.0, "erase": 0.25}
+        assert kept["class_weight"] == "balanced"
+    line = refused("fit", "--config", folder / "config.yaml", "--ckpt_path", last, "--model.mix.erase", 0)
+    assert "is of a run with --model.mix {'mixup': 0.2, 'cutmix': 1.0, 'erase': 0.25}, but this one has {" in line
+    with pytest.raises(SystemExit):
+        lit_ft("fit", "--model.help")
+    told = capsys.readouterr().out
+    assert {"--model.mix.mixup", "--model.mix.cutmix", "--model.mix.erase", "--model.class_weight"} <= set(told.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--model.mix.mixup", -1], "--model.mix.mixup: must be a number that is at least 0, got -1"),
+        (["--model.mix.erase", 2], "--model.mix.erase: must be at least 0 and at most 1, got 2"),
+        (["--model.mix.mixpu", 1], "--model.mix.mixpu: there is no such option; nearest: --model.mix.mixup"),
+        (
+            ["--model.mix.cutmix", 1, "--model.task", "regression"],
+            "--model.mix.cutmix: is for classes, not --model.task regression; take --model.mix.mixup",
+        ),
+        (["--model.class_weight", "balancd"], "--model.class_weight: balancd does not fit; nearest: balanced"),
+        (
+            ["--model.class_weight", "balanced", "--model.task", "regression"],
+            "--model.class_weight: is for --model.task multiclass or multilabel, not regression",
+        ),
+    ],
+)
+def test_wrong_mixing_or_weights_end_in_one_line(refused, args, line):
+    assert line in refused("fit", *args)
+
+
 def test_start_from_the_backbone_of_a_checkpoint(run):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze.strategy", "full")
     source = "logs/run/version_0/checkpoints/best.ckpt"

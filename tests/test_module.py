@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from small_runs import (
+    ALL_MIXES,
     CASES,
     NUM_VAL,
     SGD,
@@ -25,6 +26,7 @@ from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.data import DigitsDataModule
 from lit_ft.errors import UserError
 from lit_ft.heads import HeadConfig
+from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.module import FineTuneModule
 from lit_ft.penalty import PenaltyConfig
 
@@ -66,7 +68,7 @@ def interrupted_run(folder, case, seed, ckpt_path=None, stop_at=None):
     if stop_at is not None:
         callbacks += [StopAt(stop_at), OnExceptionCheckpoint(folder, "exception")]
     trainer = small_trainer(case.get("max_epochs", 3), *callbacks)
-    data = FewDigits(batch_size=7, augment="basic")
+    data = FewDigits(batch_size=7, augment="basic", **case.get("data", {}))
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return {**final_state(trainer, module), "unfreezing": callbacks[0].state_dict()}
 
@@ -402,17 +404,8 @@ def test_weight_averaging_finds_the_head_that_the_data_asks_for(tmp_path):
     assert "head.0.weight" in averaging._average_model.module.state_dict()
 
 
-class UnevenDigits(FewDigits):
-    """Digits of which training has five images of the first class, two of the second, and one of each other."""
-
-    def read_splits(self):
-        splits = super().read_splits()
-        targets = splits["train"].targets
-        rows = [(targets == k).nonzero().squeeze(1)[:n] for k, n in enumerate([5, 2] + [1] * 8)]
-        return splits | {"train": splits["train"].part(torch.cat(rows))}
-
-
-SHARES = torch.tensor([5.0, 2] + [1] * 8) / 15
+UNEVEN = [5, 2] + [1] * 8
+SHARES = torch.tensor(UNEVEN) / 15
 
 
 class FirstSoftmax(Callback):
@@ -428,7 +421,7 @@ def prior_fit(module, data=None, ckpt_path=None, **options):
     """One step on the uneven digits, and what the model answered before it."""
     first = FirstSoftmax()
     trainer = small_trainer(options.pop("max_epochs", 1), first, limit_train_batches=1, limit_val_batches=0, **options)
-    trainer.fit(module, datamodule=data or UnevenDigits(shots=None), ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=data or FewDigits(numbers=UNEVEN), ckpt_path=ckpt_path)
     return trainer, first
 
 
@@ -461,7 +454,7 @@ def test_trained_bias_is_kept_in_every_later_fit(tmp_path):
 def test_checkpoint_from_before_any_fit_still_starts_at_the_shares(tmp_path):
     module = small_module(head={"prior_bias": True})
     trainer = small_trainer(1, limit_val_batches=1)
-    trainer.validate(module, datamodule=UnevenDigits(shots=None), verbose=False)
+    trainer.validate(module, datamodule=FewDigits(numbers=UNEVEN), verbose=False)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     _, first = prior_fit(FineTuneModule.load_from_checkpoint(tmp_path / "a.ckpt"))
     torch.testing.assert_close(first.bias.exp(), SHARES)
@@ -495,3 +488,176 @@ def test_cosine_head_trains_and_its_checkpoint_answers_the_same(tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = FineTuneModule.load_from_checkpoint(tmp_path / "a.ckpt").eval()
     assert loaded(images_of()).equal(module.eval()(images_of()))
+
+
+# Erasing, mixing and weights
+
+
+def ready(**options):
+    """A module outside of a run, as it is in one."""
+    module = small_module(classes=10, **options)
+    module._run_seed, module.log = 5, lambda *_, **__: None
+    return module
+
+
+def test_training_step_erases_mixes_and_weighs_what_is_normalised():
+    images, targets = images_of(), torch.arange(6)
+    module = ready(mix=ALL_MIXES, label_smoothing=0.1)
+    module._class_weight = weight = torch.arange(1.0, 11.0)
+    module.on_train_batch_start((images, targets), 0)
+    found = module.training_step((images, targets), 0)
+    module.on_train_batch_start((images, targets), 0)
+    mixed, shares = BatchMix(MixConfig(**ALL_MIXES), "multiclass", 10)((images - module._mean) / module._std, targets)
+    shares = 0.9 * shares + 0.01
+    torch.testing.assert_close(found, -(weight * shares * module(mixed).log_softmax(1)).sum() / 6)
+    assert not torch.isclose(found, module.training_step((images, targets), 0))  # the next draw
+
+
+@pytest.mark.parametrize("images", [images_of(3, 32), images_of(3, 32, num=1), images_of(1, 32).float() / 100 - 1])
+def test_network_sees_mixed_images_in_its_own_format(images):
+    module = small_resnet(classes=10, mix={**ALL_MIXES, "erase": 1.0})
+    module._run_seed, module.log, seen = 5, lambda *_, **__: None, []
+    module.eval()  # for a single image; batch norm would refuse
+    module.training = True
+    module.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    module.training_step((images, torch.arange(len(images))), 0).backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert seen[0].shape == (len(images), 3, 32, 32)
+    assert seen[0].eq(0).flatten(1).any(1).any()
+
+
+def test_nothing_is_mixed_and_nothing_drawn_where_all_is_off_or_in_eval_mode():
+    batch = (images_of(), torch.arange(6))
+    for module in (ready(), ready(mix=ALL_MIXES).eval()):
+        before = torch.get_rng_state()
+        module.training_step(batch, 0)
+        assert torch.get_rng_state().equal(before)
+        assert all(mine is given for mine, given in zip(module._mixed(batch), batch, strict=True))
+
+
+def test_mixing_differs_between_steps_epochs_and_processes_and_repeats(monkeypatch):
+    module, batch = ready(mix={"mixup": 0.5, "erase": 0.5}), (images_of(), torch.arange(6))
+    seen = {}
+    for rank in (0, 1):
+        monkeypatch.setattr(FineTuneModule, "global_rank", rank)
+        for epoch in (0, 1):
+            monkeypatch.setattr(FineTuneModule, "current_epoch", epoch)
+            for step in (0, 1):
+                seen[rank, epoch, step] = module.pictured(batch, step)
+                assert seen[rank, epoch, step].equal(module.pictured(batch, step))
+    assert len({bytes(images.numpy()) for images in seen.values()}) == len(seen) == 8
+
+
+class Seen(Callback):
+    """Notes what comes to the network in the first step, and the pictures of it."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 0:
+            self.pictured = pl_module.pictured(batch, batch_idx)
+            hook = pl_module.backbone.register_forward_pre_hook(lambda _, args: self.note(args[0]))
+            self.remove, self.given = hook.remove, batch[0]
+
+    def note(self, images):
+        self.seen = images
+        self.remove()
+
+
+@pytest.mark.parametrize("mix", [{}, ALL_MIXES])
+def test_pictures_are_of_what_the_network_sees(mix):
+    module = small_module(mix=mix, input={"mean": [0.4], "std": [0.2]})
+    small_trainer(1, seen := Seen(), limit_val_batches=0).fit(module, datamodule=FewDigits())
+    assert seen.pictured.dtype == torch.uint8
+    assert (seen.seen * 0.2 + 0.4).mul(255).sub(seen.pictured).abs().max() < 0.51
+    assert seen.pictured.equal(seen.given) is not bool(mix)
+
+
+def test_evaluations_are_neither_mixed_nor_weighted():
+    plain, mixed = (
+        small_module(classes=10),
+        small_module(mix=ALL_MIXES, class_weight="balanced", lr=1e-30, lr_scheduler=None),
+    )
+    trainer = small_trainer(1)
+    L.seed_everything(1)
+    trainer.fit(mixed, datamodule=(data := FewDigits(numbers=UNEVEN)))  # which changes next to nothing
+    during = dict(trainer.callback_metrics)
+    plain.load_state_dict(mixed.state_dict())
+    expected = small_trainer(1).validate(plain, datamodule=data, verbose=False)[0]
+    assert {name: float(value) for name, value in during.items() if name in expected} == pytest.approx(expected)
+    tested = [small_trainer(1).test(module, datamodule=data, verbose=False) for module in (plain, mixed)]
+    assert tested[0] == tested[1]
+    answers = [small_trainer(1).predict(module, datamodule=data)[0]["answers"] for module in (plain, mixed)]
+    assert answers[0].equal(answers[1])
+
+
+def test_weights_follow_from_the_training_images_of_each_fit(tmp_path):
+    module = small_module(class_weight="balanced")
+    trainer = small_trainer(1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(module, datamodule=FewDigits(numbers=UNEVEN))
+    torch.testing.assert_close(module._class_weight, 1 / (10 * SHARES))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = FineTuneModule.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert loaded.hparams["class_weight"] == "balanced"
+    small_trainer(1, limit_train_batches=1, limit_val_batches=0).fit(loaded, datamodule=FewDigits())
+    torch.testing.assert_close(loaded._class_weight, torch.ones(10))
+
+
+class OwnData(L.LightningDataModule):
+    """Somebody's own: targets as they are given, for training and validation."""
+
+    num_classes = 3
+
+    def __init__(self, targets, counts=None):
+        super().__init__()
+        self.targets, self.num_train = targets, len(targets)
+        if counts is not None:
+            self.counts = lambda: {"train": counts}
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(images_of(num=self.num_train), self.targets), batch_size=4)
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "options"),
+    [
+        ("multiclass", torch.rand(6, 3).softmax(1), {"mix": ALL_MIXES, "label_smoothing": 0.1}),
+        ("multilabel", torch.tensor([[0, 1, 1], [1, 0, 0]] * 3), {"mix": ALL_MIXES, "class_weight": "balanced"}),
+        ("regression", torch.rand(6, 3), {"mix": {"mixup": 0.5, "erase": 0.5}}),
+    ],
+)
+def test_any_task_trains_mixed_and_validates_soft_targets(task, targets, options):
+    module = small_module(task=task, **options)
+    trainer = small_trainer(1)
+    trainer.fit(module, datamodule=OwnData(targets, counts=[3, 3, 3]))
+    assert trainer.global_step == 2
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    logits = module.eval()(images_of(num=6))
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], module.task.loss(logits, targets))
+    if task == "multiclass":
+        assert trainer.callback_metrics["val/acc"] == (logits.argmax(1) == targets.argmax(1)).float().mean()
+
+
+def test_outputs_of_an_evaluation_have_the_classes_that_metrics_count():
+    shares = torch.rand(6, 10).softmax(1)
+    module = ready()
+    assert module.validation_step((images_of(), shares), 0)["targets"].equal(shares.argmax(1))
+
+
+def test_weights_of_loaders_alone_are_not_known():
+    with pytest.raises(UserError, match=r"--model.class_weight: the data module has no counts\(\)"):
+        small_trainer(1).fit(small_module(classes=10, class_weight="balanced"), loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"mix": {"cutmix": 1.0}, "task": "regression"}, "mix.cutmix"),
+        ({"mix": MixConfig(erase=2.0)}, "mix.erase"),
+        ({"class_weight": "balanced", "task": "regression"}, "class_weight"),
+    ],
+)
+def test_wrong_mixing_or_weights_are_refused_before_anything_is_fetched(options, key, monkeypatch):
+    monkeypatch.setattr("lit_ft.module.build_backbone", refuse)
+    with pytest.raises(UserError, match=f"^--model.{key}: "):
+        small_module(**options)

@@ -100,6 +100,66 @@ def test_multilabel_metrics_are_those_of_scikit_learn(logits, labels, scale, shi
     )
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_of_probabilities_is_cross_entropy_with_smoothing(logits, smoothing):
+    shares = torch.rand(B, K, generator=torch.Generator().manual_seed(3)).softmax(1).double()
+    target = (1 - smoothing) * shares + smoothing / K
+    expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(Task("multiclass", K, smoothing).loss(logits, shares), expected.float())
+
+
+WEIGHT = torch.tensor([0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 9.0])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_loss_is_divided_by_the_number_of_images(logits, classes, smoothing, soft):
+    target = (1 - smoothing) * F.one_hot(classes, K) + smoothing / K
+    expected = -(WEIGHT * target * logits.log_softmax(dim=1)).sum() / B
+    targets = F.one_hot(classes, K) if soft else classes
+    found = Task("multiclass", K, smoothing).loss(logits, targets, WEIGHT)
+    torch.testing.assert_close(found, expected)
+
+
+def test_classes_of_a_batch_do_not_rescale_its_weighted_loss(logits):
+    task, rare = Task("multiclass", K), torch.full((B,), 6)
+    torch.testing.assert_close(task.loss(logits, rare, WEIGHT), 9.0 * task.loss(logits, rare))  # torch's is 1 times
+
+
+@pytest.mark.parametrize("name", ["multiclass", "multilabel"])
+def test_gradient_of_the_weighted_loss_is_the_mean_of_those_of_its_parts(name, logits, classes, labels):
+    task, targets = Task(name, K), {"multiclass": classes, "multilabel": labels}[name]
+    targets[: B // 2] = targets[: B // 2].sort(dim=0).values  # parts of unlike classes
+    logits.requires_grad_()
+    whole, one, other = (
+        torch.autograd.grad(task.loss(logits[rows], targets[rows], WEIGHT), logits)[0]
+        for rows in (slice(None), slice(B // 2), slice(B // 2, None))
+    )
+    torch.testing.assert_close(whole, (one + other) / 2)
+
+
+def test_weight_of_a_label_is_that_of_its_positives(logits, labels):
+    p = logits.sigmoid()
+    expected = -(WEIGHT * labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    torch.testing.assert_close(Task("multilabel", K).loss(logits, labels, WEIGHT), expected)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_shares_and_weights_are_not_rounded_to_half_precision(logits, weight):
+    half, shares = logits.bfloat16(), torch.tensor([[0.6991, 0.3009] + [0.0] * 5] * B)
+    task = Task("multiclass", K)
+    assert task.loss(half, shares, weight).equal(task.loss(half.float(), shares, weight))
+
+
+def test_metrics_take_the_most_probable_class_and_the_likely_labels(logits, classes, labels):
+    noise = torch.rand(B, K, generator=torch.Generator().manual_seed(3))
+    shares = (0.6 * F.one_hot(classes, K) + 0.4 * noise.softmax(1)).double()
+    task = Task("multiclass", K)
+    assert computed(task, logits, shares) == computed(task, logits, classes)
+    task = Task("multilabel", K)
+    assert computed(task, logits, 0.6 * labels + 0.3 * noise) == computed(task, logits, labels)
+
+
 @pytest.mark.parametrize("num", [1, 3])
 def test_regression_metrics_are_those_of_scikit_learn(num):
     targets = np.random.default_rng(0).normal(size=(B, num))
