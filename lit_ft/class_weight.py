@@ -37,8 +37,10 @@ def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
         float32 ``(K,)``.
 
     Raises:
-        UserError: If the numbers are not known, or a class has no image.
+        UserError: If the numbers are not known, a class has no image, or the images are drawn to balance the classes.
     """
+    if getattr(data, "sampling", None) == "balanced":
+        raise UserError("--model.class_weight: --data.sampling balanced already lets all classes count alike; drop one")
     known = data.counts().get("train") if hasattr(data, "counts") else None
     if known is None:
         raise UserError(
