@@ -144,11 +144,15 @@ def test_weight_of_a_label_is_that_of_its_positives(logits, labels):
     torch.testing.assert_close(Task("multilabel", K).loss(logits, labels, WEIGHT), expected)
 
 
-@pytest.mark.parametrize("weight", [None, WEIGHT])
-def test_shares_and_weights_are_not_rounded_to_half_precision(logits, weight):
-    half, shares = logits.bfloat16(), torch.tensor([[0.6991, 0.3009] + [0.0] * 5] * B)
-    task = Task("multiclass", K)
-    assert task.loss(half, shares, weight).equal(task.loss(half.float(), shares, weight))
+SHARES = torch.tensor([[0.6991, 0.3009] + [0.0] * 5] * B)
+
+
+@pytest.mark.parametrize(
+    ("targets", "weight"), [(SHARES, None), (SHARES, WEIGHT), (torch.zeros(B, dtype=torch.long), WEIGHT)]
+)
+def test_shares_and_weights_are_not_rounded_to_half_precision(logits, targets, weight):
+    half, task = logits.bfloat16(), Task("multiclass", K)
+    assert task.loss(half, targets, weight).equal(task.loss(half.float(), targets, weight))
 
 
 def test_metrics_take_the_most_probable_class_and_the_likely_labels(logits, classes, labels):

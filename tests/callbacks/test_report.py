@@ -197,6 +197,16 @@ def test_images_of_the_first_batch_are_shown(board, num_images, step, dtype, exp
         assert (grid[0] == 7).sum() == 4 * 8 * 8
 
 
+def test_images_are_shown_as_the_network_sees_them(board):
+    class Darkens(Three):
+        def pictured(self, batch, batch_idx):
+            return batch[0] // 2 + batch_idx
+
+    RunReport(2).on_train_batch_start(trainer(), Darkens(), (torch.full((6, 3, 8, 8), 8, dtype=torch.uint8), None), 0)
+    [(_, grid, _)] = board.images
+    assert (grid[0] == 4).sum() == 2 * 8 * 8
+
+
 def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
     logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
     checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75), monitor="val/acc")
