@@ -332,9 +332,12 @@ def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, re
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--model.mix.mixup", -1], "--model.mix.mixup: must be a number that is at least 0, got -1"),
-        (["--model.mix.erase", 2], "--model.mix.erase: must be at least 0 and at most 1, got 2"),
-        (["--model.mix.mixpu", 1], "--model.mix.mixpu: there is no such option; nearest: --model.mix.mixup"),
+        (["--model.mix.mixup", -1], "--model.mix.mixup: must be a number that is at least 0, got -1.0"),
+        (["--model.mix.erase", 2], "--model.mix.erase: must be at least 0 and at most 1, got 2.0"),
+        (
+            ["--model.mix.mixpu", 1],
+            "--model.mix.mixpu: there is no such option; nearest: --model.mix.mixup, --model.mix.cutmix, --model.mix",
+        ),
         (
             ["--model.mix.cutmix", 1, "--model.task", "regression"],
             "--model.mix.cutmix: is for classes, not --model.task regression; take --model.mix.mixup",
@@ -347,7 +350,7 @@ def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, re
     ],
 )
 def test_wrong_mixing_or_weights_end_in_one_line(refused, args, line):
-    assert line in refused("fit", *args)
+    assert refused("fit", *args).endswith(line)
 
 
 def test_start_from_the_backbone_of_a_checkpoint(run):
