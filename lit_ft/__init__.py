@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from lit_ft.backbones import Backbone, InputSpec, build_backbone
     from lit_ft.callbacks import GradualUnfreezing, PredictionWriter, RunReport
     from lit_ft.checkpoint_io import AtomicCheckpointIO
-    from lit_ft.data import CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
+    from lit_ft.data import (
+        CIFAR10DataModule,
+        DigitsDataModule,
+        ImageFolderDataModule,
+        MNISTToEMNISTDataModule,
+        StreamDataModule,
+    )
     from lit_ft.freezing import Staged
     from lit_ft.heads import HeadConfig
     from lit_ft.mixing import MixConfig
@@ -39,6 +45,7 @@ __all__ = [
     "PredictionWriter",
     "RunReport",
     "Staged",
+    "StreamDataModule",
     "UserError",
     "build_backbone",
     "make_plan",
@@ -48,7 +55,13 @@ _HOMES = {
     "lit_ft.backbones": ["Backbone", "InputSpec", "build_backbone"],
     "lit_ft.callbacks": ["GradualUnfreezing", "PredictionWriter", "RunReport"],
     "lit_ft.checkpoint_io": ["AtomicCheckpointIO"],
-    "lit_ft.data": ["CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "MNISTToEMNISTDataModule"],
+    "lit_ft.data": [
+        "CIFAR10DataModule",
+        "DigitsDataModule",
+        "ImageFolderDataModule",
+        "MNISTToEMNISTDataModule",
+        "StreamDataModule",
+    ],
     "lit_ft.freezing": ["Staged"],
     "lit_ft.heads": ["HeadConfig"],
     "lit_ft.mixing": ["MixConfig"],

@@ -20,12 +20,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import lit_ft.data  # noqa: F401 - makes the short names of the data modules known
 from lit_ft.assets import data_root, is_offline
 from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.data.convert import convert
+from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.download import download, refuse_missing, same_command
 from lit_ft.errors import UserError, unknown
 from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
@@ -35,6 +36,7 @@ from lit_ft.tasks import MAIN_METRIC, METRICS
 from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, shown, tell
 
 EVALUATIONS = ("validate", "test", "predict")
+_WITHOUT_TRAINER = ("download", "convert")
 
 # What a checkpoint and a config must agree on for a run to be resumed.
 _RESUMED = (
@@ -48,9 +50,10 @@ class FineTuneCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, ``finetune``, ``plan`` and ``download``."""
-        both = {"model", "datamodule"}
-        return {"finetune": both, "plan": both, "download": set(), **LightningCLI.subcommands()}
+        """Lightning's commands, ``finetune``, ``plan``, ``download`` and ``convert``."""
+        both: set[str] = {"model", "datamodule"}
+        own = {"finetune": both, "plan": both, **{command: set() for command in _WITHOUT_TRAINER}}
+        return {**own, **LightningCLI.subcommands()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the name of the run, the named callbacks, and optimizer and schedule."""
@@ -111,7 +114,7 @@ class FineTuneCLI(LightningCLI):
         if config["data"] is None:
             # No default of the parser, which would hand options of one data module on to the next.
             config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
-        if self.subcommand == "download":
+        if self.subcommand in _WITHOUT_TRAINER:
             return
         if self.subcommand == "plan":
             _without_effects(config)
@@ -165,7 +168,7 @@ class FineTuneCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is a mistake in their options."""
         with told_in_one_line(lambda: True, MisconfigurationException):
-            if self.subcommand == "download":
+            if self.subcommand in _WITHOUT_TRAINER:
                 return
             if is_offline():
                 command = same_command(sys.argv[1:], str(self.subcommand), "download")
@@ -194,10 +197,20 @@ class FineTuneCLI(LightningCLI):
         command = same_command(sys.argv[1:], "download", "finetune")
         print(f"Run: LIT_FT_DATA={shlex.quote(str(folder))} {command} --offline")
 
+    def _convert(self) -> None:
+        data = self._make_data(None, None)
+        if not isinstance(data, PhotoDataModule):
+            raise UserError(f"--data: lit-ft convert takes photos in files, not {type(data).__name__}")
+        with told_in_one_line(lambda: True, MisconfigurationException):
+            made = convert(data, self.config["convert"]["folder"], self._model_options().get("task", "multiclass"))
+        print(f"Train on it: --data StreamDataModule --data.root {shlex.quote(str(made))}")
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; what fails before the first step is a mistake of the set-up."""
         if subcommand == "download":
             return self._download()
+        if subcommand == "convert":
+            return self._convert()
         with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
             try:
                 super()._run_subcommand(subcommand)

@@ -89,6 +89,14 @@ class Trainer(L.Trainer):
         """
         raise NotImplementedError("the command line does this, without a model and a trainer")
 
+    def convert(self, folder: str) -> None:
+        """Writes the photos of a config for StreamDataModule, which streams them from a folder or a bucket.
+
+        Args:
+            folder: The folder to make.
+        """
+        raise NotImplementedError("the command line does this, without a model and a trainer")
+
 
 class _PlanShown(Exception):  # noqa: N818 - no error
     """Ends a fit that is there to show its plan."""

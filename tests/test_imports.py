@@ -109,6 +109,7 @@ def test_public_names():
         "PredictionWriter",
         "RunReport",
         "Staged",
+        "StreamDataModule",
         "UserError",
         "build_backbone",
         "make_plan",

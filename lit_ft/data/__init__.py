@@ -5,6 +5,7 @@ from lit_ft.data.cifar import CIFAR10DataModule
 from lit_ft.data.digits import DigitsDataModule
 from lit_ft.data.folder import ImageFolderDataModule
 from lit_ft.data.mnist import MNISTToEMNISTDataModule
+from lit_ft.data.stream import StreamDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -12,4 +13,5 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "MNISTToEMNISTDataModule",
+    "StreamDataModule",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from torch import Tensor
 from lit_ft.errors import UserError
 
 
-def decode(path: Path) -> Tensor:
+def decode(file: Path | BytesIO, name: str | None = None) -> Tensor:
     """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
 
     Pillow reads all formats: torchvision's own decoders are no faster, know fewer, and are deprecated since 0.29.
+
+    Args:
+        file: Where it is, or its content.
+        name: What an error calls it; a path when not given.
 
     Raises:
         UserError: The file cannot be read.
@@ -24,11 +29,11 @@ def decode(path: Path) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
-            with Image.open(path) as file:
-                image = _rgb(ImageOps.exif_transpose(file))
+            with Image.open(file) as opened:
+                image = _rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # a damaged file raises nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as an image ({reason}); mend or remove it") from error
+        raise UserError(f"{name or file}: cannot be read as an image ({reason}); mend or remove it") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

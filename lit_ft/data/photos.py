@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,8 +60,6 @@ class _Photos(Dataset[Batch]):
         self.transform = transform
 
     def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
-        # A worker's exception reaches the main process with the whole traceback as its text; one that is returned
-        # arrives as it is.
         try:
             images = torch.stack([self._image(*sample) for sample in samples])
         except UserError as error:
@@ -68,24 +67,58 @@ class _Photos(Dataset[Batch]):
         return images, self.split.targets[[index for index, _ in samples]]
 
     def _image(self, index: int, seed: int) -> Tensor:
-        image = decode(self.split.paths[index])
-        with torch.random.fork_rng(devices=[]):
-            # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
-            torch.default_generator.manual_seed(seed)
-            return self.transform(image)
+        return seeded(self.transform, decode(self.split.paths[index]), seed)
+
+
+def seeded(transform: Callable[[Tensor], Tensor], image: Tensor, seed: int) -> Tensor:
+    """Applies a transform whose random numbers follow from a seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
+        torch.default_generator.manual_seed(seed)
+        return transform(image)
 
 
 class _Epoch:
-    """The sampler of the inner DataLoader, whose batches change from epoch to epoch while its workers live on."""
+    """The sampler of a DataLoader, whose batches change from epoch to epoch while its workers live on."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Sample]] = []
+        self.batches: Iterable[Any] = ()
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
 
-    def __len__(self) -> int:
-        return len(self.batches)
+
+class InWorkers:
+    """Worker processes that live on from epoch to epoch, and make batches in the order in which they are asked for.
+
+    Args:
+        dataset: Makes a batch of what it is asked for. It returns a `UserError` rather than raises it: a worker's
+            exception reaches the main process with the whole traceback as its text, what is returned as it is.
+        num_workers: Number of processes; 0 for none but this one.
+    """
+
+    def __init__(self, dataset: Dataset[Any], num_workers: int) -> None:
+        self.dataset = dataset
+        self._epoch = _Epoch()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=None,  # the sampler's batches are read as they are
+            sampler=self._epoch,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # One of its own: without it, each epoch draws a number from the global generator, and a run resumed in
+            # the middle of an epoch would see other dropout than one that was not interrupted.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, asked: Iterable[Any]) -> Iterator[Any]:
+        """Yields what is made of each thing asked; raises `UserError` where that was returned."""
+        self._epoch.batches = asked
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 class PhotoSource:
@@ -99,18 +132,7 @@ class PhotoSource:
 
     def __init__(self, split: FileSplit, transform: Callable[[Tensor], Tensor], num_workers: int = 0) -> None:
         self._split = split
-        self._epoch = _Epoch()
-        self._loader: DataLoader[Batch] = DataLoader(
-            _Photos(split, transform),
-            batch_size=None,  # the sampler's batches are read as they are
-            sampler=self._epoch,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # One of its own: without it, each epoch draws a number from the global generator, and a run resumed in
-            # the middle of an epoch would see other dropout than one that was not interrupted.
-            generator=torch.Generator(),
-        )
+        self._loader = InWorkers(_Photos(split, transform), num_workers)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -119,11 +141,7 @@ class PhotoSource:
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
         seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
-        self._epoch.batches = [
-            list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches
-        ]
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
+        asked = [list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches]
+        for batch in self._loader.batches(asked):
             images, targets = batch
             yield images, targets

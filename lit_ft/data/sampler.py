@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class EpochSampler:
     def batches(self) -> list[Picks]:
         """The images of each batch of this epoch in this process."""
         order = self._order()
-        places = torch.arange(self.rank, self.num_samples, self.world_size)
+        places = self._places()
         cuts = [i * self.batch_size for i in range(len(self))]
         shards = [places[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(places)], strict=True)]
         return [Picks(order[shard], shard) for shard in shards]
@@ -110,10 +111,17 @@ class EpochSampler:
         """Randomness of this epoch's augmentation; the same in every process, and apart from that of the order."""
         return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch, stream=1))
 
+    def _places(self) -> Tensor:
+        """Those of this process."""
+        return torch.arange(self.rank, self.num_samples, self.world_size)
+
+    def _order_generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.num_samples)
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        generator = self._order_generator()
         order = torch.randperm(self.num_samples, generator=generator)
         return order if self.classes is None else _balanced(self.classes, order, generator)
 
@@ -137,3 +145,32 @@ def _balanced(classes: Tensor, order: Tensor, generator: torch.Generator) -> Ten
     balanced = torch.empty_like(order)
     balanced[order] = torch.cat(picked)
     return balanced
+
+
+class ChunkSampler(EpochSampler):
+    """The batches of one process, from a set that lies in chunks and is read one chunk after the other.
+
+    The order of the chunks is shuffled, and the images within each. Each process has one run of places, so that it
+    reads chunks of its own; only the first and the last are shared with its neighbours.
+
+    Args:
+        chunk_sizes: Number of images in each chunk.
+        batch_size: Number of images in a batch, in each process.
+        **options: As of `EpochSampler`, without ``classes``.
+    """
+
+    def __init__(self, chunk_sizes: Sequence[int], batch_size: int, **options: Any) -> None:
+        super().__init__(sum(chunk_sizes), batch_size, **options)
+        stops = np.cumsum(chunk_sizes).tolist()
+        self._chunks = [torch.arange(stop - size, stop) for size, stop in zip(chunk_sizes, stops, strict=True)]
+
+    def _places(self) -> Tensor:
+        start, stop = (self.num_samples * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return torch.arange(start, stop)
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.cat(self._chunks)
+        generator = self._order_generator()
+        chunks = [self._chunks[i] for i in torch.randperm(len(self._chunks), generator=generator).tolist()]
+        return torch.cat([chunk[torch.randperm(len(chunk), generator=generator)] for chunk in chunks])

@@ -1,0 +1,267 @@
+"""Decides how a set that litdata streams lies in a folder or bucket, and how its chunks are read and become batches."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_ft.assets import is_offline
+from lit_ft.data.decode import decode
+from lit_ft.data.files import find_folder
+from lit_ft.data.loader import Batch
+from lit_ft.data.photos import InWorkers, seeded
+from lit_ft.data.sampler import Picks
+from lit_ft.errors import UserError, unknown
+
+SET_FILE = "set.json"
+TARGETS_FILE = "targets.npy"
+SPLITS = ("train", "val", "test")
+
+# How litdata stores a sample. Nothing else is read: a set that says `pickle` here would run code of its own.
+DATA_FORMAT = ["bytes", "str"]
+
+Encoded = tuple[bytes, str, int]
+"""An image file, its name, and the seed of its augmentation."""
+
+
+def check_litdata(key: str) -> None:
+    """Raises `UserError` where litdata is not installed."""
+    try:
+        import litdata as _  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{key}: streaming needs {error.name}; run: pip install 'lit_ft[stream]'") from error
+
+
+def is_bucket(root: str) -> bool:
+    """Whether a set lies where litdata must fetch it from; ``local:FOLDER`` is a folder that is treated so."""
+    return "://" in root or root.startswith("local:")
+
+
+@dataclass(frozen=True)
+class StreamSet:
+    """What ``set.json`` says of a set.
+
+    Args:
+        task: The task that the targets are for.
+        class_names: In the order of the targets.
+        images: Number of images, by split.
+        names: Where each image came from, for the splits that are predicted.
+    """
+
+    task: str
+    class_names: list[str]
+    images: dict[str, int]
+    names: dict[str, list[str]]
+
+    def write(self, folder: Path) -> None:
+        """Writes the file."""
+        (folder / SET_FILE).write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, root: str) -> StreamSet:
+        """Reads it from a folder or bucket.
+
+        Raises:
+            UserError: If there is none, or it is damaged.
+        """
+        content = content_of(root, SET_FILE)
+        try:
+            found = cls(**json.loads(content))
+            strange = [split for split in found.images if split not in SPLITS]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--data.root: {root}/{SET_FILE} is damaged ({error}); convert the set again") from error
+        if strange:
+            raise unknown("split", strange[0], SPLITS, f"--data.root: {root}/{SET_FILE}")
+        return found
+
+
+def content_of(root: str, name: str) -> bytes:
+    """What a small file of a set holds.
+
+    Args:
+        root: Folder or bucket; a folder may also lie below the one in the variable LIT_FT_DATA.
+        name: The file within.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    if not is_bucket(root):
+        return _content_of_file(find_folder(root, "--data.root") / name)
+    if is_offline() and not root.startswith("local:"):
+        raise UserError(f"--offline: --data.root {root} is streamed over the network; give a folder")
+    check_litdata("--data.root")
+    from litdata.streaming.downloader import get_downloader
+
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            get_downloader(root, temporary, []).download_file(f"{root}/{name}", f"{temporary}/{name}")
+            return Path(temporary, name).read_bytes()
+        except Exception as error:  # each kind of bucket has errors of its own
+            raise UserError(f"--data.root: cannot read {root}/{name} ({_reason(error)})") from error
+
+
+def _content_of_file(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        above = file.parent.parent
+        is_part = file.name == SET_FILE and (above / SET_FILE).is_file()
+        hint = f"give {above}" if is_part else "make one of a folder of photos with: lit-ft convert"
+        raise UserError(f"--data.root: {file.parent} is no converted set, it has no {file.name}; {hint}") from error
+    except OSError as error:
+        raise UserError(f"--data.root: cannot read {file} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True)
+class ChunkedSplit:
+    """One split of a set, or some images of it, in the chunks that litdata reads.
+
+    Args:
+        folder: The folder of the split, or where it is in a bucket.
+        cache: Folder for chunks that come from a bucket; litdata's own when not given.
+        stops: Where in the whole split each chunk ends, int64.
+        rows: Which images of the whole split these are, ascending, int64 ``(N,)``.
+        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
+    """
+
+    folder: str
+    cache: str | None
+    stops: Tensor
+    rows: Tensor
+    targets: Tensor
+
+    @classmethod
+    def read(cls, folder: str, cache: str | None, images: int) -> ChunkedSplit:
+        """Reads which chunks there are.
+
+        Raises:
+            UserError: If the split is missing, damaged, or not as ``lit-ft convert`` writes it.
+        """
+        check_litdata("--data.root")
+        content = content_of(folder, TARGETS_FILE)
+        try:
+            targets = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+            index = json.loads(Path(_opened(folder, cache).input_dir.path, "index.json").read_text(encoding="utf-8"))
+            sizes = [int(chunk["chunk_size"]) for chunk in index["chunks"]]
+            files = {Path(folder, chunk["filename"]): int(chunk["chunk_bytes"]) for chunk in index["chunks"]}
+            data_format = index["config"]["data_format"]
+        except Exception as error:  # litdata's errors have no class in common
+            raise UserError(f"--data.root: cannot read the index of {folder} ({_reason(error)})") from error
+        if data_format != DATA_FORMAT or {sum(sizes), len(targets)} != {images}:
+            held = f"{sum(sizes)} samples of {data_format} and {len(targets)} targets, not {images} of {DATA_FORMAT}"
+            raise UserError(f"--data.root: {folder} holds {held}; convert the set again")
+        for path, size in {} if is_bucket(folder) else files.items():
+            if not path.is_file() or path.stat().st_size < size:
+                raise UserError(f"--data.root: {path} is missing or cut short; copy or convert the set again")
+        targets = targets if targets.is_floating_point() else targets.long()
+        return cls(folder, cache, torch.tensor(sizes).cumsum(0), torch.arange(images), targets)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def part(self, rows: Tensor) -> ChunkedSplit:
+        """The split of these images of this one, which are given in ascending order."""
+        return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def indexed(self) -> ChunkedSplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
+
+    def chunk_sizes(self) -> list[int]:
+        """How many of these images are in each chunk, without chunks that have none."""
+        return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
+
+    def samples(self, positions: Tensor) -> Iterator[dict[str, Any]]:
+        """Yields ``image`` and ``name``; chunks are fetched ahead, in the order in which they are come to."""
+        from litdata.streaming.sampler import ChunkedIndex
+
+        rows = self.rows[positions]
+        chunks = self._chunks_of(rows)
+        wanted = [chunk for chunk, _ in groupby(chunks)]
+        dataset = _opened(self.folder, self.cache)
+        if is_bucket(self.folder):  # by default single samples are fetched, which takes a while for each
+            dataset[int(rows[0])]
+            dataset.on_demand_bytes = False
+        last = len(chunks) - 1
+        for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
+            yield dataset[ChunkedIndex(row, chunk, wanted if i == 0 else None, is_last_index=i == last)]
+
+    def _chunks_of(self, rows: Tensor) -> list[int]:
+        found: list[int] = torch.searchsorted(self.stops, rows, right=True).tolist()
+        return found
+
+
+def _opened(folder: str, cache: str | None) -> Any:
+    """A reader without a past: one that was left in the middle of an epoch still fetches what it was asked for."""
+    from litdata import StreamingDataset
+
+    # One sample at a time: those beside it are wanted later, in another order.
+    return StreamingDataset(folder, cache_dir=cache, batch_decode=0)
+
+
+class _Decoded(Dataset[Tensor]):
+    """Decodes whole batches, in a worker process or not."""
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
+        self.transform = transform
+
+    def __getitem__(self, samples: list[Encoded]) -> Tensor | UserError:  # type: ignore[override]
+        try:
+            images = [seeded(self.transform, decode(io.BytesIO(data), name), seed) for data, name, seed in samples]
+        except UserError as error:
+            return error
+        return torch.stack(images)
+
+
+class StreamSource:
+    """Batches of a `ChunkedSplit`, which this process reads and its workers decode.
+
+    Only this process reads: workers that took turns at the same chunks would delete them from one another's cache.
+
+    Args:
+        split: The images.
+        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
+        num_workers: Number of processes that decode; 0 for none but this one.
+    """
+
+    def __init__(self, split: ChunkedSplit, transform: Callable[[Tensor], Tensor], num_workers: int = 0) -> None:
+        self.split = split
+        self._workers = InWorkers(_Decoded(transform), num_workers)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.split)
+
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields each batch; raises `UserError` for an image that cannot be read."""
+        seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
+        if batches:
+            decoded = self._workers.batches(self._encoded(batches, seeds))
+            for picks, images in zip(batches, decoded, strict=True):
+                yield images, self.split.targets[picks.rows]
+
+    def _encoded(self, batches: Sequence[Picks], seeds: Tensor) -> Iterator[list[Encoded]]:
+        samples = self.split.samples(torch.cat([picks.rows for picks in batches]))
+        for picks in batches:
+            # The seeds first: where they end, `zip` must not have taken a sample.
+            taken = zip(seeds[picks.places].tolist(), samples, strict=False)
+            # Bytes of their own, not a view of a chunk that may be gone when they are sent.
+            yield [(bytes(s["image"]), f"{self.split.folder}: {s['name']}", seed) for seed, s in taken]

@@ -1,0 +1,131 @@
+"""Decides how a set of photos is written as chunks that litdata streams; what `StreamDataModule` reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lit_ft.data.base import Split
+from lit_ft.data.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata
+from lit_ft.data.decode import decode
+from lit_ft.data.photo_data import PhotoDataModule
+from lit_ft.data.photos import FileSplit, suggested_workers
+from lit_ft.errors import UserError
+
+CHUNK_BYTES = 64 * 2**20
+
+
+class _Files(Dataset[bytes]):
+    """The content of files, of which each is found to be an image."""
+
+    def __init__(self, split: FileSplit) -> None:
+        self._paths = split.paths
+
+    def __getitem__(self, index: int) -> bytes | UserError:  # type: ignore[override]
+        path = self._paths[index]
+        try:
+            content = path.read_bytes()
+            decode(BytesIO(content), str(path))
+        except OSError as error:
+            return UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it")
+        except UserError as error:
+            return error
+        return content
+
+
+def convert(
+    data: PhotoDataModule,
+    folder: str | Path,
+    task: str = "multiclass",
+    chunk_bytes: int = CHUNK_BYTES,
+    num_workers: int | None = None,
+) -> Path:
+    """Writes the splits of a data module into a new folder, each image file as it is.
+
+    The training images are written in a random order, the others in their own. The folder is there when all of it is.
+
+    Args:
+        data: Photos in files, with the splits that its options ask for.
+        folder: The folder to make; ``train``, ``val``, ``test`` and ``set.json`` are in it.
+        task: The task that the targets are for.
+        chunk_bytes: Most bytes in one chunk, of which a bucket gives one after the other.
+        num_workers: Number of processes that read. When not given, chosen by the number of CPUs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If the folder exists or cannot be written, or an image cannot be read.
+    """
+    check_litdata("--folder")
+    made = Path(folder).expanduser()
+    if made.exists() or made.is_symlink():
+        raise UserError(f"--folder: {made} exists; name a folder that does not")
+    data.setup()
+    splits = {name: split for name, split in data.splits.items() if name in SPLITS}
+    partial = made.absolute().with_name(f".{made.name}.partial")
+    workers = suggested_workers() if num_workers is None else num_workers
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        names = _names(splits)
+        for name, split in splits.items():
+            order = torch.arange(len(split))
+            if name == "train":  # so that a chunk holds all classes
+                order = torch.randperm(len(split), generator=torch.Generator().manual_seed(data.split_seed))
+            _write(partial / name, split, names[name], order, chunk_bytes, workers)
+        StreamSet(
+            task=task,
+            class_names=data.class_names,
+            images={str(name): len(split) for name, split in splits.items()},
+            names={str(name): names[name] for name in splits if name != "train"},
+        ).write(partial)
+        partial.rename(made)
+    except OSError as error:
+        raise UserError(f"--folder: cannot write {made} ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return made
+
+
+def _names(splits: dict[Split, FileSplit]) -> dict[Split, list[str]]:
+    """The path of each image, from the folder that holds all of them."""
+    base = os.path.commonpath([path.absolute().parent for split in splits.values() for path in split.paths])
+    return {n: [path.absolute().relative_to(base).as_posix() for path in s.paths] for n, s in splits.items()}
+
+
+def _write(folder: Path, split: FileSplit, names: list[str], order: Tensor, chunk_bytes: int, num_workers: int) -> None:
+    """Writes one split and tells of it."""
+    from litdata.streaming import Cache
+
+    cache = Cache(str(folder), chunk_bytes=chunk_bytes)
+    rows = order.tolist()
+    contents = _contents(split, rows, num_workers)
+    for i, content in enumerate(tqdm(contents, folder.name, len(rows), unit=" images", leave=False, disable=None)):
+        if isinstance(content, UserError):
+            raise content
+        cache[i] = {"image": content, "name": names[rows[i]]}
+    cache.done()
+    cache.merge()
+    targets = split.targets[order].numpy()
+    if targets.dtype == np.int64:
+        targets = targets.astype(np.min_scalar_type(int(targets.max())))
+    np.save(folder / TARGETS_FILE, targets)
+    chunks = list(folder.glob("*.bin"))
+    size = sum(path.stat().st_size for path in chunks)
+    print(f"  {folder.name:<6}{len(rows):>12,} images {size / 1e6:>12,.1f} MB  {len(chunks):>6,} chunks", flush=True)
+
+
+def _contents(split: FileSplit, rows: list[int], num_workers: int) -> Iterator[bytes | UserError]:
+    workers = min(num_workers, len(rows) // 100)  # few are read before a process has started
+    files = _Files(split)
+    yield from DataLoader(files, None, sampler=rows, num_workers=workers, generator=torch.Generator())

@@ -1,0 +1,109 @@
+"""Decides how a set that litdata streams, from a folder or a bucket, is trained on: splits, order, augmentation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_ft.data.base import Augment, ImageDataModule, Split
+from lit_ft.data.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
+from lit_ft.data.files import find_folder
+from lit_ft.data.loader import Loader
+from lit_ft.data.photos import suggested_workers
+from lit_ft.data.sampler import ChunkSampler
+from lit_ft.data.transforms import train_transform
+from lit_ft.errors import UserError
+
+
+class StreamDataModule(ImageDataModule[ChunkedSplit]):
+    """Photos that ``lit-ft convert`` wrote, streamed by litdata; for sets that fit no disk. Needs ``lit_ft[stream]``.
+
+    Training goes through the chunks in an order that is shuffled, and through each chunk in an order that is, too;
+    the converter has dealt the images out to the chunks at random. Each process reads chunks of its own, and no image
+    is dropped or repeated, whatever the number of processes.
+
+    Args:
+        root: What was converted: a folder, which may also lie in the folder that the environment variable LIT_FT_DATA
+            names, or where it was copied to in a bucket, such as ``s3://BUCKET/SET``.
+        num_workers: Number of processes that decode images, for each training process. When not given, chosen by the
+            number of CPUs.
+        cache: Folder for what comes from a bucket. When not given, the one in the environment variable
+            LITDATA_CACHE_DIR, or ``~/.lightning/chunks``. The variable MAX_CACHE_SIZE, such as ``100GB``, tells how
+            much it may hold; by default three quarters of what is free.
+        augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
+        **common: The options of every data module; ``sampling`` is always ``shuffle``.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        num_workers: int | None = None,
+        cache: str | None = None,
+        augment: Augment = "basic",
+        **common: Any,
+    ) -> None:
+        super().__init__(augment=augment, **common)
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"--data.num_workers: {num_workers} is less than 0")
+        if self.sampling != "shuffle":
+            raise UserError(f"--data.sampling: {self.sampling} is not for a streamed set; use shuffle")
+        self.root = root.rstrip("/")
+        self.num_workers = num_workers
+        self.cache = cache
+        self._about: StreamSet | None = None
+
+    @property
+    def about(self) -> StreamSet:
+        """What the set says of itself."""
+        if self._about is None:
+            self._about = StreamSet.read(self.root)
+        return self._about
+
+    @property
+    def class_names(self) -> list[str]:
+        """Those of the set that was converted."""
+        return list(self.about.class_names)
+
+    @property
+    def predict_paths(self) -> list[str]:
+        """Where each test image lay in the folder that was converted."""
+        return self.about.names["test" if "test" in self.about.images else "val"]
+
+    def read_splits(self) -> dict[Split, ChunkedSplit]:
+        """Opens each split, and refuses a set that was made for another task."""
+        module = self.trainer.lightning_module if self.trainer else None
+        task = getattr(module, "hparams", {}).get("task", self.about.task)
+        if task != self.about.task:
+            raise UserError(f"--model.task: {task}, but {self.root} was converted for {self.about.task}")
+        base = self.root if is_bucket(self.root) else str(find_folder(self.root, "--data.root"))
+        splits = {
+            split: ChunkedSplit.read(f"{base}/{split}", self.cache, self.about.images[split])
+            for split in get_args(Split)
+            if split in self.about.images
+        }
+        return {**splits, "predict": splits["test" if "test" in splits else "val"].indexed()}
+
+    def sampler(self, source: Any, **options: Any) -> ChunkSampler:
+        """An order that stays within a chunk until all of it is read."""
+        return ChunkSampler(source.split.chunk_sizes(), self.batch_size, **options)
+
+    def test_dataloader(self) -> Loader:
+        """Every test image once; the validation images where none were held out for test."""
+        if "test" not in self.about.images:
+            rank_zero_warn(f"{self.root}: there are no test images, the validation images are tested on")
+        return super().test_dataloader()
+
+    def source(self, split: Split, augment: bool) -> StreamSource:
+        """The images of a split; those of ``predict`` are the test images with their index as target."""
+        spec = self.input_spec
+        if spec.resize < spec.size:
+            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
+        images = self.splits[split] if split in self.splits else self.splits["val"]
+        workers = self.num_workers
+        if workers is None:
+            workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
+        # A handful of images is read before as many processes have started.
+        workers = min(workers, math.ceil(len(images) / self.batch_size))
+        return StreamSource(images, train_transform(spec) if augment else spec.geometry(), workers)
