@@ -127,6 +127,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     def source(self, split: Split, augment: bool) -> Source:
         """The images of a split; those of ``predict`` come with their index as target."""
 
+    def sampler(self, source: Any, **options: Any) -> EpochSampler:
+        """The order in which a source is read; ``options`` are those of `EpochSampler`."""
+        return EpochSampler(len(source), self.batch_size, **options)
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
@@ -213,9 +217,8 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
             self.setup()
         source = self.source(split, augment=training and self.augment != "none")
         trainer = self.trainer
-        sampler = EpochSampler(
-            len(source),
-            self.batch_size,
+        sampler = self.sampler(
+            source,
             training=training,
             # `--trainer.overfit_batches` means the same few batches in every epoch.
             shuffle=training and not getattr(trainer, "overfit_batches", 0),
