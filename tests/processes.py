@@ -28,7 +28,9 @@ from small_runs import (
     small_trainer,
 )
 
+from lit_ft.backbones.spec import InputSpec
 from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.data import StreamDataModule
 from lit_ft.plan import PhaseConfig
 from lit_ft.strategies import make_plan
 
@@ -183,6 +185,36 @@ def choose_by_gradient(folder, rank):
     module, unfreezing, watch = small_module(lr_scheduler=None), GradualUnfreezing("auto", auto_batches=2), Watch()
     fit(module, FewDigits(batch_size=5), unfreezing, 2, watch)
     return {"gradients": unfreezing.gradients, "trainable": unfreezing.plan.phases[1].trainable, **watch.found()}
+
+
+def stream(folder, rank):
+    """The images of each batch of a streamed set, in a run and in one that resumes it in the middle of an epoch."""
+
+    class Sees(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.seen = {}
+
+        def training_step(self, batch, batch_idx, phase="train"):
+            images = [tuple(image.flatten().tolist()) for image in batch[0]]
+            self.seen.setdefault((phase, self.current_epoch), []).append(images)
+            return self.layer(torch.ones(1, 1)).sum()
+
+        def validation_step(self, batch, batch_idx):
+            self.training_step(batch, batch_idx, "val")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def run(seed, ckpt_path=None):
+        L.seed_everything(seed)
+        module, every_step = Sees(), ModelCheckpoint(folder / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+        data = StreamDataModule(str(folder / "set"), num_workers=1, batch_size=4, spec=InputSpec(16, 20))
+        fit(module, data, every_step, 2, ckpt_path=ckpt_path)
+        return module.seen
+
+    return {"whole": run(1), "resumed": run(2, folder / "steps" / "step=2.ckpt")}
 
 
 def disagree(folder, rank):

@@ -1,0 +1,382 @@
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import warnings
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from image_files import save_photo
+from test_base import FakeTrainer
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data import ImageFolderDataModule, StreamDataModule
+from lit_ft.data.convert import convert
+from lit_ft.errors import UserError
+
+pytest.importorskip("litdata")
+
+import processes
+
+SMALL = {"spec": InputSpec(size=16, resize=20), "num_workers": 0, "batch_size": 4}
+
+
+@pytest.fixture
+def photos(photo_root):
+    """21 photos to train on and 9 to validate on; each has a colour of its own."""
+    return ImageFolderDataModule(str(photo_root), val_fraction=0.3, **SMALL)
+
+
+@pytest.fixture
+def stream_root(photos, tmp_path):
+    """The same photos, converted, in chunks of about four."""
+    return convert(photos, tmp_path / "stream", chunk_bytes=450)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_in_the_home_folder(monkeypatch):
+    monkeypatch.setattr("litdata.utilities.dataset_utilities._DEFAULT_CACHE_DIR", "/nowhere/chunks")
+
+
+def make(root, trainer=None, **options):
+    data = StreamDataModule(str(root), **{**SMALL, **options})
+    data.trainer = trainer
+    data.order_seed = 1
+    data.setup()
+    return data
+
+
+def batches_of(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def assert_same(left, right):
+    assert [y.tolist() for _, y in left] == [y.tolist() for _, y in right]
+    assert all(a.equal(b) for (a, _), (b, _) in zip(left, right, strict=True))
+
+
+def colors(batches):
+    """Which photos they are."""
+    return [tuple(x[:, 8, 8].tolist()) for images, _ in batches for x in images]
+
+
+def singly(batches):
+    return [(x, int(y)) for images, targets in batches for x, y in zip(images, targets, strict=True)]
+
+
+def chunk_files(root, split="train"):
+    return sorted((Path(root) / split).glob("chunk-*.bin"))
+
+
+def test_val_and_predict_are_those_of_the_folder(photos, stream_root):
+    data = make(stream_root)
+    photos.setup()
+    assert len(chunk_files(stream_root)) >= 4
+    assert data.class_names == photos.class_names == ["ant", "bee", "cat"]
+    assert data.counts() == photos.counts() == {"train": [7] * 3, "val": [3] * 3}
+    assert_same(batches_of(data.val_dataloader()), batches_of(photos.val_dataloader()))
+    assert_same(batches_of(data.predict_dataloader()), batches_of(photos.predict_dataloader()))
+    assert data.predict_paths == [os.path.relpath(path, photos.root) for path in photos.predict_paths]
+
+
+def test_files_are_kept_as_they_are(tmp_path):
+    for name in ("a", "b"):
+        for i in range(4):
+            save_photo(tmp_path / "photos" / name / f"{i}.jpg", (10 * i, 90, 30), quality=70)
+    root = convert(ImageFolderDataModule(str(tmp_path / "photos")), tmp_path / "stream")
+    written = b"".join(path.read_bytes() for path in root.rglob("*.bin"))
+    assert all(path.read_bytes() in written for path in (tmp_path / "photos").rglob("*.jpg"))
+
+
+def test_test_images_are_converted_and_said_to_be_missing_where_they_are(photo_root, stream_root, tmp_path):
+    photos = ImageFolderDataModule(str(photo_root), test_fraction=0.2, **SMALL)
+    data = make(convert(photos, tmp_path / "tested"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(batches_of(data.test_dataloader()), batches_of(photos.test_dataloader()))
+    assert data.predict_paths == [os.path.relpath(path, photo_root) for path in photos.predict_paths]
+    with pytest.warns(UserWarning, match="no test images, the validation images are tested on"):
+        assert colors(make(stream_root).test_dataloader()) == colors(make(stream_root).val_dataloader())
+
+
+def test_an_epoch_has_every_image_once_with_its_target(stream_root):
+    data = make(stream_root, augment="none")
+    epochs = [batches_of(data.train_dataloader(), epoch) for epoch in range(2)]
+    for batches in epochs:
+        images, targets = (torch.cat(part) for part in zip(*batches, strict=True))
+        assert (images.dtype, images.shape, targets.dtype) == (torch.uint8, (21, 3, 16, 16), torch.int64)
+        assert images.float().mean((2, 3)).argmax(1).equal(targets)  # ants are red, bees green, cats blue
+    assert len(set(colors(epochs[0]))) == 21
+    assert colors(epochs[0]) != colors(epochs[1])
+    assert sorted(colors(epochs[0])) == sorted(colors(epochs[1]))
+
+
+def test_chunks_hold_all_classes_and_are_read_one_after_the_other(stream_root):
+    data = make(stream_root)
+    stops = data.splits["train"].stops
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), stops[:-1]])
+    mixed = [len(set(data.splits["train"].targets[a:b].tolist())) > 1 for a, b in zip(starts, stops, strict=True)]
+    assert sum(mixed) > len(mixed) / 2  # the folders come class by class
+    orders = []
+    for epoch in range(2):
+        sampler = data.train_dataloader().sampler
+        sampler.set_epoch(epoch)
+        rows = torch.cat([picks.rows for picks in sampler.batches()])
+        chunks = torch.searchsorted(stops, rows, right=True)
+        assert len(chunks.unique_consecutive()) == len(stops) > 3
+        orders.append(chunks.unique_consecutive().tolist())
+    assert orders[0] != orders[1] != sorted(orders[1])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("split", ["train", "val", "predict"])
+def test_processes_share_the_images_and_none_is_dropped(stream_root, world_size, split):
+    alone = singly(batches_of(getattr(make(stream_root), f"{split}_dataloader")()))
+    shared, numbers = [], []
+    for rank in range(world_size):
+        data = make(stream_root, FakeTrainer(global_rank=rank, world_size=world_size, num_devices=1))
+        batches = batches_of(getattr(data, f"{split}_dataloader")())
+        numbers.append(len(batches))
+        shared += singly(batches)
+    assert len(set(numbers)) == 1
+    # The same images in the same places, and so with the same augmentation.
+    assert all(a.equal(b) and x == y for (a, x), (b, y) in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_resume_in_mid_epoch_gives_the_batches_that_were_left(stream_root, done):
+    loader = make(stream_root).train_dataloader()
+    whole = batches_of(loader, 3)
+    loader.sampler.set_epoch(3)
+    begun = iter(loader)
+    for _ in range(done):
+        next(begun)
+    resumed = make(stream_root).train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert len(whole) == 5
+    assert_same(batches_of(resumed, 3), whole[done:] or whole)
+
+
+def test_workers_give_the_same_batches_epoch_after_epoch_and_when_left(stream_root):
+    plain, workers = (make(stream_root, num_workers=n).train_dataloader() for n in (0, 2))
+    assert workers._source._workers._loader.num_workers == 2
+    for epoch in range(2):
+        assert_same(batches_of(plain, epoch), batches_of(workers, epoch))
+    next(iter(workers))
+    assert_same(batches_of(plain, 2), batches_of(workers, 2))
+
+
+def test_what_workers_need_can_be_sent_to_spawned_ones(stream_root, tmp_path):
+    dataset = make(stream_root).train_dataloader()._source._workers.dataset
+    sent = pickle.loads(pickle.dumps(dataset))
+    save_photo(tmp_path / "x.png")
+    samples = [((tmp_path / "x.png").read_bytes(), "x.png", 3)]
+    assert sent[samples].equal(dataset[samples])
+
+
+def test_bucket_gives_the_same_batches_and_a_small_cache_stays_small(stream_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAX_CACHE_SIZE", "900")
+    folder = make(stream_root).train_dataloader()
+    bucket = make(f"local:{stream_root}", cache=str(tmp_path / "cache")).train_dataloader()
+    most = 0
+    for epoch in range(2):
+        folder.sampler.set_epoch(epoch)
+        bucket.sampler.set_epoch(epoch)
+        for (images, targets), (others, other_targets) in zip(folder, bucket, strict=True):
+            assert images.equal(others)
+            assert targets.equal(other_targets)
+            most = max(most, len(list((tmp_path / "cache").rglob("*.bin"))))
+    assert 1 <= most < len(chunk_files(stream_root))
+
+
+def test_few_images_of_each_class(stream_root):
+    data = make(stream_root, shots=2)
+    assert data.counts() == {"train": [2] * 3, "val": [3] * 3}
+    seen = colors(batches_of(data.train_dataloader()))
+    assert len(seen) == 6
+    assert set(seen) < set(colors(batches_of(make(stream_root).train_dataloader())))
+    assert Counter(torch.cat([y for _, y in data.train_dataloader()]).tolist()) == {0: 2, 1: 2, 2: 2}
+
+
+def test_two_processes_see_every_image_once_and_resume(stream_root, tmp_path):
+    shutil.copytree(stream_root, tmp_path / "runs" / "set")
+    ranks = processes.launch(tmp_path / "runs", "stream")
+    for phase, size in (("train", 21), ("val", 9)):
+        for epoch in range(2):
+            seen = [found["whole"][phase, epoch] for found in ranks]
+            assert Counter(len(batches) for batches in seen).keys() == {3 if phase == "train" else 1}
+            assert len({image for batches in seen for batch in batches for image in batch}) == size
+            assert sum(len(batch) for batches in seen for batch in batches) == size
+    for found in ranks:
+        assert found["whole"]["train", 0] != found["whole"]["train", 1]
+        assert found["resumed"]["train", 0] == found["whole"]["train", 0][2:]  # bit for bit: pixels are compared
+        assert found["resumed"]["train", 1] == found["whole"]["train", 1]
+
+
+def test_command_line_converts_trains_and_predicts(run, photo_root):
+    out = run("convert", "--data", "ImageFolderDataModule", "--data.root", photo_root, "--folder", "big set")
+    assert re.search(r"train +24 images +0.0 MB +1 chunks\n  val +6 images", out)
+    assert out.endswith("Train on it: --data StreamDataModule --data.root 'big set'\n")
+    data = ("--data", "StreamDataModule", "--data.root", "big set", "--data.num_workers", 0)
+    model = ("--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 32)
+    out = run(
+        "fit",
+        *data,
+        *model,
+        "--unfreeze.strategy",
+        "full",
+        "--trainer.max_epochs",
+        1,
+        "--trainer.accelerator",
+        "cpu",
+        "--name",
+        "s",
+    )
+    assert re.search(r"train +24 images, 8 a class\n +val +6 images, 2 a class", out)
+    best = ("--config", "logs/s/version_0/config.yaml", "--ckpt_path", "logs/s/version_0/checkpoints/best.ckpt")
+    run("predict", *best)
+    rows = Path("logs/s/version_0/predictions.csv").read_text().splitlines()
+    assert len(rows) == 7
+    assert re.match(r"ant/\d.png,(ant|bee|cat),0\.\d{4}$", rows[1])
+
+
+def test_command_line_refuses_arrays(refused):
+    told = refused("convert", "--data", "DigitsDataModule", "--folder", "F")
+    assert told == "lit-ft: --data: lit-ft convert takes photos in files, not DigitsDataModule"
+
+
+def test_set_of_another_task_is_refused(stream_root):
+    for task in ("multiclass", "regression"):
+        module = SimpleNamespace(hparams={"task": task})
+        told = f"^--model.task: regression, but {stream_root} was converted for multiclass$"
+        with pytest.raises(UserError, match=told) if task == "regression" else nullcontext():
+            make(stream_root, FakeTrainer(lightning_module=module))
+
+
+def test_existing_folder_is_not_overwritten(photos, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match=r"^--folder: .*there exists; name a folder that does not$"):
+        convert(photos, tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_bad_image_is_named_and_nothing_is_left_behind(photos, photo_root, tmp_path, damage):
+    photos.setup()
+    bad = photos.splits["val"].paths[4]
+    content = bad.read_bytes()
+    bad.unlink() if damage == "gone" else bad.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(UserError, match=rf"^{bad}: cannot be read .*; mend or remove it$"):
+        convert(photos, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_folder_below_a_file(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^--folder: cannot write .*file/out \(Not a directory\)$"):
+        convert(photos, tmp_path / "file" / "out")
+
+
+def test_missing_permission_is_told_for_reading_and_writing(photos, stream_root, tmp_path, monkeypatch):
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(UserError, match=r"^--folder: cannot write .*/out \(Permission denied\)$"):
+        convert(photos, tmp_path / "out")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(UserError, match=r"^--data.root: cannot read .*stream/set.json \(Permission denied\)$"):
+        make(stream_root)
+
+
+def test_roots_that_are_no_converted_set(photo_root, stream_root):
+    for root, told in {
+        "nix": "nix does not exist",
+        photo_root: f"{photo_root} is no converted set, it has no set.json; make one of a folder of photos with:",
+        stream_root / "train": f"{stream_root}/train is no converted set, it has no set.json; give {stream_root}",
+        "local:nix": "cannot read local:nix/set.json (The provided remote_path doesn't exist",
+    }.items():
+        with pytest.raises(UserError, match="^" + re.escape(f"--data.root: {told}")):
+            make(root)
+
+
+def rewritten(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+DAMAGES = {
+    "{root}/set.json is damaged (Expecting": lambda root: (root / "set.json").write_text("{"),
+    "{root}/set.json is damaged (": lambda root: (root / "set.json").write_text('{"task": 1}'),
+    "{root}/set.json: unknown split 'vals'; nearest: val": lambda root: rewritten(
+        root / "set.json", lambda content: content["images"].update(vals=1)
+    ),
+    "{root}/train does not exist": lambda root: shutil.rmtree(root / "train"),
+    "cannot read the index of {root}/train (": lambda root: (root / "train" / "index.json").write_text("["),
+    "cannot read the index of {root}/val (": lambda root: (root / "val" / "index.json").unlink(),
+    "cannot read the index of {root}/val ('chunks": lambda root: rewritten(
+        root / "val" / "index.json", lambda content: content.pop("chunks")
+    ),
+    "cannot read the index of {root}/val (Object arrays cannot be loaded": lambda root: np.save(
+        root / "val" / "targets.npy", np.array([{}] * 9), allow_pickle=True
+    ),
+    "{root}/val holds 9 samples of ['bytes', 'pickle'] and 9 targets, not 9 of": lambda root: rewritten(
+        root / "val" / "index.json", lambda content: content["config"].update(data_format=["bytes", "pickle"])
+    ),
+    "{root}/val holds 9 samples of ['bytes', 'str'] and 8 targets, not 9 of": lambda root: np.save(
+        root / "val" / "targets.npy", np.zeros(8, np.uint8)
+    ),
+    "{root}/train/chunk-0-1.bin is missing or cut short": lambda root: chunk_files(root)[1].unlink(),
+    "{root}/train/chunk-0-0.bin is missing or cut short": lambda root: chunk_files(root)[0].write_bytes(b"1"),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGES)
+def test_damaged_set_is_refused_in_one_line(stream_root, told):
+    DAMAGES[told](stream_root)
+    with pytest.raises(UserError, match="^" + re.escape("--data.root: " + told.format(root=stream_root))) as error:
+        make(stream_root)
+    assert "\n" not in str(error.value)
+
+
+def test_image_that_was_damaged_in_its_chunk_is_named(stream_root):
+    for file in chunk_files(stream_root, "val"):
+        file.write_bytes(file.read_bytes().replace(b"IDAT", b"IDAX"))
+    with pytest.raises(UserError, match=rf"^{stream_root}/val: ant/\d.png: cannot be read as an image"):
+        list(make(stream_root).val_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": -1}, "--data.num_workers: -1 is less than 0"),
+        ({"sampling": "balanced"}, "--data.sampling: balanced is not for a streamed set; use shuffle"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        StreamDataModule("nowhere", **options)
+
+
+def test_without_litdata_the_extra_is_named(photos, stream_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "litdata", None)
+    told = r"streaming needs litdata; run: pip install 'lit_ft\[stream\]'$"
+    with pytest.raises(UserError, match=f"^--data.root: {told}"):
+        make(stream_root)
+    with pytest.raises(UserError, match=f"^--folder: {told}"):
+        convert(photos, tmp_path / "out")
+
+
+def test_bucket_is_refused_offline(monkeypatch):
+    monkeypatch.setenv("LIT_FT_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"^--offline: --data.root s3://b/set is streamed over the network"):
+        make("s3://b/set/")
