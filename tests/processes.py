@@ -210,7 +210,7 @@ def stream(folder, rank):
     def run(seed, ckpt_path=None):
         L.seed_everything(seed)
         module, every_step = Sees(), ModelCheckpoint(folder / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
-        data = StreamDataModule(str(folder / "set"), num_workers=1, batch_size=4, spec=InputSpec(16, 20))
+        data = StreamDataModule(str(folder / "set"), num_workers=0, batch_size=4, spec=InputSpec(16, 20))
         fit(module, data, every_step, 2, ckpt_path=ckpt_path)
         return module.seen
 

@@ -208,7 +208,7 @@ def test_few_images_of_each_class(stream_root):
 
 def test_two_processes_see_every_image_once_and_resume(stream_root, tmp_path):
     shutil.copytree(stream_root, tmp_path / "runs" / "set")
-    ranks = processes.launch(tmp_path / "runs", "stream")
+    ranks = [found["stream"] for found in processes.launch(tmp_path / "runs", "stream")]
     for phase, size in (("train", 21), ("val", 9)):
         for epoch in range(2):
             seen = [found["whole"][phase, epoch] for found in ranks]
