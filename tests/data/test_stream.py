@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import save_photo
+from PIL import Image
 from test_base import FakeTrainer
 
 from lit_ft.backbones.spec import InputSpec
@@ -149,6 +150,25 @@ def test_processes_share_the_images_and_none_is_dropped(stream_root, world_size,
     assert len(set(numbers)) == 1
     # The same images in the same places, and so with the same augmentation.
     assert all(a.equal(b) and x == y for (a, x), (b, y) in zip(alone, shared, strict=True))
+
+
+def test_augmentation_is_for_training_and_belongs_to_the_place(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            noise = Image.fromarray(generator.integers(0, 256, (30, 30, 3), dtype=np.uint8))
+            noise.save(tmp_path / "photos" / name / f"{i}.png")
+    photos = ImageFolderDataModule(str(tmp_path / "photos"), **SMALL)
+    root = convert(photos, tmp_path / "stream", chunk_bytes=9000)
+    assert_same(batches_of(make(root).val_dataloader()), batches_of(photos.val_dataloader()))
+    alone = singly(batches_of(make(root).train_dataloader()))
+    ranks = [make(root, FakeTrainer(global_rank=rank, num_devices=1)) for rank in range(2)]
+    shared = [pair for data in ranks for pair in singly(batches_of(data.train_dataloader()))]
+    assert all(a.equal(b) and x == y for (a, x), (b, y) in zip(alone, shared, strict=True))
+    plain = singly(batches_of(make(root, augment="none").train_dataloader()))
+    assert [y for _, y in plain] == [y for _, y in alone]
+    assert not any(a.equal(b) for (a, _), (b, _) in zip(alone, plain, strict=True))
 
 
 @pytest.mark.parametrize("done", [1, 3, 5])
