@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
+from lit_ft.data.kept import Kept, kept, stamp
 from lit_ft.data.loader import Batch
 from lit_ft.data.sampler import Picks
 from lit_ft.data.split import hold_out
-from lit_ft.data.transforms import ShiftFlip, resize_square
+from lit_ft.data.transforms import PerImage, ShiftFlip, policy, resize_square
+
+_PARTS = ("train", "test")
+_PARSER = 1
+"""To be raised when files are parsed in another way, as what earlier runs kept then no longer holds."""
 
 
 @dataclass(frozen=True)
@@ -56,36 +62,44 @@ class ArraySource:
     Args:
         split: The images.
         spec: The size to bring them to.
-        augment: What to do to them at random, if anything.
+        augments: What to do to them at random, one after the other.
     """
 
-    def __init__(self, split: ArraySplit, spec: InputSpec, augment: ShiftFlip | None = None) -> None:
+    def __init__(self, split: ArraySplit, spec: InputSpec, augments: Sequence[ShiftFlip | PerImage] = ()) -> None:
         self._split = split
         self._spec = spec
-        self._augment = augment
+        self._augments = augments
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._split)
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
-        """Yields each batch."""
-        drawn = self._augment.draw(len(self), generator) if self._augment else None
+        """Yields each batch, its images where all images are."""
+        drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
         for rows, places in batches:
-            images = self._split.images.index_select(0, self._split.rows[rows])
-            if self._augment is not None and drawn is not None:
-                images = self._augment(images, drawn[places])
+            everything = self._split.images
+            images = everything.index_select(0, self._split.rows[rows].to(everything.device))
+            for augment, parameters in drawn:
+                images = augment(images, parameters[places])
             yield resize_square(images, self._spec), self._split.targets[rows]
 
 
 class ArrayDataModule(ImageDataModule[ArraySplit]):
     """Image sets that fit into memory.
 
+    With a GPU, all images are copied to it once if they take at most a quarter of its free memory, and augmented there.
+    With the augmentations that take one image at a time they stay where they are.
+
     Args:
         **common: The options of every data module.
     """
 
     basic_augment: ShiftFlip
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self._near: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     @abstractmethod
@@ -100,7 +114,19 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     def source(self, split: Split, augment: bool) -> ArraySource:
         """The images of a split; those of ``predict`` are the test images with their index as target."""
         data = self.splits["test"].indexed() if split == "predict" else self.splits[split]
-        return ArraySource(data, self.input_spec, self.basic_augment if augment else None)
+        further = policy(self.augment) if augment else None
+        if further is not None:
+            return ArraySource(data, self.input_spec, [self.basic_augment, PerImage(further)])
+        near = replace(data, images=self._near_model(data.images))
+        return ArraySource(near, self.input_spec, [self.basic_augment] if augment else [])
+
+    def _near_model(self, images: Tensor) -> Tensor:
+        """The images on the device of the model if they fit there; splits that share them share the copy."""
+        device = self.trainer.strategy.root_device if self.trainer else images.device
+        place = (id(images), device)
+        if place not in self._near and images.nbytes <= free_memory(device) / 4:
+            self._near[place] = images.to(device)
+        return self._near.get(place, images)
 
 
 class HeldOutArrayDataModule(ArrayDataModule):
@@ -116,12 +142,38 @@ class HeldOutArrayDataModule(ArrayDataModule):
         check_fraction("val_fraction", val_fraction)
         self.val_fraction = val_fraction
 
+    root: Path
+
     @abstractmethod
-    def read_official(self) -> tuple[ArraySplit, ArraySplit]:
-        """Reads the official training and test images."""
+    def parse(self) -> Kept:
+        """Reads the files: ``train_images``, ``train_targets``, ``test_images``, ``test_targets``, and facts of them.
+
+        Images are uint8 ``(N, C, H, W)``, targets int64 ``(N,)``.
+        """
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Tells what the facts mean, at each start, whether the files were parsed in this run or in an earlier one."""
 
     def read_splits(self) -> dict[Split, ArraySplit]:
-        """Holds the validation images out."""
-        train, test = self.read_official()
-        kept, held = hold_out(train.targets, self.val_fraction, self.split_seed, "--data.val_fraction")
-        return {"train": train.part(kept), "val": train.part(held), "test": test}
+        """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
+        found = stamp([path for path in map(self.find_file, self.files()) if path is not None])
+        of = [_PARSER, found]
+        arrays, facts = kept(
+            "arrays",
+            f"{self.test_name} {self.root.absolute()}",
+            lambda facts: facts["of"] == of,
+            lambda: self._parsed(of),
+        )
+        self.check(facts)
+        train, test = (ArraySplit.whole(arrays[f"{part}_images"], arrays[f"{part}_targets"]) for part in _PARTS)
+        rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "--data.val_fraction")
+        return {"train": train.part(rest), "val": train.part(held), "test": test}
+
+    def _parsed(self, of: list[Any]) -> Kept:
+        arrays, facts = self.parse()
+        return arrays, {**facts, "of": of}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for any other device, where images need not be copied to."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

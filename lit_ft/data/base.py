@@ -18,7 +18,7 @@ from lit_ft.data.sampler import EpochSampler
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots
 from lit_ft.errors import UserError, unknown
 
-Augment = Literal["none", "basic"]
+Augment = Literal["none", "basic", "trivial", "rand", "augmix"]
 Sampling = Literal["shuffle", "balanced"]
 Split = Literal["train", "val", "test", "predict"]
 SetT = TypeVar("SetT", bound="ImageSet")
@@ -61,7 +61,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
 
     Args:
         batch_size: Number of images in a batch, in each process.
-        augment: Random changes of the training images: ``none``, or ``basic``, those that are safe for this data set.
+        augment: Random changes of the training images: ``none``; ``basic``, those that are safe for this data set; or
+            ``basic`` followed by torchvision's TrivialAugmentWide (``trivial``: one strong change), RandAugment
+            (``rand``: two moderate ones) or AugMix (``augmix``: a blend of weak ones). These three turn, shear and
+            move images and change their contrast. They take one image at a time, which is slower.
         shots: Train on this many images per class, chosen by ``split_seed``; fewer are always a subset of more.
         fraction: Train on this share of the images of each class instead, likewise.
         sampling: ``shuffle`` takes every image once an epoch. ``balanced`` takes as many images of each class, those of

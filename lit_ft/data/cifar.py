@@ -16,9 +16,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import data_root
-from lit_ft.data.arrays import ArraySplit, HeldOutArrayDataModule
+from lit_ft.data.arrays import HeldOutArrayDataModule
 from lit_ft.data.base import Augment
 from lit_ft.data.download import fetch
+from lit_ft.data.kept import Kept
 from lit_ft.data.transforms import ShiftFlip
 from lit_ft.errors import UserError
 
@@ -112,7 +113,6 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         self.root = data_root(root)
         self.verify = verify
         self.download = download
-        self._altered: list[str] = []
 
     @property
     def class_names(self) -> list[str]:
@@ -137,27 +137,25 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
 
         return {self.root / FOLDER / name: CIFAR10.url for name in (*TRAIN_FILES, TEST_FILE, META_FILE)}
 
-    def read_official(self) -> tuple[ArraySplit, ArraySplit]:
-        """Reads all files and compares their checksums."""
-        self._altered = []
-        names = self._content(META_FILE).get("label_names")
-        if names != CLASS_NAMES:
-            raise UserError(f"{self.root / FOLDER / META_FILE}: not CIFAR-10: its classes are {names}")
-        parts = [images_and_targets(self._content(n), self.root / FOLDER / n) for n in (*TRAIN_FILES, TEST_FILE)]
-        self._report_altered()
-        train = ArraySplit.whole(torch.cat([x for x, _ in parts[:-1]]), torch.cat([y for _, y in parts[:-1]]))
-        return train, ArraySplit.whole(*parts[-1])
+    def parse(self) -> Kept:
+        """Reads all files, and their checksums."""
+        folder, names = self.root / FOLDER, (META_FILE, *TRAIN_FILES, TEST_FILE)
+        contents, sums = zip(*(read_pickle(folder / name) for name in names), strict=True)
+        classes = contents[0].get("label_names")
+        if classes != CLASS_NAMES:
+            raise UserError(f"{folder / META_FILE}: not CIFAR-10: its classes are {classes}")
+        parts = [images_and_targets(content, folder / n) for n, content in zip(names[1:], contents[1:], strict=True)]
+        arrays = {"train_images": torch.cat([x for x, _ in parts[:-1]]), "test_images": parts[-1][0]}
+        targets = {"train_targets": torch.cat([y for _, y in parts[:-1]]), "test_targets": parts[-1][1]}
+        return {**arrays, **targets}, {"md5": dict(zip(names, sums, strict=True))}
 
-    def _content(self, name: str) -> dict[str, Any]:
-        content, md5 = read_pickle(self.root / FOLDER / name)
-        if md5 != published_md5()[name]:
-            self._altered.append(name)
-        return content
-
-    def _report_altered(self) -> None:
-        if not self._altered:
+    def check(self, facts: dict[str, Any]) -> None:
+        """Warns of files whose checksum is not the published one, or refuses them."""
+        published = published_md5()
+        altered = [name for name, md5 in facts["md5"].items() if md5 != published[name]]
+        if not altered:
             return
-        told = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(self._altered)}"
+        told = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
         if self.verify:
             raise UserError(f"--data.verify: {told}")
         rank_zero_warn(f"{told}; to refuse such files: --data.verify true")

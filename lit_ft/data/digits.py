@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import Split
+from lit_ft.data.base import Augment, Split
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import ShiftFlip
 
@@ -42,13 +42,15 @@ class DigitsDataModule(ArrayDataModule):
 
     Args:
         shots: Train on this many images per class; fewer are always a subset of more. ``null``: on all, about 49.
+        augment: ``basic`` shifts by up to 2 pixels. Nothing is mirrored: that makes other digits. ``rand`` turns by
+            9 degrees at a time and ``augmix`` by up to 7; ``trivial`` by up to 135, which makes a 9 of a 6.
         **common: The options of every data module.
     """
 
     basic_augment = ShiftFlip(shift=2)
 
-    def __init__(self, shots: int | None = 10, **common: Any) -> None:
-        super().__init__(shots=shots, **common)
+    def __init__(self, shots: int | None = 10, augment: Augment = "basic", **common: Any) -> None:
+        super().__init__(shots=shots, augment=augment, **common)
 
     @property
     def class_names(self) -> list[str]:

@@ -106,7 +106,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
         # A handful of images is read before as many processes have started.
         workers = min(workers, math.ceil(len(files) / self.batch_size))
-        return PhotoSource(files, train_transform(spec) if augment else spec.geometry(), workers)
+        return PhotoSource(files, train_transform(spec, self.augment) if augment else spec.geometry(), workers)
 
     def _split_off(self, splits: dict[Split, FileSplit], split: Split, count: int) -> None:
         if split in splits or not count:

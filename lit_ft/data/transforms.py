@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.base import Augment
 
 
 class ShiftFlip:
@@ -35,24 +36,62 @@ class ShiftFlip:
         """Applies what was drawn.
 
         Args:
-            images: uint8 ``(B, C, H, W)``.
-            drawn: The rows of `draw` that belong to them, ``(B, 3)``.
+            images: uint8 ``(B, C, H, W)``, on any device.
+            drawn: The rows of `draw` that belong to them, ``(B, 3)``, on the CPU.
 
         Returns:
             uint8 ``(B, C, H, W)``.
         """
-        s = self.shift
-        size = images.shape[-2:]
-        padded = np.pad(images.numpy(), ((0, 0), (0, 0), (s, s), (s, s)))
-        # All crops as one strided view: numpy copies a picked window row by row, three times as fast as torch's
-        # indexing, which goes byte by byte.
-        windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))
-        top, left, mirrored = drawn.numpy().T
-        moved = windows[np.arange(len(images)), :, top, left]
-        flip = mirrored.astype(bool)
-        if flip.any():
-            moved[flip] = moved[flip][..., ::-1]
-        return torch.from_numpy(moved)
+        size, channels, height, width = images.shape
+        top, left, mirrored = drawn.unbind(1)
+        which = torch.arange(size)
+        if self.flip:
+            flipped = mirrored.nonzero().squeeze(1)
+            images = torch.cat([images, images.index_select(0, flipped.to(images.device)).flip(3)])
+            which[flipped] = torch.arange(size, len(images))
+            # The part that is mirrored is, of the mirrored image, the one as far from the other side.
+            left = torch.where(mirrored.bool(), 2 * self.shift - left, left)
+        padded = pad(images, [self.shift] * 4)
+        row, channel = padded.stride(2), padded.stride(1)
+        first = (which * padded.stride(0) + top * row + left).to(images.device)
+        lines = torch.arange(height, device=images.device) * row
+        lines = lines + torch.arange(channels, device=images.device).unsqueeze(1) * channel
+        starts = (first.view(-1, 1, 1) + lines).flatten()
+        # Whole lines of pixels are picked: indexing windows of two dimensions goes byte by byte.
+        windows = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+        return windows.index_select(0, starts).view(size, channels, height, width)
+
+
+class PerImage:
+    """A transform of torchvision for batches of arrays, each image with its own parameters.
+
+    Args:
+        transform: uint8 ``(C, H, W)`` to the same; its randomness comes from torch.
+    """
+
+    def __init__(self, transform: v2.Transform) -> None:
+        self.transform = transform
+
+    def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Draws the seed of each sample in one epoch, int64 ``(N,)``."""
+        return torch.randint(2**63 - 1, (num_samples,), generator=generator)
+
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Transforms each image of a batch ``(B, C, H, W)`` with its own seed; the global generator is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            return torch.stack([self._seeded(*pair) for pair in zip(images, drawn.tolist(), strict=True)])
+
+    def _seeded(self, image: Tensor, seed: int) -> Tensor:
+        # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
+        torch.default_generator.manual_seed(seed)
+        transformed: Tensor = self.transform(image)
+        return transformed
+
+
+def policy(augment: Augment) -> v2.Transform | None:
+    """What follows the basic augmentation: one of torchvision's policies with its own defaults, or nothing."""
+    policies = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment, "augmix": v2.AugMix}
+    return policies[augment]() if augment in policies else None
 
 
 def resize_square(images: Tensor, spec: InputSpec) -> Tensor:
@@ -63,8 +102,12 @@ def resize_square(images: Tensor, spec: InputSpec) -> Tensor:
     return resized
 
 
-def train_transform(spec: InputSpec) -> v2.Transform:
-    """Photo ``(C, H, W)`` -> ``(C, size, size)``: a random part of at least half the area, mirrored or not."""
+def train_transform(spec: InputSpec, augment: Augment = "basic") -> v2.Transform:
+    """Photo ``(C, H, W)`` -> ``(C, size, size)``: a random part of at least half the area, mirrored or not.
+
+    Then what else the name of the augmentation stands for.
+    """
     mode = InterpolationMode(spec.interpolation)
     crop = v2.RandomResizedCrop(spec.size, scale=(0.5, 1.0), interpolation=mode, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+    further = policy(augment)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *([further] if further else [])])

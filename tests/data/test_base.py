@@ -18,7 +18,7 @@ class FakeTrainer(SimpleNamespace):
         progress = SimpleNamespace(current=SimpleNamespace(processed=0))
         defaults = {
             "lightning_module": module,
-            "strategy": SimpleNamespace(broadcast=lambda _: seed),
+            "strategy": SimpleNamespace(broadcast=lambda _: seed, root_device=torch.device("cpu")),
             "global_rank": 1,
             "world_size": 2,
             "overfit_batches": 0,

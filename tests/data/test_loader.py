@@ -16,7 +16,7 @@ SPEC = InputSpec(size=8, resize=8)
 
 def make_loader(num_samples=10, batch_size=3, rank=0, world_size=1, **options):
     images = torch.arange(num_samples * 64).view(num_samples, 1, 8, 8).remainder(251).to(torch.uint8)
-    source = ArraySource(ArraySplit.whole(images, torch.arange(num_samples)), SPEC, ShiftFlip(2, flip=True))
+    source = ArraySource(ArraySplit.whole(images, torch.arange(num_samples)), SPEC, [ShiftFlip(2, flip=True)])
     sampler = EpochSampler(num_samples, batch_size, training=True, seed=1, rank=rank, world_size=world_size)
     return Loader(source, sampler, **options)
 
@@ -147,7 +147,7 @@ class Numbers(ImageDataModule):
         return dict.fromkeys(("train", "val"), ArraySplit.whole(images, torch.arange(10)))
 
     def source(self, split, augment):
-        return ArraySource(self.splits[split], SPEC, ShiftFlip(1) if augment else None)
+        return ArraySource(self.splits[split], SPEC, [ShiftFlip(1)] if augment else [])
 
 
 def fit(tmp_path, module, seed, ckpt_path=None, callbacks=(), **options):
