@@ -76,16 +76,18 @@ def images_and_targets(content: dict[str, Any], path: Path) -> tuple[Tensor, Ten
     Raises:
         UserError: They are missing or of another shape or range.
     """
-    data, labels = content.get("data"), content.get("labels")
-    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
-        raise UserError(f"{path}: not a CIFAR-10 file (its 'data' is no uint8 array of 3072 columns)")
-    targets = np.asarray(labels if isinstance(labels, list) else [])
-    if targets.shape != data.shape[:1]:
-        raise UserError(f"{path}: {targets.size} labels for {len(data)} images")
-    if targets.dtype.kind != "i" or targets.min() < 0 or targets.max() >= len(CLASS_NAMES):
+    data: Any = content.get("data")
+    labels = content.get("labels")
+    is_array = isinstance(data, np.ndarray) and data.dtype == np.uint8
+    if not (is_array and data.ndim == 2 and len(data) and data.shape[1] == 3072):
+        raise UserError(f"{path}: not a CIFAR-10 file (its 'data' is no uint8 array of images, 3072 columns each)")
+    labels = labels if isinstance(labels, list) else []
+    if len(labels) != len(data):
+        raise UserError(f"{path}: {len(labels)} labels for {len(data)} images")
+    if not all(isinstance(label, (int, np.integer)) and 0 <= label < len(CLASS_NAMES) for label in labels):
         raise UserError(f"{path}: labels are not all from 0 to {len(CLASS_NAMES) - 1}")
     images = torch.from_numpy(np.ascontiguousarray(data)).view(-1, 3, 32, 32)
-    return images, torch.from_numpy(targets.astype(np.int64))
+    return images, torch.tensor(labels, dtype=torch.int64)
 
 
 class CIFAR10DataModule(HeldOutArrayDataModule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_idx(path: Path, num_dims: int) -> Tensor:
             f"it begins with {data[:4].hex()} where {magic.hex()} is expected"
         )
     shape = struct.unpack(f">{num_dims}I", data[4:header])
-    expected = header + int(torch.Size(shape).numel())
+    expected = header + math.prod(shape)
     if len(data) != expected:
         raise UserError(f"{found}: damaged: {len(data)} bytes where its header announces {expected}; fetch it anew")
     return torch.frombuffer(data, dtype=torch.uint8)[header:].view(shape)
@@ -61,10 +62,12 @@ def read_labelled(images: Path, labels: Path, num_classes: int, first_label: int
         UserError: A file cannot be read, or the two do not belong together.
     """
     pixels, raw = read_idx(images, 3), read_idx(labels, 1)
+    if not pixels.numel():
+        raise UserError(f"{images}: no pixels, its images are {' x '.join(map(str, pixels.shape))}")
     if len(pixels) != len(raw):
         raise UserError(f"{labels}: {len(raw)} labels for the {len(pixels)} images of {images.name}")
     targets = raw.long() - first_label
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+    if not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
         raise UserError(
             f"{labels}: labels from {int(raw.min())} to {int(raw.max())}, "
             f"expected {first_label} to {first_label + num_classes - 1}"

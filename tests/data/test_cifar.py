@@ -70,16 +70,34 @@ def test_verify_makes_checksums_an_error(cifar_root):
         make(cifar_root, verify=True).setup()
 
 
+def batch(**changed):
+    """A pickle of two images, with these parts changed."""
+    return pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], **changed})
+
+
 class Evil:
+    does = None
+
     def __reduce__(self):
-        return os.system, ("touch pwned",)
+        return self.does
 
 
-def test_a_pickle_that_runs_code_is_refused(cifar_root, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "does",
+    [
+        (os.system, ("touch pwned",)),
+        (eval, ("open('pwned', 'w')",)),
+        (np.memmap, ("pwned", np.uint8, "w+", 0, (1,))),  # of numpy, and yet not harmless
+        (pickle.loads, (pickle.dumps(print),)),
+    ],
+)
+def test_a_pickle_that_runs_code_is_refused(cifar_root, monkeypatch, tmp_path, does):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Evil, "does", does)
     path = cifar_root / "cifar-10-batches-py" / "data_batch_4"
     path.write_bytes(pickle.dumps({"data": Evil()}))
-    with pytest.raises(UserError, match=r"data_batch_4: not a CIFAR-10 file \(.*system is not allowed in it\)"):
+    told = rf"data_batch_4: not a CIFAR-10 file \(.*{does[0].__name__} is not allowed in it\)"
+    with pytest.raises(UserError, match=told):
         make(cifar_root).setup()
     assert not (tmp_path / "pwned").exists()
 
@@ -87,18 +105,88 @@ def test_a_pickle_that_runs_code_is_refused(cifar_root, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"", "not a CIFAR-10 file"),
         (b"<html>", "not a CIFAR-10 file"),
+        (batch()[:-1], "not a CIFAR-10 file"),
+        (batch()[:2000], "not a CIFAR-10 file"),
         (pickle.dumps([1, 2]), "not a CIFAR-10 file"),
         (pickle.dumps({"labels": [1]}), "its 'data' is no uint8 array"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "1 labels for 2 images"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}), "labels are not all from 0 to 9"),
+        (batch(data=[0] * 3072), "its 'data' is no uint8 array"),
+        (batch(data=np.zeros((2, 3071), np.uint8)), "its 'data' is no uint8 array"),
+        (batch(data=np.zeros((2, 3, 32, 32), np.uint8)), "its 'data' is no uint8 array"),
+        (batch(data=np.zeros((2, 3072), np.float32)), "its 'data' is no uint8 array"),
+        (batch(data=np.zeros((0, 3072), np.uint8), labels=[]), "its 'data' is no uint8 array"),
+        (batch(labels=[1]), "1 labels for 2 images"),
+        (batch(labels=[1, 2, 3]), "3 labels for 2 images"),
+        (batch(labels=None), "0 labels for 2 images"),
+        (batch(labels=[0, 10]), "labels are not all from 0 to 9"),
+        (batch(labels=[0, -1]), "labels are not all from 0 to 9"),
+        (batch(labels=[0, "cat"]), "labels are not all from 0 to 9"),
+        (batch(labels=[[0], [1, 2]]), "labels are not all from 0 to 9"),
     ],
 )
 def test_damaged_files(cifar_root, content, message):
     path = cifar_root / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"test_batch: .*{message}"):
+    with pytest.raises(UserError, match=f"test_batch: .*{message}") as caught:
         make(cifar_root).setup()
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_gzip(cifar_root):
+    path = cifar_root / "cifar-10-batches-py" / "data_batch_2.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"data_batch_2: not a CIFAR-10 file \(Compressed file ended before"):
+        make(cifar_root).setup()
+
+
+@pytest.mark.parametrize("name", ["data_batch_2", "data_batch_5", "test_batch", "batches.meta"])
+def test_missing_batch(cifar_root, name):
+    for path in (cifar_root / "cifar-10-batches-py").glob(f"{name}*"):
+        path.unlink()
+    with pytest.raises(UserError, match=rf"^--data.root: missing file .*{name} .*--data.download true"):
+        make(cifar_root).setup()
+
+
+@pytest.fixture
+def started(cifar_root, monkeypatch):
+    """The data after a first start, from which on no file may be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make(cifar_root).setup()
+
+    def read(path):
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr("lit_ft.data.cifar.read_pickle", read)
+    return cifar_root
+
+
+def test_a_second_start_reads_no_file_and_still_tells_of_checksums(started):
+    data = make(started)
+    with pytest.warns(UserWarning, match=r"checksums differ .*data_batch_1, .*test_batch"):
+        data.setup()
+    images, targets = next(iter(data.test_dataloader()))
+    written = np.random.default_rng(5).integers(0, 256, (20, 3072), dtype=np.uint8)
+    assert np.array_equal(images.flatten(1).numpy(), written)
+    assert targets.tolist() == [i % 10 for i in range(20)]
+    assert data.counts() == {"train": [8] * 10, "val": [2] * 10, "test": [2] * 10}
+
+
+def test_a_second_start_still_refuses_checksums(started):
+    with pytest.raises(UserError, match=r"^--data.verify: .*checksums differ .*data_batch_1"):
+        make(started, verify=True).setup()
+
+
+@pytest.mark.parametrize("change", ["touch", "remove", "gz"])
+def test_a_file_that_changed_is_read_again(started, change):
+    path = started / "cifar-10-batches-py" / "data_batch_4"
+    if change == "touch":
+        os.utime(path, ns=(1, 1))
+    else:
+        path.rename(path.with_name("x" if change == "remove" else "data_batch_4.gz"))
+    with pytest.raises(AssertionError, match="is read again"):
+        make(started).setup()
 
 
 def test_other_classes_are_refused(cifar_root):

@@ -1,4 +1,6 @@
 import gzip
+import math
+import struct
 
 import numpy as np
 import pytest
@@ -26,10 +28,38 @@ def test_wrong_magic(tmp_path):
         read_idx(tmp_path / "x", 3)
 
 
-def test_other_kind_of_file(tmp_path):
-    (tmp_path / "x").write_bytes(b"")
-    with pytest.raises(UserError, match="x: not an IDX file"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\x08",
+        b"<html><body>not found",
+        bytes([0, 0, 8, 1, 0, 0, 0]),  # cut within its header
+        bytes([8, 0, 0, 1]) + idx_bytes([1])[4:],
+        bytes([0, 0, 9, 1]) + idx_bytes([1])[4:],  # signed bytes
+        bytes([0, 0, 13, 1]) + idx_bytes([1])[4:],  # floats
+    ],
+)
+def test_other_kind_of_file(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UserError, match=r"x: not an IDX file of 1-dimensional bytes: .*00000801 is expected$"):
         read_idx(tmp_path / "x", 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 28, 28), (1, 28, 28), (2**31, 2**31, 4), (2**32 - 1,) * 3])
+def test_header_announces_another_size(tmp_path, shape):
+    data = idx_bytes(noise(2))
+    (tmp_path / "x").write_bytes(data[:4] + struct.pack(">3I", *shape) + data[16:])
+    with pytest.raises(UserError, match=f"x: damaged: {len(data)} bytes .* announces {16 + math.prod(shape)};"):
+        read_idx(tmp_path / "x", 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28), (2, 0, 28)])
+def test_no_pixels(tmp_path, shape):
+    write_idx(tmp_path / "x", np.zeros(shape))
+    write_idx(tmp_path / "y", [1] * shape[0])
+    with pytest.raises(UserError, match=f"x: no pixels, its images are {' x '.join(map(str, shape))}$"):
+        read_labelled(tmp_path / "x", tmp_path / "y", 10)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -42,9 +72,16 @@ def test_one_byte_short_or_over(tmp_path, change):
         read_idx(tmp_path / "x", 3)
 
 
-def test_cut_gzip(tmp_path):
-    (tmp_path / "x.gz").write_bytes(gzip.compress(idx_bytes(noise(2)))[:-9])
-    with pytest.raises(UserError, match=r"x.gz: cannot be read"):
+@pytest.mark.parametrize("damage", ["cut", "cut header", "not gzip", "checksum", "stream"])
+def test_damaged_gzip(tmp_path, damage):
+    data = bytearray(gzip.compress(idx_bytes(noise(2))))
+    if damage == "checksum":
+        data[-5] ^= 1
+    if damage == "stream":
+        data[10:20] = b"\xff" * 10
+    cuts = {"cut": data[:-9], "cut header": data[:5], "not gzip": idx_bytes(noise(2))}
+    (tmp_path / "x.gz").write_bytes(cuts.get(damage, data))
+    with pytest.raises(UserError, match=r"x.gz: cannot be read \(.*\); fetch it anew$"):
         read_idx(tmp_path / "x", 3)
 
 
@@ -63,7 +100,7 @@ def test_counts_differ(tmp_path):
         read_labelled(tmp_path / "x", tmp_path / "y", 10)
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [1, 27]])
+@pytest.mark.parametrize("labels", [[0, 1], [1, 27], [26, 255]])
 def test_labels_out_of_range(tmp_path, labels):
     write_idx(tmp_path / "x", noise(2))
     write_idx(tmp_path / "y", labels)
