@@ -97,7 +97,8 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         root: Folder with ``cifar-10-batches-py`` (default: the environment variable LIT_FT_DATA, or ``data``).
         verify: Refuse files whose checksum is not the published one, rather than warn.
         download: Fetch the files when they are missing.
-        augment: ``basic`` pads by 4 pixels, crops 32x32 at random and mirrors half of the images.
+        augment: ``basic`` pads by 4 pixels, crops 32x32 at random and mirrors half of the images. ``trivial`` moves
+            by up to 32 pixels, which leaves some images black.
         **common: The options of every array data module.
     """
 

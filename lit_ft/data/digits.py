@@ -43,7 +43,8 @@ class DigitsDataModule(ArrayDataModule):
     Args:
         shots: Train on this many images per class; fewer are always a subset of more. ``null``: on all, about 49.
         augment: ``basic`` shifts by up to 2 pixels. Nothing is mirrored: that makes other digits. ``rand`` turns by
-            9 degrees at a time and ``augmix`` by up to 7; ``trivial`` by up to 135, which makes a 9 of a 6.
+            9 degrees at a time and ``augmix`` by up to 7; ``trivial`` by up to 135, which makes a 9 of a 6,
+            or moves by up to 32 pixels, which leaves some images black.
         **common: The options of every data module.
     """
 

@@ -44,7 +44,8 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
         split: Which split of EMNIST; they differ in their classes.
         download: Fetch the files when they are missing.
         augment: ``basic`` shifts by up to 2 pixels. Nothing is mirrored: that makes other letters. ``rand`` turns by
-            9 degrees at a time and ``augmix`` by up to 7; ``trivial`` by up to 135, which makes a 9 of a 6.
+            9 degrees at a time and ``augmix`` by up to 7; ``trivial`` by up to 135, which makes a 9 of a 6,
+            or moves by up to 32 pixels, which leaves some images black.
         **common: The options of every array data module.
     """
 
