@@ -106,4 +106,4 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
             workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
         # A handful of images is read before as many processes have started.
         workers = min(workers, math.ceil(len(images) / self.batch_size))
-        return StreamSource(images, train_transform(spec) if augment else spec.geometry(), workers)
+        return StreamSource(images, train_transform(spec, self.augment) if augment else spec.geometry(), workers)

@@ -166,6 +166,8 @@ def test_augmentation_is_for_training_and_belongs_to_the_place(tmp_path):
     ranks = [make(root, FakeTrainer(global_rank=rank, num_devices=1)) for rank in range(2)]
     shared = [pair for data in ranks for pair in singly(batches_of(data.train_dataloader()))]
     assert all(a.equal(b) and x == y for (a, x), (b, y) in zip(alone, shared, strict=True))
+    more = singly(batches_of(make(root, augment="trivial").train_dataloader()))
+    assert not all(x.equal(y) for (x, _), (y, _) in zip(alone, more, strict=True))
     plain = singly(batches_of(make(root, augment="none").train_dataloader()))
     assert [y for _, y in plain] == [y for _, y in alone]
     assert not any(a.equal(b) for (a, _), (b, _) in zip(alone, plain, strict=True))
