@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from photos import tables as photo_tables
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -208,7 +209,18 @@ def _start(data: str, cache: str) -> float | None:
     return None if done.returncode else float(done.stdout)
 
 
-TABLES: dict[str, Callable[[], None]] = {"arrays": arrays, "augments": augments, "starts": starts}
+def photos() -> None:
+    """Photos in files against torchvision's pipeline, one thread each."""
+    if not os.environ.get("LIT_FT_DATA"):
+        print("flowers5: not in LIT_FT_DATA")
+        return
+    threads = torch.get_num_threads()
+    for title, turns in photo_tables():
+        compare(title, turns)
+    torch.set_num_threads(threads)
+
+
+TABLES: dict[str, Callable[[], None]] = {"arrays": arrays, "augments": augments, "starts": starts, "photos": photos}
 
 
 def main() -> None:
