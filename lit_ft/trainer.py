@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
+from lit_ft.data.photo_data import PhotoDataModule
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -77,6 +79,9 @@ class Trainer(L.Trainer):
             model: The module to fine-tune.
             datamodule: Its data.
         """
+        if isinstance(datamodule, PhotoDataModule):
+            datamodule = copy(datamodule)
+            datamodule.cache = None  # it would be written
         cast(Any, self).callbacks.append(_EndOfPlan())
         with suppress(_PlanShown):
             self.fit(model, datamodule=datamodule)

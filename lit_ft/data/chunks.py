@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from lit_ft.assets import is_offline
-from lit_ft.data.decode import decode
 from lit_ft.data.files import find_folder
 from lit_ft.data.loader import Batch
-from lit_ft.data.photos import InWorkers, seeded
+from lit_ft.data.photos import seeded
 from lit_ft.data.sampler import Picks
+from lit_ft.data.workers import InWorkers, Workers
 from lit_ft.errors import UserError, unknown
 
 SET_FILE = "set.json"
@@ -220,12 +221,12 @@ def _opened(folder: str, cache: str | None) -> Any:
 class _Decoded(Dataset[Tensor]):
     """Decodes whole batches, in a worker process or not."""
 
-    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, transform: v2.Compose) -> None:
         self.transform = transform
 
     def __getitem__(self, samples: list[Encoded]) -> Tensor | UserError:  # type: ignore[override]
         try:
-            images = [seeded(self.transform, decode(io.BytesIO(data), name), seed) for data, name, seed in samples]
+            images = [seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
         except UserError as error:
             return error
         return torch.stack(images)
@@ -239,12 +240,12 @@ class StreamSource:
     Args:
         split: The images.
         transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
-        num_workers: Number of processes that decode; 0 for none but this one.
+        workers: The processes that decode; when not given, none but this one.
     """
 
-    def __init__(self, split: ChunkedSplit, transform: Callable[[Tensor], Tensor], num_workers: int = 0) -> None:
+    def __init__(self, split: ChunkedSplit, transform: v2.Compose, workers: Workers | None = None) -> None:
         self.split = split
-        self._workers = InWorkers(_Decoded(transform), num_workers)
+        self._workers = InWorkers(_Decoded(transform), workers)
 
     def __len__(self) -> int:
         """Number of images."""

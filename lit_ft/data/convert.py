@@ -18,7 +18,8 @@ from lit_ft.data.base import Split
 from lit_ft.data.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata
 from lit_ft.data.decode import decode
 from lit_ft.data.photo_data import PhotoDataModule
-from lit_ft.data.photos import FileSplit, suggested_workers
+from lit_ft.data.photos import FileSplit
+from lit_ft.data.workers import usable_cpus
 from lit_ft.errors import UserError
 
 CHUNK_BYTES = 64 * 2**20
@@ -73,7 +74,7 @@ def convert(
     data.setup()
     splits = {name: split for name, split in data.splits.items() if name in SPLITS}
     partial = made.absolute().with_name(f".{made.name}.partial")
-    workers = suggested_workers() if num_workers is None else num_workers
+    workers = usable_cpus() if num_workers is None else num_workers
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

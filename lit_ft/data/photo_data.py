@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
+from lit_ft.data.cache_writer import photo_cache
 from lit_ft.data.files import find_folder, images_within
 from lit_ft.data.loader import Loader
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.photos import FileSplit, PhotoSource, suggested_workers
+from lit_ft.data.photo_cache import PhotoCache, PhotoFiles
+from lit_ft.data.photos import FileSplit, PhotoSource
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import train_transform
+from lit_ft.data.workers import usable_cpus, workers_for
 from lit_ft.errors import UserError
 
 
@@ -29,7 +33,10 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             are tested on, and a warning says so.
         predict: An image, or a folder with images at any depth, to predict. When not given, the test images.
         num_workers: Number of processes that read images, for each training process. When not given, chosen by the
-            number of CPUs.
+            number of CPUs and the shared memory.
+        cache: A folder for copies of the images in the size that they are evaluated at, so that they are decoded once
+            and not in every epoch. Written when training first starts, and again when images change; evaluating gives
+            the same numbers as without, and training crops are cut from the copies. It may be deleted at any time.
         **common: The options of every data module.
     """
 
@@ -39,6 +46,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         test_fraction: float = 0.0,
         predict: str | None = None,
         num_workers: int | None = None,
+        cache: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -53,6 +61,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         self.test_fraction = test_fraction
         self.predict = predict
         self.num_workers = num_workers
+        self.cache = cache
+        self._caches: tuple[InputSpec, dict[Split, PhotoCache]] | None = None
 
     @abstractmethod
     def read_given(self) -> dict[Split, FileSplit]:
@@ -62,6 +72,12 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     def predict_paths(self) -> list[str]:
         """The path of each image to predict."""
         return [str(path) for path in self.splits["predict"].paths]
+
+    def prepare_data(self) -> None:
+        """Writes the cache of a fit, once on each machine."""
+        if self.cache is not None and self._is_fitting():
+            self.setup("fit")
+            self._cached("train")
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the images; those to predict need no training images beside them.
@@ -101,12 +117,29 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if spec.resize < spec.size:
             raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
         files = self.splits[split] if split in self.splits else self.splits["val"]
-        workers = self.num_workers
-        if workers is None:
-            workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
-        # A handful of images is read before as many processes have started.
-        workers = min(workers, math.ceil(len(files) / self.batch_size))
-        return PhotoSource(files, train_transform(spec, self.augment) if augment else spec.geometry(), workers)
+        transform = train_transform(spec, self.augment) if augment else spec.geometry()
+        workers = workers_for(self.trainer, len(files), self.batch_size, spec.size**2 * 3, self.num_workers)
+        return PhotoSource(files, transform, workers, self._cached(split))
+
+    def _is_fitting(self) -> bool:
+        return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+
+    def _cached(self, split: Split) -> PhotoCache | None:
+        """What is read in the place of the images of a split; nothing where these are decoded."""
+        if self.cache is None or (split == "predict" and self.predict is not None):
+            return None
+        splits: list[Split] = [name for name in ("train", "val", "test") if name in self.splits]
+        if self._caches is None or self._caches[0] != self.input_spec:
+            files = [PhotoFiles.of(self.splits[name].paths) for name in splits]
+            workers = usable_cpus() if self.num_workers is None else self.num_workers
+            # To evaluate once, it would not pay to write it.
+            found = photo_cache(self.cache, files, self.input_spec, write=self._is_fitting(), workers=workers)
+            if found is None:
+                return None
+            self._caches = (self.input_spec, dict(zip(splits, found, strict=True)))
+        if split not in splits:  # what is predicted or tested on, where nothing was given for it
+            split = "test" if "test" in splits else "val"
+        return self._caches[1][split]
 
     def _split_off(self, splits: dict[Split, FileSplit], split: Split, count: int) -> None:
         if split in splits or not count:

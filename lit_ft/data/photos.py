@@ -1,30 +1,27 @@
-"""Decides how photos become batches: the transform of each, and worker processes."""
+"""Decides how photos become batches: how each is read and transformed."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from io import BytesIO
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
-from lit_ft.data.decode import decode
+from lit_ft.data.decode import cut, decode, decode_crop
 from lit_ft.data.loader import Batch
 from lit_ft.data.paths import PackedPaths
+from lit_ft.data.photo_cache import PhotoCache
 from lit_ft.data.sampler import Picks
+from lit_ft.data.workers import InWorkers, Workers
 from lit_ft.errors import UserError
 
 Sample = tuple[int, int]
 """Index of an image and the seed of its augmentation."""
-
-
-def suggested_workers(processes_per_node: int = 1) -> int:
-    """Worker processes for each training process: the CPUs it may count on, less itself, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, usable // processes_per_node - 1))
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,10 @@ class FileSplit:
 class _Photos(Dataset[Batch]):
     """Reads whole batches, in a worker process or not."""
 
-    def __init__(self, split: FileSplit, transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, split: FileSplit, transform: v2.Compose, cache: PhotoCache | None) -> None:
         self.split = split
         self.transform = transform
+        self.cache = cache
 
     def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
         try:
@@ -67,58 +65,37 @@ class _Photos(Dataset[Batch]):
         return images, self.split.targets[[index for index, _ in samples]]
 
     def _image(self, index: int, seed: int) -> Tensor:
-        return seeded(self.transform, decode(self.split.paths[index]), seed)
+        return seeded(self.transform, self.split.paths[index] if self.cache is None else self.cache[index], seed)
 
 
-def seeded(transform: Callable[[Tensor], Tensor], image: Tensor, seed: int) -> Tensor:
-    """Applies a transform whose random numbers follow from a seed alone."""
+def seeded(transform: v2.Compose, image: Path | BytesIO | Tensor, seed: int, name: str | None = None) -> Tensor:
+    """What a transform makes of an image, its random numbers following from a seed alone.
+
+    Where it begins with a random crop, no more is decoded than that needs.
+
+    Args:
+        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
+        image: A file, its content, or the pixels.
+        seed: The seed.
+        name: What an error calls the image; the path when not given.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     with torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
         torch.default_generator.manual_seed(seed)
-        return transform(image)
-
-
-class _Epoch:
-    """The sampler of a DataLoader, whose batches change from epoch to epoch while its workers live on."""
-
-    def __init__(self) -> None:
-        self.batches: Iterable[Any] = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-
-class InWorkers:
-    """Worker processes that live on from epoch to epoch, and make batches in the order in which they are asked for.
-
-    Args:
-        dataset: Makes a batch of what it is asked for. It returns a `UserError` rather than raises it: a worker's
-            exception reaches the main process with the whole traceback as its text, what is returned as it is.
-        num_workers: Number of processes; 0 for none but this one.
-    """
-
-    def __init__(self, dataset: Dataset[Any], num_workers: int) -> None:
-        self.dataset = dataset
-        self._epoch = _Epoch()
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_size=None,  # the sampler's batches are read as they are
-            sampler=self._epoch,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # One of its own: without it, each epoch draws a number from the global generator, and a run resumed in
-            # the middle of an epoch would see other dropout than one that was not interrupted.
-            generator=torch.Generator(),
-        )
-
-    def batches(self, asked: Iterable[Any]) -> Iterator[Any]:
-        """Yields what is made of each thing asked; raises `UserError` where that was returned."""
-        self._epoch.batches = asked
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        made: Tensor
+        first, *others = transform.transforms
+        if not isinstance(first, v2.RandomResizedCrop):
+            made = first(image if isinstance(image, Tensor) else decode(image, name))
+        elif isinstance(image, Tensor):
+            made = cut(image, first)
+        else:
+            made = decode_crop(image, first, name)
+        for step in others:
+            made = step(made)
+    return made
 
 
 class PhotoSource:
@@ -127,12 +104,19 @@ class PhotoSource:
     Args:
         split: The images.
         transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
-        num_workers: Number of processes that decode; 0 for none but this one.
+        workers: The processes that decode; when not given, none but this one.
+        cache: Resized copies of the same images, in the same order, to read in their place.
     """
 
-    def __init__(self, split: FileSplit, transform: Callable[[Tensor], Tensor], num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        split: FileSplit,
+        transform: v2.Compose,
+        workers: Workers | None = None,
+        cache: PhotoCache | None = None,
+    ) -> None:
         self._split = split
-        self._loader = InWorkers(_Photos(split, transform), num_workers)
+        self._loader = InWorkers(_Photos(split, transform, cache), workers)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,9 +10,9 @@ from lit_ft.data.base import Augment, ImageDataModule, Split
 from lit_ft.data.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
 from lit_ft.data.files import find_folder
 from lit_ft.data.loader import Loader
-from lit_ft.data.photos import suggested_workers
 from lit_ft.data.sampler import ChunkSampler
 from lit_ft.data.transforms import train_transform
+from lit_ft.data.workers import workers_for
 from lit_ft.errors import UserError
 
 
@@ -101,9 +100,5 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         if spec.resize < spec.size:
             raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
         images = self.splits[split] if split in self.splits else self.splits["val"]
-        workers = self.num_workers
-        if workers is None:
-            workers = suggested_workers(self.trainer.num_devices if self.trainer else 1)
-        # A handful of images is read before as many processes have started.
-        workers = min(workers, math.ceil(len(images) / self.batch_size))
+        workers = workers_for(self.trainer, len(images), self.batch_size, spec.size**2 * 3, self.num_workers)
         return StreamSource(images, train_transform(spec, self.augment) if augment else spec.geometry(), workers)

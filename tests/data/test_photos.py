@@ -6,11 +6,13 @@ import torch
 from PIL import Image
 
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.decode import decode
 from lit_ft.data.loader import Loader
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.photos import FileSplit, PhotoSource, suggested_workers
+from lit_ft.data.photos import FileSplit, PhotoSource
 from lit_ft.data.sampler import EpochSampler
 from lit_ft.data.transforms import train_transform
+from lit_ft.data.workers import Workers
 from lit_ft.errors import UserError
 
 
@@ -25,7 +27,7 @@ def split(tmp_path):
 
 def make_loader(split, num_workers=0, batch_size=3, rank=0, world_size=1):
     sampler = EpochSampler(len(split.paths), batch_size, training=True, seed=1, rank=rank, world_size=world_size)
-    return Loader(PhotoSource(split, train_transform(InputSpec(16, 18)), num_workers), sampler)
+    return Loader(PhotoSource(split, train_transform(InputSpec(16, 18)), Workers(num_workers)), sampler)
 
 
 def read(loader, epoch=0):
@@ -93,6 +95,17 @@ def test_what_workers_get_can_be_pickled(split):
     assert targets.tolist() == [2, 3]
 
 
-def test_suggested_workers_share_the_cpus(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert [suggested_workers(n) for n in (1, 4, 16, 32)] == [8, 3, 0, 0]
+def test_a_process_that_is_started_anew_reads_the_same(split):
+    plain, spawned = make_loader(split), make_loader(split, num_workers=1)
+    spawned._source._loader._loader.multiprocessing_context = "spawn"
+    assert_same(read(plain), read(spawned))
+
+
+def test_batches_have_the_pixels_of_the_transform_of_the_whole_image(split):
+    loader = make_loader(split, batch_size=11)
+    [(images, rows)] = read(loader, 2)
+    [(_, places)] = loader.sampler.batches()
+    seeds = torch.randint(2**63 - 1, (11,), generator=loader.sampler.augment_generator())[places]
+    for image, row, seed in zip(images, rows.tolist(), seeds.tolist(), strict=True):
+        torch.manual_seed(seed)
+        assert image.equal(train_transform(InputSpec(16, 18))(decode(split.paths[row])))

@@ -1,0 +1,221 @@
+"""Decides how a cache of photos is written: by several processes, whole or not at all, and only where there is room."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.decode import decode, upright_size
+from lit_ft.data.paths import PackedPaths
+from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, stored_size
+from lit_ft.errors import UserError
+
+_CHUNK = 16
+"""Images that a process takes at a time."""
+
+
+def photo_cache(
+    folder: str, files: Sequence[PhotoFiles], spec: InputSpec, write: bool, workers: int
+) -> list[PhotoCache] | None:
+    """The cached images of each list of files; where they are not cached as they are now, all are written first.
+
+    The cache is there whole or not at all. Who comes while another process writes it waits, and then shares it.
+
+    Args:
+        folder: Where it is, or will be.
+        files: The photos of each split.
+        spec: How photos are resized.
+        write: Whether it may be written.
+        workers: Number of processes that do so; 0 for none but this one.
+
+    Returns:
+        The images of each list; nothing where they are not cached and may not be.
+
+    Raises:
+        UserError: There is no room or no permission, or an image cannot be read.
+    """
+    path = cache_path(Path(folder).expanduser().absolute(), files, spec)
+    found = find_cache(path, files)
+    if found is not None or not write:
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _claimed(path.with_name(f".{path.name}")) as file:
+            found = find_cache(path, files)  # written by another process meanwhile
+            if found is None:
+                path.unlink(missing_ok=True)  # it holds no more, and its room may be needed
+                _write(path, file, files, spec, workers)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    return found or find_cache(path, files)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[BinaryIO]:
+    """An empty file that no other process has claimed. It is removed unless it was renamed.
+
+    A process that is killed loses its claim, and the next one takes over what it left.
+    """
+    import fcntl  # not on Windows
+
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Cache  another process writes {path.with_name(path.name[1:])}; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, path):  # not, where that process has renamed it
+            break
+        file.close()
+    with file:
+        try:
+            file.truncate(0)
+            yield file
+        finally:
+            if _is_at(file, path):
+                path.unlink()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputSpec, workers: int) -> None:
+    keys, first = np.unique(np.concatenate([part.keys for part in files]), return_index=True)
+    names = [name for part in files for name in part.names]
+    paths = PackedPaths.pack("", [names[i] for i in first])
+    sizes = np.array(list(_in_order(_Sizes(paths), len(paths), workers, "Sizes")), np.int64)
+    stored = np.array([stored_size(height, width, spec) for height, width in sizes.tolist()], np.int64)
+    stops = (stored.prod(axis=1) * 3).cumsum()
+    head = _head(keys, stored, int(stops[-1]))
+    total = len(head) + int(stops[-1])
+    free = shutil.disk_usage(path.parent).free
+    if free < total:
+        raise UserError(f"--data.cache: needs {_amount(total)}, {_amount(free)} are free in {path.parent}")
+    print(f"Cache  {_amount(total)} for {len(paths):,} images: {path}", flush=True)
+    _reserve(file, total)
+    file.write(head)
+    file.flush()
+    starts = len(head) + np.concatenate([np.zeros(1, np.int64), stops[:-1]])
+    copies = _Copies(paths, stored, starts, path.with_name(f".{path.name}"), spec)
+    for _ in _in_order(copies, len(paths), workers, "Cache"):
+        pass
+    os.fsync(file.fileno())
+    path.with_name(f".{path.name}").replace(path)
+
+
+def _head(keys: NDArray[np.int64], stored: NDArray[np.int64], pixels: int) -> bytes:
+    """All but the pixels, as safetensors has it: it could write only what fits into memory."""
+    arrays = {"keys": keys, "sizes": stored}
+    entries: dict[str, Any] = {}
+    at = 0
+    for name, array in arrays.items():
+        entries[name] = {"dtype": "I64", "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    entries["pixels"] = {"dtype": "U8", "shape": [pixels], "data_offsets": [at, at + pixels]}
+    made = hashlib.sha256(keys.tobytes() + stored.tobytes()).hexdigest()
+    text = json.dumps({"__metadata__": {"made": made}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values())
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Takes the room at once, so that a full disk shows before the work is done."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+class _Sizes(Dataset[Any]):
+    """Height and width of images, some at a time, from their headers."""
+
+    def __init__(self, paths: PackedPaths) -> None:
+        self.paths = paths
+
+    def __getitem__(self, rows: range) -> list[tuple[int, int]] | UserError:
+        try:
+            return [upright_size(self.paths[i]) for i in rows]
+        except UserError as error:  # as the exception that it is, see `photos._Photos`
+            return error
+
+
+class _Copies(Dataset[Any]):
+    """Writes resized images, some at a time, each to its place."""
+
+    def __init__(
+        self, paths: PackedPaths, sizes: NDArray[np.int64], starts: NDArray[np.int64], file: Path, spec: InputSpec
+    ) -> None:
+        self.paths, self.sizes, self.starts = paths, sizes, starts
+        self.file = file
+        self.resize = spec.geometry().transforms[0]
+
+    def __getitem__(self, rows: range) -> list[None] | UserError:
+        try:
+            # Not through a map of the file: a disk that is full would then kill the process.
+            with self.file.open("r+b") as file:
+                for i in rows:
+                    file.seek(int(self.starts[i]))
+                    file.write(self._copy(i))
+        except OSError as error:
+            return _unwritable(self.file.parent, error)
+        except UserError as error:
+            return error
+        return [None for _ in rows]
+
+    def _copy(self, i: int) -> memoryview:
+        size = tuple(self.sizes[i].tolist())
+        image = decode(self.paths[i])
+        if image.shape[1:] != size:
+            image = self.resize(image)
+        if image.shape[1:] != size:
+            raise UserError(f"{self.paths[i]}: its header tells another size than its pixels; mend or remove it")
+        return image.permute(1, 2, 0).contiguous().numpy().data
+
+
+def _in_order(dataset: Dataset[Any], count: int, workers: int, what: str) -> Iterator[Any]:
+    """What a data set gives for 0, 1, ... ``count`` - 1, worked out by several processes, with a bar in a terminal."""
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=chunks,
+        num_workers=min(workers, len(chunks)),
+        generator=torch.Generator(),  # the global one is left alone: the next run, which need not write, is the same
+    )
+    with tqdm(total=count, desc=what, unit=" images", leave=False, disable=None) as bar:
+        for done in loader:
+            if isinstance(done, UserError):
+                raise done
+            yield from done
+            bar.update(len(done))
+
+
+def _amount(size: int) -> str:
+    """Bytes, as a person reads them.
+
+    >>> _amount(12_345_678_901), _amount(3_456_789)
+    ('12.3 GB', '3.5 MB')
+    """
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"--data.cache: {folder} cannot be written ({error.strerror or error})")
