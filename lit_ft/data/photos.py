@@ -17,6 +17,7 @@ from lit_ft.data.loader import Batch
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache
 from lit_ft.data.sampler import Picks
+from lit_ft.data.transforms import random_from
 from lit_ft.data.workers import InWorkers, Workers
 from lit_ft.errors import UserError
 
@@ -82,10 +83,8 @@ def seeded(transform: v2.Compose, image: Path | BytesIO | Tensor, seed: int, nam
     Raises:
         UserError: It cannot be read.
     """
-    with torch.random.fork_rng(devices=[]):
-        # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
-        torch.default_generator.manual_seed(seed)
-        made: Tensor
+    made: Tensor
+    with random_from(seed):
         first, *others = transform.transforms
         if not isinstance(first, v2.RandomResizedCrop):
             made = first(image if isinstance(image, Tensor) else decode(image, name))
@@ -125,7 +124,8 @@ class PhotoSource:
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
         seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
-        asked = [list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches]
+        # One batch at a time: a list of all would take seconds for a million images, before the first batch.
+        asked = (list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches)
         for batch in self._loader.batches(asked):
             images, targets = batch
             yield images, targets

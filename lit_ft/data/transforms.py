@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -78,14 +81,21 @@ class PerImage:
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Transforms each image of a batch ``(B, C, H, W)`` with its own seed; the global generator is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            return torch.stack([self._seeded(*pair) for pair in zip(images, drawn.tolist(), strict=True)])
+        return torch.stack([self._transformed(*pair) for pair in zip(images, drawn.tolist(), strict=True)])
 
-    def _seeded(self, image: Tensor, seed: int) -> Tensor:
+    def _transformed(self, image: Tensor, seed: int) -> Tensor:
+        with random_from(seed):
+            transformed: Tensor = self.transform(image)
+        return transformed
+
+
+@contextmanager
+def random_from(seed: int) -> Iterator[None]:
+    """Within it, torch's random numbers on the CPU follow from a seed; after it, they go on as before."""
+    with torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`: that would reseed the GPUs too, which `fork_rng` does not restore here.
         torch.default_generator.manual_seed(seed)
-        transformed: Tensor = self.transform(image)
-        return transformed
+        yield
 
 
 def policy(augment: Augment) -> v2.Transform | None:
@@ -102,7 +112,7 @@ def resize_square(images: Tensor, spec: InputSpec) -> Tensor:
     return resized
 
 
-def train_transform(spec: InputSpec, augment: Augment = "basic") -> v2.Transform:
+def train_transform(spec: InputSpec, augment: Augment) -> v2.Compose:
     """Photo ``(C, H, W)`` -> ``(C, size, size)``: a random part of at least half the area, mirrored or not.
 
     Then what else the name of the augmentation stands for.

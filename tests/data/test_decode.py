@@ -156,7 +156,7 @@ def test_large_jpeg_is_decoded_smaller_but_never_below_the_result(tmp_path, monk
 @pytest.mark.parametrize("shape", [(40, 50), (1, 1), (1, 300), (300, 1)])
 def test_cut_is_the_crop_itself(shape):
     image = torch.from_numpy(scene(*shape)).permute(2, 0, 1)
-    transform = train_transform(InputSpec(16, 18))
+    transform = train_transform(InputSpec(16, 18), "basic")
     crop = transform.transforms[0]
     for seed in range(5):
         torch.manual_seed(seed)

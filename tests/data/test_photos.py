@@ -27,7 +27,7 @@ def split(tmp_path):
 
 def make_loader(split, num_workers=0, batch_size=3, rank=0, world_size=1):
     sampler = EpochSampler(len(split.paths), batch_size, training=True, seed=1, rank=rank, world_size=world_size)
-    return Loader(PhotoSource(split, train_transform(InputSpec(16, 18)), Workers(num_workers)), sampler)
+    return Loader(PhotoSource(split, train_transform(InputSpec(16, 18), "basic"), Workers(num_workers)), sampler)
 
 
 def read(loader, epoch=0):
@@ -108,4 +108,4 @@ def test_batches_have_the_pixels_of_the_transform_of_the_whole_image(split):
     seeds = torch.randint(2**63 - 1, (11,), generator=loader.sampler.augment_generator())[places]
     for image, row, seed in zip(images, rows.tolist(), seeds.tolist(), strict=True):
         torch.manual_seed(seed)
-        assert image.equal(train_transform(InputSpec(16, 18))(decode(split.paths[row])))
+        assert image.equal(train_transform(InputSpec(16, 18), "basic")(decode(split.paths[row])))

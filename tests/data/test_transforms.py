@@ -81,7 +81,7 @@ def test_eval_transform_cuts_the_centre_of_the_resized_photo():
 
 def test_train_transform_has_the_size_and_varies():
     photo = torch.arange(40 * 60 * 3).view(3, 40, 60).remainder(256).to(torch.uint8)
-    transform = train_transform(InputSpec(size=16, resize=20))
+    transform = train_transform(InputSpec(size=16, resize=20), "basic")
     outs = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -99,7 +99,7 @@ def test_photos_take_the_policy_after_crop_and_flip(augment, last):
     photo = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     spec = InputSpec(size=16, resize=20)
     torch.manual_seed(3)
-    expected = last()(train_transform(spec)(photo))
+    expected = last()(train_transform(spec, "basic")(photo))
     torch.manual_seed(3)
     out = train_transform(spec, augment)(photo)
     assert out.equal(expected)
