@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from lit_ft.assets import is_offline
 from lit_ft.data.files import find_folder
 from lit_ft.data.loader import Batch
-from lit_ft.data.photos import seeded
+from lit_ft.data.photos import seeded, stacked
 from lit_ft.data.sampler import Picks
 from lit_ft.data.workers import InWorkers, Workers
 from lit_ft.errors import UserError, unknown
@@ -229,7 +229,7 @@ class _Decoded(Dataset[Tensor]):
             images = [seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
         except UserError as error:
             return error
-        return torch.stack(images)
+        return stacked(images)
 
 
 class StreamSource:

@@ -71,8 +71,11 @@ def decode_crop(file: Path | BytesIO, crop: v2.RandomResizedCrop, name: str | No
         if shrink == 1:
             part = _upright(image).crop((left, top, left + width, top + height))
             # As Pillow holds it, with a fourth byte a pixel: to pack three would take longer than to resize four.
-            packed = torch.frombuffer(part.tobytes("raw", "RGBX"), dtype=torch.uint8)
-            return _resized(packed.view(height, width, 4).permute(2, 0, 1), crop)[:3]
+            pixels = torch.frombuffer(part.tobytes("raw", "RGBX"), dtype=torch.uint8).view(height, width, 4)
+            resized = _resized(pixels.permute(2, 0, 1), crop).permute(1, 2, 0).contiguous().numpy()
+            # Back through Pillow, which leaves the fourth bytes out several times as fast as torch or numpy.
+            packed = Image.frombuffer("RGBX", resized.shape[1::-1], resized, "raw", "RGBX", 0, 1).tobytes("raw", "RGB")
+            return torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(*crop.size, 3).permute(2, 0, 1)
         image.draft(None, (image.width // shrink, image.height // shrink))
         box = (left / shrink, top / shrink, (left + width) / shrink, (top + height) / shrink)
         size = (crop.size[1], crop.size[0])

@@ -60,7 +60,7 @@ class _Photos(Dataset[Batch]):
 
     def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
         try:
-            images = torch.stack([self._image(*sample) for sample in samples])
+            images = stacked([self._image(*sample) for sample in samples])
         except UserError as error:
             return error
         return images, self.split.targets[[index for index, _ in samples]]
@@ -95,6 +95,14 @@ def seeded(transform: v2.Compose, image: Path | BytesIO | Tensor, seed: int, nam
         for step in others:
             made = step(made)
     return made
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """A batch ``(B, 3, H, W)`` in channels_last, the memory format of decoded images and of most networks.
+
+    Any other would be a copy pixel by pixel here, and another one back for the network.
+    """
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 class PhotoSource:
