@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
+from lit_ft.data.photo_data import PhotoDataModule
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -77,9 +78,19 @@ class Trainer(L.Trainer):
             model: The module to fine-tune.
             datamodule: Its data.
         """
+        if isinstance(datamodule, PhotoDataModule):
+            datamodule.verifies = False  # nothing of them is shown
         cast(Any, self).callbacks.append(_EndOfPlan())
         with suppress(_PlanShown):
             self.fit(model, datamodule=datamodule)
+
+    def check(self, folder: str | None = None) -> None:
+        """Looks for what would hurt a training in the data: damaged files, copies across splits, wrong labels.
+
+        Args:
+            folder: The folder that check.html, a page of pictures, and check.json go to; null writes neither.
+        """
+        raise NotImplementedError("the command line does this, without a model and a trainer")
 
     def download(self, folder: str | None = None) -> None:
         """Fetches the weights and data that a config needs into one folder, for machines without a network.
