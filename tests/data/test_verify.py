@@ -55,6 +55,7 @@ def test_each_file_is_read_once_until_it_changes(photo_root, reads):
     assert sorted(reads) == ["3.png", "new.png"]
     reads.clear()
     assert unreadable(packed(photo_root)) == found  # also of the bad one, the reason is remembered
+    assert list(unreadable(packed(photo_root).part(torch.tensor([13])))) == [0]
     save_photo(photo_root / "bee" / "3.png")
     assert unreadable(packed(photo_root)) == {}
     assert reads == ["3.png"]

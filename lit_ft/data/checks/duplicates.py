@@ -106,7 +106,7 @@ def near_copies(thumbs: Tensor) -> Rows:
     for (shift, mirror), hashes in zip(_VIEWS, (whole, *others), strict=True):
         # A margin is known, so that the hashes of what is left without it differ less.
         pairs = index.close(hashes, one_off=shift is None)
-        found.append(pairs[:, _alike(thumbs, pairs, mirror)])
+        found.append(pairs[:, _alike(thumbs, pairs, shift, mirror)])
     pairs = np.sort(np.concatenate(found, axis=1), axis=0)
     return busy[np.unique(pairs, axis=1)]
 
@@ -133,22 +133,14 @@ def _areas(num: int, shift: float | None) -> Tensor:
     return overlap.clamp(min=0) * num / (THUMB * length)
 
 
-def _alike(thumbs: Tensor, pairs: Rows, mirror: bool) -> NDArray[np.bool_]:
-    """Which pairs, ``(2, P)``, of thumbnails show the same, one of them perhaps without a margin."""
+def _alike(thumbs: Tensor, pairs: Rows, shift: tuple[float, float] | None, mirror: bool) -> NDArray[np.bool_]:
+    """Which pairs, ``(2, P)``, show the same, where the first of each is looked at in this view."""
     alike = np.zeros(pairs.shape[1], bool)
     for start in range(0, len(alike), 4096):
         some = slice(start, start + 4096)
         left, right = (thumbs[torch.from_numpy(rows[some])].float() for rows in pairs)
-        left = left.flip(3) if mirror else left
-        same = _apart(_small(left), _small(right)) <= MOST_APART
-        rest = (~same).nonzero().squeeze(1)
-        left, right = left[rest], right[rest]
-        if len(rest):
-            apart = []
-            for shift in _SHIFTS:
-                apart += [_apart(_small(left, shift), _small(right)), _apart(_small(left), _small(right, shift))]
-            same[rest] = torch.stack(apart).amin(dim=0) <= MOST_APART
-        alike[some] = same.numpy()
+        apart = _apart(_small(left.flip(3) if mirror else left, shift), _small(right))
+        alike[some] = apart.numpy() <= MOST_APART
     return alike
 
 
