@@ -13,7 +13,7 @@ def main() -> int:
     """Runs the command line.
 
     Returns:
-        The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr.
+        The exit code: 0; 1 where ``check`` found what hurts; 2 after a mistake of the user's, told in one line.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that class paths of modules in this folder are found, as with python -m
@@ -34,14 +34,14 @@ def main() -> int:
         else:
             from lit_ft.cli import run
 
-            run()
+            return run()
     except UserError as error:
         if debug:
             raise
         print(f"lit-ft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"lit-ft: {error or 'interrupted'}", file=sys.stderr)
+        print(f"lit-ft: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

@@ -25,6 +25,7 @@ from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.download import download, refuse_missing, same_command
@@ -36,7 +37,7 @@ from lit_ft.tasks import MAIN_METRIC, METRICS
 from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, shown, tell
 
 EVALUATIONS = ("validate", "test", "predict")
-_WITHOUT_TRAINER = ("download", "convert")
+_WITHOUT_TRAINER = ("check", "download", "convert")
 
 # What a checkpoint and a config must agree on for a run to be resumed.
 _RESUMED = (
@@ -48,9 +49,11 @@ _RESUMED = (
 class FineTuneCLI(LightningCLI):
     """LightningCLI with named callbacks, a folder a run, and classes and images that follow from data and model."""
 
+    exit_code = 0
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, ``finetune``, ``plan``, ``download`` and ``convert``."""
+        """Lightning's commands, ``finetune``, ``plan``, ``check``, ``download`` and ``convert``."""
         both: set[str] = {"model", "datamodule"}
         own = {"finetune": both, "plan": both, **{command: set() for command in _WITHOUT_TRAINER}}
         return {**own, **LightningCLI.subcommands()}
@@ -205,10 +208,16 @@ class FineTuneCLI(LightningCLI):
             made = convert(data, self.config["convert"]["folder"], self._model_options().get("task", "multiclass"))
         print(f"Train on it: --data StreamDataModule --data.root {shlex.quote(str(made))}")
 
+    def _check(self) -> None:
+        with told_in_one_line(lambda: True, MisconfigurationException):
+            self.exit_code = tell_check(check(self._make_data(None, None)), self.config["check"]["folder"])
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; what fails before the first step is a mistake of the set-up."""
         if subcommand == "download":
             return self._download()
+        if subcommand == "check":
+            return self._check()
         if subcommand == "convert":
             return self._convert()
         with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
@@ -256,8 +265,8 @@ class FineTuneCLI(LightningCLI):
                 print(f"Predictions: {callback.path}")
 
 
-def run() -> None:
-    """Runs ``lit-ft`` with the arguments in ``sys.argv``.
+def run() -> int:
+    """Runs ``lit-ft`` with the arguments in ``sys.argv``, and gives the exit code.
 
     Raises:
         UserError: After a mistake in the arguments, the config, or what they name.
@@ -274,7 +283,7 @@ def run() -> None:
         "backbones, lit-ft describe NAME shows the stages of one.",
     }
     try:
-        FineTuneCLI(
+        return FineTuneCLI(
             FineTuneModule,
             trainer_class=Trainer,
             trainer_defaults=TRAINER,
@@ -284,7 +293,7 @@ def run() -> None:
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**quiet, **about, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},
-        )
+        ).exit_code
     except ArgumentError as error:
         raise explain(str(error), [], {}) from error
     except Exception as error:

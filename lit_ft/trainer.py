@@ -81,10 +81,18 @@ class Trainer(L.Trainer):
         """
         if isinstance(datamodule, PhotoDataModule):
             datamodule = copy(datamodule)
-            datamodule.cache = None  # it would be written
+            datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
         cast(Any, self).callbacks.append(_EndOfPlan())
         with suppress(_PlanShown):
             self.fit(model, datamodule=datamodule)
+
+    def check(self, folder: str | None = None) -> None:
+        """Looks for what would hurt a training in the data: damaged files, copies across splits, wrong labels.
+
+        Args:
+            folder: The folder that check.html, a page of pictures, and check.json go to; null writes neither.
+        """
+        raise NotImplementedError("the command line does this, without a model and a trainer")
 
     def download(self, folder: str | None = None) -> None:
         """Fetches the weights and data that a config needs into one folder, for machines without a network.

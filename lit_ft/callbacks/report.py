@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -16,10 +17,13 @@ from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
 
 MAX_PICTURED_CLASSES = 100
+SKIPPED = "skipped_images.txt"
 
 
 class RunReport(Callback):
     """Prints the data and the plan when a fit begins, and gives TensorBoard what the module's own logs lack.
+
+    Images that are left out, as they cannot be read, are listed in ``skipped_images.txt`` in the folder of the run.
 
     That is, for the TensorBoard logger: the plan as text and as a picture, the phase and each stage's learning rate, a
     grid of training images as the network gets them, the validation confusion matrix, and the best score among the
@@ -40,9 +44,13 @@ class RunReport(Callback):
         """Prints the first screen and logs it."""
         module = cast(Any, pl_module)
         self._undecided = run_plan(trainer, pl_module).undecided
+        folder = trainer.log_dir  # asks all ranks
         if trainer.is_global_zero:  # the others would count the arithmetic of the network for nobody
             screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
             print(f"\n{screen}\n", flush=True)
+            if folder and (skipped := _skipped(cast(Any, trainer).datamodule)):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / SKIPPED).write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
             if board := _tensorboard(trainer):
                 board.add_text("plan", "```\n" + screen + "\n```", 0)
                 _picture_plan(trainer, pl_module, trainer.current_epoch)
@@ -114,7 +122,15 @@ def data_table(data: Any) -> str:
     for split, numbers in counts.items():
         spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
         lines.append(f"  {split:<6}{sum(numbers):>9,} images, {spread} a class")
+    if skipped := _skipped(data):
+        lines.append(f"  left out  {len(skipped):,} image(s) that cannot be read, see {SKIPPED}")
     return "\n".join(lines)
+
+
+def _skipped(data: Any) -> list[str]:
+    """The images that are left out, one a line, with the split and the reason."""
+    left_out: dict[str, list[str]] = getattr(data, "left_out", {})
+    return [f"{split}: {line}" for split, lines in left_out.items() for line in lines]
 
 
 def confusion_figure(matrix: torch.Tensor, names: list[str]) -> Any:

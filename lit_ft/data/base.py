@@ -172,6 +172,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """
         module = self.trainer.lightning_module if self.trainer else None
         self.input_spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
+        self.read()
+
+    def read(self) -> None:
+        """Reads the images, unless that was done."""
         if not self._is_read:
             self.splits |= self.read_splits()
             self.splits["train"] = self._few(self.splits["train"])

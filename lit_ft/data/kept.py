@@ -38,11 +38,20 @@ def kept(name: str, key: str, is_valid: Callable[[dict[str, Any]], bool], make: 
         is_valid: Whether what was kept still holds, by its facts.
         make: Works it out.
     """
-    path = cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-    found = _read(path)
+    found = find(name, key)
     if found is not None and is_valid(found[1]):
         return found
-    made = make()
+    return keep(name, key, make())
+
+
+def find(name: str, key: str) -> Kept | None:
+    """What was kept under this name and key, whether it still holds or not."""
+    return _read(_place(name, key))
+
+
+def keep(name: str, key: str, made: Kept) -> Kept:
+    """Keeps something under a name and key in the place of what was kept before, and gives it mapped into memory."""
+    path = _place(name, key)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +64,10 @@ def kept(name: str, key: str, is_valid: Callable[[dict[str, Any]], bool], make: 
         return made
     # From the file, so that what is used does not depend on whether it was made in this run.
     return _read(path) or made
+
+
+def _place(name: str, key: str) -> Path:
+    return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
 def _read(path: Path) -> Kept | None:

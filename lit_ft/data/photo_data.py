@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.data.base import ImageDataModule, Split, check_fraction
+from lit_ft.data.base import ImageDataModule, Split, check_choice, check_fraction
 from lit_ft.data.cache_writer import photo_cache
 from lit_ft.data.files import find_folder, images_within
 from lit_ft.data.loader import Loader
@@ -20,8 +20,12 @@ from lit_ft.data.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.photos import FileSplit, PhotoSource
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import train_transform
+from lit_ft.data.verify import unreadable
 from lit_ft.data.workers import usable_cpus, workers_for
 from lit_ft.errors import UserError
+
+OnBadImage = Literal["error", "skip"]
+_NAMED = 10
 
 
 class PhotoDataModule(ImageDataModule[FileSplit]):
@@ -37,6 +41,9 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         cache: A folder for copies of the images in the size that they are evaluated at, so that they are decoded once
             and not in every epoch. Written when training first starts, and again when images change; evaluating gives
             the same numbers as without, and training crops are cut from the copies. It may be deleted at any time.
+        on_bad_image: Every image is read once before a run, or an evaluation, that uses it for the first time, and
+            again when it has changed. If some cannot be read, ``error`` stops and names them, ``skip`` leaves them out
+            and says so. Not with ``--trainer.fast_dev_run``.
         **common: The options of every data module.
     """
 
@@ -47,6 +54,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         predict: str | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
+        on_bad_image: OnBadImage = "error",
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -57,12 +65,17 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             raise UserError(f"--data.test_fraction: {given} leave nothing to train on")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"--data.num_workers: {num_workers} is less than 0")
+        check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.predict = predict
         self.num_workers = num_workers
         self.cache = cache
         self._caches: tuple[InputSpec, dict[Split, PhotoCache]] | None = None
+        self.on_bad_image = on_bad_image
+        self.verifies = True
+        self.left_out: dict[Split, list[str]] = {}
+        """The images of each split that cannot be read, and why; those of a split that was not used yet are missing."""
 
     @abstractmethod
     def read_given(self) -> dict[Split, FileSplit]:
@@ -74,8 +87,12 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         return [str(path) for path in self.splits["predict"].paths]
 
     def prepare_data(self) -> None:
-        """Writes the cache of a fit, once on each machine."""
-        if self.cache is not None and self._is_fitting():
+        """Reads all images once and writes the cache of a fit, on one process of each machine; the others use both."""
+        stage = self.trainer.state.fn if self.trainer else TrainerFn.FITTING
+        self._find(stage and stage.value)
+        found = [unreadable(self.splits[split].paths) for split in self._to_verify(stage and stage.value)]
+        # What is refused is refused in `setup`, by all processes alike.
+        if self.cache is not None and stage == TrainerFn.FITTING and (self.on_bad_image == "skip" or not any(found)):
             self.setup("fit")
             self._cached("train")
 
@@ -84,11 +101,19 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 
         Args:
             stage: What will be done with them.
+
+        Raises:
+            UserError: Some cannot be read, and are not to be left out.
         """
+        self._find(stage)
+        super().setup(stage)
+        self._leave_out(self._to_verify(stage))
+
+    def _find(self, stage: str | None) -> None:
         if stage == "predict" and self.predict is not None:
             self.splits["predict"] = self._to_predict(self.predict)
             self._is_read = True
-        super().setup(stage)
+        self.read()
 
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and splits off what is not given."""
@@ -140,6 +165,45 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if split not in splits:  # what is predicted or tested on, where nothing was given for it
             split = "test" if "test" in splits else "val"
         return self._caches[1][split]
+
+    def _to_verify(self, stage: str | None) -> list[Split]:
+        """The splits that are used for the first time."""
+        if not self.verifies or getattr(self.trainer, "fast_dev_run", False):
+            return []
+        test: Split = "test" if "test" in self.splits else "val"
+        used: dict[str | None, list[Split]] = {"validate": ["val"], "test": [test], "predict": ["predict"]}
+        every: list[Split] = [split for split in self.splits if split != "predict"]
+        return [split for split in used.get(stage, every) if split not in self.left_out]
+
+    def _leave_out(self, splits: list[Split]) -> None:
+        found = {split: unreadable(self.splits[split].paths) for split in splits}
+        num = sum(len(self.splits[split]) for split in splits)
+        listed = [f"{self.splits[split].paths[row]} ({why})" for split in splits for row, why in found[split].items()]
+        some = f"{len(listed):,} of {num:,} images cannot be read: {', '.join(listed[:_NAMED])}"
+        some += f" and {len(listed) - _NAMED:,} more" if len(listed) > _NAMED else ""
+        if listed and self.on_bad_image == "error":
+            hint = "mend or remove them, or leave them out with --data.on_bad_image skip; lit-ft check lists all"
+            raise UserError(f"--data.on_bad_image: {some}; {hint}")
+        for split, bad in found.items():
+            files = self.splits[split]
+            self.left_out[split] = [f"{files.paths[row]}: {why}" for row, why in bad.items()]
+            if bad:
+                rows = torch.tensor([row for row in range(len(files)) if row not in bad], dtype=torch.long)
+                rest = files.part(rows)
+                self._refuse_empty(split, files, rest)
+                self.splits[split] = rest.indexed() if split == "predict" else rest
+        if listed:
+            rank_zero_warn(f"--data.on_bad_image skip: {some}; they are left out")
+
+    def _refuse_empty(self, split: Split, before: FileSplit, after: FileSplit) -> None:
+        """Refuses a split of which nothing is left, or training images of which a class has none left."""
+        gone = f"--data.on_bad_image: skip leaves no images of {split}"
+        if not len(after):
+            raise UserError(f"{gone}, as none of {len(before):,} can be read; mend them")
+        if split == "train" and after.targets.ndim == 1 and not after.targets.is_floating_point():
+            lost = [self.class_names[k] for k in sorted(set(before.targets.tolist()) - set(after.targets.tolist()))]
+            if lost:
+                raise UserError(f"{gone} of {', '.join(lost)}, as none can be read; mend them")
 
     def _split_off(self, splits: dict[Split, FileSplit], split: Split, count: int) -> None:
         if split in splits or not count:

@@ -68,6 +68,7 @@ def trainer(plan=None, lr_decay=0.5, **options):
         "max_epochs": 3,
         "fast_dev_run": False,
         "is_global_zero": True,
+        "log_dir": None,
         "loggers": [],
     }
     return SimpleNamespace(**{**defaults, **options})

@@ -1,0 +1,282 @@
+"""Decides what is wrong with a data set: what of it will hurt a training, and what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_ft.data.arrays import ArrayDataModule, ArraySplit
+from lit_ft.data.base import ImageDataModule, Split
+from lit_ft.data.checks.duplicates import Group, duplicates
+from lit_ft.data.checks.look import Look, look, suits
+from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
+from lit_ft.data.photo_data import PhotoDataModule
+from lit_ft.data.split import class_counts
+from lit_ft.data.verify import sweep
+from lit_ft.errors import UserError
+
+IMBALANCE = 10.0
+"""Largest class by smallest, from which on weights or balanced sampling are advised."""
+
+FEW = 10
+"""A class with fewer training images is said to have few; one with less than 2 hurts."""
+
+TINY = 32
+"""An image whose shorter side has fewer pixels is told."""
+
+LONG = 4.0
+"""An image whose longer side is more than so many times the shorter is told: most of it is cropped away."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of a split.
+
+    Args:
+        path: Where it is; for sets in memory, a name such as ``MNIST/train/17``.
+        split: ``train``, ``val`` or ``test``.
+        label: Its class; the labels that it has, or its numbers, with commas, where it has no single class.
+    """
+
+    path: str
+    split: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of thing that was found.
+
+    Args:
+        kind: A name for programs, such as ``leak``.
+        hurts: Whether it makes training fail or its figures wrong; the rest is worth knowing.
+        what: What it is, in a line.
+        advice: What to do about it.
+        count: How many images, files or classes it concerns.
+        items: Each of them with its particulars.
+        groups: Images that show the same, where it is about these.
+    """
+
+    kind: str
+    hurts: bool
+    what: str
+    advice: str
+    count: int
+    items: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was checked, and what was found, the worst first.
+
+    Args:
+        data: Name of the data module.
+        seconds: How long it took.
+        counts: Number of images by split and class.
+        findings: What was found.
+    """
+
+    data: str
+    seconds: float
+    counts: dict[str, dict[str, int]]
+    findings: list[Finding]
+
+    @property
+    def hurts(self) -> bool:
+        """Whether anything was found that hurts."""
+        return any(finding.hurts for finding in self.findings)
+
+
+def check(data: ImageDataModule[Any]) -> Checked:
+    """Looks at every image of every split once.
+
+    Args:
+        data: A data module, not yet set up. Of photos every file is read; of sets in memory exact copies are found.
+
+    Raises:
+        UserError: The data cannot be found, or are of another kind.
+    """
+    began = time.monotonic()
+    if not isinstance(data, PhotoDataModule | ArrayDataModule):
+        raise UserError(f"--data: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
+    findings = []
+    splits, refusal = _splits(data)
+    if refusal:
+        advice = "add images to the classes concerned, or change the option"
+        findings.append(Finding("split", True, refusal, advice, 1))
+    images = [Image(*row) for name, split in splits.items() for row in _rows(data, name, split)]
+    counts = {
+        name: class_counts(split.targets, data.num_classes) for name, split in splits.items() if _has_classes(split)
+    }
+    if isinstance(data, PhotoDataModule):
+        paths = [Path(image.path) for image in images]
+        looks = list(sweep(paths, look, "checking"))
+        findings += _files(images, looks) + _ignored(paths)
+        checksums = np.array([seen.checksum for seen in looks], dtype="S16").view("V16")
+        blank = np.zeros((3, 32, 32), np.uint8)
+        stacked = np.stack([blank if seen.thumb is None else seen.thumb for seen in looks])
+        groups = duplicates(checksums, torch.from_numpy(stacked))
+    else:
+        pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
+        sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
+        groups = duplicates(np.array(sums, dtype="S16").view("V16"), None)
+    findings = _copies(images, groups) + findings + _classes(data.class_names, counts)
+    findings.sort(key=lambda finding: not finding.hurts)
+    named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
+    return Checked(type(data).__name__, time.monotonic() - began, named, findings)
+
+
+def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
+    """The splits as training gets them; where they cannot be made, what is given, and why."""
+    if isinstance(data, PhotoDataModule):
+        data.verifies = False
+    try:
+        data.setup()
+    except UserError as error:
+        if not isinstance(data, PhotoDataModule):
+            raise
+        return dict(data.read_given()), " ".join(
+            str(error).split()
+        )  # which raises what is wrong with the folder itself
+    return {name: split for name, split in data.splits.items() if name != "predict"}, ""
+
+
+def _has_classes(split: Any) -> bool:
+    return not split.targets.is_floating_point()
+
+
+def _rows(data: ImageDataModule[Any], name: str, split: Any) -> Iterator[tuple[str, str, str]]:
+    labels = _labels(split.targets, data.class_names)
+    if isinstance(split, ArraySplit):
+        paths: Iterator[str] = (f"{type(data).__name__}/{name}/{row}" for row in range(len(split)))
+    else:
+        paths = (os.path.abspath(path) for path in split.paths)
+    return ((path, name, label) for path, label in zip(paths, labels, strict=True))
+
+
+def _labels(targets: Tensor, names: Sequence[str]) -> list[str]:
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return [names[label] for label in targets.tolist()]
+    if targets.is_floating_point():
+        return [", ".join(f"{number:g}" for number in row) for row in targets.reshape(len(targets), -1).tolist()]
+    return [", ".join(n for n, has in zip(names, row, strict=True) if has) for row in targets.tolist()]
+
+
+def _item(image: Image, **more: Any) -> dict[str, Any]:
+    return {"path": image.path, "split": image.split, "class": image.label, **more}
+
+
+def _files(images: Sequence[Image], looks: Sequence[Look]) -> list[Finding]:
+    """What is wrong with single files."""
+    both = list(zip(images, looks, strict=True))
+    known = [(image, seen, f"{seen.width}x{seen.height}") for image, seen in both if seen.format]
+    read = [(image, seen, text) for image, seen, text in known if not seen.problem and not seen.is_huge]
+    empty = [_item(image, reason="0 bytes") for image, seen in both if seen.size == 0]
+    broken = [_item(image, reason=seen.problem) for image, seen in both if seen.problem and seen.size != 0]
+    huge = [_item(image, reason=text) for image, seen, text in known if seen.is_huge]
+    tiny = [_item(i, reason=text) for i, seen, text in read if min(seen.width, seen.height) < TINY]
+    sides = [(i, text, sorted((seen.width, seen.height))) for i, seen, text in read]
+    long = [_item(i, reason=text) for i, text, (short, far) in sides if far > LONG * short]
+    wrong = [_item(i, reason=f"is {s.format}") for i, s, _ in known if not suits(Path(i.path).suffix, s.format)]
+    turned = [_item(image) for image, seen, _ in read if seen.is_turned]
+    out = "or leave them out with --data.on_bad_image skip"
+    return _those(
+        ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"mend or remove them, {out}", broken),
+        ("empty", True, "have no content", f"copy them again or remove them, {out}", empty),
+        ("huge", True, "have so many pixels that decoding them takes gigabytes", "scale them down", huge),
+        ("suffix", False, "have the suffix of another format", "rename them; lit_ft reads them by content", wrong),
+        ("tiny", False, f"are less than {TINY} pixels high or wide", "look whether they are thumbnails", tiny),
+        ("long", False, f"are more than {LONG:g} times as long as wide", "crop them: most of them is cut away", long),
+        ("turned", False, "are turned upright by their EXIF data", "nothing to do: lit_ft turns them", turned),
+    )
+
+
+def _ignored(paths: Sequence[Path]) -> list[Finding]:
+    """Files beside the images that are passed over."""
+    found = []
+    for folder in sorted({path.parent for path in paths}):
+        for entry in os.scandir(folder):
+            suffix = Path(entry.name).suffix.lower()
+            if suffix not in IMAGE_SUFFIXES and not is_ignored(entry.name) and entry.is_file():
+                found.append({"path": entry.path, "reason": suffix or "no suffix"})
+    kinds = Counter(str(item["reason"]) for item in found)
+    listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
+    advice = f"({listed}) convert those that are images to JPEG or PNG"
+    return _those(
+        ("ignored", False, "beside the images are passed over", advice, sorted(found, key=lambda i: i["path"]))
+    )
+
+
+def _those(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> list[Finding]:
+    return [
+        Finding(kind, hurts, f"{len(items):,} file(s) {what}", advice, len(items), items)
+        for kind, hurts, what, advice, items in kinds
+        if items
+    ]
+
+
+def _copies(images: Sequence[Image], groups: Sequence[Group]) -> list[Finding]:
+    """Images that are there more than once: in two splits, in two classes, or needlessly."""
+    leaks, contradictions, others = [], [], []
+    for group in groups:
+        members = [images[row] for row in group.rows]
+        found = {"same": group.same, "images": [_item(image) for image in members]}
+        splits, labels = {image.split for image in members}, {image.label for image in members}
+        if len(splits) > 1:
+            leaks.append(found)
+        if len(labels) > 1:
+            contradictions.append(found)
+        if len(splits) == len(labels) == 1:
+            others.append(found)
+    copies = []
+    for kind, hurts, what, advice, those in (
+        ("leak", True, "are in more than one split", "keep each in one split, else scores are too good", leaks),
+        ("contradiction", True, "are in more than one class", "decide for one class each", contradictions),
+        ("duplicates", False, "are there more than once in their class", "remove all but one if you like", others),
+    ):
+        count = sum(len(found["images"]) for found in those)
+        if those:
+            what = f"{count:,} images in {len(those):,} group(s) {what}"
+            copies.append(Finding(kind, hurts, what, advice, count, groups=those))
+    return copies
+
+
+def _classes(names: Sequence[str], counts: Mapping[Split, Sequence[int]]) -> list[Finding]:
+    """Classes that are too small, too different in size, or not everywhere."""
+    findings = []
+    train = counts.get("train")
+    if train is None or len(names) < 2:
+        return []
+    few = [{"class": name, "images": n} for name, n in zip(names, train, strict=True) if n < 2]
+    some = [{"class": name, "images": n} for name, n in zip(names, train, strict=True) if 2 <= n < FEW]
+    for kind, hurts, limit, items in (("too_few", True, 2, few), ("few", False, FEW, some)):
+        if items:
+            what = f"{len(items):,} class(es) have less than {limit} images to train on"
+            findings.append(Finding(kind, hurts, what, "add images, or leave these classes out", len(items), items))
+    missing = [
+        {"class": name, "split": split}
+        for split, numbers in counts.items()
+        for name, n, trained in zip(names, numbers, train, strict=True)
+        if not n and trained
+    ]
+    if missing:
+        what = f"{len(missing):,} class(es) of the training images are in another split without an image"
+        advice = "add some, else their accuracy is not known"
+        findings.append(Finding("one_split", True, what, advice, len(missing), missing))
+    if min(train) and max(train) >= IMBALANCE * min(train):
+        ends = [(names[i], train[i]) for i in (int(np.argmax(train)), int(np.argmin(train)))]
+        what = f"classes differ {max(train) / min(train):.0f}-fold: " + ", ".join(f"{name} {n:,}" for name, n in ends)
+        items = [{"class": name, "images": n} for name, n in ends]
+        findings.append(Finding("imbalance", False, what, "try --data.sampling balanced", 1, items))
+    return findings

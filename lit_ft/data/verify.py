@@ -1,0 +1,104 @@
+"""Decides which image files can be read, by reading each once in several processes, and remembers it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lit_ft.data.decode import decode
+from lit_ft.data.kept import find, keep
+from lit_ft.data.paths import PackedPaths
+from lit_ft.data.workers import usable_cpus
+from lit_ft.errors import UserError
+
+T = TypeVar("T")
+_FEW = 64  # fewer files for each process are read before it has started
+
+
+def problem_or_pixels(path: Path) -> str | Tensor:
+    """Why an image cannot be read, in a line, or its pixels, uint8 ``(3, H, W)``, as training gets them."""
+    try:
+        return decode(path)
+    except UserError as error:
+        cause = error.__cause__ or error
+        return " ".join(str(cause).replace(f" {str(path)!r}", "").split()) or type(cause).__name__
+
+
+def problem(path: Path) -> str:
+    """Why an image cannot be read, in a line, or nothing."""
+    found = problem_or_pixels(path)
+    return found if isinstance(found, str) else ""
+
+
+def sweep(paths: Sequence[Path], look: Callable[[Path], T], doing: str) -> Iterator[T]:
+    """Looks at each of many files, in as many processes as there are CPUs; in a terminal, a bar shows how far it is.
+
+    Args:
+        paths: The files.
+        look: What to do with each; it must be possible to pickle it.
+        doing: What the bar says.
+    """
+    workers = min(usable_cpus(), len(paths) // _FEW)
+    batches: DataLoader[T] = DataLoader(
+        _Files(paths, look),
+        batch_size=16,
+        collate_fn=list,
+        num_workers=workers if workers > 1 else 0,
+        generator=torch.Generator(),  # one of its own: a run must not depend on whether its files were read before
+    )
+    with tqdm(total=len(paths), desc=doing, unit=" images", disable=None, leave=False) as bar:
+        for batch in batches:
+            yield from batch
+            bar.update(len(batch))
+
+
+def unreadable(paths: PackedPaths) -> dict[int, str]:
+    """The rows of the files that cannot be read, and why; what was read before and has not changed is not read again.
+
+    Files that are not there are among them.
+    """
+    if not len(paths):
+        return {}
+    stamps = np.fromiter((_stamp(path) for path in paths), np.int64, len(paths))
+    key = os.path.abspath(paths.root)
+    arrays, facts = find("verified", key) or ({"good": torch.zeros(0, dtype=torch.long)}, {"bad": {}})
+    good, bad = arrays["good"].numpy(), dict(facts["bad"])
+    unknown = np.flatnonzero(~np.isin(stamps, good) & ~np.isin(stamps, [int(stamp) for stamp in bad]))
+    if len(unknown):
+        some = paths.part(torch.from_numpy(unknown))
+        reasons = list(sweep(some, problem, "reading each image once"))
+        bad |= {str(stamps[row]): why for row, why in zip(unknown, reasons, strict=True) if why}
+        fine = stamps[unknown[[not why for why in reasons]]]
+        keep("verified", key, ({"good": torch.from_numpy(np.union1d(good, fine))}, {"bad": bad}))
+    return {row: bad[stamp] for row, stamp in enumerate(stamps.astype(str)) if stamp in bad} if bad else {}
+
+
+def _stamp(path: Path) -> int:
+    """A number that changes when a file does."""
+    try:
+        facts: Any = path.stat()
+        text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}"
+    except OSError:
+        text = f"{os.path.abspath(path)}\0"
+    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little", signed=True)
+
+
+class _Files(Dataset[T], Generic[T]):
+    def __init__(self, paths: Sequence[Path], look: Callable[[Path], T]) -> None:
+        self._paths = paths
+        self._look = look
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> T:
+        return self._look(self._paths[index])

@@ -1,0 +1,287 @@
+import json
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
+from lit_ft.data.checks import check
+from lit_ft.data.checks.look import look
+
+
+def photo(seed, size=(96, 72)):
+    """A picture of its own: large shapes and small ones, in colours."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    return Image.blend(coarse, fine, 0.2)
+
+
+def png_header(width, height):
+    """A PNG that says it is of this size, and has no pixels."""
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """Three classes in two splits, of 12 and 4 pictures of their own."""
+    root = tmp_path / "clean"
+    for number, name in enumerate(("ant", "bee", "cat")):
+        for split, count in (("train", 12), ("val", 4)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                seed = 1000 * number + 100 * (split == "val") + i
+                photo(seed).save(root / split / name / f"{seed}.jpg", quality=90)
+    return root
+
+
+def inside(root, split="train", name="ant", number=0):
+    return sorted((root / split / name).iterdir())[number]
+
+
+def cut_short(root):
+    path = inside(root)
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+def no_image(root):
+    path = root / "train" / "ant" / "page.jpg"
+    path.write_text("<html>404 Not Found</html>")
+    return path
+
+
+def gone(root):
+    path = root / "train" / "ant" / "gone.jpg"
+    path.symlink_to(root / "nowhere.jpg")
+    return path
+
+
+def no_content(root):
+    path = root / "val" / "bee" / "empty.png"
+    path.touch()
+    return path
+
+
+def bomb(root):
+    path = root / "train" / "cat" / "bomb.png"
+    path.write_bytes(png_header(30_000, 30_000))
+    return path
+
+
+def wrong_suffix(root):
+    path = root / "train" / "ant" / "really.png"
+    photo(57).save(path, "WEBP")
+    return path
+
+
+def no_suffix(root):
+    path = root / "train" / "ant" / "phone.heic"
+    path.write_bytes(b"....")
+    return path
+
+
+def thumbnail(root):
+    path = root / "train" / "ant" / "tiny.png"
+    photo(58, (16, 12)).save(path)
+    return path
+
+
+def panorama(root):
+    path = root / "train" / "ant" / "wide.png"
+    photo(59, (400, 80)).save(path)
+    return path
+
+
+def turned(root):
+    path = root / "train" / "ant" / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(60).save(path, exif=exif)
+    return path
+
+
+FILES = {
+    cut_short: ("unreadable", True),
+    no_image: ("unreadable", True),
+    gone: ("unreadable", True),
+    no_content: ("empty", True),
+    bomb: ("huge", True),
+    wrong_suffix: ("suffix", False),
+    no_suffix: ("ignored", False),
+    thumbnail: ("tiny", False),
+    panorama: ("long", False),
+    turned: ("turned", False),
+}
+
+
+def found(root, **options):
+    return {finding.kind: finding for finding in check(ImageFolderDataModule(str(root), **options)).findings}
+
+
+@pytest.mark.parametrize("plant", FILES, ids=lambda plant: plant.__name__)
+def test_a_file_is_found_alone_and_named(clean, plant):
+    path = plant(clean)
+    kind, hurts = FILES[plant]
+    findings = found(clean)
+    assert list(findings) == [kind]
+    assert findings[kind].hurts is hurts
+    assert [item["path"] for item in findings[kind].items] == [str(path)]
+
+
+def saved(image, path):
+    image.save(path, quality=60) if path.suffix == ".jpg" else image.save(path)
+
+
+def exact(image, path):
+    shutil.copy(image.filename, path)
+
+
+def resized(image, path):
+    saved(image.resize((48, 36)), path)
+
+
+def cropped(image, path):
+    saved(image.crop((4, 3, 96, 72)), path)
+
+
+def darker(image, path):
+    saved(image.point(lambda value: value * 0.8), path)
+
+
+def mirrored(image, path):
+    saved(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), path)
+
+
+COPIES = {saved: "look", exact: "bytes", resized: "look", cropped: "look", darker: "look", mirrored: "look"}
+PLACES = {"leak": "val/ant", "contradiction": "train/bee", "duplicates": "train/ant"}
+
+
+@pytest.mark.parametrize("copy", COPIES, ids=lambda copy: copy.__name__)
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_copy_is_found_where_it_is(clean, kind, copy):
+    source, path = inside(clean, number=5), clean / PLACES[kind] / "zcopy.jpg"
+    with Image.open(source) as image:
+        copy(image, path)
+    findings = found(clean)
+    assert list(findings) == [kind]
+    assert findings[kind].hurts is (kind != "duplicates")
+    [group] = findings[kind].groups
+    assert group["same"] == COPIES[copy]
+    assert sorted(image["path"] for image in group["images"]) == sorted([str(source), str(path)])
+    assert sorted({image["class"] for image in group["images"]}) == sorted({"ant", path.parent.name})
+    assert findings[kind].count == 2
+
+
+def test_copies_of_copies_are_one_group_and_told_under_all_they_are(clean):
+    source = inside(clean)
+    for place in ("train/ant", "train/bee", "val/cat"):
+        shutil.copy(source, clean / place / "zcopy.jpg")
+    findings = found(clean)
+    assert list(findings) == ["leak", "contradiction"]
+    assert all(len(finding.groups) == 1 and finding.count == 4 for finding in findings.values())
+
+
+def test_flat_images_are_no_copies_but_exact_ones_are(clean):
+    for i in range(5):
+        Image.new("RGB", (64, 64), (200 + i, 200, 200)).save(clean / "train" / "ant" / f"flat{i}.png")
+    assert found(clean) == {}
+    shutil.copy(clean / "train" / "ant" / "flat0.png", clean / "val" / "cat" / "flat.png")
+    assert list(found(clean)) == ["leak", "contradiction"]
+
+
+def test_a_clean_folder_and_one_that_is_split_here(clean):
+    assert found(clean) == {}
+    assert found(clean / "train", val_fraction=0.1) == {}
+
+
+def remove(root, name, keep, split="train"):
+    for path in sorted((root / split / name).iterdir())[keep:]:
+        path.unlink()
+
+
+def test_classes_are_counted(clean):
+    remove(clean, "bee", 1)
+    remove(clean, "cat", 0, "val")
+    with pytest.warns(UserWarning, match="no images of"):
+        findings = found(clean)
+    assert {kind: finding.items for kind, finding in findings.items()} == {
+        "too_few": [{"class": "bee", "images": 1}],
+        "one_split": [{"class": "cat", "split": "val"}],
+        "imbalance": [{"class": "ant", "images": 12}, {"class": "bee", "images": 1}],
+    }
+    assert [finding.hurts for finding in findings.values()] == [True, True, False]
+
+
+def test_a_small_class_is_worth_knowing(clean):
+    remove(clean, "bee", 9)
+    findings = found(clean)
+    assert [(f.kind, f.hurts, f.items) for f in findings.values()] == [("few", False, [{"class": "bee", "images": 9}])]
+
+
+def test_what_cannot_be_split_is_checked_all_the_same(clean):
+    remove(clean, "bee", 1)
+    cut_short(clean)
+    findings = found(clean / "train")
+    assert list(findings)[:3] == ["split", "unreadable", "too_few"]
+    assert "--data.val_fraction: " in findings["split"].what
+
+
+def test_the_same_file_in_two_places_is_a_leak(clean):
+    os.link(inside(clean), clean / "val" / "ant" / "link.jpg")
+    assert list(found(clean)) == ["leak"]
+
+
+def test_sets_in_memory_are_checked_for_exact_copies(mnist_root):
+    data = MNISTToEMNISTDataModule(str(mnist_root), domain="source")
+    findings = {finding.kind: finding for finding in check(data).findings}
+    # The fixture draws its 30 test images as the first 30 of the training images, 3 a class and not 10.
+    assert findings["leak"].count == 30 + 30 * 1
+    assert {group["same"] for group in findings["leak"].groups} == {"bytes"}
+    assert findings["leak"].groups[0]["images"][0]["path"].startswith("MNISTToEMNISTDataModule/")
+
+
+def test_looking_never_decodes_what_is_huge(clean, monkeypatch):
+    monkeypatch.setattr("lit_ft.data.checks.look.problem_or_pixels", None)
+    assert look(bomb(clean)).is_huge
+
+
+def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
+    data = ("--data", "ImageFolderDataModule", "--data.root", clean)
+    before = sorted(path for path in clean.rglob("*"))
+    code, out, err = lit_ft("check", *data)
+    assert (code, err) == (0, [])
+    assert out.splitlines()[1:] == [
+        "  train        36 images, 12 to 12 in each of 3 classes",
+        "  val          12 images, 4 to 4 in each of 3 classes",
+        "",
+        "Nothing was found.",
+    ]
+    panorama(clean)
+    assert lit_ft("check", *data)[0] == 0
+    shutil.copy(inside(clean), clean / "val" / "bee" / "zcopy.jpg")
+    cut_short(clean)
+    bomb(clean)
+    code, out, err = lit_ft("check", *data, "--folder", "found")
+    assert (code, err) == (1, [])
+    assert [line[:5] for line in out.splitlines() if "file(s)" in line or "group" in line] == ["HURTS"] * 2 + ["note "]
+    told = json.loads(Path("found/check.json").read_text())
+    assert told["hurts"] is True
+    assert told["counts"]["val"] == {"ant": 4, "bee": 5, "cat": 4}
+    assert {f["kind"]: f["count"] for f in told["findings"]} == {"unreadable": 1, "huge": 1, "long": 1}
+    assert told["findings"][0]["items"][0]["split"] == "train"
+    assert len(before) + 3 == len(list(clean.rglob("*")))  # what was planted, and nothing more
+    page = Path("found/check.html").read_text()
+    assert page.count("<img src='data:image/jpeg;base64,") == 1
+    assert page.count("class='none'") == 2
+
+
+def test_command_refuses_in_a_line_what_it_cannot_check(refused):
+    assert refused("check", "--data", "ImageFolderDataModule", "--data.root", "nix").startswith("lit-ft: --data.root: ")
