@@ -72,8 +72,9 @@ def test_shares_of_classes_are_not_for_regression():
         check_head(HeadConfig(prior_bias=True), "regression")
     check_head(HeadConfig(prior_bias=True), "multilabel")
     check_head(HeadConfig(prior_bias=True), "multiclass")
-    check_head(HeadConfig(kind="cosine"), task)
-    check_head(HeadConfig(zero_init=True), task)
+    for task in ("multilabel", "regression"):
+        check_head(HeadConfig(kind="cosine"), task)
+        check_head(HeadConfig(zero_init=True), task)
 
 
 def test_cosine_layer_is_the_last_and_follows_its_formula():
