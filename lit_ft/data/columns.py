@@ -70,9 +70,7 @@ def read_table(path: Path, key: str) -> Table:
     try:
         table = _read_parquet(path, key) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, key)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{key}: {path} is not in UTF-8 ({error.reason} at byte {error.start}); save it as that"
-        ) from error
+        raise UserError(f"{key}: {path} is not in UTF-8; save it in that encoding") from error
     except (OSError, csv.Error) as error:
         raise UserError(f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not all(table.columns.values()) or not table.columns:
