@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from lit_ft.errors import UserError
 # The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
 # since, at the same time by its clock.
 _COARSEST_CLOCK_NS = 2 * 10**9
+
+# As `os.fsencode`, which takes longer than all else for a million names.
+_FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,20 @@ def _changed(facts: os.stat_result) -> int:
     return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere
-        return False
+def _wanted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], set[str]]:
+    """The names of images and folders in order, and which are folders."""
+    names, folders = [], set()
+    for entry in entries:
+        name = entry.name
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link that leads nowhere
+            is_folder = False
+        if (is_folder or name[name.rfind(".") :].lower() in IMAGE_SUFFIXES) and not is_ignored(name):
+            names.append(name)
+            if is_folder:
+                folders.add(name)
+    return sorted(names), folders
 
 
 @dataclass
@@ -133,19 +147,18 @@ class _Scan:
             if itself in above:  # a link to a folder that it is in
                 return
             with os.scandir(folder) as entries:
-                found = sorted((entry.name, _is_folder(entry)) for entry in entries if not is_ignored(entry.name))
+                names, folders = _wanted(entries)
         except OSError as error:
-            raise UserError(
-                f"{self.key}: {folder} cannot be read ({error.strerror}); change its permissions"
-            ) from error
+            raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
         self.below.append(within)
         self.changed.append(_changed(facts))
-        for name, is_folder in found:
-            if is_folder:
+        start, text, stops = os.fsencode(within), self.text, self.stops
+        for name in names:
+            if name in folders:
                 first = len(self.stops)
                 self._read(os.path.join(folder, name), f"{within}{name}/", (*above, itself))
                 if not within:
                     self.folders[name] = [first, len(self.stops)]
-            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                self.text += os.fsencode(within + name)
-                self.stops.append(len(self.text))
+            else:
+                text += start + name.encode(*_FILE_NAMES)
+                stops.append(len(text))
