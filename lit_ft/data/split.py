@@ -13,6 +13,9 @@ from torch import Tensor
 
 from lit_ft.errors import UserError
 
+_Taken = tuple[float, list[int]]  # how far the shares of classes are from what was wanted, and the groups
+_MOST_PASSES = 10
+
 
 def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Splits rows in two, each class in proportion.
@@ -58,8 +61,8 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
 def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
     """Chooses groups that hold a share of each class, as nearly as it can; none where there are too few.
 
-    Groups come in a random order, and each is taken that brings the shares nearer; of several orders the best counts.
-    (scikit-learn's StratifiedGroupKFold makes folds of equal size alone, in a time that grows with groups x classes.)
+    Of several random orders the best counts. (scikit-learn's StratifiedGroupKFold has folds of equal size alone, and
+    takes a time that grows with groups x classes.)
     """
     names, rows = np.unique(groups, return_inverse=True)
     totals = np.bincount(classes)
@@ -71,35 +74,35 @@ def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: f
     random = np.random.default_rng(seed)
     orders = [random.permutation(len(names)).tolist() for _ in range(max(1, min(20, 200_000 // len(names))))]
     found = [_fill(members, totals.tolist(), share, order) for order in orders]
-    if not any(taken for _, taken in found):  # every group is larger than what is wanted: the nearest of them
-        found = [_fill(members, totals.tolist(), share, [group], anyway=True) for group in orders[0]]
-    _, best = min((pair for pair in found if pair[1]), default=(0.0, []))
+    _, best = min(((distance, taken) for distance, taken in found if taken), default=(0.0, []))
+    if not best:  # every group is larger than what is wanted: the nearest that leaves some of each class
+        left = [g for g in orders[0] if all(size < totals[label] for label, size in members[g])]
+        best = sorted(left, key=[sum(size for _, size in cells) for cells in members].__getitem__)[:1]
     return names[best]
 
 
-def _fill(
-    members: list[list[tuple[int, int]]], totals: list[int], share: float, order: list[int], anyway: bool = False
-) -> tuple[float, list[int]]:
-    """Goes through groups in an order; how far the classes' shares are from what is wanted, and the groups taken."""
+def _fill(members: list[list[tuple[int, int]]], totals: list[int], share: float, order: list[int]) -> _Taken:
+    """Goes through groups in an order, and takes or gives back each by which the shares come nearer; and so again."""
     wanted = [share * total for total in totals]
     held = [0] * len(totals)
-    taken: list[int] = []
-    missing = sum(wanted)
-    for group in order:
-        change = 0.0
-        for label, size in members[group]:
-            if held[label] + size == totals[label]:  # nothing of this class would be left
-                break
-            change += size * (size + 2 * (held[label] - wanted[label])) / totals[label]
-        else:
-            if change < 0 or anyway:
-                taken.append(group)
-                for label, size in members[group]:
-                    held[label] += size
-                    missing -= size
-        if missing <= 0:
+    taken: set[int] = set()
+    for _ in range(_MOST_PASSES):
+        before = taken.copy()
+        for group in order:
+            sign = -1 if group in taken else 1
+            change = 0.0
+            for label, size in members[group]:
+                if held[label] + sign * size == totals[label]:  # nothing of this class would be left
+                    break
+                change += size * (size + 2 * sign * (held[label] - wanted[label])) / totals[label]
+            else:
+                if change < 0:
+                    taken ^= {group}
+                    for label, size in members[group]:
+                        held[label] += sign * size
+        if taken == before:
             break
-    return sum((h - w) ** 2 / t for h, w, t in zip(held, wanted, totals, strict=True) if t), taken
+    return sum((h - w) ** 2 / t for h, w, t in zip(held, wanted, totals, strict=True) if t), sorted(taken)
 
 
 def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str]) -> Tensor:
