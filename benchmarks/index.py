@@ -47,7 +47,7 @@ def index(root: str) -> tuple[int, Callable[[int], Any]]:
     from lit_ft.data.index import index_images
 
     paths = index_images(Path(root), "--data.root").paths
-    return len(paths), paths.__getitem__
+    return len(paths), paths.name
 
 
 def setup(root: str) -> tuple[int, Callable[[int], Any]]:
@@ -57,7 +57,7 @@ def setup(root: str) -> tuple[int, Callable[[int], Any]]:
     data = ImageFolderDataModule(root)
     data.setup()
     data.counts()
-    return sum(data.sizes().values()), data.splits["train"].paths.__getitem__
+    return sum(data.sizes().values()), data.splits["train"].paths.name
 
 
 def own_memory() -> float:

@@ -75,6 +75,7 @@ class ImageFolderDataModule(PhotoDataModule):
         if not (predicts and self.predict is not None):  # which needs no training images
             for folder in self._split_folders().values():
                 index_images(folder, "--data.root")
+        super().prepare_data()
 
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""
