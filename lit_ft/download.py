@@ -118,7 +118,9 @@ def _nothing_to_fetch(model: Mapping[str, Any]) -> str:
 def _download_data(make_data: MakeData, folder: Path) -> None:
     data = make_data(folder, None)
     title = type(data).__name__
-    if type(data).prepare_data is L.LightningDataModule.prepare_data:
+    # Ours prepare other things as well, and name what they fetch.
+    none_named = hasattr(data, "files") and not data.files()
+    if none_named or type(data).prepare_data is L.LightningDataModule.prepare_data:
         print(f"Data: nothing to fetch for {title}; photos and other files of your own are copied by hand")
         return
     files: dict[Path, str | None] = getattr(data, "files", dict)()
