@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CIFAR10DataModule,
         DigitsDataModule,
         ImageFolderDataModule,
+        ImageTableDataModule,
         MNISTToEMNISTDataModule,
         StreamDataModule,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "GradualUnfreezing",
     "HeadConfig",
     "ImageFolderDataModule",
+    "ImageTableDataModule",
     "InputSpec",
     "MNISTToEMNISTDataModule",
     "MixConfig",
@@ -59,6 +61,7 @@ _HOMES = {
         "CIFAR10DataModule",
         "DigitsDataModule",
         "ImageFolderDataModule",
+        "ImageTableDataModule",
         "MNISTToEMNISTDataModule",
         "StreamDataModule",
     ],

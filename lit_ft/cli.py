@@ -131,6 +131,9 @@ class FineTuneCLI(LightningCLI):
             known = config["model"]["init_args"]
             known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
             config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None))
+        options = config["data"].get("init_args") or {}
+        if "task" in options and options["task"] is None:
+            options["task"] = config["model"]["init_args"].get("task")
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
         elif config["checkpoint"]["init_args"]["monitor"] is None:

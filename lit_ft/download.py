@@ -14,7 +14,6 @@ from lit_ft.assets import MANIFEST, data_root, entry_name, is_intact, read_manif
 from lit_ft.backbones import input_spec, source_of
 from lit_ft.backbones.published import Published
 from lit_ft.backbones.weights import is_file_name
-from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.errors import UserError
 
 MakeData = Callable[[Path | None, Path | None], Any]
@@ -119,7 +118,9 @@ def _nothing_to_fetch(model: Mapping[str, Any]) -> str:
 def _download_data(make_data: MakeData, folder: Path) -> None:
     data = make_data(folder, None)
     title = type(data).__name__
-    if type(data).prepare_data in (L.LightningDataModule.prepare_data, PhotoDataModule.prepare_data):
+    # Ours prepare other things as well, and name what they fetch.
+    none_named = hasattr(data, "files") and not data.files()
+    if none_named or type(data).prepare_data is L.LightningDataModule.prepare_data:
         print(f"Data: nothing to fetch for {title}; photos and other files of your own are copied by hand")
         return
     files: dict[Path, str | None] = getattr(data, "files", dict)()

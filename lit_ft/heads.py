@@ -27,7 +27,8 @@ class HeadConfig:
         dropout: Probability with which an input of each layer is dropped in training.
         kind: The last layer: linear, or cosine, a learnt scale times the cosine of features and class weights.
         zero_init: Start the last layer, weight and bias, at zero; for linear.
-        prior_bias: Start the last bias at the log of the training data's class shares; for linear and multiclass.
+        prior_bias: Start the last bias at the log of the training data's class shares, or the log-odds of its labels;
+            for linear, and not for regression.
     """
 
     hidden: list[int] = field(default_factory=list)
@@ -91,8 +92,8 @@ def check_head(config: HeadConfig, task: str | None = None) -> None:
         raise UserError("--model.head.zero_init: is for --model.head.kind linear, not cosine")
     if config.prior_bias and config.kind == "cosine":  # which has no bias
         raise UserError("--model.head.prior_bias: is for --model.head.kind linear, not cosine")
-    if config.prior_bias and task not in (None, "multiclass"):
-        raise UserError(f"--model.head.prior_bias: is for --model.task multiclass, not {task}")
+    if config.prior_bias and task == "regression":
+        raise UserError("--model.head.prior_bias: is for --model.task multiclass and multilabel, not regression")
 
 
 def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Sequential:
@@ -133,15 +134,24 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Se
     return nn.Sequential(*layers)
 
 
-def set_prior_bias(head: nn.Sequential, counts: Callable[[], Mapping[str, Sequence[int]]] | None) -> None:
-    """Starts the last bias ``(K,)`` at the log of the class shares, so that with weights of zero the softmax is these.
+def set_prior_bias(
+    head: nn.Sequential,
+    counts: Callable[[], Mapping[str, Sequence[int]]] | None,
+    num_train: int | None = None,
+    task: str = "multiclass",
+) -> None:
+    """Starts the last bias ``(K,)`` so that with weights of zero the answers are the shares of the training images.
 
-    The idea is that of `Lin et al. 2017 <https://arxiv.org/abs/1708.02002>`_, sec. 4.1. A class without an image counts
-    as if it had one. A bias other than zero was set, trained or loaded before, and is left as it is.
+    That is the log of the class shares, or for ``multilabel`` the log-odds of each label. The idea is that of
+    `Lin et al. 2017 <https://arxiv.org/abs/1708.02002>`_, sec. 4.1. A class without an image counts as if it had one,
+    and a label that all images have as if one had it not. A bias other than zero was set, trained or loaded before, and
+    is left as it is.
 
     Args:
         head: A head that was built with ``prior_bias``.
         counts: Gives the number of training images of each class, under ``train``; None where nobody knows them.
+        num_train: The number of training images, for ``multilabel``.
+        task: Name of the task.
 
     Raises:
         UserError: If the numbers are needed and nobody knows them.
@@ -154,6 +164,14 @@ def set_prior_bias(head: nn.Sequential, counts: Callable[[], Mapping[str, Sequen
             "--model.head.prior_bias: the data module has no counts() of the images of each class; add that method "
             "to it, or set prior_bias to false"
         )
-    images = torch.tensor(counts()["train"], dtype=torch.float64).clamp(min=1)
+    images = torch.tensor(counts()["train"], dtype=torch.float64)
+    others = images.clamp(min=1).sum()
+    if task == "multilabel":
+        if num_train is None:
+            raise UserError(
+                "--model.head.prior_bias: the data module has no num_train, the number of training images; add that "
+                "property to it, or set prior_bias to false"
+            )
+        others = (num_train - images).clamp(min=1)
     with torch.no_grad():
-        bias.copy_((images / images.sum()).log())
+        bias.copy_((images.clamp(min=1) / others).log())

@@ -171,6 +171,8 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds none; but callbacks that copy the model (weight averaging) do so before `setup`, and need its head."""
+        if not self.class_names:
+            self._refuse_other_task()  # before the data names what another task would take for classes
         if not self.class_names and getattr(self._data, "class_names", None):
             self._set_classes(self._data.class_names)
         return []
@@ -178,6 +180,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
         if not (stage == "predict" and self.class_names):  # images to predict have no classes
+            self._refuse_other_task()
             names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
             if names is not None:
                 self._set_classes(names)
@@ -186,7 +189,8 @@ class FineTuneModule(Staged, L.LightningModule):
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             if self._head_config.prior_bias:
-                set_prior_bias(self.head, getattr(self._data, "counts", None))
+                counts, num_train = (getattr(self._data, name, None) for name in ("counts", "num_train"))
+                set_prior_bias(self.head, counts, num_train, self.task.name)
             if self.hparams["class_weight"] is not None:
                 weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
                 self._class_weight = weight.to(self.trainer.strategy.root_device)
@@ -289,6 +293,14 @@ class FineTuneModule(Staged, L.LightningModule):
         """Whether the module, or one within it, is compiled, in place or by the trainer."""
         parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
         return self._compiler_ctx is not None or parts
+
+    def _refuse_other_task(self) -> None:
+        task, own = getattr(self._data, "task", None), self.hparams["task"]
+        if task in MAIN_METRIC and task != own:
+            raise UserError(
+                f"--model.task: {own}, but the targets of {type(self._data).__name__} are for {task}; give "
+                f"--model.task {task}, or other data"
+            )
 
     def _set_classes(self, classes: int | list[str]) -> None:
         """Makes head and metrics for the classes, or checks them against those it has."""

@@ -138,6 +138,12 @@ class SaveConfig(SaveConfigCallback):
         self.already_saved |= trainer.strategy.broadcast((Path(log_dir or ".") / self.config_filename).is_file())
         super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Also saves which image is in which split, where the data can tell."""
+        write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
+        if stage == "fit" and write_split is not None:
+            write_split(Path(trainer.log_dir or ".") / "split.csv")
+
 
 def tell(trainer: Any, command: str) -> None:
     """Tells where everything of a finished run is, and the commands that use it."""

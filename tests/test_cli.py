@@ -200,7 +200,7 @@ MISTAKES = {
     ): "--optimizer.weight_decay: name the optimizer first, such as --optimizer A",
     ("fit", "--trainer.strategy", "foo"): "foo",
     ("fit", "--trainer.precision", "foo"): "--trainer.precision: ",
-    ("fit", "--model.task", "regression"): "(--debug shows where)",
+    ("fit", "--model.task", "regression"): "--model.task: regression, but the targets of DigitsDataModule are for",
     ("fit", "--checkpoint.monitor", "val/acd"): "--checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc",
     ("fit", "--early_stopping.monitor", "foo"): "--early_stopping.monitor: unknown metric 'foo'",
     ("fit", "--ckpt_path", "last"): "--ckpt_path: there is no logs/run/*/checkpoints/last.ckpt",

@@ -66,14 +66,15 @@ def test_impossible_head_is_refused(config, text):
         build_head(8, 3, config)
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_shares_of_classes_are_for_multiclass(task):
-    text = f"^--model.head.prior_bias: is for --model.task multiclass, not {task}$"
+def test_shares_of_classes_are_not_for_regression():
+    text = "^--model.head.prior_bias: is for --model.task multiclass and multilabel, not regression$"
     with pytest.raises(UserError, match=text):
-        check_head(HeadConfig(prior_bias=True), task)
+        check_head(HeadConfig(prior_bias=True), "regression")
+    check_head(HeadConfig(prior_bias=True), "multilabel")
     check_head(HeadConfig(prior_bias=True), "multiclass")
-    check_head(HeadConfig(kind="cosine"), task)
-    check_head(HeadConfig(zero_init=True), task)
+    for task in ("multilabel", "regression"):
+        check_head(HeadConfig(kind="cosine"), task)
+        check_head(HeadConfig(zero_init=True), task)
 
 
 def test_cosine_layer_is_the_last_and_follows_its_formula():
@@ -159,3 +160,12 @@ def test_shares_that_nobody_knows_are_asked_for():
         UserError, match=r"^--model.head.prior_bias: the data module has no counts\(\) .*prior_bias to false$"
     ):
         set_prior_bias(build_head(8, 2, HeadConfig(prior_bias=True)), None)
+
+
+def test_labels_start_at_their_odds():
+    head = build_head(8, 3, HeadConfig(zero_init=True, prior_bias=True))
+    set_prior_bias(head, counts(5, 0, 20), 20, "multilabel")
+    # of 20 images; a label that none or all have counts as if one had it, or had it not
+    assert torch.allclose(head(torch.randn(2, 8)), torch.tensor([5 / 15, 1 / 20, 20 / 1]).log().expand(2, 3))
+    with pytest.raises(UserError, match=r"^--model.head.prior_bias: the data module has no num_train, "):
+        set_prior_bias(build_head(8, 3, HeadConfig(prior_bias=True)), counts(5, 0, 20), None, "multilabel")

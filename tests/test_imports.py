@@ -99,6 +99,7 @@ def test_public_names():
         "GradualUnfreezing",
         "HeadConfig",
         "ImageFolderDataModule",
+        "ImageTableDataModule",
         "InputSpec",
         "MNISTToEMNISTDataModule",
         "MixConfig",

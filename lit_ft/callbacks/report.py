@@ -19,6 +19,9 @@ from lit_ft.checkpoints import best_checkpoint
 MAX_PICTURED_CLASSES = 100
 SKIPPED = "skipped_images.txt"
 
+# What a task learns: one of it, and several.
+_CALLED = {"multiclass": ("class", "classes"), "multilabel": ("label", "labels"), "regression": ("number", "numbers")}
+
 
 class RunReport(Callback):
     """Prints the data and the plan when a fit begins, and gives TensorBoard what the module's own logs lack.
@@ -117,11 +120,13 @@ def data_table(data: Any) -> str:
     if data is None or not hasattr(data, "counts"):
         return "Data: given as loaders"
     names, counts = data.class_names, data.counts()
+    sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
+    one, many = _CALLED[getattr(data, "task", "multiclass")]
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    lines = [f"Data  {type(data).__name__}: {len(names)} classes ({shown})"]
+    lines = [f"Data  {type(data).__name__}: {len(names)} {one if len(names) == 1 else many} ({shown})"]
     for split, numbers in counts.items():
         spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
-        lines.append(f"  {split:<6}{sum(numbers):>9,} images, {spread} a class")
+        lines.append(f"  {split:<6}{sizes[split]:>9,} images" + (f", {spread} a {one}" if one != "number" else ""))
     if skipped := _skipped(data):
         lines.append(f"  left out  {len(skipped):,} image(s) that cannot be read, see {SKIPPED}")
     return "\n".join(lines)

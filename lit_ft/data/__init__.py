@@ -6,12 +6,14 @@ from lit_ft.data.digits import DigitsDataModule
 from lit_ft.data.folder import ImageFolderDataModule
 from lit_ft.data.mnist import MNISTToEMNISTDataModule
 from lit_ft.data.stream import StreamDataModule
+from lit_ft.data.table import ImageTableDataModule
 
 __all__ = [
     "CIFAR10DataModule",
     "DigitsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageTableDataModule",
     "MNISTToEMNISTDataModule",
     "StreamDataModule",
 ]

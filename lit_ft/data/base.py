@@ -17,6 +17,7 @@ from lit_ft.data.loader import Loader, Source
 from lit_ft.data.sampler import EpochSampler
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots
 from lit_ft.errors import UserError, unknown
+from lit_ft.tasks import TaskName
 
 Augment = Literal["none", "basic", "trivial", "rand", "augmix"]
 Sampling = Literal["shuffle", "balanced"]
@@ -57,6 +58,8 @@ def check_fraction(key: str, given: float, zero: bool = False) -> None:
 class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     """Labelled images for training, validation and test, as uint8 ``(B, C, H, W)`` and int64 ``(B,)``.
 
+    Where `task` is not multiclass, the targets are labels, int64 ``(B, K)`` of zeros and ones, or numbers, float32.
+
     Prediction batches have, in place of the targets, indices into `predict_paths`.
 
     Args:
@@ -76,6 +79,8 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     Raises:
         UserError: An option is out of range.
     """
+
+    task: TaskName = "multiclass"  # what the targets are for
 
     def __init__(
         self,
@@ -140,13 +145,17 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         return len(self.class_names)
 
     def counts(self) -> dict[str, list[int]]:
-        """Number of images of each class, by split. Needs `setup`."""
+        """Number of images of each class, or with each label or number, by split. Needs `setup`."""
         return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
 
     @property
     def num_train(self) -> int:
         """Number of training images. Needs `setup`."""
         return len(self.splits["train"].targets)
+
+    def sizes(self) -> dict[str, int]:
+        """Number of images, by split. Needs `setup`."""
+        return {n: len(s) for n, s in self.splits.items() if n != "predict"}
 
     def files(self) -> dict[Path, str | None]:
         """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lit_ft.errors import UserError, nearest
@@ -18,17 +18,34 @@ def find_folder(given: str, key: str) -> Path:
     Raises:
         UserError: There is none, or it is a file.
     """
-    folder = Path(given).expanduser()
-    shared = os.environ.get("LIT_FT_DATA")
-    if not folder.exists() and shared and (Path(shared).expanduser() / folder).is_dir():
-        return Path(shared).expanduser() / folder
+    folder = _find(given, key)
     if folder.is_file():
         raise UserError(f"{key}: {folder} is a file, not a folder")
-    if not folder.is_dir():
-        beside = [p.name for p in subfolders(folder.parent)] if folder.parent.is_dir() else []
-        close = nearest(folder.name, beside)
-        raise UserError(f"{key}: {folder} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
     return folder
+
+
+def find_file(given: str, key: str) -> Path:
+    """The file that an option names, itself or below the folder in the variable LIT_FT_DATA.
+
+    Raises:
+        UserError: There is none, or it is a folder.
+    """
+    file = _find(given, key)
+    if file.is_dir():
+        raise UserError(f"{key}: {file} is a folder, not a file")
+    return file
+
+
+def _find(given: str, key: str) -> Path:
+    path = Path(given).expanduser()
+    shared = os.environ.get("LIT_FT_DATA")
+    if not path.exists() and shared and (Path(shared).expanduser() / path).exists():
+        return Path(shared).expanduser() / path
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
+        close = nearest(path.name, beside)
+        raise UserError(f"{key}: {path} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
+    return path
 
 
 def is_ignored(name: str) -> bool:
@@ -38,25 +55,8 @@ def is_ignored(name: str) -> bool:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders within, by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_ignored(p.name))
-
-
-def images_within(folder: Path) -> list[Path]:
-    """All image files at any depth, in a fixed order; links are followed."""
-    return sorted(_walk(folder, ()))
-
-
-def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:  # a link to a folder that it is in
-        return
-    for entry in folder.iterdir():
-        if is_ignored(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry, (*above, real))
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            yield entry
+    with os.scandir(folder) as entries:  # which knows what is a folder, without a look at each of a million files
+        return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and entry.is_dir())
 
 
 def class_folders(folder: Path) -> list[Path]:

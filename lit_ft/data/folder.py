@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_ft.data.base import Augment, Split
-from lit_ft.data.files import class_folders, find_folder, images_within, subfolders
+from lit_ft.data.files import class_folders, find_folder, subfolders
+from lit_ft.data.index import index_images
+from lit_ft.data.names import class_order, names_of_folders
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.photos import FileSplit
@@ -21,35 +26,65 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 class ImageFolderDataModule(PhotoDataModule):
     """Photos in ``ROOT/train/CLASS/...``, ``ROOT/val/CLASS/...`` and ``ROOT/test/CLASS/...``, or in ``ROOT/CLASS/...``.
 
-    What has no folder of its own is split off from the training images, each class in proportion.
+    What has no folder of its own is split off from the training images, each class in proportion. Classes come in the
+    order of their names, by number where all are whole numbers.
 
     Args:
         root: The folder; when not given, ``data``. A relative one may also lie in the folder that the environment
             variable LIT_FT_DATA names.
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
+        class_names_from: A file with the name of the class of each folder: JSON or YAML such as
+            ``{n01440764: tench}``, or CSV or TSV with the columns ``folder`` and ``class``. When not given, classes are
+            called as their folders.
+        groups: A regular expression for the path of an image within its split, such as ``patient([0-9]+)``. Images for
+            which it finds the same text (its first group in parentheses, else all that it matches) are kept in the
+            same split.
         **common: The options of all sets of photos.
     """
 
-    def __init__(self, root: str = "data", augment: Augment = "basic", **common: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        augment: Augment = "basic",
+        class_names_from: str | None = None,
+        groups: str | None = None,
+        **common: Any,
+    ) -> None:
         super().__init__(augment=augment, **common)
+        try:
+            self._group = re.compile(groups) if groups is not None else None
+        except re.error as error:
+            raise UserError(f"--data.groups: {groups} is not a regular expression ({error})") from error
         self.root = root
-        self._class_names: list[str] | None = None
+        self.class_names_from = class_names_from
+        self._folders: dict[str, str] | None = None
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the class folders of the training images, sorted."""
-        if self._class_names is None:
-            self._class_names = [folder.name for folder in class_folders(self._train_folder())]
-        return list(self._class_names)
+        """Names of the classes, in order: those of the folders of the training images, or what a file calls these."""
+        return list(self._class_folders())
+
+    @property
+    def group_key(self) -> str:
+        """The option that tells groups."""
+        return "--data.groups"
+
+    def prepare_data(self) -> None:
+        """Finds the images, once a machine: its other processes read what is kept of that."""
+        predicts = self.trainer is not None and self.trainer.state.fn == TrainerFn.PREDICTING
+        if not (predicts and self.predict is not None):  # which needs no training images
+            for folder in self._split_folders().values():
+                index_images(folder, "--data.root")
+        super().prepare_data()
 
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""
-        root = find_folder(self.root, "--data.root")
-        splits: dict[Split, FileSplit] = {"train": self._labelled(self._train_folder(), of="train")}
-        if self._train_folder() != root:
-            others: tuple[Split, ...] = ("val", "test")
-            splits |= {split: self._labelled(root / split, of=split) for split in others if (root / split).is_dir()}
-        return splits
+        return {split: self._labelled(folder, of=split) for split, folder in self._split_folders().items()}
+
+    def _split_folders(self) -> dict[Split, Path]:
+        root, train = find_folder(self.root, "--data.root"), self._train_folder()
+        others: tuple[Split, ...] = ("val", "test") if train != root else ()
+        return {"train": train, **{split: root / split for split in others if (root / split).is_dir()}}
 
     def _train_folder(self) -> Path:
         root = find_folder(self.root, "--data.root")
@@ -60,19 +95,44 @@ class ImageFolderDataModule(PhotoDataModule):
             raise UserError(f"--data.root: {root} has {', '.join(strange)}; call the folders train, val and test")
         return root / "train" if "train" in parts else root
 
+    def _class_folders(self) -> dict[str, str]:
+        """The folder of each class, in the order of the targets."""
+        if self._folders is None:
+            folders = [folder.name for folder in class_folders(self._train_folder())]
+            if self.class_names_from is None:
+                self._folders = {name: name for name in class_order(folders)}
+            else:
+                folder_of = {name: folder for folder, name in names_of_folders(self.class_names_from, folders).items()}
+                self._folders = {name: folder_of[name] for name in class_order(folder_of)}
+        return self._folders
+
     def _labelled(self, folder: Path, of: str) -> FileSplit:
-        names = self.class_names
-        found = {path.name: images_within(path) for path in subfolders(folder)}
-        for name in found:
-            if name not in names:
-                raise unknown(f"class of the {of} images", name, names, key="--data.root")
-        empty = [name for name in names if not found.get(name)]
+        folders = list(self._class_folders().values())
+        index = index_images(folder, "--data.root")
+        for name in index.folders:
+            if name not in folders:
+                raise unknown(f"class of the {of} images", name, folders, key="--data.root")
+        found = [range(*index.folders.get(name, (0, 0))) for name in folders]
+        empty = [name for name, rows in zip(folders, found, strict=True) if not rows]
         if empty and of == "train":
             raise UserError(f"--data.root: no images in {', '.join(str(folder / name) for name in empty)}")
+        if not any(found):
+            raise UserError(f"--data.root: no images in {folder}")
         if empty:
             rank_zero_warn(f"{folder}: no images of: {', '.join(empty)}")
-        paths = [path for name in names for path in found.get(name, [])]
-        if not paths:
-            raise UserError(f"--data.root: no images in {folder}")
-        sizes = torch.tensor([len(found.get(name, [])) for name in names])
-        return FileSplit(PackedPaths.pack("", paths), torch.arange(len(names)).repeat_interleave(sizes))
+        paths = index.paths.part(torch.cat([torch.arange(rows.start, rows.stop) for rows in found]))
+        targets = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(rows) for rows in found]))
+        return FileSplit(paths, targets, self._grouped(paths))
+
+    def _grouped(self, paths: PackedPaths) -> Tensor | None:
+        if self._group is None:
+            return None
+        names = list(paths.names())
+        found = [self._group.search(name) for name in names]
+        if strange := [name for name, match in zip(names, found, strict=True) if match is None]:
+            raise UserError(
+                f"--data.groups: {self._group.pattern} is not found in {len(strange)} of {len(names)} paths, such as "
+                f"{', '.join(strange[:3])}; change it so that it finds the group of each image"
+            )
+        which = min(1, self._group.groups)
+        return self.number_groups(match[which] for match in found if match)

@@ -52,6 +52,11 @@ class PackedPaths(Sequence[Path]):
         """A path within the folder."""
         return os.fsdecode(self.text[self.starts[index] : self.stops[index]].tobytes())
 
+    def names(self) -> Iterator[str]:
+        """All paths within the folder, in order."""
+        text = self.text.tobytes()
+        return (os.fsdecode(text[i:j]) for i, j in zip(self.starts.tolist(), self.stops.tolist(), strict=True))
+
     def part(self, rows: Tensor) -> PackedPaths:
         """Those paths, int64 ``(n,)``, in that order; the text is shared."""
         return replace(self, starts=self.starts[rows.numpy()], stops=self.stops[rows.numpy()])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_choice, check_fraction
 from lit_ft.data.cache_writer import photo_cache
-from lit_ft.data.files import find_folder, images_within
+from lit_ft.data.files import find_folder
+from lit_ft.data.index import index_images
 from lit_ft.data.loader import Loader
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.photos import FileSplit, PhotoSource
-from lit_ft.data.split import hold_out
+from lit_ft.data.split import class_counts, hold_out
 from lit_ft.data.transforms import train_transform
 from lit_ft.data.verify import unreadable
 from lit_ft.data.workers import usable_cpus, workers_for
@@ -26,6 +32,23 @@ from lit_ft.errors import UserError
 
 OnBadImage = Literal["error", "skip"]
 _NAMED = 10
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns of a table of images.
+
+    Args:
+        path: Where each image is.
+        labels: What is to be learnt of it.
+        split: Train, val or test.
+        group: What no two splits may share.
+    """
+
+    path: str = "path"
+    labels: tuple[str, ...] = ("label",)
+    split: str = "split"
+    group: str = "group"
 
 
 class PhotoDataModule(ImageDataModule[FileSplit]):
@@ -76,10 +99,28 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         self.verifies = True
         self.left_out: dict[Split, list[str]] = {}
         """The images of each split that cannot be read, and why; those of a split that was not used yet are missing."""
+        # What is the same for each image of a patient, a video, …: its number, by its name.
+        self.group_numbers: dict[str, int] = {}
+        self._whole: dict[Split, FileSplit] = {}
 
     @abstractmethod
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that is given: those to train on, and perhaps others."""
+
+    @property
+    @abstractmethod
+    def group_key(self) -> str:
+        """The option that tells groups."""
+
+    @property
+    def columns(self) -> Columns:
+        """The names of the columns of the table that `write_split` writes."""
+        return Columns()
+
+    def label_cells(self, targets: Tensor) -> Iterator[list[str]]:
+        """The cells of the label columns in that table, for each target."""
+        names = self.class_names
+        return ([names[target]] for target in targets.tolist())
 
     @property
     def predict_paths(self) -> list[str]:
@@ -118,9 +159,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and splits off what is not given."""
         splits = self.read_given()
+        self._refuse_shared_groups(splits)
         total = len(splits["train"])  # both fractions are of all images, whichever is split off first
         self._split_off(splits, "test", round(self.test_fraction * total))
         self._split_off(splits, "val", max(1, round(self.val_fraction * total)))
+        self._whole = dict(splits)
         if self.predict is not None:
             splits["predict"] = self._to_predict(self.predict)
         else:
@@ -205,17 +248,58 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             if lost:
                 raise UserError(f"{gone} of {', '.join(lost)}, as none can be read; mend them")
 
+    def write_split(self, file: Path) -> None:
+        """Writes which image is in which split, as a table that `ImageTableDataModule` reads; needs `setup`.
+
+        Each image is in it once, with its label, split and group: also those that ``shots`` or ``fraction`` leave out.
+        """
+        names, groups = self.columns, list(self.group_numbers)
+        # Names of files need not be valid text.
+        with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
+            writer = csv.writer(opened)
+            writer.writerow([names.path, *names.labels, names.split, *([names.group] if groups else [])])
+            for split, images in self._whole.items():
+                root = os.path.abspath(images.paths.root)
+                paths = (os.path.join(root, name) for name in images.paths.names())
+                numbers = images.groups.tolist() if images.groups is not None else [0] * len(images)
+                for path, labels, number in zip(paths, self.label_cells(images.targets), numbers, strict=True):
+                    writer.writerow([path, *labels, split, *([groups[number]] if groups else [])])
+
+    def number_groups(self, names: Iterable[str]) -> Tensor:
+        """The numbers of groups, int64 ``(N,)``, for their names."""
+        numbers = self.group_numbers
+        return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
+
+    def _refuse_shared_groups(self, splits: dict[Split, FileSplit]) -> None:
+        names, home = list(self.group_numbers), dict[int, str]()
+        for split, images in splits.items():
+            for number in set(images.groups.tolist()) if images.groups is not None else ():
+                if home.setdefault(number, split) != split:
+                    raise UserError(
+                        f"{self.group_key}: group {names[number]!r} is both in {home[number]} and in {split}; move all "
+                        "its images into one of them"
+                    )
+
     def _split_off(self, splits: dict[Split, FileSplit], split: Split, count: int) -> None:
         if split in splits or not count:
             return
         train = splits["train"]
-        kept, held = hold_out(train.targets, count, self.split_seed, f"--data.{split}_fraction")
+        kept, held = hold_out(train.targets, count, self.split_seed, f"--data.{split}_fraction", train.groups)
         splits["train"], splits[split] = train.part(kept), train.part(held)
+        if train.groups is not None and train.targets.ndim == 1:
+            counts = class_counts(splits[split].targets, self.num_classes)
+            if without := [name for name, n in zip(self.class_names, counts, strict=True) if not n]:
+                rank_zero_warn(
+                    f"{self.group_key}: no images of {', '.join(without)} in {split}, as too few groups have any"
+                )
 
     @staticmethod
     def _to_predict(given: str) -> FileSplit:
         path = Path(given).expanduser()
-        paths = [path] if path.is_file() else images_within(find_folder(given, "--data.predict"))
-        if not paths:
+        if path.is_file():
+            paths = PackedPaths.pack("", [path])
+        else:
+            paths = index_images(find_folder(given, "--data.predict"), "--data.predict").paths
+        if not len(paths):
             raise UserError(f"--data.predict: no images in {path}")
-        return FileSplit(PackedPaths.pack("", paths), torch.arange(len(paths)))
+        return FileSplit(paths, torch.arange(len(paths)))

@@ -31,11 +31,13 @@ class FileSplit:
 
     Args:
         paths: Where each is, ``N`` of them.
-        targets: Class of each, int64 ``(N,)``.
+        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
+        groups: The group of each, such as the patient, by number, int64 ``(N,)``; none where none are known.
     """
 
     paths: PackedPaths
     targets: Tensor
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -43,7 +45,8 @@ class FileSplit:
 
     def part(self, rows: Tensor) -> FileSplit:
         """The split of these images of this one."""
-        return FileSplit(self.paths.part(rows), self.targets[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return FileSplit(self.paths.part(rows), self.targets[rows], groups)
 
     def indexed(self) -> FileSplit:
         """The same images, with their position as the target."""

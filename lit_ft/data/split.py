@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lit_ft.errors import UserError
 
+_Taken = tuple[float, list[int]]  # how far the shares of classes are from what was wanted, and the groups
+_MOST_PASSES = 10
 
-def hold_out(targets: Tensor, part: float, seed: int, key: str) -> tuple[Tensor, Tensor]:
+
+def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Splits rows in two, each class in proportion.
 
     Args:
-        targets: Class of each row, ``(N,)``.
+        targets: Class of each row, ``(N,)``; what has no classes, ``(N, K)``, is split regardless of it.
         part: Fraction of the rows to hold out, or their number.
         seed: Seed of the split.
         key: The option that an error names.
+        groups: Group of each row, int64 ``(N,)``, from 0. No group comes on both sides; shares and number are then as
+            near to those asked for as whole groups allow.
 
     Returns:
         The rows kept and the rows held out, both in ascending order.
 
     Raises:
-        UserError: A class has too few images to be on both sides.
+        UserError: A class has too few images to be on both sides, or there are too few groups.
     """
-    classes = targets.numpy()
+    classes = targets.numpy() if targets.ndim == 1 else np.zeros(len(targets), np.int64)
+    if groups is not None:
+        taken = _take_groups(classes, groups.numpy(), part if part < 1 else part / len(classes), seed)
+        if not len(taken):
+            count = f"{len(np.unique(groups.numpy()))} group(s)"
+            raise UserError(
+                f"{key}: {part} of {len(classes)} images in {count} cannot be held out so that images of each class "
+                "are left to train on; add groups"
+            )
+        is_held = np.isin(groups.numpy(), taken)
+        return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
     try:
-        kept, held = train_test_split(np.arange(len(classes)), test_size=part, random_state=seed, stratify=classes)
+        kept, held = train_test_split(
+            np.arange(len(classes)), test_size=part, random_state=seed, stratify=classes if targets.ndim == 1 else None
+        )
     except ValueError as error:
         _, sizes = np.unique(classes, return_counts=True)
         raise UserError(
@@ -37,6 +56,53 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str) -> tuple[Tensor,
             f"be held out with each class in proportion; change it or add images ({error})"
         ) from error
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
+
+
+def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Chooses groups that hold a share of each class, as nearly as it can; none where there are too few.
+
+    Of several random orders the best counts. (scikit-learn's StratifiedGroupKFold has folds of equal size alone, and
+    takes a time that grows with groups x classes.)
+    """
+    names, rows = np.unique(groups, return_inverse=True)
+    totals = np.bincount(classes)
+    cells, sizes = np.unique(rows * len(totals) + classes, return_counts=True)
+    group_of, labels = np.divmod(cells, len(totals))
+    starts = np.searchsorted(group_of, np.arange(len(names) + 1)).tolist()
+    cell_list = list(zip(labels.tolist(), sizes.tolist(), strict=True))
+    members = [cell_list[i:j] for i, j in itertools.pairwise(starts)]
+    random = np.random.default_rng(seed)
+    orders = [random.permutation(len(names)).tolist() for _ in range(max(1, min(20, 200_000 // len(names))))]
+    found = [_fill(members, totals.tolist(), share, order) for order in orders]
+    _, best = min(((distance, taken) for distance, taken in found if taken), default=(0.0, []))
+    if not best:  # every group is larger than what is wanted: the nearest that leaves some of each class
+        left = [g for g in orders[0] if all(size < totals[label] for label, size in members[g])]
+        best = sorted(left, key=[sum(size for _, size in cells) for cells in members].__getitem__)[:1]
+    return names[best]
+
+
+def _fill(members: list[list[tuple[int, int]]], totals: list[int], share: float, order: list[int]) -> _Taken:
+    """Goes through groups in an order, and takes or gives back each by which the shares come nearer; and so again."""
+    wanted = [share * total for total in totals]
+    held = [0] * len(totals)
+    taken: set[int] = set()
+    for _ in range(_MOST_PASSES):
+        before = taken.copy()
+        for group in order:
+            sign = -1 if group in taken else 1
+            change = 0.0
+            for label, size in members[group]:
+                if held[label] + sign * size == totals[label]:  # nothing of this class would be left
+                    break
+                change += size * (size + 2 * sign * (held[label] - wanted[label])) / totals[label]
+            else:
+                if change < 0:
+                    taken ^= {group}
+                    for label, size in members[group]:
+                        held[label] += sign * size
+        if taken == before:
+            break
+    return sum((h - w) ** 2 / t for h, w, t in zip(held, wanted, totals, strict=True) if t), sorted(taken)
 
 
 def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str]) -> Tensor:
@@ -87,7 +153,9 @@ def _keep(targets: Tensor, quotas: Sequence[int], seed: int) -> Tensor:
 
 
 def class_counts(targets: Tensor, num_classes: int) -> list[int]:
-    """Number of images of each class; for ``(N, K)`` of zeros and ones, of those that have it."""
+    """Number of images of each class; for ``(N, K)``, of those that have each label, or each number."""
+    if targets.is_floating_point():  # every image has all of them
+        return [len(targets)] * num_classes
     if targets.ndim == 2:
         return [int(n) for n in targets.sum(dim=0)]
     return [int(n) for n in torch.bincount(targets, minlength=num_classes)]

@@ -100,6 +100,18 @@ def test_data_table_of_many_classes_shows_the_first_ten():
     assert data_table(data) == "Data  SimpleNamespace: 12 classes (a, b, c, d, e, f, g, h, i, j, …)"
 
 
+def test_data_table_of_labels_and_numbers():
+    data = SimpleNamespace(
+        task="multilabel", class_names=["a", "b"], counts=lambda: {"train": [7, 3]}, sizes=lambda: {"train": 8}
+    )
+    assert data_table(data).splitlines() == [
+        "Data  SimpleNamespace: 2 labels (a, b)",
+        "  train         8 images, 3 to 7 a label",
+    ]
+    data.task, data.class_names = "regression", ["age"]
+    assert data_table(data).splitlines() == ["Data  SimpleNamespace: 1 number (age)", "  train         8 images"]
+
+
 @pytest.mark.parametrize("data", [None, SimpleNamespace(num_classes=3)])
 def test_data_table_of_loaders(data):
     assert data_table(data) == "Data: given as loaders"

@@ -1,26 +1,7 @@
 import pytest
-from image_files import save_photo
 
-from lit_ft.data.files import class_folders, find_folder, images_within
+from lit_ft.data.files import class_folders, find_file, find_folder
 from lit_ft.errors import UserError
-
-
-def test_images_are_found_at_any_depth_in_a_fixed_order(tmp_path):
-    for name in ("b/2.JPG", "b/deep/1.png", "a/3.jpeg", ".hidden/x.png", "b/.dot.png", "__MACOSX/x.png",
-                 "a/.ipynb_checkpoints/3.jpeg", "a/notes.txt"):  # fmt: skip
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    found = [p.relative_to(tmp_path).as_posix() for p in images_within(tmp_path)]
-    assert found == ["a/3.jpeg", "b/2.JPG", "b/deep/1.png"]
-
-
-def test_links_are_followed_and_loops_are_not(tmp_path):
-    save_photo(tmp_path / "elsewhere" / "1.png")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "root")
-    assert images_within(tmp_path / "root") == [tmp_path / "root" / "link" / "1.png"]
 
 
 def test_missing_folder_tells_the_nearest(tmp_path):
@@ -33,6 +14,11 @@ def test_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(UserError, match=r"^--data.predict: .*x.png is a file, not a folder"):
         find_folder(str(tmp_path / "x.png"), "--data.predict")
+
+
+def test_folder_in_place_of_a_file(tmp_path):
+    with pytest.raises(UserError, match=rf"^--data.table: {tmp_path} is a folder, not a file$"):
+        find_file(str(tmp_path), "--data.table")
 
 
 def test_relative_folder_may_lie_in_the_shared_one(tmp_path, monkeypatch):

@@ -1,3 +1,6 @@
+import csv
+import json
+import os
 import shutil
 import warnings
 
@@ -165,3 +168,103 @@ def test_folder_that_is_meant_for_a_split_is_not_taken_for_a_class(photo_root, n
     (photo_root / name).mkdir()
     with pytest.raises(UserError, match=rf"has {name}; call the folders train, val and test$"):
         _ = ImageFolderDataModule(str(photo_root)).class_names
+
+
+def test_whole_numbers_are_in_the_order_of_numbers(tmp_path):
+    for name in ("10", "9", "007"):
+        for i in range(5):
+            save_photo(tmp_path / name / f"{i}.png", (int(name) * 10, 0, 0))
+    data = make(tmp_path, augment="none")
+    assert data.class_names == ["007", "9", "10"]
+    for images, targets in data.val_dataloader():
+        assert (images.float().amax((1, 2, 3)) / 10).round().tolist() == [[7, 9, 10][k] for k in targets]
+    (tmp_path / "10").rename(tmp_path / "x")
+    assert make(tmp_path).class_names == ["007", "9", "x"]
+
+
+NAMES = {"ant": "Zebra", "bee": "no", "cat": "007"}
+FILES = {
+    "names.json": json.dumps(NAMES),
+    "names.yaml": "ant: Zebra\nbee: no\ncat: 007\n",
+    "names.csv": "folder,class\nant,Zebra\nbee,no\ncat,007\n",
+    "names.tsv": "class\tfolder\n007\tcat\nZebra\tant\nno\tbee\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_classes_are_called_as_a_file_says(split_root, tmp_path, name):
+    (tmp_path / name).write_text(FILES[name])
+    data = make(split_root, class_names_from=str(tmp_path / name), augment="none", batch_size=8)
+    assert data.class_names == ["007", "Zebra", "no"]
+    for images, targets in (*data.train_dataloader(), *data.test_dataloader()):
+        # of cats, which are blue, ants and bees
+        assert torch.tensor([2, 0, 1])[targets].equal(images.float().mean((2, 3)).argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"ant": "a", "bees": "b", "cat": "c"}, "unknown class folder 'bee'; nearest: bees"),
+        ({**NAMES, "dog": "d", "eel": "e"}, "names dog and 1 others, but there is no such class folder; leave it out"),
+        ({**NAMES, "cat": "no"}, "gives bee and cat one name, 'no'; tell them apart"),
+        ({**NAMES, "cat": ["c"]}, "must have one name for each folder"),
+        ({**NAMES, "cat": ""}, "must have one name for each folder"),
+        ([1], "must have one name for each folder"),
+        ("{", r"cannot be read \(Expecting property name"),
+    ],
+)
+def test_mistakes_in_a_file_of_names(photo_root, tmp_path, text, message):
+    path = tmp_path / "names.json"
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(UserError, match=rf"^--data.class_names_from: {path}:? {message}"):
+        make(photo_root, class_names_from=str(path))
+
+
+def test_file_of_names_that_is_not_there(photo_root, tmp_path):
+    with pytest.raises(UserError, match=r"^--data.class_names_from: .*names.yml does not exist"):
+        make(photo_root, class_names_from=str(tmp_path / "names.yml"))
+    (tmp_path / "n.csv").write_text("n01440764,tench\nx,y\n")
+    with pytest.raises(UserError, match=r"^--data.class_names_from: unknown column of .*n.csv 'folder'"):
+        make(photo_root, class_names_from=str(tmp_path / "n.csv"))
+
+
+@pytest.mark.parametrize("pattern", ["([0-9])", "[0-9](?=.png)"])
+def test_images_of_a_group_stay_together(photo_root, pattern):
+    data = make(photo_root, groups=pattern, test_fraction=0.3)
+    assert data.counts() == {"train": [5] * 3, "test": [3] * 3, "val": [2] * 3}
+    numbers = [{path[-5] for path in paths_of(data, split)} for split in ("train", "val", "test")]
+    assert list(map(len, numbers)) == [5, 2, 3]
+    assert len(set.union(*numbers)) == 10
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", r"\( is not a regular expression \(missing"),
+        ("ant/(.)", "ant/.* is not found in 20 of 30 paths, such as bee/0.png, bee/1.png, bee/2.png; change it"),
+    ],
+)
+def test_patterns_of_groups_that_do_not_fit(photo_root, pattern, message):
+    with pytest.raises(UserError, match=f"^--data.groups: {message}"):
+        make(photo_root, groups=pattern)
+
+
+def test_group_in_two_folders_is_refused(split_root):
+    with pytest.raises(UserError, match=r"^--data.groups: group '0' is both in train and in val; move all its images"):
+        make(split_root, groups="([0-9])")
+
+
+def test_class_whose_group_is_in_training_alone_is_told(photo_root):
+    for path in (photo_root / "ant").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.warns(UserWarning, match=r"^--data.groups: no images of ant in val, as too few groups have any"):
+        data = make(photo_root, groups="x|[0-9]")
+    assert data.counts()["train"][0] == 10
+
+
+def test_paths_that_are_no_text_are_written(photo_root, tmp_path):
+    name = os.fsdecode(b"\xff,\n.png")
+    (photo_root / "ant" / "0.png").rename(photo_root / "ant" / name)
+    make(photo_root).write_split(tmp_path / "split.csv")
+    with open(tmp_path / "split.csv", newline="", errors="surrogateescape") as file:
+        assert str(photo_root / "ant" / name) in [row[0] for row in csv.reader(file)]

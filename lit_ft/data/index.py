@@ -1,0 +1,164 @@
+"""Decides how the images below a folder are found: in one pass, which is kept between runs while no folder changes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
+from lit_ft.data.kept import Kept, kept
+from lit_ft.data.paths import PackedPaths
+from lit_ft.errors import UserError
+
+# The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
+# since, at the same time by its clock.
+_COARSEST_CLOCK_NS = 2 * 10**9
+
+# As `os.fsencode`, which takes longer than all else for a million names.
+_FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images below a folder.
+
+    Args:
+        paths: All of them, at any depth, in the order of `pathlib.Path`.
+        folders: The first and the last but one of those below each folder directly within, by name, sorted.
+    """
+
+    paths: PackedPaths
+    folders: dict[str, tuple[int, int]]
+
+
+def index_images(folder: Path, key: str) -> ImageIndex:
+    """Finds all images below a folder; links are followed, and what is hidden or left behind by tools is passed over.
+
+    Args:
+        folder: An existing folder.
+        key: The option that names it, for the message.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+    # Another list of suffixes would find other files.
+    name = "\n".join([os.path.realpath(folder), *sorted(IMAGE_SUFFIXES)])
+    arrays, facts = kept("index", name, _Holds(folder), _Scan(str(folder), key))
+    stops = arrays["stops"].numpy()
+    starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]
+    folders = {name: (first, last) for name, (first, last) in facts["folders"].items()}
+    return ImageIndex(PackedPaths(str(folder), arrays["text"].numpy(), starts, stops), folders)
+
+
+def _changed(facts: os.stat_result) -> int:
+    """When a folder was last changed, in nanoseconds.
+
+    Not by its mtime, which programs that unpack archives set back after they have added files; but on Windows, where
+    ctime is another thing.
+    """
+    return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
+
+
+def _wanted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], set[str]]:
+    """The names of images and folders in order, and which are folders."""
+    names, folders = [], set()
+    for entry in entries:
+        name = entry.name
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link that leads nowhere
+            is_folder = False
+        if (is_folder or name[name.rfind(".") :].lower() in IMAGE_SUFFIXES) and not is_ignored(name):
+            names.append(name)
+            if is_folder:
+                folders.add(name)
+    return sorted(names), folders
+
+
+@dataclass
+class _Holds:
+    """Tells whether no folder has changed since they were scanned: to add, remove or rename a file changes its folder.
+
+    Args:
+        folder: The folder above all.
+    """
+
+    folder: Path
+
+    def __call__(self, facts: dict[str, Any]) -> bool:
+        try:
+            return bool(facts["settled"]) and all(
+                _changed(os.stat(os.path.join(self.folder, name))) == changed
+                for name, changed in zip(facts["below"], facts["changed"], strict=True)
+            )
+        except OSError:
+            return False
+
+
+class _Scan:
+    """Reads every folder below one once.
+
+    Args:
+        folder: The folder above all.
+        key: The option that names it, for the message.
+    """
+
+    def __init__(self, folder: str, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self.text = bytearray()  # the names of the images, one after the other
+        self.stops = array("q")  # where each ends
+        self.folders: dict[str, list[int]] = {}
+        self.below: list[str] = []  # every folder, and when it changed
+        self.changed: list[int] = []
+
+    def __call__(self) -> Kept:
+        began = time.time_ns()
+        self._read(self.folder, "", ())
+        arrays = {
+            # Copied, as an array that grew has room to spare, and one of no bytes has no memory to share.
+            "text": torch.from_numpy(np.array(self.text, np.uint8)),
+            "stops": torch.from_numpy(np.array(self.stops, np.int64)),
+        }
+        settled = max(self.changed) < began - _COARSEST_CLOCK_NS
+        facts = {"folders": self.folders, "below": self.below, "changed": self.changed, "settled": settled}
+        return arrays, facts
+
+    def _read(self, folder: str, within: str, above: tuple[tuple[int, int], ...]) -> None:
+        """Adds the images below a folder.
+
+        Args:
+            folder: Where it is.
+            within: The same, as seen from the folder above all, with a slash at the end.
+            above: The folders that it is in.
+        """
+        try:
+            facts = os.stat(folder)  # before it is read: what changes meanwhile is seen the next time
+            itself = (facts.st_dev, facts.st_ino)
+            if itself in above:  # a link to a folder that it is in
+                return
+            with os.scandir(folder) as entries:
+                names, folders = _wanted(entries)
+        except OSError as error:
+            raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
+        self.below.append(within)
+        self.changed.append(_changed(facts))
+        start, text, stops = os.fsencode(within), self.text, self.stops
+        for name in names:
+            if name in folders:
+                first = len(self.stops)
+                self._read(os.path.join(folder, name), f"{within}{name}/", (*above, itself))
+                if not within:
+                    self.folders[name] = [first, len(self.stops)]
+            else:
+                text += start + name.encode(*_FILE_NAMES)
+                stops.append(len(text))

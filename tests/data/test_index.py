@@ -1,0 +1,153 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from image_files import save_photo
+
+from lit_ft.data import ImageFolderDataModule
+from lit_ft.data import index as module
+from lit_ft.data.index import index_images
+from lit_ft.errors import UserError
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The folders that are read, in order; those made just now count as settled."""
+    read, scandir = [], os.scandir
+
+    def counted(folder):
+        read.append(os.path.basename(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    monkeypatch.setattr(module, "_COARSEST_CLOCK_NS", -(10**18))
+    return read
+
+
+def names(folder):
+    return list(index_images(folder, "--data.root").paths.names())
+
+
+def test_images_are_found_at_any_depth_in_a_fixed_order(tmp_path):
+    for name in ("b/2.JPG", "b/deep/1.png", "a/3.jpeg", ".hidden/x.png", "b/.dot.png", "__MACOSX/x.png",
+                 "a/.ipynb_checkpoints/3.jpeg", "a/notes.txt"):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = names(tmp_path)
+    assert found == ["a/3.jpeg", "b/2.JPG", "b/deep/1.png"]
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path):
+    save_photo(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "itself").symlink_to("itself")
+    assert list(index_images(tmp_path / "root", "--data.root").paths) == [tmp_path / "root" / "link" / "1.png"]
+
+
+def test_order_is_that_of_paths(tmp_path):
+    for name in ("a/b/1.png", "a/b.png", "a/c.png", "a-/1.png", "B/1.png", "ä/1.png", "a/b-/1.png", "z.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    index = index_images(tmp_path, "--data.root")
+    assert list(index.paths) == sorted(tmp_path.rglob("*.png"))
+    found = {name: [index.paths.name(i) for i in range(*rows)] for name, rows in index.folders.items()}
+    assert found == {
+        "B": ["B/1.png"], "a": ["a/b/1.png", "a/b-/1.png", "a/b.png", "a/c.png"], "a-": ["a-/1.png"], "empty": [],
+        "ä": ["ä/1.png"],
+    }  # fmt: skip
+    assert list(index.folders) == sorted(index.folders)
+
+
+def test_folders_are_read_once_while_they_stay_the_same(photo_root, reads):
+    first = names(photo_root)
+    assert sorted(reads) == ["ant", "bee", "cat", "photos"]
+    assert names(photo_root) == first == [f"{name}/{i}.png" for name in ("ant", "bee", "cat") for i in range(10)]
+    assert len(reads) == 4
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "rename", "new folder", "in a linked folder", "link"])
+def test_a_change_below_is_seen(photo_root, tmp_path, reads, change):
+    for name in ("one", "other"):
+        save_photo(tmp_path / name / "1.png")
+    (photo_root / "ant" / "link").symlink_to(tmp_path / "one")
+    before = names(photo_root)
+    match change:
+        case "add":
+            save_photo(photo_root / "bee" / "new.png")
+        case "remove":
+            (photo_root / "bee" / "0.png").unlink()
+        case "rename":
+            (photo_root / "bee" / "0.png").rename(photo_root / "bee" / "x.png")
+        case "new folder":
+            (photo_root / "dog").mkdir()
+        case "in a linked folder":
+            save_photo(tmp_path / "one" / "2.png")
+        case "link":
+            (photo_root / "ant" / "link").unlink()
+            (photo_root / "ant" / "link").symlink_to(tmp_path / "nowhere")
+    after = names(photo_root)
+    assert sorted(after) == sorted(str(p.relative_to(photo_root)) for p in _walked(photo_root))
+    assert (after == before) == (change == "new folder")
+    assert ("dog" in index_images(photo_root, "k").folders) == (change == "new folder")
+
+
+def _walked(root):
+    return [Path(d, name) for d, _, found in os.walk(root, followlinks=True) for name in found if name.endswith("png")]
+
+
+def test_a_change_whose_time_was_set_back_is_seen(photo_root, reads):
+    """As by a program that unpacks a second archive."""
+    facts = os.stat(photo_root / "bee")
+    names(photo_root)
+    save_photo(photo_root / "bee" / "new.png")
+    os.utime(photo_root / "bee", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert "bee/new.png" in names(photo_root)
+
+
+def test_what_changed_just_before_is_not_trusted(photo_root, reads, monkeypatch):
+    monkeypatch.setattr(module, "_COARSEST_CLOCK_NS", 2 * 10**9)
+    names(photo_root)
+    names(photo_root)
+    assert len(reads) == 8
+
+
+def test_other_suffixes_find_other_files(photo_root, reads, monkeypatch):
+    (photo_root / "ant" / "x.heic").touch()
+    assert len(names(photo_root)) == 30
+    monkeypatch.setattr(module, "IMAGE_SUFFIXES", {".heic"})
+    assert names(photo_root) == ["ant/x.heic"]
+
+
+def test_names_that_are_no_text_are_kept(tmp_path, reads):
+    name = os.fsdecode(b"\xff")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f"{name}.png").touch()
+    assert names(tmp_path) == names(tmp_path) == [f"{name}/{name}.png"]
+    assert len(reads) == 2
+
+
+def test_folder_that_cannot_be_read(photo_root, monkeypatch):
+    scandir = os.scandir
+
+    def forbidden(folder):
+        if str(folder).endswith("bee"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UserError, match=r"^--data.root: .*photos/bee cannot be read \(Permission denied\); "):
+        index_images(photo_root, "--data.root")
+
+
+def test_prepare_data_keeps_what_setup_reads(photo_root, reads):
+    ImageFolderDataModule(str(photo_root)).prepare_data()
+    count = reads.count("bee")
+    data = pickle.loads(pickle.dumps(ImageFolderDataModule(str(photo_root))))
+    data.setup()
+    assert reads.count("bee") == count == 1
+    assert len(data.splits["train"]) == 24

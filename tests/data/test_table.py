@@ -1,0 +1,338 @@
+import csv
+import pickle
+import sys
+
+import pytest
+import torch
+from image_files import save_photo
+
+from lit_ft.backbones.spec import InputSpec
+from lit_ft.data import ImageTableDataModule
+from lit_ft.errors import UserError
+
+SPEC = InputSpec(size=16, resize=20)
+COLORS = {"ant": (250, 0, 0), "bee": (0, 250, 0), "cat": (0, 0, 250)}
+
+
+@pytest.fixture
+def table(photo_root):
+    """Writes a table beside the photos, of rows or of columns from the number and the class of each photo."""
+
+    def write(rows=None, name="t.csv", **columns):
+        path = photo_root / name
+        if rows is None:
+            photos = [(kind, i) for i in range(10) for kind in COLORS]
+            cells = [[f"{kind}/{i}.png", *(str(make(kind, i)) for make in columns.values())] for kind, i in photos]
+            rows = [["path", *columns], *cells]
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",").writerows(rows)
+        return str(path)
+
+    return write
+
+
+def kind_of(kind, i):
+    return kind
+
+
+def part_of(kind, i):
+    return ["train", "val", "test"][max(0, i - 7)]
+
+
+def numbers_of(data, split):
+    return torch.tensor([[float(path[-5])] for path in paths_of(data, split)])
+
+
+def make(path, **options):
+    data = ImageTableDataModule(path, num_workers=0, spec=SPEC, augment="none", **options)
+    data.setup()
+    return data
+
+
+def paths_of(data, split):
+    return [str(p) for p in data.splits[split].paths]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_classes_of_a_table(table, name):
+    data = make(table(label=kind_of, name=name), batch_size=8)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.counts() == {"train": [8] * 3, "val": [2] * 3}
+    assert data.sizes() == {"train": 24, "val": 6}
+    for images, targets in (*data.train_dataloader(), *data.val_dataloader()):
+        assert images.float().mean((2, 3)).argmax(1).equal(targets)
+
+
+def test_bom_blank_lines_and_spaces_do_no_harm(table, photo_root):
+    path = photo_root / "b.csv"
+    path.write_bytes(b"\xef\xbb\xbfpath, label\r\nant/0.png, ant\r\n\r\nant/1.png,ant \nbee/0.png,bee\nbee/1.png,bee\n")
+    data = make(str(path), val_fraction=0.5)
+    assert data.class_names == ["ant", "bee"]
+    assert data.sizes() == {"train": 2, "val": 2}
+
+
+def test_whole_numbers_are_in_the_order_of_numbers(table):
+    numbers = {"ant": 10, "bee": 9, "cat": -1}
+    data = make(table(age=lambda kind, i: numbers[kind]), label_columns=["age"])
+    assert data.class_names == ["-1", "9", "10"]
+    assert data.splits["val"].targets.tolist().count(0) == 2
+
+
+def test_splits_by_column(table):
+    names = {"train": "training", "val": "Validation", "test": "test"}
+    data = make(table(label=kind_of, fold=lambda k, i: names[part_of(k, i)]), split_column="fold")
+    assert data.counts() == {"train": [8] * 3, "val": [1] * 3, "test": [1] * 3}
+    assert paths_of(data, "val")[0].endswith("ant/8.png")
+
+
+def test_column_called_split_is_one_without_being_named(table):
+    assert make(table(label=kind_of, split=part_of)).sizes() == {"train": 24, "val": 3, "test": 3}
+    # what is not in the table is split off
+    some = make(table(label=kind_of, split=lambda k, i: part_of(k, min(i, 8))), test_fraction=0.25)
+    assert some.sizes() == {"train": 18, "val": 6, "test": 6}
+
+
+def test_paths_start_from_the_table_or_from_root_or_are_absolute(table, photo_root, tmp_path):
+    rows = [["path", "label"], *([f"{k}/{i}.png", k] for k in ("ant", "bee") for i in range(2))]
+    rows.append([str(photo_root / "bee" / "2.png"), "bee"])
+    path = tmp_path / "elsewhere.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    data = make(str(path), root=str(photo_root), val_fraction=0.4)
+    assert sorted(paths_of(data, "train") + paths_of(data, "val"))[-1] == str(photo_root / "bee" / "2.png")
+    with pytest.raises(UserError, match=rf"4 of 5 rows of .* name no file: row 2 '{tmp_path}/ant/0.png'"):
+        make(str(path))
+
+
+def test_several_columns_of_marks(table):
+    path = table(warm=lambda k, i: int(k == "ant"), even=lambda k, i: ["0.0", "True"][i % 2 == 0], all=lambda k, i: 1)
+    data = make(path, task="multilabel", label_columns=["warm", "even", "all"], batch_size=30)
+    assert data.class_names == ["warm", "even", "all"]
+    assert sum(torch.tensor(n) for n in data.counts().values()).tolist() == [10, 15, 30]
+    assert data.sizes() == {"train": 24, "val": 6}
+    images, targets = next(iter(data.train_dataloader()))
+    assert (targets.shape, targets.dtype) == ((24, 3), torch.int64)
+    assert (images.float().mean((2, 3)).argmax(1) == 0).long().equal(targets[:, 0])
+
+
+@pytest.mark.parametrize(("mark", "label"), [("|", "no finding"), (";", "no finding"), (" ", "none")])
+def test_one_column_of_labels(table, tmp_path, mark, label):
+    path = table(labels=lambda k, i: mark.join(["b", "a"]) if i == 3 else label if i < 9 else "")
+    data = make(path, task="multilabel", label_columns=["labels"], split_seed=3)
+    assert data.class_names == ["a", "b", label]
+    assert sum(torch.tensor(n) for n in data.counts().values()).tolist() == [3, 3, 24]
+    assert sorted(map(tuple, torch.cat([data.splits[s].targets for s in ("train", "val")]).tolist()))[0] == (0, 0, 0)
+
+
+def test_numbers(table):
+    path = table(age=lambda k, i: i / 3, weight=lambda k, i: f"-{i}e3")
+    data = make(path, task="regression", label_columns=["age", "weight"], batch_size=30)
+    assert data.class_names == ["age", "weight"]
+    assert data.counts() == {"train": [24, 24], "val": [6, 6]}
+    images, targets = next(iter(data.train_dataloader()))
+    assert targets.dtype == torch.float32
+    numbers = (25 - images.amax((1, 2, 3)).float() / 10).round()  # a photo's brightness tells it
+    torch.testing.assert_close(targets, torch.stack([numbers / 3, numbers * -1000], dim=1))
+
+
+def test_groups_stay_together(table):
+    data = make(table(label=kind_of, patient=lambda k, i: f"p{i // 2}"), group_column="patient", test_fraction=0.2)
+    assert data.counts() == {"train": [6] * 3, "test": [2] * 3, "val": [2] * 3}
+    groups = [{p[-5] for p in paths_of(data, s)} for s in ("train", "val", "test")]
+    assert sorted(int(i) // 2 for i in groups[1]) in ([n, n] for n in range(5))
+    assert len(set.union(*groups)) == 10 == sum(map(len, groups))
+
+
+def test_group_in_two_given_splits_is_refused(table):
+    path = table(label=kind_of, split=part_of, patient=lambda k, i: "p" if i in (0, 9) else f"p{i}")
+    with pytest.raises(UserError, match=r"^--data.group_column: group 'p' is both in train and in test; move all its"):
+        make(path, group_column="patient")
+
+
+def test_rows_that_come_twice_count_once(table):
+    photos = [f"{k}/{i}.png" for k in ("ant", "bee") for i in range(6)]
+    rows = [["path", "label"], *([path, path[:3]] for path in photos), ["bee/../ant/0.png", "ant"]]
+    with pytest.warns(UserWarning, match=r"t.csv names 1 images again, which count once"):
+        data = make(table(rows))
+    assert data.sizes() == {"train": 10, "val": 2}
+
+
+def test_parquet(table, photo_root):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    photos = [(kind, i) for kind in COLORS for i in range(10)]
+    path = photo_root / "t.parquet"
+    columns = {
+        "path": [f"{k}/{i}.png" for k, i in photos],
+        "label": [i % 3 + 9 for _, i in photos],
+        "x": [i / 3 for _, i in photos],
+    }
+    parquet.write_table(arrow.table(columns), path)
+    assert make(str(path)).class_names == ["9", "10", "11"]
+    data = make(str(path), task="regression", label_columns=["x"])
+    torch.testing.assert_close(data.splits["val"].targets, numbers_of(data, "val") / 3)
+    columns["label"][4] = None
+    parquet.write_table(arrow.table(columns), path)
+    with pytest.raises(UserError, match=r"^--data.label_columns: 1 of 30 rows of .* have no label: row 5; mend them$"):
+        make(str(path))
+    path.write_bytes(b"PAR1 but not really")
+    with pytest.raises(UserError, match=r"^--data.table: .*t.parquet cannot be read \(.*\)$"):
+        make(str(path))
+
+
+def test_parquet_without_pyarrow(table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"^--data.table: .*t.parquet needs pyarrow; run: pip install 'lit_ft\["):
+        make(table(label=kind_of, name="t.parquet"))
+
+
+def test_table_can_be_pickled(table):
+    data = make(table(label=kind_of, patient=lambda k, i: i), group_column="patient")
+    assert paths_of(pickle.loads(pickle.dumps(data)), "val") == paths_of(data, "val")
+
+
+def cells(change):
+    """Thirty rows of which some are changed: by line as spreadsheets count, to a list of fields."""
+    rows = [["path", "label"], *([f"{k}/{i}.png", k] for i in range(10) for k in COLORS)]
+    return [change.get(number, row) for number, row in enumerate(rows, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({1: ["file", "label"]}, {}, r"--data.path_column: unknown column of \S+ 'path' .*choose from file, label"),
+        ({}, {"path_column": "pat"}, r"--data.path_column: unknown column of \S+ 'pat'; nearest: path"),
+        ({}, {"label_columns": ["lable"]}, "--data.label_columns: unknown column of .* 'lable'; nearest: label"),
+        ({}, {"split_column": "fold"}, "--data.split_column: unknown column of .* 'fold'"),
+        ({}, {"group_column": "patient"}, "--data.group_column: unknown column of .* 'patient'"),
+        ({1: ["path", "path"]}, {}, "--data.table: .* has the column 'path' twice"),
+        (
+            {n: ["x.png", "ant"] for n in (2, 5, 6, 9)}, {},
+            "--data.table: 4 of 30 rows of .* name no file: row 2 '.*/x.png', row 5 '.*', row 6 '.*/x.png' and 1 more; "
+            "mend them, or name the folder that they start from: --data.root",
+        ),
+        ({3: ["ant", "ant"]}, {}, "--data.table: 1 of 30 rows of .* name no file: row 3 "),
+        ({4: ["", "ant"]}, {}, "--data.path_column: 1 of 30 rows of .* have no path: row 4; mend them"),
+        ({4: ["ant/0.png", " "]}, {}, "--data.label_columns: 1 of 30 rows of .* have no label: row 4; mend them"),
+        ({31: ["cat/9.png"]}, {}, "--data.table: .* has 2 columns, but row 31 has 1; quote"),
+        ({7: ["ant/2.png", "ant", "x"]}, {}, "--data.table: .* has 2 columns, but row 7 has 3; quote"),
+        (
+            {6: ["ant/0.png", "cat"]}, {},
+            "--data.table: .* has .*/ant/0.png twice, with label 'ant' in row 2 and 'cat' in row 6; leave one out",
+        ),
+        ({}, {"task": "regression"}, "--data.label_columns: 30 of 30 rows of .* have no number: row 2 'ant',"),
+        (
+            {n: ["ant/0.png", "nan" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
+            "--data.label_columns: 1 of 30 rows of .* have no number: row 8 'nan'; mend them",
+        ),
+        (
+            {}, {"task": "multilabel", "label_columns": ["label", "path"]},
+            "--data.label_columns: 30 of 30 rows of .* have a label other than 0 and 1: row 2 'ant'",
+        ),
+        ({n: [f"ant/{n % 10}.png", "ant"] for n in range(2, 32)}, {},
+         "--data.label_columns: two labels are needed to tell apart, but the training images have only 'ant'"),
+        ({}, {"split_column": "label"}, "--data.split_column: 30 of 30 rows of .* are of an unknown split: row 2 "),
+        ({}, {"group_column": "path", "root": "nowhere"}, "--data.root: nowhere does not exist"),
+        ({}, {"task": "multi"}, "--data.task: unknown task 'multi'; nearest: multi"),
+        ({}, {"label_columns": ["label", "path"]},
+         "--data.label_columns: multiclass takes one column, got label, path; for several: --model.task "),
+        ({}, {"label_columns": [], "task": "regression"}, "--data.label_columns: regression takes at least one column"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_table(table, rows, options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        make(table(cells(rows)), **options)
+
+
+@pytest.mark.parametrize(
+    ("split", "group", "message"),
+    [
+        (lambda k, i: "tset" if i == 9 else "train", None,
+         "--data.split_column: 3 of 30 rows of .* are of an unknown split: row 29 'tset', .*; call them train, val"),
+        (lambda k, i: "val", None, r"--data.split_column: \S+ has no rows of train"),
+        (lambda k, i: "val" if k == "bee" else "train", None,
+         "--data.label_columns: 10 of 30 rows of .* have a label that no training image has: row 3 'bee',"),
+        (lambda k, i: "train", lambda k, i: "p" if i else "", "--data.group_column: 3 of 30 rows of .* have no group"),
+        (lambda k, i: "train", lambda k, i: "p", "--data.val_fraction: 6 of 30 images in 1 group.s. cannot be"),
+        (lambda k, i: "train", kind_of, "--data.val_fraction: 6 of 30 images in 3 group.s. cannot be held out"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_splits_and_groups(table, split, group, message):
+    columns = {"patient": group} if group else {}
+    with pytest.raises(UserError, match=f"^{message}"):
+        make(table(label=kind_of, split=split, **columns), group_column="patient" if group else None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; it needs a line with the names of its columns, and a row an image"),
+        (b"path,label\n", "is empty; it needs"),
+        ("path,label\nant/0.png,\u00e4".encode("latin-1"), "is not in UTF-8; save it in that encoding$"),
+        ("path,label\nant/0.png,ant".encode("utf-16"), "is not in UTF-8; "),
+        (b'path,label\n"ant/0.png,' + b"x" * 200000, r"cannot be read \(field larger than field limit"),
+    ],
+)
+def test_files_that_are_no_table(photo_root, content, message):
+    (photo_root / "bad.csv").write_bytes(content)
+    with pytest.raises(UserError, match=f"^--data.table: .*bad.csv {message}"):
+        make(str(photo_root / "bad.csv"))
+
+
+def test_table_that_is_not_there(photo_root, monkeypatch):
+    (photo_root / "labels.csv").touch()
+    with pytest.raises(UserError, match=r"^--data.table: .*lables.csv does not exist; nearest: labels.csv$"):
+        make(str(photo_root / "lables.csv"))
+    with pytest.raises(UserError, match=r"^--data.table: .*photos is a folder, not a file$"):
+        make(str(photo_root))
+
+    def forbidden(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", forbidden)
+    with pytest.raises(UserError, match=r"^--data.table: .*labels.csv cannot be read \(Permission denied\)$"):
+        make(str(photo_root / "labels.csv"))
+
+
+def test_table_may_lie_in_the_shared_folder(table, photo_root, monkeypatch, tmp_path):
+    table(label=kind_of)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_FT_DATA", str(photo_root))
+    assert make("t.csv").sizes() == {"train": 24, "val": 6}
+    save_photo(tmp_path / "unused.png")
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"label": kind_of}, {}),
+        ({"kind": kind_of, "who": lambda k, i: i // 2}, {"label_columns": ["kind"], "group_column": "who"}),
+        ({"label": kind_of, "fold": part_of}, {"split_column": "fold"}),
+        ({"label": lambda k, i: i % 2 + 9}, {"test_fraction": 0.3}),
+        ({"b": lambda k, i: i % 2, "a": lambda k, i: 1}, {"task": "multilabel", "label_columns": ["b", "a"]}),
+        ({"label": lambda k, i: "x y|z" if i else ""}, {"task": "multilabel"}),
+        ({"label": lambda k, i: f"{k} k|"}, {"task": "multilabel"}),
+        ({"label": lambda k, i: i / 7}, {"task": "regression"}),
+    ],
+)
+def test_split_that_was_written_is_read_again(table, tmp_path, columns, options):
+    """With the options of the first run, the same images in the same order, of the same classes."""
+    first = make(table(**columns), **options, split_seed=5)
+    first.write_split(tmp_path / "split.csv")
+    again = make(str(tmp_path / "split.csv"), **options, shots=None, split_seed=9)
+    assert again.class_names == first.class_names
+    assert again.splits.keys() == first.splits.keys()
+    for split, images in first.splits.items():
+        assert paths_of(again, split) == paths_of(first, split)
+        assert again.splits[split].targets.equal(images.targets)
+    assert len((tmp_path / "split.csv").read_text().splitlines()) == 31
+
+
+def test_split_has_what_shots_leave_out(table, tmp_path):
+    few = make(table(label=kind_of), shots=2)
+    assert few.sizes() == {"train": 6, "val": 6}
+    few.write_split(tmp_path / "split.csv")
+    assert len((tmp_path / "split.csv").read_text().splitlines()) == 31
+    again = make(str(tmp_path / "split.csv"), shots=2)
+    assert paths_of(again, "train") == paths_of(few, "train")
