@@ -30,7 +30,7 @@ def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
     Args:
         task: Name of the task.
         data: The data module. Its ``counts()["train"]`` has the number n_k of training images of each class, in all
-            processes together, and for ``multilabel`` its ``num_train`` is their number n.
+            processes together, and for ``multilabel`` its ``sizes()["train"]`` is their number n.
         class_names: The names of the K classes.
 
     Returns:
@@ -51,12 +51,12 @@ def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
     _refuse("no training image of", counts == 0, class_names)
     if task == "multiclass":
         return counts.reciprocal().mul(counts.sum() / len(counts)).float()
-    num_train = getattr(data, "num_train", None)
-    if num_train is None:
+    if not hasattr(data, "sizes"):
         raise UserError(
-            "--model.class_weight: the data module has no num_train, the number of training images; add that "
-            "attribute to it, or set class_weight to null"
+            "--model.class_weight: the data module has no sizes() of the number of images of each split; add that "
+            "method to it, or set class_weight to null"
         )
+    num_train = data.sizes()["train"]
     _refuse("every training image has", counts == num_train, class_names)
     return counts.reciprocal().mul(num_train - counts).float()
 

@@ -137,7 +137,7 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Se
 def set_prior_bias(
     head: nn.Sequential,
     counts: Callable[[], Mapping[str, Sequence[int]]] | None,
-    num_train: int | None = None,
+    sizes: Callable[[], Mapping[str, int]] | None = None,
     task: str = "multiclass",
 ) -> None:
     """Starts the last bias ``(K,)`` so that with weights of zero the answers are the shares of the training images.
@@ -150,7 +150,7 @@ def set_prior_bias(
     Args:
         head: A head that was built with ``prior_bias``.
         counts: Gives the number of training images of each class, under ``train``; None where nobody knows them.
-        num_train: The number of training images, for ``multilabel``.
+        sizes: For ``multilabel`` gives the number of training images, likewise.
         task: Name of the task.
 
     Raises:
@@ -167,11 +167,11 @@ def set_prior_bias(
     images = torch.tensor(counts()["train"], dtype=torch.float64)
     others = images.clamp(min=1).sum()
     if task == "multilabel":
-        if num_train is None:
+        if sizes is None:
             raise UserError(
-                "--model.head.prior_bias: the data module has no num_train, the number of training images; add that "
-                "property to it, or set prior_bias to false"
+                "--model.head.prior_bias: the data module has no sizes() of the number of images of each split; add "
+                "that method to it, or set prior_bias to false"
             )
-        others = (num_train - images).clamp(min=1)
+        others = (sizes()["train"] - images).clamp(min=1)
     with torch.no_grad():
         bias.copy_((images.clamp(min=1) / others).log())

@@ -189,8 +189,8 @@ class FineTuneModule(Staged, L.LightningModule):
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             if self._head_config.prior_bias:
-                counts, num_train = (getattr(self._data, name, None) for name in ("counts", "num_train"))
-                set_prior_bias(self.head, counts, num_train, self.task.name)
+                counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
+                set_prior_bias(self.head, counts, sizes, self.task.name)
             if self.hparams["class_weight"] is not None:
                 weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
                 self._class_weight = weight.to(self.trainer.strategy.root_device)

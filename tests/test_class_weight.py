@@ -18,7 +18,7 @@ class Data:
     def __init__(self, counts, num_train=None):
         self._counts = counts
         if num_train is not None:
-            self.num_train = num_train
+            self.sizes = lambda: {"train": num_train}
 
     def counts(self):
         return {"val": [1, 1, 1], **({"train": self._counts} if self._counts else {})}
@@ -50,7 +50,7 @@ def test_equal_classes_have_the_weight_one():
         ("multiclass", Data([5, 0, 0]), "no training image of bee, cat; leave such classes out, or set class_weight"),
         ("multilabel", Data([5, 0, 1], 9), "no training image of bee; leave such classes out, or set class_weight to"),
         ("multilabel", Data([5, 9, 1], 9), "every training image has bee; leave such classes out, or set class_weight"),
-        ("multilabel", Data([5, 4, 1]), "the data module has no num_train, the number of training images; add that"),
+        ("multilabel", Data([5, 4, 1]), "the data module has no sizes() of the number of images of each split; add"),
     ],
 )
 def test_weights_that_nobody_knows_are_refused(task, data, text):

@@ -164,8 +164,8 @@ def test_shares_that_nobody_knows_are_asked_for():
 
 def test_labels_start_at_their_odds():
     head = build_head(8, 3, HeadConfig(zero_init=True, prior_bias=True))
-    set_prior_bias(head, counts(5, 0, 20), 20, "multilabel")
+    set_prior_bias(head, counts(5, 0, 20), lambda: {"train": 20}, "multilabel")
     # of 20 images; a label that none or all have counts as if one had it, or had it not
     assert torch.allclose(head(torch.randn(2, 8)), torch.tensor([5 / 15, 1 / 20, 20 / 1]).log().expand(2, 3))
-    with pytest.raises(UserError, match=r"^--model.head.prior_bias: the data module has no num_train, "):
+    with pytest.raises(UserError, match=r"^--model.head.prior_bias: the data module has no sizes\(\) "):
         set_prior_bias(build_head(8, 3, HeadConfig(prior_bias=True)), counts(5, 0, 20), None, "multilabel")

@@ -608,12 +608,15 @@ class OwnData(L.LightningDataModule):
 
     def __init__(self, targets, counts=None):
         super().__init__()
-        self.targets, self.num_train = targets, len(targets)
+        self.targets = targets
         if counts is not None:
             self.counts = lambda: {"train": counts}
 
+    def sizes(self):
+        return {"train": len(self.targets)}
+
     def train_dataloader(self):
-        return DataLoader(TensorDataset(images_of(num=self.num_train), self.targets), batch_size=4)
+        return DataLoader(TensorDataset(images_of(num=len(self.targets)), self.targets), batch_size=4)
 
     val_dataloader = train_dataloader
 

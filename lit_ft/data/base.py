@@ -148,11 +148,6 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """Number of images of each class, or with each label or number, by split. Needs `setup`."""
         return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
 
-    @property
-    def num_train(self) -> int:
-        """Number of training images. Needs `setup`."""
-        return len(self.splits["train"].targets)
-
     def sizes(self) -> dict[str, int]:
         """Number of images, by split. Needs `setup`."""
         return {n: len(s) for n, s in self.splits.items() if n != "predict"}

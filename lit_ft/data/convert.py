@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from lit_ft.data.base import Split
 from lit_ft.data.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata
-from lit_ft.data.decode import decode
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.photos import FileSplit
 from lit_ft.data.workers import usable_cpus
@@ -26,21 +24,16 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class _Files(Dataset[bytes]):
-    """The content of files, of which each is found to be an image."""
+    """The content of files."""
 
     def __init__(self, split: FileSplit) -> None:
         self._paths = split.paths
 
     def __getitem__(self, index: int) -> bytes | UserError:  # type: ignore[override]
-        path = self._paths[index]
         try:
-            content = path.read_bytes()
-            decode(BytesIO(content), str(path))
-        except OSError as error:
-            return UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it")
-        except UserError as error:
-            return error
-        return content
+            return self._paths[index].read_bytes()
+        except OSError as error:  # gone since the set was found to be readable
+            return UserError(f"{self._paths[index]}: cannot be read ({error.strerror}); mend or remove it")
 
 
 def convert(

@@ -1,11 +1,15 @@
 """Runs on tables and splits by the command line."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+
+from lit_ft.data.paths import PackedPaths
+from lit_ft.data.verify import unreadable
 
 QUICK = ("--trainer.max_epochs", 1, "--unfreeze", "null", "--report.num_images", 0)
 TABLE = ("--data", "ImageTableDataModule", "--data.num_workers", 0)
@@ -108,6 +112,9 @@ def test_split_is_written_before_training_and_by_a_fit_alone(run, refused, photo
     run("plan", *data)
     assert not list(Path().rglob("split.csv"))
     for path in photo_root.rglob("*.png"):
-        path.write_text("no image")
+        unreadable(PackedPaths.pack(photo_root, [path.relative_to(photo_root)]))  # so that it is not read again
+        before = path.stat()
+        path.write_bytes(b"x" * before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "cannot be read as an image" in refused("fit", *data, *QUICK)
     assert len(rows(RUN / "split.csv")) == 31
