@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,10 +31,24 @@ TARGETS_FILE = "targets.npy"
 SPLITS = ("train", "val", "test")
 
 # How litdata stores a sample. Nothing else is read: a set that says `pickle` here would run code of its own.
-DATA_FORMAT = ["bytes", "str"]
+DATA_FORMAT = ["bytes"]
 
 Encoded = tuple[bytes, str, int]
 """An image file, its name, and the seed of its augmentation."""
+
+
+def pack(name: str, image: bytes) -> bytes:
+    """A sample: a name and the content of an image file in one.
+
+    Apart, litdata would store them in Arrow's format where that is installed, which cannot be read where it is not.
+    """
+    return os.fsencode(name) + b"\0" + image
+
+
+def unpack(sample: bytes) -> tuple[str, bytes]:
+    """The name and the content of the file."""
+    name, _, image = sample.partition(b"\0")
+    return os.fsdecode(name), image
 
 
 def check_litdata(key: str) -> None:
@@ -190,17 +205,15 @@ class ChunkedSplit:
         """How many of these images are in each chunk, without chunks that have none."""
         return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
 
-    def samples(self, positions: Tensor) -> Iterator[dict[str, Any]]:
-        """Yields ``image`` and ``name``; chunks are fetched ahead, in the order in which they are come to."""
+    def samples(self, positions: Tensor) -> Iterator[bytes]:
+        """Yields what `pack` made; chunks are fetched ahead, in the order in which they are come to."""
         from litdata.streaming.sampler import ChunkedIndex
 
         rows = self.rows[positions]
         chunks = self._chunks_of(rows)
         wanted = [chunk for chunk, _ in groupby(chunks)]
         dataset = _opened(self.folder, self.cache)
-        if is_bucket(self.folder):  # by default single samples are fetched, which takes a while for each
-            dataset[int(rows[0])]
-            dataset.on_demand_bytes = False
+        dataset[:0]  # after this, whole chunks are fetched of a bucket, and not one sample at a time
         last = len(chunks) - 1
         for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
             yield dataset[ChunkedIndex(row, chunk, wanted if i == 0 else None, is_last_index=i == last)]
@@ -265,4 +278,5 @@ class StreamSource:
             # The seeds first: where they end, `zip` must not have taken a sample.
             taken = zip(seeds[picks.places].tolist(), samples, strict=False)
             # Bytes of their own, not a view of a chunk that may be gone when they are sent.
-            yield [(bytes(s["image"]), f"{self.split.folder}: {s['name']}", seed) for seed, s in taken]
+            unpacked = [(seed, *unpack(bytes(sample))) for seed, sample in taken]
+            yield [(image, f"{self.split.folder}: {name}", seed) for seed, name, image in unpacked]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_ft.data.base import Split
-from lit_ft.data.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata
+from lit_ft.data.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.photos import FileSplit
 from lit_ft.data.workers import usable_cpus
@@ -107,7 +107,7 @@ def _write(folder: Path, split: FileSplit, names: list[str], order: Tensor, chun
     for i, content in enumerate(tqdm(contents, folder.name, len(rows), unit=" images", leave=False, disable=None)):
         if isinstance(content, UserError):
             raise content
-        cache[i] = {"image": content, "name": names[rows[i]]}
+        cache[i] = pack(names[rows[i]], content)
     cache.done()
     cache.merge()
     targets = split.targets[order].numpy()
