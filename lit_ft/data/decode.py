@@ -31,7 +31,7 @@ _RESAMPLING = {
 }
 
 
-def decode(file: Path | BytesIO, name: str | None = None) -> Tensor:
+def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
     """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
 
     Pillow reads all formats: torchvision's own decoders know fewer, and are deprecated since 0.29. Images of more
@@ -48,7 +48,7 @@ def decode(file: Path | BytesIO, name: str | None = None) -> Tensor:
         return _pixels(_upright(image))
 
 
-def decode_crop(file: Path | BytesIO, crop: v2.RandomResizedCrop, name: str | None = None) -> Tensor:
+def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: str | None = None) -> Tensor:
     """What a random crop makes of an image, ``(3, h, w)``, without decoding finer than it needs.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the part that is cut out has then still as
@@ -111,7 +111,7 @@ def upright_size(file: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(file: Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
+def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
     """The image, not yet decoded. Whatever fails within is told as a mistake of the file."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     try:

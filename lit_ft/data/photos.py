@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,10 +68,10 @@ class _Photos(Dataset[Batch]):
         return images, self.split.targets[[index for index, _ in samples]]
 
     def _image(self, index: int, seed: int) -> Tensor:
-        return seeded(self.transform, self.split.paths[index] if self.cache is None else self.cache[index], seed)
+        return seeded(self.transform, self.split.paths.full(index) if self.cache is None else self.cache[index], seed)
 
 
-def seeded(transform: v2.Compose, image: Path | BytesIO | Tensor, seed: int, name: str | None = None) -> Tensor:
+def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None) -> Tensor:
     """What a transform makes of an image, its random numbers following from a seed alone.
 
     Where it begins with a random crop, no more is decoded than that needs.

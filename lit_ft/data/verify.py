@@ -68,8 +68,8 @@ def unreadable(paths: PackedPaths) -> dict[int, str]:
     """
     if not len(paths):
         return {}
-    stamps = np.fromiter((_stamp(path) for path in paths), np.int64, len(paths))
     key = os.path.abspath(paths.root)
+    stamps = np.fromiter((_stamp(os.path.join(key, name)) for name in paths.names()), np.int64, len(paths))
     arrays, facts = find("verified", key) or ({"good": torch.zeros(0, dtype=torch.long)}, {"bad": {}})
     good, bad = arrays["good"].numpy(), dict(facts["bad"])
     unknown = np.flatnonzero(~np.isin(stamps, good) & ~np.isin(stamps, [int(stamp) for stamp in bad]))
@@ -82,13 +82,13 @@ def unreadable(paths: PackedPaths) -> dict[int, str]:
     return {row: bad[stamp] for row, stamp in enumerate(stamps.astype(str)) if stamp in bad} if bad else {}
 
 
-def _stamp(path: Path) -> int:
+def _stamp(path: str) -> int:
     """A number that changes when a file does."""
     try:
-        facts: Any = path.stat()
-        text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}"
+        facts: Any = os.stat(path)
+        text = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"
     except OSError:
-        text = f"{os.path.abspath(path)}\0"
+        text = f"{path}\0"
     return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little", signed=True)
 
 
