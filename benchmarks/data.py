@@ -8,11 +8,8 @@ take are made where LIT_FT_DATA has them.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: else idle threads take the CPUs from workers
-
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -156,7 +153,7 @@ def arrays() -> None:
             "torchvision in process": by_torchvision(kind, 4_000, num_workers=0),
             "torchvision, DataLoader with 2 workers": by_torchvision(kind, 10_000, num_workers=2),
         }
-        compare(f"{kind.name}, {torch.get_num_threads()} threads", turns)
+        compare(f"{kind.name}, one thread", turns)
         compare("  the same", {"lit_ft, batches of 32": in_memory(kind, 50_000, batch_size=32)})
 
 
@@ -239,7 +236,7 @@ def main() -> None:
     """Prints the tables that are named."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # a second one on shared CPUs makes small batches slower, by waiting for it
     for name in sys.argv[1:] or TABLES:
         print(f"== {name}: {TABLES[name].__doc__}")
         TABLES[name]()
