@@ -130,7 +130,7 @@ def in_memory(kind: Images, count: int, augment: Augment | None = None, batch_si
         images, augment=augment or kind.augment, batch_size=batch_size, spec=module.input_spec, split_seed=0
     )
     loader = data.train_dataloader()
-    return lambda: per_second(count, (module._normalised(images) for images, _ in loader))
+    return lambda: per_second(count, (module.normalise(images) for images, _ in loader))
 
 
 def by_torchvision(kind: Images, count: int, num_workers: int) -> Turn:

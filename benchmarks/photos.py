@@ -96,6 +96,6 @@ def tables() -> Iterator[tuple[str, dict[str, Turn]]]:
                 theirs = {"torchvision": turn(reference(place, workers), 0, as_it_is, clock)}
                 plain, cached = ours(place, workers), ours(place, workers, cache=f"{place} cache")
                 title = f"JPEG, {name}, {where}: "
-                yield title + "decoded, normalised", {"lit_ft": turn(plain, 4, model._normalised, clock), **theirs}
+                yield title + "decoded, normalised", {"lit_ft": turn(plain, 4, model.normalise, clock), **theirs}
                 yield title + "decoded, normalised by a GPU", {"lit_ft": turn(plain, 4, as_it_is, clock), **theirs}
                 yield title + "cached, normalised by a GPU", {"lit_ft": turn(cached, 4, as_it_is, clock), **theirs}

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torchmetrics import MeanMetric, MetricCollection
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from lit_ft.backbones import (
     InputConfig,
@@ -30,6 +29,7 @@ from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.mixing import BatchMix, MixConfig
+from lit_ft.normalise import Normalise
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
@@ -123,8 +123,7 @@ class FineTuneModule(Staged, L.LightningModule):
             penalty=asdict(penalty),
         )
         self.hparams.update(_plain(dict(self.hparams)))
-        self.register_buffer("_mean", torch.tensor(spec.mean).view(-1, 1, 1) * 255, persistent=False)
-        self.register_buffer("_std", torch.tensor(spec.std).view(-1, 1, 1) * 255, persistent=False)
+        self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
         # No buffer: those that average weights copy a module's before its setup, and would count one more then.
         self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
@@ -166,7 +165,7 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float -> logits ``(B, K)``."""
-        logits: Tensor = self.head(self.backbone(self._normalised(images)))
+        logits: Tensor = self.head(self.backbone(self.normalise(images)))
         return logits
 
     def configure_callbacks(self) -> list[Callback]:
@@ -250,10 +249,7 @@ class FineTuneModule(Staged, L.LightningModule):
         """Images ``(B, C, H, W)``, uint8, of a training batch of uint8 images as the network will see them."""
         self.on_train_batch_start(batch, batch_idx)  # so that the step will draw the same numbers
         images, _ = self._mixed(batch)
-        if images.dtype == torch.uint8:
-            return images
-        pixels = images * cast(Tensor, self._std) + cast(Tensor, self._mean)
-        return pixels.round().clamp(0, 255).to(torch.uint8)
+        return images if images.dtype == torch.uint8 else self.normalise.pixels(images)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
@@ -329,24 +325,8 @@ class FineTuneModule(Staged, L.LightningModule):
         images, targets = batch
         if not (self.training and self.mix.is_on):
             return images, targets
-        mixed: Batch = self.mix(self._normalised(images), targets)
+        mixed: Batch = self.mix(self.normalise(images), targets)
         return mixed
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        if images.shape[1] != self.input_spec.channels:
-            if images.shape[1] == 1:
-                images = images.expand(-1, self.input_spec.channels, -1, -1)
-            elif self.input_spec.channels == 1:
-                images = rgb_to_grayscale(images)
-            else:
-                raise UserError(
-                    f"--model.input.channels: the model takes images of {self.input_spec.channels} channels, but the "
-                    f"data gives {images.shape[1]}"
-                )
-        if images.dtype == torch.uint8:
-            # In place: each further tensor of floats costs as much time as the arithmetic.
-            images = images.to(self.dtype).sub_(cast(Tensor, self._mean)).div_(cast(Tensor, self._std))
-        return images.contiguous(memory_format=self.backbone.memory_format)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
         images, targets = batch

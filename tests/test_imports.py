@@ -26,6 +26,7 @@ LEVELS = {
     "tasks": 2,
     "penalty": 2,
     "mixing": 2,
+    "normalise": 2,
     "class_weight": 2,
     "backbones": 2,
     "catalog": 3,

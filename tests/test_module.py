@@ -507,7 +507,9 @@ def test_training_step_erases_mixes_and_weighs_what_is_normalised():
     module.on_train_batch_start((images, targets), 0)
     found = module.training_step((images, targets), 0)
     module.on_train_batch_start((images, targets), 0)
-    mixed, shares = BatchMix(MixConfig(**ALL_MIXES), "multiclass", 10)((images - module._mean) / module._std, targets)
+    mixed, shares = BatchMix(MixConfig(**ALL_MIXES), "multiclass", 10)(
+        (images - module.normalise.mean) / module.normalise.std, targets
+    )
     shares = 0.9 * shares + 0.01
     torch.testing.assert_close(found, -(weight * shares * module(mixed).log_softmax(1)).sum() / 6)
     assert not torch.isclose(found, module.training_step((images, targets), 0))  # the next draw

@@ -259,7 +259,7 @@ def test_stochastic_weight_averaging_gathers_the_statistics_of_thawed_batch_norm
     assert (int(norm.num_batches_tracked), norm.momentum) == (2, 0.1)
     images = torch.cat([images for images, _ in trainer.datamodule.train_dataloader()])
     with torch.no_grad():
-        means = module.backbone.stages["stem"].conv1(module._normalised(images)).mean((0, 2, 3))
+        means = module.backbone.stages["stem"].conv1(module.normalise(images)).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, means, rtol=1e-3, atol=1e-4)
 
 
