@@ -117,11 +117,6 @@ class FineTuneCLI(LightningCLI):
         if config["data"] is None:
             # No default of the parser, which would hand options of one data module on to the next.
             config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
-        if self.subcommand in _WITHOUT_TRAINER:
-            return
-        if self.subcommand == "plan":
-            _without_effects(config)
-            self.save_config_callback = None
         if config.get("ckpt_path") in ("best", "last"):
             config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
@@ -134,6 +129,11 @@ class FineTuneCLI(LightningCLI):
         options = config["data"].get("init_args") or {}
         if "task" in options and options["task"] is None:
             options["task"] = config["model"]["init_args"].get("task")
+        if self.subcommand in _WITHOUT_TRAINER:
+            return
+        if self.subcommand == "plan":
+            _without_effects(config)
+            self.save_config_callback = None
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
         elif config["checkpoint"]["init_args"]["monitor"] is None:
@@ -208,7 +208,7 @@ class FineTuneCLI(LightningCLI):
         if not isinstance(data, PhotoDataModule):
             raise UserError(f"--data: lit-ft convert takes photos in files, not {type(data).__name__}")
         with told_in_one_line(lambda: True, MisconfigurationException):
-            made = convert(data, self.config["convert"]["folder"], self._model_options().get("task", "multiclass"))
+            made = convert(data, self.config["convert"]["folder"])
         print(f"Train on it: --data StreamDataModule --data.root {shlex.quote(str(made))}")
 
     def _check(self) -> None:

@@ -134,15 +134,15 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
-        log_dir = trainer.log_dir  # asks all ranks
-        self.already_saved |= trainer.strategy.broadcast((Path(log_dir or ".") / self.config_filename).is_file())
+        self._folder = Path(trainer.log_dir or ".")  # asks all ranks, as `save_config` on the first alone may not
+        self.already_saved |= trainer.strategy.broadcast((self._folder / self.config_filename).is_file())
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Also saves which image is in which split, where the data can tell."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
-            write_split(Path(trainer.log_dir or ".") / "split.csv")
+            write_split(self._folder / "split.csv")
 
 
 def tell(trainer: Any, command: str) -> None:

@@ -156,7 +156,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
-        found = stamp([path for path in map(self.find_file, self.files()) if path is not None])
+        found = [stamp(path) for path in map(self.find_file, self.files()) if path is not None]
         of = [_PARSER, found]
         arrays, facts = kept(
             "arrays",

@@ -80,8 +80,6 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         UserError: An option is out of range.
     """
 
-    task: TaskName = "multiclass"  # what the targets are for
-
     def __init__(
         self,
         batch_size: int = 32,
@@ -138,6 +136,11 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     def sampler(self, source: Any, **options: Any) -> EpochSampler:
         """The order in which a source is read; ``options`` are those of `EpochSampler`."""
         return EpochSampler(len(source), self.batch_size, **options)
+
+    @property
+    def task(self) -> TaskName:
+        """What the targets are for."""
+        return "multiclass"
 
     @property
     def num_classes(self) -> int:

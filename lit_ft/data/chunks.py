@@ -25,6 +25,7 @@ from lit_ft.data.photos import seeded, stacked
 from lit_ft.data.sampler import Picks
 from lit_ft.data.workers import InWorkers, Workers
 from lit_ft.errors import UserError, unknown
+from lit_ft.tasks import MAIN_METRIC, TaskName
 
 SET_FILE = "set.json"
 TARGETS_FILE = "targets.npy"
@@ -75,7 +76,7 @@ class StreamSet:
         names: Where each image came from, for the splits that are predicted.
     """
 
-    task: str
+    task: TaskName
     class_names: list[str]
     images: dict[str, int]
     names: dict[str, list[str]]
@@ -95,6 +96,8 @@ class StreamSet:
         try:
             found = cls(**json.loads(content))
             strange = [split for split in found.images if split not in SPLITS]
+            if found.task not in MAIN_METRIC:
+                raise ValueError(f"its task is {found.task}")
         except (ValueError, TypeError) as error:
             raise UserError(f"--data.root: {root}/{SET_FILE} is damaged ({error}); convert the set again") from error
         if strange:

@@ -39,7 +39,6 @@ class _Files(Dataset[bytes]):
 def convert(
     data: PhotoDataModule,
     folder: str | Path,
-    task: str = "multiclass",
     chunk_bytes: int = CHUNK_BYTES,
     num_workers: int | None = None,
 ) -> Path:
@@ -50,7 +49,6 @@ def convert(
     Args:
         data: Photos in files, with the splits that its options ask for.
         folder: The folder to make; ``train``, ``val``, ``test`` and ``set.json`` are in it.
-        task: The task that the targets are for.
         chunk_bytes: Most bytes in one chunk, of which a bucket gives one after the other.
         num_workers: Number of processes that read. When not given, chosen by the number of CPUs.
 
@@ -78,7 +76,7 @@ def convert(
                 order = torch.randperm(len(split), generator=torch.Generator().manual_seed(data.split_seed))
             _write(partial / name, split, names[name], order, chunk_bytes, workers)
         StreamSet(
-            task=task,
+            task=data.task,
             class_names=data.class_names,
             images={str(name): len(split) for name, split in splits.items()},
             names={str(name): names[name] for name in splits if name != "train"},

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
-from lit_ft.data.kept import Kept, kept
+from lit_ft.data.kept import Kept, changed, kept
 from lit_ft.data.paths import PackedPaths
 from lit_ft.errors import UserError
 
@@ -59,15 +59,6 @@ def index_images(folder: Path, key: str) -> ImageIndex:
     return ImageIndex(PackedPaths(str(folder), arrays["text"].numpy(), starts, stops), folders)
 
 
-def _changed(facts: os.stat_result) -> int:
-    """When a folder was last changed, in nanoseconds.
-
-    Not by its mtime, which programs that unpack archives set back after they have added files; but on Windows, where
-    ctime is another thing.
-    """
-    return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
-
-
 def _wanted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], set[str]]:
     """The names of images and folders in order, and which are folders."""
     names, folders = [], set()
@@ -97,8 +88,8 @@ class _Holds:
     def __call__(self, facts: dict[str, Any]) -> bool:
         try:
             return bool(facts["settled"]) and all(
-                _changed(os.stat(os.path.join(self.folder, name))) == changed
-                for name, changed in zip(facts["below"], facts["changed"], strict=True)
+                changed(os.stat(os.path.join(self.folder, name))) == then
+                for name, then in zip(facts["below"], facts["changed"], strict=True)
             )
         except OSError:
             return False
@@ -151,7 +142,7 @@ class _Scan:
         except OSError as error:
             raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
         self.below.append(within)
-        self.changed.append(_changed(facts))
+        self.changed.append(changed(facts))
         start, text, stops = os.fsencode(within), self.text, self.stops
         for name in names:
             if name in folders:

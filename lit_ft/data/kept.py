@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,26 @@ Kept = tuple[dict[str, Tensor], dict[str, Any]]
 """Arrays by name, and plain facts about them."""
 
 
-def stamp(paths: Sequence[Path]) -> list[list[Any]]:
-    """What changes when a file or the list of what is in a folder does: path, size and time of the last change."""
-    return [[str(path), (facts := path.stat()).st_size, facts.st_mtime_ns] for path in paths]
+def changed(facts: os.stat_result) -> int:
+    """When a file or folder was last changed, in nanoseconds.
+
+    Not by its mtime, which programs that copy, unpack or edit set back afterwards; but on Windows, where ctime is
+    another thing.
+    """
+    return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
+
+
+def stamp(path: str | Path) -> list[Any]:
+    """What changes when a file does: path, size and time of the last change; raises ``OSError`` where it is gone."""
+    facts = os.stat(path)
+    return [str(path), facts.st_size, changed(facts)]
+
+
+def stamp_number(path: str) -> int:
+    """The same as a number of 64 bits, never 0, for very many files."""
+    _, size, time = stamp(path)
+    digest = hashlib.blake2b(b"%d %d " % (size, time) + os.fsencode(path), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1
 
 
 def kept(name: str, key: str, is_valid: Callable[[dict[str, Any]], bool], make: Callable[[], Kept]) -> Kept:

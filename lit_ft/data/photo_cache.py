@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.kept import stamp_number
 from lit_ft.data.paths import PackedPaths
 from lit_ft.errors import UserError
 
@@ -47,11 +48,9 @@ class PhotoFiles:
         keys = np.empty(len(names), np.int64)
         for i, name in enumerate(names):
             try:
-                facts = os.stat(name)
+                keys[i] = stamp_number(name)
             except OSError as error:
                 raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-            text = b"%d %d " % (facts.st_size, facts.st_mtime_ns) + os.fsencode(name)
-            keys[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
         return cls(names, keys)
 
 

@@ -14,6 +14,7 @@ from lit_ft.data.sampler import ChunkSampler
 from lit_ft.data.transforms import train_transform
 from lit_ft.data.workers import workers_for
 from lit_ft.errors import UserError
+from lit_ft.tasks import TaskName
 
 
 class StreamDataModule(ImageDataModule[ChunkedSplit]):
@@ -61,6 +62,11 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         return self._about
 
     @property
+    def task(self) -> TaskName:
+        """That of the set that was converted."""
+        return self.about.task
+
+    @property
     def class_names(self) -> list[str]:
         """Those of the set that was converted."""
         return list(self.about.class_names)
@@ -71,11 +77,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         return self.about.names["test" if "test" in self.about.images else "val"]
 
     def read_splits(self) -> dict[Split, ChunkedSplit]:
-        """Opens each split, and refuses a set that was made for another task."""
-        module = self.trainer.lightning_module if self.trainer else None
-        task = getattr(module, "hparams", {}).get("task", self.about.task)
-        if task != self.about.task:
-            raise UserError(f"--model.task: {task}, but {self.root} was converted for {self.about.task}")
+        """Opens each split."""
         base = self.root if is_bucket(self.root) else str(find_folder(self.root, "--data.root"))
         splits = {
             split: ChunkedSplit.read(f"{base}/{split}", self.cache, self.about.images[split])

@@ -65,7 +65,7 @@ class ImageTableDataModule(PhotoDataModule):
         super().__init__(augment=augment, **common)
         if task is not None and task not in MAIN_METRIC:
             raise unknown("task", task, MAIN_METRIC, "--data.task")
-        self.task = task or "multiclass"
+        self._task: TaskName = task or "multiclass"
         if not label_columns or (self.task == "multiclass" and len(label_columns) > 1):
             wanted = "one column" if self.task == "multiclass" else "at least one column"
             raise UserError(
@@ -79,6 +79,11 @@ class ImageTableDataModule(PhotoDataModule):
         self.split_column = split_column
         self.group_column = group_column
         self._read: tuple[list[str], dict[Split, FileSplit]] | None = None
+
+    @property
+    def task(self) -> TaskName:
+        """What the labels are for."""
+        return self._task
 
     @property
     def class_names(self) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_ft.data.decode import decode
-from lit_ft.data.kept import find, keep
+from lit_ft.data.kept import find, keep, stamp_number
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.workers import usable_cpus
 from lit_ft.errors import UserError
@@ -62,34 +61,33 @@ def sweep(paths: Sequence[Path], look: Callable[[Path], T], doing: str) -> Itera
 
 
 def unreadable(paths: PackedPaths) -> dict[int, str]:
-    """The rows of the files that cannot be read, and why; what was read before and has not changed is not read again.
+    """The rows of the files that cannot be read, and why; files that are not there are among them.
 
-    Files that are not there are among them.
+    What was found to be readable before, and has not changed, is not read again. What was not is: a permission, a
+    library or a limit may have been the reason.
     """
     if not len(paths):
         return {}
     key = os.path.abspath(paths.root)
     stamps = np.fromiter((_stamp(os.path.join(key, name)) for name in paths.names()), np.int64, len(paths))
-    arrays, facts = find("verified", key) or ({"good": torch.zeros(0, dtype=torch.long)}, {"bad": {}})
-    good, bad = arrays["good"].numpy(), dict(facts["bad"])
-    unknown = np.flatnonzero(~np.isin(stamps, good) & ~np.isin(stamps, [int(stamp) for stamp in bad]))
-    if len(unknown):
-        some = paths.part(torch.from_numpy(unknown))
-        reasons = list(sweep(some, problem, "reading each image once"))
-        bad |= {str(stamps[row]): why for row, why in zip(unknown, reasons, strict=True) if why}
-        fine = stamps[unknown[[not why for why in reasons]]]
-        keep("verified", key, ({"good": torch.from_numpy(np.union1d(good, fine))}, {"bad": bad}))
-    return {row: bad[stamp] for row, stamp in enumerate(stamps.astype(str)) if stamp in bad} if bad else {}
+    kept = find("verified", key)
+    good = kept[0]["good"].numpy() if kept else np.zeros(0, np.int64)
+    unknown = np.flatnonzero(~np.isin(stamps, good))
+    if not len(unknown):
+        return {}
+    reasons = list(sweep(paths.part(torch.from_numpy(unknown)), problem, "reading each image once"))
+    fine = stamps[unknown[[not why for why in reasons]]]
+    if len(fine):
+        keep("verified", key, ({"good": torch.from_numpy(np.union1d(good, fine))}, {}))
+    return {int(row): why for row, why in zip(unknown, reasons, strict=True) if why}
 
 
 def _stamp(path: str) -> int:
-    """A number that changes when a file does."""
+    """A number that changes when a file does; 0 where there is none."""
     try:
-        facts: Any = os.stat(path)
-        text = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"
+        return stamp_number(path)
     except OSError:
-        text = f"{path}\0"
-    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "little", signed=True)
+        return 0
 
 
 class _Files(Dataset[T], Generic[T]):

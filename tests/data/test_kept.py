@@ -23,9 +23,9 @@ def source(tmp_path):
 def numbers(source, made):
     def make():
         made.append(1)
-        return {"x": torch.tensor([int(n) for n in source.read_text().split()])}, {"of": stamp([source])}
+        return {"x": torch.tensor([int(n) for n in source.read_text().split()])}, {"of": stamp(source)}
 
-    arrays, _ = kept("numbers", str(source), lambda facts: facts["of"] == stamp([source]), make)
+    arrays, _ = kept("numbers", str(source), lambda facts: facts["of"] == stamp(source), make)
     return arrays["x"].tolist()
 
 

@@ -6,9 +6,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from PIL import Image
 from test_base import FakeTrainer
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.data import ImageFolderDataModule, StreamDataModule
+from lit_ft.data import ImageFolderDataModule, ImageTableDataModule, StreamDataModule
 from lit_ft.data.convert import convert
 from lit_ft.errors import UserError
 
@@ -278,12 +276,25 @@ def test_command_line_refuses_arrays(refused):
     assert told == "lit-ft: --data: lit-ft convert takes photos in files, not DigitsDataModule"
 
 
-def test_set_of_another_task_is_refused(stream_root):
-    for task in ("multiclass", "regression"):
-        module = SimpleNamespace(hparams={"task": task})
-        told = f"^--model.task: regression, but {stream_root} was converted for multiclass$"
-        with pytest.raises(UserError, match=told) if task == "regression" else nullcontext():
-            make(stream_root, FakeTrainer(lightning_module=module))
+def test_labels_and_numbers_are_streamed_as_they_were(run, refused, photo_root):
+    paths = sorted(photo_root.rglob("*.png"))
+    rows = [f"{path.relative_to(photo_root)},{i % 2},{i % 3 // 2}" for i, path in enumerate(paths)]
+    (photo_root / "t.csv").write_text("\n".join(["path,odd,third", *rows]))
+    for task in ("multilabel", "regression"):
+        table = ("--data", "ImageTableDataModule", "--data.table", photo_root / "t.csv")
+        run("convert", *table, "--data.label_columns", "[odd, third]", "--model.task", task, "--folder", task)
+        data = make(task, augment="none")
+        whole = ImageTableDataModule(str(photo_root / "t.csv"), label_columns=["odd", "third"], task=task, **SMALL)
+        whole.setup()
+        assert (data.task, data.class_names) == (task, ["odd", "third"])
+        assert data.splits["val"].targets.equal(whole.splits["val"].targets)
+        assert data.counts()["train"] == whole.counts()["train"]
+    stream = ("--data", "StreamDataModule", "--data.root", "multilabel", "--data.num_workers", 0, "--unfreeze", "null")
+    run("fit", *stream, "--model.task", "multilabel", "--trainer.fast_dev_run", 1)
+    told = (
+        "--model.task: multiclass, but the targets of StreamDataModule are for multilabel; give --model.task multilabel"
+    )
+    assert told in refused("fit", *stream)
 
 
 def test_existing_folder_is_not_overwritten(photos, tmp_path):

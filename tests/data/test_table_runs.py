@@ -1,15 +1,13 @@
 """Runs on tables and splits by the command line."""
 
 import csv
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-
-from lit_ft.data.paths import PackedPaths
-from lit_ft.data.verify import unreadable
 
 QUICK = ("--trainer.max_epochs", 1, "--unfreeze", "null", "--report.num_images", 0)
 TABLE = ("--data", "ImageTableDataModule", "--data.num_workers", 0)
@@ -107,14 +105,26 @@ def test_split_of_a_run_is_reusable(run, table, photo_root, kind):
     assert again == [row[:width] for row in rows(RUN / "split.csv")]
 
 
-def test_split_is_written_before_training_and_by_a_fit_alone(run, refused, photo_root):
+def test_split_is_written_before_training_and_by_a_fit_alone(run, refused, photo_root, monkeypatch):
     data = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0, "--name", "run")
     run("plan", *data)
     assert not list(Path().rglob("split.csv"))
     for path in photo_root.rglob("*.png"):
-        unreadable(PackedPaths.pack(photo_root, [path.relative_to(photo_root)]))  # so that it is not read again
-        before = path.stat()
-        path.write_bytes(b"x" * before.st_size)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        path.write_text("no image")
+    monkeypatch.setattr("lit_ft.data.photo_data.unreadable", lambda paths: {})
     assert "cannot be read as an image" in refused("fit", *data, *QUICK)
     assert len(rows(RUN / "split.csv")) == 31
+
+
+def test_photos_are_trained_on_by_two_processes(photo_root, tmp_path):
+    (photo_root / "bee" / "3.png").write_text("no image")
+    data = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.on_bad_image", "skip")
+    data += ("--data.num_workers", 0, "--data.cache", tmp_path / "copies", "--data.batch_size", 4)
+    ddp = ("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp", "--name", "run")
+    command = [sys.executable, "-m", "lit_ft", "finetune", *data, *ddp, *QUICK, "--trainer.default_root_dir", tmp_path]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "left out  1 image(s)" in done.stdout
+    written = rows(tmp_path / "run" / "version_0" / "split.csv")
+    assert len(written) == len({row[0] for row in written}) == 31
+    assert len(list((tmp_path / "copies").iterdir())) == 1

@@ -83,12 +83,14 @@ class Checked:
     Args:
         data: Name of the data module.
         seconds: How long it took.
-        counts: Number of images by split and class.
+        sizes: Number of images by split.
+        counts: Number of images by split and class, or label; of numbers there is none.
         findings: What was found.
     """
 
     data: str
     seconds: float
+    sizes: dict[str, int]
     counts: dict[str, dict[str, int]]
     findings: list[Finding]
 
@@ -134,7 +136,8 @@ def check(data: ImageDataModule[Any]) -> Checked:
     findings = _copies(images, groups) + findings + _classes(data.class_names, counts)
     findings.sort(key=lambda finding: not finding.hurts)
     named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
-    return Checked(type(data).__name__, time.monotonic() - began, named, findings)
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    return Checked(type(data).__name__, time.monotonic() - began, sizes, named, findings)
 
 
 def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:

@@ -44,11 +44,11 @@ def tell_check(checked: Checked, folder: str | None) -> int:
 def as_text(checked: Checked) -> str:
     """What was found, the worst first, with a few examples of each."""
     lines = [f"Checked {checked.data} in {checked.seconds:.1f} s"]
-    for split, counts in checked.counts.items():
-        low, high = min(counts.values()), max(counts.values())
-        lines.append(
-            f"  {split:<6}{sum(counts.values()):>9,} images, {low:,} to {high:,} in each of {len(counts)} classes"
-        )
+    for split, size in checked.sizes.items():
+        counts = checked.counts.get(split, {})
+        low, high = min(counts.values(), default=0), max(counts.values(), default=0)
+        spread = f", {low:,} to {high:,} in each of {len(counts)} classes" if counts else ""
+        lines.append(f"  {split:<6}{size:>9,} images{spread}")
     for finding in checked.findings:
         lines += ["", f"{'HURTS' if finding.hurts else 'note '}  {finding.what}", f"       -> {finding.advice}"]
         examples = [_line(item) for item in finding.items] + [
