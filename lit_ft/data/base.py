@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
@@ -178,7 +179,9 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
             stage: Not used: all splits are read together, so that `counts` is complete.
         """
         module = self.trainer.lightning_module if self.trainer else None
-        self.input_spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
+        self.input_spec = spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
+        if spec.resize < spec.size:
+            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
         self.read()
 
     def read(self) -> None:
@@ -201,8 +204,14 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         return self._loader("val")
 
     def test_dataloader(self) -> Loader:
-        """Every test image once, in a fixed order."""
-        return self._loader("test")
+        """Every test image once, in a fixed order; the validation images where there are none for test."""
+        if not self._is_read:
+            self.setup()
+        if "test" in self.splits:
+            return self._loader("test")
+        held_out = "to hold some out: --data.test_fraction"
+        rank_zero_warn(f"there are no test images, the validation images are tested on; {held_out}")
+        return self._loader("val")
 
     def predict_dataloader(self) -> Loader:
         """Every image to predict once, with its index into `predict_paths`."""

@@ -20,7 +20,6 @@ from lit_ft.data.base import ImageDataModule, Split, check_choice, check_fractio
 from lit_ft.data.cache_writer import photo_cache
 from lit_ft.data.files import find_folder
 from lit_ft.data.index import index_images
-from lit_ft.data.loader import Loader
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.photos import FileSplit, PhotoSource
@@ -170,21 +169,9 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             splits["predict"] = splits["test" if "test" in splits else "val"].indexed()
         return splits
 
-    def test_dataloader(self) -> Loader:
-        """Every test image once; the validation images where none were held out for test."""
-        loader = super().test_dataloader()
-        if "test" not in self.splits:
-            rank_zero_warn(
-                "there are no test images, the validation images are tested on; to hold some out: --data.test_fraction"
-            )
-        return loader
-
     def source(self, split: Split, augment: bool) -> PhotoSource:
         """The images of a split; those of ``predict`` come with their index as target."""
-        spec = self.input_spec
-        if spec.resize < spec.size:
-            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
-        files = self.splits[split] if split in self.splits else self.splits["val"]
+        spec, files = self.input_spec, self.splits[split]
         transform = train_transform(spec, self.augment) if augment else spec.geometry()
         workers = workers_for(self.trainer, len(files), self.batch_size, spec.size**2 * 3, self.num_workers)
         return PhotoSource(files, transform, workers, self._cached(split))
@@ -205,7 +192,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             if found is None:
                 return None
             self._caches = (self.input_spec, dict(zip(splits, found, strict=True)))
-        if split not in splits:  # what is predicted or tested on, where nothing was given for it
+        if split == "predict":
             split = "test" if "test" in splits else "val"
         return self._caches[1][split]
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lit_ft.data.base import Augment, ImageDataModule, Split
 from lit_ft.data.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
 from lit_ft.data.files import find_folder
-from lit_ft.data.loader import Loader
 from lit_ft.data.sampler import ChunkSampler
 from lit_ft.data.transforms import train_transform
 from lit_ft.data.workers import workers_for
@@ -29,7 +26,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
             names, or where it was copied to in a bucket, such as ``s3://BUCKET/SET``.
         num_workers: Number of processes that decode images, for each training process. When not given, chosen by the
             number of CPUs.
-        cache: Folder for what comes from a bucket. When not given, the one in the environment variable
+        chunk_cache: Folder for what comes from a bucket. When not given, the one in the environment variable
             LITDATA_CACHE_DIR, or ``~/.lightning/chunks``. The variable MAX_CACHE_SIZE, such as ``100GB``, tells how
             much it may hold; by default three quarters of what is free.
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
@@ -40,7 +37,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         self,
         root: str = "data",
         num_workers: int | None = None,
-        cache: str | None = None,
+        chunk_cache: str | None = None,
         augment: Augment = "basic",
         **common: Any,
     ) -> None:
@@ -51,7 +48,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
             raise UserError(f"--data.sampling: {self.sampling} is not for a streamed set; use shuffle")
         self.root = root.rstrip("/")
         self.num_workers = num_workers
-        self.cache = cache
+        self.chunk_cache = chunk_cache
         self._about: StreamSet | None = None
 
     @property
@@ -80,7 +77,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         """Opens each split."""
         base = self.root if is_bucket(self.root) else str(find_folder(self.root, "--data.root"))
         splits = {
-            split: ChunkedSplit.read(f"{base}/{split}", self.cache, self.about.images[split])
+            split: ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
             for split in get_args(Split)
             if split in self.about.images
         }
@@ -90,17 +87,8 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         """An order that stays within a chunk until all of it is read."""
         return ChunkSampler(source.split.chunk_sizes(), self.batch_size, **options)
 
-    def test_dataloader(self) -> Loader:
-        """Every test image once; the validation images where none were held out for test."""
-        if "test" not in self.about.images:
-            rank_zero_warn(f"{self.root}: there are no test images, the validation images are tested on")
-        return super().test_dataloader()
-
     def source(self, split: Split, augment: bool) -> StreamSource:
         """The images of a split; those of ``predict`` are the test images with their index as target."""
-        spec = self.input_spec
-        if spec.resize < spec.size:
-            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
-        images = self.splits[split] if split in self.splits else self.splits["val"]
+        spec, images = self.input_spec, self.splits[split]
         workers = workers_for(self.trainer, len(images), self.batch_size, spec.size**2 * 3, self.num_workers)
         return StreamSource(images, train_transform(spec, self.augment) if augment else spec.geometry(), workers)

@@ -207,7 +207,7 @@ def test_what_workers_need_can_be_sent_to_spawned_ones(stream_root, tmp_path):
 def test_bucket_gives_the_same_batches_and_a_small_cache_stays_small(stream_root, tmp_path, monkeypatch):
     monkeypatch.setenv("MAX_CACHE_SIZE", "60000")
     folder = make(stream_root).train_dataloader()
-    bucket = make(f"local:{stream_root}", cache=str(tmp_path / "cache")).train_dataloader()
+    bucket = make(f"local:{stream_root}", chunk_cache=str(tmp_path / "cache")).train_dataloader()
     most = 0
     for epoch in range(2):
         folder.sampler.set_epoch(epoch)
