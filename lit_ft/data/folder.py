@@ -37,8 +37,8 @@ class ImageFolderDataModule(PhotoDataModule):
             ``{n01440764: tench}``, or CSV or TSV with the columns ``folder`` and ``class``. When not given, classes are
             called as their folders.
         groups: A regular expression for the path of an image within its split, such as ``patient([0-9]+)``. Images for
-            which it finds the same text (its first group in parentheses, else all that it matches) are kept in the
-            same split.
+            which it finds the same text (that of its first group in parentheses which finds any, else all that it
+            matches) are kept in the same split.
         **common: The options of all sets of photos.
     """
 
@@ -128,11 +128,17 @@ class ImageFolderDataModule(PhotoDataModule):
         if self._group is None:
             return None
         names = list(paths.names())
-        found = [self._group.search(name) for name in names]
-        if strange := [name for name, match in zip(names, found, strict=True) if match is None]:
+        found = [_text(self._group.search(name)) for name in names]
+        if strange := [name for name, text in zip(names, found, strict=True) if not text]:
             raise UserError(
                 f"--data.groups: {self._group.pattern} is not found in {len(strange)} of {len(names)} paths, such as "
                 f"{', '.join(strange[:3])}; change it so that it finds the group of each image"
             )
-        which = min(1, self._group.groups)
-        return self.number_groups(match[which] for match in found if match)
+        return self.number_groups(found)
+
+
+def _text(match: re.Match[str] | None) -> str:
+    """What tells the group of an image: empty where nothing does, as a group in parentheses may take no part."""
+    if match is None:
+        return ""
+    return next(filter(None, match.groups()), "") if match.re.groups else match[0]

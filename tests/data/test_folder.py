@@ -228,7 +228,7 @@ def test_file_of_names_that_is_not_there(photo_root, tmp_path):
         make(photo_root, class_names_from=str(tmp_path / "n.csv"))
 
 
-@pytest.mark.parametrize("pattern", ["([0-9])", "[0-9](?=.png)"])
+@pytest.mark.parametrize("pattern", ["([0-9])", "[0-9](?=.png)", r"ant/(\d)|bee/(\d)|(x)?(\d)"])
 def test_images_of_a_group_stay_together(photo_root, pattern):
     data = make(photo_root, groups=pattern, test_fraction=0.3)
     assert data.counts() == {"train": [5] * 3, "test": [3] * 3, "val": [2] * 3}
@@ -242,6 +242,9 @@ def test_images_of_a_group_stay_together(photo_root, pattern):
     [
         ("(", r"\( is not a regular expression \(missing"),
         ("ant/(.)", "ant/.* is not found in 20 of 30 paths, such as bee/0.png, bee/1.png, bee/2.png; change it"),
+        ("[0-9]+(x)?", r"\[0-9\].* is not found in 30 of 30 paths, such as ant/0.png, "),
+        ("bee/(.)|(cat)|ant", "bee/.* is not found in 10 of 30 paths, such as ant/0.png, "),
+        ("x*", "x.* is not found in 30 of 30 paths, such as ant/0.png, "),
     ],
 )
 def test_patterns_of_groups_that_do_not_fit(photo_root, pattern, message):
