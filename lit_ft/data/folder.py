@@ -79,7 +79,12 @@ class ImageFolderDataModule(PhotoDataModule):
 
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""
-        return {split: self._labelled(folder, of=split) for split, folder in self._split_folders().items()}
+        folders, root = self._split_folders(), find_folder(self.root, "--data.root")
+        if folders["train"] != root:
+            unused = [folder.name for folder in subfolders(root) if folder not in folders.values()]
+            if unused:
+                rank_zero_warn(f"--data.root: {', '.join(unused)} in {root}: not used, being neither train, val nor test")
+        return {split: self._labelled(folder, of=split) for split, folder in folders.items()}
 
     def _split_folders(self) -> dict[Split, Path]:
         root, train = find_folder(self.root, "--data.root"), self._train_folder()
@@ -104,6 +109,10 @@ class ImageFolderDataModule(PhotoDataModule):
             else:
                 folder_of = {name: folder for folder, name in names_of_folders(self.class_names_from, folders).items()}
                 self._folders = {name: folder_of[name] for name in class_order(folder_of)}
+            # A table, such as that of the split of a run, takes these for spaces beside the name.
+            if spaced := [name for name in self._folders if name != name.strip()]:
+                key = "--data.root" if self.class_names_from is None else "--data.class_names_from"
+                raise UserError(f"{key}: the class {spaced[0]!r} begins or ends with a space; rename it")
         return self._folders
 
     def _labelled(self, folder: Path, of: str) -> FileSplit:
@@ -120,6 +129,8 @@ class ImageFolderDataModule(PhotoDataModule):
             raise UserError(f"--data.root: no images in {folder}")
         if empty:
             rank_zero_warn(f"{folder}: no images of: {', '.join(empty)}")
+        if loose := len(index.paths) - sum(map(len, found)):
+            rank_zero_warn(f"--data.root: {loose:,} images lie in {folder} itself, in no class folder, and are not used")
         paths = index.paths.part(torch.cat([torch.arange(rows.start, rows.stop) for rows in found]))
         targets = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(rows) for rows in found]))
         return FileSplit(paths, targets, self._grouped(paths))

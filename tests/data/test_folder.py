@@ -95,6 +95,34 @@ def test_class_without_images(photo_root):
         make(photo_root)
 
 
+@pytest.mark.parametrize("name", ["bee ", " bee", "bee\n"])
+def test_class_that_a_table_would_take_for_another(photo_root, name):
+    (photo_root / "ant").rename(photo_root / name)
+    with pytest.raises(UserError, match=r"^--data.root: the class '.*bee.*' begins or ends with a space; rename it"):
+        make(photo_root)
+
+
+def test_images_in_no_class_folder_are_told(photo_root):
+    for i in range(3):
+        save_photo(photo_root / f"{i}.png")
+    (photo_root / "notes.txt").touch()
+    with pytest.warns(UserWarning, match=rf"^--data.root: 3 images lie in {photo_root} itself, in no class folder"):
+        data = make(photo_root)
+    assert data.sizes() == {"train": 24, "val": 6}
+
+
+def test_folders_beside_the_splits_are_told(split_root):
+    for name in ("extra", "more", ".git"):
+        save_photo(split_root / name / "ant" / "0.png")
+    with pytest.warns(UserWarning, match=rf"^--data.root: extra, more in {split_root}: not used, being neither "):
+        make(split_root)
+
+
+def test_folders_without_anything_beside_are_not_warned_of(split_root, recwarn):
+    make(split_root)
+    assert not [str(w.message) for w in recwarn if "not used" in str(w.message)]
+
+
 def test_without_test_images_validation_is_tested_on_and_said_so(photo_root):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
