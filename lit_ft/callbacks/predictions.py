@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +56,11 @@ class PredictionWriter(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         paths = getattr(cast(Any, trainer).datamodule, "predict_paths", None)
         module = cast(Any, pl_module)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        # Beside its place, so that an earlier file stays whole until this one is; but a pipe or device is written to.
+        place = self.path.resolve() if self.path.is_file() or not self.path.exists() else None
+        written = place.with_name(f".{place.name}.{os.getpid()}") if place else self.path
+        # Names of files need not be valid text.
+        with written.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             single = module.task.name == "multiclass"
             writer.writerow(["path", "class", "probability"] if single else ["path", *module.class_names])
@@ -66,3 +71,5 @@ class PredictionWriter(Callback):
                     writer.writerow([path, module.class_names[int(best)], f"{float(probability):.4f}"])
                 else:
                     writer.writerow([path, *(f"{value:.4f}" for value in rows[index])])
+        if place:
+            written.replace(place)

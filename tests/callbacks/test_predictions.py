@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 
 import lightning as L
@@ -27,7 +28,7 @@ def written(trainer, module, batches, file=None):
         outputs = {"answers": torch.tensor(answers), **({"indices": torch.tensor(*indices)} if indices else {})}
         writer.on_predict_batch_end(trainer, module, outputs, None, i)
     writer.on_predict_end(trainer, module)
-    return None if writer.path is None else writer.path.read_text(encoding="utf-8").splitlines()
+    return None if writer.path is None else writer.path.read_text("utf-8", "surrogateescape").splitlines()
 
 
 def test_rows_are_in_the_order_of_the_data(tmp_path):
@@ -65,6 +66,36 @@ def test_file_is_in_the_root_without_a_logger(tmp_path):
 def test_file_is_the_one_that_was_named(tmp_path):
     file = tmp_path / "new" / "mine.csv"
     assert written(trainer(tmp_path), module(), [([[1.0, 0.0]], [0])], str(file)) == file.read_text().splitlines()
+
+
+def test_paths_that_are_no_text_are_written(tmp_path):
+    path = os.fsdecode(b"/x/\xff.png")
+    written(trainer(tmp_path, [path]), module(), [([[1.0, 0.0]], [0])], str(tmp_path / "p.csv"))
+    assert b"\n/x/\xff.png,ant,1.0000" in (tmp_path / "p.csv").read_bytes()
+
+
+def test_earlier_file_stays_whole_until_there_is_another(tmp_path):
+    file = tmp_path / "p.csv"
+    written(trainer(tmp_path, ["a"]), module(), [([[1.0, 0.0]], [0])], str(file))
+    before = file.read_text()
+    with pytest.raises(IndexError):
+        written(trainer(tmp_path, ["b"]), module(names=["bee"]), [([[1.0, 0.0], [0.0, 1.0]], [0, 1])], str(file))
+    assert file.read_text() == before
+    (tmp_path / "link.csv").symlink_to(file)
+    written(trainer(tmp_path, ["c"]), module(), [([[1.0, 0.0]], [0])], str(tmp_path / "link.csv"))
+    assert (tmp_path / "link.csv").is_symlink()
+    assert "c,ant" in file.read_text()
+
+
+def test_device_is_written_to(tmp_path):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe:
+        answers = PredictionWriter(f"/dev/fd/{writer}")
+        answers.on_predict_start(trainer(tmp_path), module())
+        answers.on_predict_batch_end(trainer(tmp_path), module(), {"answers": torch.tensor([[1.0, 0.0]])}, None, 0)
+        answers.on_predict_end(trainer(tmp_path), module())
+        os.close(writer)
+        assert b"0,ant,1.0000" in pipe.read()
 
 
 def test_second_prediction_forgets_the_first(tmp_path):
