@@ -68,11 +68,21 @@ def _wanted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], set[str]]:
             is_folder = entry.is_dir()
         except OSError:  # a link that leads nowhere
             is_folder = False
-        if (is_folder or name[name.rfind(".") :].lower() in IMAGE_SUFFIXES) and not is_ignored(name):
+        if is_ignored(name):
+            continue
+        if is_folder or (name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not _is_special(entry)):
             names.append(name)
             if is_folder:
                 folders.add(name)
     return sorted(names), folders
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether what is no folder is a pipe, socket or device, which could be read from for ever."""
+    try:  # costs no look at the file where it is one
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError:
+        return False  # a link that leads nowhere counts as an image, so that it is told as one that cannot be read
 
 
 @dataclass

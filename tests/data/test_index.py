@@ -48,6 +48,16 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     assert list(index_images(tmp_path / "root", "--data.root").paths) == [tmp_path / "root" / "link" / "1.png"]
 
 
+def test_pipes_are_no_images_but_links_that_lead_nowhere_are(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to(os.devnull)
+    save_photo(tmp_path / "1.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "1.png")
+    (tmp_path / "lost.png").symlink_to("nowhere.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert names(tmp_path) == ["1.png", "link.png", "loop.png", "lost.png"]
+
+
 def test_order_is_that_of_paths(tmp_path):
     for name in ("a/b/1.png", "a/b.png", "a/c.png", "a-/1.png", "B/1.png", "ä/1.png", "a/b-/1.png", "z.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
