@@ -17,12 +17,12 @@ class Table:
     Args:
         path: The file.
         columns: The cells of each column, by its name.
-        first_row: The number of the first row, as a program that shows tables counts.
+        numbers: The number of each row, as a program that shows tables counts: with the column names and empty lines.
     """
 
     path: Path
     columns: dict[str, Sequence[str]]
-    first_row: int
+    numbers: Sequence[int]
 
     def column(self, name: str, key: str) -> Sequence[str]:
         """The cells of a column; raises `UserError` where there is none of this name, which the option ``key`` gave."""
@@ -54,7 +54,7 @@ class Table:
 
     def row(self, index: int) -> str:
         """What a person would call the row at an index."""
-        return f"row {index + self.first_row}"
+        return f"row {self.numbers[index]}"
 
 
 def read_table(path: Path, key: str) -> Table:
@@ -80,21 +80,29 @@ def read_table(path: Path, key: str) -> Table:
 
 def _read_text(path: Path, key: str) -> Table:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file, delimiter="\t" if path.suffix.lower() in (".tsv", ".tab") else ",")
-        names = [name.strip() for name in next(lines, [])]
+        separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+        # A line without anything, as at the end of many files, is no row, but it is counted.
+        lines = ((number, line) for number, line in enumerate(csv.reader(file, delimiter=separator), 1) if line)
+        names = [name.strip() for name in next(lines, (1, []))[1]]
+        if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0]), None)):
+            raise UserError(
+                f"{key}: the columns of {path} seem to be separated by {other!r}; a file ending in .tsv must have tabs, "
+                "and any other commas"
+            )
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{key}: {path} has the column {twice[0]!r} twice; name it otherwise")
         cells: list[list[str]] = [[] for _ in names]
-        # A line without anything, as at the end of many files, is no row.
-        for number, row in enumerate((line for line in lines if line), 2):
+        numbers: list[int] = []
+        for number, row in lines:
             if len(row) != len(names):
                 raise UserError(
                     f"{key}: {path} has {len(names)} columns, but row {number} has {len(row)}; quote fields with "
                     "commas in them"
                 )
+            numbers.append(number)
             for column, cell in zip(cells, row, strict=True):
                 column.append(cell)
-    return Table(path, dict(zip(names, cells, strict=True)), first_row=2)
+    return Table(path, dict(zip(names, cells, strict=True)), numbers)
 
 
 def _read_parquet(path: Path, key: str) -> Table:
@@ -111,4 +119,4 @@ def _read_parquet(path: Path, key: str) -> Table:
     columns: dict[str, Sequence[str]] = {
         name: ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
     }
-    return Table(path, columns, first_row=1)
+    return Table(path, columns, range(1, len(table) + 1))

@@ -87,6 +87,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             raise UserError(f"--data.test_fraction: {given} leave nothing to train on")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"--data.num_workers: {num_workers} is less than 0")
+        if cache is not None and not cache.strip():
+            raise UserError(f"--data.cache: {cache!r} names no folder; name one, or leave the option out")
         check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction

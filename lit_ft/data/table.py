@@ -34,7 +34,7 @@ class ImageTableDataModule(PhotoDataModule):
     ``split.csv`` of a run is such a table, and gives the same split again.
 
     Args:
-        table: The file, with a line of column names; a relative one may also lie in the folder that the environment
+        table: The file, which must be given, with a line of column names; a relative one may also lie in the folder that the environment
             variable LIT_FT_DATA names. What ends in .tsv has tabs, and .parquet takes pyarrow.
         root: The folder that the paths start from, where they are not absolute. When not given, that of the table.
         path_column: The column with the path of each image.
@@ -52,10 +52,10 @@ class ImageTableDataModule(PhotoDataModule):
 
     def __init__(
         self,
-        table: str,
+        table: str | None = None,
         root: str | None = None,
         path_column: str = "path",
-        label_columns: Sequence[str] = ("label",),
+        label_columns: Sequence[str] | str = ("label",),
         split_column: str | None = None,
         group_column: str | None = None,
         task: TaskName | None = None,
@@ -63,9 +63,14 @@ class ImageTableDataModule(PhotoDataModule):
         **common: Any,
     ) -> None:
         super().__init__(augment=augment, **common)
+        if not table:
+            raise UserError("--data.table: is missing; name the CSV, TSV or Parquet file")
         if task is not None and task not in MAIN_METRIC:
             raise unknown("task", task, MAIN_METRIC, "--data.task")
         self._task: TaskName = task or "multiclass"
+        label_columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
+        if twice := [name for name in label_columns if label_columns.count(name) > 1]:
+            raise UserError(f"--data.label_columns: {twice[0]!r} is given twice; leave one out")
         if not label_columns or (self.task == "multiclass" and len(label_columns) > 1):
             wanted = "one column" if self.task == "multiclass" else "at least one column"
             raise UserError(
@@ -75,7 +80,7 @@ class ImageTableDataModule(PhotoDataModule):
         self.table = table
         self.root = root
         self.path_column = path_column
-        self.label_columns = list(label_columns)
+        self.label_columns = label_columns
         self.split_column = split_column
         self.group_column = group_column
         self._read: tuple[list[str], dict[Split, FileSplit]] | None = None

@@ -238,11 +238,33 @@ def cells(change):
         ({}, {"label_columns": ["label", "path"]},
          "--data.label_columns: multiclass takes one column, got label, path; for several: --model.task "),
         ({}, {"label_columns": [], "task": "regression"}, "--data.label_columns: regression takes at least one column"),
+        ({}, {"label_columns": ["path", "label", "label"], "task": "regression"},
+         "--data.label_columns: 'label' is given twice; leave one out"),
+        ({}, {"cache": " "}, "--data.cache: ' ' names no folder; name one, or leave the option out"),
+        ({4: [], 5: [], 7: ["ant/0.png", " "]}, {}, "--data.label_columns: 1 of 28 rows of .* have no label: row 7;"),
+        ({3: [], 6: ["ant/2.png", "ant", "x"]}, {}, "--data.table: .* has 2 columns, but row 6 has 3; quote"),
+        ({1: [], 2: ["path", "label"], 3: ["ant/0.png", " "]}, {},
+         "--data.label_columns: 1 of 29 rows of .* have no label: row 3;"),
+        ({n: [f"ant/{n}.png;ant"] if n > 1 else ["path;label"] for n in range(1, 32)}, {},
+         "--data.table: the columns of .*t.csv seem to be separated by ';'; a file ending in .tsv must have tabs"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_table(table, rows, options, message):
     with pytest.raises(UserError, match=f"^{message}"):
         make(table(cells(rows)), **options)
+
+
+@pytest.mark.parametrize("given", ["lable", "[lable]"])
+def test_one_label_column_may_be_a_plain_word(refused, table, given):
+    data = ("--data", "ImageTableDataModule", "--data.table", table(label=kind_of))
+    line = refused("check", *data, "--data.label_columns", given)
+    assert "--data.label_columns: unknown column of " in line
+    assert " 'lable'; nearest: label " in line
+
+
+def test_table_that_is_not_named(refused):
+    line = "lit-ft: --data.table: is missing; name the CSV, TSV or Parquet file"
+    assert refused("check", "--data", "ImageTableDataModule") == line
 
 
 @pytest.mark.parametrize(
