@@ -38,6 +38,13 @@ def find_file(given: str, key: str) -> Path:
 
 def _find(given: str, key: str) -> Path:
     path = Path(given).expanduser()
+    try:
+        return _found(path, key)
+    except PermissionError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); change or move it") from error
+
+
+def _found(path: Path, key: str) -> Path:
     shared = os.environ.get("LIT_FT_DATA")
     if not path.exists() and shared and (Path(shared).expanduser() / path).exists():
         return Path(shared).expanduser() / path
@@ -54,9 +61,23 @@ def is_ignored(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders within, by name."""
-    with os.scandir(folder) as entries:  # which knows what is a folder, without a look at each of a million files
-        return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and entry.is_dir())
+    """The folders within, by name.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:  # which knows what is a folder, without a look at each of a million files
+            return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and _is_folder(entry))
+    except OSError as error:
+        raise UserError(f"--data.root: {folder} cannot be read ({error.strerror}); change or move it") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
 
 
 def class_folders(folder: Path) -> list[Path]:

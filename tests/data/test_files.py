@@ -1,6 +1,9 @@
+import os
+from pathlib import Path
+
 import pytest
 
-from lit_ft.data.files import class_folders, find_file, find_folder
+from lit_ft.data.files import class_folders, find_file, find_folder, subfolders
 from lit_ft.errors import UserError
 
 
@@ -45,6 +48,36 @@ def test_folder_without_class_folders(tmp_path):
         (tmp_path / f"{i}.jpg").touch()
     with pytest.raises(UserError, match=r"only 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 2 more; put"):
         class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "flowers"])
+def test_folder_that_must_not_be_read(tmp_path, monkeypatch, name):
+    (tmp_path / "flowers").mkdir()
+    scandir = os.scandir
+
+    def forbidden(folder):
+        if Path(folder) == tmp_path / name:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UserError, match=rf"^--data.root: {tmp_path / name} cannot be read \(Permission denied\); "):
+        class_folders(tmp_path)
+
+
+def test_folder_in_one_that_must_not_be_read(tmp_path, monkeypatch):
+    def forbidden(self, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with pytest.raises(UserError, match=rf"^--data.predict: {tmp_path}/x cannot be read \(Permission denied\); "):
+        find_folder(str(tmp_path / "x"), "--data.predict")
+
+
+def test_link_that_leads_nowhere_is_no_folder(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "flowers").mkdir()
+    assert subfolders(tmp_path) == [tmp_path / "flowers"]
 
 
 def test_only_one_class(tmp_path):
