@@ -86,8 +86,8 @@ def _read_text(path: Path, key: str) -> Table:
         names = [name.strip() for name in next(lines, (1, []))[1]]
         if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0]), None)):
             raise UserError(
-                f"{key}: the columns of {path} seem to be separated by {other!r}; a file ending in .tsv must have tabs, "
-                "and any other commas"
+                f"{key}: the columns of {path} seem to be separated by {other!r}; a file ending in .tsv must have "
+                "tabs, and any other commas"
             )
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{key}: {path} has the column {twice[0]!r} twice; name it otherwise")

@@ -83,7 +83,7 @@ class ImageFolderDataModule(PhotoDataModule):
         if folders["train"] != root:
             unused = [folder.name for folder in subfolders(root) if folder not in folders.values()]
             if unused:
-                rank_zero_warn(f"--data.root: {', '.join(unused)} in {root}: not used, being neither train, val nor test")
+                rank_zero_warn(f"--data.root: not used, as neither train, val nor test: {', '.join(unused)} in {root}")
         return {split: self._labelled(folder, of=split) for split, folder in folders.items()}
 
     def _split_folders(self) -> dict[Split, Path]:
@@ -130,7 +130,7 @@ class ImageFolderDataModule(PhotoDataModule):
         if empty:
             rank_zero_warn(f"{folder}: no images of: {', '.join(empty)}")
         if loose := len(index.paths) - sum(map(len, found)):
-            rank_zero_warn(f"--data.root: {loose:,} images lie in {folder} itself, in no class folder, and are not used")
+            rank_zero_warn(f"--data.root: {loose:,} images not used, as in no class folder, but in {folder} itself")
         paths = index.paths.part(torch.cat([torch.arange(rows.start, rows.stop) for rows in found]))
         targets = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(rows) for rows in found]))
         return FileSplit(paths, targets, self._grouped(paths))

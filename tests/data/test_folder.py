@@ -106,7 +106,9 @@ def test_images_in_no_class_folder_are_told(photo_root):
     for i in range(3):
         save_photo(photo_root / f"{i}.png")
     (photo_root / "notes.txt").touch()
-    with pytest.warns(UserWarning, match=rf"^--data.root: 3 images lie in {photo_root} itself, in no class folder"):
+    with pytest.warns(
+        UserWarning, match=rf"^--data.root: 3 images not used, as in no class folder, but in {photo_root} itself"
+    ):
         data = make(photo_root)
     assert data.sizes() == {"train": 24, "val": 6}
 
@@ -114,7 +116,9 @@ def test_images_in_no_class_folder_are_told(photo_root):
 def test_folders_beside_the_splits_are_told(split_root):
     for name in ("extra", "more", ".git"):
         save_photo(split_root / name / "ant" / "0.png")
-    with pytest.warns(UserWarning, match=rf"^--data.root: extra, more in {split_root}: not used, being neither "):
+    with pytest.warns(
+        UserWarning, match=rf"^--data.root: not used, as neither train, val nor test: extra, more in {split_root}$"
+    ):
         make(split_root)
 
 
