@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,21 +56,29 @@ class PredictionWriter(Callback):
         self.path = Path(self.file) if self.file else Path(log_dir or trainer.default_root_dir) / "predictions.csv"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         paths = getattr(cast(Any, trainer).datamodule, "predict_paths", None)
-        module = cast(Any, pl_module)
-        # Beside its place, so that an earlier file stays whole until this one is; but a pipe or device is written to.
-        place = self.path.resolve() if self.path.is_file() or not self.path.exists() else None
-        written = place.with_name(f".{place.name}.{os.getpid()}") if place else self.path
-        # Names of files need not be valid text.
-        with written.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            single = module.task.name == "multiclass"
-            writer.writerow(["path", "class", "probability"] if single else ["path", *module.class_names])
-            for index in sorted(rows):
-                path = paths[index] if paths else index
-                if single:
-                    probability, best = torch.tensor(rows[index]).max(dim=0)
-                    writer.writerow([path, module.class_names[int(best)], f"{float(probability):.4f}"])
-                else:
-                    writer.writerow([path, *(f"{value:.4f}" for value in rows[index])])
-        if place:
-            written.replace(place)
+        if self.path.exists() and not self.path.is_file():  # a pipe or device
+            _write(self.path, rows, paths, pl_module)
+            return
+        # Beside its place, so that an earlier file stays whole until this one is.
+        place = self.path.resolve()
+        unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            _write(unfinished, rows, paths, pl_module)
+            unfinished.replace(place)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _write(place: Path, rows: dict[int, list[float]], paths: Sequence[str] | None, module: Any) -> None:
+    # Names of files need not be valid text.
+    with place.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        single = module.task.name == "multiclass"
+        writer.writerow(["path", "class", "probability"] if single else ["path", *module.class_names])
+        for index in sorted(rows):
+            path = paths[index] if paths else index
+            if single:
+                probability, best = torch.tensor(rows[index]).max(dim=0)
+                writer.writerow([path, module.class_names[int(best)], f"{float(probability):.4f}"])
+            else:
+                writer.writerow([path, *(f"{value:.4f}" for value in rows[index])])

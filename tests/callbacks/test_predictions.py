@@ -81,6 +81,7 @@ def test_earlier_file_stays_whole_until_there_is_another(tmp_path):
     with pytest.raises(IndexError):
         written(trainer(tmp_path, ["b"]), module(names=["bee"]), [([[1.0, 0.0], [0.0, 1.0]], [0, 1])], str(file))
     assert file.read_text() == before
+    assert os.listdir(tmp_path) == ["p.csv"]
     (tmp_path / "link.csv").symlink_to(file)
     written(trainer(tmp_path, ["c"]), module(), [([[1.0, 0.0]], [0])], str(tmp_path / "link.csv"))
     assert (tmp_path / "link.csv").is_symlink()
