@@ -90,6 +90,13 @@ class FineTuneCLI(LightningCLI):
             }
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Makes the parser of a command; of one that was not asked for, just what lists it: all would take long."""
+        asked = set(sys.argv) & set(self.subcommands())
+        if not asked or subcommand in asked:
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        return self.init_parser(**kwargs)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and tells a mistake with the nearest valid choice."""
         try:
