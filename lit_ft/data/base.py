@@ -148,6 +148,11 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def tested(self) -> Split:
+        """The split that is tested on: that of validation where there is none for test. Needs `setup`."""
+        return "test" if "test" in self.splits else "val"
+
     def counts(self) -> dict[str, list[int]]:
         """Number of images of each class, or with each label or number, by split. Needs `setup`."""
         return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
@@ -207,11 +212,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """Every test image once, in a fixed order; the validation images where there are none for test."""
         if not self._is_read:
             self.setup()
-        if "test" in self.splits:
-            return self._loader("test")
-        held_out = "to hold some out: --data.test_fraction"
-        rank_zero_warn(f"there are no test images, the validation images are tested on; {held_out}")
-        return self._loader("val")
+        if self.tested != "test":
+            held_out = "to hold some out: --data.test_fraction"
+            rank_zero_warn(f"there are no test images, the validation images are tested on; {held_out}")
+        return self._loader(self.tested)
 
     def predict_dataloader(self) -> Loader:
         """Every image to predict once, with its index into `predict_paths`."""

@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.decode import decode, upright_size
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, stored_size
+from lit_ft.data.workers import sweep
 from lit_ft.errors import UserError
-
-_CHUNK = 16
-"""Images that a process takes at a time."""
 
 
 def photo_cache(
@@ -101,7 +96,7 @@ def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputS
     keys, first = np.unique(np.concatenate([part.keys for part in files]), return_index=True)
     names = [name for part in files for name in part.names]
     paths = PackedPaths.pack("", [names[i] for i in first])
-    sizes = np.array(list(_in_order(_Sizes(paths), len(paths), workers, "Sizes")), np.int64)
+    sizes = np.array(list(sweep(paths, upright_size, "Sizes", workers)), np.int64)
     stored = np.array([stored_size(height, width, spec) for height, width in sizes.tolist()], np.int64)
     stops = (stored.prod(axis=1) * 3).cumsum()
     head = _head(keys, stored, int(stops[-1]))
@@ -115,7 +110,7 @@ def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputS
     file.flush()
     starts = len(head) + np.concatenate([np.zeros(1, np.int64), stops[:-1]])
     copies = _Copies(paths, stored, starts, path.with_name(f".{path.name}"), spec)
-    for _ in _in_order(copies, len(paths), workers, "Cache"):
+    for _ in sweep(range(len(paths)), copies, "Cache", workers):
         pass
     os.fsync(file.fileno())
     path.with_name(f".{path.name}").replace(path)
@@ -144,21 +139,8 @@ def _reserve(file: BinaryIO, size: int) -> None:
         file.truncate(size)
 
 
-class _Sizes(Dataset[Any]):
-    """Height and width of images, some at a time, from their headers."""
-
-    def __init__(self, paths: PackedPaths) -> None:
-        self.paths = paths
-
-    def __getitem__(self, rows: range) -> list[tuple[int, int]] | UserError:
-        try:
-            return [upright_size(self.paths[i]) for i in rows]
-        except UserError as error:  # as the exception that it is, see `photos._Photos`
-            return error
-
-
-class _Copies(Dataset[Any]):
-    """Writes resized images, some at a time, each to its place."""
+class _Copies:
+    """Writes resized images, by their number, each to its place."""
 
     def __init__(
         self, paths: PackedPaths, sizes: NDArray[np.int64], starts: NDArray[np.int64], file: Path, spec: InputSpec
@@ -167,18 +149,14 @@ class _Copies(Dataset[Any]):
         self.file = file
         self.resize = spec.geometry().transforms[0]
 
-    def __getitem__(self, rows: range) -> list[None] | UserError:
+    def __call__(self, i: int) -> None:
         try:
             # Not through a map of the file: a disk that is full would then kill the process.
             with self.file.open("r+b") as file:
-                for i in rows:
-                    file.seek(int(self.starts[i]))
-                    file.write(self._copy(i))
+                file.seek(int(self.starts[i]))
+                file.write(self._copy(i))
         except OSError as error:
-            return _unwritable(self.file.parent, error)
-        except UserError as error:
-            return error
-        return [None for _ in rows]
+            raise _unwritable(self.file.parent, error) from error
 
     def _copy(self, i: int) -> memoryview:
         size = tuple(self.sizes[i].tolist())
@@ -188,24 +166,6 @@ class _Copies(Dataset[Any]):
         if image.shape[1:] != size:
             raise UserError(f"{self.paths[i]}: its header tells another size than its pixels; mend or remove it")
         return image.permute(1, 2, 0).contiguous().numpy().data
-
-
-def _in_order(dataset: Dataset[Any], count: int, workers: int, what: str) -> Iterator[Any]:
-    """What a data set gives for 0, 1, ... ``count`` - 1, worked out by several processes, with a bar in a terminal."""
-    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=chunks,
-        num_workers=min(workers, len(chunks)),
-        generator=torch.Generator(),  # the global one is left alone: the next run, which need not write, is the same
-    )
-    with tqdm(total=count, desc=what, unit=" images", leave=False, disable=None) as bar:
-        for done in loader:
-            if isinstance(done, UserError):
-                raise done
-            yield from done
-            bar.update(len(done))
 
 
 def _amount(size: int) -> str:

@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_ft.data.base import Split
 from lit_ft.data.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.photos import FileSplit
-from lit_ft.data.workers import usable_cpus
 from lit_ft.errors import UserError
 
 CHUNK_BYTES = 64 * 2**20
-
-
-class _Files(Dataset[bytes]):
-    """The content of files."""
-
-    def __init__(self, split: FileSplit) -> None:
-        self._paths = split.paths
-
-    def __getitem__(self, index: int) -> bytes | UserError:  # type: ignore[override]
-        try:
-            return self._paths[index].read_bytes()
-        except OSError as error:  # gone since the set was found to be readable
-            return UserError(f"{self._paths[index]}: cannot be read ({error.strerror}); mend or remove it")
 
 
 def convert(
     data: PhotoDataModule,
     folder: str | Path,
     chunk_bytes: int = CHUNK_BYTES,
-    num_workers: int | None = None,
 ) -> Path:
     """Writes the splits of a data module into a new folder, each image file as it is.
 
@@ -50,7 +33,6 @@ def convert(
         data: Photos in files, with the splits that its options ask for.
         folder: The folder to make; ``train``, ``val``, ``test`` and ``set.json`` are in it.
         chunk_bytes: Most bytes in one chunk, of which a bucket gives one after the other.
-        num_workers: Number of processes that read. When not given, chosen by the number of CPUs.
 
     Returns:
         The folder.
@@ -65,7 +47,6 @@ def convert(
     data.setup()
     splits = {name: split for name, split in data.splits.items() if name in SPLITS}
     partial = made.absolute().with_name(f".{made.name}.partial")
-    workers = usable_cpus() if num_workers is None else num_workers
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -74,7 +55,7 @@ def convert(
             order = torch.arange(len(split))
             if name == "train":  # so that a chunk holds all classes
                 order = torch.randperm(len(split), generator=torch.Generator().manual_seed(data.split_seed))
-            _write(partial / name, split, names[name], order, chunk_bytes, workers)
+            _write(partial / name, split, names[name], order, chunk_bytes)
         StreamSet(
             task=data.task,
             class_names=data.class_names,
@@ -95,17 +76,18 @@ def _names(splits: dict[Split, FileSplit]) -> dict[Split, list[str]]:
     return {n: [path.absolute().relative_to(base).as_posix() for path in s.paths] for n, s in splits.items()}
 
 
-def _write(folder: Path, split: FileSplit, names: list[str], order: Tensor, chunk_bytes: int, num_workers: int) -> None:
+def _write(folder: Path, split: FileSplit, names: list[str], order: Tensor, chunk_bytes: int) -> None:
     """Writes one split and tells of it."""
     from litdata.streaming import Cache
 
     cache = Cache(str(folder), chunk_bytes=chunk_bytes)
     rows = order.tolist()
-    contents = _contents(split, rows, num_workers)
-    for i, content in enumerate(tqdm(contents, folder.name, len(rows), unit=" images", leave=False, disable=None)):
-        if isinstance(content, UserError):
-            raise content
-        cache[i] = pack(names[rows[i]], content)
+    for i, row in enumerate(tqdm(rows, folder.name, unit=" images", leave=False, disable=None)):
+        try:
+            content = split.paths[row].read_bytes()
+        except OSError as error:  # gone since the set was found to be readable
+            raise UserError(f"{split.paths[row]}: cannot be read ({error.strerror}); mend or remove it") from error
+        cache[i] = pack(names[row], content)
     cache.done()
     cache.merge()
     targets = split.targets[order].numpy()
@@ -115,9 +97,3 @@ def _write(folder: Path, split: FileSplit, names: list[str], order: Tensor, chun
     chunks = list(folder.glob("*.bin"))
     size = sum(path.stat().st_size for path in chunks)
     print(f"  {folder.name:<6}{len(rows):>12,} images {size / 1e6:>12,.1f} MB  {len(chunks):>6,} chunks", flush=True)
-
-
-def _contents(split: FileSplit, rows: list[int], num_workers: int) -> Iterator[bytes | UserError]:
-    workers = min(num_workers, len(rows) // 100)  # few are read before a process has started
-    files = _Files(split)
-    yield from DataLoader(files, None, sampler=rows, num_workers=workers, generator=torch.Generator())

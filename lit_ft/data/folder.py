@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -68,14 +67,6 @@ class ImageFolderDataModule(PhotoDataModule):
     def group_key(self) -> str:
         """The option that tells groups."""
         return "--data.groups"
-
-    def prepare_data(self) -> None:
-        """Finds the images, once a machine: its other processes read what is kept of that."""
-        predicts = self.trainer is not None and self.trainer.state.fn == TrainerFn.PREDICTING
-        if not (predicts and self.predict is not None):  # which needs no training images
-            for folder in self._split_folders().values():
-                index_images(folder, "--data.root")
-        super().prepare_data()
 
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""

@@ -61,6 +61,11 @@ class PackedPaths(Sequence[Path]):
         text = self.text.tobytes()
         return (os.fsdecode(text[i:j]) for i, j in zip(self.starts.tolist(), self.stops.tolist(), strict=True))
 
+    def absolute(self) -> Iterator[str]:
+        """All paths in full, in order, as text."""
+        root = os.path.abspath(self.root)
+        return (os.path.join(root, name) for name in self.names())
+
     def part(self, rows: Tensor) -> PackedPaths:
         """Those paths, int64 ``(n,)``, in that order; the text is shared."""
         return replace(self, starts=self.starts[rows.numpy()], stops=self.stops[rows.numpy()])

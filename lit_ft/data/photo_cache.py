@@ -43,8 +43,7 @@ class PhotoFiles:
         Raises:
             UserError: One is gone.
         """
-        root = os.path.abspath(paths.root)
-        names = [os.path.join(root, paths.name(i)) for i in range(len(paths))]
+        names = list(paths.absolute())
         keys = np.empty(len(names), np.int64)
         for i, name in enumerate(names):
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from lit_ft.data.photos import FileSplit, PhotoSource
 from lit_ft.data.split import class_counts, hold_out
 from lit_ft.data.transforms import train_transform
 from lit_ft.data.verify import unreadable
-from lit_ft.data.workers import usable_cpus, workers_for
+from lit_ft.data.workers import check_workers, usable_cpus, workers_for
 from lit_ft.errors import UserError
 
 OnBadImage = Literal["error", "skip"]
@@ -85,8 +84,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if val_fraction + test_fraction >= 1:
             given = f"{test_fraction} and --data.val_fraction {val_fraction}"
             raise UserError(f"--data.test_fraction: {given} leave nothing to train on")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"--data.num_workers: {num_workers} is less than 0")
+        check_workers(num_workers)
         if cache is not None and not cache.strip():
             raise UserError(f"--data.cache: {cache!r} names no folder; name one, or leave the option out")
         check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
@@ -98,6 +96,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         self._caches: tuple[InputSpec, dict[Split, PhotoCache]] | None = None
         self.on_bad_image = on_bad_image
         self.verifies = True
+        self._bad: dict[Split, dict[int, str]] = {}
         self.left_out: dict[Split, list[str]] = {}
         """The images of each split that cannot be read, and why; those of a split that was not used yet are missing."""
         # What is the same for each image of a patient, a video, …: its number, by its name.
@@ -132,7 +131,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Reads all images once and writes the cache of a fit, on one process of each machine; the others use both."""
         stage = self.trainer.state.fn if self.trainer else TrainerFn.FITTING
         self._find(stage and stage.value)
-        found = [unreadable(self.splits[split].paths) for split in self._to_verify(stage and stage.value)]
+        found = [self._unreadable(split) for split in self._to_verify(stage and stage.value)]
         # What is refused is refused in `setup`, by all processes alike.
         if self.cache is not None and stage == TrainerFn.FITTING and (self.on_bad_image == "skip" or not any(found)):
             self.setup("fit")
@@ -195,20 +194,25 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
                 return None
             self._caches = (self.input_spec, dict(zip(splits, found, strict=True)))
         if split == "predict":
-            split = "test" if "test" in splits else "val"
+            split = self.tested
         return self._caches[1][split]
 
     def _to_verify(self, stage: str | None) -> list[Split]:
         """The splits that are used for the first time."""
         if not self.verifies or getattr(self.trainer, "fast_dev_run", False):
             return []
-        test: Split = "test" if "test" in self.splits else "val"
-        used: dict[str | None, list[Split]] = {"validate": ["val"], "test": [test], "predict": ["predict"]}
+        used: dict[str | None, list[Split]] = {"validate": ["val"], "test": [self.tested], "predict": ["predict"]}
         every: list[Split] = [split for split in self.splits if split != "predict"]
         return [split for split in used.get(stage, every) if split not in self.left_out]
 
+    def _unreadable(self, split: Split) -> dict[int, str]:
+        """The rows of a split that cannot be read, and why; a process that has prepared the data has looked already."""
+        if split not in self._bad:
+            self._bad[split] = unreadable(self.splits[split].paths)
+        return self._bad[split]
+
     def _leave_out(self, splits: list[Split]) -> None:
-        found = {split: unreadable(self.splits[split].paths) for split in splits}
+        found = {split: self._unreadable(split) for split in splits}
         num = sum(len(self.splits[split]) for split in splits)
         listed = [f"{self.splits[split].paths[row]} ({why})" for split in splits for row, why in found[split].items()]
         some = f"{len(listed):,} of {num:,} images cannot be read: {', '.join(listed[:_NAMED])}"
@@ -248,10 +252,10 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             writer = csv.writer(opened)
             writer.writerow([names.path, *names.labels, names.split, *([names.group] if groups else [])])
             for split, images in self._whole.items():
-                root = os.path.abspath(images.paths.root)
-                paths = (os.path.join(root, name) for name in images.paths.names())
                 numbers = images.groups.tolist() if images.groups is not None else [0] * len(images)
-                for path, labels, number in zip(paths, self.label_cells(images.targets), numbers, strict=True):
+                for path, labels, number in zip(
+                    images.paths.absolute(), self.label_cells(images.targets), numbers, strict=True
+                ):
                     writer.writerow([path, *labels, split, *([groups[number]] if groups else [])])
 
     def number_groups(self, names: Iterable[str]) -> Tensor:

@@ -9,7 +9,7 @@ from lit_ft.data.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
 from lit_ft.data.files import find_folder
 from lit_ft.data.sampler import ChunkSampler
 from lit_ft.data.transforms import train_transform
-from lit_ft.data.workers import workers_for
+from lit_ft.data.workers import check_workers, workers_for
 from lit_ft.errors import UserError
 from lit_ft.tasks import TaskName
 
@@ -42,8 +42,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         **common: Any,
     ) -> None:
         super().__init__(augment=augment, **common)
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"--data.num_workers: {num_workers} is less than 0")
+        check_workers(num_workers)
         if self.sampling != "shuffle":
             raise UserError(f"--data.sampling: {self.sampling} is not for a streamed set; use shuffle")
         self.root = root.rstrip("/")
@@ -71,7 +70,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
     @property
     def predict_paths(self) -> list[str]:
         """Where each test image lay in the folder that was converted."""
-        return self.about.names["test" if "test" in self.about.images else "val"]
+        return self.about.names[self.tested]
 
     def read_splits(self) -> dict[Split, ChunkedSplit]:
         """Opens each split."""

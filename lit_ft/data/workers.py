@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from lit_ft.errors import UserError
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CHUNK = 16
+"""Things that a process of `sweep` takes at a time."""
+_FEW = 64
+"""Fewer for each process are looked at before it has started."""
 _SHARED = Path("/dev/shm")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _MOST = 8
@@ -44,6 +52,12 @@ def usable_cpus() -> int:
         return min(cpus, max(1, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max"
         return cpus
+
+
+def check_workers(asked: int | None) -> None:
+    """Raises `UserError` for a number of processes that there cannot be."""
+    if asked is not None and asked < 0:
+        raise UserError(f"--data.num_workers: {asked} is less than 0")
 
 
 def shared_memory() -> int | None:
@@ -88,6 +102,51 @@ def workers_for(trainer: Any, num_images: int, batch_size: int, image_bytes: int
     workers = choose_workers(batch_size * image_bytes, math.ceil(num_images / batch_size), processes, asked)
     on_gpu = trainer.strategy.root_device.type == "cuda" if trainer else torch.cuda.is_available()
     return workers._replace(pin_memory=on_gpu)
+
+
+class _Each(Dataset[Any]):
+    """Looks at things, some at a time, in a worker process or not."""
+
+    def __init__(self, things: Sequence[Any], look: Callable[[Any], Any]) -> None:
+        self._things = things
+        self._look = look
+
+    def __getitem__(self, chunk: range) -> list[Any] | UserError:
+        try:
+            return [self._look(self._things[i]) for i in chunk]
+        except UserError as error:  # returned, see `InWorkers`
+            return error
+
+
+def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int | None = None) -> Iterator[R]:
+    """Looks at each of many things, in order, in several processes; in a terminal, a bar shows how far it is.
+
+    Args:
+        things: The things, such as paths.
+        look: What to do with each; it must be possible to pickle it.
+        doing: What the bar says.
+        workers: Number of processes, 0 for none but this one; when not given, one a CPU, if there is enough to do.
+
+    Raises:
+        UserError: What ``look`` raised of this kind.
+    """
+    chunks = [range(start, min(start + _CHUNK, len(things))) for start in range(0, len(things), _CHUNK)]
+    if workers is None:
+        workers = min(usable_cpus(), len(things) // _FEW)
+        workers = workers if workers > 1 else 0
+    loader: DataLoader[Any] = DataLoader(
+        _Each(things, look),
+        batch_size=None,
+        sampler=chunks,
+        num_workers=min(workers, len(chunks)),
+        generator=torch.Generator(),  # one of its own: a run must not depend on whether this was done before
+    )
+    with tqdm(total=len(things), desc=doing, unit=" images", disable=None, leave=False) as bar:
+        for done in loader:
+            if isinstance(done, UserError):
+                raise done
+            yield from done
+            bar.update(len(done))
 
 
 class _Epoch:

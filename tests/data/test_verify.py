@@ -11,7 +11,8 @@ from image_files import save_photo
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data import ImageFolderDataModule, verify
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.verify import sweep, unreadable
+from lit_ft.data.verify import unreadable
+from lit_ft.data.workers import sweep
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=16, resize=20)
@@ -214,3 +215,12 @@ def test_a_run_lists_what_it_leaves_out(run, refused, photo_root):
     split, path, reason = listed.read_text().strip().split(": ", 2)
     assert (split in ("train", "val"), path) == (True, str(photo_root / "ant" / "4.png"))
     assert "truncated" in reason
+
+
+def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeypatch):
+    looked = []
+    monkeypatch.setattr("lit_ft.data.photo_data.unreadable", lambda paths: looked.append(len(paths)) or {})
+    data = folder(photo_root, val_fraction=0.2)
+    data.prepare_data()
+    data.setup("fit")
+    assert sorted(looked) == [6, 24]

@@ -22,7 +22,7 @@ from lit_ft.data.checks.look import Look, look, suits
 from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.split import class_counts
-from lit_ft.data.verify import sweep
+from lit_ft.data.workers import sweep
 from lit_ft.errors import UserError
 
 IMBALANCE = 10.0
@@ -149,9 +149,7 @@ def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
     except UserError as error:
         if not isinstance(data, PhotoDataModule):
             raise
-        return dict(data.read_given()), " ".join(
-            str(error).split()
-        )  # which raises what is wrong with the folder itself
+        return dict(data.read_given()), str(error)  # which raises what is wrong with the folder itself
     return {name: split for name, split in data.splits.items() if name != "predict"}, ""
 
 
