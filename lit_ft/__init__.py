@@ -9,7 +9,7 @@ from lit_ft.errors import UserError
 
 if TYPE_CHECKING:
     from lit_ft.backbones import Backbone, InputSpec, build_backbone
-    from lit_ft.callbacks import GradualUnfreezing, PredictionWriter, RunReport
+    from lit_ft.callbacks import FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
     from lit_ft.checkpoint_io import AtomicCheckpointIO
     from lit_ft.data import (
         CIFAR10DataModule,
@@ -32,6 +32,7 @@ __all__ = [
     "Backbone",
     "CIFAR10DataModule",
     "DigitsDataModule",
+    "FeatureCache",
     "FineTuneModule",
     "GradualUnfreezing",
     "HeadConfig",
@@ -55,7 +56,7 @@ __all__ = [
 
 _HOMES = {
     "lit_ft.backbones": ["Backbone", "InputSpec", "build_backbone"],
-    "lit_ft.callbacks": ["GradualUnfreezing", "PredictionWriter", "RunReport"],
+    "lit_ft.callbacks": ["FeatureCache", "GradualUnfreezing", "PredictionWriter", "RunReport"],
     "lit_ft.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.data": [
         "CIFAR10DataModule",

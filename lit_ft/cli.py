@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.assets import data_root, is_offline
 from lit_ft.backbones import InputConfig, input_spec
-from lit_ft.callbacks import EarlyStopping, GradualUnfreezing, PredictionWriter, RunReport
+from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
 from lit_ft.data.checks import check, tell_check
@@ -68,6 +68,7 @@ class FineTuneCLI(LightningCLI):
         )
         for key, callback, default in (
             ("unfreeze", GradualUnfreezing, {}),
+            ("feature_cache", FeatureCache, {}),
             ("checkpoint", ModelCheckpoint, CHECKPOINT),
             ("early_stopping", EarlyStopping, None),
             ("report", RunReport, {}),
@@ -132,7 +133,7 @@ class FineTuneCLI(LightningCLI):
             hparams = hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
             known = config["model"]["init_args"]
             known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
-            config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None))
+            config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
         options = config["data"].get("init_args") or {}
         if "task" in options and options["task"] is None:
             options["task"] = config["model"]["init_args"].get("task")
@@ -332,7 +333,7 @@ def _without_effects(config: Namespace) -> None:
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
     here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
     config["trainer"].update(Namespace({**here, "logger": False, "num_sanity_val_steps": 0}))
-    config["checkpoint"] = None
+    config["checkpoint"] = config["feature_cache"] = None
     config["report"] = Namespace(class_path="lit_ft.callbacks.RunReport", init_args=Namespace())
 
 

@@ -57,6 +57,16 @@ class Staged:
                 found |= {id(parameter) for part in whole for parameter in part.parameters()}
         return found
 
+    def fixed_prefix(self) -> tuple[str, ...]:
+        """The first stages, as many as give always the same for an image: they are frozen, and so are their norms."""
+        fixed = []
+        for name, parts in self.stage_modules().items():
+            moves = self._frozen_norm != "eval" and any(True for part in parts for _ in _norms(part))
+            if name not in self._frozen or moves:
+                break
+            fixed.append(name)
+        return tuple(fixed)
+
     def train(self: StagedT, mode: bool = True) -> StagedT:
         """Sets training mode for all but the frozen stages, whose dropout and batch norm must not act."""
         super().train(mode)  # type: ignore[misc]  # nn.Module's, which stands behind this one

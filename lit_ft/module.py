@@ -20,6 +20,7 @@ from lit_ft.backbones import (
     InputSpec,
     NetworkName,
     Pool,
+    StageOutput,
     Stem,
     build_backbone,
     input_spec,
@@ -36,7 +37,7 @@ from lit_ft.plan import HEAD
 from lit_ft.resume import validate_first
 from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
 
 
@@ -163,9 +164,13 @@ class FineTuneModule(Staged, L.LightningModule):
             # which all runs uncompiled: a ResNet that thaws stage by stage has 12.
             torch.compiler.reset()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)``, uint8 or normalised float -> logits ``(B, K)``."""
-        logits: Tensor = self.head(self.backbone(self.normalise(images)))
+    def forward(self, images: Tensor | StageOutput) -> Tensor:
+        """Images ``(B, C, H, W)``, uint8 or normalised float, or what the first stages gave -> logits ``(B, K)``."""
+        if isinstance(images, StageOutput):
+            features = self.backbone.rest(images)
+        else:
+            features = self.backbone(self.normalise(images))
+        logits: Tensor = self.head(features)
         return logits
 
     def configure_callbacks(self) -> list[Callback]:

@@ -32,13 +32,13 @@ LEVELS = {
     "catalog": 3,
     "module": 3,
     "checkpoint_io": 3,
-    "callbacks": 3,
     "data": 3,
+    "callbacks": 4,
     "download": 4,
-    "trainer": 4,
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 6,
+    "trainer": 5,
+    "cli": 6,
+    "__main__": 7,
+    "__init__": 7,
 }
 
 
@@ -96,6 +96,7 @@ def test_public_names():
         "Backbone",
         "CIFAR10DataModule",
         "DigitsDataModule",
+        "FeatureCache",
         "FineTuneModule",
         "GradualUnfreezing",
         "HeadConfig",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_ft.backbones import mnist_cnn, torchvision
 from lit_ft.backbones import weights as weights_
 from lit_ft.backbones.adapt import Stem, adapted, make_small, set_channels
-from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.backbone import Backbone, StageOutput
 from lit_ft.backbones.cutting import cut
 from lit_ft.backbones.own import OwnNetwork
 from lit_ft.backbones.pooling import Pool, make_pool
@@ -27,6 +27,7 @@ __all__ = [
     "InputSpec",
     "NetworkName",
     "Pool",
+    "StageOutput",
     "Stem",
     "backbone_names",
     "build_backbone",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,18 @@ from lit_ft.backbones.recompute import recomputed
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
 from lit_ft.freezing import Staged
+
+
+class StageOutput(NamedTuple):
+    """What the first stages gave for a batch, from which the rest can go on.
+
+    Args:
+        values: The output of the last of them, ``(B, ...)``, or where these are all stages, the features ``(B, D)``.
+        depth: Their number.
+    """
+
+    values: Tensor
+    depth: int
 
 
 class Backbone(Staged, nn.Module):
@@ -45,10 +58,44 @@ class Backbone(Staged, nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, C, H, W)`` -> features ``(B, D)``."""
-        for stage in self.stages.values():
-            images = recomputed(stage, images) if self._is_recomputed(stage, images) else stage(images)
-        features: Tensor = self.pool(images)
+        depth = self._num_without_gradient(images)
+        if not depth:
+            return self.rest(StageOutput(images, 0))
+        # What is compiled keeps nothing for the backward pass that it does not need, and knows no inference mode.
+        with torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode():
+            values = self.prefix(images, depth)
+        return self.rest(StageOutput(values.clone(), depth))  # a copy, as autograd saves nothing of inference mode
+
+    def prefix(self, images: Tensor, depth: int) -> Tensor:
+        """What the first stages give.
+
+        Args:
+            images: Normalised images ``(B, C, H, W)``.
+            depth: Number of stages; with all of them, the pooling follows.
+        """
+        for stage in list(self.stages.values())[:depth]:
+            images = stage(images)
+        outputs: Tensor = self.pool(images) if depth == len(self.stages) else images
+        return outputs
+
+    def rest(self, output: StageOutput) -> Tensor:
+        """What the first stages gave -> features ``(B, D)``."""
+        values, depth = output
+        if depth == len(self.stages):
+            return values
+        for stage in list(self.stages.values())[depth:]:
+            values = recomputed(stage, values) if self._is_recomputed(stage, values) else stage(values)
+        features: Tensor = self.pool(values)
         return features
+
+    def _num_without_gradient(self, images: Tensor) -> int:
+        """How many of the first stages no gradient goes through, in a pass whose other stages need some."""
+        if not torch.is_grad_enabled() or images.requires_grad:
+            return 0
+        for depth, parts in enumerate(self.stage_modules().values()):
+            if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
+                return depth
+        return len(self.stages)
 
     def _is_recomputed(self, stage: nn.Module, inputs: Tensor) -> bool:
         """Whether there are activations to save: those of a frozen prefix are not kept anyway."""

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import nn
 from torchmetrics import Metric
 
+from lit_ft.data.loader import Loader
 from lit_ft.freezing import Staged
 
 
@@ -81,7 +82,8 @@ def _norm(tensors: list[Any]) -> float:
 
 def _batches(trainer: L.Trainer) -> Any:
     """The batches of the epoch, from a copy of the loader, as it remembers how far it got."""
-    loader: Any = copy.copy(trainer.train_dataloader)
+    given: Any = trainer.train_dataloader
+    loader = given.of_images() if isinstance(given, Loader) else copy.copy(given)
     sampler: Any = getattr(loader, "sampler", None)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(trainer.current_epoch)

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
+from lit_ft.backbones import StageOutput
 from lit_ft.callbacks.plan_view import plan_figure, plan_table, run_plan, run_starts, stage_rates
 from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
@@ -68,6 +69,8 @@ class RunReport(Callback):
         """Shows the first images of a run as the network gets them: augmented, erased and mixed."""
         board = _tensorboard(trainer)
         if board and self.num_images and trainer.global_step == 0 and batch_idx == 0:
+            if isinstance(batch[0], StageOutput):
+                batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
             images = batch[0]
             if images.dtype == torch.uint8:
                 if hasattr(pl_module, "pictured"):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
-from lit_ft.data.kept import Kept, kept, stamp
+from lit_ft.data.kept import Kept, hash_of, kept, stamp
 from lit_ft.data.loader import Batch
 from lit_ft.data.sampler import Picks
 from lit_ft.data.split import hold_out
@@ -73,6 +73,22 @@ class ArraySource:
     def __len__(self) -> int:
         """Number of images."""
         return len(self._split)
+
+    @property
+    def targets(self) -> Tensor:
+        """Those of the images."""
+        return self._split.targets
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether something is done to them at random."""
+        return bool(self._augments)
+
+    def identity(self) -> str:
+        """The images themselves, the size, and what is done to them."""
+        images = self._split.images.cpu()
+        content = hash_of([images, self._split.rows])
+        return f"{content} {tuple(images.shape)} {self._spec} {self._augments}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch, its images where all images are."""

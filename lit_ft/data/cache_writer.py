@@ -103,8 +103,8 @@ def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputS
     total = len(head) + int(stops[-1])
     free = shutil.disk_usage(path.parent).free
     if free < total:
-        raise UserError(f"--data.cache: needs {_amount(total)}, {_amount(free)} are free in {path.parent}")
-    print(f"Cache  {_amount(total)} for {len(paths):,} images: {path}", flush=True)
+        raise UserError(f"--data.cache: needs {amount(total)}, {amount(free)} are free in {path.parent}")
+    print(f"Cache  {amount(total)} for {len(paths):,} images: {path}", flush=True)
     _reserve(file, total)
     file.write(head)
     file.flush()
@@ -168,10 +168,10 @@ class _Copies:
         return image.permute(1, 2, 0).contiguous().numpy().data
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
     """Bytes, as a person reads them.
 
-    >>> _amount(12_345_678_901), _amount(3_456_789)
+    >>> amount(12_345_678_901), amount(3_456_789)
     ('12.3 GB', '3.5 MB')
     """
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -20,8 +20,9 @@ from torchvision.transforms import v2
 
 from lit_ft.assets import is_offline
 from lit_ft.data.files import find_folder
+from lit_ft.data.kept import hash_of
 from lit_ft.data.loader import Batch
-from lit_ft.data.photos import seeded, stacked
+from lit_ft.data.photos import is_random, seeded, stacked
 from lit_ft.data.sampler import Picks
 from lit_ft.data.workers import InWorkers, Workers
 from lit_ft.errors import UserError, unknown
@@ -261,11 +262,27 @@ class StreamSource:
 
     def __init__(self, split: ChunkedSplit, transform: v2.Compose, workers: Workers | None = None) -> None:
         self.split = split
+        self._transform = transform
         self._workers = InWorkers(_Decoded(transform), workers)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.split)
+
+    @property
+    def targets(self) -> Tensor:
+        """Those of the images."""
+        return self.split.targets
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether random crops are taken."""
+        return is_random(self._transform)
+
+    def identity(self) -> str:
+        """Where the images are, which of them, and what is done to them; not what they hold, which may be far away."""
+        held = [self.split.stops, self.split.rows]
+        return f"{self.split.folder} {hash_of(held)} {self._transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

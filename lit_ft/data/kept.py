@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -41,6 +42,14 @@ def stamp_number(path: str) -> int:
     _, size, time = stamp(path)
     digest = hashlib.blake2b(b"%d %d " % (size, time) + os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) or 1
+
+
+def hash_of(tensors: Iterable[Tensor]) -> str:
+    """A hash of the values of some tensors, wherever they lie."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def kept(name: str, key: str, is_valid: Callable[[dict[str, Any]], bool], make: Callable[[], Kept]) -> Kept:

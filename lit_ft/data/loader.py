@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lit_ft.backbones import StageOutput
 from lit_ft.data.sampler import EpochSampler, Picks
 from lit_ft.errors import UserError
 
@@ -15,15 +17,13 @@ Batch = tuple[Tensor, Tensor]
 """Images, uint8 ``(B, C, H, W)``, and their targets or indices, int64 ``(B,)``."""
 
 
-class Source(Protocol):
-    """Images that can be read by index."""
+class Readable(Protocol):
+    """What batches come from, of images or of what a frozen part of a network gave for them."""
 
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
-        """Yields the images of each batch.
+    def read(
+        self, batches: Sequence[Picks], generator: torch.Generator
+    ) -> Iterator[tuple[Tensor | StageOutput, Tensor]]:
+        """Yields each batch, with its targets.
 
         Args:
             batches: The images of each batch.
@@ -31,6 +31,32 @@ class Source(Protocol):
                 epoch at once, so that what happens in a place does not depend on which process or worker reads it, or
                 when.
         """
+        ...
+
+
+class Source(Readable, Protocol):
+    """Images that can be read by index."""
+
+    @property
+    def targets(self) -> Tensor:
+        """The target or index of each image, ``(N,)``, or its labels or numbers, ``(N, K)``."""
+        ...
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether an image is read otherwise each time."""
+        ...
+
+    def identity(self) -> str:
+        """What differs between two sources whose images, or whose augmentations of them, do."""
+        ...
+
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields the images of each batch, likewise."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
         ...
 
 
@@ -51,7 +77,9 @@ class Loader:
 
     def __init__(self, source: Source, sampler: EpochSampler, processed: Callable[[], int] | None = None) -> None:
         self.sampler = sampler
-        self._source = source
+        self.source = source
+        self.stand_in: Callable[[Loader], Readable] | None = None
+        """Asked at each epoch's first batch what to read in the source's place; for outputs that were kept."""
         self._processed = processed
         self._epoch = 0
         self._yielded = 0
@@ -61,7 +89,7 @@ class Loader:
         """Number of batches in a whole epoch, also after a resume."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Tensor | StageOutput, Tensor]]:
         """Yields the batches of the epoch that is set when the first of them is asked for.
 
         Lightning calls ``iter()`` before it sets the epoch, hence a generator.
@@ -69,9 +97,16 @@ class Loader:
         start = self._start()
         self._epoch, self._yielded = self.sampler.epoch, start
         remaining = self.sampler.batches()[start:]
-        for batch in self._source.read(remaining, self.sampler.augment_generator()):
+        source = self.source if self.stand_in is None else self.stand_in(self)
+        for batch in source.read(remaining, self.sampler.augment_generator()):
             self._yielded += 1
             yield batch
+
+    def of_images(self) -> Loader:
+        """A loader of the same batches that gives images, whatever stands in for them, and leaves this one alone."""
+        loader = copy(self)
+        loader.stand_in = None
+        return loader
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches of which epoch are behind us."""

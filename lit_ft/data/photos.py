@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.data.decode import cut, decode, decode_crop
+from lit_ft.data.kept import hash_of
 from lit_ft.data.loader import Batch
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.photo_cache import PhotoCache
+from lit_ft.data.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.sampler import Picks
 from lit_ft.data.transforms import random_from
 from lit_ft.data.workers import InWorkers, Workers
@@ -99,6 +100,11 @@ def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name
     return made
 
 
+def is_random(transform: v2.Compose) -> bool:
+    """Whether a transform makes of an image something else each time: all that do begin with a random crop."""
+    return isinstance(transform.transforms[0], v2.RandomResizedCrop)
+
+
 def stacked(images: Sequence[Tensor]) -> Tensor:
     """A batch ``(B, 3, H, W)`` in channels_last, the memory format of decoded images and of most networks.
 
@@ -125,11 +131,29 @@ class PhotoSource:
         cache: PhotoCache | None = None,
     ) -> None:
         self._split = split
+        self._transform = transform
+        self._cache = cache
         self._loader = InWorkers(_Photos(split, transform, cache), workers)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._split)
+
+    @property
+    def targets(self) -> Tensor:
+        """Those of the images."""
+        return self._split.targets
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether random crops are taken."""
+        return is_random(self._transform)
+
+    def identity(self) -> str:
+        """The files as they are now, the cache, and what is done to them."""
+        keys = PhotoFiles.of(self._split.paths).keys
+        cache = None if self._cache is None else self._cache.made
+        return f"{hash_of([torch.from_numpy(keys)])} {cache} {self._transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

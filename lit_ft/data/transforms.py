@@ -29,6 +29,10 @@ class ShiftFlip:
         self.shift = shift
         self.flip = flip
 
+    def __repr__(self) -> str:
+        """Says all that it does."""
+        return f"ShiftFlip(shift={self.shift}, flip={self.flip})"
+
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Draws what happens to each sample in one epoch, int64 ``(N, 3)``: row and column offset, mirrored or not."""
         offsets = torch.randint(2 * self.shift + 1, (num_samples, 2), generator=generator)
@@ -74,6 +78,10 @@ class PerImage:
 
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
+
+    def __repr__(self) -> str:
+        """Says all that it does."""
+        return f"PerImage({self.transform})"
 
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Draws the seed of each sample in one epoch, int64 ``(N,)``."""

@@ -165,7 +165,7 @@ def test_augmentation_is_for_training_alone(photo_root):
     data.order_seed = 0
     plain, again = (next(iter(data.val_dataloader()))[0] for _ in range(2))
     assert plain.equal(again)
-    assert type(data.train_dataloader()._source._loader.dataset.transform.transforms[0]).__name__ == "RandomResizedCrop"
+    assert type(data.train_dataloader().source._loader.dataset.transform.transforms[0]).__name__ == "RandomResizedCrop"
 
 
 def test_size_above_resize(photo_root):

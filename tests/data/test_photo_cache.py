@@ -66,13 +66,13 @@ def test_evaluating_gives_the_same_pixels_as_without(root, tmp_path, spec, num_w
     plain, cached = make(root, spec=spec), make(root, tmp_path / "cache", spec, num_workers=num_workers)
     for split in ("val", "test", "predict"):
         assert_same(*(batches(getattr(data, f"{split}_dataloader")()) for data in (plain, cached)))
-    assert cached.val_dataloader()._source._loader.dataset.cache is not None
+    assert cached.val_dataloader().source._loader.dataset.cache is not None
 
 
 def test_training_crops_are_cut_from_the_copies(root, tmp_path):
     cached = make(root, tmp_path / "cache", num_workers=1)
     images, _ = next(iter(cached.train_dataloader()))
-    dataset = cached.train_dataloader()._source._loader.dataset
+    dataset = cached.train_dataloader().source._loader.dataset
     sampler = cached.train_dataloader().sampler
     rows, places = sampler.batches()[0]
     seeds = torch.randint(2**63 - 1, (8,), generator=sampler.augment_generator())[places]
@@ -96,7 +96,7 @@ def test_cache_is_written_once_and_told_before(root, tmp_path, capsys):
     assert name.startswith("photos-20-")
     inode = (folder / name).stat().st_ino
     for options in ({}, {"shots": 2}, {"split_seed": 3}, {"val_fraction": 0.5}):  # all of them are there
-        assert make(root, folder, **options).train_dataloader()._source._loader.dataset.cache is not None
+        assert make(root, folder, **options).train_dataloader().source._loader.dataset.cache is not None
     assert capsys.readouterr().out == ""
     assert (folder / name).stat().st_ino == inode
 
@@ -250,7 +250,7 @@ def test_writing_leaves_the_global_generator_alone(root, tmp_path):
 
 
 def test_workers_get_the_path_and_refuse_another_cache_in_its_place(root, tmp_path):
-    cache = make(root, tmp_path / "cache").val_dataloader()._source._loader.dataset.cache
+    cache = make(root, tmp_path / "cache").val_dataloader().source._loader.dataset.cache
     sent = pickle.dumps(cache)
     assert len(sent) < 1000
     assert pickle.loads(sent)[2].equal(cache[2])

@@ -89,7 +89,7 @@ def test_an_unreadable_file_is_told_in_one_line(split, num_workers):
 
 
 def test_what_workers_get_can_be_pickled(split):
-    dataset = make_loader(split)._source._loader.dataset
+    dataset = make_loader(split).source._loader.dataset
     images, targets = pickle.loads(pickle.dumps(dataset))[[(2, 7), (3, 8)]]
     assert images.equal(dataset[[(2, 7), (3, 8)]][0])
     assert targets.tolist() == [2, 3]
@@ -97,7 +97,7 @@ def test_what_workers_get_can_be_pickled(split):
 
 def test_a_process_that_is_started_anew_reads_the_same(split):
     plain, spawned = make_loader(split), make_loader(split, num_workers=1)
-    spawned._source._loader._loader.multiprocessing_context = "spawn"
+    spawned.source._loader._loader.multiprocessing_context = "spawn"
     assert_same(read(plain), read(spawned))
 
 

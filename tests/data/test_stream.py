@@ -189,7 +189,7 @@ def test_resume_in_mid_epoch_gives_the_batches_that_were_left(stream_root, done)
 
 def test_workers_give_the_same_batches_epoch_after_epoch_and_when_left(stream_root):
     plain, workers = (make(stream_root, num_workers=n).train_dataloader() for n in (0, 2))
-    assert workers._source._workers._loader.num_workers == 2
+    assert workers.source._workers._loader.num_workers == 2
     for epoch in range(2):
         assert_same(batches_of(plain, epoch), batches_of(workers, epoch))
     next(iter(workers))
@@ -197,7 +197,7 @@ def test_workers_give_the_same_batches_epoch_after_epoch_and_when_left(stream_ro
 
 
 def test_what_workers_need_can_be_sent_to_spawned_ones(stream_root, tmp_path):
-    dataset = make(stream_root).train_dataloader()._source._workers.dataset
+    dataset = make(stream_root).train_dataloader().source._workers.dataset
     sent = pickle.loads(pickle.dumps(dataset))
     save_photo(tmp_path / "x.png")
     samples = [((tmp_path / "x.png").read_bytes(), "x.png", 3)]

@@ -1,0 +1,322 @@
+"""Decides what a frozen part of the network computes just once a phase: `FeatureCache` keeps it, and trains from it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from lit_ft.callbacks.frozen_part import FrozenPart
+from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
+from lit_ft.data.arrays import free_memory
+from lit_ft.data.cache_writer import amount
+from lit_ft.data.features import FeatureSource, Layout, told, write_outputs
+from lit_ft.data.loader import Loader, Readable, Source
+from lit_ft.errors import UserError
+from lit_ft.module import FineTuneModule
+from lit_ft.plan import Phase
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+
+FOLDER = "features"
+FEWEST_VIEWS, MOST_VIEWS = 2, 10
+
+_CHECKED = 16
+"""Images whose outputs are computed once more."""
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""How far these may then be from what was kept, as a share of the largest: some roundings."""
+
+
+def choose_views(asked: int | None, is_augmented: bool, phase: Phase) -> int:
+    """How many versions of each image are kept in a phase; 0 where each epoch had better compute its own.
+
+    Args:
+        asked: The number that the user wants of augmented images; ``None`` leaves it to this function.
+        is_augmented: Whether an image differs from epoch to epoch.
+        phase: Its length decides: each version costs as much as an epoch does without.
+
+    >>> [choose_views(None, True, Phase(0, epochs, ("head",))) for epochs in (1, 2, 3, 10, 30, 100, None)]
+    [0, 0, 2, 2, 6, 10, 10]
+    >>> [choose_views(None, False, Phase(0, epochs, ("head",))) for epochs in (1, 2, None)]
+    [0, 1, 1]
+    """
+    epochs = math.inf if phase.num_epochs is None else phase.num_epochs
+    if not is_augmented:
+        views = 1
+    elif asked is not None:
+        views = asked
+    elif phase.plateau is not None:  # which can end it any time
+        views = FEWEST_VIEWS
+    else:
+        views = int(min(MOST_VIEWS, max(FEWEST_VIEWS, epochs // 5)))
+    return views if views < epochs else 0
+
+
+class FeatureCache(Callback):
+    """Computes the output of the frozen part of the network once a phase, and trains the rest from that.
+
+    While the first stages are frozen, their output for an image does not change. So each image goes through them once
+    in a phase, in training and in validation, and every epoch costs just what the other stages cost. The outputs lie in
+    files in the folder ``features`` of the run, mapped into memory, until the phase is over; a run that is resumed
+    finds them there.
+
+    Without augmentation this changes no number but by rounding. With it, each image has some versions, of which each
+    epoch draws one at random. What was chosen, and why, is told in one line a phase. Nothing is kept where it would
+    not pay, as in a phase of one epoch, or where it would not hold, as where images are mixed.
+
+    Args:
+        views: Number of versions of each training image, if these are augmented; null takes a fifth of the epochs of
+            the phase, at least 2 and at most 10. 0 turns all of this off.
+        limit: What the files may take together at most, in GB. What does not fit is not kept.
+        dtype: What outputs are kept in. auto keeps them as they are computed, or as float16 where that does not fit.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+
+    def __init__(self, views: int | None = None, limit: float = 10.0, dtype: DType = "auto") -> None:
+        if views is not None and views < 0:
+            raise UserError(f"--feature_cache.views: must be at least 0, got {views}")
+        if limit <= 0:
+            raise UserError(f"--feature_cache.limit: must be above 0 GB, got {limit}; to keep nothing, set views to 0")
+        if dtype not in get_args(DType):
+            raise UserError(f"--feature_cache.dtype: {dtype} is none of {', '.join(get_args(DType))}")
+        self.views = views
+        self.limit = limit
+        self.dtype = dtype
+        self._forget()
+
+    def _forget(self) -> None:
+        self._folder: Path | None = None
+        # The number of the phase that the rest is of.
+        self._phase: int | None = None
+        self._layouts: dict[str, Layout] = {}
+        self._sources: dict[str, FeatureSource | None] = {}
+        self._part: FrozenPart | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves what an earlier fit kept."""
+        self._forget()
+        if stage == "fit" and (folder := trainer.log_dir):  # asks all ranks
+            self._folder = Path(folder) / FOLDER
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stands in for the images, also in an epoch that is resumed in the middle."""
+        self._stand_in(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stands in for the images, as the loaders may be new."""
+        self._stand_in(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stands in for the images in a validation that is part of a fit."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stand_in(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Removes the files; those of an interrupted run stay, for the one that takes it up again."""
+        for loader in _loaders(trainer).values():
+            loader.stand_in = None
+        self._remove_files(trainer)
+        self._forget()
+
+    def _stand_in(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        fast = cast(Any, trainer).fast_dev_run
+        if self._folder is None or self.views == 0 or fast or not isinstance(module, FineTuneModule):
+            return
+        for split, loader in _loaders(trainer).items():
+            # Asked at an epoch's first batch, when all callbacks have settled what is frozen in it.
+            loader.stand_in = partial(self._in_place_of_images, trainer, module, split)
+
+    def _in_place_of_images(self, trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> Readable:
+        """What a split is read from in this epoch: outputs that were kept, or the images themselves."""
+        index = len(run_starts(trainer, module, trainer.current_epoch)) - 1
+        if index != self._phase:
+            self._begin(trainer, module, index)
+        if self._part is None or split not in self._layouts:
+            return loader.source
+        if split not in self._sources:
+            self._sources[split] = self._kept(trainer, split, loader)
+        elif not self._part.is_unchanged():
+            # Weight averaging may do so, by rounding.
+            _say("Features  the weights of frozen stages have changed, so from now on their outputs are computed anew")
+            self._sources = dict.fromkeys(self._layouts)
+        return self._sources[split] or loader.source
+
+    def _begin(self, trainer: L.Trainer, module: FineTuneModule, index: int) -> None:
+        """Decides what is kept in a phase, and tells it."""
+        self._phase, self._layouts, self._sources, self._part = index, {}, {}, None
+        self._remove_files(trainer, but=f"phase{index}-")
+        stages = module.fixed_prefix()
+        if not stages:
+            return
+        phase = run_plan(trainer, module).phases[index]
+        loaders = _loaders(trainer)
+        reasons = {split: _reason_against(trainer, module, split, loader) for split, loader in loaders.items()}
+        views = {
+            split: choose_views(self.views, loader.source.is_augmented, phase)
+            for split, loader in loaders.items()
+            if reasons[split] is None
+        }
+        reasons |= {split: "that would not pay in so few epochs" for split, number in views.items() if not number}
+        if any(views.values()):
+            self._part = FrozenPart(trainer, module, len(stages))
+            source = next(iter(loaders.values())).source
+            example = self._part.of_rows(source, torch.arange(min(2, len(source))), seed=0)
+            wanted = {split: Layout.of(example, len(loaders[split].source), n) for split, n in views.items() if n}
+            self._layouts = self._fitting(wanted)
+            if not self._layouts:
+                needs = f"{amount(_total(wanted))} would exceed --feature_cache.limit {self.limit:g} GB"
+                reasons |= dict.fromkeys(wanted, needs)
+        self._tell(stages, phase, reasons)
+
+    def _fitting(self, wanted: Mapping[str, Layout]) -> dict[str, Layout]:
+        """What is wanted, in the type that was asked for; nothing if it does not fit."""
+        types = [None, torch.float16] if self.dtype == "auto" else [getattr(torch, self.dtype)]
+        for stored in types:
+            layouts = {split: replace(layout, stored=stored or layout.computed) for split, layout in wanted.items()}
+            if _total(layouts) <= self.limit * 1e9:
+                return layouts
+        return {}
+
+    def _tell(self, stages: tuple[str, ...], phase: Phase, reasons: Mapping[str, str | None]) -> None:
+        frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
+        once = [
+            f"{split} ({layout.images:,} images{f' in {layout.views} views' if layout.views > 1 else ''})"
+            for split, layout in self._layouts.items()
+        ]
+        each = [f"for {split} in each epoch: {reason}" for split, reason in reasons.items() if reason]
+        where = ""
+        if once:
+            types = {told(layout.stored) for layout in self._layouts.values()}
+            once = [f"once for {' and '.join(once)}"]
+            where = f"; {amount(_total(self._layouts))} as {', '.join(types)} in {self._folder}"
+        epochs = told_epochs(phase, after_plateau=False)
+        _say(f"Features  epochs {epochs}: {frozen} computed {', '.join([*once, *each])}{where}")
+
+    def _kept(self, trainer: L.Trainer, split: str, loader: Loader) -> FeatureSource | None:
+        """The outputs of a split, found or written, if they are what is computed now; else nothing."""
+        part, layout, source = cast(FrozenPart, self._part), self._layouts[split], loader.source
+        seed = loader.sampler.seed if source.is_augmented else 0
+        key = hashlib.sha256(f"{part.identity()} {source.identity()} {layout} {seed}".encode()).hexdigest()[:16]
+        # Each machine has a file of its own, as they need not share a folder.
+        node = f"-node{trainer.node_rank}" if trainer.num_nodes > 1 else ""
+        path = cast(Path, self._folder) / f"phase{self._phase}-{split}-{key}{node}.bin"
+        share = _share(trainer, layout.images)
+        agreed = partial(trainer.strategy.reduce_boolean_decision, all=True)
+        failure: str | None = None
+        if not agreed(path.is_file()):
+            failure = self._write(trainer, path, layout, loader, share)
+        for is_last in (False, True):
+            if not agreed(failure is None):
+                break
+            kept = layout.mapped(path)
+            if agreed(self._is_right(kept, layout, source, share, seed)):
+                return FeatureSource(_near(kept, trainer), layout, source, part.depth)
+            failure = "computed twice they differ"
+            if not is_last:  # the file may be an older one that was damaged
+                failure = self._write(trainer, path, layout, loader, share)
+        _say(f"Features  those of {split} are computed in each epoch after all: {failure or 'another process failed'}")
+        return None
+
+    def _write(self, trainer: L.Trainer, path: Path, layout: Layout, loader: Loader, share: range) -> str | None:
+        """Writes a file, each process of a machine its share of the images; tells what went wrong, if it did."""
+        unfinished, failure = path.with_suffix(".unfinished"), None
+        began = time.monotonic()
+        if trainer.local_rank == 0:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                layout.reserve(unfinished)
+            except OSError as error:
+                failure = f"{path.parent} cannot be written ({error.strerror})"
+        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+            return failure or "another process failed"
+        kept, size, seed = layout.mapped(unfinished), loader.sampler.batch_size, loader.sampler.seed
+        done = write_outputs(kept, layout, loader.source, cast(FrozenPart, self._part), share, size, seed)
+        quiet = None if trainer.is_global_zero else True  # shown in a terminal alone
+        with tqdm(total=layout.views * len(share), desc="Features", unit=" images", disable=quiet, leave=False) as bar:
+            try:
+                for number in done:
+                    bar.update(number)
+            except OverflowError as error:
+                failure = f"{error}; give another --feature_cache.dtype"
+        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+            return failure or "another process failed"
+        if trainer.local_rank == 0:
+            unfinished.replace(path)
+        trainer.strategy.barrier("features")
+        _say(f"Features  {layout.views * layout.images:,} images in {time.monotonic() - began:.1f} s")
+        return None
+
+    def _is_right(self, kept: torch.Tensor, layout: Layout, source: Source, share: range, seed: int) -> bool:
+        """Whether a few outputs, in other company than they were computed in, are what was kept."""
+        rows = torch.tensor(share[:: max(1, len(share) // _CHECKED)][:_CHECKED], dtype=torch.long)
+        if not len(rows):
+            return True
+        view = layout.views - 1
+        again = cast(FrozenPart, self._part).of_rows(source, rows, seed, view).float().cpu()
+        there = layout.from_memory(kept[view * layout.images + rows]).float()
+        return bool((again - there).abs().max() <= _TOLERANCE[layout.stored] * again.abs().max())
+
+    def _remove_files(self, trainer: L.Trainer, but: str | None = None) -> None:
+        """Removes the files, but for those whose names begin so."""
+        trainer.strategy.barrier("features")
+        if self._folder is None or trainer.local_rank != 0 or not self._folder.is_dir():
+            return
+        for file in self._folder.iterdir():
+            if but is None or not file.name.startswith(but):
+                file.unlink(missing_ok=True)
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+
+def _loaders(trainer: L.Trainer) -> dict[str, Loader]:
+    """The loaders of a fit that something can stand in for."""
+    val: Any = trainer.val_dataloaders
+    given = {"train": trainer.train_dataloader, "val": val[0] if isinstance(val, list) and len(val) == 1 else val}
+    return {split: loader for split, loader in given.items() if isinstance(loader, Loader)}
+
+
+def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> str | None:
+    """Why the outputs for a split cannot stand in for its images, or would be computed in vain."""
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        return f"--trainer.strategy {type(trainer.strategy).__name__} may hold only a part of the weights"
+    if split == "train" and module.mix.is_on:
+        return "--model.mix changes its batches"
+    batches = trainer.num_training_batches if split == "train" else sum(cast(Any, trainer.num_val_batches))
+    if batches < len(loader):
+        return "no epoch sees all of its images"
+    return None
+
+
+def _share(trainer: L.Trainer, images: int) -> range:
+    """The images that this process computes, of those that its machine does."""
+    start, stop = (images * rank // trainer.num_devices for rank in (trainer.local_rank, trainer.local_rank + 1))
+    return range(start, stop)
+
+
+def _near(kept: torch.Tensor, trainer: L.Trainer) -> torch.Tensor:
+    """The outputs on the device of the model, if they take at most a quarter of what is free there."""
+    device = trainer.strategy.root_device
+    return kept.to(device) if kept.nbytes <= free_memory(device) / 4 else kept
+
+
+def _total(layouts: Mapping[str, Layout]) -> int:
+    return sum(layout.nbytes for layout in layouts.values())
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
