@@ -29,7 +29,7 @@ from small_runs import (
 )
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.callbacks import FeatureCache, GradualUnfreezing
 from lit_ft.data import StreamDataModule
 from lit_ft.plan import PhaseConfig
 from lit_ft.strategies import make_plan
@@ -231,6 +231,35 @@ def disagree(folder, rank):
     except RuntimeError as error:
         return str(error)
     return "nothing"
+
+
+def keep_features(folder, rank):
+    """Two phases from outputs that are kept, and the same from images."""
+    images, kinds = [], set()
+
+    class Note(Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.backbone.stages["conv"].register_forward_pre_hook(lambda _, x: images.append(len(x[0])))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            kinds.add(type(batch[0]).__name__)
+
+    def run(*callbacks):
+        L.seed_everything(1)
+        module = small_module(optimizer="SGD", lr_scheduler=None)
+        watch, unfreezing = Watch(), GradualUnfreezing("phases", phases=[PhaseConfig(["head"], 2), PhaseConfig(["d*"])])
+        fit(module, FewDigits(batch_size=5), unfreezing, 4, watch, *callbacks, default_root_dir=folder)
+        return module, watch
+
+    module, watch = run(Note(), FeatureCache())
+    other, _ = run()
+    pairs = zip(module.state_dict().values(), other.state_dict().values(), strict=True)
+    return {
+        "equal_replicas": all(watch.equal_replicas),
+        "furthest": max(float((one - two).abs().max()) for one, two in pairs),
+        "images": sum(images) / 2,  # in each of the phases
+        "kinds": kinds,
+    }
 
 
 def main(folder, scenarios):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
 from lit_ft.data.arrays import free_memory
-from lit_ft.data.cache_writer import amount
 from lit_ft.data.features import FeatureSource, Layout, told, write_outputs
+from lit_ft.data.kept import amount
 from lit_ft.data.loader import Loader, Readable, Source
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
@@ -162,7 +162,8 @@ class FeatureCache(Callback):
         stages = module.fixed_prefix()
         if not stages:
             return
-        phase = run_plan(trainer, module).phases[index]
+        plan = run_plan(trainer, module)
+        phase = plan.phases[index]
         loaders = _loaders(trainer)
         reasons = {split: _reason_against(trainer, module, split, loader) for split, loader in loaders.items()}
         views = {
@@ -180,7 +181,8 @@ class FeatureCache(Callback):
             if not self._layouts:
                 needs = f"{amount(_total(wanted))} would exceed --feature_cache.limit {self.limit:g} GB"
                 reasons |= dict.fromkeys(wanted, needs)
-        self._tell(stages, phase, reasons)
+        epochs = told_epochs(phase, after_plateau=any(earlier.plateau for earlier in plan.phases[:index]))
+        self._tell(stages, epochs, reasons)
 
     def _fitting(self, wanted: Mapping[str, Layout]) -> dict[str, Layout]:
         """What is wanted, in the type that was asked for; nothing if it does not fit."""
@@ -191,19 +193,20 @@ class FeatureCache(Callback):
                 return layouts
         return {}
 
-    def _tell(self, stages: tuple[str, ...], phase: Phase, reasons: Mapping[str, str | None]) -> None:
+    def _tell(self, stages: Sequence[str], epochs: str, reasons: Mapping[str, str | None]) -> None:
         frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
         once = [
             f"{split} ({layout.images:,} images{f' in {layout.views} views' if layout.views > 1 else ''})"
             for split, layout in self._layouts.items()
         ]
-        each = [f"for {split} in each epoch: {reason}" for split, reason in reasons.items() if reason]
-        where = ""
+        where, each = "", []
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            splits = [split for split, own in reasons.items() if own == reason]
+            each.append(f"for {' and '.join(splits)} in each epoch: {reason}")
         if once:
             types = {told(layout.stored) for layout in self._layouts.values()}
             once = [f"once for {' and '.join(once)}"]
             where = f"; {amount(_total(self._layouts))} as {', '.join(types)} in {self._folder}"
-        epochs = told_epochs(phase, after_plateau=False)
         _say(f"Features  epochs {epochs}: {frozen} computed {', '.join([*once, *each])}{where}")
 
     def _kept(self, trainer: L.Trainer, split: str, loader: Loader) -> FeatureSource | None:

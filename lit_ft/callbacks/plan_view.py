@@ -12,6 +12,7 @@ from torch import nn
 from lit_ft.backbones import Backbone
 from lit_ft.backbones.cost import stage_costs, training_share
 from lit_ft.callbacks.unfreezing import GradualUnfreezing, run_epochs
+from lit_ft.data.kept import amount
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import Phase, Plan
 from lit_ft.strategies import make_plan
@@ -69,7 +70,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
                 f"{num:,} ({num / whole:.1%})",
                 _told_rates([rates[stage] for stage in phase.trainable if stage in rates]),
                 f"{training_share(macs, trains):.0%}" if macs else "-",
-                _told_bytes(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
+                amount(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -165,12 +166,3 @@ def _told_rates(rates: Sequence[float]) -> str:
     if not rates:
         return "-"
     return f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{rates[0]:.2g} to {rates[-1]:.2g}"
-
-
-def _told_bytes(count: int) -> str:
-    """A number of bytes as a person reads it.
-
-    >>> _told_bytes(5160), _told_bytes(94_000_000)
-    ('5.2 kB', '94.0 MB')
-    """
-    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"

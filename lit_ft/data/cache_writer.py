@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.decode import decode, upright_size
+from lit_ft.data.kept import amount
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, stored_size
 from lit_ft.data.workers import sweep
@@ -166,15 +167,6 @@ class _Copies:
         if image.shape[1:] != size:
             raise UserError(f"{self.paths[i]}: its header tells another size than its pixels; mend or remove it")
         return image.permute(1, 2, 0).contiguous().numpy().data
-
-
-def amount(size: int) -> str:
-    """Bytes, as a person reads them.
-
-    >>> amount(12_345_678_901), amount(3_456_789)
-    ('12.3 GB', '3.5 MB')
-    """
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ft.backbones import Backbone, InputSpec
+from lit_ft.backbones import Backbone, InputSpec, StageOutput
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=8, resize=8)
@@ -177,3 +177,54 @@ def test_features_that_are_no_vector_are_refused():
         UserError, match=r"^--model.pool: gives features of shape \(1, 4, 6, 6\), not \(B, D\); choose avg"
     ):
         Backbone(OrderedDict(stem=nn.Conv2d(3, 4, 3)), nn.Sequential(), SPEC)
+
+
+def passes_of(backbone, images):
+    """What each stage saw of autograd in a training pass, the bytes that it kept, and the gradients."""
+    seen, kept = {}, []
+    for name, stage in backbone.stages.items():
+        stage.register_forward_hook(lambda *_, name=name: seen.update({name: torch.is_inference_mode_enabled()}))
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda t: t):
+        torch.manual_seed(0)  # for dropout
+        features = backbone(images)
+    features.square().sum().backward()
+    return seen, sum(kept), {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+
+
+def test_frozen_prefix_runs_in_inference_mode_and_keeps_nothing(backbone):
+    names = list(backbone.stages)
+    images = torch.randn(2, 3, 16, 16)
+    backbone.set_trainable(names[-1:])
+    backbone.train()
+    seen, kept, gradients = passes_of(backbone, images)
+    assert seen == {name: name != names[-1] for name in names}
+    backbone.zero_grad()
+    with torch.no_grad():  # the same by hand
+        values = images
+        for name in names[:-1]:
+            values = backbone.stages[name](values)
+    torch.manual_seed(0)
+    backbone.rest(StageOutput(values, len(names) - 1)).square().sum().backward()
+    expected = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+    assert gradients.keys() == expected.keys() != set()
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+    backbone.zero_grad()
+    backbone.set_trainable(names)
+    _, everything, _ = passes_of(backbone, images)
+    assert kept < everything
+
+
+def test_prefix_and_rest_are_the_whole(backbone):
+    images = torch.randn(2, 3, 16, 16)
+    backbone.eval()
+    with torch.no_grad():
+        whole = backbone(images)
+        for depth in range(len(backbone.stages) + 1):
+            assert torch.equal(backbone.rest(StageOutput(backbone.prefix(images, depth), depth)), whole)
+
+
+def test_gradient_reaches_images_through_frozen_stages(backbone):
+    backbone.set_trainable([])
+    images = torch.randn(2, 3, 16, 16, requires_grad=True)
+    backbone(images).sum().backward()
+    assert images.grad.abs().sum() > 0

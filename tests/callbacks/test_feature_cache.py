@@ -1,0 +1,387 @@
+import re
+from pathlib import Path
+
+import lightning as L
+import processes
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
+
+from lit_ft.callbacks import FeatureCache, GradualUnfreezing, RunReport
+from lit_ft.callbacks.frozen_part import FrozenPart
+from lit_ft.errors import UserError
+from lit_ft.plan import PhaseConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+NUM_TRAIN = 20
+PROBE = {"strategy": "linear_probe"}
+# Three epochs from pooled features, two from a map, one from nothing.
+PHASES = {"strategy": "phases", "phases": [{"train": ["head"], "epochs": 3}, {"train": ["dense", "head"], "epochs": 2},
+                                           {"train": ["*"], "epochs": 1}]}  # fmt: skip
+
+
+class Passes(Callback):
+    """Counts the images that go through the first stage, by epoch, and notes what batches are."""
+
+    def __init__(self):
+        self.images = {}
+        self.kinds = []
+
+    def setup(self, trainer, pl_module, stage):
+        first = next(iter(pl_module.backbone.stages.values()))
+        first.register_forward_pre_hook(lambda _, inputs: self._count(trainer.current_epoch, len(inputs[0])))
+
+    def _count(self, epoch, number):
+        self.images[epoch] = self.images.get(epoch, 0) + number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.kinds.append(type(batch[0]).__name__)
+
+
+def fit(folder, *callbacks, cache=True, module=None, unfreezing=PROBE, epochs=3, ckpt_path=None, data=None, **options):
+    """A small run, of what ``module`` makes after the seed is set; what it kept lies in ``folder``."""
+    L.seed_everything(3)
+    module = module() if module else small_module(optimizer="SGD", lr_scheduler=None)
+    unfreezing = GradualUnfreezing(**{**unfreezing, **({"phases": [PhaseConfig(**p) for p in unfreezing["phases"]]}
+                                                       if "phases" in unfreezing else {})})  # fmt: skip
+    caches = [] if cache is False else [FeatureCache() if cache is True else cache]
+    trainer = small_trainer(epochs, *callbacks, *caches, unfreezing, default_root_dir=folder, **options)
+    trainer.fit(module, datamodule=data or FewDigits(), ckpt_path=ckpt_path)
+    return trainer, module
+
+
+def kept(folder):
+    return sorted(path.name for path in (Path(folder) / "features").glob("*"))
+
+
+def furthest(left, right):
+    """The largest difference between the weights of two modules, as a share of the largest weight."""
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if a.is_floating_point())
+
+
+class Keep(Callback):
+    """Copies the files of the run as they are after some epoch."""
+
+    def __init__(self, epoch):
+        self.epoch, self.files = epoch, {}
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            folder = Path(trainer.default_root_dir) / "features"
+            self.files = {path.name: path.read_bytes() for path in folder.glob("*")}
+
+
+@pytest.mark.parametrize(("unfreezing", "epochs"), [(PROBE, 3), (PHASES, 6)], ids=["probe", "phases"])
+def test_run_from_kept_outputs_ends_as_one_from_images(unfreezing, epochs, tmp_path):
+    whole, module = fit(tmp_path, cache=False, unfreezing=unfreezing, epochs=epochs)
+    passes = Passes()
+    trainer, cached = fit(tmp_path, passes, unfreezing=unfreezing, epochs=epochs)
+    assert "StageOutput" in passes.kinds
+    assert furthest(cached, module) < 1e-5
+    assert trainer.callback_metrics.keys() == whole.callback_metrics.keys()
+    for name, value in whole.callback_metrics.items():
+        assert float(trainer.callback_metrics[name]) == pytest.approx(float(value), rel=1e-4)
+
+
+def test_maps_of_a_network_with_batch_norm_are_kept_as_they_lie_in_memory(tmp_path):
+    unfreezing = {"strategy": "phases", "phases": [{"train": ["layer4", "head"]}]}
+    runs = [fit(tmp_path, cache=cache, module=filled_resnet, unfreezing=unfreezing)[1] for cache in (True, False)]
+    assert furthest(*runs) < 1e-4
+    keep = Keep(1)
+    fit(tmp_path, keep, module=filled_resnet, unfreezing=unfreezing)
+    # 256 channels of 2 by 2 places, in float32.
+    assert sorted(map(len, keep.files.values())) == [NUM_TRAIN * 256 * 4 * 4, NUM_VAL * 256 * 4 * 4]
+
+
+def filled_resnet():
+    module = small_resnet(optimizer="SGD", lr_scheduler=None, lr=1e-3)
+    for norm in module.backbone.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_var.fill_(3.0)
+    return module
+
+
+def test_each_image_goes_through_the_frozen_stages_once_a_phase(tmp_path):
+    passes = Passes()
+    fit(tmp_path, passes, unfreezing=PHASES, epochs=6)
+    every = NUM_TRAIN + NUM_VAL
+    # Two images tell the shape; some of each split are computed twice, to compare.
+    once = 2 + every + 16 + 16 + 2 * (NUM_TRAIN // 16 - 1)
+    assert passes.images[0] == pytest.approx(once, abs=4)
+    assert passes.images[3] == passes.images[0]
+    assert passes.images[5] == every
+    assert set(passes.images) == {0, 3, 5}
+
+
+def test_files_are_gone_when_a_phase_and_when_the_run_is_over(tmp_path):
+    keeps = [Keep(0), Keep(3), Keep(5)]
+    fit(tmp_path, *keeps, unfreezing=PHASES, epochs=6)
+    found = [sorted(name.rpartition("-")[0] for name in keep.files) for keep in keeps]
+    assert found == [["phase0-train", "phase0-val"], ["phase1-train", "phase1-val"], []]
+    assert not (tmp_path / "features").exists()
+
+
+def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
+    drawn = []
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rows = trainer.train_dataloader.sampler.batches()[batch_idx].rows
+            drawn.extend(zip(rows.tolist(), batch[0].values, strict=True))
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                source, seed = trainer.train_dataloader.source, trainer.train_dataloader.sampler.seed
+                part = FrozenPart(trainer, pl_module, 2)
+                self.views = [part.of_rows(source, torch.arange(NUM_TRAIN), seed, view) for view in range(3)]
+
+    note = Note()
+    fit(tmp_path, note, cache=FeatureCache(views=3), epochs=12, data=FewDigits(augment="basic"))
+    seen = {(row, view) for row, values in drawn for view in range(3) if torch.allclose(values, note.views[view][row])}
+    assert len(drawn) == 12 * NUM_TRAIN
+    assert all(any(torch.allclose(values, view[row]) for view in note.views) for row, values in drawn)
+    assert len(seen) > 0.95 * 3 * NUM_TRAIN
+    assert not torch.allclose(note.views[0], note.views[1])
+
+
+def test_several_epochs_draw_other_views_than_one_another(tmp_path):
+    epochs = {}
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rows = trainer.train_dataloader.sampler.batches()[batch_idx].rows.tolist()
+            epochs.setdefault(trainer.current_epoch, {}).update(zip(rows, batch[0].values.sum(1).tolist(), strict=True))
+
+    fit(tmp_path, Note(), cache=FeatureCache(views=2), epochs=4, data=FewDigits(augment="basic"))
+    same = [sum(epochs[i][row] == epochs[j][row] for row in epochs[i]) for i in range(4) for j in range(i)]
+    assert all(0 < number < NUM_TRAIN for number in same)
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 9])
+def test_resumed_run_ends_as_one_that_was_not_interrupted(step, tmp_path, capsys):
+    def run(**options):
+        folder = tmp_path / "run"
+        steps = ModelCheckpoint(folder / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+
+        def module():
+            return small_module(head={"hidden": [16], "dropout": 0.5})
+
+        data = FewDigits(batch_size=7, augment="basic")
+        return fit(folder, steps, module=module, data=data, unfreezing=PHASES, epochs=6, **options)
+
+    whole = final_state(*run())
+    (tmp_path / "run/steps").rename(tmp_path / "whole")
+    assert differences(whole, final_state(*run(ckpt_path=tmp_path / f"whole/step={step}.ckpt"))) == []
+
+
+def test_interrupted_run_finds_what_it_kept(tmp_path, capsys):
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("stopped")
+
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, last, Stop())
+    assert len(re.findall(r"Features .* images in", capsys.readouterr().out)) == 2
+    files = kept(tmp_path)
+    assert [name.split("-")[:2] for name in files] == [["phase0", "train"], ["phase0", "val"]]
+    passes = Passes()
+    fit(tmp_path, passes, ckpt_path=tmp_path / "last.ckpt")
+    assert "images in" not in capsys.readouterr().out
+    assert sum(passes.images.values()) < NUM_TRAIN + NUM_VAL  # a few, to compare
+    assert kept(tmp_path) == []
+
+
+def test_damaged_file_is_written_again(tmp_path, capsys):
+    class Damage(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            for path in (tmp_path / "features").iterdir():
+                path.write_bytes(b"\x7f" * path.stat().st_size)
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, Damage())
+    capsys.readouterr()
+    _, again = fit(tmp_path)
+    assert "20 images in" in capsys.readouterr().out
+    assert furthest(again, fit(tmp_path, cache=False)[1]) < 1e-5
+
+
+def test_other_weights_images_or_settings_are_not_taken_for_the_same(tmp_path, capsys):
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise RuntimeError("stopped")
+
+    def names(cache=True, **options):
+        for path in (tmp_path / "features").glob("*"):
+            path.unlink()
+        with pytest.raises(RuntimeError, match="stopped"):
+            fit(tmp_path, Stop(), cache=cache, **options)
+        return kept(tmp_path)
+
+    first = names()
+    assert names() == first
+
+    def moved():
+        module = small_module(optimizer="SGD", lr_scheduler=None)
+        with torch.no_grad():
+            next(module.backbone.parameters())[0, 0, 0, 0] += 1e-6
+        return module
+
+    def normalised():
+        return small_module(optimizer="SGD", lr_scheduler=None, input={"mean": [0.2], "std": [0.5]})
+
+    for options in (
+        {"module": moved},
+        {"data": FewDigits(split_seed=1)},
+        {"data": FewDigits(augment="basic"), "cache": FeatureCache(views=2)},
+        {"precision": "bf16-mixed"},
+        {"cache": FeatureCache(dtype="float16")},
+        {"module": normalised},
+    ):
+        assert names(**options)[0] != first[0]
+
+
+def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
+    class Change(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                with torch.no_grad():
+                    next(pl_module.backbone.parameters()).mul_(1.5)
+
+    passes = Passes()
+    runs = [fit(tmp_path, Change(), passes, cache=cache, epochs=4)[1] for cache in (True, False)]
+    assert passes.kinds[:8] == ["StageOutput"] * 4 + ["Tensor"] * 4
+    assert "the weights of frozen stages have changed" in capsys.readouterr().out
+    assert furthest(*runs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (1.0, "29.2 kB as float32 in"),
+        (20e-6, "14.6 kB as float16 in"),
+        (10e-6, "for train and val in each epoch: 29.2 kB would exceed --feature_cache.limit 1e-05 GB"),
+    ],
+)
+def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
+    passes = Passes()
+    _, cached = fit(tmp_path, passes, cache=FeatureCache(limit=limit))
+    assert told in capsys.readouterr().out
+    assert set(passes.kinds) == {"Tensor" if "exceed" in told else "StageOutput"}
+    assert furthest(cached, fit(tmp_path, cache=False)[1]) < 2e-3
+
+
+def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsys):
+    def large():
+        module = small_module(optimizer="SGD", lr_scheduler=None, lr=1e-9)
+        with torch.no_grad():
+            next(iter(module.backbone.stages["dense"].parameters())).mul_(1e6)
+        return module
+
+    _, cached = fit(tmp_path, module=large, cache=FeatureCache(dtype="float16"))
+    assert "do not fit float16; give another --feature_cache.dtype" in capsys.readouterr().out
+    assert furthest(cached, fit(tmp_path, module=large, cache=False)[1]) == 0
+
+
+def test_folder_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    (tmp_path / "features").write_text("a file")
+    fit(tmp_path)
+    assert "cannot be written (File exists)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "kinds", "told"),
+    [
+        ({"limit_train_batches": 1}, {}, "Tensor", "for train in each epoch: no epoch sees all of its images"),
+        ({"epochs": 1}, {}, "Tensor", "computed for train and val in each epoch: that would not pay in so few"),
+        (
+            {"epochs": 2},
+            {"augment": "basic"},
+            "Tensor",
+            "once for val (37 images), for train in each epoch: that",
+        ),
+        ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
+        ({"fast_dev_run": 2}, {}, "Tensor", ""),
+        ({"module": "mix"}, {}, "Tensor", "--model.mix changes its batches"),
+        ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
+        ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
+    ],
+    ids=["limited", "one epoch", "two augmented", "off", "fast", "mixed", "augmented", "plain"],
+)
+def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp_path, capsys):
+    if options.get("module") == "mix":
+        options = {"module": lambda: small_module(mix={"mixup": 0.2})}
+    passes = Passes()
+    fit(tmp_path, passes, data=FewDigits(**data), **options)
+    assert set(passes.kinds) == {kinds}
+    out = capsys.readouterr().out
+    assert told in out if told else "Features" not in out
+
+
+def test_norms_that_follow_the_batches_are_no_fixed_prefix():
+    module = small_resnet(classes=10)
+    stages = list(module.backbone.stages)
+    for frozen_norm, expected in (("eval", stages[:-1]), ("stats", []), ("train", [])):
+        module.set_trainable(["layer4", "head"], frozen_norm)
+        assert list(module.fixed_prefix()) == expected
+    module = small_module(classes=10)
+    module.set_trainable(["head"], "stats")  # it has no norms
+    assert list(module.fixed_prefix()) == ["conv", "dense"]
+    module.set_trainable(["conv", "head"])
+    assert module.fixed_prefix() == ()
+
+
+def test_stages_are_chosen_by_gradient_as_from_images(tmp_path):
+    chosen = []
+    for cache in (True, False):
+        trainer, _ = fit(tmp_path, cache=cache, unfreezing={"strategy": "auto", "head_epochs": 2})
+        chosen.append(next(c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)).gradients)
+    assert chosen[0] == pytest.approx(chosen[1], rel=1e-3)
+    assert set(chosen[0]) == {"conv", "dense"}
+
+
+def test_images_are_pictured_although_none_are_trained_on(tmp_path, monkeypatch):
+    shown = []
+    logger = TensorBoardLogger(tmp_path)
+    monkeypatch.setattr(logger.experiment, "add_image", lambda *given, **_: shown.append(given))
+    passes = Passes()
+    fit(tmp_path, RunReport(num_images=8), passes, logger=logger)
+    assert passes.kinds[0] == "StageOutput"
+    ((image,),) = [given[1:2] for given in shown if given[0] == "train/images"]
+    assert image.dtype == torch.uint8
+    assert image.float().std() > 30
+
+
+def test_low_precision_gives_what_it_gives_without(tmp_path, capsys):
+    runs = [fit(tmp_path, cache=cache, precision="bf16-mixed")[1] for cache in (True, False)]
+    assert "as bfloat16 in" in capsys.readouterr().out
+    assert furthest(*runs) < 1e-5
+
+
+def test_two_processes_keep_what_one_does(tmp_path):
+    found = processes.launch(tmp_path, "keep_features")
+    for rank in found:
+        assert rank["keep_features"]["equal_replicas"]
+        assert rank["keep_features"]["furthest"] < 1e-5
+        # Half of all, two to tell the shape, and at most 16 of each split to compare.
+        assert rank["keep_features"]["images"] <= 2 + 10 + 19 + 10 + 16
+        assert rank["keep_features"]["kinds"] == {"StageOutput"}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"views": -1}, "--feature_cache.views: must be at least 0, got -1"),
+        ({"limit": 0}, "--feature_cache.limit: must be above 0 GB, got 0"),
+        ({"dtype": "int8"}, "--feature_cache.dtype: int8 is none of auto, float32, float16, bfloat16"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, match):
+    with pytest.raises(UserError, match=re.escape(match)):
+        FeatureCache(**options)
