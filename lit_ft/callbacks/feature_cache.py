@@ -60,7 +60,7 @@ def choose_views(asked: int | None, is_augmented: bool, phase: Phase) -> int:
     elif phase.plateau is not None:  # which can end it any time
         views = FEWEST_VIEWS
     else:
-        views = int(min(MOST_VIEWS, max(FEWEST_VIEWS, epochs // 5)))
+        views = int(min(MOST_VIEWS, max(FEWEST_VIEWS, epochs / 5)))
     return views if views < epochs else 0
 
 
