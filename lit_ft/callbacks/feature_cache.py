@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -237,7 +237,6 @@ class FeatureCache(Callback):
     def _write(self, trainer: L.Trainer, path: Path, layout: Layout, loader: Loader, share: range) -> str | None:
         """Writes a file, each process of a machine its share of the images; tells what went wrong, if it did."""
         unfinished, failure = path.with_suffix(".unfinished"), None
-        began = time.monotonic()
         if trainer.local_rank == 0:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,19 +247,15 @@ class FeatureCache(Callback):
             return failure or "another process failed"
         kept, size, seed = layout.mapped(unfinished), loader.sampler.batch_size, loader.sampler.seed
         done = write_outputs(kept, layout, loader.source, cast(FrozenPart, self._part), share, size, seed)
-        quiet = None if trainer.is_global_zero else True  # shown in a terminal alone
-        with tqdm(total=layout.views * len(share), desc="Features", unit=" images", disable=quiet, leave=False) as bar:
-            try:
-                for number in done:
-                    bar.update(number)
-            except OverflowError as error:
-                failure = f"{error}; give another --feature_cache.dtype"
+        try:
+            _show(done, layout.views * len(share), trainer.is_global_zero)
+        except OverflowError as error:
+            failure = f"{error}; give another --feature_cache.dtype"
         if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
             return failure or "another process failed"
         if trainer.local_rank == 0:
             unfinished.replace(path)
         trainer.strategy.barrier("features")
-        _say(f"Features  {layout.views * layout.images:,} images in {time.monotonic() - began:.1f} s")
         return None
 
     def _is_right(self, kept: torch.Tensor, layout: Layout, source: Source, share: range, seed: int) -> bool:
@@ -302,6 +297,24 @@ def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, load
     if batches < len(loader):
         return "no epoch sees all of its images"
     return None
+
+
+def _show(done: Iterable[int], total: int, is_first: bool) -> None:
+    """Goes through numbers of images that are done, and shows on the first process how far it is.
+
+    Args:
+        done: The number of images in each batch.
+        total: All of them.
+        is_first: Whether this is that process; it shows a bar in a terminal, else a line every minute.
+    """
+    spoke, count = time.monotonic(), 0
+    with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
+        for number in done:
+            count += number
+            bar.update(number)
+            if bar.disable and time.monotonic() - spoke > 60:
+                spoke = time.monotonic()
+                _say(f"Features  {count:,} of {total:,} images")
 
 
 def _share(trainer: L.Trainer, images: int) -> range:

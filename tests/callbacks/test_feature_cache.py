@@ -178,7 +178,7 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(step, tmp_path, capsys
     assert differences(whole, final_state(*run(ckpt_path=tmp_path / f"whole/step={step}.ckpt"))) == []
 
 
-def test_interrupted_run_finds_what_it_kept(tmp_path, capsys):
+def test_interrupted_run_finds_what_it_kept(tmp_path):
     class Stop(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             if trainer.current_epoch == 1:
@@ -187,17 +187,15 @@ def test_interrupted_run_finds_what_it_kept(tmp_path, capsys):
     last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     with pytest.raises(RuntimeError, match="stopped"):
         fit(tmp_path, last, Stop())
-    assert len(re.findall(r"Features .* images in", capsys.readouterr().out)) == 2
     files = kept(tmp_path)
     assert [name.split("-")[:2] for name in files] == [["phase0", "train"], ["phase0", "val"]]
     passes = Passes()
     fit(tmp_path, passes, ckpt_path=tmp_path / "last.ckpt")
-    assert "images in" not in capsys.readouterr().out
     assert sum(passes.images.values()) < NUM_TRAIN + NUM_VAL  # a few, to compare
     assert kept(tmp_path) == []
 
 
-def test_damaged_file_is_written_again(tmp_path, capsys):
+def test_damaged_file_is_written_again(tmp_path):
     class Damage(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             for path in (tmp_path / "features").iterdir():
@@ -206,9 +204,9 @@ def test_damaged_file_is_written_again(tmp_path, capsys):
 
     with pytest.raises(RuntimeError, match="stopped"):
         fit(tmp_path, Damage())
-    capsys.readouterr()
-    _, again = fit(tmp_path)
-    assert "20 images in" in capsys.readouterr().out
+    passes = Passes()
+    _, again = fit(tmp_path, passes)
+    assert sum(passes.images.values()) > NUM_TRAIN + NUM_VAL
     assert furthest(again, fit(tmp_path, cache=False)[1]) < 1e-5
 
 
