@@ -166,11 +166,8 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float, or what the first stages gave -> logits ``(B, K)``."""
-        if isinstance(images, StageOutput):
-            features = self.backbone.rest(images)
-        else:
-            features = self.backbone(self.normalise(images))
-        logits: Tensor = self.head(features)
+        given = images if isinstance(images, StageOutput) else self.normalise(images)
+        logits: Tensor = self.head(self.backbone(given))
         return logits
 
     def configure_callbacks(self) -> list[Callback]:

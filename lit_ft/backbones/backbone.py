@@ -56,15 +56,17 @@ class Backbone(Staged, nn.Module):
         self.gradient_checkpointing = False
         self.num_features = self._count_features()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images ``(B, C, H, W)`` -> features ``(B, D)``."""
+    def forward(self, images: Tensor | StageOutput) -> Tensor:
+        """Normalised images ``(B, C, H, W)``, or what the first stages gave for them -> features ``(B, D)``."""
+        if isinstance(images, StageOutput):
+            return self._rest(images)
         depth = self._num_without_gradient(images)
         if not depth:
-            return self.rest(StageOutput(images, 0))
+            return self._rest(StageOutput(images, 0))
         # What is compiled keeps nothing for the backward pass that it does not need, and knows no inference mode.
         with torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode():
             values = self.prefix(images, depth)
-        return self.rest(StageOutput(values.clone(), depth))  # a copy, as autograd saves nothing of inference mode
+        return self._rest(StageOutput(values.clone(), depth))  # a copy, as autograd saves nothing of inference mode
 
     def prefix(self, images: Tensor, depth: int) -> Tensor:
         """What the first stages give.
@@ -78,8 +80,7 @@ class Backbone(Staged, nn.Module):
         outputs: Tensor = self.pool(images) if depth == len(self.stages) else images
         return outputs
 
-    def rest(self, output: StageOutput) -> Tensor:
-        """What the first stages gave -> features ``(B, D)``."""
+    def _rest(self, output: StageOutput) -> Tensor:
         values, depth = output
         if depth == len(self.stages):
             return values

@@ -204,7 +204,7 @@ def test_frozen_prefix_runs_in_inference_mode_and_keeps_nothing(backbone):
         for name in names[:-1]:
             values = backbone.stages[name](values)
     torch.manual_seed(0)
-    backbone.rest(StageOutput(values, len(names) - 1)).square().sum().backward()
+    backbone(StageOutput(values, len(names) - 1)).square().sum().backward()
     expected = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
     assert gradients.keys() == expected.keys() != set()
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
@@ -220,7 +220,7 @@ def test_prefix_and_rest_are_the_whole(backbone):
     with torch.no_grad():
         whole = backbone(images)
         for depth in range(len(backbone.stages) + 1):
-            assert torch.equal(backbone.rest(StageOutput(backbone.prefix(images, depth), depth)), whole)
+            assert torch.equal(backbone(StageOutput(backbone.prefix(images, depth), depth)), whole)
 
 
 def test_gradient_reaches_images_through_frozen_stages(backbone):
