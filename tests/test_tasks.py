@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_ft.errors import UserError
 from lit_ft.tasks import MAIN_METRIC, Task
@@ -77,6 +78,25 @@ def test_multiclass_metrics_are_those_of_scikit_learn(logits, classes):
             "val/acc_top5": sk.top_k_accuracy_score(classes, logits.numpy(), k=5, labels=range(K)),
         }
     )
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_multiclass_metrics_make_no_matrix_of_classes_by_classes():
+    logits = torch.randn(8, 300)
+    with Largest() as largest:
+        computed(Task("multiclass", 300), logits, torch.arange(8), batch_size=8)
+    assert largest.numel == 8 * 300
 
 
 @pytest.mark.parametrize(("num", "expected"), [(2, False), (5, False), (6, True)])
