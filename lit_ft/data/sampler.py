@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_ft.data.split import rows_by_class
 from lit_ft.errors import UserError
 
 
@@ -134,12 +135,11 @@ def _balanced(classes: Tensor, order: Tensor, generator: torch.Generator) -> Ten
         order: The places to fill, in random order, ``(N,)``.
         generator: Where the randomness comes from.
     """
-    labels = torch.bincount(classes).nonzero().squeeze(1)
-    shares = torch.full_like(labels, len(classes) // len(labels))
-    shares[torch.randperm(len(labels), generator=generator)[: len(classes) % len(labels)]] += 1
+    members = [rows for rows in rows_by_class(classes, 0) if len(rows)]
+    shares = torch.full((len(members),), len(classes) // len(members))
+    shares[torch.randperm(len(members), generator=generator)[: len(classes) % len(members)]] += 1
     picked = []
-    for label, share in zip(labels, shares.tolist(), strict=True):
-        rows = (classes == label).nonzero().squeeze(1)
+    for rows, share in zip(members, shares.tolist(), strict=True):
         rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-share // len(rows)))]
         picked.append(torch.cat([*rounds, rows[:0]])[:share])
     balanced = torch.empty_like(order)

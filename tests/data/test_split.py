@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_ft.data.split import class_counts, hold_out, keep_fraction, keep_shots
+from lit_ft.data.split import class_counts, hold_out, keep_fraction, keep_shots, rows_by_class
 from lit_ft.errors import UserError
 
 TARGETS = torch.tensor([0] * 40 + [1] * 20)
@@ -115,3 +115,10 @@ def test_hold_out_of_too_few_groups():
 
 def test_numbers_are_counted_as_images():
     assert class_counts(torch.tensor([[0.5, -2], [1, 3], [0, 0]]), 2) == [3, 3]
+
+
+def test_rows_by_class_are_those_of_each_class_in_order():
+    targets = torch.randint(5, (200,), generator=torch.Generator().manual_seed(0))
+    targets[targets == 2] = 3
+    found = rows_by_class(targets, 7)
+    assert [rows.tolist() for rows in found] == [(targets == k).nonzero().squeeze(1).tolist() for k in range(7)]
