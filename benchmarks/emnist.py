@@ -56,7 +56,11 @@ def by_hand(root: str, split: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     first = 1 if split == "letters" else 0
     transform = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,)), transforms.Lambda(lambda x: x.transpose(1, 2))]
+        [
+            transforms.ToTensor(),
+            transforms.Normalize((0.1307,), (0.3081,)),
+            transforms.Lambda(lambda x: x.transpose(1, 2)),
+        ]
     )
     options: dict[str, Any] = {"transform": transform, "target_transform": lambda label: label - first}
     train, _ = random_split(EMNIST(root, split, train=True, **options), [0.9, 0.1])
@@ -136,7 +140,9 @@ def table(found: dict[str, list[dict[str, Any]]], limits: list[float]) -> None:
                 continue
             steps, wall, cpu = (list(values) for values in zip(*done, strict=True))
             share = [s * least / c for s, least, c in zip(steps, limits, cpu, strict=True)]
-            print(f"  {who:<26} {spread(wall, '.1f')} s; by CPU time {spread(cpu, '.1f')} s; {spread(steps, '.0f')} steps")
+            print(
+                f"  {who:<26} {spread(wall, '.1f')} s; by CPU time {spread(cpu, '.1f')} s; {spread(steps, '.0f')} steps"
+            )
             line = f"  {'':<26} the steps alone take {spread(share, '.0%')} of the CPU time"
             if who != BY_HAND and all(goal in one["reached"] for one in found[BY_HAND]):
                 ratio = [one["reached"][goal][1] / w for one, w in zip(found[BY_HAND], wall, strict=True)]

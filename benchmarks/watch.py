@@ -211,7 +211,10 @@ class Pacing(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Notes the end of a step."""
-        if trainer.strategy.root_device.type == "cuda" and batch_idx + 1 in (self.pace.skip, trainer.num_training_batches):
+        if trainer.strategy.root_device.type == "cuda" and batch_idx + 1 in (
+            self.pace.skip,
+            trainer.num_training_batches,
+        ):
             torch.cuda.synchronize()
         self.pace.step(len(batch[0]))
 
