@@ -60,6 +60,7 @@ class Chain:
         ]
         self._homes = [set(self._homes_of(node)) for node in self.nodes]
         self._used: set[str] = set()
+        self._published = frozenset(module.state_dict())  # for each piece anew it would take long with many stages
 
     def stage_starts(self, names: Sequence[str], strict: bool) -> dict[str, int]:
         """The position at which each stage begins: as late as possible, so that activations stay with their weights.
@@ -155,8 +156,7 @@ class Chain:
                     )
                 piece.set_submodule(target, copy.deepcopy(piece.get_submodule(target)))
             self._used.add(target)
-        published = self.module.state_dict()
-        for name in dict(piece.named_buffers()).keys() - published.keys():
+        for name in dict(piece.named_buffers()).keys() - self._published:
             owner, _, leaf = name.rpartition(".")
             piece.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
