@@ -28,17 +28,15 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from watch import spread
+from watch import command_line_trainer, spread
 
 from lit_ft import FineTuneModule, GradualUnfreezing
-from lit_ft.callbacks import RunReport
 from lit_ft.data.arrays import ArrayDataModule, ArraySplit
 from lit_ft.data.base import Split
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import ShiftFlip
-from lit_ft.trainer import CHECKPOINT, TRAINER, Trainer
+from lit_ft.trainer import CHECKPOINT
 
 BATCH, SKIP = 100, 5
 Found = dict[str, float]
@@ -146,9 +144,9 @@ def train(
     network: Any = {"backbone": chain, "input": {"size": 8, "resize": 8, "mean": [0.5], "std": [0.25]}}
     model = FineTuneModule(weights=None, **network)
     checkpoint = ModelCheckpoint(**CHECKPOINT, monitor="val/acc", mode="max")
-    callbacks = [growing, GradualUnfreezing(thaw), RunReport(), checkpoint, EndOfEpoch()]
-    own = {"logger": TensorBoardLogger(folder), "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
-    made = Trainer(**{**TRAINER, **own, "max_epochs": epochs, "callbacks": callbacks, **trainer})
+    own = {"accelerator": "cpu", "devices": 1, "max_epochs": epochs, "enable_checkpointing": True, **trainer}
+    callbacks = (growing, checkpoint, EndOfEpoch())
+    made = command_line_trainer(folder, *callbacks, thaw=GradualUnfreezing(thaw), **own)
     made.fit(model, Generated(images, classes, batch_size=batch_size, sampling=sampling))
     found: Found = json.loads(growing.to.read_text())
     return found

@@ -20,7 +20,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+
+from lit_ft.callbacks import GradualUnfreezing, RunReport
+from lit_ft.callbacks.progress import progress_bar
+from lit_ft.trainer import TRAINER, Trainer
 
 HERE = Path(__file__).parent
 
@@ -60,6 +65,22 @@ def fit(watch: type[Callback], options: dict[str, Any], *arguments: str) -> dict
     given = [f"--trainer.callbacks.{key}={json.dumps(value)}" for key, value in options.items()]
     callback = [f"--trainer.callbacks+=watch.{watch.__name__}", "--trainer.callbacks.to={to}", *given]
     return in_process("-m", "lit_ft", "fit", *arguments, "--trainer.default_root_dir={folder}", *callback)
+
+
+def command_line_trainer(
+    folder: Path, *callbacks: Callback, thaw: GradualUnfreezing | None = None, **options: Any
+) -> Trainer:
+    """A trainer as the command line makes it: with plan, report, TensorBoard and progress, and without checkpoints.
+
+    Args:
+        folder: Where all that it writes goes.
+        *callbacks: Further ones, before those.
+        thaw: What trains when; all, unless given.
+        **options: Of the trainer.
+    """
+    usual = [thaw or GradualUnfreezing("full"), RunReport(), progress_bar()]
+    own = {"logger": TensorBoardLogger(folder), "default_root_dir": folder, "enable_checkpointing": False}
+    return Trainer(**{**TRAINER, **own, "callbacks": [*callbacks, *usual], **options})
 
 
 class Stopwatch:
