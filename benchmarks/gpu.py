@@ -133,7 +133,7 @@ def by_hand(
 ) -> float:  # fmt: skip
     """Images a second of a bare loop over normalised images that are on the device."""
     pace = Pace(sizes.skip)
-    with torch.backends.cudnn.flags(benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for i in range(steps + sizes.skip):
             images, targets = next(batches)
             with torch.autocast(sizes.device, torch.bfloat16):
@@ -254,7 +254,7 @@ class Memory(Callback):
 
 
 def memory(rounds: int, sizes: Sizes) -> None:
-    """Peak GPU memory of training the head alone, the last stage too, and all."""
+    """Peak GPU memory of training the head alone, the last stage too, and all: an epoch each, too few to keep features."""
     data = Generated(3 * sizes.batch, sizes.side, sizes.side // 8, batch_size=sizes.batch)
     for network in sizes.networks:
         peaks = []

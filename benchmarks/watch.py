@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lit_ft.callbacks import GradualUnfreezing, RunReport
+from lit_ft.callbacks import FeatureCache, GradualUnfreezing, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.trainer import TRAINER, Trainer
 
@@ -70,7 +70,7 @@ def fit(watch: type[Callback], options: dict[str, Any], *arguments: str) -> dict
 def command_line_trainer(
     folder: Path, *callbacks: Callback, thaw: GradualUnfreezing | None = None, **options: Any
 ) -> Trainer:
-    """A trainer as the command line makes it: with plan, report, TensorBoard and progress, and without checkpoints.
+    """A trainer as the command line makes it: but without checkpoints.
 
     Args:
         folder: Where all that it writes goes.
@@ -78,7 +78,7 @@ def command_line_trainer(
         thaw: What trains when; all, unless given.
         **options: Of the trainer.
     """
-    usual = [thaw or GradualUnfreezing("full"), RunReport(), progress_bar()]
+    usual = [thaw or GradualUnfreezing("full"), FeatureCache(), RunReport(), progress_bar()]
     own = {"logger": TensorBoardLogger(folder), "default_root_dir": folder, "enable_checkpointing": False}
     return Trainer(**{**TRAINER, **own, "callbacks": [*callbacks, *usual], **options})
 
