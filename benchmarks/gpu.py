@@ -254,7 +254,7 @@ class Memory(Callback):
 
 
 def memory(rounds: int, sizes: Sizes) -> None:
-    """Peak GPU memory of training the head alone, the last stage too, and all: an epoch each, too few to keep features."""
+    """Peak GPU memory of training the head alone, the last stage too, and all; an epoch each, so nothing is cached."""
     data = Generated(3 * sizes.batch, sizes.side, sizes.side // 8, batch_size=sizes.batch)
     for network in sizes.networks:
         peaks = []
