@@ -199,7 +199,9 @@ class FineTuneModule(Staged, L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes what is random in this step, as mixing and dropout, a function of its position, for a resumed run."""
         position = [cast(int, self._run_seed), self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(position).generate_state(1)[0])
+        # Without a GPU torch.manual_seed would note at each step, with a stack trace, how to seed one that may come.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def on_train_epoch_end(self) -> None:
         """Steps what waits for a plateau, before the checkpoints of the epoch's end are written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -10,11 +11,27 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 
+REFRESH_SECONDS = 0.2
+
+
 class Bar(TQDMProgressBar):
-    """Lightning's bar, of which each finished epoch stays on the screen."""
+    """Lightning's bar, drawn some times a second, of which each finished epoch stays on the screen.
+
+    Lightning draws it every so many steps: with each of a small network's it would take longer than the step, and on a
+    GPU each step would wait until the metrics that it shows are known.
+    """
 
     def __init__(self) -> None:
         super().__init__(leave=True)
+        self._drawn = -math.inf
+
+    def _should_update(self, current: int, total: float) -> bool:
+        """Whether it is time to draw a bar again; the last step of each always is."""
+        now = time.monotonic()
+        due = self.is_enabled and (now - self._drawn >= REFRESH_SECONDS or current == total)
+        if due:
+            self._drawn = now
+        return due
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The metrics, without the number of the run, which the last screen tells."""

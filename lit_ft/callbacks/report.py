@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
 
 MAX_PICTURED_CLASSES = 100
+PICTURE_SECONDS = 10.0
 SKIPPED = "skipped_images.txt"
 
 # What a task learns: one of it, and several.
@@ -35,7 +38,8 @@ class RunReport(Callback):
 
     Args:
         num_images: Training images in the grid; 0 shows none.
-        confusion_matrix: Whether to picture the validation confusion matrix after each epoch.
+        confusion_matrix: Whether to picture the validation confusion matrix, after the first and the last validation
+            and at most every 10 seconds between them.
     """
 
     def __init__(self, num_images: int = 32, confusion_matrix: bool = True) -> None:
@@ -43,6 +47,8 @@ class RunReport(Callback):
         self.confusion_matrix = confusion_matrix
         self._confusion: MulticlassConfusionMatrix | None = None
         self._undecided = False
+        self._pictured = -math.inf
+        self._unpictured: tuple[torch.Tensor, int] | None = None  # a confusion matrix, and the step that it is of
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the first screen and logs it."""
@@ -97,17 +103,25 @@ class RunReport(Callback):
             self._confusion.update(outputs["logits"], outputs["targets"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws the confusion matrix."""
+        """Draws the confusion matrix, unless it has just drawn one."""
         if self._confusion is None or trainer.sanity_checking:
             return
-        matrix = self._confusion.compute()  # asks all ranks
+        self._unpictured = (self._confusion.compute(), trainer.global_step)  # asks all ranks
         self._confusion.reset()
-        if board := _tensorboard(trainer):
-            names = cast(Any, pl_module).class_names
-            board.add_figure("val/confusion_matrix", confusion_figure(matrix.cpu(), names), trainer.global_step)
+        # To draw takes longer than a whole epoch of a small head.
+        if time.monotonic() - self._pictured >= PICTURE_SECONDS:
+            self._picture_confusion(trainer, pl_module)
+
+    def _picture_confusion(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._unpictured is not None and (board := _tensorboard(trainer)):
+            matrix, step = self._unpictured
+            figure = confusion_figure(matrix.cpu(), cast(Any, pl_module).class_names)
+            board.add_figure("val/confusion_matrix", figure, step)
+            self._unpictured, self._pictured = None, time.monotonic()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts the best score beside the hyperparameters, and pictures a plan that the run has decided."""
+        """Puts the best score beside the hyperparameters, and draws what is not drawn: the last, and a decided plan."""
+        self._picture_confusion(trainer, pl_module)
         plan = run_plan(trainer, pl_module)
         if _tensorboard(trainer) and (self._undecided or any(phase.plateau for phase in plan.phases)):
             _picture_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))

@@ -1,0 +1,259 @@
+"""Compares the training loop of ``lit-ft fit``, with all that it shows and saves, with a loop written by hand.
+
+Run: python benchmarks/loop.py [--rounds 7] [--only CASE]
+
+The loop by hand is the limit: the same network in the same memory format, batches of the same loader, the same
+optimizer, and neither progress nor metrics nor checkpoints. It has its turn before each epoch of a run, so that both
+see the same machine; a ratio is of two such turns. Images/s are those of training alone. What an epoch costs besides,
+for validation, checkpoints and reports, is told apart. ``lit-ft`` runs as from the command line: progress, TensorBoard,
+metrics, two checkpoints an epoch, the run's report and gradual unfreezing. Plain Lightning has its own bar, logger and
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_ft import FineTuneModule
+from lit_ft.__main__ import main as lit_ft
+from lit_ft.data.arrays import ArrayDataModule, ArraySplit
+from lit_ft.data.base import Split
+from lit_ft.data.transforms import ShiftFlip
+
+CASES: dict[str, dict[str, Any]] = {
+    "cnn": {"backbone": "mnist_cnn", "strategy": "full", "shape": [1, 28, 28], "batch_size": 128, "batches": 120},
+    "resnet18": {"backbone": "resnet18", "strategy": "full", "shape": [3, 224, 224], "batch_size": 32, "batches": 3},
+    # Hardly any arithmetic, and 1.2 million parameters as SqueezeNet has: what an epoch costs, whatever it trains.
+    "head": {"backbone": "wide", "strategy": "linear_probe", "shape": [1, 48, 48], "batch_size": 32, "batches": 16},
+}
+WIDE = {
+    "class_path": f"{__name__}.Wide",
+    "stages": {"wide": "wide"},
+    "classifier": "classifier",
+    "channels": 1,
+}
+
+
+class Wide(nn.Module):
+    """A dense layer from images ``(B, 1, 48, 48)`` to 512 features, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Flatten(), nn.Linear(48 * 48, 512))
+        self.classifier = nn.Linear(512, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.classifier(self.wide(images))
+        return logits
+
+
+class Noise(ArrayDataModule):
+    """Random pixels, as speed does not depend on them; the last batch is for validation."""
+
+    basic_augment = ShiftFlip(shift=0)
+    class_names = [str(i) for i in range(10)]  # noqa: RUF012
+    test_name = "noise"
+
+    def __init__(self, shape: list[int], batches: int, batch_size: int) -> None:
+        super().__init__(batch_size=batch_size, augment="none")
+        self.shape, self.num_train = shape, batches * batch_size
+
+    def read_splits(self) -> dict[Split, ArraySplit]:
+        """Makes the images."""
+        images = torch.randint(0, 256, (self.num_train + self.batch_size, *self.shape), dtype=torch.uint8)
+        rows = torch.arange(len(images))
+        whole = ArraySplit.whole(images, rows % 10)
+        return {"train": whole.part(rows[: self.num_train]), "val": whole.part(rows[self.num_train :])}
+
+
+class Clock(Callback):
+    """Gives the loop by hand its turn before each epoch; notes the seconds of both, and those around the epoch."""
+
+    # By hand, in the run, and what the epoch took besides; each the seconds on the clock and those of the processor.
+    turns: list[list[Tensor]] = []  # noqa: RUF012
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the last run."""
+        Clock.turns, self._marks = [], []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Runs an epoch by hand, then starts the clock."""
+        self._ended = now()
+        self._note()
+        if not self._marks:
+            network = nn.Sequential(pl_module.normalise, pl_module.backbone, pl_module.head)
+            self._network = deepcopy(network)
+            for copied, parameter in zip(self._network.parameters(), network.parameters(), strict=True):
+                copied.requires_grad_(parameter.requires_grad)
+            trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
+            group = trainer.optimizers[0].param_groups[0]
+            self._optimizer = torch.optim.AdamW(trained, **{key: group[key] for key in ("lr", "fused", "foreach")})
+            self._loader = trainer.datamodule.train_dataloader()
+        start = now()
+        self._by_hand()
+        self._marks = [start, now()]
+
+    def _by_hand(self) -> None:
+        self._network.train()
+        for images, targets in self._loader:
+            self._optimizer.zero_grad()
+            F.cross_entropy(self._network(images), targets).backward()
+            self._optimizer.step()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stops the clock of training."""
+        if batch_idx + 1 == trainer.num_training_batches:
+            self._marks.append(now())
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes the last epoch."""
+        self._ended = now()
+        self._note()
+
+    def _note(self) -> None:
+        if self._marks:
+            marks = [*self._marks, self._ended]
+            Clock.turns.append([later - earlier for earlier, later in pairwise(marks)])
+
+
+def now() -> Tensor:
+    """Seconds, on the clock and of the processor."""
+    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
+
+
+class Plain(L.LightningModule):
+    """The same network as a user of Lightning would train it, with a loss and an accuracy that are logged."""
+
+    def __init__(self, module: FineTuneModule) -> None:
+        super().__init__()
+        self.normalise, self.backbone, self.head = module.normalise, module.backbone, module.head
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        """Cross-entropy, in the bar and in TensorBoard."""
+        loss = F.cross_entropy(self.head(self.backbone(self.normalise(batch[0]))), batch[1])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        """The accuracy."""
+        logits = self.head(self.backbone(self.normalise(batch[0])))
+        self.log("val/acc", (logits.argmax(1) == batch[1]).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over what trains."""
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+
+
+class Screen(io.StringIO):
+    """What a terminal would show."""
+
+    def isatty(self) -> bool:
+        """As a terminal says."""
+        return True
+
+
+def command_line(case: dict[str, Any], epochs: int) -> None:
+    """``lit-ft fit``."""
+    options = {
+        "model.weights": "null",
+        "model.backbone": WIDE if case["backbone"] == "wide" else case["backbone"],
+        "model.input.size": case["shape"][-1],
+        "model.input.resize": case["shape"][-1],
+        "unfreeze.strategy": case["strategy"],
+        "data": f"{__name__}.Noise",
+        **{f"data.{key}": case[key] for key in ("shape", "batch_size", "batches")},
+        "trainer.callbacks+": f"{__name__}.Clock",
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": epochs,
+        "trainer.num_sanity_val_steps": 0,
+    }
+    sys.argv = ["lit-ft", "fit", *(str(part) for pair in options.items() for part in (f"--{pair[0]}", pair[1]))]
+    if code := lit_ft():
+        raise SystemExit(code)
+
+
+def plain_lightning(case: dict[str, Any], epochs: int) -> None:
+    """A script with Lightning's own bar at each step, its logger and its checkpoint."""
+    backbone: Any = WIDE if case["backbone"] == "wide" else case["backbone"]
+    size = {"size": case["shape"][-1], "resize": case["shape"][-1]}
+    module = FineTuneModule(backbone, weights=None, classes=10, input=size)  # type: ignore[arg-type]
+    if case["strategy"] == "linear_probe":
+        module.set_trainable(["head"])
+    data = Noise(*(case[key] for key in ("shape", "batches", "batch_size")))
+    data.spec = module.input_spec
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        callbacks=[TQDMProgressBar(refresh_rate=1), Clock()],
+        logger=TensorBoardLogger("logs"),
+        log_every_n_steps=10,
+        enable_model_summary=False,
+    )
+    trainer.fit(Plain(module), datamodule=data)
+
+
+def report(name: str, case: dict[str, Any], turns: list[list[Tensor]]) -> None:
+    """Prints least, middle and greatest."""
+    images = case["batches"] * case["batch_size"]
+    hand, run, rest = torch.stack([torch.stack(turn) for turn in turns]).permute(1, 2, 0)
+    rows = {
+        "images/s": (",.0f", images / run[0]),
+        "images/s by hand": (",.0f", images / hand[0]),
+        "ratio": (".3f", hand[0] / run[0]),
+        "ratio by CPU time": (".3f", hand[1] / run[1]),
+        "besides, ms an epoch": (",.0f", 1000 * rest[0]),
+        "besides, CPU ms": (",.0f", 1000 * rest[1]),
+    }
+    print(f"  {name}")
+    for row, (form, values) in rows.items():
+        spread = " / ".join(f"{float(value):{form}}" for value in (values.min(), values.median(), values.max()))
+        print(f"    {row:<24}{spread}", flush=True)
+
+
+def main() -> None:
+    """Prints what each case does."""
+    parser = argparse.ArgumentParser(description="Compares the training loop with one written by hand.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=CASES)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    contestants = {
+        "lit-ft, bar": (command_line, Screen),
+        "lit-ft, lines": (command_line, io.StringIO),
+        "Lightning, its own bar": (plain_lightning, Screen),
+    }
+    for key, case in CASES.items():
+        if arguments.only not in (None, key):
+            continue
+        print(f"{key}: {case['batches']} batches of {case['batch_size']}; min / median / max of {arguments.rounds}")
+        for name, (run, screen) in contestants.items():
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                with contextlib.redirect_stdout(screen()):
+                    run(case, arguments.rounds + 1)
+            report(name, case, Clock.turns[1:])  # the first epoch is for imports and memory
+
+
+if __name__ == "__main__":
+    main()
