@@ -11,9 +11,10 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lit_ft.backbones import (
     InputConfig,
@@ -26,6 +27,7 @@ from lit_ft.backbones import (
     input_spec,
 )
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
+from lit_ft.compiling import Compiling
 from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
@@ -68,6 +70,7 @@ class FineTuneModule(Staged, L.LightningModule):
             schedulers as a list of the same; null keeps the rates constant.
         penalty: What the objective adds for the size of the weights.
         gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
+        compile: Compile backbone and head in a fit; each phase's first step takes longer, by seconds to minutes.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
 
     Raises:
@@ -93,6 +96,7 @@ class FineTuneModule(Staged, L.LightningModule):
         lr_scheduler: ClassSpec | None = "WarmupCosine",
         penalty: PenaltyConfig = PenaltyConfig(),  # noqa: B008
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         classes: int | list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -171,12 +175,12 @@ class FineTuneModule(Staged, L.LightningModule):
         return logits
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds none; but callbacks that copy the model (weight averaging) do so before `setup`, and need its head."""
+        """Adds what compiles; callbacks that copy the model (weight averaging) do so before `setup`, with its head."""
         if not self.class_names:
             self._refuse_other_task()  # before the data names what another task would take for classes
         if not self.class_names and getattr(self._data, "class_names", None):
             self._set_classes(self._data.class_names)
-        return []
+        return [Compiling()] if self.hparams["compile"] else []
 
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
@@ -224,14 +228,29 @@ class FineTuneModule(Staged, L.LightningModule):
         """Logs as Lightning does; never compiled, as it would be for each name and phase."""
         super().log(*args, **kwargs)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _log_again(self, name: str, value: Tensor | Metric, **options: Any) -> None:
+        """Logs what is logged at each batch with the same options, in an epoch once as Lightning does.
+
+        It checks every time whatever can be wrong, which takes as long as a tenth of a small network's step.
+        """
+        results: Any = self._trainer and self._trainer._results
+        known = results.get(f"{self._current_fx_name}.{name}") if results else None
+        if known is None or known.has_reset:
+            self.log(name, value, **options)
+        elif isinstance(value, Tensor):
+            known.forward(value.detach(), 1)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, erased and mixed, with weighted classes, as ``train/loss`` tells it, and the penalty."""
         images, targets = self._mixed(batch)
         loss = self.task.loss(self(images), targets, self._class_weight)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        # Lightning fetches from the device, at each step, what its bar could show; lit_ft's fetches what it shows.
+        bar = getattr(self._trainer, "progress_bar_callback", None)
+        self._log_again("train/loss", loss, prog_bar=not hasattr(bar, "fetches"), on_step=True, on_epoch=False)
         if self.hparams["penalty"]["kind"] != "none":
             penalty = self.penalty(self.backbone, self.head)
-            self.log("train/penalty", penalty, on_step=True, on_epoch=False)
+            self._log_again("train/penalty", penalty, on_step=True, on_epoch=False)
             loss = loss + penalty
         return loss
 
@@ -258,7 +277,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
         groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
-        optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"])
+        optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -288,6 +307,14 @@ class FineTuneModule(Staged, L.LightningModule):
     @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
+
+    def _may_fuse(self) -> bool:
+        """Whether gradients are whole when an optimizer gets them: fused ones undo the scaling of float16 themselves.
+
+        Lightning refuses to clip with those, also where nothing is scaled, and other callbacks would see scaled ones.
+        """
+        plugin = self.trainer.precision_plugin
+        return not (isinstance(plugin, MixedPrecision) and (plugin.scaler or self.trainer.gradient_clip_val))
 
     def _is_compiled(self) -> bool:
         """Whether the module, or one within it, is compiled, in place or by the trainer."""
@@ -346,10 +373,10 @@ class FineTuneModule(Staged, L.LightningModule):
         mean_loss = cast(MeanMetric, self.losses[f"{split}_"])
         # Repeated, as with "disable" torchmetrics passes over weights; but otherwise over losses that are nan.
         mean_loss.update(self.task.loss(logits, targets).expand(size))
-        self.log(f"{split}/loss", mean_loss, batch_size=size, prog_bar=True)
+        self._log_again(f"{split}/loss", mean_loss, batch_size=size, prog_bar=True)
         main = self.main_metric[0].removeprefix("val/")
         for name, metric in metrics.items(keep_base=True):
-            self.log(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)
+            self._log_again(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)
 
 
 def _config(cls: type[ConfigT], given: Any) -> ConfigT:

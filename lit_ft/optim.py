@@ -17,6 +17,9 @@ from lit_ft.errors import UserError
 
 ClassSpec = str | dict[str, Any]
 
+# Options of torch's optimizers that choose how they do the same arithmetic, or go with just one of the ways.
+_FORMS = ("fused", "foreach", "capturable", "differentiable")
+
 
 def param_groups(
     stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float, norms: tuple[type[nn.Module], ...]
@@ -116,15 +119,23 @@ class WarmupCosine(LRScheduler):
         ]
 
 
-def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fused: bool = True) -> Optimizer:
     """The optimizer that ``spec`` names, over the groups.
+
+    Where it has a fused form, which steps in one pass over memory, for the device of the parameters, that is taken,
+    unless the options choose another form.
 
     Args:
         spec: A name in ``torch.optim``, a dotted path, or ``{"class_path": ..., "init_args": {...}}``.
         groups: From `param_groups`.
         lr: Learning rate for groups that have none of their own.
+        fused: Whether a fused form may be taken.
     """
     cls, options = _resolve(spec, "optimizer")
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    chosen = any(options.get(form) not in (None, False) for form in _FORMS) or options.get("fused") is False
+    if fused and not chosen and "fused" in inspect.signature(cls).parameters:
+        options["fused"] = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters) or None
     optimizer: Optimizer = cls(groups, lr=lr, **options)
     return optimizer
 

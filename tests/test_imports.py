@@ -28,6 +28,7 @@ LEVELS = {
     "mixing": 2,
     "normalise": 2,
     "class_weight": 2,
+    "compiling": 2,
     "backbones": 2,
     "catalog": 3,
     "module": 3,

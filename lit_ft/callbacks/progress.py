@@ -10,11 +10,24 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-
 REFRESH_SECONDS = 0.2
 
 
-class Bar(TQDMProgressBar):
+class _Shows(ProgressBar):
+    """What a bar and lines show."""
+
+    fetches = ("train/loss",)
+    """What `FineTuneModule` need not have Lightning fetch for them at each step."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The metrics, without the number of the run, which the last screen tells."""
+        logged = trainer.callback_metrics
+        fetched = {name: float(logged[name]) for name in self.fetches if name in logged}
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {**fetched, **{name: value for name, value in metrics.items() if name != "v_num"}}
+
+
+class Bar(_Shows, TQDMProgressBar):
     """Lightning's bar, drawn some times a second, of which each finished epoch stays on the screen.
 
     Lightning draws it every so many steps: with each of a small network's it would take longer than the step, and on a
@@ -33,13 +46,8 @@ class Bar(TQDMProgressBar):
             self._drawn = now
         return due
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The metrics, without the number of the run, which the last screen tells."""
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
 
-
-class Lines(ProgressBar):
+class Lines(_Shows):
     """One line an epoch, and one every minute within it."""
 
     def __init__(self) -> None:
@@ -75,7 +83,7 @@ class Lines(ProgressBar):
         if not self._enabled:
             return
         metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
-        values = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if name != "v_num")
+        values = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
         last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "…"
         seconds = time.monotonic() - self._began
         print(f"epoch {trainer.current_epoch + 1}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
