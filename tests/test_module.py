@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -666,3 +667,31 @@ def test_wrong_mixing_or_weights_are_refused_before_anything_is_fetched(options,
     monkeypatch.setattr("lit_ft.module.build_backbone", refuse)
     with pytest.raises(UserError, match=f"^--model.{key}: "):
         small_module(**options)
+
+
+def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(monkeypatch):
+    module = small_module(classes=10)
+    module._run_seed, module._trainer = 7, SimpleNamespace(current_epoch=2, global_rank=1)
+    torch.manual_seed(int(np.random.SeedSequence([7, 2, 3, 1]).generate_state(1)[0]))
+    expected = torch.rand(5)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    module.on_train_batch_start(None, 3)
+    assert torch.rand(5).equal(expected)
+
+
+@pytest.mark.parametrize("form", ["fused", "foreach"])
+def test_run_goes_on_with_the_form_of_optimizer_that_it_began_with(form, tmp_path):
+    """Also one that was saved before optimizers were fused."""
+
+    def run(optimizer, ckpt_path=None):
+        L.seed_everything(1)
+        module, every = small_module(optimizer=optimizer), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        trainer = small_trainer(3, GradualUnfreezing("gradual"), every, limit_val_batches=1)
+        trainer.fit(module, datamodule=FewDigits(), ckpt_path=ckpt_path)
+        return final_state(trainer, module)
+
+    given = {"class_path": "AdamW", "init_args": {form: form != "fused"}}
+    whole = run(given)
+    resumed = run("AdamW", tmp_path / "epoch=0.ckpt")
+    assert differences(whole, resumed) == []
+    assert {group["fused"] for group in resumed["optimizer"]["param_groups"]} != {True}

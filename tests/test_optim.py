@@ -317,3 +317,30 @@ def test_resumed_cosine_takes_up_its_position_and_keeps_its_own_length():
     longer.load_state_dict(short.state_dict())
     assert longer.last_epoch == 10
     assert longer.factor(10) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "expected"),
+    [
+        ("AdamW", {}, True),
+        ("SGD", {}, True),
+        # As the command line writes out an optimizer's options.
+        ("AdamW", {"fused": None, "foreach": None, "capturable": False, "differentiable": False}, True),
+        ("AdamW", {"fused": False}, False),
+        ("AdamW", {"foreach": True}, None),
+        ("AdamW", {"differentiable": True}, None),
+        ("NAdam", {}, "no such form"),
+    ],
+)
+def test_optimizer_is_fused_where_it_can_be_and_no_option_chooses_otherwise(spec, options, expected):
+    groups = [{"params": [nn.Parameter(torch.ones(3))]}, {"params": [nn.Parameter(torch.ones(2))]}]
+    built = build_optimizer({"class_path": spec, "init_args": options}, groups, lr=0.5)
+    assert [group.get("fused", "no such form") for group in built.param_groups] == [expected] * 2
+
+
+def test_optimizer_is_not_fused_where_it_may_not_or_the_device_has_no_such_form():
+    with torch.device("meta"):
+        elsewhere = nn.Linear(2, 2)
+    assert build_optimizer("AdamW", [{"params": list(elsewhere.parameters())}], 0.1).param_groups[0]["fused"] is None
+    here = [{"params": [nn.Parameter(torch.ones(3))]}]
+    assert build_optimizer("AdamW", here, 0.1, fused=False).param_groups[0]["fused"] is None

@@ -156,7 +156,15 @@ def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, expected):
     assert len(board.scalars) == expected
 
 
-def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, for the test to set."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys, clock):
     run, callback = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=9), RunReport()
     callback.on_fit_start(run, Three())
     assert "Plan  resnet18" in capsys.readouterr().out
@@ -175,10 +183,29 @@ def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys
     run.sanity_checking = False
     for epoch, (guessed, true) in enumerate([([0, 1, 1], [0, 0, 1]), ([1], [0])]):
         validate(guessed, true)
+        clock.now += report.PICTURE_SECONDS
         tag, figure, step = board.figures[epoch]
         assert (tag, step) == ("val/confusion_matrix", 9)
         counts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
         assert counts == [{(0, 0): "1", (1, 0): "1", (1, 1): "1"}, {(1, 0): "1"}][epoch]
+
+
+def test_confusion_matrices_of_short_epochs_are_left_out_but_for_the_last(board, clock):
+    run, callback = trainer(make_plan("full", ["stem", "layer1", "head"], 1), checkpoint_callbacks=[]), RunReport()
+    callback.on_fit_start(run, Three())
+    board.figures.clear()
+    for step in range(1, 7):  # at 1000, 1004, 1008, 1012, 1016 and 1020
+        run.global_step = step
+        outputs = {"logits": torch.eye(3)[:1], "targets": torch.zeros(1).int()}
+        callback.on_validation_batch_end(run, Three(), outputs, None, 0)
+        callback.on_validation_epoch_end(run, Three())
+        clock.now += 4
+    assert [step for _, _, step in board.figures] == [1, 4]
+    for _ in range(2):  # a second fit, or end, has nothing more to draw
+        callback.on_fit_end(run, Three())
+    assert [step for _, _, step in board.figures] == [1, 4, 6]
+    [text] = board.figures[-1][1].axes[0].texts
+    assert text.get_text() == "1"
 
 
 @pytest.mark.parametrize(

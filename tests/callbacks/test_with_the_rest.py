@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lit_ft.callbacks import EarlyStopping, GradualUnfreezing
 from lit_ft.callbacks.refusals import refuse_averaging
+from lit_ft.compiling import Compiling
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
 from lit_ft.strategies import make_plan
@@ -101,18 +102,20 @@ def compiled_run(how, folder=None, ckpt_path=None, backend="aot_eager"):
     """A run compiled as ``how`` says, the state it ends with, and the folder of its checkpoints."""
     torch.compiler.reset()
     L.seed_everything(1)
-    module = small_module(classes=10)
+    module = small_module(classes=10, compile=how == "by its option")
     compiled = torch.compile(module, backend=backend) if how == "by the trainer" else None
     if how == "in place":
         module.compile(backend=backend)
     if how == "backbone":
         module.backbone.compile(backend=backend)
     checkpoints = [ModelCheckpoint(folder, "{epoch}", save_top_k=-1)] if folder else []
-    trainer, moved, _ = fit(module, *checkpoints, compiled=compiled, ckpt_path=ckpt_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiling, "backend", backend)
+        trainer, moved, _ = fit(module, *checkpoints, compiled=compiled, ckpt_path=ckpt_path)
     return final_state(trainer, module), moved, folder
 
 
-WAYS = [pytest.param(None, id="not"), "by the trainer", "in place", "backbone"]
+WAYS = [pytest.param(None, id="not"), "by the trainer", "in place", "backbone", "by its option"]
 
 
 @pytest.mark.parametrize("how", WAYS[1:])
@@ -137,6 +140,22 @@ def test_versions_of_earlier_phases_do_not_count_to_the_limit_of_the_compiler():
     # Each phase has one for training and one for validation.
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
         assert compiled_run("in place", backend="eager")[1] == GRADUAL
+
+
+def test_option_compiles_in_a_fit_alone_and_tells_each_phase(tmp_path, capsys):
+    compiled_run("by its option", tmp_path, backend="eager")
+    told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": its first step took" in line]
+    assert told == [f"Compiled to train {stages}" for stages in ("head", "dense, head", "conv, dense, head")]
+    module = FineTuneModule.load_from_checkpoint(tmp_path / "epoch=2.ckpt")
+    assert module.hparams["compile"]
+    small_trainer(1).validate(module, datamodule=FewDigits(), verbose=False)
+    assert not module._is_compiled()
+
+
+def test_option_to_compile_is_refused_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"^--model.compile: true needs a C\+\+ compiler, as g\+\+; install one"):
+        fit(small_module(compile=True))
 
 
 @pytest.mark.slow

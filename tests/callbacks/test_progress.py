@@ -1,0 +1,79 @@
+import contextlib
+import io
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from small_runs import FewDigits, small_module, small_trainer
+
+from lit_ft.callbacks import progress
+from lit_ft.callbacks.progress import Bar, Lines
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 5]), (0.07, [1, 4, 5]), (0.3, [1, 2, 3, 4, 5])])
+def test_bar_is_drawn_by_time_and_after_the_last_step(monkeypatch, seconds, expected):
+    now = [50.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar, drawn = Bar(), []
+    for step in range(1, 6):
+        if bar._should_update(step, 5):
+            drawn.append(step)
+        now[0] += seconds
+    assert drawn == expected
+    bar.disable()
+    assert not bar._should_update(5, 5)
+
+
+class Fetches(Callback):
+    """Counts what is fetched from the device between the step and the hooks after it."""
+
+    def __init__(self, monkeypatch):
+        self.fetched, self.losses, self.logged = 0, [], []
+        item = torch.Tensor.item
+        monkeypatch.setattr(torch.Tensor, "item", lambda tensor: self._count() or item(tensor))
+
+    def _count(self):
+        self.fetched += self.counts
+
+    counts = False
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        self.counts = True
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx:
+            self.logged.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_validation_start(self, trainer, pl_module):
+        self.counts = False
+
+
+@pytest.mark.parametrize(("bar", "of_each_step"), [(Bar, 0), (Lines, 0), (TQDMProgressBar, 1)])
+def test_steps_fetch_nothing_but_for_lightnings_bar(monkeypatch, bar, of_each_step):
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 1e9)
+    shown, fetches = bar(), Fetches(monkeypatch)
+    trainer = small_trainer(1, shown, fetches, enable_progress_bar=True, limit_val_batches=1)
+    L.seed_everything(1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.fit(small_module(), datamodule=FewDigits(batch_size=5))
+    assert len(fetches.losses) == 4
+    # The loss of each step is there for who asks, logged in full or not.
+    assert fetches.logged == fetches.losses[:3]
+    assert fetches.fetched >= 4 * of_each_step
+    assert of_each_step or fetches.fetched == 0
+
+
+def test_lines_tell_the_loss_of_the_last_step_and_the_metrics(capsys):
+    trainer = small_trainer(2, Lines(), enable_progress_bar=True, limit_val_batches=1)
+    trainer.fit(small_module(), datamodule=FewDigits())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[:3] for line in lines] == [["epoch", "1/2", "done"], ["epoch", "2/2", "done"]]
+    told = [part.split() for part in lines[1].split("done  ")[1].split("  ")]
+    assert [name for name, _ in told] == ["train/loss", "val/loss", "val/acc", lines[1].split()[-2]]
+    assert float(told[0][1]) == round(float(trainer.callback_metrics["train/loss"]), 4)

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.profilers import SimpleProfiler
+from small_runs import FewDigits, small_module
+
+from lit_ft import trainer
+from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+QUIET = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def precision():
+    """Sets torch's precision of float32 matrices, and puts it back."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("on_cuda", "before", "expected"),
+    [(True, "highest", "high"), (True, "medium", "medium"), (False, "highest", "highest")],
+)
+def test_matrices_are_multiplied_in_tf32_on_cuda(monkeypatch, precision, on_cuda, before, expected):
+    if on_cuda:
+        monkeypatch.setattr(trainer, "CUDAAccelerator", CPUAccelerator)
+    precision(before)
+    Trainer(**QUIET)
+    assert torch.get_float32_matmul_precision() == expected
+
+
+def test_profiler_of_the_user_is_kept():
+    asked = Trainer(**QUIET, profiler="simple")
+    assert type(asked.profiler) is SimpleProfiler
+    with Trainer(**QUIET).profiler.profile("step") as nothing:
+        assert nothing is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"gradient_clip_val": 0.5}, True),
+        ({"precision": "bf16-mixed"}, True),
+        # Lightning refuses to clip with a fused optimizer wherever precision is mixed.
+        ({"precision": "bf16-mixed", "gradient_clip_val": 0.5}, None),
+        ({"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))}, None),
+    ],
+)
+def test_optimizer_is_fused_but_where_lightning_needs_whole_gradients(options, expected):
+    run = Trainer(**QUIET, **options, callbacks=[GradualUnfreezing("full")], limit_train_batches=1)
+    run.fit(small_module(), datamodule=FewDigits())
+    assert {group["fused"] for group in run.optimizers[0].param_groups} == {expected}
