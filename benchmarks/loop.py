@@ -3,8 +3,8 @@
 Run: python benchmarks/loop.py [--rounds 7] [--only CASE]
 
 The loop by hand is the limit: the same network in the same memory format, batches of the same loader, the same
-optimizer, and neither progress nor metrics nor checkpoints. It has its turn before each epoch of a run, so that both
-see the same machine; a ratio is of two such turns. Images/s are those of training alone. What an epoch costs besides,
+optimizer, and neither progress nor metrics nor checkpoints. It has its turn before each step of a run, so that both see
+the same machine; a ratio is of the sums of an epoch. Images/s are those of training alone. What an epoch costs besides,
 for validation, checkpoints and reports, is told apart. ``lit-ft`` runs as from the command line: progress, TensorBoard,
 metrics, two checkpoints an epoch, the run's report and gradual unfreezing. Plain Lightning has its own bar, logger and
 checkpoint.
@@ -21,7 +21,6 @@ import tempfile
 import time
 import warnings
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -85,53 +84,53 @@ class Noise(ArrayDataModule):
 
 
 class Clock(Callback):
-    """Gives the loop by hand its turn before each epoch; notes the seconds of both, and those around the epoch."""
+    """Gives the loop by hand its turn before each step; notes the seconds of both, and those around an epoch."""
 
     # By hand, in the run, and what the epoch took besides; each the seconds on the clock and those of the processor.
     turns: list[list[Tensor]] = []  # noqa: RUF012
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Forgets the last run."""
-        Clock.turns, self._marks = [], []
+        Clock.turns, self._network = [], None
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Runs an epoch by hand, then starts the clock."""
-        self._ended = now()
+        """Copies what trains, once that is known, and starts the clock."""
         self._note()
-        if not self._marks:
+        if self._network is None:
             network = nn.Sequential(pl_module.normalise, pl_module.backbone, pl_module.head)
             self._network = deepcopy(network)
-            for copied, parameter in zip(self._network.parameters(), network.parameters(), strict=True):
-                copied.requires_grad_(parameter.requires_grad)
             trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
             group = trainer.optimizers[0].param_groups[0]
             self._optimizer = torch.optim.AdamW(trained, **{key: group[key] for key in ("lr", "fused", "foreach")})
             self._loader = trainer.datamodule.train_dataloader()
-        start = now()
-        self._by_hand()
-        self._marks = [start, now()]
-
-    def _by_hand(self) -> None:
         self._network.train()
-        for images, targets in self._loader:
-            self._optimizer.zero_grad()
-            F.cross_entropy(self._network(images), targets).backward()
-            self._optimizer.step()
+        self._batches = iter(self._loader)
+        self._hand, self._run = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        self._left = now()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stops the clock of training."""
-        if batch_idx + 1 == trainer.num_training_batches:
-            self._marks.append(now())
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Makes a step by hand."""
+        entered = now()
+        images, targets = next(self._batches)
+        self._optimizer.zero_grad()
+        F.cross_entropy(self._network(images), targets).backward()
+        self._optimizer.step()
+        self._run += entered - self._left
+        self._left = now()
+        self._hand += self._left - entered
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Ends the last step of the epoch."""
+        left, self._left = self._left, now()
+        self._run += self._left - left
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Notes the last epoch."""
-        self._ended = now()
         self._note()
 
     def _note(self) -> None:
-        if self._marks:
-            marks = [*self._marks, self._ended]
-            Clock.turns.append([later - earlier for earlier, later in pairwise(marks)])
+        if self._network is not None:
+            Clock.turns.append([self._hand, self._run, now() - self._left])
 
 
 def now() -> Tensor:
