@@ -237,6 +237,9 @@ class FineTuneModule(Staged, L.LightningModule):
         results: Any = self._trainer and self._trainer._results
         known = results.get(f"{self._current_fx_name}.{name}") if results else None
         if known is None or known.has_reset:
+            # Lightning fetches from the device, at each step, what its bar could show; lit_ft's fetch what they show.
+            if name in getattr(self._trainer and self._trainer.progress_bar_callback, "fetches", ()):
+                options["prog_bar"] = False
             self.log(name, value, **options)
         elif isinstance(value, Tensor):
             known.forward(value.detach(), 1)
@@ -245,9 +248,7 @@ class FineTuneModule(Staged, L.LightningModule):
         """The loss of a batch, erased and mixed, with weighted classes, as ``train/loss`` tells it, and the penalty."""
         images, targets = self._mixed(batch)
         loss = self.task.loss(self(images), targets, self._class_weight)
-        # Lightning fetches from the device, at each step, what its bar could show; lit_ft's fetches what it shows.
-        bar = getattr(self._trainer, "progress_bar_callback", None)
-        self._log_again("train/loss", loss, prog_bar=not hasattr(bar, "fetches"), on_step=True, on_epoch=False)
+        self._log_again("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         if self.hparams["penalty"]["kind"] != "none":
             penalty = self.penalty(self.backbone, self.head)
             self._log_again("train/penalty", penalty, on_step=True, on_epoch=False)

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-REFRESH_SECONDS = 0.2
+REFRESH_SECONDS = 0.5
 
 
 class _Shows(ProgressBar):
@@ -28,7 +28,7 @@ class _Shows(ProgressBar):
 
 
 class Bar(_Shows, TQDMProgressBar):
-    """Lightning's bar, drawn some times a second, of which each finished epoch stays on the screen.
+    """Lightning's bar, drawn twice a second, of which each finished epoch stays on the screen.
 
     Lightning draws it every so many steps: with each of a small network's it would take longer than the step, and on a
     GPU each step would wait until the metrics that it shows are known.
