@@ -112,6 +112,8 @@ class Clock(Callback):
         """Makes a step by hand."""
         entered = now()
         images, targets = next(self._batches)
+        # The same rate, so that both train alike: arithmetic on the smallest of numbers takes longer.
+        self._optimizer.param_groups[0]["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self._optimizer.zero_grad()
         F.cross_entropy(self._network(images), targets).backward()
         self._optimizer.step()
