@@ -152,6 +152,18 @@ def test_option_compiles_in_a_fit_alone_and_tells_each_phase(tmp_path, capsys):
     assert not module._is_compiled()
 
 
+def test_steps_are_timed_where_others_train_than_before(capsys):
+    compiling, module = Compiling(), small_module(classes=10)
+    for trained in (["head"], ["head"], ["dense", "head"]):
+        module.set_trainable(trained)
+        for step in range(2):
+            compiling.on_train_batch_start(None, module, None, step)
+            compiling.on_train_batch_end(None, module, None, None, step)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "Compiled to train head", "Compiled to train dense, head",
+    ]  # fmt: skip
+
+
 def test_option_to_compile_is_refused_without_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"^--model.compile: true needs a C\+\+ compiler, as g\+\+; install one"):
