@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from lit_ft.errors import UserError
@@ -80,9 +81,11 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that ``import lit_ft`` costs nothing."""
     for home, names in _HOMES.items():
         if name in names:
-            if home not in ("lit_ft.plan", "lit_ft.strategies"):  # which need no torch
+            # The plan needs no torch, and a torchvision that was imported belongs to its torch.
+            if home not in ("lit_ft.plan", "lit_ft.strategies") and "torchvision" not in sys.modules:
                 from lit_ft.errors import check_torchvision
 
                 check_torchvision()
-            return getattr(importlib.import_module(home), name)
+            globals()[name] = thing = getattr(importlib.import_module(home), name)  # the next time it is just there
+            return thing
     raise AttributeError(f"module 'lit_ft' has no attribute {name!r}")

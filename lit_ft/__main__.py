@@ -6,6 +6,7 @@ import os
 import sys
 
 from lit_ft.assets import OFFLINE, is_offline
+from lit_ft.commands import listed
 from lit_ft.errors import UserError, check_torchvision
 
 
@@ -26,6 +27,8 @@ def main() -> int:
     if is_offline():
         os.environ["HF_HUB_OFFLINE"] = "1"
     try:
+        if listed(sys.argv[1:]):
+            return 0
         check_torchvision()
         if sys.argv[1:2] in (["models"], ["describe"]):  # need no Lightning, which is slow to load
             from lit_ft import catalog

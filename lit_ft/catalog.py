@@ -22,6 +22,7 @@ from lit_ft.backbones import (
 )
 from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.meta import without_data
+from lit_ft.commands import COMMANDS
 from lit_ft.errors import UserError, nearest
 
 
@@ -32,13 +33,11 @@ def run(args: Sequence[str]) -> None:
         UserError: After a mistake in the arguments.
     """
     command, *rest = args
-    parser = _Parser(prog=f"lit-ft {command}")
+    parser = _Parser(prog=f"lit-ft {command}", description=COMMANDS[command])
     if command == "models":
-        parser.description = "Lists the backbones: size without classifier, compute, input, stages, weights at hand."
         about = "part of a name, or a quoted shell pattern such as 'resnet*' or 'timm/vit_*'; timm's only after timm/"
         parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help=about)
     else:
-        parser.description = "Shows the stages of a backbone, the images that it expects, and its published weights."
         about = "a name that lit-ft models lists, or a config (.yaml), such as that of a network of your own"
         parser.add_argument("name", metavar="NAME", help=about)
         parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")

@@ -25,6 +25,7 @@ from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
 from lit_ft.data.photo_data import PhotoDataModule
@@ -288,11 +289,7 @@ def run() -> int:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     quiet = {"exit_on_error": False}
-    about = {
-        "prog": "lit-ft",
-        "description": "Fine-tune pretrained image models, stage by stage. Also: lit-ft models [PATTERN] lists the "
-        "backbones, lit-ft describe NAME shows the stages of one.",
-    }
+    told = {command: {**quiet, "description": COMMANDS[command]} for command in FineTuneCLI.subcommands()}
     try:
         return FineTuneCLI(
             FineTuneModule,
@@ -303,7 +300,7 @@ def run() -> int:
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={**quiet, **about, **{command: dict(quiet) for command in FineTuneCLI.subcommands()}},
+            parser_kwargs={**quiet, "prog": "lit-ft", **told},
         ).exit_code
     except ArgumentError as error:
         raise explain(str(error), [], {}) from error

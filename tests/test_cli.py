@@ -12,6 +12,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_ft.cli import FineTuneCLI
+from lit_ft.commands import COMMANDS
+from lit_ft.trainer import Trainer
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -208,7 +212,8 @@ MISTAKES = {
     ("fit", "--ckpt_path", "nix.ckpt"): "--ckpt_path: no such file: nix.ckpt",
     ("test",): "--ckpt_path: lit-ft test needs the checkpoint of a run",
     ("test", "--ckpt_path", str(CONFIGS / "quickstart.yaml")): "is not a checkpoint, or it is damaged",
-    ("fot",): "invalid choice: 'fot'",
+    ("fot",): "unknown command 'fot'; nearest: fit",
+    (): "which command? One of finetune, plan, check, download, convert, fit, validate, test, predict, models, desc",
 }
 
 
@@ -216,6 +221,20 @@ MISTAKES = {
 def test_mistake_ends_in_one_line(refused, args):
     assert MISTAKES[args] in refused(*args)
     assert not list(Path().glob("logs/*/*/checkpoints"))
+
+
+def test_help_lists_the_commands_that_there_are(run, lit_ft, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = re.findall(r"^    (\w+) +(\S.*)$", run("--help"), re.MULTILINE)
+    assert dict(commands) == COMMANDS
+    assert run("-h") == run("--offline", "--help") == run("--help")
+    assert list(FineTuneCLI.subcommands()) == [name for name in COMMANDS if name not in ("models", "describe")]
+    for name in vars(Trainer).keys() & COMMANDS:
+        assert COMMANDS[name] == getattr(Trainer, name).__doc__.partition("\n")[0]
+    for name in ("predict", "models", "describe"):
+        with pytest.raises(SystemExit):
+            lit_ft(name, "--help")
+        assert f"\n\n{COMMANDS[name]}\n\n" in capsys.readouterr().out
 
 
 def test_checkpoints_of_the_users_own_are_not_taken_for_the_best(run):

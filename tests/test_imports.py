@@ -18,6 +18,7 @@ LEVELS = {
     "freezing": 1,
     "explain": 1,
     "assets": 1,
+    "commands": 1,
     "strategies": 2,
     "checkpoints": 2,
     "resume": 2,
@@ -71,7 +72,7 @@ def test_imports_point_downward(path):
     assert not {name for name in used - {own} if LEVELS[name] >= LEVELS[own]}
 
 
-@pytest.mark.parametrize("name", ["errors", "plan", "strategies", "explain", "assets"])
+@pytest.mark.parametrize("name", ["errors", "plan", "strategies", "explain", "assets", "commands"])
 def test_lowest_files_need_only_the_standard_library(name):
     roots = {module.split(".")[0] for module in imported(Path(f"{name}.py"), nested=False)}
     assert roots <= sys.stdlib_module_names | {"lit_ft"}
@@ -82,13 +83,43 @@ def test_lower_files_need_no_lightning(path):
     assert not {"lightning", "pytorch_lightning", "jsonargparse"} & {name.split(".")[0] for name in imported(path)}
 
 
-def test_importing_the_package_and_the_plan_loads_nothing_heavy():
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        ("import lit_ft", ["lit_ft", "lit_ft.errors"]),
+        ("import lit_ft; lit_ft.UserError, lit_ft.__all__", ["lit_ft", "lit_ft.errors"]),
+        (
+            "import lit_ft; lit_ft.make_plan('full', ['stem', 'head'], 1)",
+            ["lit_ft", "lit_ft.errors", "lit_ft.plan", "lit_ft.strategies"],
+        ),
+        (
+            "from lit_ft.__main__ import main; sys.argv = ['lit-ft', '--help']; main()",
+            ["lit_ft", "lit_ft.__main__", "lit_ft.assets", "lit_ft.commands", "lit_ft.errors"],
+        ),
+    ],
+    ids=["package", "error", "plan", "help"],
+)
+def test_only_these_modules_are_loaded_beside_the_standard_library(code, loaded):
     code = (
-        "import sys, lit_ft; lit_ft.make_plan('full', ['stem', 'head'], 1); "
-        "print(sorted({'torch', 'torchvision', 'lightning', 'numpy', 'sklearn'} & set(sys.modules)))"
+        f"import sys; before = set(sys.modules); {code}; new = set(sys.modules) - before; "
+        "print(sorted(name for name in new if name.split('.')[0] not in sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == repr(loaded)
+
+
+def test_torch_and_torchvision_are_compared_before_they_are_loaded_and_never_again(monkeypatch):
+    compared = []
+    monkeypatch.setattr("lit_ft.errors.check_torchvision", lambda: compared.append("now"))
+    monkeypatch.delitem(vars(lit_ft), "Backbone", raising=False)
+    assert lit_ft.Backbone
+    assert compared == []
+    monkeypatch.delitem(vars(lit_ft), "Backbone")
+    monkeypatch.delitem(sys.modules, "torchvision")
+    assert lit_ft.Backbone
+    assert compared == ["now"]
+    assert lit_ft.Backbone
+    assert compared == ["now"]
 
 
 def test_public_names():

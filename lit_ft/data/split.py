@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lit_ft.errors import UserError
@@ -45,6 +44,8 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
             )
         is_held = np.isin(groups.numpy(), taken)
         return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
+    from sklearn.model_selection import train_test_split  # slow to load, and for many data there is nothing to split
+
     try:
         kept, held = train_test_split(
             np.arange(len(classes)), test_size=part, random_state=seed, stratify=classes if targets.ndim == 1 else None
