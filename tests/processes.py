@@ -1,12 +1,14 @@
-"""Runs on several CPU processes: `python processes.py FOLDER SCENARIO ...` is one of them, `launch` starts all."""
+"""Runs on several CPU processes: `launch` starts one that loads the libraries, and becomes one for each rank."""
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import warnings
 import weakref
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,21 +48,15 @@ def launch(folder, *scenarios, num_processes=2, seconds=SECONDS):
     size = str(num_processes)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     shared |= {"TORCHELASTIC_RUN_ID": "processes", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank{rank}.log" for rank in range(num_processes)]
-    processes = []
+    command = [sys.executable, __file__, str(folder), *scenarios]
+    started = subprocess.Popen(command, env={**os.environ, **shared}, start_new_session=True)
     try:
-        for rank, log in enumerate(logs):
-            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, __file__, str(folder), *scenarios]
-            with log.open("w") as output:
-                started = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-            processes.append(started)
-        codes = [process.wait(timeout=seconds) for process in processes]
+        code = started.wait(timeout=seconds)
     finally:
-        for process in processes:
-            process.kill()
-    if any(codes):
-        raise RuntimeError("\n".join(log.read_text()[-3000:] for log in logs))
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)  # with all that it has become
+    if code:
+        raise RuntimeError("\n".join(log.read_text()[-3000:] for log in sorted(folder.glob("rank*.log"))))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(num_processes)]
 
 
@@ -271,5 +267,19 @@ def main(folder, scenarios):
     torch.save(found, folder / f"rank{rank}.pt")
 
 
+def start_rank(rank, folder, scenarios):
+    """Goes on in a process of its own, with its own log, and returns its number."""
+    if child := os.fork():
+        return child
+    log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    main(folder, scenarios)
+    sys.exit()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    arguments = (Path(sys.argv[1]), sys.argv[2:])
+    children = [start_rank(rank, *arguments) for rank in range(int(os.environ["WORLD_SIZE"]))]
+    sys.exit(any(os.waitpid(child, 0)[1] for child in children))

@@ -1,0 +1,110 @@
+"""Starts each command of lit-ft in a process of its own, up to the first step of a training, and counts the seconds.
+
+Claim: ``lit-ft --help`` costs what Python itself costs, and the first step of a training comes soon after Lightning is
+loaded. Beside it stands a script that loads the same libraries and makes the same step by hand: the limit.
+
+Run: python benchmarks/start.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+BY_HAND = """
+import os
+import lightning, numpy, sklearn.model_selection, torch, torchvision
+from sklearn.datasets import load_digits
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+
+digits = load_digits()
+ink = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+images = F.pad(F.resize(ink, [20, 20], antialias=True).clamp(0, 255), [4, 4, 4, 4]) / 255
+rows, _ = sklearn.model_selection.train_test_split(numpy.arange(1797), train_size=10, stratify=digits.target)
+conv, dense = nn.Conv2d(1, 32, 3), nn.Linear(32 * 13 * 13, 128)
+net = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), dense, nn.ReLU(), nn.Linear(128, 10))
+optimizer = torch.optim.AdamW(net[-1].parameters(), 3e-3)
+nn.functional.cross_entropy(net(images[rows]), torch.from_numpy(digits.target[rows])).backward()
+optimizer.step()
+os._exit(0)
+"""
+
+
+class EndAtFirstStep(Callback):
+    """Ends the process when the first batch was trained on."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Ends it, without what comes at the end of a run."""
+        os._exit(0)
+
+
+def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
+    """The arguments for Python of each, and the name of its limit."""
+    command, hand = ["-m", "lit_ft"], "the quickstart's step by hand"
+    ends = ["--trainer.callbacks+", "benchmarks.start.EndAtFirstStep", "--trainer.default_root_dir", str(folder)]
+    photos = Path(os.environ.get("LIT_FT_DATA", "data"))
+    weights = photos / "weights" / "torchvision_squeezenet1_1.pth"
+    network = ["--model.backbone", "squeezenet1_1", "--model.weights", str(weights)]
+    fit = [*command, "fit", "--config"]
+    found: dict[str, tuple[list[str], str | None]] = {
+        "python": (["-c", "pass"], None),
+        "import lit_ft": (["-c", "import lit_ft"], "python"),
+        "lit-ft --help": ([*command, "--help"], "python"),
+        "import torch": (["-c", "import torch"], None),
+        "lit-ft describe resnet18": ([*command, "describe", "resnet18"], "import torch"),
+        "import lightning": (["-c", "import lightning"], None),
+        "lit-ft finetune --help": ([*command, "finetune", "--help"], "import lightning"),
+        hand: (["-c", BY_HAND], None),
+        "lit-ft fit, quickstart, first step": ([*fit, "configs/quickstart.yaml", *ends], hand),
+    }
+    if weights.is_file():
+        args = [*fit, "configs/image_folder_gradual.yaml", "--data.root", str(photos / "flowers5"), *network, *ends]
+        found["lit-ft fit, SqueezeNet on photos, first step"] = (args, "import lightning")
+    return found
+
+
+def start(args: list[str]) -> tuple[float, float]:
+    """Seconds until the process has ended, and seconds of CPU time that it took with its children."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *args], env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"failed: {args}")
+    return seconds, usage.ru_utime + usage.ru_stime
+
+
+def spread(values: list[float]) -> str:
+    """Minimum, median and maximum."""
+    return " / ".join(f"{value:.2f}" for value in (min(values), median(values), max(values)))
+
+
+def main() -> None:
+    """Lets the contestants take turns, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each starts, after one that is not counted")
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        entries = contestants(Path(folder))
+        taken = [{name: start(args) for name, (args, _) in entries.items()} for _ in range(rounds + 1)][1:]
+    print("| | seconds | CPU seconds | ratio of CPU seconds |\n|---|---|---|---|")
+    for name, (_, limit) in entries.items():
+        seconds, cpu = ([turn[name][i] for turn in taken] for i in (0, 1))
+        ratio = f"{spread([turn[name][1] / turn[limit][1] for turn in taken])} of {limit}" if limit else ""
+        print(f"| {name} | {spread(seconds)} | {spread(cpu)} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
