@@ -1,0 +1,70 @@
+"""Decides what is told of a contest: a table of Markdown, with minimum / median / maximum over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from statistics import median
+from typing import Any
+
+Turn = dict[str, Any]
+"""What a contestant was asked, and what it measured."""
+FIRST = "lit_ft"
+
+HEAD = """\
+| | seconds | times lit_ft's | CPU seconds | times lit_ft's | first epoch | a later epoch | start-up | peak MB | accuracy |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def tables(turns: Sequence[Turn]) -> str:
+    """A table of each model and kind, and the versions of all."""
+    parts = []
+    for _, group in groupby(sorted(turns, key=_kind), key=_kind):
+        found = list(group)
+        names = list(dict.fromkeys(turn["contestant"] for turn in found))
+        rows = [row(name, found) for name in names]
+        parts.append("\n".join([f"{title(found)}\n\n{HEAD}", *rows]))
+    versions = {name: version for turn in turns for name, version in turn["versions"].items()}
+    parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
+    return "\n\n".join(parts)
+
+
+def title(turns: Sequence[Turn]) -> str:
+    """What was done."""
+    one = turns[0]
+    epochs = f"{one['head_epochs']} epochs of the head" + (f", {one['full_epochs']} of all" if one["full_epochs"] else "")
+    images = "random crops, mirrored" if one["augment"] else "no augmentation"
+    rounds = len({turn["round"] for turn in turns})
+    return f"**{one['model']}**, {epochs}, {images}, {one['photos']} photos a class, {rounds} rounds"
+
+
+def row(name: str, turns: Sequence[Turn]) -> str:
+    """A contestant's line of the table; a ratio is of two turns of the same round."""
+    mine = [turn for turn in turns if turn["contestant"] == name]
+    firsts = {turn["round"]: turn for turn in turns if turn["contestant"] == FIRST}
+    later = [b - a for turn in mine for a, b in zip(turn["ends"], turn["ends"][1:], strict=False)]
+    cells = [name]
+    for unit in ("seconds", "cpu_seconds"):
+        cells.append(spread([turn[unit] for turn in mine], ".1f"))
+        ratios = [turn[unit] / firsts[turn["round"]][unit] for turn in mine if turn["round"] in firsts]
+        cells.append(spread(ratios, ".2f"))
+    cells += [
+        spread([turn["ends"][0] for turn in mine], ".2f"),
+        spread(later, ".3f"),
+        spread([turn["startup"] for turn in mine], ".1f"),
+        spread([turn["peak_mb"] for turn in mine], ",.0f"),
+        spread([100 * turn["accuracies"][-1] for turn in mine], ".1f") + "%",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: Iterable[float], form: str) -> str:
+    """Least, middle and greatest."""
+    found = list(values)
+    if not found:
+        return ""
+    return " / ".join(f"{value:{form}}" for value in (min(found), median(found), max(found)))
+
+
+def _kind(turn: Turn) -> tuple[Any, ...]:
+    return turn["model"], turn["augment"], turn["head_epochs"], turn["full_epochs"], turn["photos"], turn["workers"]
