@@ -88,7 +88,8 @@ def turns(args: argparse.Namespace, kinds: Iterable[dict[str, Any]], contestants
 
     Args:
         args: Those of `parser`.
-        kinds: What is done with each model: ``augment``, ``head_epochs`` and ``full_epochs``.
+        kinds: What is done with each model: ``augment``, ``head_epochs``, ``full_epochs``, and perhaps ``options`` for
+            the script.
         contestants: Who does it, if they can.
     """
     every = itertools.product(range(args.rounds), args.models, kinds, contestants)
@@ -139,7 +140,7 @@ def take(asked: Turn) -> Turn:
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LIT_FT_")}
     environment |= {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(PLACE / "weights"), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [str(interpreter), str(HERE / one.script), job.written(), *one.options]
+    command = [str(interpreter), str(HERE / one.script), job.written(), *one.options, *asked.get("options", ())]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     told = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
     if done.returncode or not told:
