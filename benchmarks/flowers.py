@@ -35,7 +35,9 @@ def line(turns: Sequence[Turn], goals: Sequence[float]) -> str:
     cells = [f"{one['contestant']}, {one['head_epochs']} + {one['full_epochs']} epochs, {images}"]
     for goal in goals:
         # An accuracy is of float32; half a photo of 200 is more than its error.
-        passed = [[end for end, acc in zip(t["ends"], t["accuracies"], strict=True) if acc > goal - 1e-4] for t in turns]
+        passed = [
+            [end for end, acc in zip(t["ends"], t["accuracies"], strict=True) if acc > goal - 1e-4] for t in turns
+        ]
         reached = [ends[0] for ends in passed if ends]
         cells.append(f"{spread(reached, '.1f')} ({len(reached)} of {len(turns)})")
     cells.append(spread([turn["seconds"] for turn in turns], ".1f"))

@@ -32,7 +32,9 @@ def tables(turns: Sequence[Turn]) -> str:
 def title(turns: Sequence[Turn]) -> str:
     """What was done."""
     one = turns[0]
-    epochs = f"{one['head_epochs']} epochs of the head" + (f", {one['full_epochs']} of all" if one["full_epochs"] else "")
+    epochs = f"{one['head_epochs']} epochs of the head" + (
+        f", {one['full_epochs']} of all" if one["full_epochs"] else ""
+    )
     images = "random crops, mirrored" if one["augment"] else "no augmentation"
     rounds = len({turn["round"] for turn in turns})
     return f"**{one['model']}**, {epochs}, {images}, {one['photos']} photos a class, {rounds} rounds"

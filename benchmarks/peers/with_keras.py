@@ -18,7 +18,9 @@ threads.threading.private_threadpool_size = 1
 threads.threading.max_intra_op_parallelism = 1
 clock = Clock(job)
 
-crop = [layers.RandomCrop(SIZE, SIZE), layers.RandomFlip("horizontal")] if job.augment else [layers.CenterCrop(SIZE, SIZE)]
+crop = (
+    [layers.RandomCrop(SIZE, SIZE), layers.RandomFlip("horizontal")] if job.augment else [layers.CenterCrop(SIZE, SIZE)]
+)
 augment, cut = keras.Sequential(crop), layers.CenterCrop(SIZE, SIZE)
 
 
