@@ -12,7 +12,7 @@ Turn = dict[str, Any]
 FIRST = "lit_ft"
 
 HEAD = """\
-| | seconds | times lit_ft's | CPU seconds | times lit_ft's | first epoch | a later epoch | start-up | peak MB | accuracy |
+| | seconds | ratio to lit_ft | CPU seconds | ratio | first epoch | a later epoch | start-up | peak MB | accuracy |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
@@ -32,9 +32,7 @@ def tables(turns: Sequence[Turn]) -> str:
 def title(turns: Sequence[Turn]) -> str:
     """What was done."""
     one = turns[0]
-    epochs = f"{one['head_epochs']} epochs of the head" + (
-        f", {one['full_epochs']} of all" if one["full_epochs"] else ""
-    )
+    epochs = f"{one['head_epochs']} epochs of the head, {one['full_epochs']} of all"
     images = "random crops, mirrored" if one["augment"] else "no augmentation"
     rounds = len({turn["round"] for turn in turns})
     return f"**{one['model']}**, {epochs}, {images}, {one['photos']} photos a class, {rounds} rounds"
