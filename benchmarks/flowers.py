@@ -36,9 +36,8 @@ def line(turns: Sequence[Turn], goals: Sequence[float]) -> str:
     cells = [f"{one['contestant']}, {one['head_epochs']} + {one['full_epochs']} epochs, {images}"]
     for goal in goals:
         # Accuracies are of float32, and may be less than the goal by rounding.
-        passed = [
-            [end for end, acc in zip(t["ends"], t["accuracies"], strict=True) if acc > goal - 1e-4] for t in turns
-        ]
+        epochs = [zip(turn["ends"], turn["accuracies"], strict=True) for turn in turns]
+        passed = [[end for end, accuracy in both if accuracy > goal - 1e-4] for both in epochs]
         reached = [ends[0] for ends in passed if ends]
         cells.append(f"{spread(reached, '.1f')} ({len(reached)} of {len(turns)})")
     cells.append(spread([turn["seconds"] for turn in turns], ".1f"))

@@ -18,10 +18,8 @@ threads.threading.private_threadpool_size = 1
 threads.threading.max_intra_op_parallelism = 1
 clock = Clock(job)
 
-crop = (
-    [layers.RandomCrop(SIZE, SIZE), layers.RandomFlip("horizontal")] if job.augment else [layers.CenterCrop(SIZE, SIZE)]
-)
-augment, cut = keras.Sequential(crop), layers.CenterCrop(SIZE, SIZE)
+cut = layers.CenterCrop(SIZE, SIZE)
+random = keras.Sequential([layers.RandomCrop(SIZE, SIZE), layers.RandomFlip("horizontal")])
 
 
 def images(split: str, step: keras.layers.Layer, training: bool) -> tf.data.Dataset:
@@ -37,7 +35,7 @@ def images(split: str, step: keras.layers.Layer, training: bool) -> tf.data.Data
     return found.map(lambda x, y: (step(x, training=training), y)).prefetch(1).with_options(threads)
 
 
-train, val = images("train", augment, True), images("val", cut, False)
+train, val = images("train", random if job.augment else cut, True), images("val", cut, False)
 backbone = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
 backbone.trainable = False
 inputs = keras.Input((SIZE, SIZE, 3))
