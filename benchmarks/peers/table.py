@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from statistics import median
 from typing import Any
 
@@ -12,8 +12,8 @@ Turn = dict[str, Any]
 FIRST = "lit_ft"
 
 HEAD = """\
-| | seconds | ratio to lit_ft | CPU seconds | ratio | first epoch | a later epoch | start-up | peak MB | accuracy |
-|---|---|---|---|---|---|---|---|---|---|"""
+| | seconds | ratio to lit_ft | CPU seconds | ratio | first epoch | a later epoch | its CPU | start-up | peak MB | accuracy |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def tables(turns: Sequence[Turn]) -> str:
@@ -42,7 +42,6 @@ def row(name: str, turns: Sequence[Turn]) -> str:
     """A contestant's line of the table; a ratio is of two turns of the same round."""
     mine = [turn for turn in turns if turn["contestant"] == name]
     firsts = {turn["round"]: turn for turn in turns if turn["contestant"] == FIRST}
-    later = [b - a for turn in mine for a, b in zip(turn["ends"], turn["ends"][1:], strict=False)]
     cells = [name]
     for unit in ("seconds", "cpu_seconds"):
         cells.append(spread([turn[unit] for turn in mine], ".1f"))
@@ -50,12 +49,18 @@ def row(name: str, turns: Sequence[Turn]) -> str:
         cells.append(spread(ratios, ".2f"))
     cells += [
         spread([turn["ends"][0] for turn in mine], ".2f"),
-        spread(later, ".3f"),
+        spread(later("ends", mine), ".3f"),
+        spread(later("cpu_ends", mine), ".3f"),
         spread([turn["startup"] for turn in mine], ".1f"),
         spread([turn["peak_mb"] for turn in mine], ",.0f"),
         spread([100 * turn["accuracies"][-1] for turn in mine], ".1f") + "%",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def later(unit: str, turns: Iterable[Turn]) -> list[float]:
+    """What each epoch but the first took, by some clock."""
+    return [b - a for turn in turns for a, b in pairwise(turn[unit])]
 
 
 def spread(values: Iterable[float], form: str) -> str:
