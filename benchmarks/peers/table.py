@@ -11,9 +11,11 @@ Turn = dict[str, Any]
 """What a contestant was asked, and what it measured."""
 FIRST = "lit_ft"
 
-HEAD = """\
-| | seconds | ratio to lit_ft | CPU seconds | ratio | first epoch | a later epoch | its CPU | start-up | peak MB | accuracy |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    "seconds", "ratio to lit_ft", "CPU seconds", "ratio to lit_ft", "first epoch", "a later epoch", "its CPU seconds",
+    "start-up", "peak MB", "accuracy",
+)  # fmt: skip
+HEAD = f"| | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 1)}|"
 
 
 def tables(turns: Sequence[Turn]) -> str:
