@@ -47,5 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
     }
     if job.full_epochs:
         options |= {"unfreeze.head_epochs": job.head_epochs, "model.lr_decay": 0.6}
+    else:
+        options |= {"lr_scheduler": "null"}  # constant, as that of all others
     sys.argv = ["lit-ft", "fit", *(f"--{key}={value}" for key, value in options.items()), *sys.argv[2:]]
     sys.exit(main())
