@@ -24,7 +24,7 @@ KINDS: dict[str, list[dict[str, Any]]] = {
         {"augment": False, "head_epochs": 10, "full_epochs": 0, "options": LIT_FT},
         {"augment": True, "head_epochs": 10, "full_epochs": 4, "options": LIT_FT},
     ],
-    "by hand, features once": [{"augment": False, "head_epochs": 10, "full_epochs": 0}],
+    "by hand, features once": [{"augment": False, "head_epochs": 1, "full_epochs": 0}],
     "fastai": [{"augment": True, "head_epochs": 5, "full_epochs": 4}],
 }
 
