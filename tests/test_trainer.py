@@ -1,3 +1,9 @@
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -59,3 +65,36 @@ def test_optimizer_is_fused_but_where_lightning_needs_whole_gradients(options, e
     run = Trainer(**QUIET, **options, callbacks=[GradualUnfreezing("full")], limit_train_batches=1)
     run.fit(small_module(), datamodule=FewDigits())
     assert {group["fused"] for group in run.optimizers[0].param_groups} == {expected}
+
+
+FAULTS = """
+import resource, torch
+from lit_ft.trainer import Trainer
+Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(40_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_freed_memory_is_not_fetched_from_the_system_page_by_page_again():
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 1000  # else 390,630: each page of 4 kB of each tensor of 160 MB
+
+
+@pytest.mark.parametrize(("name", "calls"), [("MALLOC_ARENA_MAX", 2), ("MALLOC_TRIM_THRESHOLD_", 0)])
+def test_what_the_user_chose_of_memory_is_left(name, calls, monkeypatch):
+    called = []
+    for variable in [*os.environ]:
+        if variable.startswith("MALLOC_"):
+            monkeypatch.delenv(variable)
+    monkeypatch.setenv(name, "131072")
+    library = SimpleNamespace(mallopt=lambda *given: called.append(given))
+    monkeypatch.setattr(trainer.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(trainer.sys, "platform", "linux")
+    trainer.keep_freed_memory()
+    assert len(called) == calls
