@@ -62,7 +62,8 @@ class Staged:
         fixed = []
         for name, parts in self.stage_modules().items():
             moves = self._frozen_norm != "eval" and any(True for part in parts for _ in _norms(part))
-            if name not in self._frozen or moves:
+            trains = any(parameter.requires_grad for part in parts for parameter in part.parameters())
+            if name not in self._frozen or moves or trains:  # who froze it may not be the last to decide
                 break
             fixed.append(name)
         return tuple(fixed)

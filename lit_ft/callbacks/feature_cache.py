@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,16 +12,15 @@ from typing import Any, Literal, cast, get_args
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_only
-from tqdm import tqdm
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lit_ft.callbacks.feature_file import FeatureFile, remove_files, say
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
-from lit_ft.data.arrays import free_memory
-from lit_ft.data.features import FeatureSource, Layout, told, write_outputs
+from lit_ft.callbacks.refusals import is_replicated
+from lit_ft.data.features import FeatureSource, Layout, told
 from lit_ft.data.kept import amount
-from lit_ft.data.loader import Loader, Readable, Source
+from lit_ft.data.loader import Loader, Readable
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
 from lit_ft.plan import Phase
@@ -33,10 +30,7 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 FOLDER = "features"
 FEWEST_VIEWS, MOST_VIEWS = 2, 10
 
-_CHECKED = 16
-"""Images whose outputs are computed once more."""
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""How far these may then be from what was kept, as a share of the largest: some roundings."""
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 def choose_views(asked: int | None, is_augmented: bool, phase: Phase) -> int:
@@ -100,8 +94,8 @@ class FeatureCache(Callback):
 
     def _forget(self) -> None:
         self._folder: Path | None = None
-        # The number of the phase that the rest is of.
-        self._phase: int | None = None
+        # The number of the phase that the rest is of, and what is frozen in it.
+        self._of: tuple[int, tuple[str, ...]] | None = None
         self._layouts: dict[str, Layout] = {}
         self._sources: dict[str, FeatureSource | None] = {}
         self._part: FrozenPart | None = None
@@ -114,6 +108,9 @@ class FeatureCache(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, also in an epoch that is resumed in the middle."""
+        if self._is_on(trainer, pl_module) and trainer.enable_validation:
+            # Lightning waits for the first epoch that validates, but what is kept is decided for both splits at once.
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
         self._stand_in(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,37 +126,51 @@ class FeatureCache(Callback):
         """Removes the files; those of an interrupted run stay, for the one that takes it up again."""
         for loader in _loaders(trainer).values():
             loader.stand_in = None
-        self._remove_files(trainer)
-        self._forget()
+        folder = self._folder
+        self._forget()  # first, as Windows removes no file that is mapped
+        if folder is not None:
+            trainer.strategy.barrier("features")
+            remove_files(trainer, folder)
 
     def _stand_in(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        fast = cast(Any, trainer).fast_dev_run
-        if self._folder is None or self.views == 0 or fast or not isinstance(module, FineTuneModule):
-            return
-        for split, loader in _loaders(trainer).items():
+        for split, loader in _loaders(trainer).items() if self._is_on(trainer, module) else ():
             # Asked at an epoch's first batch, when all callbacks have settled what is frozen in it.
-            loader.stand_in = partial(self._in_place_of_images, trainer, module, split)
+            loader.stand_in = partial(self._in_place_of_images, trainer, cast(FineTuneModule, module), split)
+
+    def _is_on(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        is_short = bool(cast(Any, trainer).fast_dev_run)
+        return self._folder is not None and self.views != 0 and not is_short and isinstance(module, FineTuneModule)
 
     def _in_place_of_images(self, trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> Readable:
         """What a split is read from in this epoch: outputs that were kept, or the images themselves."""
-        index = len(run_starts(trainer, module, trainer.current_epoch)) - 1
-        if index != self._phase:
-            self._begin(trainer, module, index)
+        of = len(run_starts(trainer, module, trainer.current_epoch)) - 1, module.fixed_prefix()
+        if of != self._of:
+            self._begin(trainer, module, *of)
         if self._part is None or split not in self._layouts:
             return loader.source
+        if not trainer.strategy.reduce_boolean_decision(self._part.is_unchanged(), all=True):
+            # Weight averaging may do so for a validation.
+            say("Features  the weights of frozen stages have changed, so from now on their outputs are computed anew")
+            self._part, self._sources = None, {}
+            return loader.source
         if split not in self._sources:
-            self._sources[split] = self._kept(trainer, split, loader)
-        elif not self._part.is_unchanged():
-            # Weight averaging may do so, by rounding.
-            _say("Features  the weights of frozen stages have changed, so from now on their outputs are computed anew")
-            self._sources = dict.fromkeys(self._layouts)
+            self._sources[split] = self._kept(trainer, self._part, split, loader)
         return self._sources[split] or loader.source
 
-    def _begin(self, trainer: L.Trainer, module: FineTuneModule, index: int) -> None:
+    def _kept(self, trainer: L.Trainer, part: FrozenPart, split: str, loader: Loader) -> FeatureSource | None:
+        """The outputs of a split, if they can be kept."""
+        folder, (index, _) = cast(Path, self._folder), cast(tuple[int, Any], self._of)
+        outputs = FeatureFile(trainer, part, self._layouts[split], loader, folder, index, split).read()
+        if isinstance(outputs, FeatureSource):
+            return outputs
+        say(f"Features  those of {split} are computed in each epoch after all: {outputs}")
+        return None
+
+    def _begin(self, trainer: L.Trainer, module: FineTuneModule, index: int, stages: Sequence[str]) -> None:
         """Decides what is kept in a phase, and tells it."""
-        self._phase, self._layouts, self._sources, self._part = index, {}, {}, None
-        self._remove_files(trainer, but=f"phase{index}-")
-        stages = module.fixed_prefix()
+        self._of, self._layouts, self._sources, self._part = (index, tuple(stages)), {}, {}, None
+        trainer.strategy.barrier("features")
+        remove_files(trainer, cast(Path, self._folder), but=f"phase{index}-")
         if not stages:
             return
         plan = run_plan(trainer, module)
@@ -207,77 +218,7 @@ class FeatureCache(Callback):
             types = {told(layout.stored) for layout in self._layouts.values()}
             once = [f"once for {' and '.join(once)}"]
             where = f"; {amount(_total(self._layouts))} as {', '.join(types)} in {self._folder}"
-        _say(f"Features  epochs {epochs}: {frozen} computed {', '.join([*once, *each])}{where}")
-
-    def _kept(self, trainer: L.Trainer, split: str, loader: Loader) -> FeatureSource | None:
-        """The outputs of a split, found or written, if they are what is computed now; else nothing."""
-        part, layout, source = cast(FrozenPart, self._part), self._layouts[split], loader.source
-        seed = loader.sampler.seed if source.is_augmented else 0
-        key = hashlib.sha256(f"{part.identity()} {source.identity()} {layout} {seed}".encode()).hexdigest()[:16]
-        # Each machine has a file of its own, as they need not share a folder.
-        node = f"-node{trainer.node_rank}" if trainer.num_nodes > 1 else ""
-        path = cast(Path, self._folder) / f"phase{self._phase}-{split}-{key}{node}.bin"
-        share = _share(trainer, layout.images)
-        agreed = partial(trainer.strategy.reduce_boolean_decision, all=True)
-        failure: str | None = None
-        if not agreed(path.is_file()):
-            failure = self._write(trainer, path, layout, loader, share)
-        for is_last in (False, True):
-            if not agreed(failure is None):
-                break
-            kept = layout.mapped(path)
-            if agreed(self._is_right(kept, layout, source, share, seed)):
-                return FeatureSource(_near(kept, trainer), layout, source, part.depth)
-            failure = "computed twice they differ"
-            if not is_last:  # the file may be an older one that was damaged
-                failure = self._write(trainer, path, layout, loader, share)
-        _say(f"Features  those of {split} are computed in each epoch after all: {failure or 'another process failed'}")
-        return None
-
-    def _write(self, trainer: L.Trainer, path: Path, layout: Layout, loader: Loader, share: range) -> str | None:
-        """Writes a file, each process of a machine its share of the images; tells what went wrong, if it did."""
-        unfinished, failure = path.with_suffix(".unfinished"), None
-        if trainer.local_rank == 0:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                layout.reserve(unfinished)
-            except OSError as error:
-                failure = f"{path.parent} cannot be written ({error.strerror})"
-        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-            return failure or "another process failed"
-        kept, size, seed = layout.mapped(unfinished), loader.sampler.batch_size, loader.sampler.seed
-        done = write_outputs(kept, layout, loader.source, cast(FrozenPart, self._part), share, size, seed)
-        try:
-            _show(done, layout.views * len(share), trainer.is_global_zero)
-        except OverflowError as error:
-            failure = f"{error}; give another --feature_cache.dtype"
-        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-            return failure or "another process failed"
-        if trainer.local_rank == 0:
-            unfinished.replace(path)
-        trainer.strategy.barrier("features")
-        return None
-
-    def _is_right(self, kept: torch.Tensor, layout: Layout, source: Source, share: range, seed: int) -> bool:
-        """Whether a few outputs, in other company than they were computed in, are what was kept."""
-        rows = torch.tensor(share[:: max(1, len(share) // _CHECKED)][:_CHECKED], dtype=torch.long)
-        if not len(rows):
-            return True
-        view = layout.views - 1
-        again = cast(FrozenPart, self._part).of_rows(source, rows, seed, view).float().cpu()
-        there = layout.from_memory(kept[view * layout.images + rows]).float()
-        return bool((again - there).abs().max() <= _TOLERANCE[layout.stored] * again.abs().max())
-
-    def _remove_files(self, trainer: L.Trainer, but: str | None = None) -> None:
-        """Removes the files, but for those whose names begin so."""
-        trainer.strategy.barrier("features")
-        if self._folder is None or trainer.local_rank != 0 or not self._folder.is_dir():
-            return
-        for file in self._folder.iterdir():
-            if but is None or not file.name.startswith(but):
-                file.unlink(missing_ok=True)
-        if not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        say(f"Features  epochs {epochs}: {frozen} computed {', '.join([*once, *each])}{where}")
 
 
 def _loaders(trainer: L.Trainer) -> dict[str, Loader]:
@@ -289,8 +230,13 @@ def _loaders(trainer: L.Trainer) -> dict[str, Loader]:
 
 def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> str | None:
     """Why the outputs for a split cannot stand in for its images, or would be computed in vain."""
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+    if not is_replicated(trainer.strategy):
         return f"--trainer.strategy {type(trainer.strategy).__name__} may hold only a part of the weights"
+    data: Any = cast(Any, trainer).datamodule
+    if hooks := [hook for hook in _HOOKS if is_overridden(hook, module) or is_overridden(hook, data)]:
+        return f"{hooks[0]} may change its batches"
+    if cast(Any, trainer).reload_dataloaders_every_n_epochs:
+        return "--trainer.reload_dataloaders_every_n_epochs may change its images"
     if split == "train" and module.mix.is_on:
         return "--model.mix changes its batches"
     batches = trainer.num_training_batches if split == "train" else sum(cast(Any, trainer.num_val_batches))
@@ -299,40 +245,5 @@ def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, load
     return None
 
 
-def _show(done: Iterable[int], total: int, is_first: bool) -> None:
-    """Goes through numbers of images that are done, and shows on the first process how far it is.
-
-    Args:
-        done: The number of images in each batch.
-        total: All of them.
-        is_first: Whether this is that process; it shows a bar in a terminal, else a line every minute.
-    """
-    spoke, count = time.monotonic(), 0
-    with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
-        for number in done:
-            count += number
-            bar.update(number)
-            if bar.disable and time.monotonic() - spoke > 60:
-                spoke = time.monotonic()
-                _say(f"Features  {count:,} of {total:,} images")
-
-
-def _share(trainer: L.Trainer, images: int) -> range:
-    """The images that this process computes, of those that its machine does."""
-    start, stop = (images * rank // trainer.num_devices for rank in (trainer.local_rank, trainer.local_rank + 1))
-    return range(start, stop)
-
-
-def _near(kept: torch.Tensor, trainer: L.Trainer) -> torch.Tensor:
-    """The outputs on the device of the model, if they take at most a quarter of what is free there."""
-    device = trainer.strategy.root_device
-    return kept.to(device) if kept.nbytes <= free_memory(device) / 4 else kept
-
-
 def _total(layouts: Mapping[str, Layout]) -> int:
     return sum(layout.nbytes for layout in layouts.values())
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)

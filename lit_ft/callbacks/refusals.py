@@ -19,15 +19,19 @@ from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import Plan
 
 
+def is_replicated(strategy: Any) -> bool:
+    """Whether each process has the whole model, alone or in a wrapper that can be made anew."""
+    others = (DeepSpeedStrategy, XLAStrategy)  # no DDP, although derived from it
+    return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
+
+
 def refuse_sharding(strategy: Any, plan: Plan) -> None:
     """Refuses to thaw where a process has not the whole model, alone or in a wrapper that can be made anew.
 
     Raises:
         UserError: If the plan has several phases and the strategy shards.
     """
-    others = (DeepSpeedStrategy, XLAStrategy)  # no DDP, although derived from it
-    replicated = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
-    if len(plan.phases) > 1 and not replicated:
+    if len(plan.phases) > 1 and not is_replicated(strategy):
         name = type(strategy).__name__
         raise UserError(f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
 
