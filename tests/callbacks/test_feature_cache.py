@@ -1,21 +1,26 @@
+import errno
+import os
 import re
 from pathlib import Path
 
 import lightning as L
-import processes
 import pytest
 import torch
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
 
 from lit_ft.callbacks import FeatureCache, GradualUnfreezing, RunReport
 from lit_ft.callbacks.frozen_part import FrozenPart
+from lit_ft.callbacks.refusals import is_replicated
 from lit_ft.errors import UserError
 from lit_ft.plan import PhaseConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 NUM_TRAIN = 20
 PROBE = {"strategy": "linear_probe"}
 # Three epochs from pooled features, two from a map, one from nothing.
@@ -61,6 +66,14 @@ def furthest(left, right):
     """The largest difference between the weights of two modules, as a share of the largest weight."""
     pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if a.is_floating_point())
+
+
+class Brightened(FewDigits):
+    """Changes its batches on the device of the model."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        images, targets = batch
+        return images // 2 + 128, targets
 
 
 class Keep(Callback):
@@ -123,6 +136,18 @@ def test_files_are_gone_when_a_phase_and_when_the_run_is_over(tmp_path):
     found = [sorted(name.rpartition("-")[0] for name in keep.files) for keep in keeps]
     assert found == [["phase0-train", "phase0-val"], ["phase1-train", "phase1-val"], []]
     assert not (tmp_path / "features").exists()
+
+
+def test_files_of_others_stay(tmp_path):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    (folder / "phase-2-trial.csv").write_text("theirs")
+    for old in ("phase7-val-0123.bin", "phase0-train-0123.bin", "phase0-train-0123.bin17"):
+        (folder / old).write_text("of a run that is over")
+    keep = Keep(0)
+    fit(tmp_path, keep)
+    assert sorted(name.rpartition("-")[0] for name in keep.files) == ["phase-2", "phase0-train", "phase0-val"]
+    assert kept(tmp_path) == ["phase-2-trial.csv"]
 
 
 def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
@@ -245,18 +270,52 @@ def test_other_weights_images_or_settings_are_not_taken_for_the_same(tmp_path, c
         assert names(**options)[0] != first[0]
 
 
+class Validations(Callback):
+    """Notes the losses of validations."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.losses.append(float(trainer.callback_metrics["val/loss"]))
+
+
 def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     class Change(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
-            if trainer.current_epoch == 1:
-                with torch.no_grad():
-                    next(pl_module.backbone.parameters()).mul_(1.5)
+            if trainer.current_epoch == 1:  # past what autograd counts
+                next(pl_module.backbone.parameters()).data.mul_(1.5)
 
     passes = Passes()
     runs = [fit(tmp_path, Change(), passes, cache=cache, epochs=4)[1] for cache in (True, False)]
     assert passes.kinds[:8] == ["StageOutput"] * 4 + ["Tensor"] * 4
     assert "the weights of frozen stages have changed" in capsys.readouterr().out
     assert furthest(*runs) < 1e-5
+
+
+@pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
+def test_averaged_weights_are_validated_although_frozen_ones_lag_behind(tmp_path):
+    phases = [{"train": ["*"], "epochs": 1}, {"train": ["head"], "epochs": 3}]
+    runs = [Validations(), Validations()]
+    for cache, run in zip((True, False), runs, strict=True):
+        average = EMAWeightAveraging(decay=0.9)
+        fit(tmp_path, run, average, cache=cache, unfreezing={"strategy": "phases", "phases": phases}, epochs=4)
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-5)
+
+
+def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
+    class Thaw(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.set_trainable(["head"] if trainer.current_epoch < 2 else ["dense", "head"])
+
+    passes = Passes()
+    module = small_module(optimizer="SGD", lr_scheduler=None)
+    before = [value.clone() for value in module.backbone.stages["dense"].state_dict().values()]
+    trainer = small_trainer(4, FeatureCache(), Thaw(), passes, default_root_dir=tmp_path)
+    trainer.fit(module, datamodule=FewDigits())
+    assert set(passes.images) == {0, 2}
+    after = module.backbone.stages["dense"].state_dict().values()
+    assert all(not one.equal(other) for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -275,6 +334,13 @@ def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path
     assert furthest(cached, fit(tmp_path, cache=False)[1]) < 2e-3
 
 
+class LeavesNothing(Callback):
+    """Sees that no file takes room."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        assert kept(trainer.default_root_dir) == []
+
+
 def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsys):
     def large():
         module = small_module(optimizer="SGD", lr_scheduler=None, lr=1e-9)
@@ -282,8 +348,10 @@ def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsy
             next(iter(module.backbone.stages["dense"].parameters())).mul_(1e6)
         return module
 
-    _, cached = fit(tmp_path, module=large, cache=FeatureCache(dtype="float16"))
+    passes = Passes()
+    _, cached = fit(tmp_path, LeavesNothing(), passes, module=large, cache=FeatureCache(dtype="float16"))
     assert "do not fit float16; give another --feature_cache.dtype" in capsys.readouterr().out
+    assert set(passes.kinds) == {"Tensor"}
     assert furthest(cached, fit(tmp_path, module=large, cache=False)[1]) == 0
 
 
@@ -291,6 +359,17 @@ def test_folder_that_cannot_be_written_stops_nothing(tmp_path, capsys):
     (tmp_path / "features").write_text("a file")
     fit(tmp_path)
     assert "cannot be written (File exists)" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be reserved here")
+def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fill)
+    fit(tmp_path, LeavesNothing())
+    assert "train are computed in each epoch after all" in (out := capsys.readouterr().out)
+    assert f"{tmp_path / 'features'} cannot be written (No space left on device)" in out
 
 
 @pytest.mark.parametrize(
@@ -307,16 +386,32 @@ def test_folder_that_cannot_be_written_stops_nothing(tmp_path, capsys):
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
         ({"module": "mix"}, {}, "Tensor", "--model.mix changes its batches"),
+        ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
+        ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
+        # Both splits are known from the beginning, where not each epoch validates, too.
+        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
         ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
     ],
-    ids=["limited", "one epoch", "two augmented", "off", "fast", "mixed", "augmented", "plain"],
+    ids=[
+        "limited",
+        "one epoch",
+        "two augmented",
+        "off",
+        "fast",
+        "mixed",
+        "reloaded",
+        "hooks",
+        "seldom",
+        "augmented",
+        "plain",
+    ],
 )
 def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp_path, capsys):
     if options.get("module") == "mix":
         options = {"module": lambda: small_module(mix={"mixup": 0.2})}
     passes = Passes()
-    fit(tmp_path, passes, data=FewDigits(**data), **options)
+    fit(tmp_path, passes, **{"data": FewDigits(**data), **options})
     assert set(passes.kinds) == {kinds}
     out = capsys.readouterr().out
     assert told in out if told else "Features" not in out
@@ -331,6 +426,8 @@ def test_norms_that_follow_the_batches_are_no_fixed_prefix():
     module = small_module(classes=10)
     module.set_trainable(["head"], "stats")  # it has no norms
     assert list(module.fixed_prefix()) == ["conv", "dense"]
+    next(module.backbone.stages["dense"].parameters()).requires_grad_(True)
+    assert list(module.fixed_prefix()) == ["conv"]
     module.set_trainable(["conv", "head"])
     assert module.fixed_prefix() == ()
 
@@ -356,20 +453,18 @@ def test_images_are_pictured_although_none_are_trained_on(tmp_path, monkeypatch)
     assert image.float().std() > 30
 
 
-def test_low_precision_gives_what_it_gives_without(tmp_path, capsys):
-    runs = [fit(tmp_path, cache=cache, precision="bf16-mixed")[1] for cache in (True, False)]
-    assert "as bfloat16 in" in capsys.readouterr().out
+@pytest.mark.parametrize(("precision", "told"), [("bf16-mixed", "as bfloat16 in"), ("64-true", "as float64 in")])
+def test_other_precisions_give_what_they_give_without(precision, told, tmp_path, capsys):
+    passes = Passes()
+    runs = [fit(tmp_path, passes, cache=cache, precision=precision)[1] for cache in (True, False)]
+    assert told in capsys.readouterr().out
+    assert passes.kinds[0] == "StageOutput"
     assert furthest(*runs) < 1e-5
 
 
-def test_two_processes_keep_what_one_does(tmp_path):
-    found = processes.launch(tmp_path, "keep_features")
-    for rank in found:
-        assert rank["keep_features"]["equal_replicas"]
-        assert rank["keep_features"]["furthest"] < 1e-5
-        # Half of all, two to tell the shape, and at most 16 of each split to compare.
-        assert rank["keep_features"]["images"] <= 2 + 10 + 19 + 10 + 16
-        assert rank["keep_features"]["kinds"] == {"StageOutput"}
+def test_strategies_that_shard_are_not_taken_for_replicas():
+    assert [is_replicated(object.__new__(kind)) for kind in (SingleDeviceStrategy, DDPStrategy)] == [True, True]
+    assert [is_replicated(object.__new__(kind)) for kind in (DeepSpeedStrategy, FSDPStrategy)] == [False, False]
 
 
 @pytest.mark.parametrize(

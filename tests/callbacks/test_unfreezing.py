@@ -217,7 +217,7 @@ def test_data_without_a_length():
 @pytest.fixture(scope="module")
 def both_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    scenarios = ("watch_thaws", "watch_norms", "resume", "choose_by_gradient", "disagree")
+    scenarios = ("watch_thaws", "watch_norms", "resume", "choose_by_gradient", "keep_features", "disagree")
     return processes.launch(folder, *scenarios), folder
 
 
@@ -298,6 +298,16 @@ def test_four_processes_stay_equal_and_send_what_trains(tmp_path):
     for found in processes.launch(tmp_path, "watch_thaws", num_processes=4):
         assert found["watch_thaws"]["equal_replicas"] == [True] * 4
         assert found["watch_thaws"]["reduced"] == expected
+
+
+def test_two_processes_keep_the_features_that_one_does(both_ranks):
+    for found in both_ranks[0]:
+        rank = found["keep_features"]
+        assert rank["equal_replicas"]
+        assert rank["furthest"] < 1e-5
+        # Half of all, two to tell the shape, and at most 16 of each split to compare.
+        assert rank["images"] <= 2 + 10 + 19 + 10 + 16
+        assert rank["kinds"] == {"StageOutput"}
 
 
 def test_all_processes_choose_by_the_gradient_of_all_their_images(both_ranks):
