@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_ft.callbacks.feature_file import FeatureFile, remove_files, say
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
-from lit_ft.callbacks.refusals import is_replicated
+from lit_ft.callbacks.refusals import epochs_of_steps, is_replicated
 from lit_ft.data.features import FeatureSource, Layout, told
 from lit_ft.data.kept import amount
 from lit_ft.data.loader import Loader, Readable
@@ -41,10 +41,13 @@ def choose_views(asked: int | None, is_augmented: bool, phase: Phase) -> int:
         is_augmented: Whether an image differs from epoch to epoch.
         phase: Its length decides: each version costs as much as an epoch does without.
 
+    >>> from lit_ft.plan import PlateauConfig
     >>> [choose_views(None, True, Phase(0, epochs, ("head",))) for epochs in (1, 2, 3, 10, 30, 100, None)]
     [0, 0, 2, 2, 6, 10, 10]
     >>> [choose_views(None, False, Phase(0, epochs, ("head",))) for epochs in (1, 2, None)]
     [0, 1, 1]
+    >>> choose_views(None, True, Phase(0, 100, ("head",), PlateauConfig()))
+    2
     """
     epochs = math.inf if phase.num_epochs is None else phase.num_epochs
     if not is_augmented:
@@ -98,6 +101,7 @@ class FeatureCache(Callback):
         self._of: tuple[int, tuple[str, ...]] | None = None
         self._layouts: dict[str, Layout] = {}
         self._sources: dict[str, FeatureSource | None] = {}
+        self._changed: set[str] = set()
         self._part: FrozenPart | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -119,7 +123,7 @@ class FeatureCache(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images in a validation that is part of a fit."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if not trainer.sanity_checking:
             self._stand_in(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -149,9 +153,10 @@ class FeatureCache(Callback):
         if self._part is None or split not in self._layouts:
             return loader.source
         if not trainer.strategy.reduce_boolean_decision(self._part.is_unchanged(), all=True):
-            # Weight averaging may do so for a validation.
-            say("Features  the weights of frozen stages have changed, so from now on their outputs are computed anew")
-            self._part, self._sources = None, {}
+            # Weight averaging does so for each validation, and undoes it: no state is kept, for a run that is resumed.
+            if split not in self._changed:
+                self._changed.add(split)
+                say(f"Features  the weights of frozen stages have changed: those of {split} are computed anew")
             return loader.source
         if split not in self._sources:
             self._sources[split] = self._kept(trainer, self._part, split, loader)
@@ -168,17 +173,20 @@ class FeatureCache(Callback):
 
     def _begin(self, trainer: L.Trainer, module: FineTuneModule, index: int, stages: Sequence[str]) -> None:
         """Decides what is kept in a phase, and tells it."""
-        self._of, self._layouts, self._sources, self._part = (index, tuple(stages)), {}, {}, None
+        self._of, self._part = (index, tuple(stages)), None
+        self._layouts, self._sources, self._changed = {}, {}, set()
         trainer.strategy.barrier("features")
         remove_files(trainer, cast(Path, self._folder), but=f"phase{index}-")
         if not stages:
             return
         plan = run_plan(trainer, module)
         phase = plan.phases[index]
+        num_epochs = min(phase.num_epochs or math.inf, epochs_of_steps(trainer) - phase.first_epoch)
+        seen = replace(phase, num_epochs=None if math.isinf(num_epochs) else int(num_epochs))
         loaders = _loaders(trainer)
         reasons = {split: _reason_against(trainer, module, split, loader) for split, loader in loaders.items()}
         views = {
-            split: choose_views(self.views, loader.source.is_augmented, phase)
+            split: choose_views(self.views, loader.source.is_augmented, seen)
             for split, loader in loaders.items()
             if reasons[split] is None
         }

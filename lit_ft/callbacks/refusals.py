@@ -114,16 +114,21 @@ def refuse_missing_in_optimizers(
                 )
 
 
+def epochs_of_steps(trainer: L.Trainer) -> float:
+    """After how many epochs ``--trainer.max_steps`` ends a run; infinite where it does not."""
+    batches = trainer.num_training_batches
+    if trainer.max_steps <= 0 or math.isinf(batches) or cast(Any, trainer).fast_dev_run:
+        return math.inf
+    return math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+
+
 def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:
     """Refuses a number of steps in which the last phase is not reached.
 
     Raises:
         UserError: If there are too few.
     """
-    batches, last = trainer.num_training_batches, plan.phases[-1].first_epoch
-    if trainer.max_steps <= 0 or math.isinf(batches) or cast(Any, trainer).fast_dev_run:
-        return
-    epochs = math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+    epochs, last = epochs_of_steps(trainer), plan.phases[-1].first_epoch
     if epochs <= last:
         raise UserError(
             f"--trainer.max_steps: {trainer.max_steps} steps end the run after {epochs} epochs, but the last phase of "

@@ -132,10 +132,11 @@ def test_each_image_goes_through_the_frozen_stages_once_a_phase(tmp_path):
 
 def test_files_are_gone_when_a_phase_and_when_the_run_is_over(tmp_path):
     keeps = [Keep(0), Keep(3), Keep(5)]
-    fit(tmp_path, *keeps, unfreezing=PHASES, epochs=6)
+    trainer, _ = fit(tmp_path, *keeps, unfreezing=PHASES, epochs=6)
     found = [sorted(name.rpartition("-")[0] for name in keep.files) for keep in keeps]
     assert found == [["phase0-train", "phase0-val"], ["phase1-train", "phase1-val"], []]
     assert not (tmp_path / "features").exists()
+    assert isinstance(next(iter(trainer.train_dataloader))[0], torch.Tensor)
 
 
 def test_files_of_others_stay(tmp_path):
@@ -289,18 +290,29 @@ def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     passes = Passes()
     runs = [fit(tmp_path, Change(), passes, cache=cache, epochs=4)[1] for cache in (True, False)]
     assert passes.kinds[:8] == ["StageOutput"] * 4 + ["Tensor"] * 4
-    assert "the weights of frozen stages have changed" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for split in ("train", "val"):
+        assert out.count(f"the weights of frozen stages have changed: those of {split} are computed anew") == 1
     assert furthest(*runs) < 1e-5
 
 
 @pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 def test_averaged_weights_are_validated_although_frozen_ones_lag_behind(tmp_path):
     phases = [{"train": ["*"], "epochs": 1}, {"train": ["head"], "epochs": 3}]
-    runs = [Validations(), Validations()]
+    runs, passes = [Validations(), Validations()], Passes()
     for cache, run in zip((True, False), runs, strict=True):
         average = EMAWeightAveraging(decay=0.9)
-        fit(tmp_path, run, average, cache=cache, unfreezing={"strategy": "phases", "phases": phases}, epochs=4)
+        fit(
+            tmp_path,
+            run,
+            average,
+            *([passes] if cache else []),
+            cache=cache,
+            unfreezing={"strategy": "phases", "phases": phases},
+            epochs=4,
+        )
     assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-5)
+    assert passes.kinds == ["Tensor"] * 2 + ["StageOutput"] * 6
 
 
 def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
@@ -388,6 +400,8 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         ({"module": "mix"}, {}, "Tensor", "--model.mix changes its batches"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
+        ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
+        ({"epochs": -1, "max_steps": 4}, {"augment": "basic"}, "Tensor", "for train in each epoch: that would not pay"),
         # Both splits are known from the beginning, where not each epoch validates, too.
         ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
@@ -402,6 +416,8 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "mixed",
         "reloaded",
         "hooks",
+        "few steps",
+        "few augmented steps",
         "seldom",
         "augmented",
         "plain",
