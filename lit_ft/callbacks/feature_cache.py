@@ -231,8 +231,7 @@ class FeatureCache(Callback):
 
 def _loaders(trainer: L.Trainer) -> dict[str, Loader]:
     """The loaders of a fit that something can stand in for."""
-    val: Any = trainer.val_dataloaders
-    given = {"train": trainer.train_dataloader, "val": val[0] if isinstance(val, list) and len(val) == 1 else val}
+    given = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
     return {split: loader for split, loader in given.items() if isinstance(loader, Loader)}
 
 

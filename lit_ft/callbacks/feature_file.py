@@ -46,7 +46,7 @@ class FeatureFile:
         self._part = part
         self._layout = layout
         self._loader = loader
-        self._seed = loader.sampler.seed if loader.source.is_augmented else 0
+        self._seed = loader.sampler.seed
         name = f"{split}-node{trainer.node_rank}" if trainer.num_nodes > 1 else split
         holds = f"{part.identity()} {loader.source.identity()} {layout} {self._seed}"
         self._path = folder / f"phase{phase}-{name}-{hashlib.sha256(holds.encode()).hexdigest()[:16]}.bin"

@@ -198,6 +198,10 @@ def test_frozen_prefix_runs_in_inference_mode_and_keeps_nothing(backbone):
     backbone.train()
     seen, kept, gradients = passes_of(backbone, images)
     assert seen == {name: name != names[-1] for name in names}
+    backbone.set_trainable([])
+    backbone(images)
+    assert all(seen.values())  # for a head alone
+    backbone.set_trainable(names[-1:])
     backbone.zero_grad()
     with torch.no_grad():  # the same by hand
         values = images

@@ -16,6 +16,7 @@ from lit_ft.callbacks import FeatureCache, GradualUnfreezing, RunReport
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.refusals import is_replicated
 from lit_ft.errors import UserError
+from lit_ft.module import FineTuneModule
 from lit_ft.plan import PhaseConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,6 +75,13 @@ class Brightened(FewDigits):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         images, targets = batch
         return images // 2 + 128, targets
+
+
+class Moved(FineTuneModule):
+    """Changes its batches before they are on its device."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch
 
 
 class Keep(Callback):
@@ -397,9 +405,10 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         ),
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
-        ({"module": "mix"}, {}, "Tensor", "--model.mix changes its batches"),
+        ({"module": "mix"}, {}, "Tensor", "once for val (37 images), for train in each epoch: --model.mix changes"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
+        ({"module": "moved"}, {}, "Tensor", "on_before_batch_transfer may change its batches"),
         ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         ({"epochs": -1, "max_steps": 4}, {"augment": "basic"}, "Tensor", "for train in each epoch: that would not pay"),
         # Both splits are known from the beginning, where not each epoch validates, too.
@@ -415,7 +424,8 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "fast",
         "mixed",
         "reloaded",
-        "hooks",
+        "hooks of data",
+        "hooks of module",
         "few steps",
         "few augmented steps",
         "seldom",
@@ -424,8 +434,8 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp_path, capsys):
-    if options.get("module") == "mix":
-        options = {"module": lambda: small_module(mix={"mixup": 0.2})}
+    made = {"mix": lambda: small_module(mix={"mixup": 0.2}), "moved": lambda: Moved("mnist_cnn", weights="MNIST")}
+    options = {**options, "module": made.get(options.get("module"))}
     passes = Passes()
     fit(tmp_path, passes, **{"data": FewDigits(**data), **options})
     assert set(passes.kinds) == {kinds}
@@ -478,9 +488,12 @@ def test_other_precisions_give_what_they_give_without(precision, told, tmp_path,
     assert furthest(*runs) < 1e-5
 
 
-def test_strategies_that_shard_are_not_taken_for_replicas():
+def test_strategies_that_shard_are_not_taken_for_replicas(tmp_path, monkeypatch, capsys):
     assert [is_replicated(object.__new__(kind)) for kind in (SingleDeviceStrategy, DDPStrategy)] == [True, True]
     assert [is_replicated(object.__new__(kind)) for kind in (DeepSpeedStrategy, FSDPStrategy)] == [False, False]
+    monkeypatch.setattr("lit_ft.callbacks.feature_cache.is_replicated", lambda strategy: False)
+    fit(tmp_path, epochs=2)
+    assert "--trainer.strategy SingleDeviceStrategy may hold only a part of the weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
