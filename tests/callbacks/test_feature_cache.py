@@ -1,4 +1,5 @@
 import errno
+import itertools
 import os
 import re
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_damaged_file_is_written_again(tmp_path):
     class Damage(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             for path in (tmp_path / "features").iterdir():
-                path.write_bytes(b"\x7f" * path.stat().st_size)
+                path.write_bytes(bytes(path.stat().st_size))
             raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
@@ -268,6 +269,12 @@ def test_other_weights_images_or_settings_are_not_taken_for_the_same(tmp_path, c
     def normalised():
         return small_module(optimizer="SGD", lr_scheduler=None, input={"mean": [0.2], "std": [0.5]})
 
+    def seeded():
+        L.seed_everything(4)
+        return small_module(optimizer="SGD", lr_scheduler=None)
+
+    views = {"data": FewDigits(augment="basic"), "cache": FeatureCache(views=2)}
+    assert names(**views)[0] != names(**{**views, "data": FewDigits(augment="basic")}, module=seeded)[0]
     for options in (
         {"module": moved},
         {"data": FewDigits(split_seed=1)},
@@ -379,6 +386,21 @@ def test_folder_that_cannot_be_written_stops_nothing(tmp_path, capsys):
     (tmp_path / "features").write_text("a file")
     fit(tmp_path)
     assert "cannot be written (File exists)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "is_kept"), [("32-true", False), ("bf16-mixed", True)])
+def test_stages_that_give_something_else_than_by_rounding_are_not_kept(precision, is_kept, tmp_path, capsys):
+    def unsteady():
+        module, calls = small_module(optimizer="SGD", lr_scheduler=None), itertools.count()
+        module.backbone.stages["conv"].register_forward_hook(lambda *given: given[2] * (1 + 0.01 * (next(calls) % 2)))
+        return module
+
+    passes = Passes()
+    watch = [] if is_kept else [LeavesNothing()]
+    fit(tmp_path, *watch, passes, module=unsteady, precision=precision, cache=FeatureCache(dtype="float32"))
+    failure = "those of train are computed in each epoch after all: computed twice they differ"
+    assert (failure in capsys.readouterr().out) != is_kept
+    assert set(passes.kinds) == {"StageOutput" if is_kept else "Tensor"}
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be reserved here")

@@ -6,8 +6,8 @@ from scipy.stats import chisquare
 from torchvision.transforms import v2
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.transforms import ShiftFlip
+from lit_ft.data.arrays import ArrayDataModule, ArraySource, ArraySplit
+from lit_ft.data.transforms import PerImage, ShiftFlip
 
 SIZE, SHIFT = 16, 4
 POLICIES = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment, "augmix": v2.AugMix}
@@ -174,3 +174,15 @@ def test_a_gpu_gives_the_batches_of_the_cpu():
     there, here = epoch_of(Planted(device="cuda:0")), epoch_of(Planted())
     assert {images.device.type for images, _ in there} == {"cuda"}
     assert all(a.cpu().equal(b) and c.equal(d) for (a, c), (b, d) in zip(there, here, strict=True))
+
+
+def test_identity_tells_images_rows_sizes_and_augmentations_apart():
+    def identity(images=0, rows=(0, 1, 2), size=SIZE, augments=()):
+        split = ArraySplit.whole(*tensors(4, seed=images)).part(torch.tensor(rows))
+        return ArraySource(split, InputSpec(size, size), augments).identity()
+
+    policies = [[PerImage(policy())] for policy in POLICIES.values()]
+    others = [{"images": 1}, {"rows": (0, 1, 3)}, {"size": 8}, {"augments": [ShiftFlip(2)]},
+              {"augments": [ShiftFlip(2, flip=True)]}, *({"augments": policy} for policy in policies)]  # fmt: skip
+    assert identity() == identity()
+    assert len({identity(), *(identity(**other) for other in others)}) == 1 + len(others)

@@ -189,3 +189,12 @@ def test_training_that_failed_repeats_the_batch_of_the_failed_step(tmp_path, ste
     with pytest.raises(RuntimeError, match="power cut"):
         fit(tmp_path, Recorder(fail_at=step), 1, callbacks=[Save("on_train_end", -1, path)])
     assert fit(tmp_path, Recorder(), 2, path) == whole[step:]
+
+
+def test_images_can_be_had_although_something_stands_in_for_them():
+    loader = make_loader()
+    expected = epoch_of(loader, 2)
+    shuffled = make_loader(num_samples=10, batch_size=3)
+    loader.stand_in = lambda asked: ArraySource(shuffled.source._split, SPEC)  # without augmentation
+    assert_same(epoch_of(loader.of_images(), 2), expected)
+    assert not epoch_of(loader, 2)[0][0].equal(expected[0][0])

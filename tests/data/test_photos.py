@@ -1,4 +1,5 @@
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,3 +110,19 @@ def test_batches_have_the_pixels_of_the_transform_of_the_whole_image(split):
     for image, row, seed in zip(images, rows.tolist(), seeds.tolist(), strict=True):
         torch.manual_seed(seed)
         assert image.equal(train_transform(InputSpec(16, 18), "basic")(decode(split.paths[row])))
+
+
+def test_identity_tells_files_caches_and_transforms_apart(split):
+    spec = InputSpec(16, 18)
+
+    def identity(augment="none", made=None, size=16):
+        transform = spec.geometry() if augment == "none" else train_transform(InputSpec(size, 18), augment)
+        source = PhotoSource(split, transform, cache=made and SimpleNamespace(made=made))
+        assert source.is_augmented == (augment != "none")
+        return source.identity()
+
+    others = [{"augment": "basic"}, {"augment": "trivial"}, {"augment": "basic", "size": 12}, {"made": "1"}]
+    found = {identity(), *(identity(**other) for other in others)}
+    assert len(found) == 1 + len(others)
+    Image.new("RGB", (20, 24)).save(split.paths.full(3))
+    assert identity() not in found

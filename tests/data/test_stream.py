@@ -418,3 +418,12 @@ def test_bucket_is_refused_offline(monkeypatch):
     monkeypatch.setenv("LIT_FT_OFFLINE", "1")
     with pytest.raises(UserError, match=r"^--offline: --data.root s3://b/set is streamed over the network"):
         make("s3://b/set/")
+
+
+def test_identity_tells_splits_parts_and_transforms_apart(stream_root):
+    trained = ({"augment": "basic"}, {"augment": "none"}, {"augment": "none", "shots": 2})
+    loaders = [make(stream_root, **options).train_dataloader() for options in trained]
+    loaders.append(make(stream_root).val_dataloader())
+    assert [loader.source.is_augmented for loader in loaders] == [True, False, False, False]
+    assert len({loader.source.identity() for loader in loaders}) == 4
+    assert make(stream_root).val_dataloader().source.identity() == loaders[-1].source.identity()
