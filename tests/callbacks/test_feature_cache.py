@@ -85,6 +85,14 @@ class Moved(FineTuneModule):
         return batch
 
 
+class Looks(FineTuneModule):
+    """Has a training step of its own."""
+
+    def training_step(self, batch, batch_idx):
+        assert batch[0].shape[1:] == (1, 28, 28)
+        return super().training_step(batch, batch_idx)
+
+
 class Keep(Callback):
     """Copies the files of the run as they are after some epoch."""
 
@@ -431,6 +439,12 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
         ({"module": "moved"}, {}, "Tensor", "on_before_batch_transfer may change its batches"),
+        (
+            {"module": "looks"},
+            {},
+            "Tensor",
+            "once for val (37 images), for train in each epoch: Looks.training_step may",
+        ),
         ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         ({"epochs": -1, "max_steps": 4}, {"augment": "basic"}, "Tensor", "for train in each epoch: that would not pay"),
         # Both splits are known from the beginning, where not each epoch validates, too.
@@ -448,6 +462,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "reloaded",
         "hooks of data",
         "hooks of module",
+        "own step",
         "few steps",
         "few augmented steps",
         "seldom",
@@ -456,7 +471,11 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp_path, capsys):
-    made = {"mix": lambda: small_module(mix={"mixup": 0.2}), "moved": lambda: Moved("mnist_cnn", weights="MNIST")}
+    made = {
+        "mix": lambda: small_module(mix={"mixup": 0.2}),
+        "moved": lambda: Moved("mnist_cnn", weights="MNIST"),
+        "looks": lambda: Looks("mnist_cnn", weights="MNIST"),
+    }
     options = {**options, "module": made.get(options.get("module"))}
     passes = Passes()
     fit(tmp_path, passes, **{"data": FewDigits(**data), **options})
