@@ -443,7 +443,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             {"module": "looks"},
             {},
             "Tensor",
-            "once for val (37 images), for train in each epoch: Looks.training_step may",
+            "for train in each epoch: Looks.training_step may look at its images",
         ),
         ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         ({"epochs": -1, "max_steps": 4}, {"augment": "basic"}, "Tensor", "for train in each epoch: that would not pay"),
