@@ -127,10 +127,13 @@ def plan_figure(plan: Plan, starts: Sequence[int], epoch: int | None, rates: dic
     figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(plan.stages)), layout="constrained")
     axes = figure.add_subplot()
     largest = max(rates.values(), default=1.0)
-    for phase, (start, stop) in zip(plan.phases, pairwise([*first, end]), strict=True):
-        for stage in phase.trainable:
-            row, shade = plan.stages.index(stage), 0.25 + 0.75 * rates.get(stage, largest) / largest
-            axes.barh(row, stop - start, left=start, height=0.8, color="tab:blue", alpha=shade)
+    spans = list(zip(plan.phases, pairwise([*first, end]), strict=True))
+    for row, stage in enumerate(plan.stages):
+        bars = [(start, stop - start) for phase, (start, stop) in spans if stage in phase.trainable]
+        shade = 0.25 + 0.75 * rates.get(stage, largest) / largest
+        # In one: a bar a stage and phase of its own takes half a minute with a hundred stages.
+        axes.broken_barh(bars, (row - 0.4, 0.8), color="tab:blue", alpha=shade)
+    for start in first:
         axes.axvline(start, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(plan.stages)), [_told_stage(stage, rates) for stage in plan.stages])
     axes.set_xlim(0, end)

@@ -104,7 +104,11 @@ def test_without_a_callback_that_thaws_everything_trains():
 
 def bars(figure):
     """Of each bar: its stage, first epoch, length and shade."""
-    return {(round(b.get_y() + 0.4), b.get_x(), b.get_width(), b.get_alpha()) for b in figure.axes[0].patches}
+    found = set()
+    for stage in figure.axes[0].collections:
+        for box in (path.get_extents() for path in stage.get_paths()):
+            found.add((round(box.y0 + 0.4), box.x0, box.width, stage.get_alpha()))
+    return found
 
 
 def test_picture_has_a_bar_for_each_phase_of_a_stage():
