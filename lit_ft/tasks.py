@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,21 +88,23 @@ class Task:
         """Fresh metrics whose names begin with ``prefix``; they see raw logits."""
         num = self.num_outputs
         metrics: dict[str, Metric | MetricCollection]
+        # The loss has checked what they see; they would fetch it from the device to do so again.
+        unchecked: Any = {"validate_args": False}
         if self.name == "multiclass":
             metrics = {
-                "acc": C.MulticlassAccuracy(num, average="micro"),
+                "acc": C.MulticlassAccuracy(num, average="micro", **unchecked),
                 "precision": _Precision(num, average="macro"),
                 "recall": _Recall(num, average="macro"),
                 "f1": _F1(num, average="macro"),
             }
             if num > 5:
-                metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5)
+                metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5, **unchecked)
         elif self.name == "multilabel":
             metrics = {
-                "acc": C.MultilabelAccuracy(num),
-                "precision": C.MultilabelPrecision(num),
-                "recall": C.MultilabelRecall(num),
-                "f1": C.MultilabelF1Score(num),
+                "acc": C.MultilabelAccuracy(num, **unchecked),
+                "precision": C.MultilabelPrecision(num, **unchecked),
+                "recall": C.MultilabelRecall(num, **unchecked),
+                "f1": C.MultilabelF1Score(num, **unchecked),
             }
         else:
             metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
