@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_ft.assets import data_root, is_offline
+from lit_ft.assets import data_root, is_offline, shown
 from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
@@ -35,7 +35,7 @@ from lit_ft.explain import class_names, class_options, explain, mistake_behind, 
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC, METRICS
-from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, shown, tell
+from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
 
 EVALUATIONS = ("validate", "test", "predict")
 _WITHOUT_TRAINER = ("check", "download", "convert")

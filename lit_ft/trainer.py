@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_ft.assets import shown
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
@@ -205,8 +206,3 @@ def tell(trainer: Any, command: str) -> None:
             lines.append(f"Test         lit-ft test {arguments}")
     lines.append(f"Watch        tensorboard --logdir {run.parent}")
     print("\n" + "\n".join(lines))
-
-
-def shown(path: Path) -> Path:
-    """A path as a person in this folder would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

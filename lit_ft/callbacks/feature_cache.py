@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lit_ft.assets import shown
 from lit_ft.callbacks.feature_file import FeatureFile, remove_files, say
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
@@ -225,7 +226,7 @@ class FeatureCache(Callback):
         if once:
             types = {told(layout.stored) for layout in self._layouts.values()}
             once = [f"once for {' and '.join(once)}"]
-            where = f"; {amount(_total(self._layouts))} as {', '.join(types)} in {self._folder}"
+            where = f"; {amount(_total(self._layouts))} as {', '.join(types)} in {shown(cast(Path, self._folder))}"
         say(f"Features  epochs {epochs}: {frozen} computed {', '.join([*once, *each])}{where}")
 
 
