@@ -330,7 +330,7 @@ def _without_effects(config: Namespace) -> None:
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
     here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
     config["trainer"].update(Namespace({**here, "logger": False, "num_sanity_val_steps": 0}))
-    config["checkpoint"] = config["feature_cache"] = None
+    config["checkpoint"] = None
     config["report"] = Namespace(class_path="lit_ft.callbacks.RunReport", init_args=Namespace())
 
 

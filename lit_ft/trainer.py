@@ -134,7 +134,7 @@ class Trainer(L.Trainer):
 def keep_freed_memory() -> None:
     """Lets the process keep memory that it frees, rather than hand it back to the system after each layer.
 
-    The system gives it anew page by page, and zeroes each: a third to a half of the time of a forward pass on a CPU.
+    The system would give it anew page by page, and zero each.
     It is done where memory comes from glibc, and the user has set none of its variables for that.
     """
     if sys.platform != "linux" or any(f"MALLOC_{name}_" in os.environ for name in _MALLOC):

@@ -267,6 +267,7 @@ def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
             "--unfreeze.plateau.monitor: unknown",
         ),
         (["--unfreeze.strategy", "plateau", "--trainer.limit_val_batches", 0], "--unfreeze.plateau: the run validates"),
+        (["--feature_cache.views", -1], "--feature_cache.views: must be at least 0, got -1"),
     ],
 )
 def test_plan_refuses_what_a_fit_would_refuse(refused, args, line):

@@ -157,7 +157,7 @@ class FeatureCache(Callback):
             # Weight averaging does so for each validation, and undoes it: no state is kept, for a run that is resumed.
             if split not in self._changed:
                 self._changed.add(split)
-                say(f"Features  the weights of frozen stages have changed: those of {split} are computed anew")
+                say(f"Features  {split} from images, as the weights of frozen stages have changed")
             return loader.source
         if split not in self._sources:
             self._sources[split] = self._kept(trainer, self._part, split, loader)
@@ -169,7 +169,7 @@ class FeatureCache(Callback):
         outputs = FeatureFile(trainer, part, self._layouts[split], loader, folder, index, split).read()
         if isinstance(outputs, FeatureSource):
             return outputs
-        say(f"Features  those of {split} are computed in each epoch after all: {outputs}")
+        say(f"Features  {split} from images after all, as {outputs}")
         return None
 
     def _begin(self, trainer: L.Trainer, module: FineTuneModule, index: int, stages: Sequence[str]) -> None:
@@ -191,7 +191,9 @@ class FeatureCache(Callback):
             for split, loader in loaders.items()
             if reasons[split] is None
         }
-        reasons |= {split: "that would not pay in so few epochs" for split, number in views.items() if not number}
+        vain = f"{self.views or FEWEST_VIEWS} views would not pay in {num_epochs} epochs"
+        vain = "the phase has one epoch" if num_epochs <= 1 else vain
+        reasons |= {split: vain for split, number in views.items() if not number}
         if any(views.values()):
             self._part = FrozenPart(trainer, module, len(stages))
             source = next(iter(loaders.values())).source
@@ -219,15 +221,15 @@ class FeatureCache(Callback):
             f"{split} ({layout.images:,} images{f' in {layout.views} views' if layout.views > 1 else ''})"
             for split, layout in self._layouts.items()
         ]
-        where, each = "", []
+        parts = []
+        if once:
+            types = ", ".join({told(layout.stored) for layout in self._layouts.values()})
+            where = f"{amount(_total(self._layouts))} as {types} in {shown(cast(Path, self._folder))}"
+            parts.append(f"{frozen} computed once for {' and '.join(once)}, {where}")
         for reason in dict.fromkeys(filter(None, reasons.values())):
             splits = [split for split, own in reasons.items() if own == reason]
-            each.append(f"for {' and '.join(splits)} in each epoch: {reason}")
-        if once:
-            types = {told(layout.stored) for layout in self._layouts.values()}
-            once = [f"once for {' and '.join(once)}"]
-            where = f"; {amount(_total(self._layouts))} as {', '.join(types)} in {shown(cast(Path, self._folder))}"
-        say(f"Features  epochs {epochs}: {frozen} computed {', '.join([*once, *each])}{where}")
+            parts.append(f"{' and '.join(splits)} from images, as {reason}")
+        say(f"Features  epoch{'' if epochs.isdigit() else 's'} {epochs}: {'; '.join(parts)}")
 
 
 def _loaders(trainer: L.Trainer) -> dict[str, Loader]:

@@ -63,7 +63,7 @@ class FeatureFile:
         is_there = self._agreed(self._path.is_file()) and self._is_right()
         failure = None if is_there else self._write()
         if not is_there and failure is None and not self._is_right():
-            failure = "computed twice they differ"
+            failure = "what is computed twice differs"
         if failure is not None:
             remove_files(self._trainer, self._path.parent, self._others)
             return failure
@@ -75,10 +75,15 @@ class FeatureFile:
         """Writes the file, each process its share of the images; tells what went wrong, if it did."""
         # A name of its own, as another run may use the same folder.
         unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(os.getpid())}")
-        for step in (self._reserve, self._fill, self._finish):
-            failure = step(unfinished)
-            if not self._agreed(failure is None):
-                return failure or "another process failed"
+        try:
+            for step in (self._reserve, self._fill, self._finish):
+                failure = step(unfinished)
+                if not self._agreed(failure is None):
+                    return failure or "another process failed"
+        except BaseException:  # an interrupt, too: no later run would know the name
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
         return None
 
     def _reserve(self, unfinished: Path) -> str | None:

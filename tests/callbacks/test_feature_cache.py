@@ -238,6 +238,23 @@ def test_interrupted_run_finds_what_it_kept(tmp_path):
     assert kept(tmp_path) == []
 
 
+def test_run_that_is_interrupted_while_it_computes_leaves_no_file(tmp_path):
+    class Stop(Callback):
+        def setup(self, trainer, pl_module, stage):
+            pl_module.backbone.stages["dense"].register_forward_pre_hook(self.count)
+            self.batches = 0
+
+        def count(self, *_):
+            self.batches += 1
+            if self.batches == 3:
+                assert [path.stat().st_size for path in (tmp_path / "features").iterdir()] == [NUM_TRAIN * 128 * 4]
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, Stop())
+    assert kept(tmp_path) == []
+
+
 def test_damaged_file_is_written_again(tmp_path):
     class Damage(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -315,7 +332,7 @@ def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     assert passes.kinds[:8] == ["StageOutput"] * 4 + ["Tensor"] * 4
     out = capsys.readouterr().out
     for split in ("train", "val"):
-        assert out.count(f"the weights of frozen stages have changed: those of {split} are computed anew") == 1
+        assert out.count(f"Features  {split} from images, as the weights of frozen stages have changed") == 1
     assert furthest(*runs) < 1e-5
 
 
@@ -358,7 +375,7 @@ def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
     [
         (1.0, "29.2 kB as float32 in"),
         (20e-6, "14.6 kB as float16 in"),
-        (10e-6, "for train and val in each epoch: 29.2 kB would exceed --feature_cache.limit 1e-05 GB"),
+        (10e-6, "train and val from images, as 29.2 kB would exceed --feature_cache.limit 1e-05 GB"),
     ],
 )
 def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
@@ -406,7 +423,7 @@ def test_stages_that_give_something_else_than_by_rounding_are_not_kept(precision
     passes = Passes()
     watch = [] if is_kept else [LeavesNothing()]
     fit(tmp_path, *watch, passes, module=unsteady, precision=precision, cache=FeatureCache(dtype="float32"))
-    failure = "those of train are computed in each epoch after all: computed twice they differ"
+    failure = "train from images after all, as what is computed twice differs"
     assert (failure in capsys.readouterr().out) != is_kept
     assert set(passes.kinds) == {"StageOutput" if is_kept else "Tensor"}
 
@@ -418,24 +435,24 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", fill)
     fit(tmp_path, LeavesNothing())
-    assert "train are computed in each epoch after all" in (out := capsys.readouterr().out)
+    assert "train from images after all, as " in (out := capsys.readouterr().out)
     assert f"{tmp_path / 'features'} cannot be written (No space left on device)" in out
 
 
 @pytest.mark.parametrize(
     ("options", "data", "kinds", "told"),
     [
-        ({"limit_train_batches": 1}, {}, "Tensor", "for train in each epoch: no epoch sees all of its images"),
-        ({"epochs": 1}, {}, "Tensor", "computed for train and val in each epoch: that would not pay in so few"),
+        ({"limit_train_batches": 1}, {}, "Tensor", "; train from images, as no epoch sees all of its images"),
+        ({"epochs": 1}, {}, "Tensor", "epoch 0: train and val from images, as the phase has one epoch"),
         (
             {"epochs": 2},
             {"augment": "basic"},
             "Tensor",
-            "once for val (37 images), for train in each epoch: that",
+            "; train from images, as 2 views would not pay in 2 epochs",
         ),
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
-        ({"module": "mix"}, {}, "Tensor", "once for val (37 images), for train in each epoch: --model.mix changes"),
+        ({"module": "mix"}, {}, "Tensor", "; train from images, as --model.mix changes its batches"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
         ({"module": "moved"}, {}, "Tensor", "on_before_batch_transfer may change its batches"),
@@ -443,10 +460,15 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             {"module": "looks"},
             {},
             "Tensor",
-            "for train in each epoch: Looks.training_step may look at its images",
+            "; train from images, as Looks.training_step may look at its images",
         ),
         ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
-        ({"epochs": -1, "max_steps": 4}, {"augment": "basic"}, "Tensor", "for train in each epoch: that would not pay"),
+        (
+            {"epochs": -1, "max_steps": 4},
+            {"augment": "basic"},
+            "Tensor",
+            "train from images, as 2 views would not pay in 2 epochs",
+        ),
         # Both splits are known from the beginning, where not each epoch validates, too.
         ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),

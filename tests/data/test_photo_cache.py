@@ -92,7 +92,7 @@ def test_cache_is_written_once_and_told_before(root, tmp_path, capsys):
     batches(make(root, folder, num_workers=2).train_dataloader())
     [line] = capsys.readouterr().out.splitlines()
     [name] = files_in(folder)
-    assert line == f"Cache  0.0 MB for 16 images: {folder / name}"
+    assert line == f"Cache  43.1 kB for 16 images: {folder / name}"
     assert name.startswith("photos-20-")
     inode = (folder / name).stat().st_ino
     for options in ({}, {"shots": 2}, {"split_seed": 3}, {"val_fraction": 0.5}):  # all of them are there
@@ -162,7 +162,7 @@ def test_unreadable_image_is_told_and_leaves_nothing(root, tmp_path, num_workers
 def test_no_room_is_told_before_anything_is_written(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
     folder = tmp_path / "cache"
-    with pytest.raises(UserError, match=rf"^--data.cache: needs 0.0 MB, 0.0 MB are free in {folder}$"):
+    with pytest.raises(UserError, match=rf"^--data.cache: needs 43.1 kB, 4.0 kB are free in {folder}$"):
         make(root, folder).train_dataloader()
     assert files_in(folder) == []
     assert capsys.readouterr().out == ""
