@@ -101,7 +101,10 @@ def unpacked(root: Path, split: str, to: Path) -> Path:
     (to / "EMNIST" / "raw").mkdir(parents=True)
     for name in (f"emnist-{split}-{p}-{k}-ubyte" for p in ("train", "test") for k in ("images-idx3", "labels-idx1")):
         path = root / "EMNIST" / "raw" / name
-        content = path.read_bytes() if path.is_file() else gzip.decompress(path.with_name(f"{name}.gz").read_bytes())
+        packed = path.with_name(f"{name}.gz")
+        if not path.is_file() and not packed.is_file():
+            raise SystemExit(f"--data: there is no {path}, gzipped or not; name the folder with EMNIST, or another --split")
+        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
         (to / "EMNIST" / "raw" / name).write_bytes(content)
     return to
 

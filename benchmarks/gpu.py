@@ -153,7 +153,7 @@ def step_alone(network: str, sizes: Sizes) -> float:
     images = torch.randn(sizes.batch, 3, sizes.side, sizes.side, device=sizes.device)
     images = images.contiguous(memory_format=model.backbone.memory_format)
     targets = torch.arange(sizes.batch, device=sizes.device) % CLASSES
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     return by_hand(model, optimizer, iter(lambda: (images, targets), None), sizes, sizes.steps)
 
 
@@ -204,7 +204,7 @@ def cifar(rounds: int, sizes: Sizes) -> None:
 
     def bare(to: Path) -> float:
         model = module(sizes.networks[0], 32, CLASSES).to(sizes.device).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         batches = crops(data.images.to(sizes.device), model, sizes.cifar_batch)
         return by_hand(model, optimizer, batches, sizes, sizes.cifar_steps)
 

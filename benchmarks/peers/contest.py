@@ -93,12 +93,25 @@ def turns(args: argparse.Namespace, kinds: Iterable[dict[str, Any]], contestants
         contestants: Who does it, if they can.
     """
     every = itertools.product(range(args.rounds), args.models, kinds, contestants)
+    options = {"photos": args.photos, "workers": args.workers}
     return [
-        {"round": number, "model": model, **kind, "contestant": name, "photos": args.photos, "workers": args.workers}
+        {"round": number, "model": model, **known(model, name), **kind, "contestant": name, **options}
         for number, model, kind, name in every
         if model in CONTESTANTS[name].models
         and not (CONTESTANTS[name].once and (kind["augment"] or kind["full_epochs"]))
     ]
+
+
+def known(model: str, contestant: str) -> Turn:
+    """What else a turn depends on: whether the weights are at hand, and for lit_ft its commit."""
+    weights = {"weights": "published" if given_weights(model).is_file() else "random"}
+    return weights if CONTESTANTS[contestant].environment else {**weights, "commit": commit()}
+
+
+@functools.cache
+def commit() -> str:
+    """That of this checkout, and whether it was changed since."""
+    return run(["git", "-C", str(HERE), "describe", "--always", "--dirty"]).strip()
 
 
 def hold(results: Path, wanted: Iterable[Turn]) -> list[Turn]:
@@ -170,11 +183,16 @@ def python(environment: str | None) -> Path:
     return interpreter
 
 
+def given_weights(model: str) -> Path:
+    """Where a model's published weights would be."""
+    return Path(os.environ.get("LIT_FT_DATA", "")) / "weights" / f"torchvision_{model}.pth"
+
+
 @functools.cache
 def weights_of(model: str) -> Path:
     """The file of a model's weights: those in LIT_FT_DATA, or random ones."""
-    given = Path(os.environ.get("LIT_FT_DATA", "")) / "weights" / f"torchvision_{model}.pth"
-    command = [str(python("torch")), str(HERE / "weights.py"), model, str(PLACE / "weights")]
+    given = given_weights(model)
+    command = [sys.executable, str(HERE / "weights.py"), model, str(PLACE / "weights")]
     return Path(run([*command, str(given) if given.is_file() else ""]).strip())
 
 

@@ -13,7 +13,7 @@ FIRST = "lit_ft"
 
 COLUMNS = (
     "seconds", "ratio to lit_ft", "CPU seconds", "ratio to lit_ft", "first epoch", "a later epoch", "its CPU seconds",
-    "start-up", "peak MB", "accuracy",
+    "start-up", "peak MB", "accuracy, %",
 )  # fmt: skip
 HEAD = f"| | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 1)}|"
 
@@ -26,8 +26,11 @@ def tables(turns: Sequence[Turn]) -> str:
         names = list(dict.fromkeys(turn["contestant"] for turn in found))
         rows = [row(name, found) for name in names]
         parts.append("\n".join([f"{title(found)}\n\n{HEAD}", *rows]))
-    versions = {name: version for turn in turns for name, version in turn["versions"].items()}
-    parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
+    for who, mine in (("lit_ft", True), ("Peers", False)):
+        chosen = [turn for turn in turns if ("commit" in turn) == mine]
+        versions = {f"{name} {version}" for turn in chosen for name, version in turn["versions"].items()}
+        versions |= {f"commit {turn['commit']}" for turn in chosen if mine}
+        parts.append(f"{who}: {', '.join(sorted(versions))}")
     return "\n\n".join(parts)
 
 
@@ -37,7 +40,8 @@ def title(turns: Sequence[Turn]) -> str:
     epochs = f"{one['head_epochs']} epochs of the head, {one['full_epochs']} of all"
     images = "random crops, mirrored" if one["augment"] else "no augmentation"
     rounds = len({turn["round"] for turn in turns})
-    return f"**{one['model']}**, {epochs}, {images}, {one['photos']} photos a class, {rounds} rounds"
+    network = f"**{one['model']}** ({one['weights']} weights)"
+    return f"{network}, {epochs}, {images}, {one['photos']} photos a class, {rounds} rounds"
 
 
 def row(name: str, turns: Sequence[Turn]) -> str:
@@ -55,7 +59,8 @@ def row(name: str, turns: Sequence[Turn]) -> str:
         spread(later("cpu_ends", mine), ".3f"),
         spread([turn["startup"] for turn in mine], ".1f"),
         spread([turn["peak_mb"] for turn in mine], ",.0f"),
-        spread([100 * turn["accuracies"][-1] for turn in mine], ".1f") + "%",
+        # Of a network that starts at random it means nothing.
+        spread([100 * t["accuracies"][-1] for t in mine if t["weights"] == "published"], ".1f"),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -74,4 +79,5 @@ def spread(values: Iterable[float], form: str) -> str:
 
 
 def _kind(turn: Turn) -> tuple[Any, ...]:
-    return turn["model"], turn["augment"], turn["head_epochs"], turn["full_epochs"], turn["photos"], turn["workers"]
+    asked = ("model", "weights", "augment", "head_epochs", "full_epochs", "photos", "workers")
+    return tuple(turn[key] for key in asked)

@@ -1,4 +1,7 @@
-"""fastai: `vision_learner`, frozen and fitted, or fine-tuned by `fine_tune`."""
+"""fastai: `vision_learner`, frozen and fitted, or fine-tuned by `fine_tune`.
+
+Its head has two layers, and takes the mean and the maximum of each map. The frozen body's batch norm trains.
+"""
 
 import torch
 from fastai.vision.all import (
@@ -31,6 +34,14 @@ class Epochs(Callback):
         clock.epoch(float(self.learn.recorder.values[-1][-1]))
 
 
+class Centre(Resize):
+    """Cuts the centre out of training photos, too, where fastai would cut at a random place."""
+
+    def before_call(self, b: object, split_idx: int) -> None:
+        """As for validation."""
+        super().before_call(b, 1)
+
+
 random = [RandomResizedCrop(SIZE, min_scale=SCALE[0]), FlipItem()]
 data = ImageDataLoaders.from_folder(
     job.data,
@@ -39,7 +50,7 @@ data = ImageDataLoaders.from_folder(
     bs=BATCH_SIZE,
     num_workers=job.workers,
     device=torch.device("cpu"),
-    item_tfms=random if job.augment else [Resize(RESIZE), CropPad(SIZE)],
+    item_tfms=random if job.augment else [Centre(RESIZE), CropPad(SIZE)],
 )
 learner = vision_learner(data, getattr(models, job.model), metrics=accuracy, cbs=Epochs())
 clock.start()

@@ -1,7 +1,7 @@
 """timm, by the calls of its ``train.py`` for model, data, freezing, optimizer and metrics."""
 
 import torch
-from job import BATCH_SIZE, LR, MEAN, RESIZE, SCALE, SIZE, STD, Clock, Job
+from job import BACKBONE_LR, BATCH_SIZE, LR, MEAN, RESIZE, SCALE, SIZE, STD, Clock, Job
 from timm import utils
 from timm.data import create_dataset, create_loader
 from timm.models import create_model
@@ -27,6 +27,8 @@ train = create_loader(
     train_set, is_training=True, no_aug=not job.augment, scale=SCALE, hflip=0.5, color_jitter=0.0, **common
 )
 val = create_loader(val_set, is_training=False, crop_pct=SIZE / RESIZE, **common)
+if not job.augment:
+    train_set.transform = val_set.transform  # no_aug would cut out another part of each photo
 classes = len(train_set.reader.class_to_idx)
 # train.py's --pretrained-path; the weights of timm's resnets of this name are torchvision's.
 model = create_model(
@@ -42,7 +44,9 @@ clock.start()
 for epoch in range(job.epochs):
     if epoch == job.head_epochs:
         utils.unfreeze(model, body)
-        optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=0.01, layer_decay=0.6)
+        slow = [parameter for name, parameter in model.named_parameters() if not name.startswith("fc.")]
+        groups = [{"params": slow, "lr": BACKBONE_LR}, {"params": list(model.fc.parameters())}]
+        optimizer = create_optimizer_v2(groups, opt="adamw", lr=LR, weight_decay=0.01)
     model.train()
     losses = utils.AverageMeter()
     for images, targets in train:
