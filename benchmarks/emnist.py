@@ -103,7 +103,7 @@ def unpacked(root: Path, split: str, to: Path) -> Path:
         path = root / "EMNIST" / "raw" / name
         packed = path.with_name(f"{name}.gz")
         if not path.is_file() and not packed.is_file():
-            raise SystemExit(f"--data: there is no {path}, gzipped or not; name the folder with EMNIST, or another --split")
+            raise SystemExit(f"--data: there is no {path}; name the folder with EMNIST, or another --split")
         content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
         (to / "EMNIST" / "raw" / name).write_bytes(content)
     return to
