@@ -42,7 +42,7 @@ class Compiling(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock where others train than in the step before."""
+        """Starts the clock where other stages train than in the step before."""
         self._began = None
         if batch_idx == 0 or not self._trained:  # as phases begin with epochs
             trained = frozenset(name for name, parameter in pl_module.named_parameters() if parameter.requires_grad)

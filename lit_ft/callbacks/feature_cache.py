@@ -106,7 +106,7 @@ class FeatureCache(Callback):
         self._part: FrozenPart | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves what an earlier fit kept."""
+        """Forgets what an earlier fit kept."""
         self._forget()
         if stage == "fit" and (folder := trainer.log_dir):  # asks all ranks
             self._folder = Path(folder) / FOLDER

@@ -17,7 +17,7 @@ class _Shows(ProgressBar):
     """What a bar and lines show."""
 
     fetches = ("train/loss",)
-    """What `FineTuneModule` need not have Lightning fetch for them at each step."""
+    """Metrics that are read when something is drawn, so that Lightning need not fetch them at each step."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The metrics, without the number of the run, which the last screen tells."""
