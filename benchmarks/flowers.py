@@ -3,8 +3,8 @@
     LIT_FT_DATA=FOLDER python benchmarks/flowers.py [--rounds 5] [--goals 0.8 0.835]
 
 lit_ft trains the head for thirty epochs, or from two random crops of each photo, and then all for four; fastai its
-own five and four (`fine_tune`); by hand, a logistic regression on features that are computed once. FOLDER has ``flowers5`` and
-``weights/torchvision_squeezenet1_1.pth``. All else is as in ``probe.py``.
+own five and four (`fine_tune`); by hand, a logistic regression on features that are computed once. FOLDER has
+``flowers5`` and ``weights/torchvision_squeezenet1_1.pth``. All else is as in ``probe.py``.
 """
 
 from __future__ import annotations
