@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import shown
-from lit_ft.callbacks.feature_file import FeatureFile, remove_files, say
+from lit_ft.callbacks.feature_file import FeatureFile, remove_files
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
+from lit_ft.callbacks.progress import say
 from lit_ft.callbacks.refusals import epochs_of_steps, is_replicated
 from lit_ft.data.features import FeatureSource, Layout, told
 from lit_ft.data.kept import amount

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from lit_ft.callbacks.frozen_part import FrozenPart
+from lit_ft.callbacks.progress import say
 from lit_ft.data.arrays import free_memory
 from lit_ft.data.features import FeatureSource, Layout, write_outputs
 from lit_ft.data.loader import Loader
@@ -167,9 +167,3 @@ def _show(done: Iterable[int], total: int, is_first: bool) -> None:
             if bar.disable and time.monotonic() - spoke > 60:
                 spoke = time.monotonic()
                 say(f"Features  {count:,} of {total:,} images")
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Prints a line on the first process."""
-    print(text, flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 
 REFRESH_SECONDS = 0.5
 
@@ -92,3 +93,9 @@ class Lines(_Shows):
 def progress_bar() -> ProgressBar:
     """What suits the place where the output goes."""
     return Bar() if sys.stdout.isatty() else Lines()
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints a line on the first process."""
+    print(text, flush=True)

@@ -10,10 +10,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ft.callbacks import refusals
 from lit_ft.callbacks.gradients import choose, relative_gradients
+from lit_ft.callbacks.progress import say
 from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.optim import WarmupCosine
@@ -205,7 +205,7 @@ class GradualUnfreezing(Callback):
             _wrap_anew(trainer.strategy)
         follows = bool(self.gradients) or any(phase.plateau for phase in plan.phases)
         if index and follows and trainable != self._reduced:  # which no table could tell beforehand
-            _print(f"From epoch {trainer.current_epoch + 1} on {', '.join(plan.phases[index].trainable)} train")
+            say(f"From epoch {trainer.current_epoch + 1} on {', '.join(plan.phases[index].trainable)} train")
         self._reduced = trainable
 
     def _decide(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -213,7 +213,7 @@ class GradualUnfreezing(Callback):
         self.gradients = relative_gradients(trainer, pl_module, self.auto_batches)
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
         told = ", ".join(f"{stage} {value:.2g}" for stage, value in self.gradients.items())
-        _print(f"Norm of the gradient by that of the weights: {told}")
+        say(f"Norm of the gradient by that of the weights: {told}")
 
     def _tell_groups_their_thaw(self, trainer: L.Trainer, module: Any, plan: Plan) -> None:
         """Writes into each parameter group at which step it began to train, from which its learning rate warms up."""
@@ -269,11 +269,6 @@ def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauC
     if mode is None:
         raise UserError(f"--unfreeze.plateau.mode: say whether the min or the max of {monitor} is best")
     return replace(plateau, monitor=monitor, mode=mode)
-
-
-@rank_zero_only
-def _print(text: str) -> None:
-    print(text, flush=True)
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:

@@ -66,18 +66,13 @@ class ArraySource:
     """
 
     def __init__(self, split: ArraySplit, spec: InputSpec, augments: Sequence[ShiftFlip | PerImage] = ()) -> None:
-        self._split = split
+        self.split = split
         self._spec = spec
         self._augments = augments
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._split)
-
-    @property
-    def targets(self) -> Tensor:
-        """Those of the images."""
-        return self._split.targets
+        return len(self.split)
 
     @property
     def is_augmented(self) -> bool:
@@ -86,19 +81,19 @@ class ArraySource:
 
     def identity(self) -> str:
         """The images themselves, the size, and what is done to them."""
-        images = self._split.images.cpu()
-        content = hash_of([images, self._split.rows])
+        images = self.split.images.cpu()
+        content = hash_of([images, self.split.rows])
         return f"{content} {tuple(images.shape)} {self._spec} {self._augments}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch, its images where all images are."""
         drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
         for rows, places in batches:
-            everything = self._split.images
-            images = everything.index_select(0, self._split.rows[rows].to(everything.device))
+            everything = self.split.images
+            images = everything.index_select(0, self.split.rows[rows].to(everything.device))
             for augment, parameters in drawn:
                 images = augment(images, parameters[places])
-            yield resize_square(images, self._spec), self._split.targets[rows]
+            yield resize_square(images, self._spec), self.split.targets[rows]
 
 
 class ArrayDataModule(ImageDataModule[ArraySplit]):

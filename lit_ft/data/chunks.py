@@ -270,11 +270,6 @@ class StreamSource:
         return len(self.split)
 
     @property
-    def targets(self) -> Tensor:
-        """Those of the images."""
-        return self.split.targets
-
-    @property
     def is_augmented(self) -> bool:
         """Whether random crops are taken."""
         return is_random(self._transform)

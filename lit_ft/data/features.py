@@ -152,4 +152,4 @@ class FeatureSource:
         for rows, places in batches:
             where = views[places] * self._layout.images + rows
             values = self._kept.index_select(0, where.to(self._kept.device))
-            yield StageOutput(self._layout.from_memory(values), self._depth), self._source.targets[rows]
+            yield StageOutput(self._layout.from_memory(values), self._depth), self._source.split.targets[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from lit_ft.backbones import StageOutput
 from lit_ft.data.sampler import EpochSampler, Picks
 from lit_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_ft.data.base import ImageSet
 
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 ``(B, C, H, W)``, and their targets or indices, int64 ``(B,)``."""
@@ -38,8 +41,8 @@ class Source(Readable, Protocol):
     """Images that can be read by index."""
 
     @property
-    def targets(self) -> Tensor:
-        """The target or index of each image, ``(N,)``, or its labels or numbers, ``(N, K)``."""
+    def split(self) -> ImageSet:
+        """The images, and the targets of all of them."""
         ...
 
     @property

@@ -130,19 +130,14 @@ class PhotoSource:
         workers: Workers | None = None,
         cache: PhotoCache | None = None,
     ) -> None:
-        self._split = split
+        self.split = split
         self._transform = transform
         self._cache = cache
         self._loader = InWorkers(_Photos(split, transform, cache), workers)
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._split)
-
-    @property
-    def targets(self) -> Tensor:
-        """Those of the images."""
-        return self._split.targets
+        return len(self.split)
 
     @property
     def is_augmented(self) -> bool:
@@ -151,7 +146,7 @@ class PhotoSource:
 
     def identity(self) -> str:
         """The files as they are now, the cache, and what is done to them."""
-        keys = PhotoFiles.of(self._split.paths).keys
+        keys = PhotoFiles.of(self.split.paths).keys
         cache = None if self._cache is None else self._cache.made
         return f"{hash_of([torch.from_numpy(keys)])} {cache} {self._transform}"
 

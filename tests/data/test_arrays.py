@@ -155,7 +155,7 @@ def test_images_are_copied_once_to_the_device_of_the_model_where_they_fit(monkey
     assert {images.device.type for images, _ in batches} == {"meta"}
     assert {tuple(images.shape) for images, _ in batches} == {(16, 3, SIZE, SIZE), (2, 3, SIZE, SIZE)}
     assert sorted(torch.cat([targets for _, targets in batches]).tolist()) == list(range(50))
-    near = [data.source(split, augment=False)._split.images for split in ("train", "val")]
+    near = [data.source(split, augment=False).split.images for split in ("train", "val")]
     assert near[0] is near[1]
     free["bytes"] = 0  # what is there needs no more
     assert next(iter(data.val_dataloader()))[0].is_meta

@@ -195,6 +195,6 @@ def test_images_can_be_had_although_something_stands_in_for_them():
     loader = make_loader()
     expected = epoch_of(loader, 2)
     shuffled = make_loader(num_samples=10, batch_size=3)
-    loader.stand_in = lambda asked: ArraySource(shuffled.source._split, SPEC)  # without augmentation
+    loader.stand_in = lambda asked: ArraySource(shuffled.source.split, SPEC)  # without augmentation
     assert_same(epoch_of(loader.of_images(), 2), expected)
     assert not epoch_of(loader, 2)[0][0].equal(expected[0][0])
