@@ -1,13 +1,15 @@
 """Compares the training loop of ``lit-ft fit``, with all that it shows and saves, with a loop written by hand.
 
-Run: python benchmarks/loop.py [--rounds 7] [--only CASE]
+    python benchmarks/loop.py [--rounds 7] [--only CASE]
 
-The loop by hand is the limit: the same network in the same memory format, batches of the same loader, the same
-optimizer, and neither progress nor metrics nor checkpoints. It has its turn before each step of a run, so that both see
-the same machine; a ratio is of the sums of an epoch. Images/s are those of training alone. What an epoch costs besides,
-for validation, checkpoints and reports, is told apart. ``lit-ft`` runs as from the command line: progress, TensorBoard,
-metrics, two checkpoints an epoch, the run's report and gradual unfreezing. Plain Lightning has its own bar, logger and
-checkpoint.
+First as two programs that take turns: ``lit-ft fit``, and a script with the same network in the same memory format,
+images in memory, the same fused optimizer, and neither progress nor metrics nor checkpoints.
+
+Then within one process, which is the limit: there the loop by hand has what lit_ft does for a process, as keeping freed
+memory, and batches of the same loader. It has its turn before each step of a run, so that both see the same machine; a
+ratio is of the sums of an epoch. Images/s are those of training alone. What an epoch costs besides, for validation,
+checkpoints and reports, is told apart. ``lit-ft`` runs as from the command line: progress, TensorBoard, metrics, two
+checkpoints an epoch, the run's report and gradual unfreezing. Plain Lightning has its own bar, logger and checkpoint.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import sys
 import tempfile
 import time
 import warnings
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -29,6 +33,8 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet18
+from watch import HERE, Pace, Pacing, fit, in_process, spread
 
 from lit_ft import FineTuneModule
 from lit_ft.__main__ import main as lit_ft
@@ -42,8 +48,10 @@ CASES: dict[str, dict[str, Any]] = {
     # Hardly any arithmetic, and 1.2 million parameters as SqueezeNet has: what an epoch costs, whatever it trains.
     "head": {"backbone": "wide", "strategy": "linear_probe", "shape": [1, 48, 48], "batch_size": 32, "batches": 16},
 }
+# Of the first comparison: steps of a turn, and those before the clock starts.
+STEPS = {"cnn": (110, 10), "resnet18": (6, 1)}
 WIDE = {
-    "class_path": f"{__name__}.Wide",
+    "class_path": "loop.Wide",
     "stages": {"wide": "wide"},
     "classifier": "classifier",
     "channels": 1,
@@ -171,25 +179,64 @@ class Screen(io.StringIO):
         return True
 
 
-def command_line(case: dict[str, Any], epochs: int, folder: str) -> None:
-    """``lit-ft fit``."""
+def arguments(case: dict[str, Any], epochs: int, folder: str) -> list[str]:
+    """Those of ``lit-ft fit``."""
     options = {
         "model.weights": "null",
         "model.backbone": WIDE if case["backbone"] == "wide" else case["backbone"],
         "model.input.size": case["shape"][-1],
         "model.input.resize": case["shape"][-1],
         "unfreeze.strategy": case["strategy"],
-        "data": f"{__name__}.Noise",
+        "data": "loop.Noise",
         **{f"data.{key}": case[key] for key in ("shape", "batch_size", "batches")},
-        "trainer.callbacks+": f"{__name__}.Clock",
         "trainer.accelerator": "cpu",
         "trainer.max_epochs": epochs,
         "trainer.num_sanity_val_steps": 0,
         "trainer.default_root_dir": folder,
     }
-    sys.argv = ["lit-ft", "fit", *(str(part) for pair in options.items() for part in (f"--{pair[0]}", pair[1]))]
+    return [f"--{key}={value}" for key, value in options.items()]
+
+
+def command_line(case: dict[str, Any], epochs: int, folder: str) -> None:
+    """``lit-ft fit`` in this process, with the clock."""
+    sys.argv = ["lit-ft", "fit", *arguments(case, epochs, folder), f"--trainer.callbacks+={__name__}.Clock"]
     if code := lit_ft():
         raise SystemExit(code)
+
+
+def script(name: str) -> dict[str, float]:
+    """The pace of a script with a loop."""
+    case, (steps, skip) = CASES[name], STEPS[name]
+    small = (nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 13 * 13, 128), nn.ReLU())
+    network = nn.Sequential(*small, nn.Linear(128, 10)) if name == "cnn" else resnet18(num_classes=10)
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    images = torch.randint(0, 256, (steps * case["batch_size"], *case["shape"]), dtype=torch.uint8)
+    targets = torch.arange(len(images)) % 10
+    pace = Pace(skip)
+    for rows in torch.randperm(len(images)).split(case["batch_size"]):
+        batch = ((images[rows] / 255 - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        F.cross_entropy(network(batch), targets[rows]).backward()
+        optimizer.step()
+        pace.step(len(batch))
+    return pace.found()
+
+
+def programs(name: str, rounds: int) -> None:
+    """Prints the pace of ``lit-ft fit`` and of the script, each a process of its own in its turn."""
+    steps, skip = STEPS[name]
+    found: dict[str, list[dict[str, float]]] = {"lit-ft fit": [], "a script": []}
+    for _ in range(rounds):
+        given = arguments({**CASES[name], "batches": steps}, 1, "{folder}")
+        found["lit-ft fit"].append(fit(Pacing, {"skip": skip}, *given))
+        found["a script"].append(in_process(str(HERE / "loop.py"), "--script", name, "--to", "{to}"))
+    print(f"{name}: programs of their own, {steps - skip} steps; min / median / max of {rounds}")
+    for clock, told in (("wall", "images/s"), ("cpu", "images a CPU second")):
+        of = {who: [turn[clock] for turn in turns] for who, turns in found.items()}
+        ratios = [ours / other for ours, other in zip(*of.values(), strict=True)]
+        paces = (f"{who} {spread(values, ',.0f')}" for who, values in of.items())
+        print(f"    {told:<24}{', '.join(paces)}; ratio {spread(ratios, '.2f')}", flush=True)
 
 
 def plain_lightning(case: dict[str, Any], epochs: int, folder: str) -> None:
@@ -228,32 +275,41 @@ def report(name: str, case: dict[str, Any], turns: list[list[Tensor]]) -> None:
     }
     print(f"  {name}")
     for row, (form, values) in rows.items():
-        spread = " / ".join(f"{float(value):{form}}" for value in (values.min(), values.median(), values.max()))
-        print(f"    {row:<24}{spread}", flush=True)
+        print(f"    {row:<24}{spread(values.tolist(), form)}", flush=True)
 
 
 def main() -> None:
     """Prints what each case does."""
-    parser = argparse.ArgumentParser(description="Compares the training loop with one written by hand.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=CASES)
-    arguments = parser.parse_args()
+    parser.add_argument("--script", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--to", help=argparse.SUPPRESS)
+    args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    if args.script:
+        Path(args.to).write_text(json.dumps(script(args.script)))
+        return
+    for key in [args.only] if args.only else CASES:
+        if key in STEPS:
+            programs(key, args.rounds)
+        within(CASES[key], args.rounds)
+
+
+def within(case: dict[str, Any], rounds: int) -> None:
+    """Prints what the loops do in one process."""
     contestants = {
         "lit-ft, bar": (command_line, Screen),
         "lit-ft, lines": (command_line, io.StringIO),
         "Lightning, its own bar": (plain_lightning, Screen),
     }
-    for key, case in CASES.items():
-        if arguments.only not in (None, key):
-            continue
-        print(f"{key}: {case['batches']} batches of {case['batch_size']}; min / median / max of {arguments.rounds}")
-        for name, (run, screen) in contestants.items():
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(screen()):
-                run(case, arguments.rounds + 1, folder)
-            report(name, case, Clock.turns[1:])  # the first epoch is for imports and memory
+    print(f"{case['backbone']}: within one process, {case['batches']} batches of {case['batch_size']}; {rounds} rounds")
+    for name, (run, screen) in contestants.items():
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(screen()):
+            run(case, rounds + 1, folder)
+        report(name, case, Clock.turns[1:])  # the first epoch is for imports and memory
 
 
 if __name__ == "__main__":
