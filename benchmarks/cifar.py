@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers.table import spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 from torchvision.models import resnet50
-from watch import HERE, Pace, Pacing, fit, in_process, spread
+from watch import HERE, Pace, Pacing, fit, in_process
 
 BATCH, SKIP = 128, 2
 OURS = "lit_ft, the command line"

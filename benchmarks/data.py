@@ -15,12 +15,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from peers.table import spread
 from photos import tables as photo_tables
 from PIL import Image
 from torch import Tensor
@@ -82,11 +82,6 @@ def compare(title: str, turns: dict[str, Turn], unit: str = "images/s", rounds: 
         ratios = [a / b for a, b in zip(rates[ours], rates[name], strict=True)]
         print(f"  {'ratio to ' + name:<50}{spread(ratios, ',.1f')}")
     sys.stdout.flush()
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Least, middle and greatest."""
-    return " / ".join(f"{value:{form}}" for value in (min(values), median(values), max(values)))
 
 
 class NoiseDataModule(ArrayDataModule):

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers.table import spread
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, random_split
 from torchvision import transforms
 from torchvision.datasets import EMNIST
-from watch import HERE, Race, Racing, accuracy, fit, in_process, spread
+from watch import HERE, Race, Racing, accuracy, fit, in_process
 
 import lit_ft.backbones
 from lit_ft.data.mnist import CLASS_NAMES

@@ -24,10 +24,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from peers.table import spread
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from watch import Pace, Pacing, command_line_trainer, spread
+from watch import Pace, Pacing, command_line_trainer
 
 from lit_ft import FineTuneModule, GradualUnfreezing, ImageFolderDataModule
 from lit_ft.backbones import InputConfig

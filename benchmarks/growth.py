@@ -28,8 +28,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from peers.table import spread
 from torch import Tensor, nn
-from watch import command_line_trainer, spread
+from watch import command_line_trainer
 
 from lit_ft import FineTuneModule, GradualUnfreezing
 from lit_ft.data.arrays import ArrayDataModule, ArraySplit

@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from peers.table import spread
 
 NUM_CLASSES = 1000
 WAYS = ("ImageFolder", "first start", "second start", "first setup", "second setup")
@@ -99,11 +100,6 @@ def run(way: str, root: Path) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def spread(numbers: list[float]) -> str:
-    """Least, median and greatest."""
-    return f"{min(numbers):8.2f} {statistics.median(numbers):8.2f} {max(numbers):8.2f}"
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -128,11 +124,11 @@ def main() -> None:
                     rounds.append({"ImageFolder": run("ImageFolder", root)})
                 rounds[-1] |= {way: run(way, root) for way in (f"first {kind}", f"second {kind}")}
     for unit in ("s", "MB", "worker MB"):
-        print(f"\n{unit:<14}     min   median      max   | ImageFolder's, as a multiple of it: min median max")
+        print(f"\n{unit:<14}min / median / max  |  ImageFolder's, as a multiple of it")
         for way in WAYS:
             values = [found[way][unit] for found in rounds]
             ratios = [found["ImageFolder"][unit] / max(found[way][unit], 0.01) for found in rounds]
-            print(f"{way:<14}{spread(values)}   |{spread(ratios)}")
+            print(f"{way:<14}{spread(values, '.2f')}  |  {spread(ratios, '.2f')}")
     assert {found[way]["images"] for found in rounds for way in WAYS} == {args.files // NUM_CLASSES * NUM_CLASSES}
 
 

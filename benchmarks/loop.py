@@ -31,10 +31,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from peers.table import spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
-from watch import HERE, Pace, Pacing, fit, in_process, spread
+from watch import HERE, Pace, Pacing, fit, in_process
 
 from lit_ft import FineTuneModule
 from lit_ft.__main__ import main as lit_ft

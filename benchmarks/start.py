@@ -15,10 +15,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from peers.table import spread
 
 BY_HAND = """
 import os
@@ -87,11 +87,6 @@ def start(args: list[str]) -> tuple[float, float]:
     return seconds, usage.ru_utime + usage.ru_stime
 
 
-def spread(values: list[float]) -> str:
-    """Minimum, median and maximum."""
-    return " / ".join(f"{value:.2f}" for value in (min(values), median(values), max(values)))
-
-
 def main() -> None:
     """Lets the contestants take turns, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,8 +98,8 @@ def main() -> None:
     print("| | seconds | CPU seconds | ratio of CPU seconds |\n|---|---|---|---|")
     for name, (_, limit) in entries.items():
         seconds, cpu = ([turn[name][i] for turn in taken] for i in (0, 1))
-        ratio = f"{spread([turn[name][1] / turn[limit][1] for turn in taken])} of {limit}" if limit else ""
-        print(f"| {name} | {spread(seconds)} | {spread(cpu)} | {ratio} |")
+        ratio = f"{spread([turn[name][1] / turn[limit][1] for turn in taken], '.2f')} of {limit}" if limit else ""
+        print(f"| {name} | {spread(seconds, '.2f')} | {spread(cpu, '.2f')} | {ratio} |")
 
 
 if __name__ == "__main__":

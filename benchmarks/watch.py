@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import lightning as L
@@ -28,11 +27,6 @@ from lit_ft.callbacks.progress import progress_bar
 from lit_ft.trainer import TRAINER, Trainer
 
 HERE = Path(__file__).parent
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Least, middle and greatest."""
-    return " / ".join(f"{value:{form}}" for value in (min(values), median(values), max(values)))
 
 
 def in_process(*command: str) -> dict[str, Any]:

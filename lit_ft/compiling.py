@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ft.errors import UserError
 
@@ -57,13 +56,8 @@ class Compiling(Callback):
             seconds = time.monotonic() - self._began
             stages = cast(Any, pl_module).stage_modules()
             trained = [name for name, parts in stages.items() if any(_trains(part) for part in parts)]
-            _print(f"Compiled to train {', '.join(trained)}: its first step took {seconds:.1f} s")
+            trainer.print(f"Compiled to train {', '.join(trained)}: its first step took {seconds:.1f} s", flush=True)
 
 
 def _trains(part: Any) -> bool:
     return any(parameter.requires_grad for parameter in part.parameters())
-
-
-@rank_zero_only
-def _print(text: str) -> None:
-    print(text, flush=True)

@@ -85,9 +85,10 @@ class Lines(_Shows):
             return
         metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
         values = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
-        last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "…"
+        # Counted from 0, as in the plan, in TensorBoard and in Lightning's bar.
+        last = trainer.max_epochs - 1 if trainer.max_epochs not in (None, -1) else "…"
         seconds = time.monotonic() - self._began
-        print(f"epoch {trainer.current_epoch + 1}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
+        print(f"epoch {trainer.current_epoch}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
 
 
 def progress_bar() -> ProgressBar:

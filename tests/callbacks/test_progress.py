@@ -73,7 +73,7 @@ def test_lines_tell_the_loss_of_the_last_step_and_the_metrics(capsys):
     trainer = small_trainer(2, Lines(), enable_progress_bar=True, limit_val_batches=1)
     trainer.fit(small_module(), datamodule=FewDigits())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert [line.split()[:3] for line in lines] == [["epoch", "1/2", "done"], ["epoch", "2/2", "done"]]
+    assert [line.split()[:3] for line in lines] == [["epoch", "0/1", "done"], ["epoch", "1/1", "done"]]
     told = [part.split() for part in lines[1].split("done  ")[1].split("  ")]
     assert [name for name, _ in told] == ["train/loss", "val/loss", "val/acc", lines[1].split()[-2]]
     assert float(told[0][1]) == round(float(trainer.callback_metrics["train/loss"]), 4)

@@ -1,0 +1,103 @@
+"""What the benchmarks make of their measurements, and, in the long run, that those without data and peers run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _their_folder(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def turn(contestant, number, seconds, accuracy=0.5, **asked):
+    measured = {
+        "seconds": seconds,
+        "cpu_seconds": seconds / 2,
+        "ends": [seconds / 2, 3 * seconds / 4, seconds],
+        "cpu_ends": [1.0, 2.0, 3.0],
+        "accuracies": [0.0, accuracy, accuracy],
+        "startup": 1.0,
+        "peak_mb": 100.0,
+        "weights": "published",
+    }
+    return {"contestant": contestant, "round": number, **measured, **asked}
+
+
+def test_a_ratio_is_of_two_turns_of_the_same_round():
+    from peers.table import row
+
+    turns = [turn("lit_ft", 0, 2.0), turn("lit_ft", 1, 4.0), turn("peer", 0, 20.0, 0.8), turn("peer", 1, 20.0, 0.9)]
+    cells = [cell.strip() for cell in row("peer", turns).strip("|").split("|")]
+    assert cells[0:5] == ["peer", "20.0 / 20.0 / 20.0", "5.00 / 7.50 / 10.00", "10.0 / 10.0 / 10.0", cells[2]]
+    assert cells[5:7] == ["10.00 / 10.00 / 10.00", "5.000 / 5.000 / 5.000"]  # the first epoch, and later ones
+    assert cells[-1] == "80.0 / 85.0 / 90.0"
+
+
+def test_turns_that_a_file_has_are_not_taken_again(tmp_path, monkeypatch):
+    from peers import contest
+
+    asked = [{"contestant": name, "round": i} for i in range(2) for name in ("a", "b")]
+    (tmp_path / "r.jsonl").write_text(json.dumps({**asked[1], "seconds": 7}) + "\n")
+    taken = []
+    monkeypatch.setattr(contest, "take", lambda turn: taken.append(turn) or {"seconds": len(taken)})
+    assert [found["seconds"] for found in contest.hold(tmp_path / "r.jsonl", asked)] == [1, 7, 2, 3]
+    assert taken == [asked[0], asked[2], asked[3]]
+    assert len(contest.hold(tmp_path / "r.jsonl", asked)) == 4 and len(taken) == 3
+
+
+def test_seconds_to_a_goal_are_of_the_first_epoch_that_reaches_it_and_only_of_rounds_that_do():
+    from flowers import line
+
+    common = {"augment": False, "head_epochs": 2, "full_epochs": 0}
+    turns = [turn("a", 0, 8.0, 0.835, **common), turn("a", 1, 80.0, 0.8, **common)]
+    assert line(turns, [0.8, 0.835]).split(" | ")[1:3] == ["6.0 / 33.0 / 60.0 (2 of 2)", "6.0 / 6.0 / 6.0 (1 of 2)"]
+
+
+def test_a_race_notes_the_step_of_each_goal_and_does_not_count_the_looking(monkeypatch):
+    import watch
+
+    now = [0.0]
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(watch.time, "process_time", lambda: now[0] / 2)
+    race = watch.Race([0.5, 0.7])
+
+    def look(accuracy):
+        now[0] += 100
+        return accuracy
+
+    for step in range(1, 21):
+        now[0] += 1
+        over = race.look(step, lambda: look(0.6 if step < 20 else 0.9))  # noqa: B023
+        assert over == (step == 20)
+    assert race.reached == {"0.5": [10, 10, 5], "0.7": [20, 20, 10]}
+
+
+def test_the_exponent_of_growth():
+    from growth import exponent
+
+    assert exponent([10, 100, 1000], [30.0, 300.0, 3000.0]) == pytest.approx(1)
+    assert exponent([10, 100, 1000], [5.0, 5.0, 5.0]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["loop.py", "--only", "head", "--rounds", "1"], "besides, CPU ms"),
+        (["growth.py", "stages", "--rounds", "1"], "memory MB"),
+        (["start.py", "--rounds", "1"], "| lit-ft fit, SqueezeNet on photos, first step"),
+    ],
+)
+def test_a_benchmark_runs_to_its_end(arguments, last, tmp_path):
+    command = [sys.executable, str(FOLDER / arguments[0]), *arguments[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip().startswith(last)
