@@ -27,6 +27,8 @@ _NO_CLASS = re.compile(
     r"|Problem with given class_path '([^']+)':\s+(?:No module named|module '[^']*' has no attribute)"
 )
 
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+
 # What jsonargparse takes for the class where an option is given, but no class.
 _BASES = [
     (".LightningDataModule", "data module", "DigitsDataModule"),
@@ -63,7 +65,12 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         # The first is the innermost; those around it repeat its choices.
         choices = re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message)))
         close = nearest(found[1], dict.fromkeys(choices))
-        return UserError(f"{option}{found[1]} does not fit" + (f"; nearest: {', '.join(close)}" if close else ""))
+        types = re.findall(r"Expected a <class '(\w+)'>", message[: found.start()].rpartition("Errors:")[2])
+        wanted = [*(_WORDS[name] for name in types if name in _WORDS), *["null"] * ("NoneType" in types)]
+        hint = f"; nearest: {', '.join(close)}" if close else f"; give {' or '.join(wanted)}" if wanted else ""
+        return UserError(f"{option}{found[1]} does not fit{hint}")
+    if key and (found := re.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)", message)):
+        return UserError(f"{option}{found[1]} does not fit; give null, or options such as --{key}.help lists")
     if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
         given = Path(found[1])
         close = nearest(given.stem, [path.stem for path in given.parent.glob("*.yaml")], most=1)
