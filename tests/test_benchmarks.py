@@ -49,7 +49,8 @@ def test_turns_that_a_file_has_are_not_taken_again(tmp_path, monkeypatch):
     monkeypatch.setattr(contest, "take", lambda turn: taken.append(turn) or {"seconds": len(taken)})
     assert [found["seconds"] for found in contest.hold(tmp_path / "r.jsonl", asked)] == [1, 7, 2, 3]
     assert taken == [asked[0], asked[2], asked[3]]
-    assert len(contest.hold(tmp_path / "r.jsonl", asked)) == 4 and len(taken) == 3
+    assert len(contest.hold(tmp_path / "r.jsonl", asked)) == 4
+    assert len(taken) == 3
 
 
 def test_seconds_to_a_goal_are_of_the_first_epoch_that_reaches_it_and_only_of_rounds_that_do():

@@ -31,7 +31,8 @@ CLASSES = {"model": ["Model"], "optimizer": ["Adam", "AdamW", "SGD"]}
 def told(*arguments):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_argument("--trainer.max_epochs", type=int, default=1)
+    parser.add_argument("--trainer.max_epochs", type=int | None, default=1)
+    parser.add_argument("--feature_cache", type=HeadConfig | None, default=None)
     parser.add_subclass_arguments(Model, "model", required=False)
     parser.add_subclass_arguments(Optimizer, "optimizer", required=False, skip={"params", "lr"})
     parser.set_defaults({"model": {"class_path": f"{__name__}.Model", "init_args": {"backbone": "resnet18"}}})
@@ -62,7 +63,8 @@ def told(*arguments):
         (["--optimizer=nope.SGDD"], "--optimizer: unknown class 'nope.SGDD'; nearest: SGD"),
         (["--model.lr=abc"], "--model.lr: Expected a float. got abc"),
         (["--model.head.dropout=x"], "--model.head.dropout: Expected a float. got x"),
-        (["--trainer.max_epochs=few"], "--trainer.max_epochs: "),
+        (["--trainer.max_epochs=few"], "--trainer.max_epochs: few does not fit; give a whole number or null"),
+        (["--feature_cache=off"], "--feature_cache: False does not fit; give null, or options"),
         (["--config=nowhere.yaml"], "--config: File does not exist: "),
     ],
 )

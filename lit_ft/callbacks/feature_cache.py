@@ -183,29 +183,37 @@ class FeatureCache(Callback):
             return
         plan = run_plan(trainer, module)
         phase = plan.phases[index]
-        num_epochs = min(phase.num_epochs or math.inf, epochs_of_steps(trainer) - phase.first_epoch)
-        seen = replace(phase, num_epochs=None if math.isinf(num_epochs) else int(num_epochs))
         loaders = _loaders(trainer)
-        reasons = {split: _reason_against(trainer, module, split, loader) for split, loader in loaders.items()}
-        views = {
-            split: choose_views(self.views, loader.source.is_augmented, seen)
-            for split, loader in loaders.items()
-            if reasons[split] is None
-        }
-        vain = f"{self.views or FEWEST_VIEWS} views would not pay in {num_epochs} epochs"
-        vain = "the phase has one epoch" if num_epochs <= 1 else vain
-        reasons |= {split: vain for split, number in views.items() if not number}
-        if any(views.values()):
+        views, reasons = self._views(trainer, module, phase, loaders)
+        if views:
             self._part = FrozenPart(trainer, module, len(stages))
             source = next(iter(loaders.values())).source
             example = self._part.of_rows(source, torch.arange(min(2, len(source))), seed=0)
-            wanted = {split: Layout.of(example, len(loaders[split].source), n) for split, n in views.items() if n}
+            wanted = {split: Layout.of(example, len(loaders[split].source), n) for split, n in views.items()}
             self._layouts = self._fitting(wanted)
             if not self._layouts:
                 needs = f"{amount(_total(wanted))} would exceed --feature_cache.limit {self.limit:g} GB"
                 reasons |= dict.fromkeys(wanted, needs)
         epochs = told_epochs(phase, after_plateau=any(earlier.plateau for earlier in plan.phases[:index]))
         self._tell(stages, epochs, reasons)
+
+    def _views(
+        self, trainer: L.Trainer, module: FineTuneModule, phase: Phase, loaders: Mapping[str, Loader]
+    ) -> tuple[dict[str, int], dict[str, str]]:
+        """How many versions are kept of the images of each split, or why none is."""
+        num_epochs = min(phase.num_epochs or math.inf, epochs_of_steps(trainer) - phase.first_epoch)
+        seen = replace(phase, num_epochs=None if math.isinf(num_epochs) else int(num_epochs))
+        vain = f"{self.views or FEWEST_VIEWS} views would not pay in {num_epochs} epochs"
+        vain = "the phase has one epoch" if num_epochs <= 1 else vain
+        views, reasons = {}, {}
+        for split, loader in loaders.items():
+            if reason := _reason_against(trainer, module, split, loader):
+                reasons[split] = reason
+            elif number := choose_views(self.views, loader.source.is_augmented, seen):
+                views[split] = number
+            else:
+                reasons[split] = vain
+        return views, reasons
 
     def _fitting(self, wanted: Mapping[str, Layout]) -> dict[str, Layout]:
         """What is wanted, in the type that was asked for; nothing if it does not fit."""
@@ -216,7 +224,7 @@ class FeatureCache(Callback):
                 return layouts
         return {}
 
-    def _tell(self, stages: Sequence[str], epochs: str, reasons: Mapping[str, str | None]) -> None:
+    def _tell(self, stages: Sequence[str], epochs: str, reasons: Mapping[str, str]) -> None:
         frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
         once = [
             f"{split} ({layout.images:,} images{f' in {layout.views} views' if layout.views > 1 else ''})"
@@ -227,7 +235,7 @@ class FeatureCache(Callback):
             types = ", ".join({told(layout.stored) for layout in self._layouts.values()})
             where = f"{amount(_total(self._layouts))} as {types} in {shown(cast(Path, self._folder))}"
             parts.append(f"{frozen} computed once for {' and '.join(once)}, {where}")
-        for reason in dict.fromkeys(filter(None, reasons.values())):
+        for reason in dict.fromkeys(reasons.values()):
             splits = [split for split, own in reasons.items() if own == reason]
             parts.append(f"{' and '.join(splits)} from images, as {reason}")
         say(f"Features  epoch{'' if epochs.isdigit() else 's'} {epochs}: {'; '.join(parts)}")
