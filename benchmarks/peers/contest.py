@@ -61,6 +61,7 @@ class Contestant:
 CONTESTANTS = {
     "lit_ft": Contestant("with_lit_ft.py", None),
     "lit_ft, no cache": Contestant("with_lit_ft.py", None, options=("--feature_cache=null",)),
+    "the passes alone": Contestant("with_passes.py"),
     "by hand": Contestant("with_loop.py"),
     "by hand, features once": Contestant("with_features.py", once=True),
     "Lightning": Contestant("with_lightning.py"),

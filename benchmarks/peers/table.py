@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -48,6 +49,7 @@ def row(name: str, turns: Sequence[Turn]) -> str:
     """A contestant's line of the table; a ratio is of two turns of the same round."""
     mine = [turn for turn in turns if turn["contestant"] == name]
     firsts = {turn["round"]: turn for turn in turns if turn["contestant"] == FIRST}
+    lasts = [turn["accuracies"][-1] for turn in mine if turn["weights"] == "published"]
     cells = [name]
     for unit in ("seconds", "cpu_seconds"):
         cells.append(spread([turn[unit] for turn in mine], ".1f"))
@@ -59,8 +61,8 @@ def row(name: str, turns: Sequence[Turn]) -> str:
         spread(later("cpu_ends", mine), ".3f"),
         spread([turn["startup"] for turn in mine], ".1f"),
         spread([turn["peak_mb"] for turn in mine], ",.0f"),
-        # Of a network that starts at random it means nothing.
-        spread([100 * t["accuracies"][-1] for t in mine if t["weights"] == "published"], ".1f"),
+        # Of a network that starts at random it means nothing, and the passes alone have none.
+        spread([100 * last for last in lasts if isfinite(last)], ".1f"),
     ]
     return f"| {' | '.join(cells)} |"
 
