@@ -21,11 +21,11 @@ def main() -> None:
     chosen = {views: [*LIT_FT, f"--feature_cache.views={views}"] for views in args.views}
     kinds = [{"augment": True, "head_epochs": 30, "full_epochs": 0, "options": given} for given in chosen.values()]
     held = hold(args.results, turns(args, kinds, ["lit_ft"]))
-    print("| views | seconds | accuracy, % |\n|---|---|---|")
+    print("| views | CPU seconds | accuracy, % |\n|---|---|---|")
     for views, given in chosen.items():
         mine = [turn for turn in held if turn["options"] == given]
         accuracy = spread([100 * turn["accuracies"][-1] for turn in mine], ".1f")
-        print(f"| {views or 'off'} | {spread([turn['seconds'] for turn in mine], '.1f')} | {accuracy} |")
+        print(f"| {views or 'off'} | {spread([turn['cpu_seconds'] for turn in mine], '.1f')} | {accuracy} |")
 
 
 if __name__ == "__main__":
