@@ -118,6 +118,8 @@ class FeatureCache(Callback):
             # Lightning waits for the first epoch that validates, but what is kept is decided for both splits at once.
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
         self._stand_in(trainer, pl_module)
+        if self._is_on(trainer, pl_module):
+            self._tell_foreign(trainer, cast(FineTuneModule, pl_module))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, as the loaders may be new."""
@@ -224,6 +226,13 @@ class FeatureCache(Callback):
                 return layouts
         return {}
 
+    def _tell_foreign(self, trainer: L.Trainer, module: FineTuneModule) -> None:
+        """Tells which loaders nothing can stand in for, if any stage is ever frozen."""
+        first = next(iter(module.stage_modules()))
+        foreign = [split for split, loader in _given(trainer).items() if not isinstance(loader, Loader)]
+        if foreign and any(first not in phase.trainable for phase in run_plan(trainer, module).phases):
+            say(f"Features  {' and '.join(foreign)} from images, as what loads them is of no data module of lit_ft")
+
     def _tell(self, stages: Sequence[str], epochs: str, reasons: Mapping[str, str]) -> None:
         frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
         once = [
@@ -241,10 +250,15 @@ class FeatureCache(Callback):
         say(f"Features  epoch{'' if epochs.isdigit() else 's'} {epochs}: {'; '.join(parts)}")
 
 
+def _given(trainer: L.Trainer) -> dict[str, Any]:
+    """What a fit reads from, by split."""
+    given = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
+    return {split: loader for split, loader in given.items() if loader is not None}
+
+
 def _loaders(trainer: L.Trainer) -> dict[str, Loader]:
     """The loaders of a fit that something can stand in for."""
-    given = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
-    return {split: loader for split, loader in given.items() if isinstance(loader, Loader)}
+    return {split: loader for split, loader in _given(trainer).items() if isinstance(loader, Loader)}
 
 
 def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> str | None:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
+from torch.utils.data import DataLoader
 
 from lit_ft.callbacks import FeatureCache, GradualUnfreezing, RunReport
 from lit_ft.callbacks.frozen_part import FrozenPart
@@ -68,6 +69,13 @@ def furthest(left, right):
     """The largest difference between the weights of two modules, as a share of the largest weight."""
     pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if a.is_floating_point())
+
+
+class Foreign(FewDigits):
+    """Has a loader of torch's."""
+
+    def train_dataloader(self):
+        return DataLoader(list(super().train_dataloader()), batch_size=None)
 
 
 class Brightened(FewDigits):
@@ -454,6 +462,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
         ({"module": "mix"}, {}, "Tensor", "; train from images, as --model.mix changes its batches"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
+        ({"data": Foreign()}, {}, "Tensor", "Features  train from images, as what loads them is of no data module of"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
         ({"module": "moved"}, {}, "Tensor", "on_before_batch_transfer may change its batches"),
         (
@@ -482,6 +491,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "fast",
         "mixed",
         "reloaded",
+        "foreign loader",
         "hooks of data",
         "hooks of module",
         "own step",
