@@ -78,7 +78,7 @@ class FeatureCache(Callback):
     Args:
         views: Number of versions of each training image, if these are augmented; null takes a fifth of the epochs of
             the phase, at least 2 and at most 10. 0 turns all of this off.
-        limit: What the files may take together at most, in GB. What does not fit is not kept.
+        limit: What the files may take together at most, in GB. Fewer views are kept to fit, or none.
         dtype: What outputs are kept in. auto keeps them as they are computed, or as float16 where that does not fit.
 
     Raises:
@@ -218,12 +218,17 @@ class FeatureCache(Callback):
         return views, reasons
 
     def _fitting(self, wanted: Mapping[str, Layout]) -> dict[str, Layout]:
-        """What is wanted, in the type that was asked for; nothing if it does not fit."""
+        """What is wanted, in the type that was asked for, and with as many views as fit; nothing if none do."""
         types = [None, torch.float16] if self.dtype == "auto" else [getattr(torch, self.dtype)]
-        for stored in types:
-            layouts = {split: replace(layout, stored=stored or layout.computed) for split, layout in wanted.items()}
-            if _total(layouts) <= self.limit * 1e9:
-                return layouts
+        most = max(layout.views for layout in wanted.values())
+        for views in range(most, min(most, FEWEST_VIEWS) - 1, -1):
+            for stored in types:
+                layouts = {
+                    split: replace(layout, views=min(layout.views, views), stored=stored or layout.computed)
+                    for split, layout in wanted.items()
+                }
+                if _total(layouts) <= self.limit * 1e9:
+                    return layouts
         return {}
 
     def _tell_foreign(self, trainer: L.Trainer, module: FineTuneModule) -> None:

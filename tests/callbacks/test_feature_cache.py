@@ -394,6 +394,12 @@ def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path
     assert furthest(cached, fit(tmp_path, cache=False)[1]) < 2e-3
 
 
+def test_as_many_views_are_kept_as_fit(tmp_path, capsys):
+    # A view of 20 images takes 5.1 kB as halves, and the 37 to validate on 9.5 kB.
+    fit(tmp_path, cache=FeatureCache(views=4, limit=25e-6), data=FewDigits(augment="basic"), epochs=5)
+    assert "train (20 images in 3 views) and val (37 images), 24.8 kB as float16 in" in capsys.readouterr().out
+
+
 class LeavesNothing(Callback):
     """Sees that no file takes room."""
 
