@@ -35,7 +35,7 @@ from lit_ft.explain import class_names, class_options, explain, mistake_behind, 
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC, METRICS
-from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
+from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, remove_refused, tell
 
 EVALUATIONS = ("validate", "test", "predict")
 _WITHOUT_TRAINER = ("check", "download", "convert")
@@ -232,15 +232,22 @@ class FineTuneCLI(LightningCLI):
             return self._check()
         if subcommand == "convert":
             return self._convert()
-        with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
-            try:
-                super()._run_subcommand(subcommand)
-            except SystemExit:
-                if not self.trainer.interrupted:
-                    raise
-                last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
-                hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
-                raise KeyboardInterrupt(f"interrupted{hint}") from None
+        try:
+            with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
+                self._run_interruptibly(subcommand)
+        except UserError:
+            remove_refused(self.trainer)
+            raise
+
+    def _run_interruptibly(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
+            hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
+            raise KeyboardInterrupt(f"interrupted{hint}") from None
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another model."""

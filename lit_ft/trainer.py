@@ -17,6 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -187,6 +188,19 @@ class SaveConfig(SaveConfigCallback):
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
             write_split(self._folder / "split.csv")
+
+
+def remove_refused(trainer: Any) -> None:
+    """Removes the folder of a run that was refused, if there is no more in it than what each run begins with."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        folder = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
+        files = list(folder.iterdir()) if folder is not None and folder.is_dir() else []
+        others = [file for file in files if file.name not in ("config.yaml", "split.csv")]
+        if others and all(f".{os.getpid()}." in file.name for file in others):  # TensorBoard's, of this process
+            logger.experiment.close()
+            for file in files:
+                file.unlink()
+            cast(Path, folder).rmdir()
 
 
 def tell(trainer: Any, command: str) -> None:

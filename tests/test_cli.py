@@ -220,7 +220,7 @@ MISTAKES = {
 @pytest.mark.parametrize("args", MISTAKES, ids=" ".join)
 def test_mistake_ends_in_one_line(refused, args):
     assert MISTAKES[args] in refused(*args)
-    assert not list(Path().glob("logs/*/*/checkpoints"))
+    assert not list(Path().glob("logs/*/*"))
 
 
 def test_help_lists_the_commands_that_there_are(run, lit_ft, capsys, monkeypatch):
