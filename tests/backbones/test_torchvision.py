@@ -19,7 +19,8 @@ LARGE = {
     *("efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m", "regnet_x_16gf", "regnet_x_32gf", "regnet_x_3_2gf"),
     *("regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_8gf", "resnet152"),
     *("resnext101_32x8d", "resnext101_64x4d", "swin_b", "swin_s", "swin_v2_b", "swin_v2_s", "vgg13", "vgg13_bn"),
-    *("vgg16_bn", "vgg19", "vgg19_bn", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2"),
+    *("vgg16_bn", "vgg19", "vgg19_bn", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "vgg11", "vgg11_bn"),
+    *("convnext_small", "densenet169", "resnet101", "efficientnet_b3", "efficientnet_b4", "vit_b_16", "regnet_y_3_2gf"),
 }
 
 

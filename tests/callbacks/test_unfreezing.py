@@ -293,6 +293,7 @@ def test_run_on_two_processes_resumes_from_everywhere_bit_for_bit(tmp_path):
             assert not any(case["differences"].values()), name
 
 
+@pytest.mark.slow
 def test_four_processes_stay_equal_and_send_what_trains(tmp_path):
     expected = [HEAD] * 2 + [HEAD + DENSE] * 4 + [HEAD + DENSE + CONV] * 2
     for found in processes.launch(tmp_path, "watch_thaws", num_processes=4):

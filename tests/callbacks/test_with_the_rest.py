@@ -154,11 +154,12 @@ def test_option_compiles_in_a_fit_alone_and_tells_each_phase(tmp_path, capsys):
 
 def test_steps_are_timed_where_others_train_than_before(capsys):
     compiling, module = Compiling(), small_module(classes=10)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     for trained in (["head"], ["head"], ["dense", "head"]):
         module.set_trainable(trained)
         for step in range(2):
-            compiling.on_train_batch_start(None, module, None, step)
-            compiling.on_train_batch_end(None, module, None, None, step)
+            compiling.on_train_batch_start(trainer, module, None, step)
+            compiling.on_train_batch_end(trainer, module, None, None, step)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "Compiled to train head", "Compiled to train dense, head",
     ]  # fmt: skip
