@@ -5,7 +5,7 @@ network is in channels_last and in inference mode where nothing trains, and memo
 """
 
 import ctypes
-from math import ceil, nan
+from math import nan
 from pathlib import Path
 
 import torch
@@ -20,30 +20,37 @@ if keep is not None:
     keep(-1, -1)
 clock = Clock(job)
 network = models.get_model(job.model, weights="DEFAULT").to(memory_format=torch.channels_last)
-batch = torch.rand(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-sizes = {split: sum(1 for _ in Path(job.data, split).glob("*/*")) for split in ("train", "val")}
-steps = {split: ceil(size / BATCH_SIZE) for split, size in sizes.items()}
+images = torch.rand(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+
+
+def batches(split: str) -> list[torch.Tensor]:
+    """Those of an epoch."""
+    count = sum(1 for _ in Path(job.data, split).glob("*/*"))
+    return [images[: min(BATCH_SIZE, count - start)] for start in range(0, count, BATCH_SIZE)]
 
 
 @torch.inference_mode()
-def forward(number: int) -> None:
-    """So many batches through the frozen network."""
+def forward(split: str) -> None:
+    """A split through the network, of which nothing trains."""
     network.eval()
-    for _ in range(number):
+    for batch in batches(split):
         network(batch)
 
 
 clock.start()
 for epoch in range(job.head_epochs):
-    forward(steps["train"] * (epoch == 0 or job.augment) + steps["val"] * (epoch == 0))
+    if epoch == 0 or job.augment:
+        forward("train")
+    if epoch == 0:
+        forward("val")
     clock.epoch(nan)
 optimizer = torch.optim.AdamW(network.parameters(), LR, fused=True)
 for _ in range(job.full_epochs):
     network.train()
-    for _ in range(steps["train"]):
+    for batch in batches("train"):
         optimizer.zero_grad()
         network(batch).square().mean().backward()
         optimizer.step()
-    forward(steps["val"])
+    forward("val")
     clock.epoch(nan)
 clock.tell("torch", "torchvision")
