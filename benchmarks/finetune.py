@@ -3,7 +3,8 @@
     LIT_FT_DATA=FOLDER python benchmarks/finetune.py [--rounds 5] [--models resnet18 ...] [--contestants lit_ft ...]
 
 Augmented photos of 224 pixels, batches of 32, float32, AdamW at 1e-3 and smaller rates for the network, one thread. The
-rates are constant, but for lit_ft's (warm-up and cosine, 0.6 a stage) and fastai's (one cycle): compare times.
+rates are constant, but for lit_ft's (warm-up and cosine, 0.6 a stage), fastai's (one cycle) and those of Lightning's
+callback, which doubles the network's at each epoch: compare times.
 All else is as in ``probe.py``.
 """
 

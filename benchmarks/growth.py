@@ -4,8 +4,9 @@
 
 Generated images of 8 x 8 pixels and a chain of small layers, so that what is measured is what lit_ft and Lightning do
 beside the model. Each run has what the command line gives it: plan, report, TensorBoard, checkpoints. Times are of the
-processor, of one thread. The exponent p of size^p is by least squares over the logarithms of all sizes; as what is
-constant hides it, the last column has that of the two largest sizes.
+processor, of one thread; of several processes, times are the first's, and memory is that of the largest. The exponent p
+of size^p is by least squares over the logarithms of all sizes; what is constant hides it, so the last column has that
+of the two largest sizes.
 """
 
 from __future__ import annotations

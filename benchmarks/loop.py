@@ -169,7 +169,7 @@ class Plain(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what trains."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3, fused=True)
 
 
 class Screen(io.StringIO):

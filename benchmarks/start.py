@@ -20,6 +20,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 from peers.table import spread
 
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parent / "configs"
 BY_HAND = """
 import os
 import lightning, numpy, sklearn.model_selection, torch, torchvision
@@ -51,7 +53,7 @@ class EndAtFirstStep(Callback):
 def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
     """The arguments for Python of each, and the name of its limit."""
     command, hand = ["-m", "lit_ft"], "the quickstart's step by hand"
-    ends = ["--trainer.callbacks+", "benchmarks.start.EndAtFirstStep", "--trainer.default_root_dir", str(folder)]
+    ends = ["--trainer.callbacks+", "start.EndAtFirstStep", "--trainer.default_root_dir", str(folder)]
     photos = Path(os.environ.get("LIT_FT_DATA", "data"))
     weights = photos / "weights" / "torchvision_squeezenet1_1.pth"
     network = ["--model.backbone", "squeezenet1_1", "--model.weights", str(weights)]
@@ -65,10 +67,17 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
         "import lightning": (["-c", "import lightning"], None),
         "lit-ft finetune --help": ([*command, "finetune", "--help"], "import lightning"),
         hand: (["-c", BY_HAND], None),
-        "lit-ft fit, quickstart, first step": ([*fit, "configs/quickstart.yaml", *ends], hand),
+        "lit-ft fit, quickstart, first step": ([*fit, str(CONFIGS / "quickstart.yaml"), *ends], hand),
     }
     if weights.is_file():
-        args = [*fit, "configs/image_folder_gradual.yaml", "--data.root", str(photos / "flowers5"), *network, *ends]
+        args = [
+            *fit,
+            str(CONFIGS / "image_folder_gradual.yaml"),
+            "--data.root",
+            str(photos / "flowers5"),
+            *network,
+            *ends,
+        ]
         # What the feature cache does before the first step is the work of the epochs to come.
         found["lit-ft fit, SqueezeNet on photos, first step"] = ([*args, "--feature_cache", "null"], "import lightning")
     return found
@@ -76,7 +85,8 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
 
 def start(args: list[str]) -> tuple[float, float]:
     """Seconds until the process has ended, and seconds of CPU time that it took with its children."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # for `EndAtFirstStep`
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *args], env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

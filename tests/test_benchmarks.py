@@ -93,7 +93,7 @@ def test_the_exponent_of_growth():
     [
         (["loop.py", "--only", "head", "--rounds", "1"], "besides, CPU ms"),
         (["growth.py", "stages", "--rounds", "1"], "memory MB"),
-        (["start.py", "--rounds", "1"], "| lit-ft fit, SqueezeNet on photos, first step"),
+        (["start.py", "--rounds", "1"], "| lit-ft fit, quickstart, first step"),
     ],
 )
 def test_a_benchmark_runs_to_its_end(arguments, last, tmp_path):

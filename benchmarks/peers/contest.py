@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,8 @@ def turns(args: argparse.Namespace, kinds: Iterable[dict[str, Any]], contestants
 
 
 def known(model: str, contestant: str) -> Turn:
-    """What else a turn depends on: whether the weights are at hand, and for lit_ft its commit."""
-    weights = {"weights": "published" if given_weights(model).is_file() else "random"}
+    """What else a turn depends on: the kind of the weights, and for lit_ft its commit."""
+    weights = {"weights": kind_of_weights(model)}
     return weights if CONTESTANTS[contestant].environment else {**weights, "commit": commit()}
 
 
@@ -153,19 +153,29 @@ def take(asked: Turn) -> Turn:
         spawned=time.time(),
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LIT_FT_")}
-    environment |= {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(PLACE / "weights"), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment |= {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(weights.parents[2]), "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [str(interpreter), str(HERE / one.script), job.written(), *one.options, *asked.get("options", ())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, preexec_fn=on_few_cores(asked["workers"])
+    )
     told = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
     if done.returncode or not told:
         raise SystemExit(f"{label} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    turn: Turn = json.loads(told[-1])
+    turn: Turn = {**json.loads(told[-1]), "at": time.strftime("%Y-%m-%d %H:%M")}
     print(
         f"{label}: {turn['seconds']:.1f} s, {turn['peak_mb']:,.0f} MB, {turn['accuracies'][-1]:.1%}",
         file=sys.stderr,
         flush=True,
     )
     return turn
+
+
+def on_few_cores(workers: int) -> Callable[[], None] | None:
+    """Holds a contestant to a core, and one more a worker, where the system can: some would read photos on others."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))[: 1 + workers]
+    return lambda: os.sched_setaffinity(0, cores)
 
 
 @functools.cache
@@ -184,6 +194,11 @@ def python(environment: str | None) -> Path:
     return interpreter
 
 
+def kind_of_weights(model: str) -> str:
+    """Whether the published ones are at hand."""
+    return "published" if given_weights(model).is_file() else "random"
+
+
 def given_weights(model: str) -> Path:
     """Where a model's published weights would be."""
     return Path(os.environ.get("LIT_FT_DATA", "")) / "weights" / f"torchvision_{model}.pth"
@@ -193,7 +208,7 @@ def given_weights(model: str) -> Path:
 def weights_of(model: str) -> Path:
     """The file of a model's weights: those in LIT_FT_DATA, or random ones."""
     given = given_weights(model)
-    command = [sys.executable, str(HERE / "weights.py"), model, str(PLACE / "weights")]
+    command = [sys.executable, str(HERE / "weights.py"), model, str(PLACE / "weights" / kind_of_weights(model))]
     return Path(run([*command, str(given) if given.is_file() else ""]).strip())
 
 

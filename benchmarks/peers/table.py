@@ -13,8 +13,8 @@ Turn = dict[str, Any]
 FIRST = "lit_ft"
 
 COLUMNS = (
-    "seconds", "ratio to lit_ft", "CPU seconds", "ratio to lit_ft", "first epoch", "a later epoch", "its CPU seconds",
-    "start-up", "peak MB", "accuracy, %",
+    "seconds", "their ratio to lit_ft", "CPU seconds", "their ratio to lit_ft", "first epoch, s", "a later epoch, s",
+    "CPU seconds of a later epoch", "start-up, s", "peak MB", "accuracy, %",
 )  # fmt: skip
 HEAD = f"| | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 1)}|"
 
@@ -31,7 +31,8 @@ def tables(turns: Sequence[Turn]) -> str:
         chosen = [turn for turn in turns if ("commit" in turn) == mine]
         versions = {f"{name} {version}" for turn in chosen for name, version in turn["versions"].items()}
         versions |= {f"commit {turn['commit']}" for turn in chosen if mine}
-        parts.append(f"{who}: {', '.join(sorted(versions))}")
+        times = sorted(turn["at"] for turn in chosen if "at" in turn)  # as a ratio can be of turns of different days
+        parts.append(f"{who}: {', '.join(sorted(versions))}" + (f"; {times[0]} to {times[-1]}" if times else ""))
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,10 @@
-"""Keras 3 on TensorFlow, after its guide on transfer learning; of random weights, as Keras has its own."""
+"""Keras 3 on TensorFlow, after its guide on transfer learning; of random weights, so that its accuracy means nothing.
+
+Augmented photos are cut at a random place, but always of 224 of 256 pixels: a share of the area it has no layer for.
+"""
 
 import os
+from math import nan
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -49,7 +53,7 @@ class Epochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Validation is over."""
-        clock.epoch((logs or {})["val_accuracy"])
+        clock.epoch(nan)
 
 
 def fit(epochs: int, lr: float) -> None:

@@ -1,4 +1,4 @@
-"""A loop by hand, with nothing that it could do without: the limit for whoever passes every image every epoch."""
+"""A loop by hand, with nothing that it could do without, over torchvision's pipeline: every image every epoch."""
 
 import torch
 from job import BACKBONE_LR, LR, Clock, Job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,39 @@ from lit_ft.errors import UserError
 from lit_ft.freezing import Staged
 
 
-class StageOutput(NamedTuple):
-    """What the first stages gave for a batch, from which the rest can go on.
+class StageOutput:
+    """What the first stages gave for a batch, from which the rest can go on; callbacks can ask it what they ask images.
 
     Args:
         values: The output of the last of them, ``(B, ...)``, or where these are all stages, the features ``(B, D)``.
         depth: Their number.
     """
 
-    values: Tensor
-    depth: int
+    def __init__(self, values: Tensor, depth: int) -> None:
+        self.values = values
+        self.depth = depth
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.values)
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the values."""
+        return self.values.shape
+
+    def size(self, dim: int | None = None) -> Any:
+        """That of the values."""
+        return self.values.size(dim)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the values."""
+        return self.values.device
+
+    def to(self, *args: Any, **kwargs: Any) -> StageOutput:
+        """The same with its values moved; Lightning calls it for each batch."""
+        return StageOutput(self.values.to(*args, **kwargs), self.depth)
 
 
 class Backbone(Staged, nn.Module):
@@ -59,14 +82,14 @@ class Backbone(Staged, nn.Module):
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Normalised images ``(B, C, H, W)``, or what the first stages gave for them -> features ``(B, D)``."""
         if isinstance(images, StageOutput):
-            return self._rest(images)
+            return self._rest(images.values, images.depth)
         depth = self._num_without_gradient(images)
         if not depth:
-            return self._rest(StageOutput(images, 0))
+            return self._rest(images, 0)
         # What is compiled keeps nothing for the backward pass that it does not need, and knows no inference mode.
         with torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode():
             values = self.prefix(images, depth)
-        return self._rest(StageOutput(values.clone(), depth))  # a copy, as autograd saves nothing of inference mode
+        return self._rest(values.clone(), depth)  # a copy, as autograd saves nothing of inference mode
 
     def prefix(self, images: Tensor, depth: int) -> Tensor:
         """What the first stages give.
@@ -80,8 +103,7 @@ class Backbone(Staged, nn.Module):
         outputs: Tensor = self.pool(images) if depth == len(self.stages) else images
         return outputs
 
-    def _rest(self, output: StageOutput) -> Tensor:
-        values, depth = output
+    def _rest(self, values: Tensor, depth: int) -> Tensor:
         if depth == len(self.stages):
             return values
         for stage in list(self.stages.values())[depth:]:

@@ -274,8 +274,8 @@ def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, load
     if hooks := [hook for hook in _HOOKS if is_overridden(hook, module) or is_overridden(hook, data)]:
         return f"{hooks[0]} may change its batches"
     step = {"train": "training_step", "val": "validation_step"}[split]
-    if is_overridden(step, module, FineTuneModule):
-        return f"{type(module).__name__}.{step} may look at its images"
+    if own := [name for name in (step, "forward") if is_overridden(name, module, FineTuneModule)]:
+        return f"{type(module).__name__}.{own[0]} may look at its images"
     if cast(Any, trainer).reload_dataloaders_every_n_epochs:
         return "--trainer.reload_dataloaders_every_n_epochs may change its images"
     if split == "train" and module.mix.is_on:

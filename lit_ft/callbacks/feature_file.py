@@ -115,18 +115,19 @@ class FeatureFile:
         return None
 
     def _is_right(self) -> bool:
-        """Whether a few outputs, in other company than they were computed in, are what was kept, in all processes."""
+        """Whether a few outputs of each view, in other company than they were computed in, are what was kept."""
         rows = torch.tensor(self._share[:: max(1, len(self._share) // _CHECKED)][:_CHECKED], dtype=torch.long)
-        is_right = True
-        if len(rows):
-            view = self._layout.views - 1
-            again = self._part.of_rows(self._loader.source, rows, self._seed, view).float().cpu()
-            kept = self._layout.mapped(self._path)[view * self._layout.images + rows]
-            # Some roundings, as a share of the largest.
-            tolerance = max(1e-4, 4 * self._part.rounding, 4 * torch.finfo(self._layout.stored).eps)
-            difference = (again - self._layout.from_memory(kept).float()).abs().max()
-            is_right = bool(difference <= tolerance * again.abs().max())
-        return self._agreed(is_right)
+        views = self._layout.views
+        of_views = [(view, rows[view % max(1, len(rows)) :: views]) for view in range(views)]
+        return self._agreed(all(self._is_kept(some, view) for view, some in of_views if len(some)))
+
+    def _is_kept(self, rows: torch.Tensor, view: int) -> bool:
+        again = self._part.of_rows(self._loader.source, rows, self._seed, view).float().cpu()
+        kept = self._layout.mapped(self._path)[view * self._layout.images + rows]
+        # Some roundings, as a share of the largest.
+        tolerance = max(1e-4, 4 * self._part.rounding, 4 * torch.finfo(self._layout.stored).eps)
+        difference = (again - self._layout.from_memory(kept).float()).abs().max()
+        return bool(difference <= tolerance * again.abs().max())
 
     def _agreed(self, decision: bool) -> bool:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)

@@ -232,3 +232,11 @@ def test_gradient_reaches_images_through_frozen_stages(backbone):
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
     backbone(images).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+def test_stage_output_answers_as_a_batch_of_images_does():
+    output = StageOutput(torch.zeros(3, 5, 2, 2), 1).to(torch.float64)
+    assert (len(output), output.size(0), tuple(output.size()), output.shape[1:]) == (3, 3, (3, 5, 2, 2), (5, 2, 2))
+    assert output.values.dtype == torch.float64
+    assert output.depth == 1
+    assert output.device == torch.device("cpu")

@@ -101,6 +101,14 @@ class Looks(FineTuneModule):
         return super().training_step(batch, batch_idx)
 
 
+class Prepares(FineTuneModule):
+    """Prepares its images itself."""
+
+    def forward(self, images):
+        assert images.shape[1:] == (1, 28, 28)
+        return super().forward(images)
+
+
 class Keep(Callback):
     """Copies the files of the run as they are after some epoch."""
 
@@ -263,19 +271,36 @@ def test_run_that_is_interrupted_while_it_computes_leaves_no_file(tmp_path):
     assert kept(tmp_path) == []
 
 
-def test_damaged_file_is_written_again(tmp_path):
-    class Damage(Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            for path in (tmp_path / "features").iterdir():
-                path.write_bytes(bytes(path.stat().st_size))
-            raise RuntimeError("stopped")
+class Damage(Callback):
+    """Makes zeros of the first bytes of what is kept, in a share of each file, and stops the run."""
 
+    def __init__(self, folder, share):
+        self.folder, self.share = folder, share
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        for path in self.folder.iterdir():
+            content = path.read_bytes()
+            damaged = int(len(content) * self.share)
+            path.write_bytes(bytes(damaged) + content[damaged:])
+        raise RuntimeError("stopped")
+
+
+def test_damaged_file_is_written_again(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
-        fit(tmp_path, Damage())
+        fit(tmp_path, Damage(tmp_path / "features", 1))
     passes = Passes()
     _, again = fit(tmp_path, passes)
     assert sum(passes.images.values()) > NUM_TRAIN + NUM_VAL
     assert furthest(again, fit(tmp_path, cache=False)[1]) < 1e-5
+
+
+def test_damage_in_any_view_is_seen(tmp_path):
+    views = {"cache": FeatureCache(views=3), "epochs": 5, "unfreezing": PROBE}
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, Damage(tmp_path / "features", 1 / 3), data=FewDigits(augment="basic"), **views)
+    passes = Passes()
+    fit(tmp_path, passes, data=FewDigits(augment="basic"), **views)
+    assert sum(passes.images.values()) > 3 * NUM_TRAIN + NUM_VAL
 
 
 def test_other_weights_images_or_settings_are_not_taken_for_the_same(tmp_path, capsys):
@@ -477,6 +502,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             "Tensor",
             "; train from images, as Looks.training_step may look at its images",
         ),
+        ({"module": "prepares"}, {}, "Tensor", "from images, as Prepares.forward may look at its images"),
         ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
         (
             {"epochs": -1, "max_steps": 4},
@@ -501,6 +527,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "hooks of data",
         "hooks of module",
         "own step",
+        "own forward",
         "few steps",
         "few augmented steps",
         "seldom",
@@ -513,6 +540,7 @@ def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp
         "mix": lambda: small_module(mix={"mixup": 0.2}),
         "moved": lambda: Moved("mnist_cnn", weights="MNIST"),
         "looks": lambda: Looks("mnist_cnn", weights="MNIST"),
+        "prepares": lambda: Prepares("mnist_cnn", weights="MNIST"),
     }
     options = {**options, "module": made.get(options.get("module"))}
     passes = Passes()
