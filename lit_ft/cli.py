@@ -236,7 +236,8 @@ class FineTuneCLI(LightningCLI):
             with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
                 self._run_interruptibly(subcommand)
         except UserError:
-            remove_refused(self.trainer)
+            if self.trainer.global_step == 0:
+                remove_refused(self.trainer)
             raise
 
     def _run_interruptibly(self, subcommand: str) -> None:
