@@ -70,14 +70,8 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
         "lit-ft fit, quickstart, first step": ([*fit, str(CONFIGS / "quickstart.yaml"), *ends], hand),
     }
     if weights.is_file():
-        args = [
-            *fit,
-            str(CONFIGS / "image_folder_gradual.yaml"),
-            "--data.root",
-            str(photos / "flowers5"),
-            *network,
-            *ends,
-        ]
+        recipe, flowers = str(CONFIGS / "image_folder_gradual.yaml"), str(photos / "flowers5")
+        args = [*fit, recipe, "--data.root", flowers, *network, *ends]
         # What the feature cache does before the first step is the work of the epochs to come.
         found["lit-ft fit, SqueezeNet on photos, first step"] = ([*args, "--feature_cache", "null"], "import lightning")
     return found

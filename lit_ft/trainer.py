@@ -192,15 +192,16 @@ class SaveConfig(SaveConfigCallback):
 
 def remove_refused(trainer: Any) -> None:
     """Removes the folder of a run that was refused, if there is no more in it than what each run begins with."""
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        folder = Path(logger.log_dir) if isinstance(logger, TensorBoardLogger) else None
-        files = list(folder.iterdir()) if folder is not None and folder.is_dir() else []
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    for logger in loggers if trainer.is_global_zero else ():
+        folder = Path(logger.log_dir)
+        files = list(folder.glob("*"))
         others = [file for file in files if file.name not in ("config.yaml", "split.csv")]
         if others and all(f".{os.getpid()}." in file.name for file in others):  # TensorBoard's, of this process
             logger.experiment.close()
             for file in files:
                 file.unlink()
-            cast(Path, folder).rmdir()
+            folder.rmdir()
 
 
 def tell(trainer: Any, command: str) -> None:

@@ -61,7 +61,7 @@ class Contestant:
 CONTESTANTS = {
     "lit_ft": Contestant("with_lit_ft.py", None),
     "lit_ft, no cache": Contestant("with_lit_ft.py", None, options=("--feature_cache=null",)),
-    "the passes alone": Contestant("with_passes.py"),
+    "the passes alone": Contestant("with_passes.py", None),
     "by hand": Contestant("with_loop.py"),
     "by hand, features once": Contestant("with_features.py", once=True),
     "Lightning": Contestant("with_lightning.py"),
@@ -104,7 +104,7 @@ def turns(args: argparse.Namespace, kinds: Iterable[dict[str, Any]], contestants
 
 
 def known(model: str, contestant: str) -> Turn:
-    """What else a turn depends on: the kind of the weights, and for lit_ft its commit."""
+    """What else a turn depends on: the kind of the weights, and for who imports lit_ft its commit."""
     weights = {"weights": kind_of_weights(model)}
     return weights if CONTESTANTS[contestant].environment else {**weights, "commit": commit()}
 
@@ -207,9 +207,9 @@ def given_weights(model: str) -> Path:
 @functools.cache
 def weights_of(model: str) -> Path:
     """The file of a model's weights: those in LIT_FT_DATA, or random ones."""
-    given = given_weights(model)
-    command = [sys.executable, str(HERE / "weights.py"), model, str(PLACE / "weights" / kind_of_weights(model))]
-    return Path(run([*command, str(given) if given.is_file() else ""]).strip())
+    kind = kind_of_weights(model)
+    given = str(given_weights(model)) if kind == "published" else ""
+    return Path(run([sys.executable, str(HERE / "weights.py"), model, str(PLACE / "weights" / kind), given]).strip())
 
 
 def run(command: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ Images that are not augmented go through a frozen network once; others, and a ne
 network is in channels_last and in inference mode where nothing trains, and memory is kept as lit_ft keeps it.
 """
 
-import ctypes
 from math import nan
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import torch
 from job import BATCH_SIZE, LR, SIZE, Clock, Job
 from torchvision import models
 
+from lit_ft.trainer import keep_freed_memory
+
 job = Job.given()
 torch.set_num_threads(1)
-keep = getattr(ctypes.CDLL(None), "mallopt", None)
-if keep is not None:
-    keep(-4, 0)
-    keep(-1, -1)
+keep_freed_memory()
 clock = Clock(job)
 network = models.get_model(job.model, weights="DEFAULT").to(memory_format=torch.channels_last)
 images = torch.rand(BATCH_SIZE, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)

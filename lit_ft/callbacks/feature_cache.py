@@ -114,12 +114,12 @@ class FeatureCache(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, also in an epoch that is resumed in the middle."""
-        if self._is_on(trainer, pl_module) and trainer.enable_validation:
-            # Lightning waits for the first epoch that validates, but what is kept is decided for both splits at once.
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        self._stand_in(trainer, pl_module)
         if self._is_on(trainer, pl_module):
+            if trainer.enable_validation:
+                # Lightning waits for the first epoch that validates; what is kept is decided for both splits at once.
+                trainer.fit_loop.epoch_loop.val_loop.setup_data()
             self._tell_foreign(trainer, cast(FineTuneModule, pl_module))
+        self._stand_in(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, as the loaders may be new."""
