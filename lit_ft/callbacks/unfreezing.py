@@ -205,7 +205,7 @@ class GradualUnfreezing(Callback):
             _wrap_anew(trainer.strategy)
         follows = bool(self.gradients) or any(phase.plateau for phase in plan.phases)
         if index and follows and trainable != self._reduced:  # which no table could tell beforehand
-            say(f"From epoch {trainer.current_epoch + 1} on {', '.join(plan.phases[index].trainable)} train")
+            say(f"From epoch {trainer.current_epoch} on {', '.join(plan.phases[index].trainable)} train")
         self._reduced = trainable
 
     def _decide(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -398,7 +398,7 @@ def test_next_phase_begins_when_the_loss_has_stopped_to_fall(capsys):
     )
     assert recorder.moved() == [{"head"}] * 4 + [{"dense", "head"}] * 4 + [EVERYTHING] * 2
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("From")]
-    assert told == ["From epoch 5 on dense, head train", "From epoch 9 on conv, dense, head train"]
+    assert told == ["From epoch 4 on dense, head train", "From epoch 8 on conv, dense, head train"]
     # Two steps an epoch: the thaws at steps 8 and 16 warm up from their own first step, two of the run's 20 steps long.
     factor = trainer.lr_scheduler_configs[0].scheduler.factor
     for step, stage, rate in ((8, "dense", 0.8), (16, "conv", 0.8)):
