@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any, Literal, cast, get_args
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import shown
 from lit_ft.callbacks.feature_file import FeatureFile, remove_files
 from lit_ft.callbacks.frozen_part import FrozenPart
-from lit_ft.callbacks.plan_view import run_plan, run_starts, told_epochs
+from lit_ft.callbacks.plan_view import run_plan, run_starts
 from lit_ft.callbacks.progress import say
 from lit_ft.callbacks.refusals import epochs_of_steps, is_replicated
+from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.data.features import FeatureSource, Layout, told
 from lit_ft.data.kept import amount
 from lit_ft.data.loader import Loader, Readable
@@ -30,37 +32,10 @@ from lit_ft.plan import Phase
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 FOLDER = "features"
-FEWEST_VIEWS, MOST_VIEWS = 2, 10
+VIEWS = 2
+"""Versions of each augmented image: more gain little, and each costs as much as an epoch does without."""
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-
-
-def choose_views(asked: int | None, is_augmented: bool, phase: Phase) -> int:
-    """How many versions of each image are kept in a phase; 0 where each epoch had better compute its own.
-
-    Args:
-        asked: The number that the user wants of augmented images; ``None`` leaves it to this function.
-        is_augmented: Whether an image differs from epoch to epoch.
-        phase: Its length decides: each version costs as much as an epoch does without.
-
-    >>> from lit_ft.plan import PlateauConfig
-    >>> [choose_views(None, True, Phase(0, epochs, ("head",))) for epochs in (1, 2, 3, 10, 30, 100, None)]
-    [0, 0, 2, 2, 6, 10, 10]
-    >>> [choose_views(None, False, Phase(0, epochs, ("head",))) for epochs in (1, 2, None)]
-    [0, 1, 1]
-    >>> choose_views(None, True, Phase(0, 100, ("head",), PlateauConfig()))
-    2
-    """
-    epochs = math.inf if phase.num_epochs is None else phase.num_epochs
-    if not is_augmented:
-        views = 1
-    elif asked is not None:
-        views = asked
-    elif phase.plateau is not None:  # which can end it any time
-        views = FEWEST_VIEWS
-    else:
-        views = int(min(MOST_VIEWS, max(FEWEST_VIEWS, epochs / 5)))
-    return views if views < epochs else 0
 
 
 class FeatureCache(Callback):
@@ -76,8 +51,7 @@ class FeatureCache(Callback):
     not pay, as in a phase of one epoch, or where it would not hold, as where images are mixed.
 
     Args:
-        views: Number of versions of each training image, if these are augmented; null takes a fifth of the epochs of
-            the phase, at least 2 and at most 10. 0 turns all of this off.
+        views: Number of versions of each training image, if these are augmented. 0 turns all of this off.
         limit: What the files may take together at most, in GB. Fewer views are kept to fit, or none.
         dtype: What outputs are kept in. auto keeps them as they are computed, or as float16 where that does not fit.
 
@@ -85,8 +59,8 @@ class FeatureCache(Callback):
         UserError: If a number is out of range.
     """
 
-    def __init__(self, views: int | None = None, limit: float = 10.0, dtype: DType = "auto") -> None:
-        if views is not None and views < 0:
+    def __init__(self, views: int = VIEWS, limit: float = 10.0, dtype: DType = "auto") -> None:
+        if views < 0:
             raise UserError(f"--feature_cache.views: must be at least 0, got {views}")
         if limit <= 0:
             raise UserError(f"--feature_cache.limit: must be above 0 GB, got {limit}; to keep nothing, set views to 0")
@@ -109,12 +83,19 @@ class FeatureCache(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forgets what an earlier fit kept."""
         self._forget()
+        if stage == "fit" and not isinstance(pl_module, FineTuneModule):
+            raise UserError(f"FeatureCache: {type(pl_module).__name__} is no FineTuneModule; leave the callback out")
         if stage == "fit" and (folder := trainer.log_dir):  # asks all ranks
-            self._folder = Path(folder) / FOLDER
+            self._folder = Path(folder, FOLDER)
+            logger = trainer.logger
+            if logger is not None and not isinstance(logger, (TensorBoardLogger, CSVLogger)):
+                # Of a service: its runs share a folder, and each would remove what others keep.
+                run = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
+                self._folder = Path(folder, run, FOLDER)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, also in an epoch that is resumed in the middle."""
-        if self._is_on(trainer, pl_module):
+        if self._is_on(trainer):
             if trainer.enable_validation:
                 # Lightning waits for the first epoch that validates; what is kept is decided for both splits at once.
                 trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -141,13 +122,13 @@ class FeatureCache(Callback):
             remove_files(trainer, folder)
 
     def _stand_in(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        for split, loader in _loaders(trainer).items() if self._is_on(trainer, module) else ():
+        for split, loader in _loaders(trainer).items() if self._is_on(trainer) else ():
             # Asked at an epoch's first batch, when all callbacks have settled what is frozen in it.
             loader.stand_in = partial(self._in_place_of_images, trainer, cast(FineTuneModule, module), split)
 
-    def _is_on(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+    def _is_on(self, trainer: L.Trainer) -> bool:
         is_short = bool(cast(Any, trainer).fast_dev_run)
-        return self._folder is not None and self.views != 0 and not is_short and isinstance(module, FineTuneModule)
+        return self._folder is not None and self.views != 0 and not is_short
 
     def _in_place_of_images(self, trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> Readable:
         """What a split is read from in this epoch: outputs that were kept, or the images themselves."""
@@ -181,55 +162,70 @@ class FeatureCache(Callback):
         self._layouts, self._sources, self._changed = {}, {}, set()
         trainer.strategy.barrier("features")
         remove_files(trainer, cast(Path, self._folder), but=f"phase{index}-")
-        if not stages:
-            return
-        plan = run_plan(trainer, module)
-        phase = plan.phases[index]
+        phase = self._phase(trainer, module, index)
         loaders = _loaders(trainer)
+        if not stages:
+            if next(iter(module.stage_modules())) not in phase.trainable:
+                moves = dict.fromkeys(loaders, "frozen stages still move, as --unfreeze.frozen_norm stats lets them")
+                self._tell(stages, phase, moves)
+            return
         views, reasons = self._views(trainer, module, phase, loaders)
         if views:
             self._part = FrozenPart(trainer, module, len(stages))
             source = next(iter(loaders.values())).source
             example = self._part.of_rows(source, torch.arange(min(2, len(source))), seed=0)
             wanted = {split: Layout.of(example, len(loaders[split].source), n) for split, n in views.items()}
-            self._layouts = self._fitting(wanted)
+            choice = list(self._layouts_of(wanted))
+            self._layouts = next((layouts for layouts in choice if _total(layouts) <= self.limit * 1e9), {})
             if not self._layouts:
-                needs = f"{amount(_total(wanted))} would exceed --feature_cache.limit {self.limit:g} GB"
-                reasons |= dict.fromkeys(wanted, needs)
-        epochs = told_epochs(phase, after_plateau=any(earlier.plateau for earlier in plan.phases[:index]))
-        self._tell(stages, epochs, reasons)
+                least = amount(min(_total(layouts) for layouts in choice))
+                reasons |= dict.fromkeys(wanted, f"{least} would exceed --feature_cache.limit {self.limit:g} GB")
+        self._tell(stages, phase, reasons)
+
+    @staticmethod
+    def _phase(trainer: L.Trainer, module: FineTuneModule, index: int) -> Phase:
+        """A phase that has begun, with the epochs that it has, as far as is known, in this run."""
+        plan, end = run_plan(trainer, module), run_epochs(trainer)
+        phase, start = plan.phases[index], run_starts(trainer, module, trainer.current_epoch)[index]
+        ends = [phase.latest_end, end] if index == len(plan.phases) - 1 else [phase.latest_end]
+        most = [epochs_of_steps(trainer) - start, *(end - start for end in ends if end is not None)]
+        if phase.num_epochs is not None and index < len(plan.phases) - 1:
+            most.append(phase.num_epochs)
+        return replace(phase, first_epoch=start, num_epochs=None if math.isinf(min(most)) else int(min(most)))
 
     def _views(
         self, trainer: L.Trainer, module: FineTuneModule, phase: Phase, loaders: Mapping[str, Loader]
     ) -> tuple[dict[str, int], dict[str, str]]:
         """How many versions are kept of the images of each split, or why none is."""
-        num_epochs = min(phase.num_epochs or math.inf, epochs_of_steps(trainer) - phase.first_epoch)
-        seen = replace(phase, num_epochs=None if math.isinf(num_epochs) else int(num_epochs))
-        vain = f"{self.views or FEWEST_VIEWS} views would not pay in {num_epochs} epochs"
-        vain = "the phase has one epoch" if num_epochs <= 1 else vain
+        start, every = phase.first_epoch, trainer.check_val_every_n_epoch or 1
+        epochs = passes = math.inf
+        if phase.num_epochs is not None:
+            epochs, passes = phase.num_epochs, (start + phase.num_epochs) // every - start // every
         views, reasons = {}, {}
         for split, loader in loaders.items():
+            number = self.views if loader.source.is_augmented else 1
             if reason := _reason_against(trainer, module, split, loader):
                 reasons[split] = reason
-            elif number := choose_views(self.views, loader.source.is_augmented, seen):
-                views[split] = number
+            elif epochs == 1:
+                reasons[split] = "the phase has one epoch"
+            elif split == "val" and passes <= 1:
+                reasons[split] = f"the phase has {'one validation' if passes else 'no validation'}"
+            elif number >= epochs:  # each costs as much as an epoch does without
+                reasons[split] = f"{number} views would not pay in {epochs:g} epochs"
             else:
-                reasons[split] = vain
+                views[split] = number
         return views, reasons
 
-    def _fitting(self, wanted: Mapping[str, Layout]) -> dict[str, Layout]:
-        """What is wanted, in the type that was asked for, and with as many views as fit; nothing if none do."""
+    def _layouts_of(self, wanted: Mapping[str, Layout]) -> Iterator[dict[str, Layout]]:
+        """What is wanted, in the types that may be taken, then with ever fewer views of augmented images."""
         types = [None, torch.float16] if self.dtype == "auto" else [getattr(torch, self.dtype)]
         most = max(layout.views for layout in wanted.values())
-        for views in range(most, min(most, FEWEST_VIEWS) - 1, -1):
+        for views in range(most, min(most, VIEWS) - 1, -1):
             for stored in types:
-                layouts = {
+                yield {
                     split: replace(layout, views=min(layout.views, views), stored=stored or layout.computed)
                     for split, layout in wanted.items()
                 }
-                if _total(layouts) <= self.limit * 1e9:
-                    return layouts
-        return {}
 
     def _tell_foreign(self, trainer: L.Trainer, module: FineTuneModule) -> None:
         """Tells which loaders nothing can stand in for, if any stage is ever frozen."""
@@ -238,8 +234,7 @@ class FeatureCache(Callback):
         if foreign and any(first not in phase.trainable for phase in run_plan(trainer, module).phases):
             say(f"Features  {' and '.join(foreign)} from images, as what loads them is of no data module of lit_ft")
 
-    def _tell(self, stages: Sequence[str], epochs: str, reasons: Mapping[str, str]) -> None:
-        frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
+    def _tell(self, stages: Sequence[str], phase: Phase, reasons: Mapping[str, str]) -> None:
         once = [
             f"{split} ({layout.images:,} images{f' in {layout.views} views' if layout.views > 1 else ''})"
             for split, layout in self._layouts.items()
@@ -248,11 +243,15 @@ class FeatureCache(Callback):
         if once:
             types = ", ".join({told(layout.stored) for layout in self._layouts.values()})
             where = f"{amount(_total(self._layouts))} as {types} in {shown(cast(Path, self._folder))}"
+            frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
             parts.append(f"{frozen} computed once for {' and '.join(once)}, {where}")
         for reason in dict.fromkeys(reasons.values()):
             splits = [split for split, own in reasons.items() if own == reason]
             parts.append(f"{' and '.join(splits)} from images, as {reason}")
-        say(f"Features  epoch{'' if epochs.isdigit() else 's'} {epochs}: {'; '.join(parts)}")
+        start, number = phase.first_epoch, phase.num_epochs
+        last = "…" if phase.plateau or number is None else start + number - 1
+        epochs = f"epoch {start}" if number == 1 else f"epochs {start}-{last}"
+        say(f"Features  {epochs}{', to a plateau' if phase.plateau else ''}: {'; '.join(parts)}")
 
 
 def _given(trainer: L.Trainer) -> dict[str, Any]:

@@ -109,6 +109,8 @@ class FeatureFile:
     def _finish(self, unfinished: Path) -> str | None:
         if self._trainer.local_rank == 0:
             try:
+                with unfinished.open("rb+") as file:
+                    os.fsync(file.fileno())  # else a power cut could leave the name, and zeros
                 unfinished.replace(self._path)
             except OSError as error:
                 return f"{self._path} cannot be written ({error.strerror})"
@@ -116,7 +118,8 @@ class FeatureFile:
 
     def _is_right(self) -> bool:
         """Whether a few outputs of each view, in other company than they were computed in, are what was kept."""
-        rows = torch.tensor(self._share[:: max(1, len(self._share) // _CHECKED)][:_CHECKED], dtype=torch.long)
+        count = min(_CHECKED, len(self._share))
+        rows = torch.linspace(self._share.start, self._share.stop - 1, count).round().long()  # with first and last
         views = self._layout.views
         of_views = [(view, rows[view % max(1, len(rows)) :: views]) for view in range(views)]
         return self._agreed(all(self._is_kept(some, view) for view, some in of_views if len(some)))

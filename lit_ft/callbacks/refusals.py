@@ -108,9 +108,9 @@ def refuse_missing_in_optimizers(
         for name, parameter in module.named_parameters():
             if id(parameter) in trained - optimized:
                 raise UserError(
-                    f"{type(module).__name__}.configure_optimizers: {name} shall train from epoch "
-                    f"{phase.first_epoch + 1} on, but no optimizer has it; give the optimizer all parameters, as those "
-                    "without a gradient are left alone"
+                    f"{type(module).__name__}.configure_optimizers: {name} shall train from epoch {phase.first_epoch} "
+                    "on, but no optimizer has it; give the optimizer all parameters, as those without a gradient are "
+                    "left alone"
                 )
 
 

@@ -101,8 +101,8 @@ def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name
 
 
 def is_random(transform: v2.Compose) -> bool:
-    """Whether a transform makes of an image something else each time: all that do begin with a random crop."""
-    return isinstance(transform.transforms[0], v2.RandomResizedCrop)
+    """Whether a transform may make of an image something else each time."""
+    return not all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in transform.transforms)
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
@@ -141,7 +141,7 @@ class PhotoSource:
 
     @property
     def is_augmented(self) -> bool:
-        """Whether random crops are taken."""
+        """Whether an image is read otherwise each time."""
         return is_random(self._transform)
 
     def identity(self) -> str:

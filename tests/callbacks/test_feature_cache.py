@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
 from torch.utils.data import DataLoader
@@ -254,6 +254,34 @@ def test_interrupted_run_finds_what_it_kept(tmp_path):
     assert kept(tmp_path) == []
 
 
+class Service(Logger):
+    """A logger whose runs share a folder."""
+
+    name, version, save_dir = "service", None, None
+
+    def __init__(self, folder, version):
+        super().__init__()
+        self.save_dir, self.version = folder, version
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def test_runs_of_a_service_keep_apart(tmp_path):
+    folders = []
+
+    class Note(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            folders.extend(path.relative_to(tmp_path) for path in tmp_path.rglob("features"))
+
+    for version in ("a", "b"):
+        fit(tmp_path, Note(), logger=Service(str(tmp_path), version), epochs=2)
+    assert {str(folder.parent) for folder in folders} == {"service-a", "service-b"}
+
+
 def test_run_that_is_interrupted_while_it_computes_leaves_no_file(tmp_path):
     class Stop(Callback):
         def setup(self, trainer, pl_module, stage):
@@ -272,7 +300,7 @@ def test_run_that_is_interrupted_while_it_computes_leaves_no_file(tmp_path):
 
 
 class Damage(Callback):
-    """Makes zeros of the first bytes of what is kept, in a share of each file, and stops the run."""
+    """Makes zeros of the first bytes of each file, or the last where the share is negative, and stops the run."""
 
     def __init__(self, folder, share):
         self.folder, self.share = folder, share
@@ -280,14 +308,16 @@ class Damage(Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         for path in self.folder.iterdir():
             content = path.read_bytes()
-            damaged = int(len(content) * self.share)
-            path.write_bytes(bytes(damaged) + content[damaged:])
+            damaged = int(len(content) * abs(self.share))
+            zeros = bytes(damaged)
+            path.write_bytes(zeros + content[damaged:] if self.share > 0 else content[:-damaged] + zeros)
         raise RuntimeError("stopped")
 
 
-def test_damaged_file_is_written_again(tmp_path):
+@pytest.mark.parametrize("share", [1, -1 / 20], ids=["all", "the last of the images"])
+def test_damaged_file_is_written_again(share, tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
-        fit(tmp_path, Damage(tmp_path / "features", 1))
+        fit(tmp_path, Damage(tmp_path / "features", share))
     passes = Passes()
     _, again = fit(tmp_path, passes)
     assert sum(passes.images.values()) > NUM_TRAIN + NUM_VAL
@@ -408,7 +438,7 @@ def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
     [
         (1.0, "29.2 kB as float32 in"),
         (20e-6, "14.6 kB as float16 in"),
-        (10e-6, "train and val from images, as 29.2 kB would exceed --feature_cache.limit 1e-05 GB"),
+        (10e-6, "train and val from images, as 14.6 kB would exceed --feature_cache.limit 1e-05 GB"),
     ],
 )
 def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
@@ -511,7 +541,26 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             "train from images, as 2 views would not pay in 2 epochs",
         ),
         # Both splits are known from the beginning, where not each epoch validates, too.
-        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
+        (
+            {"check_val_every_n_epoch": 2, "epochs": 5},
+            {},
+            "StageOutput",
+            "computed once for train (20 images) and val (37 images)",
+        ),
+        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "; val from images, as the phase has one validation"),
+        ({"check_val_every_n_epoch": 5}, {}, "StageOutput", "; val from images, as the phase has no validation"),
+        (
+            {"module": "norms", "unfreezing": {**PROBE, "frozen_norm": "stats"}},
+            {},
+            "Tensor",
+            "epochs 0-2: train and val from images, as frozen stages still move, as --unfreeze.frozen_norm stats lets",
+        ),
+        (
+            {"unfreezing": {"strategy": "plateau", "plateau": {"patience": 1}}, "epochs": 9},
+            {},
+            "StageOutput",
+            "epochs 0-…, to a plateau: conv to dense computed once for train (20 images) and val (37 images)",
+        ),
         ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
         ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
     ],
@@ -531,6 +580,10 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "few steps",
         "few augmented steps",
         "seldom",
+        "once",
+        "never",
+        "moving norms",
+        "plateau",
         "augmented",
         "plain",
     ],
@@ -541,13 +594,31 @@ def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp
         "moved": lambda: Moved("mnist_cnn", weights="MNIST"),
         "looks": lambda: Looks("mnist_cnn", weights="MNIST"),
         "prepares": lambda: Prepares("mnist_cnn", weights="MNIST"),
+        "norms": lambda: small_resnet(classes=10),
     }
     options = {**options, "module": made.get(options.get("module"))}
     passes = Passes()
     fit(tmp_path, passes, **{"data": FewDigits(**data), **options})
-    assert set(passes.kinds) == {kinds}
+    assert passes.kinds[0] == kinds
     out = capsys.readouterr().out
     assert told in out if told else "Features" not in out
+
+
+def test_last_phase_after_a_plateau_is_told_by_its_own_epochs(tmp_path, capsys):
+    phases = [
+        {"train": ["head"], "epochs": 5, "plateau": {"patience": 1, "baseline": 0.0}},
+        {"train": ["dense", "head"]},
+    ]
+    fit(tmp_path, unfreezing={"strategy": "phases", "phases": phases}, epochs=4)
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("Features")]
+    assert told == ["Features  epochs 0-…, to a plateau", "Features  epochs 1-3"]
+
+
+def test_module_without_stages_to_keep_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^FeatureCache: LightningModule is no FineTuneModule; leave the callback out$"
+    ):
+        FeatureCache().setup(small_trainer(1, default_root_dir=tmp_path), L.LightningModule(), "fit")
 
 
 def test_norms_that_follow_the_batches_are_no_fixed_prefix():

@@ -530,7 +530,7 @@ class HeadAlone(Plain):
 
 
 def test_thaw_of_what_no_optimizer_has_is_refused():
-    with pytest.raises(UserError, match=r"^HeadAlone.configure_optimizers: first.weight shall train from epoch 2 on"):
+    with pytest.raises(UserError, match=r"^HeadAlone.configure_optimizers: first.weight shall train from epoch 1 on"):
         small_trainer(3, GradualUnfreezing("lp_ft")).fit(HeadAlone(), datamodule=FewDigits())
     small_trainer(1, GradualUnfreezing("linear_probe")).fit(HeadAlone(), datamodule=FewDigits())
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.decode import decode
@@ -120,6 +121,9 @@ def test_identity_tells_files_caches_and_transforms_apart(split):
         source = PhotoSource(split, transform, cache=made and SimpleNamespace(made=made))
         assert source.is_augmented == (augment != "none")
         return source.identity()
+
+    mirrored = v2.Compose([*spec.geometry().transforms, v2.RandomHorizontalFlip()])
+    assert PhotoSource(split, mirrored).is_augmented
 
     others = [{"augment": "basic"}, {"augment": "trivial"}, {"augment": "basic", "size": 12}, {"made": "1"}]
     found = {identity(), *(identity(**other) for other in others)}
