@@ -21,7 +21,6 @@ def turn(contestant, number, seconds, accuracy=0.5, **asked):
         "seconds": seconds,
         "cpu_seconds": seconds / 2,
         "ends": [seconds / 2, 3 * seconds / 4, seconds],
-        "cpu_ends": [1.0, 2.0, 3.0],
         "accuracies": [0.0, accuracy, accuracy],
         "startup": 1.0,
         "peak_mb": 100.0,
@@ -51,6 +50,38 @@ def test_turns_that_a_file_has_are_not_taken_again(tmp_path, monkeypatch):
     assert taken == [asked[0], asked[2], asked[3]]
     assert len(contest.hold(tmp_path / "r.jsonl", asked)) == 4
     assert len(taken) == 3
+
+
+def test_another_contestant_begins_each_round():
+    from peers.contest import beginning_with
+
+    assert [beginning_with(number, ["a", "b", "c"]) for number in (0, 1, 5)] == [list("abc"), list("bca"), list("cab")]
+
+
+def test_turns_of_other_code_are_not_taken_for_those_of_this(tmp_path, monkeypatch):
+    from peers import contest
+
+    def git(*arguments):
+        person = ("-c", "user.name=x", "-c", "user.email=x@localhost")
+        subprocess.run(["git", "-C", str(tmp_path), *person, *arguments], check=True, capture_output=True)
+
+    def found():
+        contest.commit.cache_clear()
+        return contest.commit()
+
+    monkeypatch.setattr(contest, "HERE", tmp_path)
+    (tmp_path / "with_peer.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    seen = [found()]
+    for text in ("2", "3"):
+        (tmp_path / "with_peer.py").write_text(text)
+        seen.append(found())
+    git("commit", "-a", "-m", "second")
+    assert len({*seen, found()}) == 4
+    assert [len(name) for name in seen] == [len(seen[0]), len(seen[0]) + 8, len(seen[0]) + 8]
+    contest.commit.cache_clear()
 
 
 def test_seconds_to_a_goal_are_of_the_first_epoch_that_reaches_it_and_only_of_rounds_that_do():

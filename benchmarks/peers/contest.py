@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -93,26 +94,29 @@ def turns(args: argparse.Namespace, kinds: Iterable[dict[str, Any]], contestants
             the script.
         contestants: Who does it, if they can.
     """
-    every = itertools.product(range(args.rounds), args.models, kinds, contestants)
-    options = {"photos": args.photos, "workers": args.workers}
+    every = itertools.product(range(args.rounds), args.models, kinds)
+    options = {"photos": args.photos, "workers": args.workers, "commit": commit()}
     return [
-        {"round": number, "model": model, **known(model, name), **kind, "contestant": name, **options}
-        for number, model, kind, name in every
+        {"round": number, "model": model, "weights": kind_of_weights(model), **kind, "contestant": name, **options}
+        for number, model, kind in every
+        for name in beginning_with(number, list(contestants))
         if model in CONTESTANTS[name].models
         and not (CONTESTANTS[name].once and (kind["augment"] or kind["full_epochs"]))
     ]
 
 
-def known(model: str, contestant: str) -> Turn:
-    """What else a turn depends on: the kind of the weights, and for who imports lit_ft its commit."""
-    weights = {"weights": kind_of_weights(model)}
-    return weights if CONTESTANTS[contestant].environment else {**weights, "commit": commit()}
+def beginning_with(number: int, names: list[str]) -> list[str]:
+    """All of them in turn, another one first in each round, as who follows whom may matter."""
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
 @functools.cache
 def commit() -> str:
-    """That of this checkout, and whether it was changed since."""
-    return run(["git", "-C", str(HERE), "describe", "--always", "--dirty"]).strip()
+    """That of this checkout, and a hash of what was changed since, in lit_ft, versions of peers, or scripts."""
+    name = run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]).strip()
+    changes = run(["git", "-C", str(HERE), "diff", "HEAD"])
+    return f"{name}+{hashlib.sha256(changes.encode()).hexdigest()[:7]}" if changes else name
 
 
 def hold(results: Path, wanted: Iterable[Turn]) -> list[Turn]:

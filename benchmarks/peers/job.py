@@ -75,7 +75,6 @@ class Clock:
     def __init__(self, job: Job) -> None:
         self._spawned = job.spawned
         self._ends: list[float] = []
-        self._cpu_ends: list[float] = []
         self._accuracies: list[float] = []
 
     def start(self) -> None:
@@ -87,7 +86,6 @@ class Clock:
     def epoch(self, accuracy: float) -> None:
         """An epoch has been trained and validated."""
         self._ends.append(time.perf_counter() - self._start)
-        self._cpu_ends.append(_cpu() - self._cpu)
         self._accuracies.append(accuracy)
 
     def tell(self, *packages: str) -> None:
@@ -102,7 +100,6 @@ class Clock:
             "seconds": seconds,
             "cpu_seconds": cpu,
             "ends": self._ends,
-            "cpu_ends": self._cpu_ends,
             "accuracies": self._accuracies,
             "startup": self._startup,
             "peak_mb": peak / (1024 if os.uname().sysname == "Linux" else 1024**2),

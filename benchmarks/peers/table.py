@@ -13,8 +13,8 @@ Turn = dict[str, Any]
 FIRST = "lit_ft"
 
 COLUMNS = (
-    "seconds", "their ratio to lit_ft", "CPU seconds", "their ratio to lit_ft", "first epoch, s", "a later epoch, s",
-    "CPU seconds of a later epoch", "start-up, s", "peak MB", "accuracy, %",
+    "seconds", "by lit_ft's", "CPU seconds", "by lit_ft's", "first epoch, s", "a later epoch, s", "start-up, s",
+    "peak MB", "accuracy, %",
 )  # fmt: skip
 HEAD = f"| | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 1)}|"
 
@@ -27,12 +27,9 @@ def tables(turns: Sequence[Turn]) -> str:
         names = list(dict.fromkeys(turn["contestant"] for turn in found))
         rows = [row(name, found) for name in names]
         parts.append("\n".join([f"{title(found)}\n\n{HEAD}", *rows]))
-    for who, mine in (("lit_ft", True), ("Peers", False)):
-        chosen = [turn for turn in turns if ("commit" in turn) == mine]
-        versions = {f"{name} {version}" for turn in chosen for name, version in turn["versions"].items()}
-        versions |= {f"commit {turn['commit']}" for turn in chosen if mine}
-        times = sorted(turn["at"] for turn in chosen if "at" in turn)  # as a ratio can be of turns of different days
-        parts.append(f"{who}: {', '.join(sorted(versions))}" + (f"; {times[0]} to {times[-1]}" if times else ""))
+    versions = {f"{name} {version}" for turn in turns for name, version in turn["versions"].items()}
+    times = sorted(turn["at"] for turn in turns)
+    parts.append(f"Commit {turns[0]['commit']}, {times[0]} to {times[-1]}; {', '.join(sorted(versions))}")
     return "\n\n".join(parts)
 
 
@@ -58,19 +55,13 @@ def row(name: str, turns: Sequence[Turn]) -> str:
         cells.append(spread(ratios, ".2f"))
     cells += [
         spread([turn["ends"][0] for turn in mine], ".2f"),
-        spread(later("ends", mine), ".3f"),
-        spread(later("cpu_ends", mine), ".3f"),
+        spread([b - a for turn in mine for a, b in pairwise(turn["ends"])], ".3f"),
         spread([turn["startup"] for turn in mine], ".1f"),
         spread([turn["peak_mb"] for turn in mine], ",.0f"),
         # Of a network that starts at random it means nothing, and the passes alone have none.
         spread([100 * last for last in lasts if isfinite(last)], ".1f"),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def later(unit: str, turns: Iterable[Turn]) -> list[float]:
-    """What each epoch but the first took, by some clock."""
-    return [b - a for turn in turns for a, b in pairwise(turn[unit])]
 
 
 def spread(values: Iterable[float], form: str) -> str:
