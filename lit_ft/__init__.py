@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lit_ft.penalty import PenaltyConfig
     from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
     from lit_ft.strategies import make_plan
+    from lit_ft.trainer import Trainer
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -50,6 +51,7 @@ __all__ = [
     "RunReport",
     "Staged",
     "StreamDataModule",
+    "Trainer",
     "UserError",
     "build_backbone",
     "make_plan",
@@ -74,6 +76,7 @@ _HOMES = {
     "lit_ft.penalty": ["PenaltyConfig"],
     "lit_ft.plan": ["PhaseConfig", "Plan", "PlateauConfig"],
     "lit_ft.strategies": ["make_plan"],
+    "lit_ft.trainer": ["Trainer"],
 }
 
 

@@ -296,7 +296,7 @@ def run() -> int:
     warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {message}\n"
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    quiet = {"exit_on_error": False}
+    quiet = {"exit_on_error": False, "allow_abbrev": False}
     told = {command: {**quiet, "description": COMMANDS[command]} for command in FineTuneCLI.subcommands()}
     try:
         return FineTuneCLI(

@@ -68,9 +68,11 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         types = re.findall(r"Expected a <class '(\w+)'>", message[: found.start()].rpartition("Errors:")[2])
         wanted = [*(_WORDS[name] for name in types if name in _WORDS), *["null"] * ("NoneType" in types)]
         hint = f"; nearest: {', '.join(close)}" if close else f"; give {' or '.join(wanted)}" if wanted else ""
+        if wanted == ["null"] and not close:
+            hint = f"; {_no_class(key)}"
         return UserError(f"{option}{found[1]} does not fit{hint}")
     if key and (found := re.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)", message)):
-        return UserError(f"{option}{found[1]} does not fit; give null, or options such as --{key}.help lists")
+        return UserError(f"{option}{found[1]} does not fit; {_no_class(key)}")
     if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
         given = Path(found[1])
         close = nearest(given.stem, [path.stem for path in given.parent.glob("*.yaml")], most=1)
@@ -82,6 +84,11 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
     text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
     text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
     return UserError(f"{option}{text.rstrip('.')}")
+
+
+def _no_class(key: str) -> str:
+    """What to give for an option that takes a class and its options, or nothing."""
+    return f"give null, or an option that --{key}.help lists, as --{key}.NAME VALUE"
 
 
 def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -> UserError:

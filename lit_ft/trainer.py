@@ -22,6 +22,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import shown
+from lit_ft.callbacks.refusals import refuse_options
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
@@ -64,9 +65,13 @@ class Trainer(L.Trainer):
     Args:
         *args: As of Lightning's trainer.
         **kwargs: Likewise. A plugin for checkpoints replaces `AtomicCheckpointIO`.
+
+    Raises:
+        UserError: If an option is out of range, or of no strategy or GPU that there is.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_options(kwargs)
         super().__init__(*args, **kwargs)
         if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":
             torch.set_float32_matmul_precision("high")  # matrices in TF32, as cuDNN has its convolutions anyway

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_ft.cli import FineTuneCLI
@@ -202,7 +203,12 @@ MISTAKES = {
         "--optimizer.weight_decay",
         "1",
     ): "--optimizer.weight_decay: name the optimizer first, such as --optimizer A",
-    ("fit", "--trainer.strategy", "foo"): "foo",
+    ("fit", "--trainer.strategy", "dpp"): "--trainer.strategy: unknown strategy 'dpp'; nearest: ddp",
+    ("fit", "--trainer.devices", "0"): "--trainer.devices: 0 leaves nothing to train",
+    ("fit", "--trainer.limit_train_batches", "0"): "--trainer.limit_train_batches: 0 leaves nothing to train",
+    ("fit", "--trainer.accumulate_grad_batches", "0"): "--trainer.accumulate_grad_batches: must be at least 1, got 0",
+    ("fit", "--trainer.gradient_clip_val", "-1"): "--trainer.gradient_clip_val: must be at least 0, got -1",
+    ("fit", "--trainer.max_epoch", "3"): "--trainer.max_epoch: there is no such option; nearest: --trainer.max_epochs",
     ("fit", "--trainer.precision", "foo"): "--trainer.precision: ",
     ("fit", "--model.task", "regression"): "--model.task: regression, but the targets of DigitsDataModule are for",
     ("fit", "--checkpoint.monitor", "val/acd"): "--checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc",
@@ -221,6 +227,12 @@ MISTAKES = {
 def test_mistake_ends_in_one_line(refused, args):
     assert MISTAKES[args] in refused(*args)
     assert not list(Path().glob("logs/*/*"))
+
+
+def test_gpu_that_is_not_there_is_refused(refused, monkeypatch):
+    for accelerator in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(accelerator, "is_available", lambda: False)
+    assert "--trainer.accelerator: torch finds no GPU here; give cpu" in refused("fit", "--trainer.accelerator", "gpu")
 
 
 def test_help_lists_the_commands_that_there_are(run, lit_ft, capsys, monkeypatch):

@@ -64,7 +64,8 @@ def told(*arguments):
         (["--model.lr=abc"], "--model.lr: Expected a float. got abc"),
         (["--model.head.dropout=x"], "--model.head.dropout: Expected a float. got x"),
         (["--trainer.max_epochs=few"], "--trainer.max_epochs: few does not fit; give a whole number or null"),
-        (["--feature_cache=off"], "--feature_cache: False does not fit; give null, or options"),
+        (["--feature_cache=off"], "--feature_cache: False does not fit; give null, or an option that"),
+        (["--feature_cache=4"], "--feature_cache: 4 does not fit; give null, or an option that --feature_cache.help"),
         (["--config=nowhere.yaml"], "--config: File does not exist: "),
     ],
 )

@@ -145,6 +145,7 @@ def test_public_names():
         "RunReport",
         "Staged",
         "StreamDataModule",
+        "Trainer",
         "UserError",
         "build_backbone",
         "make_plan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -15,17 +16,34 @@ REFRESH_SECONDS = 0.5
 
 
 class _Shows(ProgressBar):
-    """What a bar and lines show."""
+    """What a bar and lines show: the training loss, as the mean of the epoch so far, and the metrics."""
 
     fetches = ("train/loss",)
     """Metrics that are read when something is drawn, so that Lightning need not fetch them at each step."""
 
+    _losses: Any = 0.0
+    _steps = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins a new mean."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self._losses, self._steps = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds a step to it, where the loss is, so that nothing is fetched."""
+        if isinstance(outputs, Mapping) and "loss" in outputs:
+            self._losses, self._steps = self._losses + outputs["loss"], self._steps + 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The metrics, without the number of the run, which the last screen tells."""
-        logged = trainer.callback_metrics
-        fetched = {name: float(logged[name]) for name in self.fetches if name in logged}
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {**fetched, **{name: value for name, value in metrics.items() if name != "v_num"}}
+        # Lightning has divided each by the number of batches that a step takes together.
+        mean = float(self._losses) / max(1, self._steps) * trainer.accumulate_grad_batches
+        shown = {"train/loss": mean} if self._steps else {}
+        return {**shown, **{name: value for name, value in metrics.items() if name != "v_num"}}
 
 
 class Bar(_Shows, TQDMProgressBar):
@@ -66,12 +84,14 @@ class Lines(_Shows):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
+        super().on_train_epoch_start(trainer, pl_module)
         self._began = self._spoke = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Speaks up once a minute."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if time.monotonic() - self._spoke > 60:
             self._spoke = time.monotonic()
             self._say(trainer, pl_module, f"batch {batch_idx + 1}/{trainer.num_training_batches}")

@@ -1,4 +1,4 @@
-"""Decides which runs cannot carry out a plan, and says so before anything is trained."""
+"""Decides which runs cannot be, or cannot carry out a plan, and says so before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,16 +7,41 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import Plan
+
+LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+
+
+def refuse_options(given: Mapping[str, Any]) -> None:
+    """Refuses options of the trainer that Lightning takes, to fail later, or does not explain.
+
+    Args:
+        given: The options by name.
+
+    Raises:
+        UserError: If one is out of range, or of no strategy or GPU that there is.
+    """
+    for option, least in LEAST.items():
+        if (value := given.get(option)) is not None and value < least:
+            raise UserError(f"--trainer.{option}: must be at least {least}, got {value}")
+    for option in ("limit_train_batches", "devices"):
+        if given.get(option) in (0, "0"):
+            raise UserError(f"--trainer.{option}: 0 leaves nothing to train; give more, or leave it out")
+    strategy, strategies = given.get("strategy"), ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in strategies:
+        raise unknown("strategy", strategy, strategies, "--trainer.strategy")
+    if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise UserError("--trainer.accelerator: torch finds no GPU here; give cpu or auto")
 
 
 def is_replicated(strategy: Any) -> bool:

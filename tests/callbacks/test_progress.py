@@ -69,11 +69,21 @@ def test_steps_fetch_nothing_but_for_lightnings_bar(monkeypatch, bar, of_each_st
     assert of_each_step or fetches.fetched == 0
 
 
-def test_lines_tell_the_loss_of_the_last_step_and_the_metrics(capsys):
-    trainer = small_trainer(2, Lines(), enable_progress_bar=True, limit_val_batches=1)
-    trainer.fit(small_module(), datamodule=FewDigits())
+@pytest.mark.parametrize("together", [1, 2])
+def test_lines_tell_the_mean_loss_of_the_epoch_and_the_metrics(together, capsys):
+    losses = []
+
+    class Note(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    options = {"limit_val_batches": 1, "accumulate_grad_batches": together}
+    trainer = small_trainer(2, Lines(), Note(), enable_progress_bar=True, **options)
+    trainer.fit(small_module(), datamodule=FewDigits(batch_size=5))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.split()[:3] for line in lines] == [["epoch", "0/1", "done"], ["epoch", "1/1", "done"]]
     told = [part.split() for part in lines[1].split("done  ")[1].split("  ")]
     assert [name for name, _ in told] == ["train/loss", "val/loss", "val/acc", lines[1].split()[-2]]
-    assert float(told[0][1]) == round(float(trainer.callback_metrics["train/loss"]), 4)
+    assert len(losses) == 8
+    assert float(told[0][1]) == pytest.approx(sum(losses[4:]) / 4, abs=1e-4)
+    assert abs(losses[-1] - sum(losses[4:]) / 4) > 1e-3

@@ -149,9 +149,10 @@ def test_rate_of_a_stage_is_shown_as_zero_while_it_is_frozen(board):
     assert board.scalars == [("phase", 1, 7), ("lr/head", 3.0, 7), ("lr/layer1", 2.0, 7), ("lr/stem", 0.0, 7)]
 
 
-@pytest.mark.parametrize(("step", "expected"), [(4, 0), (5, 4), (10, 4)])
-def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, expected):
+@pytest.mark.parametrize(("step", "every", "expected"), [(4, 5, 0), (5, 5, 4), (10, 5, 4), (5, 0, 0)])
+def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, every, expected):
     run = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=step)
+    run.log_every_n_steps = every
     RunReport().on_train_batch_end(run, Three(), None, None, 0)
     assert len(board.scalars) == expected
 
