@@ -83,9 +83,11 @@ class FeatureCache(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forgets what an earlier fit kept."""
         self._forget()
-        if stage == "fit" and not isinstance(pl_module, FineTuneModule):
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, FineTuneModule):
             raise UserError(f"FeatureCache: {type(pl_module).__name__} is no FineTuneModule; leave the callback out")
-        if stage == "fit" and (folder := trainer.log_dir):  # asks all ranks
+        if folder := trainer.log_dir:  # asks all ranks
             self._folder = Path(folder, FOLDER)
             logger = trainer.logger
             if logger is not None and not isinstance(logger, (TensorBoardLogger, CSVLogger)):
@@ -166,8 +168,7 @@ class FeatureCache(Callback):
         loaders = _loaders(trainer)
         if not stages:
             if next(iter(module.stage_modules())) not in phase.trainable:
-                moves = dict.fromkeys(loaders, "frozen stages still move, as --unfreeze.frozen_norm stats lets them")
-                self._tell(stages, phase, moves)
+                self._tell(stages, phase, dict.fromkeys(loaders, "frozen stages still move, by --unfreeze.frozen_norm"))
             return
         views, reasons = self._views(trainer, module, phase, loaders)
         if views:

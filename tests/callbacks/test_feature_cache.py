@@ -553,7 +553,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             {"module": "norms", "unfreezing": {**PROBE, "frozen_norm": "stats"}},
             {},
             "Tensor",
-            "epochs 0-2: train and val from images, as frozen stages still move, as --unfreeze.frozen_norm stats lets",
+            "epochs 0-2: train and val from images, as frozen stages still move, by --unfreeze.frozen_norm",
         ),
         (
             {"unfreezing": {"strategy": "plateau", "plateau": {"patience": 1}}, "epochs": 9},
