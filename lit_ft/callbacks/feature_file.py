@@ -119,7 +119,8 @@ class FeatureFile:
     def _is_right(self) -> bool:
         """Whether a few outputs of each view, in other company than they were computed in, are what was kept."""
         count = min(_CHECKED, len(self._share))
-        rows = torch.linspace(self._share.start, self._share.stop - 1, count).round().long()  # with first and last
+        first, last = self._share.start, self._share.stop - 1
+        rows = torch.linspace(first, last, count, dtype=torch.float64).round().long()
         views = self._layout.views
         of_views = [(view, rows[view % max(1, len(rows)) :: views]) for view in range(views)]
         return self._agreed(all(self._is_kept(some, view) for view, some in of_views if len(some)))
