@@ -67,9 +67,8 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]])
         close = nearest(found[1], dict.fromkeys(choices))
         types = re.findall(r"Expected a <class '(\w+)'>", message[: found.start()].rpartition("Errors:")[2])
         wanted = [*(_WORDS[name] for name in types if name in _WORDS), *["null"] * ("NoneType" in types)]
-        hint = f"; nearest: {', '.join(close)}" if close else f"; give {' or '.join(wanted)}" if wanted else ""
-        if wanted == ["null"] and not close:
-            hint = f"; {_no_class(key)}"
+        give = _no_class(key) if wanted == ["null"] else f"give {' or '.join(wanted)}"
+        hint = f"; nearest: {', '.join(close)}" if close else f"; {give}" if wanted else ""
         return UserError(f"{option}{found[1]} does not fit{hint}")
     if key and (found := re.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)", message)):
         return UserError(f"{option}{found[1]} does not fit; {_no_class(key)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_ft.assets import shown
 from lit_ft.callbacks.feature_file import FeatureFile, remove_files
 from lit_ft.callbacks.frozen_part import FrozenPart
-from lit_ft.callbacks.plan_view import run_plan, run_starts
+from lit_ft.callbacks.plan_view import run_plan, run_starts, told_span
 from lit_ft.callbacks.progress import say
 from lit_ft.callbacks.refusals import epochs_of_steps, is_replicated
 from lit_ft.callbacks.unfreezing import run_epochs
@@ -176,23 +176,23 @@ class FeatureCache(Callback):
             source = next(iter(loaders.values())).source
             example = self._part.of_rows(source, torch.arange(min(2, len(source))), seed=0)
             wanted = {split: Layout.of(example, len(loaders[split].source), n) for split, n in views.items()}
-            choice = list(self._layouts_of(wanted))
+            choice = self._layouts_of(wanted)
             self._layouts = next((layouts for layouts in choice if _total(layouts) <= self.limit * 1e9), {})
             if not self._layouts:
-                least = amount(min(_total(layouts) for layouts in choice))
+                least = amount(_total(choice[-1]))
                 reasons |= dict.fromkeys(wanted, f"{least} would exceed --feature_cache.limit {self.limit:g} GB")
         self._tell(stages, phase, reasons)
 
     @staticmethod
     def _phase(trainer: L.Trainer, module: FineTuneModule, index: int) -> Phase:
         """A phase that has begun, with the epochs that it has, as far as is known, in this run."""
-        plan, end = run_plan(trainer, module), run_epochs(trainer)
+        plan = run_plan(trainer, module)
         phase, start = plan.phases[index], run_starts(trainer, module, trainer.current_epoch)[index]
-        ends = [phase.latest_end, end] if index == len(plan.phases) - 1 else [phase.latest_end]
-        most = [epochs_of_steps(trainer) - start, *(end - start for end in ends if end is not None)]
-        if phase.num_epochs is not None and index < len(plan.phases) - 1:
-            most.append(phase.num_epochs)
-        return replace(phase, first_epoch=start, num_epochs=None if math.isinf(min(most)) else int(min(most)))
+        ends = [epochs_of_steps(trainer), phase.latest_end, run_epochs(trainer)]
+        if phase.num_epochs is not None and index < len(plan.phases) - 1:  # the last one lasts to the end
+            ends.append(start + phase.num_epochs)
+        end = min(end for end in ends if end is not None)
+        return replace(phase, first_epoch=start, num_epochs=None if math.isinf(end) else int(end) - start)
 
     def _views(
         self, trainer: L.Trainer, module: FineTuneModule, phase: Phase, loaders: Mapping[str, Loader]
@@ -207,7 +207,7 @@ class FeatureCache(Callback):
             number = self.views if loader.source.is_augmented else 1
             if reason := _reason_against(trainer, module, split, loader):
                 reasons[split] = reason
-            elif epochs == 1:
+            elif epochs <= 1:
                 reasons[split] = "the phase has one epoch"
             elif split == "val" and passes <= 1:
                 reasons[split] = f"the phase has {'one validation' if passes else 'no validation'}"
@@ -217,16 +217,18 @@ class FeatureCache(Callback):
                 views[split] = number
         return views, reasons
 
-    def _layouts_of(self, wanted: Mapping[str, Layout]) -> Iterator[dict[str, Layout]]:
+    def _layouts_of(self, wanted: Mapping[str, Layout]) -> list[dict[str, Layout]]:
         """What is wanted, in the types that may be taken, then with ever fewer views of augmented images."""
         types = [None, torch.float16] if self.dtype == "auto" else [getattr(torch, self.dtype)]
         most = max(layout.views for layout in wanted.values())
-        for views in range(most, min(most, VIEWS) - 1, -1):
-            for stored in types:
-                yield {
-                    split: replace(layout, views=min(layout.views, views), stored=stored or layout.computed)
-                    for split, layout in wanted.items()
-                }
+        return [
+            {
+                split: replace(layout, views=min(layout.views, views), stored=stored or layout.computed)
+                for split, layout in wanted.items()
+            }
+            for views in range(most, min(most, VIEWS) - 1, -1)
+            for stored in types
+        ]
 
     def _tell_foreign(self, trainer: L.Trainer, module: FineTuneModule) -> None:
         """Tells which loaders nothing can stand in for, if any stage is ever frozen."""
@@ -249,10 +251,9 @@ class FeatureCache(Callback):
         for reason in dict.fromkeys(reasons.values()):
             splits = [split for split, own in reasons.items() if own == reason]
             parts.append(f"{' and '.join(splits)} from images, as {reason}")
-        start, number = phase.first_epoch, phase.num_epochs
-        last = "…" if phase.plateau or number is None else start + number - 1
-        epochs = f"epoch {start}" if number == 1 else f"epochs {start}-{last}"
-        say(f"Features  {epochs}{', to a plateau' if phase.plateau else ''}: {'; '.join(parts)}")
+        epochs = told_span(phase.first_epoch, None if phase.plateau else phase.num_epochs)
+        epochs = f"epoch{'' if epochs.isdigit() else 's'} {epochs}{', to a plateau' if phase.plateau else ''}"
+        say(f"Features  {epochs}: {'; '.join(parts)}")
 
 
 def _given(trainer: L.Trainer) -> dict[str, Any]:

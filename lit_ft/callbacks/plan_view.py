@@ -91,6 +91,15 @@ def told_epochs(phase: Phase, after_plateau: bool) -> str:
         return f"{least} or more, to a plateau" if num is None else f"{min(least, num)} to {num}, to a plateau"
     if after_plateau:
         return "then the rest" if num is None or phase.latest_end == first + num else f"then {num}"
+    return told_span(first, num)
+
+
+def told_span(first: int, num: int | None) -> str:
+    """Some epochs, from the first one on, to the end of a run without a maximum where the number is none.
+
+    >>> told_span(2, 3), told_span(2, 1), told_span(2, None)
+    ('2-4', '2', '2-…')
+    """
     last = None if num is None else first + num - 1
     return f"{first}" if last == first else f"{first}-{'…' if last is None else last}"
 

@@ -19,7 +19,7 @@ class _Shows(ProgressBar):
     """What a bar and lines show: the training loss, as the mean of the epoch so far, and the metrics."""
 
     fetches = ("train/loss",)
-    """Metrics that are read when something is drawn, so that Lightning need not fetch them at each step."""
+    """What is worked out when something is drawn, so that Lightning need not fetch it at each step."""
 
     _losses: Any = 0.0
     _steps = 0
@@ -40,10 +40,12 @@ class _Shows(ProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The metrics, without the number of the run, which the last screen tells."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        # Lightning has divided each by the number of batches that a step takes together.
-        mean = float(self._losses) / max(1, self._steps) * trainer.accumulate_grad_batches
-        shown = {"train/loss": mean} if self._steps else {}
-        return {**shown, **{name: value for name, value in metrics.items() if name != "v_num"}}
+        metrics.pop("v_num", None)
+        if self._steps:
+            # Lightning has divided each by the number of batches that a step takes together.
+            mean = float(self._losses) / self._steps * trainer.accumulate_grad_batches
+            metrics = {"train/loss": mean, **metrics}
+        return metrics
 
 
 class Bar(_Shows, TQDMProgressBar):

@@ -19,7 +19,7 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import Plan
 
-LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
 def refuse_options(given: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def refuse_options(given: Mapping[str, Any]) -> None:
     Raises:
         UserError: If one is out of range, or of no strategy or GPU that there is.
     """
-    for option, least in LEAST.items():
+    for option, least in _LEAST.items():
         if (value := given.get(option)) is not None and value < least:
             raise UserError(f"--trainer.{option}: must be at least {least}, got {value}")
     for option in ("limit_train_batches", "devices"):

@@ -555,12 +555,6 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             "Tensor",
             "epochs 0-2: train and val from images, as frozen stages still move, by --unfreeze.frozen_norm",
         ),
-        (
-            {"unfreezing": {"strategy": "plateau", "plateau": {"patience": 1}}, "epochs": 9},
-            {},
-            "StageOutput",
-            "epochs 0-…, to a plateau: conv to dense computed once for train (20 images) and val (37 images)",
-        ),
         ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
         ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
     ],
@@ -583,7 +577,6 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "once",
         "never",
         "moving norms",
-        "plateau",
         "augmented",
         "plain",
     ],
@@ -599,7 +592,7 @@ def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp
     options = {**options, "module": made.get(options.get("module"))}
     passes = Passes()
     fit(tmp_path, passes, **{"data": FewDigits(**data), **options})
-    assert passes.kinds[0] == kinds
+    assert set(passes.kinds) == {kinds}
     out = capsys.readouterr().out
     assert told in out if told else "Features" not in out
 
