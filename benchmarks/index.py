@@ -62,10 +62,10 @@ def setup(root: str) -> tuple[int, Callable[[int], Any]]:
     return sum(data.sizes().values()), data.splits["train"].paths.full
 
 
-def own_memory() -> float:
-    """Memory of this process alone, in MB; pages of a file that it maps are also the other workers'."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1e3
+def memory(kind: str, pid: str = "self") -> float:
+    """Memory of a process, in MB, of a kind that Linux tells, as ``Pss``, or raises ``OSError`` where it has ended."""
+    lines = Path("/proc", pid, "smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1e3
 
 
 def measure(way: str, root: str) -> dict[str, float]:
@@ -82,10 +82,10 @@ def measure(way: str, root: str) -> dict[str, float]:
     read, write = os.pipe()
     if os.fork() == 0:
         gc.disable()  # it would write to all that was imported, too
-        start = own_memory()
+        start = memory("Private_Dirty")  # pages of a file that it maps are also the other workers'
         for i in range(0, number // 2):
             look(i)
-        os.write(write, str(own_memory() - start).encode())
+        os.write(write, str(memory("Private_Dirty") - start).encode())
         os._exit(0)
     found["worker MB"] = float(os.read(read, 100))
     os.wait()

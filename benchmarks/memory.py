@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from data import COLOUR, Turn, by_torchvision, in_memory
+from index import memory
 from peers.table import spread
 from photos import as_it_is, ours, reference, turn, write_photos
 
@@ -59,23 +60,22 @@ def family(pid: str = "self") -> Iterator[str]:
                 yield from family(child)
 
 
-def memory() -> float:
+def in_all() -> float:
     """What all of them have, in MB; nothing where one has begun or ended meanwhile, as shares are then of two times."""
-    total, processes = 0, list(family())
+    total, processes = 0.0, list(family())
     for pid in processes:
         with suppress(OSError):
-            lines = Path("/proc", pid, "smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1e3 if processes == list(family()) else 0.0
+            total += memory("Pss", pid)
+    return total if processes == list(family()) else 0.0
 
 
 def most(make: Callable[[Path], Turn], folder: Path) -> float:
     """The most that a pipeline takes in an epoch, in MB."""
-    before, seen, over = memory(), [0.0], threading.Event()
+    before, seen, over = in_all(), [0.0], threading.Event()
 
     def look() -> None:
         while not over.wait(0.05):
-            seen.append(memory())
+            seen.append(in_all())
 
     looking = threading.Thread(target=look)
     looking.start()
