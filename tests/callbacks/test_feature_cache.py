@@ -598,13 +598,11 @@ def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp
 
 
 def test_last_phase_after_a_plateau_is_told_by_its_own_epochs(tmp_path, capsys):
-    phases = [
-        {"train": ["head"], "epochs": 5, "plateau": {"patience": 1, "baseline": 0.0}},
-        {"train": ["dense", "head"]},
-    ]
-    fit(tmp_path, unfreezing={"strategy": "phases", "phases": phases}, epochs=4)
+    # It improves all along, so that the phase lasts longer than its least.
+    phases = [{"train": ["head"], "epochs": 4, "plateau": {"patience": 1}}, {"train": ["dense", "head"]}]
+    fit(tmp_path, unfreezing={"strategy": "phases", "phases": phases}, epochs=7)
     told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("Features")]
-    assert told == ["Features  epochs 0-…, to a plateau", "Features  epochs 1-3"]
+    assert told == ["Features  epochs 0-…, to a plateau", "Features  epochs 4-6"]
 
 
 def test_module_without_stages_to_keep_is_refused(tmp_path):
