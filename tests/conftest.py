@@ -1,4 +1,4 @@
-"""What all tests share: small image sets in the real formats, and one thread, so that numbers repeat."""
+"""What all tests share: small image sets in the real formats, and one thread unless OMP_NUM_THREADS says otherwise."""
 
 import gzip
 import logging
@@ -14,8 +14,8 @@ from image_files import noise, save_photo, write_idx
 
 from lit_ft.__main__ import main
 
-os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
-torch.set_num_threads(1)
+# Two threads on two shared cores can take four times as long as one. Also for the processes that tests start.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,6 @@ from torch.optim import lr_scheduler
 from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.module import FineTuneModule
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 SGD = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
 LR, EPOCHS, STEPS_PER_EPOCH = 0.08, 3, 4
 STEPS = EPOCHS * STEPS_PER_EPOCH

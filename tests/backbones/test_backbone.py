@@ -230,8 +230,8 @@ def test_prefix_and_rest_are_the_whole(backbone):
 def test_gradient_reaches_images_through_frozen_stages(backbone):
     backbone.set_trainable([])
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
-    backbone(images).sum().backward()
-    assert images.grad.abs().sum() > 0
+    backbone(images)[:, 0].sum().backward()  # not all features, whose sum the norm makes 0, whatever the images
+    assert images.grad.abs().max() > 1e-3
 
 
 def test_stage_output_answers_as_a_batch_of_images_does():

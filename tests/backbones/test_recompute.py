@@ -11,8 +11,6 @@ from lit_ft.backbones.recompute import recomputed
 from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 VIT = {
     "class_path": "torchvision.models.VisionTransformer",
     "init_args": {"image_size": 32, "patch_size": 8, "num_layers": 4, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}

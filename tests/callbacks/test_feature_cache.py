@@ -11,6 +11,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
+from rounding import same_but_for_rounding
 from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
 from torch.utils.data import DataLoader
 
@@ -20,8 +21,6 @@ from lit_ft.callbacks.refusals import is_replicated
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
 from lit_ft.plan import PhaseConfig
-
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 NUM_TRAIN = 20
@@ -200,11 +199,12 @@ def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
 
     note = Note()
     fit(tmp_path, note, cache=FeatureCache(views=3), epochs=12, data=FewDigits(augment="basic"))
-    seen = {(row, view) for row, values in drawn for view in range(3) if torch.allclose(values, note.views[view][row])}
+    pairs = [(row, view, values) for row, values in drawn for view in range(3)]
+    seen = {(row, view) for row, view, values in pairs if same_but_for_rounding(values, note.views[view][row])}
     assert len(drawn) == 12 * NUM_TRAIN
-    assert all(any(torch.allclose(values, view[row]) for view in note.views) for row, values in drawn)
+    assert all(any(same_but_for_rounding(values, view[row]) for view in note.views) for row, values in drawn)
     assert len(seen) > 0.95 * 3 * NUM_TRAIN
-    assert not torch.allclose(note.views[0], note.views[1])
+    assert not same_but_for_rounding(note.views[0], note.views[1])
 
 
 def test_several_epochs_draw_other_views_than_one_another(tmp_path):
@@ -508,6 +508,8 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
     assert f"{tmp_path / 'features'} cannot be written (No space left on device)" in out
 
 
+# One case has such a hook.
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
 @pytest.mark.parametrize(
     ("options", "data", "kinds", "told"),
     [
@@ -598,8 +600,8 @@ def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp
 
 
 def test_last_phase_after_a_plateau_is_told_by_its_own_epochs(tmp_path, capsys):
-    # It improves all along, so that the phase lasts longer than its least.
-    phases = [{"train": ["head"], "epochs": 4, "plateau": {"patience": 1}}, {"train": ["dense", "head"]}]
+    # Whatever the losses are: the first counts as an improvement, and three more must go by. Its least is one epoch.
+    phases = [{"train": ["head"], "epochs": 4, "plateau": {"patience": 3}}, {"train": ["dense", "head"]}]
     fit(tmp_path, unfreezing={"strategy": "phases", "phases": phases}, epochs=7)
     told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("Features")]
     assert told == ["Features  epochs 0-…, to a plateau", "Features  epochs 4-6"]

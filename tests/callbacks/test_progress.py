@@ -10,8 +10,6 @@ from small_runs import FewDigits, small_module, small_trainer
 from lit_ft.callbacks import progress
 from lit_ft.callbacks.progress import Bar, Lines
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 5]), (0.17, [1, 4, 5]), (0.6, [1, 2, 3, 4, 5])])
 def test_bar_is_drawn_by_time_and_after_the_last_step(monkeypatch, seconds, expected):

@@ -18,8 +18,6 @@ from lit_ft.errors import UserError
 from lit_ft.freezing import Staged
 from lit_ft.module import FineTuneModule
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 SGD = {"class_path": "SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
 ADAMW = {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}
 
@@ -491,6 +489,7 @@ def test_any_module_that_names_its_stages_thaws(options, expected):
     assert recorder.digests[1]["body"] == before["body"]  # its batch norm, too
 
 
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 def test_module_that_names_no_stages_is_refused():
     class Other(L.LightningModule):
         training_step = configure_optimizers = Plain.training_step

@@ -17,8 +17,6 @@ from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
 from lit_ft.strategies import make_plan
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 WeightAveraging = getattr(lightning_callbacks, "WeightAveraging", None)
 with_averaging = pytest.mark.skipif(WeightAveraging is None, reason="this Lightning has no WeightAveraging")
 
@@ -53,6 +51,7 @@ def fit(module, *callbacks, unfreezing=None, compiled=None, epochs=3, ckpt_path=
     return trainer, moves.moved(), weights
 
 
+@pytest.mark.filterwarnings("ignore:You passed .*precision='16-mixed'")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_thaws_with_mixed_precision_on_a_cpu(precision):
     """A CPU has no mixed float16: Lightning takes bfloat16 for it, and warns."""
@@ -263,6 +262,7 @@ def test_exponential_average_by_interpolation_keeps_frozen_stages_bit_for_bit():
     assert not final[name].equal(weights.steps[-1][name])
 
 
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 @pytest.mark.parametrize("rates", [0.02, [0.02, 0.02, 0.01, 0.01, 0.005, 0.005]], ids=["one", "each group"])
 def test_stochastic_weight_averaging_through_thaws(rates):
     module = small_module(optimizer=SGD, lr_decay=0.5)
@@ -283,6 +283,7 @@ def test_stochastic_weight_averaging_through_thaws(rates):
         assert weight.equal(start[name])
 
 
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 def test_stochastic_weight_averaging_gathers_the_statistics_of_thawed_batch_norm_anew():
     module = small_resnet(optimizer=SGD)
     swa = StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=1)
@@ -319,6 +320,7 @@ def test_stochastic_weight_averaging_that_would_reset_frozen_batch_norm_is_refus
         refuse_averaging([callback], stages, plan, frozen_norm)
 
 
+@pytest.mark.filterwarnings("ignore:--early_stopping.patience")
 def test_early_stopping_ends_the_plan_where_it_is():
     module = small_module()
     trainer, moved, _ = fit(module, EarlyStopping(patience=1, min_delta=1e9), epochs=6)
