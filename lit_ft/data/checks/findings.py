@@ -19,7 +19,8 @@ from lit_ft.data.arrays import ArrayDataModule, ArraySplit
 from lit_ft.data.base import ImageDataModule, Split
 from lit_ft.data.checks.duplicates import Group, duplicates
 from lit_ft.data.checks.look import Look, look, suits
-from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
+from lit_ft.data.files import is_ignored
+from lit_ft.data.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.split import class_counts
 from lit_ft.data.workers import sweep
@@ -208,12 +209,12 @@ def _ignored(paths: Sequence[Path]) -> list[Finding]:
     found = []
     for folder in sorted({path.parent for path in paths}):
         for entry in os.scandir(folder):
-            suffix = Path(entry.name).suffix.lower()
-            if suffix not in IMAGE_SUFFIXES and not is_ignored(entry.name) and entry.is_file():
-                found.append({"path": entry.path, "reason": suffix or "no suffix"})
+            if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path):
+                found.append({"path": entry.path, "reason": suffix_of(entry.name) or "no suffix"})
     kinds = Counter(str(item["reason"]) for item in found)
     listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
-    advice = f"({listed}) convert those that are images to JPEG or PNG"
+    heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
+    advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
     return _those(
         ("ignored", False, "beside the images are passed over", advice, sorted(found, key=lambda i: i["path"]))
     )
