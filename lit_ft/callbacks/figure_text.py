@@ -14,7 +14,7 @@ class Names(NamedTuple):
     Args:
         labels: What is drawn of each.
         style: The properties of matplotlib's ``Text`` to draw them with.
-        note: What to add to the axis where some are drawn by their number, else nothing.
+        note: A line to add to the label of an axis where some are drawn by their number, else nothing.
     """
 
     labels: list[str]
@@ -36,7 +36,7 @@ def drawable(names: Sequence[str]) -> Names:
     others, lacking = _fonts(wanted)
     labels = [f"#{i}" if lacking & set(name) else name for i, name in enumerate(names)]
     style = {"parse_math": False, "fontfamily": [*matplotlib.rcParams["font.family"], *others]}
-    return Names(labels, style, " (#: number of a name that no font here can show)" if labels != list(names) else "")
+    return Names(labels, style, "\n(# and a number: no font here has the name)" if labels != list(names) else "")
 
 
 @lru_cache(8)

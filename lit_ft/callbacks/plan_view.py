@@ -148,11 +148,10 @@ def plan_figure(plan: Plan, starts: Sequence[int], epoch: int | None, rates: dic
     shown = drawable(plan.stages)
     told = [_told_stage(stage, label, rates) for stage, label in zip(plan.stages, shown.labels, strict=True)]
     axes.set_yticks(range(len(told)), told, **shown.style)
-    if shown.note:
-        axes.set_ylabel(f"stage{shown.note}")
     axes.set_xlim(0, end)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch" + (" (phases that end by a plateau: their earliest end)" if _open(plan, starts) else ""))
+    earliest = " (phases that end by a plateau: their earliest end)" if _open(plan, starts) else ""
+    axes.set_xlabel(f"epoch{earliest}{shown.note}")
     return figure
 
 

@@ -74,9 +74,9 @@ def test_name_that_no_font_can_show_is_drawn_by_its_number(odd):
     plan = plan_figure(make_plan("full", [odd, "head"], 1), [0], 1, {odd: 0.1})
     assert ticks(confusion) == ["ant", "#1", "é"]
     assert ticks(plan) == ["#0, lr 0.1", "head"]
-    told = "(#: number of a name that no font here can show)"
-    assert confusion.axes[0].get_xlabel() == f"predicted {told}"
-    assert plan.axes[0].get_ylabel() == f"stage {told}"
+    told = "(# and a number: no font here has the name)"
+    assert confusion.axes[0].get_xlabel() == f"predicted\n{told}"
+    assert plan.axes[0].get_xlabel() == f"epoch\n{told}"
     for figure in (confusion, plan):
         draw(figure)
 
