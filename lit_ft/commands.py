@@ -11,7 +11,7 @@ from lit_ft.errors import UserError, unknown
 COMMANDS = {
     "finetune": "Fits, then tests with the best checkpoint, then tells where everything is.",
     "plan": "Shows what a fit would do, phase by phase, and refuses what it would refuse, without training.",
-    "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, wrong labels.",
+    "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.",
     "download": "Fetches the weights and data that a config needs into one folder, for machines without a network.",
     "convert": "Writes the photos of a config for StreamDataModule, which streams them from a folder or a bucket.",
     "fit": "Trains and validates, without the test at the end.",

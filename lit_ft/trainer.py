@@ -113,7 +113,7 @@ class Trainer(L.Trainer):
             self.fit(model, datamodule=datamodule)
 
     def check(self, folder: str | None = None) -> None:
-        """Looks for what would hurt a training in the data: damaged files, copies across splits, wrong labels.
+        """Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.
 
         Args:
             folder: The folder that check.html, a page of pictures, and check.json go to; null writes neither.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from lit_ft.backbones.centre import ResizeForCentre
 from lit_ft.errors import UserError, unknown
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -42,8 +43,11 @@ class InputSpec:
     def geometry(self) -> v2.Transform:
         """The eval transform up to the normalisation: photo ``(C, H, W)`` -> ``(C, size, size)``."""
         mode = InterpolationMode(self.interpolation)
-        size = [self.resize, self.resize] if self.squash else [self.resize]
-        return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(self.size)])
+        if self.squash:
+            resize = v2.Resize([self.resize, self.resize], mode, antialias=True)
+        else:
+            resize = ResizeForCentre(self.resize, self.size, mode)
+        return v2.Compose([resize, v2.CenterCrop(self.size)])
 
     def eval_transform(self) -> v2.Transform:
         """What makes an image of a photo: uint8 ``(C, H, W)`` -> normalised float ``(C, size, size)``."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from lit_ft.backbones import Backbone
 from lit_ft.backbones.cost import stage_costs, training_share
+from lit_ft.callbacks.figure_text import drawable
 from lit_ft.callbacks.unfreezing import GradualUnfreezing, run_epochs
 from lit_ft.data.kept import amount
 from lit_ft.freezing import FrozenNorm, Staged
@@ -144,10 +145,13 @@ def plan_figure(plan: Plan, starts: Sequence[int], epoch: int | None, rates: dic
         axes.broken_barh(bars, (row - 0.4, 0.8), color="tab:blue", alpha=shade)
     for start in first:
         axes.axvline(start, color="0.4", linewidth=0.8)
-    axes.set_yticks(range(len(plan.stages)), [_told_stage(stage, rates) for stage in plan.stages])
+    shown = drawable(plan.stages)
+    told = [_told_stage(stage, label, rates) for stage, label in zip(plan.stages, shown.labels, strict=True)]
+    axes.set_yticks(range(len(told)), told, **shown.style)
     axes.set_xlim(0, end)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch" + (" (phases that end by a plateau: their earliest end)" if _open(plan, starts) else ""))
+    earliest = " (phases that end by a plateau: their earliest end)" if _open(plan, starts) else ""
+    axes.set_xlabel(f"epoch{earliest}{shown.note}")
     return figure
 
 
@@ -155,8 +159,8 @@ def _open(plan: Plan, starts: Sequence[int]) -> bool:
     return any(phase.plateau for phase in plan.phases[len(starts) - 1 :])
 
 
-def _told_stage(stage: str, rates: dict[str, float]) -> str:
-    return f"{stage}, lr {rates[stage]:.2g}" if stage in rates else stage
+def _told_stage(stage: str, label: str, rates: dict[str, float]) -> str:
+    return f"{label}, lr {rates[stage]:.2g}" if stage in rates else label
 
 
 def _macs(module: L.LightningModule) -> list[int]:

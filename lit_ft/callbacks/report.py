@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
 from lit_ft.backbones import StageOutput
+from lit_ft.callbacks.figure_text import drawable
 from lit_ft.callbacks.plan_view import plan_figure, plan_table, run_plan, run_starts, stage_rates
 from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
@@ -171,11 +172,12 @@ def confusion_figure(matrix: torch.Tensor, names: list[str]) -> Any:
     axes = figure.add_subplot()
     shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xlabel("predicted")
+    shown = drawable(names)
+    axes.set_xlabel(f"predicted{shown.note}")
     axes.set_ylabel("true")
     small = 8 if num <= 30 else 5
-    axes.set_xticks(range(num), names, rotation=90, fontsize=small)
-    axes.set_yticks(range(num), names, fontsize=small)
+    axes.set_xticks(range(num), shown.labels, rotation=90, fontsize=small, **shown.style)
+    axes.set_yticks(range(num), shown.labels, fontsize=small, **shown.style)
     if num <= 30:
         for i in range(num):
             for j in range(num):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lit_ft.backbones.spec import InputSpec
@@ -49,51 +50,37 @@ def photo_cache(
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(path.with_name(f".{path.name}")) as file:
+        with _claimed(path.with_name(f".{path.name}")):
             found = find_cache(path, files)  # written by another process meanwhile
             if found is None:
                 path.unlink(missing_ok=True)  # it holds no more, and its room may be needed
-                _write(path, file, files, spec, workers)
-    except OSError as error:
+                _write(path, files, spec, workers)
+    except (OSError, NotImplementedError) as error:  # a file system without locks
         raise _unwritable(path.parent, error) from error
     return found or find_cache(path, files)
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[BinaryIO]:
-    """An empty file that no other process has claimed. It is removed unless it was renamed.
+def _claimed(path: Path) -> Iterator[None]:
+    """Within it no other process writes a file, which is removed at the end unless it was renamed.
 
-    A process that is killed loses its claim, and the next one takes over what it left.
+    A process that is killed loses its claim, and the next one writes over what it left.
     """
-    import fcntl  # not on Windows
-
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Cache  another process writes {path.with_name(path.name[1:])}; waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(file, path):  # not, where that process has renamed it
-            break
-        file.close()
-    with file:
-        try:
-            file.truncate(0)
-            yield file
-        finally:
-            if _is_at(file, path):
-                path.unlink()
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
+    # A file of its own, which stays: a file that is locked cannot be renamed on Windows. Others may lock it, too.
+    lock = FileLock(path.with_name(f"{path.name}.lock"), mode=0o666)
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Cache  another process writes {path.with_name(path.name[1:])}; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputSpec, workers: int) -> None:
+def _write(path: Path, files: Sequence[PhotoFiles], spec: InputSpec, workers: int) -> None:
     keys, first = np.unique(np.concatenate([part.keys for part in files]), return_index=True)
     names = [name for part in files for name in part.names]
     paths = PackedPaths.pack("", [names[i] for i in first])
@@ -106,15 +93,17 @@ def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputS
     if free < total:
         raise UserError(f"--data.cache: needs {amount(total)}, {amount(free)} are free in {path.parent}")
     print(f"Cache  {amount(total)} for {len(paths):,} images: {path}", flush=True)
-    _reserve(file, total)
-    file.write(head)
-    file.flush()
     starts = len(head) + np.concatenate([np.zeros(1, np.int64), stops[:-1]])
-    copies = _Copies(paths, stored, starts, path.with_name(f".{path.name}"), spec)
-    for _ in sweep(range(len(paths)), copies, "Cache", workers):
-        pass
-    os.fsync(file.fileno())
-    path.with_name(f".{path.name}").replace(path)
+    unfinished = path.with_name(f".{path.name}")
+    with unfinished.open("wb") as file:
+        _reserve(file, total)
+        file.write(head)
+        file.flush()
+        copies = _Copies(paths, stored, starts, unfinished, spec)
+        for _ in sweep(range(len(paths)), copies, "Cache", workers):
+            pass
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _head(keys: NDArray[np.int64], stored: NDArray[np.int64], pixels: int) -> bytes:
@@ -169,5 +158,5 @@ class _Copies:
         return image.permute(1, 2, 0).contiguous().numpy().data
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"--data.cache: {folder} cannot be written ({error.strerror or error})")
+def _unwritable(folder: Path, error: Exception) -> UserError:
+    return UserError(f"--data.cache: {folder} cannot be written ({getattr(error, 'strerror', None) or error})")

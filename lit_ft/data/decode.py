@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from lit_ft.data.formats import HEIC_ADVICE, SIGNATURE_BYTES, formats, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
 if "PILLOW_BLOCKS_MAX" not in os.environ:
@@ -119,13 +120,31 @@ def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Imag
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
-            with Image.open(file) as image:
+            with Image.open(file, formats=formats()) as image:
                 yield image
     except Exception as error:  # a damaged file raises nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name or file}: cannot be read as an image ({reason}); mend or remove it") from error
+        raise UserError(
+            f"{name or file}: cannot be read as an image ({why_unread(file, error)}); mend or remove it"
+        ) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
+    """Why an image cannot be read, in a line.
+
+    Args:
+        file: Where it is, or its content.
+        error: What was raised.
+    """
+    if isinstance(error, UnidentifiedImageError):
+        if isinstance(file, BytesIO):
+            suffix, head = "", file.getvalue()[:SIGNATURE_BYTES]
+        else:
+            with open(file, "rb") as opened:
+                suffix, head = suffix_of(str(file)), opened.read(SIGNATURE_BYTES)
+        return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from lit_ft.errors import UserError, nearest
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
-_SKIPPED = {"__MACOSX"}
+# What operating systems, network drives and file managers leave behind, in small letters. What begins with a dot is
+# passed over anyway.
+_SKIPPED = frozenset({
+    "__macosx", "__pycache__", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db",
+    "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot",
+    "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found",
+})  # fmt: skip
 
 
 def find_folder(given: str, key: str) -> Path:
@@ -56,8 +61,12 @@ def _found(path: Path, key: str) -> Path:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder is not the user's: hidden, or left behind by a tool."""
-    return name.startswith(".") or name in _SKIPPED
+    """Whether a file or folder is not the user's: hidden, or left behind by a tool.
+
+    >>> is_ignored("@eaDir"), is_ignored("$RECYCLE.BIN"), is_ignored(".ipynb_checkpoints"), is_ignored("ant")
+    (True, True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _SKIPPED
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -92,12 +101,17 @@ def class_folders(folder: Path) -> list[Path]:
     wanted = "put the images of each class into a folder of its own"
     if not classes:
         files = sorted(p.name for p in folder.iterdir() if not is_ignored(p.name))
-        there_is = f"only {_listed(files)}" if files else "it is empty"
+        there_is = f"only {listed(files)}" if files else "it is empty"
         raise UserError(f"--data.root: {folder} has no class folders, {there_is}; {wanted}")
     inner = [p.name for p in subfolders(classes[0])]
-    hint = f"if the classes are {_listed(inner)}: --data.root {classes[0]}" if inner else wanted
+    hint = f"if the classes are {listed(inner)}: --data.root {classes[0]}" if inner else wanted
     raise UserError(f"--data.root: {folder} has only one class, {classes[0].name!r}, and two are needed; {hint}")
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

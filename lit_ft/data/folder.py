@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.base import Augment, Split
-from lit_ft.data.files import class_folders, find_folder, subfolders
-from lit_ft.data.index import index_images
+from lit_ft.data.files import class_folders, find_folder, listed, subfolders
+from lit_ft.data.index import ImageIndex, index_images, warn_passed_over
 from lit_ft.data.names import class_order, names_of_folders
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_data import PhotoDataModule
@@ -75,7 +77,15 @@ class ImageFolderDataModule(PhotoDataModule):
             unused = [folder.name for folder in subfolders(root) if folder not in folders.values()]
             if unused:
                 rank_zero_warn(f"--data.root: not used, as neither train, val nor test: {', '.join(unused)} in {root}")
-        return {split: self._labelled(folder, of=split) for split, folder in folders.items()}
+        found = {split: index_images(folder, "--data.root") for split, folder in folders.items()}
+        warn_passed_over(root, "--data.root", sum((index.passed_over for index in found.values()), Counter[str]()))
+        for split in [split for split, index in found.items() if split != "train" and self._is_unlabelled(index)]:
+            count = len(found.pop(split).paths)
+            rank_zero_warn(
+                f"--data.root: {count:,} images not used, as {folders[split]} has no folders of the classes; to "
+                f"predict them: --data.predict {folders[split]}"
+            )
+        return {split: self._labelled(folders[split], index, of=split) for split, index in found.items()}
 
     def _split_folders(self) -> dict[Split, Path]:
         root, train = find_folder(self.root, "--data.root"), self._train_folder()
@@ -88,8 +98,25 @@ class ImageFolderDataModule(PhotoDataModule):
         # What is meant for a split must not be taken for a class, or be passed over.
         strange = sorted(part for part in parts - {"train", "val", "test"} if part.lower() in _SPLITS)
         if strange:
-            raise UserError(f"--data.root: {root} has {', '.join(strange)}; call the folders train, val and test")
-        return root / "train" if "train" in parts else root
+            raise UserError(
+                f"--data.root: {root} has {', '.join(strange)}; call the folders of splits train, val and test, and a "
+                "class otherwise"
+            )
+        others = [name for name in sorted(parts) if name.lower() not in _SPLITS]
+        if "train" not in parts:
+            if splits := sorted(parts & {"val", "test"}):
+                beside = f"beside {listed(others)} but" if others else "and"
+                raise UserError(
+                    f"--data.root: {root} has {' and '.join(splits)} {beside} no train; move the class folders into "
+                    f"{root / 'train'}, or, if {splits[0]} is a class, rename it"
+                )
+            return root
+        if others and not subfolders(root / "train"):
+            raise UserError(
+                f"--data.root: {root} has {listed(others)} beside train, which has no class folders; if train is a "
+                f"class, rename it, else move the class folders into {root / 'train'}"
+            )
+        return root / "train"
 
     def _class_folders(self) -> dict[str, str]:
         """The folder of each class, in the order of the targets."""
@@ -100,15 +127,25 @@ class ImageFolderDataModule(PhotoDataModule):
             else:
                 folder_of = {name: folder for folder, name in names_of_folders(self.class_names_from, folders).items()}
                 self._folders = {name: folder_of[name] for name in class_order(folder_of)}
+            for name in folders:
+                if not _is_text(name):
+                    raise UserError(
+                        f"--data.root: the name of the class folder {os.fsencode(name)!r} is not in UTF-8; rename it, "
+                        "as with convmv"
+                    )
             # A table, such as that of the split of a run, takes these for spaces beside the name.
             if spaced := [name for name in self._folders if name != name.strip()]:
                 key = "--data.root" if self.class_names_from is None else "--data.class_names_from"
                 raise UserError(f"{key}: the class {spaced[0]!r} begins or ends with a space; rename it")
         return self._folders
 
-    def _labelled(self, folder: Path, of: str) -> FileSplit:
+    def _is_unlabelled(self, index: ImageIndex) -> bool:
+        """Whether there are images, but none in a folder, or all in one that is no class."""
+        filled = [name for name, (first, last) in index.folders.items() if first < last]
+        return len(index.paths) > 0 and not (filled[1:] or set(filled) & set(self._class_folders().values()))
+
+    def _labelled(self, folder: Path, index: ImageIndex, of: str) -> FileSplit:
         folders = list(self._class_folders().values())
-        index = index_images(folder, "--data.root")
         for name in index.folders:
             if name not in folders:
                 raise unknown(f"class of the {of} images", name, folders, key="--data.root")
@@ -137,6 +174,14 @@ class ImageFolderDataModule(PhotoDataModule):
                 f"{', '.join(strange[:3])}; change it so that it finds the group of each image"
             )
         return self.number_groups(found)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(match: re.Match[str] | None) -> str:

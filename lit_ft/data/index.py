@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
+from lit_ft.data.files import is_ignored
+from lit_ft.data.formats import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
 from lit_ft.data.kept import Kept, changed, kept
 from lit_ft.data.paths import PackedPaths
 from lit_ft.errors import UserError
@@ -22,6 +25,8 @@ from lit_ft.errors import UserError
 # The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
 # since, at the same time by its clock.
 _COARSEST_CLOCK_NS = 2 * 10**9
+
+_SHOWN = 5  # kinds of files that are passed over
 
 # As `os.fsencode`, which takes longer than all else for a million names.
 _FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
@@ -34,10 +39,12 @@ class ImageIndex:
     Args:
         paths: All of them, at any depth, in the order of `pathlib.Path`.
         folders: The first and the last but one of those below each folder directly within, by name, sorted.
+        passed_over: Number of the files that are no images, by their suffix.
     """
 
     paths: PackedPaths
     folders: dict[str, tuple[int, int]]
+    passed_over: Counter[str]
 
 
 def index_images(folder: Path, key: str) -> ImageIndex:
@@ -50,18 +57,36 @@ def index_images(folder: Path, key: str) -> ImageIndex:
     Raises:
         UserError: A folder cannot be read.
     """
-    # Another list of suffixes would find other files.
-    name = "\n".join([os.path.realpath(folder), *sorted(IMAGE_SUFFIXES)])
+    # Another list of suffixes would find other files; and so would another version of this.
+    name = "\n".join([os.path.realpath(folder), "by content", *sorted(image_suffixes())])
     arrays, facts = kept("index", name, _Holds(folder), _Scan(str(folder), key))
     stops = arrays["stops"].numpy()
     starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]
     folders = {name: (first, last) for name, (first, last) in facts["folders"].items()}
-    return ImageIndex(PackedPaths(str(folder), arrays["text"].numpy(), starts, stops), folders)
+    paths = PackedPaths(str(folder), arrays["text"].numpy(), starts, stops)
+    return ImageIndex(paths, folders, Counter(facts["passed_over"]))
 
 
-def _wanted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], set[str]]:
-    """The names of images and folders in order, and which are folders."""
-    names, folders = [], set()
+def warn_passed_over(folder: Path, key: str, passed_over: Counter[str]) -> None:
+    """Says in one line how many files below a folder are no images, if there are any.
+
+    Args:
+        folder: The folder.
+        key: The option that names it.
+        passed_over: Their number, by suffix.
+    """
+    if passed_over:
+        kinds = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in passed_over.most_common(_SHOWN)]
+        if len(passed_over) > _SHOWN:
+            kinds.append(f"{sum(passed_over.values()) - sum(n for _, n in passed_over.most_common(_SHOWN)):,} others")
+        heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, passed_over)) else ""
+        count = sum(passed_over.values())
+        rank_zero_warn(f"{key}: {count:,} file(s) below {folder} are no images, and not used: {', '.join(kinds)}{heic}")
+
+
+def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> tuple[list[str], set[str]]:
+    """The names of images and folders in order, and which are folders; counts what is neither."""
+    names, folders, suffixes = [], set(), image_suffixes()
     for entry in entries:
         name = entry.name
         try:
@@ -70,19 +95,33 @@ def _wanted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], set[str]]:
             is_folder = False
         if is_ignored(name):
             continue
-        if is_folder or (name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not _is_special(entry)):
+        if is_folder:
+            folders.add(name)
             names.append(name)
-            if is_folder:
-                folders.add(name)
+        elif name[name.rfind(".") :].lower() in suffixes:
+            if not _is_special(entry):
+                names.append(name)
+        elif _is_file(entry):
+            if is_image(entry.path):
+                names.append(name)
+            else:
+                passed_over[suffix_of(name)] += 1
     return sorted(names), folders
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
     """Whether what is no folder is a pipe, socket or device, which could be read from for ever."""
-    try:  # costs no look at the file where it is one
-        return not entry.is_file() and os.path.exists(entry.path)
+    try:  # a link that leads nowhere counts as an image, so that it is told as one that cannot be read
+        return not _is_file(entry) and os.path.exists(entry.path)
     except OSError:
-        return False  # a link that leads nowhere counts as an image, so that it is told as one that cannot be read
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:  # costs no look at the file where it is one
+        return entry.is_file()
+    except OSError:  # a link that leads nowhere
+        return False
 
 
 @dataclass
@@ -121,6 +160,7 @@ class _Scan:
         self.folders: dict[str, list[int]] = {}
         self.below: list[str] = []  # every folder, and when it changed
         self.changed: list[int] = []
+        self.passed_over = Counter[str]()
 
     def __call__(self) -> Kept:
         began = time.time_ns()
@@ -132,7 +172,7 @@ class _Scan:
         }
         settled = max(self.changed) < began - _COARSEST_CLOCK_NS
         facts = {"folders": self.folders, "below": self.below, "changed": self.changed, "settled": settled}
-        return arrays, facts
+        return arrays, {**facts, "passed_over": self.passed_over}
 
     def _read(self, folder: str, within: str, above: tuple[tuple[int, int], ...]) -> None:
         """Adds the images below a folder.
@@ -148,7 +188,7 @@ class _Scan:
             if itself in above:  # a link to a folder that it is in
                 return
             with os.scandir(folder) as entries:
-                names, folders = _wanted(entries)
+                names, folders = _wanted(entries, self.passed_over)
         except OSError as error:
             raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
         self.below.append(within)

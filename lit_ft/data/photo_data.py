@@ -17,8 +17,8 @@ from torch import Tensor
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_choice, check_fraction
 from lit_ft.data.cache_writer import photo_cache
-from lit_ft.data.files import find_folder
-from lit_ft.data.index import index_images
+from lit_ft.data.files import find_folder, listed
+from lit_ft.data.index import index_images, warn_passed_over
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.photos import FileSplit, PhotoSource
@@ -277,6 +277,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if split in splits or not count:
             return
         train = splits["train"]
+        self._refuse_single(train, split)
         kept, held = hold_out(train.targets, count, self.split_seed, f"--data.{split}_fraction", train.groups)
         splits["train"], splits[split] = train.part(kept), train.part(held)
         if train.groups is not None and train.targets.ndim == 1:
@@ -286,13 +287,28 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
                     f"{self.group_key}: no images of {', '.join(without)} in {split}, as too few groups have any"
                 )
 
+    def _refuse_single(self, train: FileSplit, split: Split) -> None:
+        """Refuses a class that cannot be both trained on and held out."""
+        if train.groups is not None or train.targets.ndim > 1:
+            return
+        counts = class_counts(train.targets, self.num_classes)
+        if single := [name for name, count in zip(self.class_names, counts, strict=True) if count == 1]:
+            these = f"the class {single[0]!r} has" if len(single) == 1 else f"the classes {listed(single)} have"
+            raise UserError(
+                f"--data.{split}_fraction: {these} one image, and two are needed, one to train on and one for {split}; "
+                "add images, or leave the class out"
+            )
+
     @staticmethod
     def _to_predict(given: str) -> FileSplit:
         path = Path(given).expanduser()
         if path.is_file():
             paths = PackedPaths.pack("", [path])
         else:
-            paths = index_images(find_folder(given, "--data.predict"), "--data.predict").paths
+            path = find_folder(given, "--data.predict")
+            index = index_images(path, "--data.predict")
+            warn_passed_over(path, "--data.predict", index.passed_over)
+            paths = index.paths
         if not len(paths):
             raise UserError(f"--data.predict: no images in {path}")
         return FileSplit(paths, torch.arange(len(paths)))

@@ -69,7 +69,8 @@ class _Photos(Dataset[Batch]):
         return images, self.split.targets[[index for index, _ in samples]]
 
     def _image(self, index: int, seed: int) -> Tensor:
-        return seeded(self.transform, self.split.paths.full(index) if self.cache is None else self.cache[index], seed)
+        path = self.split.paths.full(index)
+        return seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
 
 
 def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None) -> Tensor:
@@ -89,14 +90,19 @@ def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name
     made: Tensor
     with random_from(seed):
         first, *others = transform.transforms
-        if not isinstance(first, v2.RandomResizedCrop):
-            made = first(image if isinstance(image, Tensor) else decode(image, name))
-        elif isinstance(image, Tensor):
-            made = cut(image, first)
-        else:
-            made = decode_crop(image, first, name)
-        for step in others:
-            made = step(made)
+        try:
+            if not isinstance(first, v2.RandomResizedCrop):
+                made = first(image if isinstance(image, Tensor) else decode(image, name))
+            elif isinstance(image, Tensor):
+                made = cut(image, first)
+            else:
+                made = decode_crop(image, first, name)
+            for step in others:
+                made = step(made)
+        except (RuntimeError, MemoryError) as error:  # such as no memory
+            reason = str(error).partition("\n")[0] or "out of memory"
+            named = name if isinstance(image, Tensor) else name or image
+            raise UserError(f"{named}: cannot be brought to the size of the network's images ({reason})") from error
     return made
 
 

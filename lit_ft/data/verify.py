@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_ft.data.decode import decode
+from lit_ft.data.decode import decode, why_unread
 from lit_ft.data.kept import find, keep, stamp_number
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.workers import sweep
@@ -21,8 +21,8 @@ def problem_or_pixels(path: Path) -> str | Tensor:
     try:
         return decode(path)
     except UserError as error:
-        cause = error.__cause__ or error
-        return " ".join(str(cause).replace(f" {str(path)!r}", "").split()) or type(cause).__name__
+        cause = error.__cause__
+        return why_unread(path, cause if isinstance(cause, Exception) else error)
 
 
 def problem(path: Path) -> str:

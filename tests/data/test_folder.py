@@ -105,7 +105,6 @@ def test_class_that_a_table_would_take_for_another(photo_root, name):
 def test_images_in_no_class_folder_are_told(photo_root):
     for i in range(3):
         save_photo(photo_root / f"{i}.png")
-    (photo_root / "notes.txt").touch()
     with pytest.warns(
         UserWarning, match=rf"^--data.root: 3 images not used, as in no class folder, but in {photo_root} itself"
     ):
@@ -190,16 +189,108 @@ def test_options_out_of_range(options, message):
 
 def test_too_few_images_to_split(tmp_path):
     for name in ("ant", "bee"):
-        save_photo(tmp_path / name / "1.png")
-    with pytest.raises(UserError, match=r"^--data.val_fraction: 1 of 2 images of 2 classes \(the smallest has 1\)"):
+        for i in range(2):
+            save_photo(tmp_path / name / f"{i}.png")
+    with pytest.raises(UserError, match=r"^--data.val_fraction: 1 of 4 images of 2 classes \(the smallest has 2\)"):
         make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "message"),
+    [
+        (["one"], {}, "--data.val_fraction: the class 'one' has one image, and two are needed, one to train on and one "
+         "for val; add images, or leave the class out$"),
+        (["one", "solo"], {}, "--data.val_fraction: the classes one, solo have one image, and two are needed"),
+        (["one"], {"test_fraction": 0.2}, "--data.test_fraction: the class 'one' has one image, .* one for test; add"),
+    ],
+)  # fmt: skip
+def test_class_with_one_image_is_named(photo_root, classes, options, message):
+    for name in classes:
+        save_photo(photo_root / name / "1.png")
+    with pytest.raises(UserError, match=f"^{message}"):
+        make(photo_root, **options)
 
 
 @pytest.mark.parametrize("name", ["valid", "Val", "Train", "validation", "TEST"])
 def test_folder_that_is_meant_for_a_split_is_not_taken_for_a_class(photo_root, name):
     (photo_root / name).mkdir()
-    with pytest.raises(UserError, match=rf"has {name}; call the folders train, val and test$"):
+    with pytest.raises(
+        UserError, match=rf"has {name}; call the folders of splits train, val and test, and a class otherwise$"
+    ):
         _ = ImageFolderDataModule(str(photo_root)).class_names
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train", "has ant, bee, cat beside train, which has no class folders; if train is a class, rename it, else"),
+        ("val", r"has val beside ant, bee, cat but no train; move the class folders into .*/train, or, if val is a cl"),
+        ("test", "has test beside ant, bee, cat but no train; move the class folders"),
+    ],
+)
+def test_class_that_is_called_as_a_split(photo_root, name, message):
+    save_photo(photo_root / name / "1.png")
+    with pytest.raises(UserError, match=rf"^--data.root: {photo_root} {message}"):
+        _ = ImageFolderDataModule(str(photo_root)).class_names
+
+
+def test_test_and_val_without_train(split_root):
+    shutil.rmtree(split_root / "train")
+    with pytest.raises(UserError, match=r"has test and val and no train; move"):
+        make(split_root)
+
+
+@pytest.mark.parametrize("place", ["", "unknown"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_split_without_labels_is_told_and_not_used(split_root, place, split):
+    """As of a competition, whose answers are not given."""
+    shutil.rmtree(split_root / split)
+    for i in range(3):
+        save_photo(split_root / split / place / f"{i}.png")
+    told = rf"3 images not used, as {split_root / split} has no folders of the classes; to predict them: --data.predict"
+    with pytest.warns(UserWarning, match=told):
+        data = make(split_root)
+    assert (
+        data.counts()
+        == {
+            "val": {"train": [8] * 3, "val": [2] * 3, "test": [1] * 3},
+            "test": {"train": [10] * 3, "val": [1] * 3},
+        }[split]
+    )
+
+
+def test_class_folder_whose_name_is_no_text(photo_root):
+    (photo_root / "ant").rename(photo_root / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UserError, match=r"^--data.root: the name of the class folder b'caf\\xe9' is not in UTF-8; ren"):
+        make(photo_root)
+
+
+TOOLS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", ".ipynb_checkpoints", "System Volume Information")
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_what_tools_leave_behind_is_no_class_and_no_image(photo_root, recwarn, name):
+    save_photo(photo_root / name / "a.jpg")
+    save_photo(photo_root / "ant" / name / "0.png" / "SYNOPHOTO_THUMB_XL.jpg")
+    (photo_root / "ant" / "Thumbs.db").touch()
+    data = make(photo_root)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.sizes() == {"train": 24, "val": 6}
+    assert make(photo_root, predict=str(photo_root)).splits["predict"].targets.tolist() == list(range(30))
+    assert not [w for w in recwarn if "not used" in str(w.message)]
+
+
+def test_what_is_passed_over_is_counted_in_one_line_for_training_and_for_prediction(split_root):
+    for place, name in (("train/ant", "a.txt"), ("train/bee", "b.TXT"), ("val/cat", "c.psd"), ("test", "noise")):
+        (split_root / place / name).write_bytes(b"8BPS")
+    told = rf"^--data.root: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 .psd, 1 without a suf"
+    with pytest.warns(UserWarning, match=told) as warned:
+        make(split_root)
+    assert len(warned) == 1
+    told = rf"^--data.predict: 2 file\(s\) below {split_root}/train are no images, and not used: 2 .txt$"
+    with pytest.warns(UserWarning, match=told) as warned:
+        ImageFolderDataModule(predict=str(split_root / "train"), spec=SPEC).setup("predict")
+    assert len(warned) == 1
 
 
 def test_whole_numbers_are_in_the_order_of_numbers(tmp_path):

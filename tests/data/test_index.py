@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def names(folder):
 
 def test_images_are_found_at_any_depth_in_a_fixed_order(tmp_path):
     for name in ("b/2.JPG", "b/deep/1.png", "a/3.jpeg", ".hidden/x.png", "b/.dot.png", "__MACOSX/x.png",
-                 "a/.ipynb_checkpoints/3.jpeg", "a/notes.txt"):  # fmt: skip
+                 "a/.ipynb_checkpoints/3.jpeg", "a/@eaDir/3.jpeg", "a/notes.txt"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -127,10 +128,34 @@ def test_what_changed_just_before_is_not_trusted(photo_root, reads, monkeypatch)
 
 
 def test_other_suffixes_find_other_files(photo_root, reads, monkeypatch):
-    (photo_root / "ant" / "x.heic").touch()
+    (photo_root / "ant" / "x.mpg").touch()
     assert len(names(photo_root)) == 30
-    monkeypatch.setattr(module, "IMAGE_SUFFIXES", {".heic"})
-    assert names(photo_root) == ["ant/x.heic"]
+    monkeypatch.setattr(module, "image_suffixes", lambda: {".mpg"})
+    assert names(photo_root)[:2] == ["ant/0.png", "ant/1.png"]  # by their content
+    assert "ant/x.mpg" in names(photo_root)
+
+
+def test_files_are_known_by_content_where_their_suffix_says_nothing(photo_root, reads):
+    png, other = photo_root / "ant" / "0.png", photo_root / "bee"
+    for name in ("IMG_1", "photo.jpg_large", "x.JPG~", "1.2023-05-01", "trailing."):
+        shutil.copy(png, other / name)
+    for name in ("notes.txt", "labels.xml"):  # said to be something else, and so not looked into
+        shutil.copy(png, other / name)
+    (other / "LICENSE").write_text("BM is no image, nor is P5")
+    (other / "empty").touch()
+    os.mkfifo(other / "pipe")
+    index = index_images(other, "--data.root")
+    found = [name for name in index.paths.names() if not name.endswith(".png")]
+    assert found == ["1.2023-05-01", "IMG_1", "photo.jpg_large", "trailing.", "x.JPG~"]
+    assert index.passed_over == {".txt": 1, ".xml": 1, "": 2}
+    assert index_images(other, "--data.root").passed_over == index.passed_over  # as it is kept
+    assert reads == ["bee"]
+
+
+def test_no_file_is_opened_whose_suffix_says_what_it_is(photo_root, reads, monkeypatch):
+    (photo_root / "ant" / "notes.txt").touch()
+    monkeypatch.setattr("builtins.open", None)
+    assert len(index_images(photo_root, "--data.root").paths) == 30
 
 
 def test_names_that_are_no_text_are_kept(tmp_path, reads):

@@ -4,6 +4,8 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -55,7 +57,8 @@ def assert_same(left, right):
 
 
 def files_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """The names, without those of locks, which stay."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -114,7 +117,7 @@ def add(root):
 
 
 def damage(root):
-    [path] = (root.parent / "cache").iterdir()
+    [path] = (root.parent / "cache").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -275,3 +278,32 @@ def test_fit_writes_it_and_plan_and_test_do_not(root, tmp_path, run):
     [checkpoint] = tmp_path.glob("here/logs/*/version_0/checkpoints/best.ckpt")
     assert "Cache " not in run("test", *options, "--ckpt_path", checkpoint)
     assert not (tmp_path / "cache").exists()
+
+
+def test_cache_is_written_where_there_is_no_fcntl(root, tmp_path):
+    """As on Windows."""
+    code = (
+        "import sys\n"
+        "sys.modules['fcntl'] = None\n"
+        "from lit_ft.backbones.spec import InputSpec\n"
+        "from lit_ft.data import ImageFolderDataModule\n"
+        "data = ImageFolderDataModule(sys.argv[1], cache=sys.argv[2], spec=InputSpec(16, 20), num_workers=0)\n"
+        "data.order_seed = 5\n"
+        "print(sum(len(images) for images, _ in data.train_dataloader()))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(root), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    told, count = done.stdout.splitlines()
+    assert " for 16 images: " in told
+    assert count == "13"
+    assert len(files_in(tmp_path / "cache")) == 1
+
+
+def test_file_system_without_locks_is_told(root, tmp_path, monkeypatch):
+    def fails(self, **options):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(cache_writer.FileLock, "acquire", fails)
+    with pytest.raises(UserError, match=rf"^--data.cache: {tmp_path}/cache cannot be written \(no flock here\)$"):
+        make(root, tmp_path / "cache").train_dataloader()

@@ -11,7 +11,7 @@ from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.decode import decode
 from lit_ft.data.loader import Loader
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.photos import FileSplit, PhotoSource
+from lit_ft.data.photos import FileSplit, PhotoSource, _Photos, seeded
 from lit_ft.data.sampler import EpochSampler
 from lit_ft.data.transforms import train_transform
 from lit_ft.data.workers import Workers
@@ -130,3 +130,19 @@ def test_identity_tells_files_caches_and_transforms_apart(split):
     assert len(found) == 1 + len(others)
     Image.new("RGB", (20, 24)).save(split.paths.full(3))
     assert identity() not in found
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail] not enough memory\nmore"), MemoryError()])
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_image_whose_transform_fails_is_named(split, error, cached):
+    def fails(image):
+        raise error
+
+    cache = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * len(split) if cached else None
+    photos = _Photos(split, v2.Compose([v2.Resize([16]), fails]), cache)
+    found = photos[[(2, 0)]]
+    reason = "[enforce fail] not enough memory" if isinstance(error, RuntimeError) else "out of memory"
+    assert isinstance(found, UserError)
+    assert str(found) == f"{split.paths.full(2)}: cannot be brought to the size of the network's images ({reason})"
+    with pytest.raises(UserError, match=r"^chunk 3: cannot be brought to the size"):
+        seeded(v2.Compose([fails]), torch.zeros(3, 8, 8, dtype=torch.uint8), 0, "chunk 3")

@@ -19,7 +19,9 @@ from lit_ft.data.arrays import ArrayDataModule, ArraySplit
 from lit_ft.data.base import ImageDataModule, Split
 from lit_ft.data.checks.duplicates import Group, duplicates
 from lit_ft.data.checks.look import Look, look, suits
-from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
+from lit_ft.data.checks.placeholders import MANY, placeholders
+from lit_ft.data.files import is_ignored
+from lit_ft.data.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.split import class_counts
 from lit_ft.data.workers import sweep
@@ -129,11 +131,18 @@ def check(data: ImageDataModule[Any]) -> Checked:
         blank = np.zeros((3, 32, 32), np.uint8)
         stacked = np.stack([blank if seen.thumb is None else seen.thumb for seen in looks])
         groups = duplicates(checksums, torch.from_numpy(stacked))
+        # What is the same when it is small is the same picture, whatever its size, format and metadata.
+        same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in looks]
+        # In one class, many near copies may be frames of a film.
+        mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
+        often = placeholders(same, stacked, mixed if counts else [])
     else:
         pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
         sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
         groups = duplicates(np.array(sums, dtype="S16").view("V16"), None)
-    findings = _copies(images, groups) + findings + _classes(data.class_names, counts)
+        often = placeholders(sums)
+    findings = _placeholders(images, often) + _copies(images, groups, often) + findings
+    findings += _classes(data.class_names, counts)
     findings.sort(key=lambda finding: not finding.hurts)
     named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
     sizes = {str(name): len(split) for name, split in splits.items()}
@@ -208,12 +217,12 @@ def _ignored(paths: Sequence[Path]) -> list[Finding]:
     found = []
     for folder in sorted({path.parent for path in paths}):
         for entry in os.scandir(folder):
-            suffix = Path(entry.name).suffix.lower()
-            if suffix not in IMAGE_SUFFIXES and not is_ignored(entry.name) and entry.is_file():
-                found.append({"path": entry.path, "reason": suffix or "no suffix"})
+            if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path):
+                found.append({"path": entry.path, "reason": suffix_of(entry.name) or "no suffix"})
     kinds = Counter(str(item["reason"]) for item in found)
     listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
-    advice = f"({listed}) convert those that are images to JPEG or PNG"
+    heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
+    advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
     return _those(
         ("ignored", False, "beside the images are passed over", advice, sorted(found, key=lambda i: i["path"]))
     )
@@ -227,9 +236,21 @@ def _those(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> list[Fin
     ]
 
 
-def _copies(images: Sequence[Image], groups: Sequence[Group]) -> list[Finding]:
+def _placeholders(images: Sequence[Image], often: Sequence[Sequence[int]]) -> list[Finding]:
+    """Pictures that are there so often that they are no photos of something."""
+    if not often:
+        return []
+    groups = [{"same": "look", "images": [_item(images[row]) for row in rows]} for rows in often]
+    count = sum(map(len, often))
+    what = f"{count:,} images show one picture at least {MANY} times ({len(often):,} group(s))"
+    advice = "look whether it is a placeholder, such as 'image not found', and remove these"
+    return [Finding("placeholder", True, what, advice, count, groups=groups)]
+
+
+def _copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Sequence[int]]) -> list[Finding]:
     """Images that are there more than once: in two splits, in two classes, or needlessly."""
     leaks, contradictions, others = [], [], []
+    told = {row for rows in often for row in rows}
     for group in groups:
         members = [images[row] for row in group.rows]
         found = {"same": group.same, "images": [_item(image) for image in members]}
@@ -238,7 +259,7 @@ def _copies(images: Sequence[Image], groups: Sequence[Group]) -> list[Finding]:
             leaks.append(found)
         if len(labels) > 1:
             contradictions.append(found)
-        if len(splits) == len(labels) == 1:
+        if len(splits) == len(labels) == 1 and not told.issuperset(group.rows):
             others.append(found)
     copies = []
     for kind, hurts, what, advice, those in (

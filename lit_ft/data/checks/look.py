@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from lit_ft.data.checks.duplicates import THUMB
+from lit_ft.data.formats import formats
 from lit_ft.data.verify import problem_or_pixels
 
 NO_CHECKSUM = b""
@@ -84,7 +85,7 @@ def _header(path: Path) -> tuple[str, int, int, bool]:
         Image.MAX_IMAGE_PIXELS = None  # a header is harmless
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=formats()) as image:
                 told = image.format != "PNG" or "exif" in image.info  # else Pillow decodes it all, and looks behind
                 turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
                 return image.format or "", image.width, image.height, turned

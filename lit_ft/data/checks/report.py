@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from lit_ft.data.checks.findings import Checked, Finding
+from lit_ft.data.formats import formats
 
 _LINES = 5  # of a finding, in the terminal
 _SHOWN = 50  # groups or images of a finding, on the page
@@ -110,7 +111,7 @@ def _figure(item: dict[str, Any]) -> str:
 def _picture(path: Path) -> str:
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             if image.width * image.height > (limit or 0):
                 return "<div class='none'></div>"
             small = ImageOps.exif_transpose(image).convert("RGB")

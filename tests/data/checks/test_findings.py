@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
 from lit_ft.data.checks import check
@@ -82,8 +82,8 @@ def wrong_suffix(root):
     return path
 
 
-def no_suffix(root):
-    path = root / "train" / "ant" / "phone.heic"
+def other_format(root):
+    path = root / "train" / "ant" / "drawing.psd"
     path.write_bytes(b"....")
     return path
 
@@ -115,7 +115,7 @@ FILES = {
     no_content: ("empty", True),
     bomb: ("huge", True),
     wrong_suffix: ("suffix", False),
-    no_suffix: ("ignored", False),
+    other_format: ("ignored", False),
     thumbnail: ("tiny", False),
     panorama: ("long", False),
     turned: ("turned", False),
@@ -126,6 +126,7 @@ def found(root, **options):
     return {finding.kind: finding for finding in check(ImageFolderDataModule(str(root), **options)).findings}
 
 
+@pytest.mark.filterwarnings("ignore:.*are no images, and not used")  # which is what is found
 @pytest.mark.parametrize("plant", FILES, ids=lambda plant: plant.__name__)
 def test_a_file_is_found_alone_and_named(clean, plant):
     path = plant(clean)
@@ -195,6 +196,88 @@ def test_flat_images_are_no_copies_but_exact_ones_are(clean):
     assert found(clean) == {}
     shutil.copy(clean / "train" / "ant" / "flat0.png", clean / "val" / "cat" / "flat.png")
     assert list(found(clean)) == ["leak", "contradiction"]
+
+
+def not_found(size=(240, 180), background=240, text=120):
+    """What a server gives where there is no picture."""
+    image = Image.new("RGB", size, (background,) * 3)
+    ImageDraw.Draw(image).text((60, 80), "image not found", fill=(text,) * 3)
+    return image
+
+
+def as_it_is(image, path, i):
+    image.save(path.with_suffix(".png"))
+
+
+def with_other_metadata(image, path, i):
+    exif = Image.Exif()
+    exif[0x010E] = f"number {i}"
+    image.save(path.with_suffix((".png", ".bmp", ".tiff")[i % 3]), exif=exif)
+
+
+def compressed_otherwise(image, path, i):
+    image.save(path, quality=50 + 7 * i)
+
+
+def of_another_size(image, path, i):
+    image.resize((240 + 20 * i, 180 + 15 * i)).save(path)
+
+
+PICTURES = {
+    "text": not_found(), "pale": not_found(background=250, text=230), "dark": not_found(background=0, text=255),
+    "white": Image.new("RGB", (64, 64), "white"), "black": Image.new("RGB", (64, 64), "black"),
+    "photo": photo(99, (240, 180)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("places", [["train/ant"], ["train/ant", "train/bee"]], ids=["one class", "two classes"])
+@pytest.mark.parametrize("save", [as_it_is, with_other_metadata, compressed_otherwise, of_another_size])
+@pytest.mark.parametrize("picture", PICTURES)
+def test_a_picture_that_is_there_in_number_is_a_placeholder(clean, picture, save, places):
+    for i in range(6):
+        save(PICTURES[picture], clean / places[i % len(places)] / f"z{i}.jpg", i)
+    findings = found(clean)
+    if picture == "photo" and save in (compressed_otherwise, of_another_size) and len(places) == 1:
+        assert list(findings) == ["duplicates"]  # near copies in one class, as of a film
+        return
+    assert next(iter(findings)) == "placeholder"
+    assert set(findings) <= {"placeholder", *(["contradiction"] if len(places) == 2 else [])}
+    assert (findings["placeholder"].hurts, findings["placeholder"].count) == (True, 6)
+    [group] = findings["placeholder"].groups
+    assert sorted(Path(image["path"]).stem for image in group["images"]) == [f"z{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize("picture", ["text", "white"])
+def test_what_is_there_four_times_is_no_placeholder(clean, picture):
+    for i in range(4):
+        as_it_is(PICTURES[picture], clean / "train" / "ant" / f"z{i}.png", i)
+    assert list(found(clean)) == ["duplicates"]
+
+
+def test_flat_pictures_of_their_own_are_no_placeholders(clean):
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        haze = Image.fromarray(rng.integers(118, 138, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.BICUBIC)
+        haze.save(clean / "train" / "ant" / f"haze{i}.png")
+    assert found(clean) == {}
+
+
+def test_what_cannot_be_read_is_no_placeholder(clean):
+    for i in range(6):
+        (clean / "train" / "ant" / f"z{i}.jpg").write_text("404")
+    assert list(found(clean)) == ["unreadable"]
+
+
+def test_several_placeholders_and_a_leak_are_told_of(clean):
+    for i in range(5):
+        as_it_is(PICTURES["text"], clean / ("train", "val")[i % 2] / "ant" / f"x{i}.png", i)
+        as_it_is(PICTURES["dark"], clean / "train" / "bee" / f"y{i}.png", i)
+    shutil.copy(inside(clean), clean / "train" / "ant" / "zcopy.jpg")
+    findings = found(clean)
+    assert list(findings) == ["placeholder", "leak", "duplicates"]
+    assert findings["placeholder"].what == "10 images show one picture at least 5 times (2 group(s))"
+    assert findings["leak"].count == 5
+    assert findings["duplicates"].count == 2
 
 
 def test_a_clean_folder_and_one_that_is_split_here(clean):
@@ -285,3 +368,9 @@ def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
 
 def test_command_refuses_in_a_line_what_it_cannot_check(refused):
     assert refused("check", "--data", "ImageFolderDataModule", "--data.root", "nix").startswith("lit-ft: --data.root: ")
+
+
+def test_help_claims_no_more_than_is_found(run):
+    told = " ".join(run("--help").split())
+    assert "damaged files, copies across splits, placeholders." in told
+    assert "wrong labels" not in told
