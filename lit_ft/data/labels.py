@@ -30,7 +30,7 @@ def read_labels(
 
     Returns:
         The names of the classes, labels or numbers, and the targets: int64 ``(N,)`` for multiclass, int64 ``(N, K)`` of
-        zeros and ones for multilabel, and float32 ``(N, K)`` for regression.
+        zeros and ones for multilabel, and float64 ``(N, K)`` for regression.
 
     Raises:
         UserError: A column or a label is missing, or is not what the task takes.
@@ -83,9 +83,12 @@ def _marks(table: Table, cells: Sequence[str]) -> Tensor:
 
 def _numbers(table: Table, cells: Sequence[str]) -> Tensor:
     numbers = [_number(cell) for cell in cells]
-    strange = [i for i, number in enumerate(numbers) if not math.isfinite(number)]
-    table.refuse(strange, _KEY, "have no number", cells)
-    return torch.tensor(numbers, dtype=torch.float32)
+    targets = torch.tensor(numbers, dtype=torch.float64)
+    table.refuse((~targets.isfinite()).nonzero().flatten().tolist(), _KEY, "have no number", cells)
+    # float64 keeps their digits; but errors are also kept as float32, as by TensorBoard.
+    too_large = (targets.abs() > torch.finfo(torch.float32).max).nonzero().flatten().tolist()
+    table.refuse(too_large, _KEY, "have a number beyond 3.4e38", cells, "scale the column")
+    return targets
 
 
 def _number(cell: str) -> float:
