@@ -13,24 +13,33 @@ from lit_ft.errors import UserError
 
 EVERY = 50
 """Steps between two looks where the trainer logs nothing."""
+EARLY = (1, 2, 4, 8)
+"""Steps with a look of their own, as runs that diverge mostly do so at their beginning."""
 
 
 class LossWatch:
     """Notes the losses of a fit, and ends it where one is not finite.
 
-    On a CPU each is looked at. From a GPU, or other processes, they are fetched together, in the steps whose losses the
-    trainer has just logged, so that no step waits for it.
+    On a CPU each is looked at. From a GPU, or other processes, they are fetched together, after those steps whose
+    losses the trainer has just logged, so that no step waits for it.
     """
 
     def __init__(self) -> None:
         self._noted: list[tuple[int, Tensor]] = []
-        self._largest: str | None = None  # the stage with the largest gradient, when it was last looked at
+        self._waits = False
+        self.largest: str | None = None  # the stage with the largest gradient, when it was last looked at
 
     def before_step(self, module: Any) -> None:
         """Looks at what was noted, if it is time."""
-        if self._noted and module.global_step % (module.trainer.log_every_n_steps or EVERY) == 0:
-            self.look(module)
-            self._largest = largest_gradient(module) or self._largest
+        step = module.global_step
+        if not self._waits or not (step in EARLY or step % (module.trainer.log_every_n_steps or EVERY) == 0):
+            return
+        self.look_closely(module)
+
+    def look_closely(self, module: Any) -> None:
+        """Looks at what was noted, and at the gradients of the last step."""
+        self.look(module)
+        self.largest = largest_gradient(module) or self.largest
 
     def note(self, module: Any, loss: Tensor) -> None:
         """Notes the loss of a training step, before its backward pass.
@@ -40,10 +49,12 @@ class LossWatch:
         """
         loss = loss.detach()
         if loss.device.type != "cpu" or _world_size(module) > 1:
+            self._waits = True
             self._noted.append((module.global_step, loss.clone()))
         elif not math.isfinite(loss):
             # The gradients are still those of the step before, after which it came to this.
-            raise diverged(module, "train/loss", module.global_step, largest_gradient(module))
+            stage = largest_gradient(module) or self.largest
+            raise diverged(module, "train/loss", module.global_step, stage)
 
     def look(self, module: Any) -> None:
         """Looks at all losses that were noted; every process must call it.
@@ -62,7 +73,7 @@ class LossWatch:
             torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
             first = float(least)
         if first < math.inf:
-            raise diverged(module, "train/loss", int(first), self._largest)
+            raise diverged(module, "train/loss", int(first), self.largest)
 
 
 def diverged(module: Any, name: str, step: int | None, stage: str | None) -> UserError:
@@ -78,17 +89,22 @@ def diverged(module: Any, name: str, step: int | None, stage: str | None) -> Use
     if step is None:
         return UserError(f"{name} is not finite: look for weights, images or targets that are not")
     rates = [group["lr"] for optimizer in getattr(trainer, "optimizers", ()) for group in optimizer.param_groups]
-    where = [f"learning rate {max(rates):.3g}"] * bool(rates) + [f"largest gradient in {stage}"] * bool(stage)
+    where = [f"learning rate {rate:.3g}" for rate in sorted(rates)[-1:]]
+    where += [f"largest gradient in {stage}"] if stage else []
+    told = f" ({', '.join(where)})" if where else ""
     advice = "lower --model.lr, or give --trainer.gradient_clip_val 1"
     if step == 0:
         advice = "look for weights, images or targets that are not"
     best = getattr(best_checkpoint(trainer), "best_model_path", "") if trainer else ""
     kept = f"; best model before that: {best}" if best else ""
-    return UserError(f"{name} is not finite in step {step} ({', '.join(where)}): {advice}{kept}")
+    return UserError(f"{name} is not finite in step {step}{told}: {advice}{kept}")
 
 
 def largest_gradient(module: Any) -> str | None:
-    """The stage with the largest gradient, by its largest number; None where there is no gradient."""
+    """The stage with the largest gradient, by its largest number; None where there is no gradient.
+
+    Of several that are not finite it is the deepest, from which these spread to the others.
+    """
     largest: dict[str, Tensor] = {}
     for stage, parts in module.stage_modules().items():
         gradients = [p.grad for part in parts for p in part.parameters() if p.grad is not None]
@@ -96,8 +112,8 @@ def largest_gradient(module: Any) -> str | None:
             largest[stage] = nn.utils.get_total_norm(gradients, norm_type=math.inf)
     if not largest:
         return None
-    values = torch.stack(list(largest.values())).nan_to_num(nan=math.inf, posinf=math.inf)
-    return list(largest)[int(values.argmax())]
+    values = torch.stack(list(largest.values())).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
+    return max(zip(values, range(len(values)), largest, strict=True))[2]
 
 
 def _world_size(module: Any) -> int:

@@ -297,6 +297,11 @@ class FineTuneModule(Staged, L.LightningModule):
         self._losses.note(self, loss)
         return loss
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Drops the gradients before a validation, as Lightning does, but looks at them first."""
+        self._losses.look_closely(self)
+        super().on_validation_model_zero_grad()
+
     def on_validation_epoch_end(self) -> None:
         """Ends a run whose loss is not finite, and tells which classes have no image."""
         self._close("val")
@@ -464,8 +469,8 @@ class FineTuneModule(Staged, L.LightningModule):
         if not mean_loss.update_called:
             return
         if not bool(mean_loss.compute().isfinite()):
-            is_fit = self.trainer.state.fn == "fit"
-            raise diverged(self, f"{split}/loss", self.global_step if is_fit else None, None)
+            step = self.global_step if self.trainer.state.fn == "fit" else None
+            raise diverged(self, f"{split}/loss", step, self._losses.largest)
         if not self.trainer.sanity_checking and f"{split}_means" not in self._checked:
             self._checked.add(f"{split}_means")
             warn_of_absent(cast(MetricCollection, self.metrics[f"{split}_"]), split, self.class_names)

@@ -7,7 +7,7 @@ from torchmetrics import MeanSquaredError
 from lit_ft.metrics import R2, MeanLoss, PreciseSums
 
 
-class Squared(PreciseSums, MeanSquaredError):
+class SquaredError(PreciseSums, MeanSquaredError):
     pass
 
 
@@ -44,7 +44,7 @@ def test_target_of_one_value_has_no_r2_and_is_left_out():
     assert single.compute().isnan()
 
 
-@pytest.mark.parametrize("metric", [R2(1), MeanLoss(), Squared()], ids=["r2", "loss", "mse"])
+@pytest.mark.parametrize("metric", [R2(1), MeanLoss(), SquaredError()], ids=["r2", "loss", "mse"])
 def test_sums_stay_float64_where_a_network_is_converted_to_bfloat16(metric):
     nn.ModuleList([metric]).to(torch.bfloat16)
     metric.reset()
@@ -59,7 +59,7 @@ def test_sums_are_float32_on_a_device_without_float64():
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
         return tensor
 
-    metric = Squared()._apply(to_mps)
+    metric = SquaredError()._apply(to_mps)
     for _ in range(2):
         assert metric.sum_squared_error.dtype == torch.float32
         metric.update(torch.ones(2), torch.zeros(2))
