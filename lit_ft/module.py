@@ -466,7 +466,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def _close(self, split: str) -> None:
         self._losses.look(self)
         mean_loss = cast(MeanLoss, self.losses[f"{split}_"])
-        if not mean_loss.update_called:
+        if not self.trainer.strategy.reduce_boolean_decision(mean_loss.update_called, all=False):
             return
         if not bool(mean_loss.compute().isfinite()):
             step = self.global_step if self.trainer.state.fn == "fit" else None
