@@ -39,6 +39,15 @@ def classes_of(data: Any) -> int | list[str] | None:
     return None if number is None else index(number)
 
 
+def names_of(classes: int | Sequence[str]) -> list[str]:
+    """The names of classes, which are numbers where there is none.
+
+    >>> names_of(3)
+    ['0', '1', '2']
+    """
+    return [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+
+
 def refuse_other_task(data: Any, task: str) -> None:
     """Raises `UserError` where a data module says that its targets are for another task."""
     own = getattr(data, "task", None)
@@ -69,8 +78,8 @@ def warn_of_absent(metrics: MetricCollection, split: str, names: Sequence[str]) 
     absent = [] if flags is None else [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
     if absent:
         rank_zero_warn(
-            f"{split}: no image of {len(absent)} of {len(names)} classes ({_first(absent)}); they are left out of the "
-            f"means of {', '.join(means)}"
+            f"{split}: no image of {len(absent):,} of {len(names):,} classes ({_first(absent)}); they are left out of "
+            f"the means of {', '.join(means)}"
         )
 
 

@@ -29,7 +29,7 @@ from lit_ft.backbones import (
     input_spec,
 )
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
-from lit_ft.classes import TakeClasses, classes_of, refuse_other_task, told, warn_of_absent
+from lit_ft.classes import TakeClasses, classes_of, names_of, refuse_other_task, told, warn_of_absent
 from lit_ft.compiling import Compiling
 from lit_ft.divergence import LossWatch, diverged
 from lit_ft.errors import UserError
@@ -425,7 +425,7 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def _set_classes(self, classes: int | list[str]) -> None:
         """Makes head and metrics for the classes, or checks them against those it has."""
-        names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+        names = names_of(classes)
         if self.class_names:
             if len(names) != len(self.class_names) or (not isinstance(classes, int) and names != self.class_names):
                 raise UserError(

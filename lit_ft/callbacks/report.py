@@ -19,6 +19,7 @@ from lit_ft.backbones import StageOutput
 from lit_ft.callbacks.plan_view import plan_figure, plan_table, run_plan, run_starts, stage_rates
 from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
+from lit_ft.classes import classes_of, names_of
 
 MAX_PICTURED_CLASSES = 100
 PICTURE_SECONDS = 10.0
@@ -142,7 +143,7 @@ def data_table(data: Any) -> str:
     """The first screen's upper part: the classes, and the number of images a class and split."""
     if data is None or not hasattr(data, "counts"):
         return "Data: given as loaders"
-    names, counts = data.class_names, data.counts()
+    names, counts = names_of(classes_of(data) or 0), data.counts()
     sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
     one, many = _CALLED[getattr(data, "task", "multiclass")]
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
