@@ -119,8 +119,8 @@ class Uneven(Numbered):
 
 
 def test_classes_without_an_image_are_told_once_for_each_split():
+    trainer = small_trainer(3, num_sanity_val_steps=1)
     with pytest.warns(UserWarning, match="classes") as caught:
-        trainer = small_trainer(3, num_sanity_val_steps=1)
         trainer.fit(small_module(), datamodule=Uneven())
     told = [str(warning.message) for warning in caught if "no image of" in str(warning.message)]
     assert told == ["val: no image of 1 of 3 classes (2); they are left out of the means of f1, precision, recall"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.columns import Table
-from lit_ft.data.names import class_order
+from lit_ft.data.names import check_names, class_order
 from lit_ft.errors import UserError
 from lit_ft.tasks import TaskName
 
@@ -66,6 +66,7 @@ def _labels(table: Table, cells: Sequence[str], split_of: Sequence[str]) -> tupl
 def _names(labels: Sequence[Sequence[str]], table: Table, split_of: Sequence[str]) -> list[str]:
     """The labels of the training images, in order."""
     known = {label for of_row, split in zip(labels, split_of, strict=True) if split == "train" for label in of_row}
+    check_names({label for of_row in labels for label in of_row}, _KEY)
     strange = [i for i, of_row in enumerate(labels) if not known.issuperset(of_row)]
     told = [next((label for label in of_row if label not in known), "") for of_row in labels] if strange else None
     table.refuse(strange, _KEY, "have a label that no training image has", told, "add some, or leave them out")

@@ -371,3 +371,17 @@ def test_split_has_what_shots_leave_out(table, tmp_path):
     assert len((tmp_path / "split.csv").read_text().splitlines()) == 31
     again = make(str(tmp_path / "split.csv"), shots=2)
     assert paths_of(again, "train") == paths_of(few, "train")
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_label_that_says_nan_is_warned_of(table, task):
+    path = table(label=lambda k, i: "nan" if i == 3 else k + "|" * (task == "multilabel"))
+    with pytest.warns(UserWarning, match=r"^--data.label_columns: 'nan' is taken for a class; if it stands for a miss"):
+        data = make(path, task=task)
+    assert data.class_names == ["ant", "bee", "cat", "nan"]
+
+
+def test_labels_in_two_forms_of_unicode_are_told(table):
+    path = table(label=lambda k, i: ["caf\u00e9", "cafe\u0301"][i % 2])
+    with pytest.raises(UserError, match=r"^--data.label_columns: the class 'caf.+' comes in two forms of Unicode, "):
+        make(path)
