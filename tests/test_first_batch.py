@@ -159,6 +159,11 @@ class Stream(IterableDataset):
         return iter([(images_of(1)[0], 0)] * self.num)
 
 
+class Sized(Stream):
+    def __len__(self):
+        return self.num
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("data", "told"),
@@ -182,3 +187,21 @@ def test_run_in_which_nothing_is_trained_is_an_error(data, told, schedule):
 @pytest.mark.filterwarnings("ignore")
 def test_run_of_no_epochs_is_as_it_was_asked_for():
     small_trainer(0).fit(small_module(classes=10, lr_scheduler=None), loader(images_of(4), CLASSES))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stream_is_scheduled_by_its_length_or_what_is_advised():
+    def steps(stream, **options):
+        trainer = small_trainer(3, **options)
+        trainer.fit(small_module(classes=10), DataLoader(stream, batch_size=2))
+        assert trainer.lr_scheduler_configs[0].scheduler.total_steps == trainer.global_step
+        return trainer.global_step
+
+    assert steps(Sized(8)) == 12
+    text = (
+        r"needs a run with an end; set --trainer.max_epochs, and for .* --trainer.limit_train_batches, .*, or --trainer"
+    )
+    with pytest.raises(UserError, match=text):
+        steps(Stream(8))
+    assert steps(Stream(8), limit_train_batches=3) == 9
+    assert steps(Stream(8), max_steps=5) == 5

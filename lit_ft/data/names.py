@@ -41,7 +41,9 @@ def check_names(names: Iterable[str], key: str) -> None:
         if (other := compatible.setdefault(unicodedata.normalize("NFKC", name), name)) != name:
             rank_zero_warn(f"{key}: the classes {other!r} and {name!r} differ in the form of characters alone")
         if name.casefold() in _MISSING:
-            rank_zero_warn(f"{key}: {name!r} is taken for a class; if it stands for a missing label, remove those images")
+            rank_zero_warn(
+                f"{key}: {name!r} is taken for a class; if it stands for a missing label, remove those images"
+            )
 
 
 def check_same_form(name: str, others: Iterable[str], key: str) -> None:
@@ -49,8 +51,8 @@ def check_same_form(name: str, others: Iterable[str], key: str) -> None:
     for other in others:
         if other != name and unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
             raise UserError(
-                f"{key}: the class {name!r} comes in two forms of Unicode, {ascii(other)} and {ascii(name)}, which look "
-                "the same; use one of them"
+                f"{key}: the class {name!r} comes in two forms of Unicode, {other!a} and {name!a}, which look the same; "
+                "use one of them"
             )
 
 

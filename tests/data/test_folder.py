@@ -313,7 +313,9 @@ def test_name_in_two_forms_of_unicode_is_told(split_root, split):
     shutil.copytree(split_root / "train" / "ant", split_root / "train" / COMPOSED)
     shutil.copytree(split_root / "train" / "ant", split_root / split / DECOMPOSED)
     forms = r"'cafe\\u0301' and 'caf\\xe9'" if split == "train" else r"'caf\\xe9' and 'cafe\\u0301'"
-    text = f"--data.root: the class 'caf.+' comes in two forms of Unicode, {forms}, which look the same; use one of them"
+    text = (
+        f"--data.root: the class 'caf.+' comes in two forms of Unicode, {forms}, which look the same; use one of them"
+    )
     with pytest.raises(UserError, match=f"^{text}$"):
         ImageFolderDataModule(str(split_root), num_workers=0).setup()
 
