@@ -1,4 +1,4 @@
-"""Classes of a run: their names, taken from the data module, and those that a split has no image of."""
+"""What a run takes from its data module: classes, the scale of its targets, and which classes a split lacks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from lit_ft.errors import UserError
 from lit_ft.metrics import OverPresent
+from lit_ft.standardise import Standardisation
 from lit_ft.tasks import MAIN_METRIC
 
 
@@ -56,6 +57,28 @@ def refuse_other_task(data: Any, task: str) -> None:
             f"--model.task: {task}, but the targets of {type(data).__name__} are for {own}; give --model.task {own}, "
             "or other data"
         )
+
+
+def standardisation_of(data: Any, num: int, is_needed: bool) -> Standardisation | None:
+    """Mean and scale of a data module's training targets for regression, or None where it does not give them.
+
+    Args:
+        data: The data module. Its ``train_targets()`` gives those of all training images, ``(N, K)``.
+        num: K.
+        is_needed: Whether the head should start at the mean.
+
+    Raises:
+        UserError: If they are needed and not given.
+    """
+    targets = data.train_targets() if hasattr(data, "train_targets") else None
+    if targets is not None:
+        return Standardisation.of(targets.reshape(len(targets), num))
+    unknown = "the data module has no train_targets()"
+    advice = "add that method to it, which gives those of all training images (N, K)"
+    if is_needed:
+        raise UserError(f"--model.head.prior_bias: {unknown}; {advice}, or set prior_bias to false")
+    rank_zero_warn(f"regression targets are taken as they are, not standardised, as {unknown}; {advice}")
+    return None
 
 
 def told(names: Sequence[str]) -> str:

@@ -18,6 +18,23 @@ FAR = 8.0
 """By which factor floats lie beyond the largest normalised value where they were certainly not normalised."""
 
 
+class BatchCheck:
+    """Checks the first batch of each split of a run, and on a CPU, where nothing waits for it, the classes of all."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def pair(self, batch: Any, split: str, task: Task, normalise: Normalise) -> tuple[Any, Tensor]:
+        """The images and targets of a batch, which is checked as by `check_pair`."""
+        if split not in self._seen:
+            check_pair(batch, split, task, normalise)
+            self._seen.add(split)
+        images, targets = batch
+        if task.name == "multiclass" and targets.ndim == 1 and targets.device.type == "cpu":
+            check_range(targets, split, task.num_outputs)
+        return images, targets
+
+
 def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None:
     """Refuses a batch that is no pair of images and targets for the task.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from types import FrameType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
@@ -36,12 +37,52 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def names_given(frame: FrameType | None) -> list[str]:
-    """The names of all arguments that the outermost constructor was given, of those that led to a frame."""
-    if frame is None:
-        return []
-    *_, outermost = collect_init_args(frame, [], classes=(HyperparametersMixin,))
-    return sorted(outermost)
+class PlainHyperparameters(HyperparametersMixin):
+    """Hyperparameters that are plain, and of which a subclass gets back what its own constructor takes."""
+
+    _given: Collection[str] = ()
+
+    def collect_hyperparameters(self, **settled: Any) -> None:
+        """Collects the arguments of a constructor, and of those of its subclasses, as Lightning does.
+
+        Args:
+            **settled: What replaces and adds to them.
+        """
+        frame = inspect.currentframe()
+        constructor = cast(FrameType, cast(FrameType, frame).f_back)
+        *_, outermost = collect_init_args(constructor, [], classes=(HyperparametersMixin,))
+        self._given = sorted(outermost)
+        super().save_hyperparameters(frame=constructor)
+        self.hparams.update(settled)
+        self.hparams.update(plain(dict(self.hparams)))
+
+    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
+        """Adds those of a subclass, as Lightning does; what is settled stays."""
+        settled = dict(self.hparams)
+        frame = inspect.currentframe()
+        super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **options})
+        self.hparams.update({**plain(dict(self.hparams)), **settled})
+
+    @property
+    def hparams_initial(self) -> Any:
+        """The hyperparameters, for loggers: not as they were given, but as plain values."""
+        return copy.deepcopy(self.hparams)
+
+    def write_hyperparameters(self, checkpoint: dict[str, Any], base: type) -> None:
+        """Puts into a checkpoint what the constructor takes, and where that is not all, beside it all of them.
+
+        Args:
+            checkpoint: What is saved.
+            base: The class that names all hyperparameters but a subclass's own.
+        """
+        if type(self) is not base:
+            hparams = checkpoint["all_hyper_parameters"] = dict(self.hparams)
+            checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, base)
+
+
+def all_hyperparameters(checkpoint: Mapping[str, Any]) -> Any:
+    """The hyperparameters in a checkpoint, also those that a subclass's constructor does not take."""
+    return checkpoint.get("all_hyper_parameters", checkpoint.get("hyper_parameters", {}))
 
 
 def for_constructor(cls: type, hparams: Mapping[str, Any], given: Collection[str], base: type) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, cast
@@ -29,14 +27,22 @@ from lit_ft.backbones import (
     input_spec,
 )
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
-from lit_ft.classes import TakeClasses, classes_of, names_of, refuse_other_task, told, warn_of_absent
+from lit_ft.classes import (
+    TakeClasses,
+    classes_of,
+    names_of,
+    refuse_other_task,
+    standardisation_of,
+    told,
+    warn_of_absent,
+)
 from lit_ft.compiling import Compiling
 from lit_ft.divergence import LossWatch, diverged
 from lit_ft.errors import UserError
-from lit_ft.first_batch import check_images, check_pair, check_range, refuse_no_batch
+from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
-from lit_ft.hparams import for_constructor, names_given, plain
+from lit_ft.hparams import PlainHyperparameters, all_hyperparameters
 from lit_ft.metrics import MeanLoss
 from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.normalise import Normalise
@@ -51,7 +57,7 @@ Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave
 ConfigT = TypeVar("ConfigT")
 
 
-class FineTuneModule(Staged, L.LightningModule):
+class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
@@ -130,16 +136,15 @@ class FineTuneModule(Staged, L.LightningModule):
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
-        self._given = names_given(inspect.currentframe())
-        super().save_hyperparameters(frame=inspect.currentframe())
-        self.hparams.update(weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
-        self.hparams.update(
+        self.collect_hyperparameters(
+            weights=None,
+            source_weights=weights,
+            optimizer=optimizer or "AdamW",
             input={**asdict(spec), "channels": spec.channels},
-            head=asdict(self._head_config),
-            mix=asdict(self._mix_config),
-            penalty=asdict(penalty),
+            head=self._head_config,
+            mix=self._mix_config,
+            penalty=penalty,
         )
-        self.hparams.update(plain(dict(self.hparams)))
         self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
         # No buffer: those that average weights copy a module's before its setup, and would count one more then.
         self._class_weight: Tensor | None = None
@@ -147,7 +152,8 @@ class FineTuneModule(Staged, L.LightningModule):
         self._standardisation: Standardisation | None = None
         self._measured: dict[str, float] = {}
         self._losses = LossWatch()
-        self._checked: set[str] = set()  # the splits whose first batch was
+        self._batches = BatchCheck()
+        self._closed: set[str] = set()  # the splits whose absent classes were told
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -156,18 +162,6 @@ class FineTuneModule(Staged, L.LightningModule):
     def input_spec(self) -> InputSpec:
         """The images that the backbone expects; data modules ask for it."""
         return self.backbone.spec
-
-    @property
-    def hparams_initial(self) -> Any:
-        """The hyperparameters, for loggers: not as they were given, but as plain values."""
-        return copy.deepcopy(self.hparams)
-
-    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
-        """Adds those of a subclass, as Lightning does; what is settled here stays."""
-        settled = dict(self.hparams)
-        frame = inspect.currentframe()
-        super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **options})
-        self.hparams.update({**plain(dict(self.hparams)), **settled})
 
     @property
     def main_metric(self) -> tuple[str, str]:
@@ -225,7 +219,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
         self.take_classes(stage)
-        self._losses, self._checked = LossWatch(), set()
+        self._losses, self._batches, self._closed = LossWatch(), BatchCheck(), set()
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             if (smoothing := self.hparams["label_smoothing"]) and self.hparams["task"] != "multiclass":
@@ -287,7 +281,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, erased and mixed, with weighted classes, as ``train/loss`` tells it, and the penalty."""
         self._losses.before_step(self)
-        images, targets = self._mixed(self._pair(batch, "train"))
+        images, targets = self._mixed(self._batches.pair(batch, "train", self.task, self.normalise))
         loss = self.task.loss(self(images), targets, self._class_weight)
         self._log_again("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         if self.hparams["penalty"]["kind"] != "none":
@@ -337,7 +331,7 @@ class FineTuneModule(Staged, L.LightningModule):
     def pictured(self, batch: Batch, batch_idx: int) -> Tensor:
         """Images ``(B, C, H, W)``, uint8, of a training batch of uint8 images as the network will see them."""
         self.on_train_batch_start(batch, batch_idx)  # so that the step will draw the same numbers
-        images, _ = self._mixed(self._pair(batch, "train"))
+        images, _ = self._mixed(self._batches.pair(batch, "train", self.task, self.normalise))
         return images if images.dtype == torch.uint8 else self.normalise.pixels(images)
 
     def configure_optimizers(self) -> Any:
@@ -361,21 +355,19 @@ class FineTuneModule(Staged, L.LightningModule):
         self._losses.look(self)  # so that no checkpoint is written after the loss was not finite
         checkpoint["run_seed"] = self._run_seed
         if self._standardisation is not None:
-            checkpoint["standardisation"] = plain(self._standardisation)
-        if type(self) is not FineTuneModule:
-            hparams = checkpoint["all_hyper_parameters"] = dict(self.hparams)
-            checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, FineTuneModule)
+            checkpoint["standardisation"] = self._standardisation.plain()
+        self.write_hyperparameters(checkpoint, FineTuneModule)
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
         checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up both, the head's classes and units, and the validation that the checkpoint was written before."""
-        hparams = checkpoint.get("all_hyper_parameters") or checkpoint.get("hyper_parameters", {})
-        if not self.class_names and hparams.get("classes"):  # which a subclass's own constructor may not take
-            self._set_classes(hparams["classes"])
-        units = {key: tuple(values) for key, values in checkpoint.get("standardisation", {}).items()}
-        self._set_standardisation(Standardisation(**units) if units else None)
+        classes = all_hyperparameters(checkpoint).get("classes")
+        if not self.class_names and classes:  # a subclass's own constructor may not take them
+            self._set_classes(classes)
+        units = checkpoint.get("standardisation")
+        self._set_standardisation(None if units is None else Standardisation.from_plain(units))
         self._run_seed = checkpoint.get("run_seed")
         self._measured = checkpoint.get("measured", {})
         if self._trainer is not None:  # else only the weights are loaded
@@ -399,24 +391,10 @@ class FineTuneModule(Staged, L.LightningModule):
         return self._compiler_ctx is not None or parts
 
     def _standardise(self) -> None:
-        """Takes mean and scale of the training targets, unless weights were trained with others.
-
-        Raises:
-            UserError: If the head should start at the mean, and nobody knows it.
-        """
-        if self._standardisation is not None:
-            return
-        targets = self._data.train_targets() if hasattr(self._data, "train_targets") else None
-        if targets is None:
-            advice = "add that method to it, which gives those of all training images (N, K)"
-            unknown = "the data module has no train_targets()"
-            if self._head_config.prior_bias:
-                raise UserError(f"--model.head.prior_bias: {unknown}; {advice}, or set prior_bias to false")
-            rank_zero_warn(f"regression targets are taken as they are, not standardised, as {unknown}; {advice}")
-            return
-        found = Standardisation.of(targets.reshape(len(targets), len(self.class_names)))
-        found = self.trainer.strategy.broadcast(found)
-        self._set_standardisation(found)
+        """Takes mean and scale of the training targets, unless weights were trained with others."""
+        if self._standardisation is None:
+            found = standardisation_of(self._data, len(self.class_names), self._head_config.prior_bias)
+            self._set_standardisation(self.trainer.strategy.broadcast(found))
 
     def _set_standardisation(self, standardisation: Standardisation | None) -> None:
         self._standardisation = standardisation
@@ -453,16 +431,6 @@ class FineTuneModule(Staged, L.LightningModule):
         mixed: Batch = self.mix(self.normalise(images), targets)
         return mixed
 
-    def _pair(self, batch: Any, split: str) -> Batch:
-        """A batch that is what it should be: each split's first is looked at, and on a CPU the classes of all."""
-        if split not in self._checked:
-            check_pair(batch, split, self.task, self.normalise)
-            self._checked.add(split)
-        elif self.device.type == "cpu" and self.task.name == "multiclass" and batch[1].ndim == 1:
-            check_range(batch[1], split, len(self.class_names))
-        images, targets = batch
-        return images, targets
-
     def _close(self, split: str) -> None:
         self._losses.look(self)
         mean_loss = cast(MeanLoss, self.losses[f"{split}_"])
@@ -471,12 +439,12 @@ class FineTuneModule(Staged, L.LightningModule):
         if not bool(mean_loss.compute().isfinite()):
             step = self.global_step if self.trainer.state.fn == "fit" else None
             raise diverged(self, f"{split}/loss", step, self._losses.largest)
-        if not self.trainer.sanity_checking and f"{split}_means" not in self._checked:
-            self._checked.add(f"{split}_means")
+        if not self.trainer.sanity_checking and split not in self._closed:
+            self._closed.add(split)
             warn_of_absent(cast(MetricCollection, self.metrics[f"{split}_"]), split, self.class_names)
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        images, targets = self._pair(batch, split)
+        images, targets = self._batches.pair(batch, split, self.task, self.normalise)
         logits = self(images)
         self._count(logits, targets, split)
         return {"logits": logits, "targets": self.task.hard(targets)}

@@ -173,8 +173,9 @@ def _scheduler(
     if "total_steps" in asked:
         if math.isinf(end_step):
             raise UserError(
-                f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs, and for training data "
-                "without a length also --trainer.limit_train_batches, the batches in an epoch, or --trainer.max_steps"
+                f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs, and for training "
+                "data without a length also --trainer.limit_train_batches, the batches in an epoch, or set "
+                "--trainer.max_steps"
             )
         filled["total_steps"] = int(end_step) - first_step
     if "max_lr" in asked:

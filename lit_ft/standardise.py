@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +33,15 @@ class Standardisation:
         is_fixed = targets.amax(dim=0) == targets.amin(dim=0)
         scale = (deviations / largest.masked_fill(is_fixed, 1.0)).square().mean(dim=0).sqrt() * largest
         return cls(tuple(mean.where(~is_fixed, targets[0]).tolist()), tuple(scale.masked_fill(is_fixed, 1.0).tolist()))
+
+    @classmethod
+    def from_plain(cls, given: Mapping[str, Sequence[float]]) -> Standardisation:
+        """That which `plain` wrote."""
+        return cls(tuple(given["mean"]), tuple(given["scale"]))
+
+    def plain(self) -> dict[str, list[float]]:
+        """As a checkpoint holds it."""
+        return {"mean": list(self.mean), "scale": list(self.scale)}
 
     @classmethod
     def none(cls, num: int) -> Standardisation:

@@ -198,9 +198,7 @@ def test_stream_is_scheduled_by_its_length_or_what_is_advised():
         return trainer.global_step
 
     assert steps(Sized(8)) == 12
-    text = (
-        r"needs a run with an end; set --trainer.max_epochs, and for .* --trainer.limit_train_batches, .*, or --trainer"
-    )
+    text = r"needs a run with an end; .* for .* --trainer.limit_train_batches, .* set --trainer"
     with pytest.raises(UserError, match=text):
         steps(Stream(8))
     assert steps(Stream(8), limit_train_batches=3) == 9

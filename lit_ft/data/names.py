@@ -51,8 +51,8 @@ def check_same_form(name: str, others: Iterable[str], key: str) -> None:
     for other in others:
         if other != name and unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
             raise UserError(
-                f"{key}: the class {name!r} comes in two forms of Unicode, {other!a} and {name!a}, which look the same; "
-                "use one of them"
+                f"{key}: the class {name!r} comes in two forms of Unicode, {other!a} and {name!a}, which look the "
+                "same; use one of them"
             )
 
 
