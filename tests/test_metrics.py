@@ -1,3 +1,6 @@
+import re
+
+import processes
 import pytest
 import torch
 from sklearn import metrics as sk
@@ -79,3 +82,46 @@ def test_mean_of_losses_that_are_nan_or_infinite_is():
         metric = MeanLoss()
         metric.update(torch.tensor([1.0, value]))
         assert not metric.compute().isfinite()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return processes.launch(tmp_path_factory.mktemp("ranks"), "measure", "diverge")
+
+
+def test_regression_is_measured_over_all_processes_in_one_unit(ranks):
+    one, other = (rank["measure"]["regression"] for rank in ranks)
+    assert one["standardisation"] == other["standardisation"]
+    assert one["standardisation"].mean == (1987.5,)  # of the first process's years
+    assert one["logits"].equal(other["logits"])
+    targets = torch.cat(processes.YEARS).double()
+    answers = one["logits"].double() * one["standardisation"].scale[0] + 1987.5
+    for name, expected in (
+        ("mse", sk.mean_squared_error(targets, answers)),
+        ("mae", sk.mean_absolute_error(targets, answers)),
+        ("r2", sk.r2_score(targets, answers)),
+    ):
+        assert one["metrics"][f"val/{name}"] == other["metrics"][f"val/{name}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_classes_that_no_process_has_are_left_out_and_told_once(ranks):
+    one, other = (rank["measure"]["multiclass"] for rank in ranks)
+    targets, guessed = torch.cat(processes.LABELS), one["logits"].argmax(1)
+    macro = {"average": "macro", "zero_division": 0, "labels": [0, 1, 2, 5]}
+    expected = {
+        "val/precision": sk.precision_score(targets, guessed, **macro),
+        "val/recall": sk.recall_score(targets, guessed, **macro),
+        "val/f1": sk.f1_score(targets, guessed, **macro),
+    }
+    for found in (one, other):
+        assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected)
+    assert one["told"] == [
+        "val: no image of 3 of 7 classes (3, 4, 6); they are left out of the means of f1, precision, recall"
+    ]
+    assert other["told"] == []
+
+
+def test_loss_that_is_not_finite_in_one_process_ends_all_with_the_same_step(ranks):
+    text = r"train/loss is not finite in step 3 \(learning rate 0.05, largest gradient in \w+\): lower"
+    assert {bool(re.match(text, rank["diverge"])) for rank in ranks} == {True}
+    assert ranks[0]["diverge"] == ranks[1]["diverge"]
