@@ -51,6 +51,8 @@ def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if hparams is not None:  # of a subclass these are what its constructor takes, and all are beside them
+        hparams = checkpoint.get("all_hyper_parameters", hparams)
     if not isinstance(hparams, dict) or "backbone" not in hparams:
         raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
     return dict(hparams)

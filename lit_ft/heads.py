@@ -27,8 +27,8 @@ class HeadConfig:
         dropout: Probability with which an input of each layer is dropped in training.
         kind: The last layer: linear, or cosine, a learnt scale times the cosine of features and class weights.
         zero_init: Start the last layer, weight and bias, at zero; for linear.
-        prior_bias: Start the last bias at the log of the training data's class shares, or the log-odds of its labels;
-            for linear, and not for regression.
+        prior_bias: Start the last bias at the log of the training data's class shares or the log-odds of its labels,
+            and for regression at the mean of its targets; for linear.
     """
 
     hidden: list[int] = field(default_factory=list)
@@ -72,12 +72,11 @@ class CosineLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def check_head(config: HeadConfig, task: str | None = None) -> None:
+def check_head(config: HeadConfig) -> None:
     """Refuses a head that cannot be built.
 
     Args:
         config: The layers.
-        task: Name of the task; where given, what does not fit it is refused too.
 
     Raises:
         UserError: If a size is below 1, the dropout is not in [0, 1), the kind is unknown, or options exclude another.
@@ -92,8 +91,6 @@ def check_head(config: HeadConfig, task: str | None = None) -> None:
         raise UserError("--model.head.zero_init: is for --model.head.kind linear, not cosine")
     if config.prior_bias and config.kind == "cosine":  # which has no bias
         raise UserError("--model.head.prior_bias: is for --model.head.kind linear, not cosine")
-    if config.prior_bias and task == "regression":
-        raise UserError("--model.head.prior_bias: is for --model.task multiclass and multilabel, not regression")
 
 
 def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Sequential:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
-from types import FunctionType
+from dataclasses import asdict, replace
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lit_ft.backbones import (
     InputConfig,
@@ -27,27 +27,44 @@ from lit_ft.backbones import (
     input_spec,
 )
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
+from lit_ft.classes import (
+    TakeClasses,
+    classes_of,
+    names_of,
+    refuse_other_task,
+    standardisation_of,
+    told,
+    warn_of_absent,
+)
 from lit_ft.compiling import Compiling
+from lit_ft.divergence import LossWatch, diverged
 from lit_ft.errors import UserError
+from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
+from lit_ft.hparams import PlainHyperparameters, all_hyperparameters
+from lit_ft.metrics import MeanLoss
 from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.normalise import Normalise
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
 from lit_ft.resume import validate_first
+from lit_ft.standardise import Standardisation
 from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
 
 
-class FineTuneModule(Staged, L.LightningModule):
+class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
     The number and the names of the classes come from the data module, unless ``classes`` names them.
+
+    For regression it trains on targets of mean 0 and standard deviation 1, by those of the training images, where the
+    data module gives them by ``train_targets()``. Losses are of these, answers and metrics in the targets' own units.
 
     Args:
         backbone: Name of the pretrained network, or class_path, init_args, stages and classifier of your own.
@@ -58,7 +75,7 @@ class FineTuneModule(Staged, L.LightningModule):
         input: Where the images differ from what the backbone's weights expect.
         head: The new layers.
         task: What is learnt: one class an image, any number of classes, or numbers.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Share of the target that is spread over all classes; for multiclass, else it is left out.
         class_weight: With balanced, rare classes count more in the training loss: n / (K n_k), or for multilabel the
             positives by negatives / positives. The losses of validation and test are not weighted, so that they can be
             compared between runs.
@@ -107,7 +124,7 @@ class FineTuneModule(Staged, L.LightningModule):
         self._head_config = _config(HeadConfig, head)
         # These refuse before anything is fetched.
         Task(task, 2, label_smoothing)
-        check_head(self._head_config, task)
+        check_head(self._head_config)
         check_class_weight(class_weight, task)
         self._mix_config = _config(MixConfig, mix)
         BatchMix(self._mix_config, task, 2)
@@ -119,20 +136,24 @@ class FineTuneModule(Staged, L.LightningModule):
         self.penalty = WeightPenalty(self.backbone, penalty)
         # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
         # fetch none; what the images must be like is written out, since it followed from the weights' tag.
-        self.save_hyperparameters()
-        self.hparams.update(weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
-        self.hparams.update(
+        self.collect_hyperparameters(
+            weights=None,
+            source_weights=weights,
+            optimizer=optimizer or "AdamW",
             input={**asdict(spec), "channels": spec.channels},
-            head=asdict(self._head_config),
-            mix=asdict(self._mix_config),
-            penalty=asdict(penalty),
+            head=self._head_config,
+            mix=self._mix_config,
+            penalty=penalty,
         )
-        self.hparams.update(_plain(dict(self.hparams)))
         self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
         # No buffer: those that average weights copy a module's before its setup, and would count one more then.
         self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
+        self._standardisation: Standardisation | None = None
         self._measured: dict[str, float] = {}
+        self._losses = LossWatch()
+        self._batches = BatchCheck()
+        self._closed: set[str] = set()  # the splits whose absent classes were told
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -175,25 +196,38 @@ class FineTuneModule(Staged, L.LightningModule):
         return logits
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds what compiles; callbacks that copy the model (weight averaging) do so before `setup`, with its head."""
-        if not self.class_names:
-            self._refuse_other_task()  # before the data names what another task would take for classes
-        if not self.class_names and getattr(self._data, "class_names", None):
-            self._set_classes(self._data.class_names)
+        """Adds what compiles, and what makes the head before other callbacks look at it or copy it."""
+        TakeClasses.come_first(self.trainer)
         return [Compiling()] if self.hparams["compile"] else []
+
+    def take_classes(self, stage: str) -> None:
+        """Takes the classes from a data module that is set up, and makes the head for them.
+
+        Args:
+            stage: What is run: fit, validate, test or predict.
+
+        Raises:
+            UserError: If there are none, or others than those that the module has.
+        """
+        if not (stage == "predict" and self.class_names):  # images to predict have no classes
+            refuse_other_task(self._data, self.hparams["task"])  # which would take something else for classes
+            if (classes := classes_of(self._data)) is not None:
+                self._set_classes(classes)
+        if not self.class_names:
+            raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
 
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
-        if not (stage == "predict" and self.class_names):  # images to predict have no classes
-            self._refuse_other_task()
-            names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
-            if names is not None:
-                self._set_classes(names)
-        if not self.class_names:
-            raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
+        self.take_classes(stage)
+        self._losses, self._batches, self._closed = LossWatch(), BatchCheck(), set()
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
-            if self._head_config.prior_bias:
+            if (smoothing := self.hparams["label_smoothing"]) and self.hparams["task"] != "multiclass":
+                reason = f"as it is for --model.task multiclass, not {self.hparams['task']}"
+                rank_zero_warn(f"--model.label_smoothing: {smoothing} is left out, {reason}")
+            if self.hparams["task"] == "regression":
+                self._standardise()
+            elif self._head_config.prior_bias:
                 counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
                 set_prior_bias(self.head, counts, sizes, self.task.name)
             if self.hparams["class_weight"] is not None:
@@ -246,14 +280,37 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, erased and mixed, with weighted classes, as ``train/loss`` tells it, and the penalty."""
-        images, targets = self._mixed(batch)
+        self._losses.before_step(self)
+        images, targets = self._mixed(self._batches.pair(batch, "train", self.task, self.normalise))
         loss = self.task.loss(self(images), targets, self._class_weight)
         self._log_again("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         if self.hparams["penalty"]["kind"] != "none":
             penalty = self.penalty(self.backbone, self.head)
             self._log_again("train/penalty", penalty, on_step=True, on_epoch=False)
             loss = loss + penalty
+        self._losses.note(self, loss)
         return loss
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Drops the gradients before a validation, as Lightning does, but looks at them first."""
+        self._losses.look_closely(self)
+        super().on_validation_model_zero_grad()
+
+    def on_validation_epoch_end(self) -> None:
+        """Ends a run whose loss is not finite, and tells which classes have no image."""
+        self._close("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Likewise."""
+        self._close("test")
+
+    def on_fit_end(self) -> None:
+        """Refuses a fit in which no batch came.
+
+        Raises:
+            UserError: If there was none.
+        """
+        refuse_no_batch(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Adds a batch to the validation metrics; callbacks get its logits, and its targets as metrics count them."""
@@ -266,13 +323,15 @@ class FineTuneModule(Staged, L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Answers ``(B, K)`` for a batch of images, or of images and their indices ``(B,)``."""
         images, *indices = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if batch_idx == 0:
+            check_images(images, "predict", self.normalise)
         answers = {"answers": self.task.answers(self(images))}
         return {**answers, "indices": indices[0]} if indices else answers
 
     def pictured(self, batch: Batch, batch_idx: int) -> Tensor:
         """Images ``(B, C, H, W)``, uint8, of a training batch of uint8 images as the network will see them."""
         self.on_train_batch_start(batch, batch_idx)  # so that the step will draw the same numbers
-        images, _ = self._mixed(batch)
+        images, _ = self._mixed(self._batches.pair(batch, "train", self.task, self.normalise))
         return images if images.dtype == torch.uint8 else self.normalise.pixels(images)
 
     def configure_optimizers(self) -> Any:
@@ -293,13 +352,22 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the seed of the run, and what a schedule waits for, as the next step of it may be all that is left."""
+        self._losses.look(self)  # so that no checkpoint is written after the loss was not finite
         checkpoint["run_seed"] = self._run_seed
+        if self._standardisation is not None:
+            checkpoint["standardisation"] = self._standardisation.plain()
+        self.write_hyperparameters(checkpoint, FineTuneModule)
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
         checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up both, and the validation that the checkpoint was written before."""
+        """Takes up both, the head's classes and units, and the validation that the checkpoint was written before."""
+        classes = all_hyperparameters(checkpoint).get("classes")
+        if not self.class_names and classes:  # a subclass's own constructor may not take them
+            self._set_classes(classes)
+        units = checkpoint.get("standardisation")
+        self._set_standardisation(None if units is None else Standardisation.from_plain(units))
         self._run_seed = checkpoint.get("run_seed")
         self._measured = checkpoint.get("measured", {})
         if self._trainer is not None:  # else only the weights are loaded
@@ -322,21 +390,24 @@ class FineTuneModule(Staged, L.LightningModule):
         parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
         return self._compiler_ctx is not None or parts
 
-    def _refuse_other_task(self) -> None:
-        task, own = getattr(self._data, "task", None), self.hparams["task"]
-        if task in MAIN_METRIC and task != own:
-            raise UserError(
-                f"--model.task: {own}, but the targets of {type(self._data).__name__} are for {task}; give "
-                f"--model.task {task}, or other data"
-            )
+    def _standardise(self) -> None:
+        """Takes mean and scale of the training targets, unless weights were trained with others."""
+        if self._standardisation is None:
+            found = standardisation_of(self._data, len(self.class_names), self._head_config.prior_bias)
+            self._set_standardisation(self.trainer.strategy.broadcast(found))
+
+    def _set_standardisation(self, standardisation: Standardisation | None) -> None:
+        self._standardisation = standardisation
+        if self.class_names:
+            self.task: Task = replace(self.task, standardisation=standardisation)
 
     def _set_classes(self, classes: int | list[str]) -> None:
         """Makes head and metrics for the classes, or checks them against those it has."""
-        names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+        names = names_of(classes)
         if self.class_names:
             if len(names) != len(self.class_names) or (not isinstance(classes, int) and names != self.class_names):
                 raise UserError(
-                    f"the model has {_listed(self.class_names)}, but the data has {_listed(names)}; give the data the "
+                    f"the model has {told(self.class_names)}, but the data has {told(names)}; give the data the "
                     "model was trained on, or start from the backbone alone with --model.weights CHECKPOINT"
                 )
             return
@@ -345,12 +416,12 @@ class FineTuneModule(Staged, L.LightningModule):
         self.class_names = names
         self.hparams["classes"] = names
         self.head = build_head(self.backbone.num_features, len(names), self._head_config)
-        self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
+        self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"], self._standardisation)
         self.mix = BatchMix(self._mix_config, self.hparams["task"], len(names))
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({f"{split}_": self.task.metrics(f"{split}/") for split in splits})
         # Not Lightning's own mean: with another number of images in each process it divides by a rounded mean of them.
-        self.losses = nn.ModuleDict({f"{split}_": MeanMetric(nan_strategy="disable") for split in splits})
+        self.losses = nn.ModuleDict({f"{split}_": MeanLoss() for split in splits})
 
     def _mixed(self, batch: Batch) -> Batch:
         """A training batch as the network gets it; in eval mode, in which gradients are compared, as it is."""
@@ -360,8 +431,20 @@ class FineTuneModule(Staged, L.LightningModule):
         mixed: Batch = self.mix(self.normalise(images), targets)
         return mixed
 
+    def _close(self, split: str) -> None:
+        self._losses.look(self)
+        mean_loss = cast(MeanLoss, self.losses[f"{split}_"])
+        if not self.trainer.strategy.reduce_boolean_decision(mean_loss.update_called, all=False):
+            return
+        if not bool(mean_loss.compute().isfinite()):
+            step = self.global_step if self.trainer.state.fn == "fit" else None
+            raise diverged(self, f"{split}/loss", step, self._losses.largest)
+        if not self.trainer.sanity_checking and split not in self._closed:
+            self._closed.add(split)
+            warn_of_absent(cast(MetricCollection, self.metrics[f"{split}_"]), split, self.class_names)
+
     def _evaluate(self, batch: Batch, split: str) -> dict[str, Tensor]:
-        images, targets = batch
+        images, targets = self._batches.pair(batch, split, self.task, self.normalise)
         logits = self(images)
         self._count(logits, targets, split)
         return {"logits": logits, "targets": self.task.hard(targets)}
@@ -371,8 +454,7 @@ class FineTuneModule(Staged, L.LightningModule):
         metrics = cast(MetricCollection, self.metrics[f"{split}_"])
         self.task.update(metrics, logits, targets)
         size = len(targets)
-        mean_loss = cast(MeanMetric, self.losses[f"{split}_"])
-        # Repeated, as with "disable" torchmetrics passes over weights; but otherwise over losses that are nan.
+        mean_loss = cast(MeanLoss, self.losses[f"{split}_"])
         mean_loss.update(self.task.loss(logits, targets).expand(size))
         self._log_again(f"{split}/loss", mean_loss, batch_size=size, prog_bar=True)
         main = self.main_metric[0].removeprefix("val/")
@@ -383,18 +465,3 @@ class FineTuneModule(Staged, L.LightningModule):
 def _config(cls: type[ConfigT], given: Any) -> ConfigT:
     """The dataclass itself, or made from the dict that a checkpoint holds."""
     return cls(**given) if isinstance(given, dict) else cast(ConfigT, given)
-
-
-def _plain(value: Any) -> Any:
-    """A value with tuples as lists, numpy's numbers as Python's and functions as their paths, as YAML has them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, FunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _listed(names: list[str]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"

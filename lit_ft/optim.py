@@ -172,7 +172,11 @@ def _scheduler(
     filled: dict[str, Any] = {"optimizer": optimizer, "first_step": first_step}
     if "total_steps" in asked:
         if math.isinf(end_step):
-            raise UserError(f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs")
+            raise UserError(
+                f"--lr_scheduler: {cls.__name__} needs a run with an end; set --trainer.max_epochs, and for training "
+                "data without a length also --trainer.limit_train_batches, the batches in an epoch, or set "
+                "--trainer.max_steps"
+            )
         filled["total_steps"] = int(end_step) - first_step
     if "max_lr" in asked:
         filled |= {"max_lr": rates, "base_lr": [rate / 4 for rate in rates]}

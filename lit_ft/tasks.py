@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics import classification as C
 
 from lit_ft.errors import UserError, unknown
+from lit_ft.metrics import R2, OverPresent, PreciseSums
+from lit_ft.standardise import Standardisation
 
 TaskName = Literal["multiclass", "multilabel", "regression"]
 Mode = Literal["min", "max"]
@@ -38,29 +40,31 @@ class Task:
         name: ``multiclass`` (one class an image, cross-entropy), ``multilabel`` (any number of classes, binary
             cross-entropy) or ``regression`` (numbers, mean squared error).
         num_outputs: K, the number of classes or of regression targets.
-        label_smoothing: Share of the target that is spread over all classes; for ``multiclass``.
+        label_smoothing: Share of the target that is spread over all classes; for ``multiclass``, else it is left out.
+        standardisation: What ``regression`` standardises its targets by; when not given, they are taken as they are.
 
     Raises:
-        UserError: If the name is unknown, the smoothing is out of range or does not fit the task, or there is nothing
-            to tell apart.
+        UserError: If the name is unknown, the smoothing is out of range, or there is nothing to tell apart.
     """
 
     name: TaskName
     num_outputs: int
     label_smoothing: float = 0.0
+    standardisation: Standardisation | None = None
+    _units: Standardisation = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name not in MAIN_METRIC:
             raise unknown("task", self.name, MAIN_METRIC, "--model.task")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"--model.label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
-        if self.label_smoothing and self.name != "multiclass":
-            raise UserError(f"--model.label_smoothing: is for --model.task multiclass, not {self.name}")
         if self.num_outputs < 2 and self.name != "regression":
             raise UserError(f"--model.task: {self.name} needs at least 2 classes, got {self.num_outputs}")
+        units = self.standardisation or Standardisation.none(self.num_outputs)
+        object.__setattr__(self, "_units", units)  # as the class is frozen
 
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The mean loss of a batch.
+        """The mean loss of a batch, in float32 at least; for ``regression`` that of standardised targets.
 
         With weights it is the sum divided by B, and not by the sum of the weights, as torch would have it: neither the
         classes that a batch happens to have nor the number of processes that share it scale its gradient.
@@ -71,18 +75,17 @@ class Task:
                 for ``multilabel`` from 0 to 1.
             weight: What each class counts ``(K,)``; for ``multilabel`` what its positives count.
         """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weight = None if weight is None else weight.to(logits.dtype)
         if self.name == "multiclass":
-            precise = torch.promote_types(logits.dtype, torch.float32)  # than half, for what is no whole number
-            if targets.ndim == 2:
-                logits, targets = logits.to(precise), targets.to(precise)
+            targets = targets.to(logits.dtype) if targets.ndim == 2 else targets.long()
             if weight is None:
                 return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-            logits, weight = logits.to(precise), weight.to(precise)
             total = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing, reduction="sum")
             return total / len(targets)
         if self.name == "multilabel":
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight)
-        return F.mse_loss(logits, targets.to(logits.dtype).view_as(logits))
+        return F.mse_loss(logits, self._units.standardise(targets).to(logits.dtype))
 
     def metrics(self, prefix: str) -> MetricCollection:
         """Fresh metrics whose names begin with ``prefix``; they see raw logits."""
@@ -93,21 +96,21 @@ class Task:
         if self.name == "multiclass":
             metrics = {
                 "acc": C.MulticlassAccuracy(num, average="micro", **unchecked),
-                "precision": _Precision(num, average="macro"),
-                "recall": _Recall(num, average="macro"),
-                "f1": _F1(num, average="macro"),
+                "precision": _Precision(num, average="none"),
+                "recall": _Recall(num, average="none"),
+                "f1": _F1(num, average="none"),
             }
             if num > 5:
                 metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5, **unchecked)
         elif self.name == "multilabel":
             metrics = {
                 "acc": C.MultilabelAccuracy(num, **unchecked),
-                "precision": C.MultilabelPrecision(num, **unchecked),
-                "recall": C.MultilabelRecall(num, **unchecked),
-                "f1": C.MultilabelF1Score(num, **unchecked),
+                "precision": _LabelPrecision(num, average="none", **unchecked),
+                "recall": _LabelRecall(num, average="none", **unchecked),
+                "f1": _LabelF1(num, average="none", **unchecked),
             }
         else:
-            metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+            metrics = {"mse": _MeanSquaredError(), "mae": _MeanAbsoluteError(), "r2": R2(num)}
         # No groups: metrics that are equal after the first batch would share one state from then on, although that can
         # be by chance, and in one process but not in the other.
         return MetricCollection(metrics, prefix=prefix, compute_groups=False)
@@ -125,17 +128,40 @@ class Task:
             # torchmetrics would take logits that all happen to lie in [0, 1] for probabilities.
             logits = logits.sigmoid()
         elif self.name == "regression":
-            targets = targets.to(logits.dtype).view_as(logits)
+            logits, targets = (self._units.centred(one) for one in (logits, self._units.standardise(targets)))
         metrics.update(logits, targets)
 
     def answers(self, logits: Tensor) -> Tensor:
-        """What a user reads ``(B, K)``: probabilities, or for ``regression`` the numbers themselves."""
+        """What a user reads ``(B, K)``: probabilities, float32, or for ``regression`` the numbers in their own units.
+
+        These are float64, as float32 cannot tell apart numbers of a small scale at a large offset.
+        """
         if self.name == "multiclass":
             return logits.float().softmax(dim=1)
-        return logits.float().sigmoid() if self.name == "multilabel" else logits.float()
+        return logits.float().sigmoid() if self.name == "multilabel" else self._units.restore(logits)
 
 
-class _ByClass(C.MulticlassStatScores):
+class _MeanSquaredError(PreciseSums, MeanSquaredError):
+    pass
+
+
+class _MeanAbsoluteError(PreciseSums, MeanAbsoluteError):
+    pass
+
+
+class _LabelPrecision(OverPresent, C.MultilabelPrecision):
+    pass
+
+
+class _LabelRecall(OverPresent, C.MultilabelRecall):
+    pass
+
+
+class _LabelF1(OverPresent, C.MultilabelF1Score):
+    pass
+
+
+class _ByClass(OverPresent, C.MulticlassStatScores):
     """Counts a batch class by class.
 
     torchmetrics takes the counts from a matrix ``(K, K)`` of each batch, which is 800 MB for 10,000 classes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from contextlib import nullcontext, suppress
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import shown
 from lit_ft.callbacks.refusals import refuse_options
@@ -85,7 +87,7 @@ class Trainer(L.Trainer):
             self.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
-        """Fits, then tests with the best checkpoint, then tells where everything is.
+        """Fits, then tests with the best checkpoint, where there are test images.
 
         Args:
             model: The module to fine-tune.
@@ -96,6 +98,10 @@ class Trainer(L.Trainer):
         best = getattr(best_checkpoint(self), "best_model_path", "") or None
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
+        owners = [owner for owner in (datamodule, model) if owner is not None]
+        if not any(is_overridden("test_dataloader", owner) for owner in owners):
+            rank_zero_warn(f"nothing is tested, as {type(owners[0]).__name__} has no test_dataloader()")
+            return
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
 
     def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
@@ -219,7 +225,9 @@ def tell(trainer: Any, command: str) -> None:
     best = getattr(chosen, "best_model_path", "")
     lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
     if best:
-        lines.append(f"Best model   {shown(Path(best))}  ({chosen.monitor} {float(chosen.best_model_score):.4f})")
+        score = float(chosen.best_model_score)
+        told = f"{score:.4f}" if math.isfinite(score) else "is not defined"  # as r2 of a single number
+        lines.append(f"Best model   {shown(Path(best))}  ({chosen.monitor} {told})")
         arguments = f"--config {run / 'config.yaml'} --ckpt_path {shown(Path(best))}"
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit":

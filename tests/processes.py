@@ -258,6 +258,77 @@ def keep_features(folder, rank):
     }
 
 
+class Uneven(L.LightningDataModule):
+    """Images whose loaders give each process other targets, and one of them more than the other."""
+
+    def __init__(self, task, targets, num_classes):
+        super().__init__()
+        self.task, self.num_classes = task, num_classes
+        mine = targets[int(os.environ["RANK"])]
+        shades = torch.arange(len(mine), dtype=torch.uint8).mul(20).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+        self.images = torch.utils.data.TensorDataset(shades, mine)
+        if task == "regression":
+            self.train_targets = lambda: mine  # a process that knows its own alone
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.images, batch_size=2)
+
+    val_dataloader = train_dataloader
+
+
+YEARS = [torch.tensor([[1980.0], [1981], [1990], [1999]]), torch.tensor([[2001.0], [1985], [1970], [1966]])]
+LABELS = [torch.tensor([0, 2, 2, 5]), torch.tensor([1, 2, 2, 5])]
+
+
+def measure(folder, rank):
+    """The metrics over all processes of regression, and of classes of which each process has others."""
+    own = {"use_distributed_sampler": False}
+    found = {}
+    for task, targets, num in (("regression", YEARS, 1), ("multiclass", LABELS, 7)):
+        L.seed_everything(1)
+        module = small_module(task=task, lr=1e-30, lr_scheduler=None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer = fit(module, Uneven(task, targets, num), GradualUnfreezing("full"), 1, **own)
+        logits = [None] * trainer.world_size
+        with torch.no_grad():
+            mine = module.eval()(trainer.datamodule.images.tensors[0])
+        dist.all_gather_object(logits, mine)
+        found[task] = {
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "logits": torch.cat(logits),
+            "standardisation": module.task.standardisation,
+            "told": [str(warning.message) for warning in caught if "no image of" in str(warning.message)],
+        }
+    return found
+
+
+def diverge(folder, rank):
+    """What each process raises where the loss of one alone is not finite."""
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if rank == 1 and trainer.global_step == 3:
+                pl_module.log = lambda *args, **options: None
+                pl_module.task = NoLoss(pl_module.task)
+
+    class NoLoss:
+        def __init__(self, task):
+            self.task = task
+
+        def __getattr__(self, name):
+            return getattr(self.task, name)
+
+        def loss(self, *args):
+            return self.task.loss(*args) * torch.nan
+
+    try:
+        fit(small_module(lr_scheduler=None), FewDigits(batch_size=2), GradualUnfreezing("full"), 2, Spoil())
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder, scenarios):
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

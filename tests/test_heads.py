@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lit_ft.errors import UserError
-from lit_ft.heads import START_SCALE, HeadConfig, build_head, check_head, set_prior_bias
+from lit_ft.heads import START_SCALE, HeadConfig, build_head, set_prior_bias
 from lit_ft.optim import param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 
@@ -64,17 +64,6 @@ def test_logits_are_those_of_the_formula():
 def test_impossible_head_is_refused(config, text):
     with pytest.raises(UserError, match=f"^{text}$"):
         build_head(8, 3, config)
-
-
-def test_shares_of_classes_are_not_for_regression():
-    text = "^--model.head.prior_bias: is for --model.task multiclass and multilabel, not regression$"
-    with pytest.raises(UserError, match=text):
-        check_head(HeadConfig(prior_bias=True), "regression")
-    check_head(HeadConfig(prior_bias=True), "multilabel")
-    check_head(HeadConfig(prior_bias=True), "multiclass")
-    for task in ("multilabel", "regression"):
-        check_head(HeadConfig(kind="cosine"), task)
-        check_head(HeadConfig(zero_init=True), task)
 
 
 def test_cosine_layer_is_the_last_and_follows_its_formula():

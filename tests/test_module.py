@@ -303,13 +303,6 @@ def test_metrics_that_agree_by_chance_in_the_first_batch_stay_apart():
     }
 
 
-def test_loss_that_is_not_a_number_is_told():
-    images = images_of(num=8).float()
-    images[0] = float("nan")  # just the first of two batches has it
-    data = DataLoader(TensorDataset(images, torch.arange(8)), batch_size=4)
-    assert np.isnan(small_trainer(1).validate(small_module(classes=10), data, verbose=False)[0]["val/loss"])
-
-
 def test_data_of_ten_classes_gives_the_head_and_the_metrics():
     module = small_module()
     results = small_trainer(1).validate(module, datamodule=(data := FewDigits(batch_size=8)), verbose=False)[0]
@@ -471,7 +464,7 @@ def test_shares_of_loaders_alone_are_not_known():
     [
         ({"head": {"dropout": 1.0}}, "dropout"),
         ({"head": {"kind": "cosine", "zero_init": True}}, "zero_init"),
-        ({"head": {"prior_bias": True}, "task": "regression"}, "prior_bias"),
+        ({"head": {"kind": "cosine", "prior_bias": True}}, "prior_bias"),
     ],
 )
 def test_wrong_head_is_refused_before_anything_is_fetched(options, key, monkeypatch):

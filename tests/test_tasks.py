@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_ft.errors import UserError
+from lit_ft.standardise import Standardisation
 from lit_ft.tasks import MAIN_METRIC, Task
 
 B, K = 40, 7
@@ -56,6 +57,60 @@ def test_regression_loss_is_the_mean_squared_error(logits):
     targets = torch.randn(B, K, dtype=torch.float64)
     expected = (logits - targets).square().mean().float()
     torch.testing.assert_close(Task("regression", K).loss(logits, targets), expected)
+
+
+YEARS = Standardisation((1989.5,), (5.77,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_regression_rounds_no_target_to_the_precision_of_the_logits(dtype):
+    years = torch.arange(1980.0, 2000.0).view(-1, 1)
+    logits = ((years - 1989.5) / 5.77 + 0.25).to(dtype)
+    task = Task("regression", 1, standardisation=YEARS)
+    errors = logits.double() * 5.77 + 1989.5 - years
+    assert task.loss(logits, years).dtype == torch.float32
+    assert float(task.loss(logits, years)) == pytest.approx(float((errors / 5.77).square().mean()), rel=1e-5)
+    found = computed(task, logits, years, batch_size=7)
+    assert found["val/mse"] == pytest.approx(float(errors.square().mean()))
+    assert found["val/mae"] == pytest.approx(float(errors.abs().mean()))
+    assert found["val/r2"] == pytest.approx(sk.r2_score(years, years + errors))
+
+
+@pytest.mark.parametrize("standardisation", [None, Standardisation((3e5,), (1e-6,))])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_small_targets_at_a_large_offset_keep_their_r2(standardisation, scale):
+    targets = 3e5 + scale * torch.randn(B, 1, generator=torch.Generator().manual_seed(0)).double()
+    units = standardisation or Standardisation.none(1)
+    logits = units.standardise(targets) + scale / units.scale[0]
+    found = computed(Task("regression", 1, standardisation=standardisation), logits, targets)
+    spread = (targets - 3e5).var(correction=0)
+    # Of numbers at 3e5, float64 holds 6e-11.
+    assert found["val/r2"] == pytest.approx(1 - scale**2 / float(spread), abs=1e-3)
+
+
+def test_label_smoothing_is_left_out_where_there_are_no_classes(logits, labels):
+    for name in ("multilabel", "regression"):
+        assert Task(name, K, 0.1).loss(logits, labels).equal(Task(name, K).loss(logits, labels))
+
+
+@pytest.mark.parametrize("name", ["multiclass", "multilabel"])
+def test_classes_without_an_image_are_left_out_of_the_means(name, logits, classes, labels):
+    present = [0, 2, 3, 5]
+    classes = torch.tensor(present)[classes % 4]
+    labels = labels * F.one_hot(torch.tensor(present), K).sum(0)
+    targets = {"multiclass": classes, "multilabel": labels}[name]
+    guessed = {"multiclass": logits.argmax(1), "multilabel": (logits > 0).int()}[name]
+    absent = torch.tensor([1, 4, 6])
+    assert (torch.isin(guessed, absent) if name == "multiclass" else guessed[:, absent]).any()
+    found = computed(Task(name, K), logits, targets)
+    macro = {"average": "macro", "zero_division": 0, "labels": present}
+    assert found["val/precision"] == pytest.approx(sk.precision_score(targets, guessed, **macro))
+    assert found["val/recall"] == pytest.approx(sk.recall_score(targets, guessed, **macro))
+    assert found["val/f1"] == pytest.approx(sk.f1_score(targets, guessed, **macro))
+
+
+def test_labels_that_no_image_has_at_all_make_a_mean_of_0(logits):
+    assert computed(Task("multilabel", K), logits, torch.zeros(B, K))["val/f1"] == 0
 
 
 def test_regression_takes_targets_without_a_second_dimension(logits):
@@ -214,10 +269,12 @@ def test_answers_are_what_a_user_reads():
     logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.bfloat16)
     precise = logits.float()
     answers = {name: Task(name, 2).answers(logits) for name in MAIN_METRIC}
-    assert {answer.dtype for answer in answers.values()} == {torch.float32}
+    assert {answer.dtype for answer in answers.values()} == {torch.float32, torch.float64}
     torch.testing.assert_close(answers["multiclass"], torch.tensor([[0.25, 0.75]]), atol=1e-3, rtol=0)
     torch.testing.assert_close(answers["multilabel"], torch.tensor([[0.5, 0.75]]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(answers["regression"], precise)
+    torch.testing.assert_close(answers["regression"], precise.double())
+    years = Task("regression", 2, standardisation=Standardisation((1990.0, 0.0), (6.0, 1e-6)))
+    assert years.answers(logits)[0].tolist() == pytest.approx([1990, 1e-6 * float(precise[0, 1])], rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +283,6 @@ def test_answers_are_what_a_user_reads():
         (("multiclas", 3), "--model.task: unknown task 'multiclas'; nearest: multiclass, "),
         (("multiclass", 3, 1.0), "--model.label_smoothing: must be at least 0 and below 1, got 1.0"),
         (("multiclass", 3, -0.1), "--model.label_smoothing: must be at least 0 and below 1, got -0.1"),
-        (("multilabel", 3, 0.1), "--model.label_smoothing: is for --model.task multiclass, not multilabel"),
         (("multiclass", 1), "--model.task: multiclass needs at least 2 classes, got 1"),
         (("multilabel", 1), "--model.task: multilabel needs at least 2 classes, got 1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from lit_ft.callbacks.figure_text import drawable
 from lit_ft.callbacks.plan_view import plan_figure, plan_table, run_plan, run_starts, stage_rates
 from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
+from lit_ft.classes import classes_of, names_of
 
 MAX_PICTURED_CLASSES = 100
 PICTURE_SECONDS = 10.0
@@ -75,11 +77,12 @@ class RunReport(Callback):
     ) -> None:
         """Shows the first images of a run as the network gets them: augmented, erased and mixed."""
         board = _tensorboard(trainer)
-        if board and self.num_images and trainer.global_step == 0 and batch_idx == 0:
+        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2  # else it is a subclass's own, or refused
+        if board and self.num_images and trainer.global_step == 0 and batch_idx == 0 and is_pair:
             if isinstance(batch[0], StageOutput):
                 batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
             images = batch[0]
-            if images.dtype == torch.uint8:
+            if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
                 if hasattr(pl_module, "pictured"):
                     images = cast(Any, pl_module).pictured(batch, batch_idx)
                 board.add_image("train/images", make_grid(images[: self.num_images].cpu(), pad_value=255), 0)
@@ -101,12 +104,15 @@ class RunReport(Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Counts a batch."""
-        if self._confusion is not None and not trainer.sanity_checking:
+        told = isinstance(outputs, Mapping) and "logits" in outputs  # by the module's own step
+        if self._confusion is not None and told and not trainer.sanity_checking:
             self._confusion.update(outputs["logits"], outputs["targets"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the confusion matrix, unless it has just drawn one."""
         if self._confusion is None or trainer.sanity_checking:
+            return
+        if not trainer.strategy.reduce_boolean_decision(self._confusion.update_called, all=False):
             return
         self._unpictured = (self._confusion.compute(), trainer.global_step)  # asks all ranks
         self._confusion.reset()
@@ -138,7 +144,7 @@ def data_table(data: Any) -> str:
     """The first screen's upper part: the classes, and the number of images a class and split."""
     if data is None or not hasattr(data, "counts"):
         return "Data: given as loaders"
-    names, counts = data.class_names, data.counts()
+    names, counts = names_of(classes_of(data) or 0), data.counts()
     sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
     one, many = _CALLED[getattr(data, "task", "multiclass")]
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

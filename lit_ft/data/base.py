@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, get_args
 
 import lightning as L
 import torch
@@ -59,7 +60,8 @@ def check_fraction(key: str, given: float, zero: bool = False) -> None:
 class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     """Labelled images for training, validation and test, as uint8 ``(B, C, H, W)`` and int64 ``(B,)``.
 
-    Where `task` is not multiclass, the targets are labels, int64 ``(B, K)`` of zeros and ones, or numbers, float32.
+    Where `task` is not multiclass, the targets are labels, int64 ``(B, K)`` of zeros and ones, or numbers, float64
+    (float32 on a device without).
 
     Prediction batches have, in place of the targets, indices into `predict_paths`.
 
@@ -161,6 +163,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """Number of images, by split. Needs `setup`."""
         return {n: len(s) for n, s in self.splits.items() if n != "predict"}
 
+    def train_targets(self) -> Tensor:
+        """The targets of the training images, ``(N,)`` or ``(N, K)``. Needs `setup`."""
+        return self.splits["train"].targets
+
     def files(self) -> dict[Path, str | None]:
         """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.
 
@@ -193,6 +199,8 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         """Reads the images, unless that was done."""
         if not self._is_read:
             self.splits |= self.read_splits()
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            self.splits = {name: _moveable(split, device) for name, split in self.splits.items()}
             self.splits["train"] = self._few(self.splits["train"])
             self._is_read = True
 
@@ -260,3 +268,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.processed)
+
+
+def _moveable(split: SetT, device: torch.device) -> SetT:
+    """A set whose targets can be moved to a device: MPS has no float64."""
+    if device.type == "mps" and split.targets.dtype == torch.float64:
+        return cast(SetT, replace(cast(Any, split), targets=split.targets.float()))
+    return split

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_ft.data.base import Augment, Split
 from lit_ft.data.files import class_folders, find_folder, listed, subfolders
 from lit_ft.data.index import ImageIndex, index_images, warn_passed_over
-from lit_ft.data.names import class_order, names_of_folders
+from lit_ft.data.names import check_names, check_same_form, class_order, names_of_folders
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.data.photos import FileSplit
@@ -133,10 +133,11 @@ class ImageFolderDataModule(PhotoDataModule):
                         f"--data.root: the name of the class folder {os.fsencode(name)!r} is not in UTF-8; rename it, "
                         "as with convmv"
                     )
+            key = "--data.root" if self.class_names_from is None else "--data.class_names_from"
             # A table, such as that of the split of a run, takes these for spaces beside the name.
             if spaced := [name for name in self._folders if name != name.strip()]:
-                key = "--data.root" if self.class_names_from is None else "--data.class_names_from"
                 raise UserError(f"{key}: the class {spaced[0]!r} begins or ends with a space; rename it")
+            check_names(self._folders, key)
         return self._folders
 
     def _is_unlabelled(self, index: ImageIndex) -> bool:
@@ -148,6 +149,7 @@ class ImageFolderDataModule(PhotoDataModule):
         folders = list(self._class_folders().values())
         for name in index.folders:
             if name not in folders:
+                check_same_form(name, folders, "--data.root")
                 raise unknown(f"class of the {of} images", name, folders, key="--data.root")
         found = [range(*index.folders.get(name, (0, 0))) for name in folders]
         empty = [name for name, rows in zip(folders, found, strict=True) if not rows]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.columns import Table
-from lit_ft.data.names import class_order
+from lit_ft.data.names import check_names, class_order
 from lit_ft.errors import UserError
 from lit_ft.tasks import TaskName
 
@@ -30,7 +30,7 @@ def read_labels(
 
     Returns:
         The names of the classes, labels or numbers, and the targets: int64 ``(N,)`` for multiclass, int64 ``(N, K)`` of
-        zeros and ones for multilabel, and float32 ``(N, K)`` for regression.
+        zeros and ones for multilabel, and float64 ``(N, K)`` for regression.
 
     Raises:
         UserError: A column or a label is missing, or is not what the task takes.
@@ -66,6 +66,7 @@ def _labels(table: Table, cells: Sequence[str], split_of: Sequence[str]) -> tupl
 def _names(labels: Sequence[Sequence[str]], table: Table, split_of: Sequence[str]) -> list[str]:
     """The labels of the training images, in order."""
     known = {label for of_row, split in zip(labels, split_of, strict=True) if split == "train" for label in of_row}
+    check_names({label for of_row in labels for label in of_row}, _KEY)
     strange = [i for i, of_row in enumerate(labels) if not known.issuperset(of_row)]
     told = [next((label for label in of_row if label not in known), "") for of_row in labels] if strange else None
     table.refuse(strange, _KEY, "have a label that no training image has", told, "add some, or leave them out")
@@ -83,9 +84,12 @@ def _marks(table: Table, cells: Sequence[str]) -> Tensor:
 
 def _numbers(table: Table, cells: Sequence[str]) -> Tensor:
     numbers = [_number(cell) for cell in cells]
-    strange = [i for i, number in enumerate(numbers) if not math.isfinite(number)]
-    table.refuse(strange, _KEY, "have no number", cells)
-    return torch.tensor(numbers, dtype=torch.float32)
+    targets = torch.tensor(numbers, dtype=torch.float64)
+    table.refuse((~targets.isfinite()).nonzero().flatten().tolist(), _KEY, "have no number", cells)
+    # float64 keeps their digits; but errors are also kept as float32, as by TensorBoard.
+    too_large = (targets.abs() > torch.finfo(torch.float32).max).nonzero().flatten().tolist()
+    table.refuse(too_large, _KEY, "have a number beyond 3.4e38", cells, "scale the column")
+    return targets
 
 
 def _number(cell: str) -> float:

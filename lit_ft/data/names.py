@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.data.columns import read_table
 from lit_ft.data.files import find_file
 from lit_ft.errors import UserError, unknown
 
 _KEY = "--data.class_names_from"
+
+# What numpy and pandas write where a value is missing.
+_MISSING = {"nan", "<na>"}
+
+
+def check_names(names: Iterable[str], key: str) -> None:
+    """Refuses names that are one and the same to a reader, and warns of those that may not be meant.
+
+    Two texts of equal form under NFC differ in nothing but how accents are stored, as macOS stores them otherwise than
+    Linux and Windows do; under NFKC in no more than the like of width and ligatures.
+
+    Args:
+        names: The names of all classes.
+        key: The option that they come from.
+
+    Raises:
+        UserError: If two are equal under NFC.
+    """
+    canonical: dict[str, str] = {}
+    compatible: dict[str, str] = {}
+    for name in sorted(names):
+        check_same_form(name, [canonical.setdefault(unicodedata.normalize("NFC", name), name)], key)
+        if (other := compatible.setdefault(unicodedata.normalize("NFKC", name), name)) != name:
+            rank_zero_warn(f"{key}: the classes {other!r} and {name!r} differ in the form of characters alone")
+        if name.casefold() in _MISSING:
+            rank_zero_warn(
+                f"{key}: {name!r} is taken for a class; if it stands for a missing label, remove those images"
+            )
+
+
+def check_same_form(name: str, others: Iterable[str], key: str) -> None:
+    """Raises `UserError` for a name that is equal to another under NFC, and yet another text."""
+    for other in others:
+        if other != name and unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
+            raise UserError(
+                f"{key}: the class {name!r} comes in two forms of Unicode, {other!a} and {name!a}, which look the "
+                "same; use one of them"
+            )
 
 
 def class_order(names: Iterable[str]) -> list[str]:

@@ -111,7 +111,7 @@ class ImageTableDataModule(PhotoDataModule):
         if self.task == "multiclass":
             return super().label_cells(targets)
         if self.task == "regression":
-            return ([f"{number:.9g}" for number in row] for row in targets.tolist())  # all that float32 holds
+            return ([repr(number) for number in row] for row in targets.tolist())  # all digits that it has
         if len(self.label_columns) > 1:
             return ([str(number) for number in row] for row in targets.tolist())
         names = self.class_names

@@ -60,6 +60,7 @@ def trainer(plan=None, lr_decay=0.5, **options):
     defaults = {
         "callbacks": [callback],
         "optimizers": [SimpleNamespace(param_groups=groups)],
+        "strategy": SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
         "current_epoch": 0,
         "global_step": 0,
         "log_every_n_steps": 5,

@@ -394,3 +394,32 @@ def test_paths_that_are_no_text_are_written(photo_root, tmp_path):
     make(photo_root).write_split(tmp_path / "split.csv")
     with open(tmp_path / "split.csv", newline="", errors="surrogateescape") as file:
         assert str(photo_root / "ant" / name) in [row[0] for row in csv.reader(file)]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_name_in_two_forms_of_unicode_is_told(split_root, split):
+    shutil.copytree(split_root / "train" / "ant", split_root / "train" / COMPOSED)
+    shutil.copytree(split_root / "train" / "ant", split_root / split / DECOMPOSED)
+    forms = r"'cafe\\u0301' and 'caf\\xe9'" if split == "train" else r"'caf\\xe9' and 'cafe\\u0301'"
+    text = (
+        f"--data.root: the class 'caf.+' comes in two forms of Unicode, {forms}, which look the same; use one of them"
+    )
+    with pytest.raises(UserError, match=f"^{text}$"):
+        ImageFolderDataModule(str(split_root), num_workers=0).setup()
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["\ufb01sh", "fish"], "the classes 'fish' and '\ufb01sh' differ in the form of characters alone"),
+        (["NaN", "fish"], "'NaN' is taken for a class; if it stands for a missing label, remove those images"),
+    ],
+)
+def test_names_that_may_not_be_meant_are_warned_of(photo_root, tmp_path, names, text):
+    for name in names:
+        shutil.copytree(photo_root / "ant", tmp_path / "named" / name)
+    with pytest.warns(UserWarning, match=f"^--data.root: {text}$"):
+        assert sorted(ImageFolderDataModule(str(tmp_path / "named")).class_names) == sorted(names)

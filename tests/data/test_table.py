@@ -40,7 +40,7 @@ def part_of(kind, i):
 
 
 def numbers_of(data, split):
-    return torch.tensor([[float(path[-5])] for path in paths_of(data, split)])
+    return torch.tensor([[float(path[-5])] for path in paths_of(data, split)], dtype=torch.float64)
 
 
 def make(path, **options):
@@ -130,9 +130,18 @@ def test_numbers(table):
     assert data.class_names == ["age", "weight"]
     assert data.counts() == {"train": [24, 24], "val": [6, 6]}
     images, targets = next(iter(data.train_dataloader()))
-    assert targets.dtype == torch.float32
-    numbers = (25 - images.amax((1, 2, 3)).float() / 10).round()  # a photo's brightness tells it
+    assert targets.dtype == torch.float64
+    numbers = (25 - images.amax((1, 2, 3)).double() / 10).round()  # a photo's brightness tells it
     torch.testing.assert_close(targets, torch.stack([numbers / 3, numbers * -1000], dim=1))
+
+
+def test_numbers_keep_more_digits_than_float32_has(table):
+    stamps = [1_700_000_000 + 13 * i for i in range(10)]
+    data = make(table(stamp=lambda k, i: stamps[i]), task="regression", label_columns=["stamp"])
+    found = {int(number) for number in data.train_targets()}
+    assert found <= set(stamps)
+    assert len(found) > 5
+    assert [float(cell) for (cell,) in data.label_cells(data.train_targets())] == data.train_targets()[:, 0].tolist()
 
 
 def test_groups_stay_together(table):
@@ -225,6 +234,10 @@ def cells(change):
         (
             {n: ["ant/0.png", "nan" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
             "--data.label_columns: 1 of 30 rows of .* have no number: row 8 'nan'; mend them",
+        ),
+        (
+            {n: ["ant/0.png", "-1e39" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
+            "--data.label_columns: 1 of 30 rows of .* have a number beyond 3.4e38: row 8 '-1e39'; scale the column",
         ),
         (
             {}, {"task": "multilabel", "label_columns": ["label", "path"]},
@@ -358,3 +371,17 @@ def test_split_has_what_shots_leave_out(table, tmp_path):
     assert len((tmp_path / "split.csv").read_text().splitlines()) == 31
     again = make(str(tmp_path / "split.csv"), shots=2)
     assert paths_of(again, "train") == paths_of(few, "train")
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_label_that_says_nan_is_warned_of(table, task):
+    path = table(label=lambda k, i: "nan" if i == 3 else k + "|" * (task == "multilabel"))
+    with pytest.warns(UserWarning, match=r"^--data.label_columns: 'nan' is taken for a class; if it stands for a miss"):
+        data = make(path, task=task)
+    assert data.class_names == ["ant", "bee", "cat", "nan"]
+
+
+def test_labels_in_two_forms_of_unicode_are_told(table):
+    path = table(label=lambda k, i: ["caf\u00e9", "cafe\u0301"][i % 2])
+    with pytest.raises(UserError, match=r"^--data.label_columns: the class 'caf.+' comes in two forms of Unicode, "):
+        make(path)

@@ -1,0 +1,112 @@
+"""Hyperparameters of a module as plain values, and those that a subclass with a signature of its own takes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from pathlib import PurePath
+from types import FrameType, FunctionType
+from typing import Any, cast
+
+import numpy as np
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities.parsing import collect_init_args
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML has it, and as a checkpoint may that loads with ``weights_only=True``.
+
+    Dataclasses are dicts, tuples lists, numpy's numbers Python's, and functions, classes and paths text.
+
+    >>> plain({"size": (32, np.float64(0.5)), "at": PurePath("a/b")})
+    {'size': [32, 0.5], 'at': 'a/b'}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (np.generic, Enum)):
+        return plain(value.item() if isinstance(value, np.generic) else value.value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (FunctionType, type)):
+        return f"{value.__module__}.{value.__qualname__}"
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+class PlainHyperparameters(HyperparametersMixin):
+    """Hyperparameters that are plain, and of which a subclass gets back what its own constructor takes."""
+
+    _given: Collection[str] = ()
+
+    def collect_hyperparameters(self, **settled: Any) -> None:
+        """Collects the arguments of a constructor, and of those of its subclasses, as Lightning does.
+
+        Args:
+            **settled: What replaces and adds to them.
+        """
+        frame = inspect.currentframe()
+        constructor = cast(FrameType, cast(FrameType, frame).f_back)
+        *_, outermost = collect_init_args(constructor, [], classes=(HyperparametersMixin,))
+        self._given = sorted(outermost)
+        super().save_hyperparameters(frame=constructor)
+        self.hparams.update(settled)
+        self.hparams.update(plain(dict(self.hparams)))
+
+    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
+        """Adds those of a subclass, as Lightning does; what is settled stays."""
+        settled = dict(self.hparams)
+        frame = inspect.currentframe()
+        super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **options})
+        self.hparams.update({**plain(dict(self.hparams)), **settled})
+
+    @property
+    def hparams_initial(self) -> Any:
+        """The hyperparameters, for loggers: not as they were given, but as plain values."""
+        return copy.deepcopy(self.hparams)
+
+    def write_hyperparameters(self, checkpoint: dict[str, Any], base: type) -> None:
+        """Puts into a checkpoint what the constructor takes, and where that is not all, beside it all of them.
+
+        Args:
+            checkpoint: What is saved.
+            base: The class that names all hyperparameters but a subclass's own.
+        """
+        if type(self) is not base:
+            hparams = checkpoint["all_hyper_parameters"] = dict(self.hparams)
+            checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, base)
+
+
+def all_hyperparameters(checkpoint: Mapping[str, Any]) -> Any:
+    """The hyperparameters in a checkpoint, also those that a subclass's constructor does not take."""
+    return checkpoint.get("all_hyper_parameters", checkpoint.get("hyper_parameters", {}))
+
+
+def for_constructor(cls: type, hparams: Mapping[str, Any], given: Collection[str], base: type) -> dict[str, Any]:
+    """Those of some hyperparameters that a constructor takes, so that what a subclass sets itself is left to it.
+
+    Args:
+        cls: Its class, derived from ``base``.
+        hparams: All hyperparameters.
+        given: The names of those that the constructor was given, when the hyperparameters came to be.
+        base: The class that names the others.
+
+    >>> class Base:
+    ...     def __init__(self, backbone, lr=0.1): ...
+    >>> class Own(Base):
+    ...     def __init__(self, size=1, **others):
+    ...         super().__init__("mnist_cnn", **others)
+    >>> for_constructor(Own, {"backbone": "mnist_cnn", "lr": 0.2, "size": 2, "more": 3}, ["lr", "size"], Base)
+    {'lr': 0.2, 'size': 2}
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    kinds = {parameter.kind for parameter in parameters}
+    names = {parameter.name for parameter in parameters}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # whose names nobody knows
+        names |= set(inspect.signature(base).parameters)
+    elif inspect.Parameter.VAR_KEYWORD in kinds:
+        names |= set(given)
+    return {name: value for name, value in hparams.items() if name in names}
