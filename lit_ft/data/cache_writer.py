@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.decode import decode, upright_size
 from lit_ft.data.kept import amount
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, stored_size
+from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, made_of, stored_size
 from lit_ft.data.workers import sweep
 from lit_ft.errors import UserError
 
@@ -126,8 +125,7 @@ def _head(keys: NDArray[np.int64], stored: NDArray[np.int64], pixels: int) -> by
         entries[name] = {"dtype": "I64", "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     entries["pixels"] = {"dtype": "U8", "shape": [pixels], "data_offsets": [at, at + pixels]}
-    made = hashlib.sha256(keys.tobytes() + stored.tobytes()).hexdigest()
-    text = json.dumps({"__metadata__": {"made": made}, **entries}).encode()
+    text = json.dumps({"__metadata__": {"made": made_of(keys, stored)}, **entries}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values())
 

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lit_ft.data.files import IMAGE_SUFFIXES, is_ignored
-from lit_ft.data.kept import Kept, changed, kept
+from lit_ft.data.kept import Kept, are_like, changed, kept
 from lit_ft.data.paths import PackedPaths
 from lit_ft.errors import UserError
 
 # The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
 # since, at the same time by its clock.
 _COARSEST_CLOCK_NS = 2 * 10**9
+
+_LIKE = {"text": (torch.uint8, 1), "stops": (torch.int64, 1)}
 
 # As `os.fsencode`, which takes longer than all else for a million names.
 _FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
@@ -87,7 +90,7 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 @dataclass
 class _Holds:
-    """Tells whether no folder has changed since they were scanned: to add, remove or rename a file changes its folder.
+    """Tells whether an index is one, and no folder has changed since: to add or rename a file changes its folder.
 
     Args:
         folder: The folder above all.
@@ -95,14 +98,43 @@ class _Holds:
 
     folder: Path
 
-    def __call__(self, facts: dict[str, Any]) -> bool:
+    def __call__(self, found: Kept) -> bool:
+        arrays, facts = found
+        if not (are_like(arrays, _LIKE) and self._is_of_arrays(arrays) and self._is_of_folders(arrays, facts)):
+            return False
         try:
-            return bool(facts["settled"]) and all(
+            return all(
                 changed(os.stat(os.path.join(self.folder, name))) == then
                 for name, then in zip(facts["below"], facts["changed"], strict=True)
             )
-        except OSError:
+        except (OSError, ValueError):  # gone, or no name of a file
             return False
+
+    @staticmethod
+    def _is_of_arrays(arrays: dict[str, Tensor]) -> bool:
+        text, stops = arrays["text"], arrays["stops"]
+        ends = [torch.zeros(1, dtype=torch.long), stops, torch.tensor([len(text)])]
+        # No empty name, and nothing after the last.
+        return bool((torch.cat(ends[:2]).diff() > 0).all()) and int(torch.cat(ends[:2])[-1]) == len(text)
+
+    @staticmethod
+    def _is_of_folders(arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+        folders, below, times = (facts.get(name) for name in ("folders", "below", "changed"))
+        if not (isinstance(folders, dict) and isinstance(below, list) and isinstance(times, list)):
+            return False
+        number = len(arrays["stops"])
+        return (
+            facts.get("settled") is True
+            and len(below) == len(times) > 0
+            and below[0] == ""
+            and all(isinstance(name, str) for name in below)
+            and all(
+                isinstance(span, list)
+                and [type(row) for row in span] == [int, int]
+                and 0 <= span[0] <= span[1] <= number
+                for span in folders.values()
+            )
+        )
 
 
 class _Scan:

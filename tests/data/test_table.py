@@ -358,3 +358,13 @@ def test_split_has_what_shots_leave_out(table, tmp_path):
     assert len((tmp_path / "split.csv").read_text().splitlines()) == 31
     again = make(str(tmp_path / "split.csv"), shots=2)
     assert paths_of(again, "train") == paths_of(few, "train")
+
+
+def test_table_that_does_not_fit_into_memory_is_told_in_a_line(photo_root, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    (photo_root / "big.csv").write_text("path,label\nant/0.png,ant\n")
+    monkeypatch.setattr("lit_ft.data.columns.csv.reader", full)
+    with pytest.raises(UserError, match=r"^--data.table: .*big.csv holds more rows than fit into memory$"):
+        ImageTableDataModule(str(photo_root / "big.csv")).setup()
