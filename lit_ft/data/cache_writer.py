@@ -19,7 +19,7 @@ from lit_ft.data.kept import amount
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, made_of, stored_size
 from lit_ft.data.workers import sweep
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, printable
 
 
 def photo_cache(
@@ -71,7 +71,8 @@ def _claimed(path: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Cache  another process writes {path.with_name(path.name[1:])}; waiting for it", flush=True)
+            taken = printable(str(path.with_name(path.name[1:])))
+            print(f"Cache  another process writes {taken}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         if _is_at(file, path):  # not, where that process has renamed it
             break
@@ -104,7 +105,7 @@ def _write(path: Path, file: BinaryIO, files: Sequence[PhotoFiles], spec: InputS
     free = shutil.disk_usage(path.parent).free
     if free < total:
         raise UserError(f"--data.cache: needs {amount(total)}, {amount(free)} are free in {path.parent}")
-    print(f"Cache  {amount(total)} for {len(paths):,} images: {path}", flush=True)
+    print(f"Cache  {amount(total)} for {len(paths):,} images: {printable(str(path))}", flush=True)
     _reserve(file, total)
     file.write(head)
     file.flush()
