@@ -113,9 +113,12 @@ class _Holds:
     @staticmethod
     def _is_of_arrays(arrays: dict[str, Tensor]) -> bool:
         text, stops = arrays["text"], arrays["stops"]
-        ends = [torch.zeros(1, dtype=torch.long), stops, torch.tensor([len(text)])]
-        # No empty name, and nothing after the last.
-        return bool((torch.cat(ends[:2]).diff() > 0).all()) and int(torch.cat(ends[:2])[-1]) == len(text)
+        bounds = torch.cat([torch.zeros(1, dtype=torch.long), stops])
+        if not bool((bounds.diff() > 0).all()) or int(bounds[-1]) != len(text):
+            return False  # an empty name, or something after the last
+        # No name leads out of the folder: a scan finds none that begins with a dot.
+        first, raw = text[bounds[:-1]], text.numpy().tobytes()
+        return not bool(((first == ord("/")) | (first == ord("."))).any()) and b"/." not in raw and b"//" not in raw
 
     @staticmethod
     def _is_of_folders(arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
