@@ -7,7 +7,7 @@ import sys
 
 from lit_ft.assets import OFFLINE, is_offline
 from lit_ft.commands import listed
-from lit_ft.errors import UserError, check_torchvision
+from lit_ft.errors import UserError, check_torchvision, printable
 
 
 def main() -> int:
@@ -41,10 +41,10 @@ def main() -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"lit-ft: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lit-ft: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"lit-ft: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

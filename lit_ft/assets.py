@@ -63,10 +63,14 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """
     path = folder / MANIFEST
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["files"])
+        files = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
+        for entry in files.values():
+            if type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
+                raise TypeError(f"{entry} does not say what a file holds")
+        return files
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, not a manifest of lit-ft download; delete it and download again") from error
 
 

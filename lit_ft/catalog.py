@@ -23,7 +23,7 @@ from lit_ft.backbones import (
 from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.meta import without_data
 from lit_ft.commands import COMMANDS
-from lit_ft.errors import UserError, nearest
+from lit_ft.errors import UserError, nearest, printable
 
 
 def run(args: Sequence[str]) -> None:
@@ -63,7 +63,8 @@ def list_models(pattern: str = "") -> None:
         try:
             backbone, stages = measured(name)
         except Exception as error:  # a network can fail in any way, and the others are still wanted
-            print(f"{name:{width}}  cannot be used: {' '.join(str(error).split()) or type(error).__name__}", flush=True)
+            reason = printable(" ".join(str(error).split())) or type(error).__name__
+            print(f"{name:{width}}  cannot be used: {reason}", flush=True)
             continue
         whole = total(stages)
         counts = f"{whole.parameters / 1e6:8.2f}  {whole.macs / 1e9:8.3f}  {backbone.spec.size:5}  {len(stages):6}"
@@ -87,12 +88,13 @@ def describe(name: str, size: int | None = None) -> None:
     options = {key: model[key] for key in ("weights", "pool", "stem") if key in model}
     backbone, stages = measured(network, images, **options)
     whole = total(stages)
-    width = max(len("stage"), *(len(stage.name) for stage in stages))
+    names = [printable(stage.name) for stage in (*stages, whole)]
+    width = max(map(len, ("stage", *names)))
     print(f"{'stage':{width}}  {'parameters':>13}  {'share':>6}  {'GFLOPs':>8}  {'share':>6}  output")
-    for stage in [*stages, whole]:
+    for name, stage in zip(names, (*stages, whole), strict=True):
         shares = f"{stage.parameters / whole.parameters:6.1%}  {stage.macs / 1e9:8.3f}  {stage.macs / whole.macs:6.1%}"
         shape = " x ".join(map(str, stage.shape)) if stage.shape else f"pool -> {backbone.num_features} features"
-        print(f"{stage.name:{width}}  {stage.parameters:13,}  {shares}  {shape}")
+        print(f"{name:{width}}  {stage.parameters:13,}  {shares}  {shape}")
     spec = backbone.spec
     cropped = f"resized to {spec.resize} x {spec.resize}" if spec.squash else f"shorter side resized to {spec.resize}"
     print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {cropped}, {spec.interpolation}")

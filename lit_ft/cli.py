@@ -30,7 +30,7 @@ from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.download import download, refuse_missing, same_command
-from lit_ft.errors import UserError, unknown
+from lit_ft.errors import UserError, printable, unknown
 from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
@@ -218,7 +218,7 @@ class FineTuneCLI(LightningCLI):
             raise UserError(f"--data: lit-ft convert takes photos in files, not {type(data).__name__}")
         with told_in_one_line(lambda: True, MisconfigurationException):
             made = convert(data, self.config["convert"]["folder"])
-        print(f"Train on it: --data StreamDataModule --data.root {shlex.quote(str(made))}")
+        print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
 
     def _check(self) -> None:
         with told_in_one_line(lambda: True, MisconfigurationException):
@@ -282,7 +282,7 @@ class FineTuneCLI(LightningCLI):
         """Tells where the predictions are."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PredictionWriter) and callback.path is not None:
-                print(f"Predictions: {callback.path}")
+                print(f"Predictions: {printable(str(callback.path))}")
 
 
 def run() -> int:
@@ -293,7 +293,7 @@ def run() -> int:
     """
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-    warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {printable(str(message), lines=True)}\n"
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     quiet = {"exit_on_error": False, "allow_abbrev": False}

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 from importlib import metadata
 
 
 class UserError(ValueError):
     """A mistake that the user can mend; its message is the one line they read."""
+
+
+# Joiners within a word, which some scripts and emoji need; all other characters of format are invisible or turn the
+# text around.
+_JOINERS = "\u200c\u200d"
+
+
+def printable(text: str, lines: bool = False) -> str:
+    r"""Text from data as a terminal may show it: what would act upon the terminal, or hide, is spelt out.
+
+    Args:
+        text: Such as the name of a file or class, which may hold anything.
+        lines: Whether its line breaks are ours, and stay.
+
+    >>> print(printable("\x1b[2J"), printable("a\nb"), printable("\u202egnp.exe"))
+    \x1b[2J a\nb \u202egnp.exe
+    """
+    if text.isprintable():
+        return text
+    kept = _JOINERS + "\n" if lines else _JOINERS
+    return "".join(sign if sign in kept or not _acts(sign) else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _acts(sign: str) -> bool:
+    """Whether a character is a control, a format such as a bidirectional override, half of a pair, or ends a line."""
+    return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def nearest(given: str, choices: Iterable[str], most: int = 3) -> list[str]:

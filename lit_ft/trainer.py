@@ -28,6 +28,7 @@ from lit_ft.callbacks.refusals import refuse_options
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
+from lit_ft.errors import printable
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -233,4 +234,4 @@ def tell(trainer: Any, command: str) -> None:
         if command == "fit":
             lines.append(f"Test         lit-ft test {arguments}")
     lines.append(f"Watch        tensorboard --logdir {run.parent}")
-    print("\n" + "\n".join(lines))
+    print("\n" + "\n".join(map(printable, lines)))

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 import weakref
 from contextlib import suppress
@@ -31,8 +32,9 @@ from small_runs import (
 )
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.callbacks import FeatureCache, GradualUnfreezing
-from lit_ft.data import StreamDataModule
+from lit_ft.callbacks import FeatureCache, GradualUnfreezing, feature_file
+from lit_ft.data import StreamDataModule, features
+from lit_ft.data.features import Layout
 from lit_ft.plan import PhaseConfig
 from lit_ft.strategies import make_plan
 
@@ -40,14 +42,17 @@ EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 SECONDS = 240  # after which a process that waits for the other one is ended
 
 
-def launch(folder, *scenarios, num_processes=2, seconds=SECONDS):
-    """Starts the processes, and returns what each of them found in each scenario."""
+def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=SECONDS):
+    """Starts the processes, and returns what each of them found in each scenario.
+
+    With several nodes, each of them has as many of the processes as the others.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    size = str(num_processes)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    shared |= {"TORCHELASTIC_RUN_ID": "processes", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    sizes = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes // num_nodes)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **sizes}
+    shared |= {"TORCHELASTIC_RUN_ID": "processes", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder), *scenarios]
     started = subprocess.Popen(command, env={**os.environ, **shared}, start_new_session=True)
     try:
@@ -110,9 +115,9 @@ class Watch(Callback):
 
 def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None, **options):
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=SECONDS / 2))
-    trainer = small_trainer(
-        max_epochs, unfreezing, *callbacks, devices=int(os.environ["WORLD_SIZE"]), strategy=strategy, **options
-    )
+    world, devices = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    nodes = {"devices": devices, "num_nodes": world // devices}
+    trainer = small_trainer(max_epochs, unfreezing, *callbacks, strategy=strategy, **nodes, **options)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
@@ -329,6 +334,94 @@ def diverge(folder, rank):
     return "nothing"
 
 
+def race_for_features(folder, rank):
+    """Two nodes on one file system: the first removes what it finds just when the second has made its folder."""
+    made, removed, tried = (folder / name for name in ("made", "removed", "tried"))
+    reserve, remove = Layout.reserve, feature_file.remove_files
+    kinds = set()
+
+    def wait_for(path):
+        deadline = time.monotonic() + SECONDS / 2
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def remove_late(trainer, place, names="phase*-*-*", but=None):
+        if names != "phase*-*-*" and not removed.exists():  # before it writes
+            wait_for(made)
+            remove(trainer, place, names, but)
+            removed.touch()
+            wait_for(tried)  # before it makes the folder again
+        else:
+            remove(trainer, place, names, but)
+
+    def reserve_late(layout, file):
+        made.touch()
+        wait_for(removed)
+        try:
+            reserve(layout, file)
+        finally:
+            tried.touch()
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            kinds.add(type(batch[0]).__name__)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                dist.barrier()  # so that the other node has its files, too
+                self.files = sorted(str(path.relative_to(folder)).rpartition("-")[0] for path in folder.rglob("phase*"))
+
+    if rank == 0:
+        feature_file.remove_files = remove_late
+    else:
+        Layout.reserve = reserve_late
+    L.seed_everything(1)
+    note, module = Note(), small_module(optimizer="SGD", lr_scheduler=None)
+    unfreezing = GradualUnfreezing("linear_probe")
+    fit(module, FewDigits(batch_size=5), unfreezing, 3, note, FeatureCache(), default_root_dir=folder)
+    feature_file.remove_files, Layout.reserve = remove, reserve
+    left = sorted(path.name for path in folder.glob("features*"))
+    return {"kinds": kinds, "files": note.files, "left": left, "weights": module.state_dict()}
+
+
+def resume_from_damaged_features(folder, rank):
+    """The number of images that each process computes, with files as they were left, and with one row damaged."""
+    features._BLOCK = 64  # so that both processes have blocks
+
+    class Stop(Callback):
+        def __init__(self, damage):
+            self.damage, self.images = damage, 0
+
+        def setup(self, trainer, pl_module, stage):
+            pl_module.backbone.stages["conv"].register_forward_pre_hook(self.count)
+
+        def count(self, _, inputs):
+            self.images += len(inputs[0])
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            dist.barrier()
+            if rank == 0 and self.damage:
+                for path in (folder / "features").iterdir():
+                    content = bytearray(path.read_bytes())
+                    content[-len(content) // 4] ^= 1  # in a block of the other process
+                    path.write_bytes(content)
+            dist.barrier()
+            raise RuntimeError("stopped")
+
+    computed = []
+    for damage in (False, True, False):
+        L.seed_everything(1)
+        stop, module = Stop(damage), small_module(optimizer="SGD", lr_scheduler=None)
+        unfreezing = GradualUnfreezing("linear_probe")
+        try:
+            fit(module, FewDigits(batch_size=5), unfreezing, 3, stop, FeatureCache(), default_root_dir=folder)
+        except RuntimeError as error:
+            if str(error) != "stopped":
+                raise
+        computed.append(stop.images)
+    return {"images": computed, "weights": module.state_dict()}
+
+
 def main(folder, scenarios):
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -345,7 +438,8 @@ def start_rank(rank, folder, scenarios):
     log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    node, local = divmod(rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
     main(folder, scenarios)
     sys.exit()
 

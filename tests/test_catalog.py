@@ -162,6 +162,18 @@ def test_describe_takes_a_config_with_a_network_of_ones_own(run, refused):
     )
 
 
+def test_stages_of_a_config_do_not_reach_the_terminal_raw(run):
+    Path("own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self): super().__init__(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3), nn.Flatten())\n"
+    )
+    stages = r'{"a\x1b[2J": "0", b: "1"}'
+    Path("own.yaml").write_text(f"model:\n  backbone: {{class_path: own.Net, stages: {stages}, channels: 1}}\n")
+    lines = run("describe", "own.yaml", "--size", "8").splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == [r"a\x1b[2J", "b", "all"]
+
+
 def test_describe_for_images_of_another_size(run):
     lines = run("describe", "resnet18", "--size", "448").splitlines()
     assert re.split(r"\s{2,}", lines[5])[3:] == ["1.644", "22.7%", "512 x 14 x 14"]

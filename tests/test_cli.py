@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_evaluation_needs_only_the_checkpoint(run):
     assert "val/acc" in run("validate", "--ckpt_path", best)
 
 
-def test_predict_writes_one_row_an_image_in_order(run):
+def test_predict_writes_one_row_an_image_in_order(run, refused):
     run("fit", *QUICK, "--trainer.max_epochs", 3)
     printed = run("predict", "--name", "quickstart", "--ckpt_path", "best")
     path = printed.split("Predictions: ")[1].strip()
@@ -85,6 +86,14 @@ def test_predict_writes_one_row_an_image_in_order(run):
     assert [row["path"] for row in rows[:2]] == ["digits/test/0", "digits/test/1"]
     assert {row["class"] for row in rows} <= set("0123456789")
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+    Path(path).write_text("of last week")
+    told = f"lit-ft: --predictions.file: {path} exists; name another file, or to overwrite it: "
+    again = ("predict", "--name", "quickstart", "--ckpt_path", "best")
+    assert refused(*again) == f"{told}--predictions.overwrite true"
+    assert Path(path).read_text() == "of last week"
+    assert refused(*again, "--predictions.file", "out.json").endswith("out.json must end in .csv or .tsv")
+    run(*again, "--predictions.overwrite", "true")
+    assert list(csv.DictReader(Path(path).read_text().splitlines())) == rows
 
 
 def test_predict_photos_without_the_training_folder(run, photo_root, tmp_path):
@@ -441,3 +450,42 @@ def test_interrupt_tells_how_to_go_on():
     last = "logs/run/version_0/checkpoints/last.ckpt"
     assert said.splitlines()[-1] == f"lit-ft: interrupted; to go on: the same command with --ckpt_path {last}"
     assert torch.load(last, weights_only=True)["epoch"] >= 1
+
+
+def acts(text):
+    """The signs in a text that would act on a terminal."""
+    return set(text) & set("\x1b\x07\r\u202e\x9b")
+
+
+def test_names_from_data_do_not_reach_the_terminal_raw(lit_ft, photo_root):
+    (photo_root / "bee").rename(photo_root / "b\x1b[2J\u202eee\nx")
+    (photo_root / "cat" / "3.png").rename(photo_root / "cat" / "\x1b]0;x\x07\r.png")
+    (photo_root / "cat" / "\x1b]0;x\x07\r.png").write_text("no image")
+    (photo_root / "ant" / "a\x9b2J.txt").touch()
+    data = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0)
+    spelt = r"b\x1b[2J\u202eee\nx"
+
+    code, out, err = lit_ft("check", *data)
+    assert code == 1
+    assert r"\x1b]0;x\x07\r.png" in out
+    assert r"a\x9b2J.txt" in out
+    assert not acts(out)
+
+    code, out, err = lit_ft("plan", *data)
+    assert (code, not acts(out), f"ant, {spelt}, cat)" in out) == (0, True, True)
+
+    code, out, err = lit_ft("fit", *data, "--data.predict", photo_root)
+    assert (code, len(err), acts(err[0])) == (2, 1, set())
+    assert r"cat/\x1b]0;x\x07 .png (" in err[0]
+
+    code, out, err = lit_ft(
+        "fit", *data, "--data.on_bad_image", "skip", "--trainer.max_epochs", 1, "--unfreeze", "null"
+    )
+    assert code == 0
+    assert not acts(out)
+
+
+def test_warnings_do_not_reach_the_terminal_raw(lit_ft, photo_root):
+    assert lit_ft("plan", "--data", "ImageFolderDataModule", "--data.root", photo_root)[0] == 0
+    told = warnings.formatwarning(UserWarning("not used: more\x1b[2J\nand more"), UserWarning, "x.py", 1)
+    assert told == "lit-ft: warning: not used: more\\x1b[2J\nand more\n"

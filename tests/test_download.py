@@ -280,9 +280,19 @@ def test_damaged_weights_are_refused(lit_ft, requests, monkeypatch):
     )
 
 
-def test_damaged_manifest_is_one_line(lit_ft, requests):
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"files": ',
+        '{"files": {"a": 1}}',
+        '{"files": {"a": {}}}',
+        '{"files": {"a": {"bytes": "1", "sha256": ""}}}',
+        "[" * 10**5,
+    ],
+)
+def test_damaged_manifest_is_one_line(lit_ft, requests, content):
     Path("F").mkdir()
-    Path("F/manifest.json").write_text('{"files": ')
+    Path("F/manifest.json").write_text(content)
     code, _, err = lit_ft(*ALL)
     assert (code, len(err)) == (2, 1)
     assert "F/manifest.json: damaged, not a manifest of lit-ft download" in err[0]

@@ -3,7 +3,7 @@ from importlib import metadata
 
 import pytest
 
-from lit_ft.errors import UserError, check_torchvision, nearest, unknown
+from lit_ft.errors import UserError, check_torchvision, nearest, printable, unknown
 
 
 def pretend(monkeypatch, torch, torchvision, requires):
@@ -89,3 +89,26 @@ def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(UserError, match=r"^torch is not installed; run: pip install torch torchvision$"):
         check_torchvision()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ant bee", "ant bee"),
+        ("caf\u00e9 \u87fb \U0001f41c\u00a0", "caf\u00e9 \u87fb \U0001f41c\u00a0"),
+        ("\U0001f469\u200d\U0001f52c", "\U0001f469\u200d\U0001f52c"),  # one sign of two
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x9b2J\x7f\x00", r"\x9b2J\x7f\x00"),
+        ("a\r\tb\n", r"a\r\tb\n"),
+        ("\u202ecod.exe\u2066\u200f\ufeff\u2028", r"\u202ecod.exe\u2066\u200f\ufeff\u2028"),
+        ("\U000e0041", r"\U000e0041"),  # a tag, which shows nothing
+        ("\udcff.png", r"\udcff.png"),
+    ],
+)
+def test_printable_spells_out_what_acts_on_a_terminal_or_hides(text, shown):
+    assert printable(text) == shown
+    shown.encode()  # for a terminal, also what is no text
+
+
+def test_printable_keeps_our_own_line_breaks_and_no_others():
+    assert printable("one\ntwo\r\x1b[1A", lines=True) == "one\ntwo\\r\\x1b[1A"

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import shown
-from lit_ft.callbacks.feature_file import FeatureFile, remove_files
+from lit_ft.callbacks.feature_file import FeatureFile, node_folder, remove_files, remove_strays
 from lit_ft.callbacks.frozen_part import FrozenPart
 from lit_ft.callbacks.plan_view import run_plan, run_starts, told_span
 from lit_ft.callbacks.progress import say
@@ -31,7 +31,6 @@ from lit_ft.plan import Phase
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
-FOLDER = "features"
 VIEWS = 2
 """Versions of each augmented image: more gain little, and each costs as much as an epoch does without."""
 
@@ -43,8 +42,8 @@ class FeatureCache(Callback):
 
     While the first stages are frozen, their output for an image does not change. So each image goes through them once
     in a phase, in training and in validation, and every epoch costs just what the other stages cost. The outputs lie in
-    files in the folder ``features`` of the run, mapped into memory, until the phase is over; a run that is resumed
-    finds them there.
+    files in the folder ``features`` of the run, or ``features-node0`` and so on where there are several nodes, mapped
+    into memory, until the phase is over; a run that is resumed finds them there, and computes anew what was damaged.
 
     Without augmentation this changes no number but by rounding. With it, each image has some versions, of which each
     epoch draws one at random. What was chosen, and why, is told in one line a phase. Nothing is kept where it would
@@ -88,12 +87,12 @@ class FeatureCache(Callback):
         if not isinstance(pl_module, FineTuneModule):
             raise UserError(f"FeatureCache: {type(pl_module).__name__} is no FineTuneModule; leave the callback out")
         if folder := trainer.log_dir:  # asks all ranks
-            self._folder = Path(folder, FOLDER)
+            self._folder = Path(folder, node_folder(trainer))
             logger = trainer.logger
             if logger is not None and not isinstance(logger, (TensorBoardLogger, CSVLogger)):
                 # Of a service: its runs share a folder, and each would remove what others keep.
                 run = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
-                self._folder = Path(folder, run, FOLDER)
+                self._folder = Path(folder, run, node_folder(trainer))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, also in an epoch that is resumed in the middle."""
@@ -163,7 +162,9 @@ class FeatureCache(Callback):
         self._of, self._part = (index, tuple(stages)), None
         self._layouts, self._sources, self._changed = {}, {}, set()
         trainer.strategy.barrier("features")
-        remove_files(trainer, cast(Path, self._folder), but=f"phase{index}-")
+        folder = cast(Path, self._folder)
+        remove_files(trainer, folder, but=f"phase{index}-")
+        remove_strays(trainer, folder.parent)
         phase = self._phase(trainer, module, index)
         loaders = _loaders(trainer)
         if not stages:

@@ -19,6 +19,8 @@ from lit_ft.data.arrays import free_memory
 from lit_ft.data.features import FeatureSource, Layout, write_outputs
 from lit_ft.data.loader import Loader
 
+_FOLDER, _NODE_FOLDER = "features", "features-node{}"
+
 _CHECKED = 16
 """Images whose outputs are computed once more."""
 
@@ -27,14 +29,15 @@ class FeatureFile:
     """The file of the outputs for a split in a phase.
 
     Its name tells whether it holds: it follows from the weights, the images, the precision, and what is kept of them.
-    Each machine has a file of its own, as they need not share a folder.
+    Whether it is intact is told by checksums: of a file that was found, not written in this run, the processes of a
+    machine verify all blocks between them before any is read, so that all decide alike.
 
     Args:
         trainer: Has the processes.
         part: Computes the outputs.
         layout: What is kept of them.
         loader: Has the images.
-        folder: Where files go.
+        folder: Where the files of this machine go.
         phase: Number of the phase.
         split: Name of the split.
     """
@@ -47,20 +50,22 @@ class FeatureFile:
         self._layout = layout
         self._loader = loader
         self._seed = loader.sampler.seed
-        name = f"{split}-node{trainer.node_rank}" if trainer.num_nodes > 1 else split
         holds = f"{part.identity()} {loader.source.identity()} {layout} {self._seed}"
-        self._path = folder / f"phase{phase}-{name}-{hashlib.sha256(holds.encode()).hexdigest()[:16]}.bin"
-        self._others = f"phase*-{name}-*"
-        # The images that this process computes, of those that its machine does.
-        ranks = (trainer.local_rank, trainer.local_rank + 1)
-        self._share = range(*(layout.images * rank // trainer.num_devices for rank in ranks))
+        self._path = folder / f"phase{phase}-{split}-{hashlib.sha256(holds.encode()).hexdigest()[:16]}.bin"
+        self._others = f"phase*-{split}-*"
+        # The images that this process computes, and the blocks that it has to do with, of those of its machine.
+        self._share, self._blocks = (self._part_of(number) for number in (layout.images, layout.blocks))
+
+    def _part_of(self, number: int) -> range:
+        ranks = (self._trainer.local_rank, self._trainer.local_rank + 1)
+        return range(*(number * rank // self._trainer.num_devices for rank in ranks))
 
     def read(self) -> FeatureSource | str:
         """The outputs, mapped or near the model if they take a quarter of what is free there; or why there are none.
 
         All processes must call this, and all get outputs or none does.
         """
-        is_there = self._agreed(self._path.is_file()) and self._is_right()
+        is_there = self._agreed(self._path.is_file()) and self._is_intact() and self._is_right()
         failure = None if is_there else self._write()
         if not is_there and failure is None and not self._is_right():
             failure = "what is computed twice differs"
@@ -76,7 +81,7 @@ class FeatureFile:
         # A name of its own, as another run may use the same folder.
         unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(os.getpid())}")
         try:
-            for step in (self._reserve, self._fill, self._finish):
+            for step in (self._reserve, self._fill, self._sum_up, self._finish):
                 failure = step(unfinished)
                 if not self._agreed(failure is None):
                     return failure or "another process failed"
@@ -106,6 +111,13 @@ class FeatureFile:
             return f"{error}; give another --feature_cache.dtype"
         return None
 
+    def _sum_up(self, unfinished: Path) -> str | None:
+        try:
+            self._layout.write_sums(unfinished, self._blocks)
+        except OSError as error:
+            return f"{unfinished.parent} cannot be written ({error.strerror})"
+        return None
+
     def _finish(self, unfinished: Path) -> str | None:
         if self._trainer.local_rank == 0:
             try:
@@ -115,6 +127,13 @@ class FeatureFile:
             except OSError as error:
                 return f"{self._path} cannot be written ({error.strerror})"
         return None
+
+    def _is_intact(self) -> bool:
+        try:
+            is_intact = self._layout.is_intact(self._path, self._blocks)
+        except OSError:  # it cannot be read
+            is_intact = False
+        return self._agreed(is_intact)
 
     def _is_right(self) -> bool:
         """Whether a few outputs of each view, in other company than they were computed in, are what was kept."""
@@ -135,6 +154,23 @@ class FeatureFile:
 
     def _agreed(self, decision: bool) -> bool:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
+
+
+def node_folder(trainer: L.Trainer) -> str:
+    """The name of the folder of outputs: one for each node, as they may share a file system, and need not.
+
+    In one folder, a node would remove what another one has just made, if only the folder itself.
+    """
+    return _NODE_FOLDER.format(trainer.node_rank) if trainer.num_nodes > 1 else _FOLDER
+
+
+def remove_strays(trainer: L.Trainer, run: Path) -> None:
+    """Removes the outputs of a run that is resumed on another number of nodes, which no node of this one goes by."""
+    nodes = trainer.num_nodes
+    own = {_NODE_FOLDER.format(node) for node in range(nodes)} if nodes > 1 else {_FOLDER}
+    for folder in (run / _FOLDER, *run.glob(_NODE_FOLDER.format("[0-9]*"))):
+        if folder.name not in own:
+            remove_files(trainer, folder)
 
 
 def remove_files(trainer: L.Trainer, folder: Path, names: str = "phase*-*-*", but: str | None = None) -> None:

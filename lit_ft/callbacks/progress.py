@@ -12,6 +12,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_ft.errors import printable
+
 REFRESH_SECONDS = 0.5
 
 
@@ -121,4 +123,4 @@ def progress_bar() -> ProgressBar:
 @rank_zero_only
 def say(text: str) -> None:
     """Prints a line on the first process."""
-    print(text, flush=True)
+    print(printable(text, lines=True), flush=True)

@@ -18,9 +18,11 @@ from torchvision.utils import make_grid
 from lit_ft.backbones import StageOutput
 from lit_ft.callbacks.figure_text import drawable
 from lit_ft.callbacks.plan_view import plan_figure, plan_table, run_plan, run_starts, stage_rates
+from lit_ft.callbacks.progress import say
 from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.classes import classes_of, names_of
+from lit_ft.errors import printable
 
 MAX_PICTURED_CLASSES = 100
 PICTURE_SECONDS = 10.0
@@ -60,7 +62,7 @@ class RunReport(Callback):
         folder = trainer.log_dir  # asks all ranks
         if trainer.is_global_zero:  # the others would count the arithmetic of the network for nobody
             screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
-            print(f"\n{screen}\n", flush=True)
+            say(f"\n{screen}\n")
             if folder and (skipped := _skipped(cast(Any, trainer).datamodule)):
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 (Path(folder) / SKIPPED).write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
@@ -147,7 +149,7 @@ def data_table(data: Any) -> str:
     names, counts = names_of(classes_of(data) or 0), data.counts()
     sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
     one, many = _CALLED[getattr(data, "task", "multiclass")]
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    shown = ", ".join(map(printable, names[:10])) + (", …" if len(names) > 10 else "")
     lines = [f"Data  {type(data).__name__}: {len(names)} {one if len(names) == 1 else many} ({shown})"]
     for split, numbers in counts.items():
         spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"

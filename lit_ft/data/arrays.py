@@ -13,13 +13,18 @@ from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
-from lit_ft.data.kept import Kept, hash_of, kept, stamp
+from lit_ft.data.kept import Kept, are_like, hash_of, kept, stamp
 from lit_ft.data.loader import Batch
 from lit_ft.data.sampler import Picks
 from lit_ft.data.split import hold_out
 from lit_ft.data.transforms import PerImage, ShiftFlip, policy, resize_square
 
 _PARTS = ("train", "test")
+_LIKE = {
+    f"{part}_{what}": like
+    for part in _PARTS
+    for what, like in (("images", (torch.uint8, 4)), ("targets", (torch.int64, 1)))
+}
 _PARSER = 1
 """To be raised when files are parsed in another way, as what earlier runs kept then no longer holds."""
 
@@ -162,6 +167,17 @@ class HeldOutArrayDataModule(ArrayDataModule):
         Images are uint8 ``(N, C, H, W)``, targets int64 ``(N,)``.
         """
 
+    def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+        """Whether these are arrays and facts that `parse` may have given."""
+        if not are_like(arrays, _LIKE):
+            return False
+        images, targets = ([arrays[f"{part}_{what}"] for part in _PARTS] for what in ("images", "targets"))
+        return (
+            images[0].shape[1:] == images[1].shape[1:]
+            and all(len(x) == len(y) > 0 and x.numel() > 0 for x, y in zip(images, targets, strict=True))
+            and all(0 <= int(y.min()) <= int(y.max()) < self.num_classes for y in targets)
+        )
+
     def check(self, facts: dict[str, Any]) -> None:
         """Tells what the facts mean, at each start, whether the files were parsed in this run or in an earlier one."""
 
@@ -172,7 +188,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
         arrays, facts = kept(
             "arrays",
             f"{self.test_name} {self.root.absolute()}",
-            lambda facts: facts["of"] == of,
+            lambda found: found[1].get("of") == of and self.is_parsed(*found),
             lambda: self._parsed(of),
         )
         self.check(facts)

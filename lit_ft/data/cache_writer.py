@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,9 +18,9 @@ from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.decode import decode, upright_size
 from lit_ft.data.kept import amount
 from lit_ft.data.paths import PackedPaths
-from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, stored_size
+from lit_ft.data.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, made_of, stored_size
 from lit_ft.data.workers import sweep
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, printable
 
 
 def photo_cache(
@@ -71,7 +70,8 @@ def _claimed(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"Cache  another process writes {path.with_name(path.name[1:])}; waiting for it", flush=True)
+        taken = printable(str(path.with_name(path.name[1:])))
+        print(f"Cache  another process writes {taken}; waiting for it", flush=True)
         lock.acquire()
     try:
         yield
@@ -92,7 +92,7 @@ def _write(path: Path, files: Sequence[PhotoFiles], spec: InputSpec, workers: in
     free = shutil.disk_usage(path.parent).free
     if free < total:
         raise UserError(f"--data.cache: needs {amount(total)}, {amount(free)} are free in {path.parent}")
-    print(f"Cache  {amount(total)} for {len(paths):,} images: {path}", flush=True)
+    print(f"Cache  {amount(total)} for {len(paths):,} images: {printable(str(path))}", flush=True)
     starts = len(head) + np.concatenate([np.zeros(1, np.int64), stops[:-1]])
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("wb") as file:
@@ -115,8 +115,7 @@ def _head(keys: NDArray[np.int64], stored: NDArray[np.int64], pixels: int) -> by
         entries[name] = {"dtype": "I64", "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     entries["pixels"] = {"dtype": "U8", "shape": [pixels], "data_offsets": [at, at + pixels]}
-    made = hashlib.sha256(keys.tobytes() + stored.tobytes()).hexdigest()
-    text = json.dumps({"__metadata__": {"made": made}, **entries}).encode()
+    text = json.dumps({"__metadata__": {"made": made_of(keys, stored)}, **entries}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values())
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.assets import is_offline
+from lit_ft.data.chunk_index import DATA_FORMAT, INDEX_FILE, ChunkIndex
 from lit_ft.data.files import find_folder
 from lit_ft.data.kept import hash_of
 from lit_ft.data.loader import Batch
@@ -31,9 +32,6 @@ from lit_ft.tasks import MAIN_METRIC, TaskName
 SET_FILE = "set.json"
 TARGETS_FILE = "targets.npy"
 SPLITS = ("train", "val", "test")
-
-# How litdata stores a sample. Nothing else is read: a set that says `pickle` here would run code of its own.
-DATA_FORMAT = ["bytes"]
 
 Encoded = tuple[bytes, str, int]
 """An image file, its name, and the seed of its augmentation."""
@@ -86,6 +84,21 @@ class StreamSet:
         """Writes the file."""
         (folder / SET_FILE).write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
+    def _check_types(self) -> None:
+        """Raises ``ValueError`` where a part is not what its annotation says: JSON holds anything."""
+        listed = {
+            "class_names": self.class_names,
+            **{f"names of {split}": names for split, names in self.names.items()},
+        }
+        for what, names in listed.items():
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise ValueError(f"its {what} are no list of text")
+        for split, number in self.images.items():
+            if type(number) is not int or number < 1:
+                raise ValueError(f"its number of images of {split} is {number!r}")
+            if split in ("val", "test") and len(self.names.get(split, ())) != number:
+                raise ValueError(f"it names {len(self.names.get(split, ()))} of {number} images of {split}")
+
     @classmethod
     def read(cls, root: str) -> StreamSet:
         """Reads it from a folder or bucket.
@@ -99,7 +112,8 @@ class StreamSet:
             strange = [split for split in found.images if split not in SPLITS]
             if found.task not in MAIN_METRIC:
                 raise ValueError(f"its task is {found.task}")
-        except (ValueError, TypeError) as error:
+            found._check_types()
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"--data.root: {root}/{SET_FILE} is damaged ({error}); convert the set again") from error
         if strange:
             raise unknown("split", strange[0], SPLITS, f"--data.root: {root}/{SET_FILE}")
@@ -156,6 +170,7 @@ class ChunkedSplit:
     Args:
         folder: The folder of the split, or where it is in a bucket.
         cache: Folder for chunks that come from a bucket; litdata's own when not given.
+        index: Which chunks there are.
         stops: Where in the whole split each chunk ends, int64.
         rows: Which images of the whole split these are, ascending, int64 ``(N,)``.
         targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
@@ -163,6 +178,7 @@ class ChunkedSplit:
 
     folder: str
     cache: str | None
+    index: ChunkIndex
     stops: Tensor
     rows: Tensor
     targets: Tensor
@@ -175,23 +191,22 @@ class ChunkedSplit:
             UserError: If the split is missing, damaged, or not as ``lit-ft convert`` writes it.
         """
         check_litdata("--data.root")
-        content = content_of(folder, TARGETS_FILE)
+        content, chunks = content_of(folder, TARGETS_FILE), content_of(folder, INDEX_FILE)
         try:
             targets = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-            index = json.loads(Path(_opened(folder, cache).input_dir.path, "index.json").read_text(encoding="utf-8"))
-            sizes = [int(chunk["chunk_size"]) for chunk in index["chunks"]]
-            files = {Path(folder, chunk["filename"]): int(chunk["chunk_bytes"]) for chunk in index["chunks"]}
-            data_format = index["config"]["data_format"]
-        except Exception as error:  # litdata's errors have no class in common
+            index = ChunkIndex.parse(chunks)
+        except Exception as error:  # numpy's errors have no class in common
             raise UserError(f"--data.root: cannot read the index of {folder} ({_reason(error)})") from error
-        if data_format != DATA_FORMAT or {sum(sizes), len(targets)} != {images}:
-            held = f"{sum(sizes)} samples of {data_format} and {len(targets)} targets, not {images} of {DATA_FORMAT}"
-            raise UserError(f"--data.root: {folder} holds {held}; convert the set again")
-        for path, size in {} if is_bucket(folder) else files.items():
+        held, count = sum(index.samples), len(targets) if targets.numel() else 0
+        if index.data_format != DATA_FORMAT or {held, count} != {images}:
+            told = f"{held} samples of {index.data_format} and {count} targets, not {images} of {DATA_FORMAT}"
+            raise UserError(f"--data.root: {folder} holds {told}; convert the set again")
+        for name, size in () if is_bucket(folder) else zip(index.names, index.sizes, strict=True):
+            path = Path(folder, name)
             if not path.is_file() or path.stat().st_size < size:
                 raise UserError(f"--data.root: {path} is missing or cut short; copy or convert the set again")
         targets = targets if targets.is_floating_point() else targets.long()
-        return cls(folder, cache, torch.tensor(sizes).cumsum(0), torch.arange(images), targets)
+        return cls(folder, cache, index, torch.tensor(index.samples).cumsum(0), torch.arange(images), targets)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -216,23 +231,29 @@ class ChunkedSplit:
         rows = self.rows[positions]
         chunks = self._chunks_of(rows)
         wanted = [chunk for chunk, _ in groupby(chunks)]
-        dataset = _opened(self.folder, self.cache)
+        dataset = self._opened()
         dataset[:0]  # after this, whole chunks are fetched of a bucket, and not one sample at a time
         last = len(chunks) - 1
         for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
-            yield dataset[ChunkedIndex(row, chunk, wanted if i == 0 else None, is_last_index=i == last)]
+            ahead = wanted if i == 0 else None
+            # By name: releases of litdata differ in what comes third.
+            yield dataset[ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=i == last)]
+
+    def _opened(self) -> Any:
+        """A reader without a past: one that was left in the middle of an epoch still fetches what it was asked for."""
+        from litdata import StreamingDataset
+
+        # One sample at a time: those beside it are wanted later, in another order.
+        dataset = StreamingDataset(self.folder, cache_dir=self.cache, batch_decode=0)
+        copy = Path(dataset.input_dir.path, INDEX_FILE)
+        if copy.read_bytes() != self.index.content:
+            # What litdata goes by is not what was checked: it was in the cache before, or changed since.
+            raise UserError(f"--data.root: {copy} is not the index of {self.folder}; delete its folder and start again")
+        return dataset
 
     def _chunks_of(self, rows: Tensor) -> list[int]:
         found: list[int] = torch.searchsorted(self.stops, rows, right=True).tolist()
         return found
-
-
-def _opened(folder: str, cache: str | None) -> Any:
-    """A reader without a past: one that was left in the middle of an epoch still fetches what it was asked for."""
-    from litdata import StreamingDataset
-
-    # One sample at a time: those beside it are wanted later, in another order.
-    return StreamingDataset(folder, cache_dir=cache, batch_decode=0)
 
 
 class _Decoded(Dataset[Tensor]):

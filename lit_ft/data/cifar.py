@@ -7,8 +7,9 @@ import gzip
 import hashlib
 import io
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,13 +30,33 @@ TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILE = "test_batch"
 META_FILE = "batches.meta"
 
-# How numpy rebuilds an array, taken from numpy itself: the module they live in changed its name in numpy 2.
+_MOST_BYTES = 1 << 26
+"""Most bytes of a file when it is unpacked; each of the published ones has 31 million."""
+
+
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+
+
+def _empty_array(_: Any, shape: Any, dtype: Any) -> Any:
+    """The array that a pickle fills afterwards; any other shape would take memory that the pickle does not have."""
+    if shape != (0,):
+        raise pickle.UnpicklingError(f"an array begins with the shape {shape}")
+    return _RECONSTRUCT(np.ndarray, shape, dtype)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"the encoding {encoding} is not allowed in it")
+    return codecs.encode(text, "latin1")
+
+
+# How numpy rebuilds an array; the module they live in changed its name in numpy 2.
 _ALLOWED: dict[str, Any] = {
-    "_reconstruct": np.empty(0).__reduce__()[0],
+    "_reconstruct": _empty_array,
     "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
-    "ndarray": np.ndarray,
+    "ndarray": None,  # only ever handed to the first
     "dtype": np.dtype,
-    "encode": codecs.encode,
+    "encode": _latin1,
 }
 _ALLOWED_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric",
                     "numpy._core.numeric", "_codecs"}  # fmt: skip
@@ -50,6 +71,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in it")
 
 
+def _check_memo(data: bytes) -> None:
+    """Raises where a pickle numbers an object beyond its own length: a list of so many would be made."""
+    for code, number, _ in pickletools.genops(data):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and cast(int, number) > len(data):
+            raise pickle.UnpicklingError(f"it numbers an object {number}")
+
+
 def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
     """Reads a pickled dict of arrays, plain or gzipped, and the MD5 sum of the pickle.
 
@@ -60,7 +88,11 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file() and not packed.is_file():
         raise UserError(f"--data.root: missing file {path} (or {packed.name}); to fetch it: --data.download true")
     try:
-        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+        with path.open("rb") if path.is_file() else gzip.open(packed) as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        _check_memo(data)
         content = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
         # Pickles of Python 3 may have their keys in bytes.
         content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -151,6 +183,12 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         arrays = {"train_images": torch.cat([x for x, _ in parts[:-1]]), "test_images": parts[-1][0]}
         targets = {"train_targets": torch.cat([y for _, y in parts[:-1]]), "test_targets": parts[-1][1]}
         return {**arrays, **targets}, {"md5": dict(zip(names, sums, strict=True))}
+
+    def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+        """Whether these are arrays and facts that `parse` may have given."""
+        sums = facts.get("md5")
+        is_ours = isinstance(sums, dict) and sums.keys() == published_md5().keys()
+        return is_ours and super().is_parsed(arrays, facts) and arrays["test_images"].shape[1:] == (3, 32, 32)
 
     def check(self, facts: dict[str, Any]) -> None:
         """Warns of files whose checksum is not the published one, or refuses them."""

@@ -69,6 +69,8 @@ def read_table(path: Path, key: str) -> Table:
     """
     try:
         table = _read_parquet(path, key) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, key)
+    except MemoryError as error:
+        raise UserError(f"{key}: {path} holds more rows than fit into memory") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{key}: {path} is not in UTF-8; save it in that encoding") from error
     except (OSError, csv.Error) as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ft.backbones import StageOutput
@@ -18,10 +21,15 @@ from lit_ft.data.sampler import Picks, mix_seed
 _STREAM = 2
 """Of `mix_seed`: the augmentation of views, apart from the order and from that of the epochs."""
 
+_BLOCK = 1 << 20
+"""Bytes of outputs that have a checksum of their own."""
+
+_SUM = np.dtype("<u4")
+
 
 @dataclass(frozen=True)
 class Layout:
-    """What the file of a split holds: ``views`` outputs of each of its images, view after view.
+    """What the file of a split holds: ``views`` outputs of each of its images, view after view, and checksums.
 
     Args:
         images: Number of images.
@@ -53,21 +61,48 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Size of the file."""
+        """Size of the outputs in the file."""
         return self.numel * self.stored.itemsize
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of outputs, of which each has a checksum."""
+        return -(-self.nbytes // _BLOCK)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file: the outputs, and behind them a CRC-32 of each block."""
+        return self.nbytes + _SUM.itemsize * self.blocks
 
     def reserve(self, file: Path) -> None:
         """Makes the file, with all the room that it needs; raises ``OSError`` where there is not as much."""
         with file.open("wb") as opened:
             if hasattr(os, "posix_fallocate"):  # else a disk that is full would kill who writes through a map
-                os.posix_fallocate(opened.fileno(), 0, self.nbytes)
+                os.posix_fallocate(opened.fileno(), 0, self.file_bytes)
             else:
-                opened.truncate(self.nbytes)
+                opened.truncate(self.file_bytes)
 
     def mapped(self, file: Path) -> Tensor:
         """The file as a tensor ``(views * images, ...)``, in the order in which values lie in it."""
         flat = torch.from_file(str(file), shared=True, size=self.numel, dtype=self.stored)
         return flat.view(self.views * self.images, *self._in_memory())
+
+    def write_sums(self, file: Path, blocks: range) -> None:
+        """Writes the checksums of some blocks, of which all outputs are written; raises ``OSError`` where it cannot."""
+        with file.open("r+b") as opened:
+            opened.seek(self.nbytes + _SUM.itemsize * blocks.start)
+            opened.write(self._sums(file, blocks).tobytes())
+
+    def is_intact(self, file: Path, blocks: range) -> bool:
+        """Whether the file has its size, and some of its blocks have their checksums."""
+        if file.stat().st_size != self.file_bytes:
+            return False
+        kept = np.fromfile(file, _SUM, len(blocks), offset=self.nbytes + _SUM.itemsize * blocks.start)
+        return bool((kept == self._sums(file, blocks)).all())
+
+    def _sums(self, file: Path, blocks: range) -> NDArray[np.uint32]:
+        outputs = np.memmap(file, np.uint8, "r", shape=(self.nbytes,))
+        return np.array([zlib.crc32(outputs[i * _BLOCK : (i + 1) * _BLOCK].data) for i in blocks], _SUM)
 
     def to_memory(self, output: Tensor) -> Tensor:
         """A batch's output as it lies in the file; raises ``OverflowError`` where it does not fit the type."""

@@ -6,7 +6,9 @@ import gzip
 import math
 import struct
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,6 +16,12 @@ from torch import Tensor
 from lit_ft.errors import UserError
 
 _UNSIGNED_BYTE = 0x08
+
+_DEFLATE_RATIO = 1032
+"""Most bytes that gzip can make of one: 258 of two bits."""
+
+_PART = 1 << 20
+"""Bytes that are unpacked at a time, of which gzip makes a copy."""
 
 
 def find_idx(path: Path) -> Path | None:
@@ -40,19 +48,41 @@ def read_idx(path: Path, num_dims: int) -> Tensor:
     found = find_idx(path)
     if found is None:
         raise UserError(f"--data.root: missing file {path} (or {path.name}.gz); to fetch it: --data.download true")
-    data = _read_bytes(found)
-    header = 4 + 4 * num_dims
-    magic = bytes([0, 0, _UNSIGNED_BYTE, num_dims])
-    if data[:4] != magic or len(data) < header:
-        raise UserError(
-            f"{found}: not an IDX file of {num_dims}-dimensional bytes: "
-            f"it begins with {data[:4].hex()} where {magic.hex()} is expected"
-        )
-    shape = struct.unpack(f">{num_dims}I", data[4:header])
-    expected = header + math.prod(shape)
-    if len(data) != expected:
-        raise UserError(f"{found}: damaged: {len(data)} bytes where its header announces {expected}; fetch it anew")
-    return torch.frombuffer(data, dtype=torch.uint8)[header:].view(shape)
+    try:
+        return _read(found, num_dims)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{found}: cannot be read ({error}); fetch it anew") from error
+
+
+def _read(path: Path, num_dims: int) -> Tensor:
+    """Reads a file, and of a gzipped one no more than its header announces."""
+    is_packed, size = path.suffix == ".gz", path.stat().st_size
+    start, magic = 4 + 4 * num_dims, bytes([0, 0, _UNSIGNED_BYTE, num_dims])
+    with gzip.open(path) if is_packed else path.open("rb") as file:
+        header = file.read(start)
+        if header[:4] != magic or len(header) < start:
+            raise UserError(
+                f"{path}: not an IDX file of {num_dims}-dimensional bytes: "
+                f"it begins with {header[:4].hex()} where {magic.hex()} is expected"
+            )
+        shape = struct.unpack(f">{num_dims}I", header[4:])
+        expected = start + math.prod(shape)
+        most = size * _DEFLATE_RATIO if is_packed else size
+        if not is_packed and size != expected:
+            raise UserError(f"{path}: damaged: {size} bytes where its header announces {expected}; fetch it anew")
+        if expected > most:
+            raise UserError(f"{path}: damaged: its {size} bytes cannot hold the {expected} that its header announces")
+        try:
+            data = bytearray(expected - start + 1)  # one more, to see that there is none, and the checksum
+        except MemoryError as error:
+            raise UserError(f"{path}: its header announces {expected} bytes, more than fit into memory") from error
+        count, room = 0, memoryview(data)
+        while read := cast(BufferedIOBase, file).readinto(room[count : count + _PART]):
+            count += read
+    if start + count != expected:
+        held = f"more than {expected}" if start + count > expected else start + count
+        raise UserError(f"{path}: damaged: {held} bytes where its header announces {expected}; fetch it anew")
+    return torch.frombuffer(data, dtype=torch.uint8)[:count].view(shape)
 
 
 def read_labelled(images: Path, labels: Path, num_classes: int, first_label: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,13 +103,3 @@ def read_labelled(images: Path, labels: Path, num_classes: int, first_label: int
             f"expected {first_label} to {first_label + num_classes - 1}"
         )
     return pixels.unsqueeze(1), targets
-
-
-def _read_bytes(path: Path) -> bytearray:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                return bytearray(file.read())
-        return bytearray(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch it anew") from error

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_ft.data.files import is_ignored
 from lit_ft.data.formats import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
-from lit_ft.data.kept import Kept, changed, kept
+from lit_ft.data.kept import Kept, are_like, changed, kept
 from lit_ft.data.paths import PackedPaths
 from lit_ft.errors import UserError
 
@@ -27,6 +28,7 @@ from lit_ft.errors import UserError
 _COARSEST_CLOCK_NS = 2 * 10**9
 
 _SHOWN = 5  # kinds of files that are passed over
+_LIKE = {"text": (torch.uint8, 1), "stops": (torch.int64, 1)}
 
 # As `os.fsencode`, which takes longer than all else for a million names.
 _FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
@@ -126,7 +128,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 @dataclass
 class _Holds:
-    """Tells whether no folder has changed since they were scanned: to add, remove or rename a file changes its folder.
+    """Tells whether an index is one, and no folder has changed since: to add or rename a file changes its folder.
 
     Args:
         folder: The folder above all.
@@ -134,14 +136,48 @@ class _Holds:
 
     folder: Path
 
-    def __call__(self, facts: dict[str, Any]) -> bool:
+    def __call__(self, found: Kept) -> bool:
+        arrays, facts = found
+        if not (are_like(arrays, _LIKE) and self._is_of_arrays(arrays) and self._is_of_folders(arrays, facts)):
+            return False
         try:
-            return bool(facts["settled"]) and all(
+            return all(
                 changed(os.stat(os.path.join(self.folder, name))) == then
                 for name, then in zip(facts["below"], facts["changed"], strict=True)
             )
-        except OSError:
+        except (OSError, ValueError):  # gone, or no name of a file
             return False
+
+    @staticmethod
+    def _is_of_arrays(arrays: dict[str, Tensor]) -> bool:
+        text, stops = arrays["text"], arrays["stops"]
+        bounds = torch.cat([torch.zeros(1, dtype=torch.long), stops])
+        if not bool((bounds.diff() > 0).all()) or int(bounds[-1]) != len(text):
+            return False  # an empty name, or something after the last
+        # No name leads out of the folder: a scan finds none that begins with a dot.
+        first, raw = text[bounds[:-1]], text.numpy().tobytes()
+        return not bool(((first == ord("/")) | (first == ord("."))).any()) and b"/." not in raw and b"//" not in raw
+
+    @staticmethod
+    def _is_of_folders(arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+        folders, below, times, others = (facts.get(name) for name in ("folders", "below", "changed", "passed_over"))
+        if not (isinstance(folders, dict) and isinstance(below, list) and isinstance(times, list)):
+            return False
+        if not (isinstance(others, dict) and all(type(count) is int and count > 0 for count in others.values())):
+            return False
+        number = len(arrays["stops"])
+        return (
+            facts.get("settled") is True
+            and len(below) == len(times) > 0
+            and below[0] == ""
+            and all(isinstance(name, str) for name in below)
+            and all(
+                isinstance(span, list)
+                and [type(row) for row in span] == [int, int]
+                and 0 <= span[0] <= span[1] <= number
+                for span in folders.values()
+            )
+        )
 
 
 class _Scan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,26 +63,31 @@ def hash_of(tensors: Iterable[Tensor]) -> str:
     return total.hexdigest()
 
 
-def kept(name: str, key: str, is_valid: Callable[[dict[str, Any]], bool], make: Callable[[], Kept]) -> Kept:
+def are_like(arrays: Mapping[str, Tensor], like: Mapping[str, tuple[torch.dtype, int]]) -> bool:
+    """Whether arrays have just these names, types and numbers of dimensions."""
+    return {name: (array.dtype, array.ndim) for name, array in arrays.items()} == dict(like)
+
+
+def kept(name: str, key: str, is_valid: Callable[[Kept], bool], make: Callable[[], Kept]) -> Kept:
     """What was kept of an earlier run, mapped into memory, or made now and kept.
 
-    It is there whole or not at all, and may be deleted at any time. Where the folder cannot be written, a warning says
-    so and all goes on without.
+    It is there whole or not at all, and may be deleted at any time; what fits in no way, as of another program, is made
+    anew. Where the folder cannot be written, a warning says so and all goes on without.
 
     Args:
         name: What it is, such as ``index``.
         key: What it is of; not more than one is kept of each key.
-        is_valid: Whether what was kept still holds, by its facts.
+        is_valid: Whether what was kept is of the kind that ``make`` gives, and still holds.
         make: Works it out.
     """
     found = find(name, key)
-    if found is not None and is_valid(found[1]):
+    if found is not None and is_valid(found):
         return found
     return keep(name, key, make())
 
 
 def find(name: str, key: str) -> Kept | None:
-    """What was kept under this name and key, whether it still holds or not."""
+    """Whatever was kept under this name and key, whether it still holds or not."""
     return _read(_place(name, key))
 
 
@@ -112,6 +117,8 @@ def _read(path: Path) -> Kept | None:
         return None
     try:
         with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads(file.metadata()["facts"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
         return None  # damaged, or of another program: it is made anew
+    return (arrays, facts) if isinstance(facts, dict) else None

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
-from lit_ft.data.kept import stamp_number
+from lit_ft.data.kept import are_like, stamp_number
 from lit_ft.data.paths import PackedPaths
 from lit_ft.errors import UserError
 
@@ -62,19 +62,40 @@ class PhotoCache:
 
     Args:
         path: The file.
-        made: What tells it from another one that takes its place; not checked when not given.
+        made: What tells it from another one that takes its place; when not given, the file is checked instead.
         rows: Which of its images these are, int64 ``(N,)``; all when not given.
+
+    Raises:
+        UserError: It is another one.
+        ValueError: It is no cache of photos.
     """
 
     def __init__(self, path: Path, made: str | None = None, rows: NDArray[np.int64] | None = None) -> None:
         with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
             self._keys, self._sizes, self._pixels = (file.get_tensor(name) for name in ("keys", "sizes", "pixels"))
             self.made = file.metadata()["made"]
+        if made is None:
+            self._check()
         if made not in (None, self.made):
             raise UserError(f"--data.cache: {path} was made anew by another run; start this one again")
         self.path = path
         self._stops = (self._sizes.prod(dim=1) * 3).cumsum(0)
         self._rows = np.arange(len(self._keys)) if rows is None else rows
+
+    def _check(self) -> None:
+        arrays = {"keys": self._keys, "sizes": self._sizes, "pixels": self._pixels}
+        fits = (
+            are_like(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
+            and self._sizes.shape == (len(self._keys), 2)
+            and len(self._keys) > 0
+            and self.made == made_of(self._keys.numpy(), self._sizes.numpy())
+            and bool((self._keys.diff() > 0).all())
+            and bool((self._sizes > 0).all())
+            # In floats, as integers may overflow.
+            and float(self._sizes.double().prod(dim=1).sum()) * 3 == len(self._pixels)
+        )
+        if not fits:
+            raise ValueError("its parts do not belong together")
 
     def __reduce__(self) -> Any:
         """Sends the path to worker processes, rather than all pixels."""
@@ -101,6 +122,11 @@ class PhotoCache:
         return PhotoCache(self.path, self.made, rows)
 
 
+def made_of(keys: NDArray[np.int64], sizes: NDArray[np.int64]) -> str:
+    """What tells a cache from another one that takes its place: a hash of its keys ``(N,)`` and sizes ``(N, 2)``."""
+    return hashlib.sha256(keys.tobytes() + sizes.tobytes()).hexdigest()
+
+
 def cache_path(folder: Path, files: Sequence[PhotoFiles], spec: InputSpec) -> Path:
     """Where the cache of a set of photos is: one file for each set, and each way of resizing.
 
@@ -119,7 +145,7 @@ def find_cache(path: Path, files: Sequence[PhotoFiles]) -> list[PhotoCache] | No
         return None
     try:
         cache = PhotoCache(path)
-    except (OSError, SafetensorError, KeyError, TypeError):
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
         return None  # damaged, or of another program: it is made anew
     found = [cache.of(part) for part in files]
     return None if None in found else [part for part in found if part is not None]

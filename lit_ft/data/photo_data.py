@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_choice, check_fraction
 from lit_ft.data.cache_writer import photo_cache
+from lit_ft.data.cells import guarded
 from lit_ft.data.files import find_folder, listed
 from lit_ft.data.index import index_images, warn_passed_over
 from lit_ft.data.paths import PackedPaths
@@ -245,18 +246,21 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Writes which image is in which split, as a table that `ImageTableDataModule` reads; needs `setup`.
 
         Each image is in it once, with its label, split and group: also those that ``shots`` or ``fraction`` leave out.
+        What a spreadsheet would run as a formula has an apostrophe before it, which that takes away again.
         """
         names, groups = self.columns, list(self.group_numbers)
         # Names of files need not be valid text.
         with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
             writer = csv.writer(opened)
-            writer.writerow([names.path, *names.labels, names.split, *([names.group] if groups else [])])
+            header = [names.path, *names.labels, names.split, *([names.group] if groups else [])]
+            writer.writerow(map(guarded, header))
             for split, images in self._whole.items():
                 numbers = images.groups.tolist() if images.groups is not None else [0] * len(images)
                 for path, labels, number in zip(
                     images.paths.absolute(), self.label_cells(images.targets), numbers, strict=True
                 ):
-                    writer.writerow([path, *labels, split, *([groups[number]] if groups else [])])
+                    # Not the path, which is absolute.
+                    writer.writerow([path, *map(guarded, (*labels, split, *([groups[number]] if groups else [])))])
 
     def number_groups(self, names: Iterable[str]) -> Tensor:
         """The numbers of groups, int64 ``(N,)``, for their names."""

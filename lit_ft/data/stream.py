@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from torch import Tensor
+
 from lit_ft.data.base import Augment, ImageDataModule, Split
 from lit_ft.data.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
 from lit_ft.data.files import find_folder
@@ -80,7 +82,24 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
             for split in get_args(Split)
             if split in self.about.images
         }
+        for split, images in splits.items():
+            self._refuse_strange(split, images.targets)
         return {**splits, "predict": splits["test" if "test" in splits else "val"].indexed()}
+
+    def _refuse_strange(self, split: Split, targets: Tensor) -> None:
+        """Refuses targets that are not of the set's task and classes: they would index what is not there."""
+        number = len(self.class_names)
+        fits = targets.shape[1:] == (() if self.task == "multiclass" else (number,))
+        if self.task == "regression":
+            fits = fits and targets.is_floating_point() and bool(targets.isfinite().all())
+        else:
+            most = number if self.task == "multiclass" else 2
+            fits = fits and not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
+        if not fits:
+            raise UserError(
+                f"--data.root: the targets of {self.root}/{split} are not of {self.task} with {number} classes; "
+                "convert the set again"
+            )
 
     def sampler(self, source: Any, **options: Any) -> ChunkSampler:
         """An order that stays within a chunk until all of it is read."""

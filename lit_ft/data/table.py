@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.base import Augment, Split
+from lit_ft.data.cells import unguarded
 from lit_ft.data.columns import Table, read_table
 from lit_ft.data.files import find_file, find_folder
 from lit_ft.data.labels import read_labels
@@ -31,7 +33,8 @@ class ImageTableDataModule(PhotoDataModule):
     """Photos that a table lists, one row an image, with what is to be learnt of each: CSV, TSV or Parquet.
 
     What has no rows of its own is split off from the training images; where there are classes, each in proportion. The
-    ``split.csv`` of a run is such a table, and gives the same split again.
+    ``split.csv`` of a run is such a table, and gives the same split again. An apostrophe before =, +, - or @ keeps
+    spreadsheets from running a cell as a formula, and is no part of it but in the column with the paths.
 
     Args:
         table: The file, which must be given, with a line of column names; a relative one may also lie in the folder
@@ -126,7 +129,7 @@ class ImageTableDataModule(PhotoDataModule):
     def _rows(self) -> tuple[list[str], dict[Split, FileSplit]]:
         """The names of the classes, and the rows of each split; read once."""
         if self._read is None:
-            table = read_table(find_file(self.table, "--data.table"), "--data.table")
+            table = _unguarded(read_table(find_file(self.table, "--data.table"), "--data.table"), self.path_column)
             split_of = self._splits(table)
             root = find_folder(self.root, "--data.root") if self.root is not None else table.path.parent
             names = table.column(self.path_column, "--data.path_column")
@@ -182,3 +185,12 @@ class ImageTableDataModule(PhotoDataModule):
         if len(first) < len(paths):
             rank_zero_warn(f"{table.path} names {len(paths) - len(first)} images again, which count once")
         return list(first.values())
+
+
+def _unguarded(table: Table, path_column: str) -> Table:
+    """A table without the apostrophes of `write_split`, which puts none before paths."""
+    columns = {
+        name: cells if name == path_column else [unguarded(cell) for cell in cells]
+        for name, cells in zip(map(unguarded, table.columns), table.columns.values(), strict=True)
+    }
+    return replace(table, columns=columns)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.decode import decode, why_unread
-from lit_ft.data.kept import find, keep, stamp_number
+from lit_ft.data.kept import are_like, find, keep, stamp_number
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.workers import sweep
 from lit_ft.errors import UserError
@@ -42,7 +42,8 @@ def unreadable(paths: PackedPaths) -> dict[int, str]:
     key = os.path.abspath(paths.root)
     stamps = np.fromiter(map(_stamp, paths.absolute()), np.int64, len(paths))
     kept = find("verified", key)
-    good = kept[0]["good"].numpy() if kept else np.zeros(0, np.int64)
+    is_ours = kept is not None and are_like(kept[0], {"good": (torch.int64, 1)})
+    good = kept[0]["good"].numpy() if kept and is_ours else np.zeros(0, np.int64)
     unknown = np.flatnonzero(~np.isin(stamps, good))
     if not len(unknown):
         return {}

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import lightning as L
+import processes
 import pytest
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
@@ -138,8 +139,8 @@ def test_maps_of_a_network_with_batch_norm_are_kept_as_they_lie_in_memory(tmp_pa
     assert furthest(*runs) < 1e-4
     keep = Keep(1)
     fit(tmp_path, keep, module=filled_resnet, unfreezing=unfreezing)
-    # 256 channels of 2 by 2 places, in float32.
-    assert sorted(map(len, keep.files.values())) == [NUM_TRAIN * 256 * 4 * 4, NUM_VAL * 256 * 4 * 4]
+    # 256 channels of 2 by 2 places, in float32, and the checksum of a block.
+    assert sorted(map(len, keep.files.values())) == [NUM_TRAIN * 256 * 4 * 4 + 4, NUM_VAL * 256 * 4 * 4 + 4]
 
 
 def filled_resnet():
@@ -291,7 +292,7 @@ def test_run_that_is_interrupted_while_it_computes_leaves_no_file(tmp_path):
         def count(self, *_):
             self.batches += 1
             if self.batches == 3:
-                assert [path.stat().st_size for path in (tmp_path / "features").iterdir()] == [NUM_TRAIN * 128 * 4]
+                assert [path.stat().st_size for path in (tmp_path / "features").iterdir()] == [NUM_TRAIN * 128 * 4 + 4]
                 raise KeyboardInterrupt
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -322,6 +323,53 @@ def test_damaged_file_is_written_again(share, tmp_path):
     _, again = fit(tmp_path, passes)
     assert sum(passes.images.values()) > NUM_TRAIN + NUM_VAL
     assert furthest(again, fit(tmp_path, cache=False)[1]) < 1e-5
+
+
+class DamageOneRow(Callback):
+    """Changes the last digit of a number of one image in each file, and stops the run."""
+
+    def __init__(self, folder, row):
+        self.folder, self.row = folder, row
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        for path in self.folder.iterdir():
+            content = bytearray(path.read_bytes())
+            content[self.row * 128 * 4] ^= 1
+            path.write_bytes(content)
+        raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("row", range(0, NUM_TRAIN, 3))
+def test_file_in_which_one_row_is_damaged_is_written_again(row, tmp_path):
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, DamageOneRow(tmp_path / "features", row))
+    passes = Passes()
+    trainer, again = fit(tmp_path, passes)
+    assert sum(passes.images.values()) > NUM_TRAIN + NUM_VAL
+    assert differences(final_state(trainer, again), final_state(*fit(tmp_path / "other"))) == []
+
+
+def test_file_that_is_cut_or_longer_is_written_again(tmp_path):
+    class Cut(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            train, val = sorted((tmp_path / "features").iterdir())
+            train.write_bytes(train.read_bytes()[:-1])
+            val.write_bytes(val.read_bytes() + b"0")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, Cut())
+    passes = Passes()
+    fit(tmp_path, passes)
+    assert sum(passes.images.values()) > NUM_TRAIN + NUM_VAL
+
+
+def test_files_of_a_run_on_another_number_of_nodes_are_removed(tmp_path):
+    for name in ("features-node0", "features-node11", "features-mine", "features-node"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "phase0-train-0123.bin").touch()
+    fit(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features-mine", "features-node"]
 
 
 def test_damage_in_any_view_is_seen(tmp_path):
@@ -678,3 +726,25 @@ def test_strategies_that_shard_are_not_taken_for_replicas(tmp_path, monkeypatch,
 def test_options_out_of_range_are_refused(options, match):
     with pytest.raises(UserError, match=re.escape(match)):
         FeatureCache(**options)
+
+
+def test_nodes_on_one_file_system_do_not_remove_one_anothers_folder(tmp_path):
+    found = [rank["race_for_features"] for rank in processes.launch(tmp_path, "race_for_features", num_nodes=2)]
+    files = [f"features-node{node}/phase0-{split}" for node in (0, 1) for split in ("train", "val")]
+    for node in found:
+        assert node["kinds"] == {"StageOutput"}
+        assert node["files"] == files
+        assert node["left"] == []
+    assert differences(*(node["weights"] for node in found)) == []
+
+
+def test_all_processes_write_again_what_one_of_them_finds_damaged(tmp_path):
+    scenario = "resume_from_damaged_features"
+    found = [rank[scenario] for rank in processes.launch(tmp_path, scenario)]
+    every = (NUM_TRAIN + NUM_VAL) / 2
+    for process in found:
+        first, unharmed, damaged = process["images"]
+        assert first > every
+        assert unharmed < every  # a few, to compare
+        assert damaged >= first
+    assert differences(*(process["weights"] for process in found)) == []

@@ -1,10 +1,14 @@
+import gzip
 import os
 import pickle
+import re
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from kept_files import rewrite
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data import CIFAR10DataModule
@@ -100,6 +104,38 @@ def test_a_pickle_that_runs_code_is_refused(cifar_root, monkeypatch, tmp_path, d
     with pytest.raises(UserError, match=told):
         make(cifar_root).setup()
     assert not (tmp_path / "pwned").exists()
+
+
+def reconstructed(shape):
+    """A pickle whose array begins as one of a shape, as numpy's begin with that of (0,)."""
+    head = b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+    return head + pickle.dumps(shape, 2)[2:-1] + b"U\x01b\x87Rs."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (reconstructed((10**7, 3072)), "an array begins with the shape (10000000, 3072)"),
+        (b"\x80\x02}r" + (10**6).to_bytes(4, "little") + b".", "it numbers an object 1000000"),
+        (b"\x80\x02c_codecs\nencode\nU\x01aU\x04zlib\x86R.", "the encoding zlib is not allowed in it"),
+        (b"\x80\x05\x96" + (10**9).to_bytes(8, "little") + b".", "expected 1000000000 bytes in a bytearray8"),
+    ],
+)
+def test_a_pickle_that_takes_memory_it_does_not_have_is_refused(cifar_root, content, message):
+    (cifar_root / "cifar-10-batches-py" / "data_batch_4").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"data_batch_4: not a CIFAR-10 file ({message}")):
+        make(cifar_root).setup()
+
+
+def test_no_more_is_unpacked_than_a_file_may_have(cifar_root, monkeypatch):
+    monkeypatch.setattr("lit_ft.data.cifar._MOST_BYTES", 1 << 20)
+    (cifar_root / "cifar-10-batches-py" / "data_batch_2.gz").write_bytes(gzip.compress(bytes(32 << 20)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"data_batch_2: not a CIFAR-10 file \(it has more than 1,048,576 bytes\)$"):
+        make(cifar_root).setup()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize(
@@ -216,3 +252,38 @@ def test_augmentation_differs_by_epoch_and_not_by_global_seed(cifar_root):
 
     assert pixels(0, 1).equal(pixels(0, 2))
     assert not pixels(0, 1).equal(pixels(1, 1))
+
+
+STRANGE = {
+    "no images": lambda arrays, facts: arrays.pop("train_images"),
+    "images of another type": lambda arrays, facts: arrays.update(test_images=arrays["test_images"].float()),
+    "images of another size": lambda arrays, facts: arrays.update(
+        {f"{part}_images": arrays[f"{part}_images"][..., :16].contiguous() for part in ("train", "test")}
+    ),
+    "two sizes": lambda arrays, facts: arrays.update(train_images=arrays["train_images"][..., :16].contiguous()),
+    "fewer targets": lambda arrays, facts: arrays.update(train_targets=arrays["train_targets"][1:].clone()),
+    "targets out of range": lambda arrays, facts: arrays["test_targets"].fill_(10),
+    "targets below zero": lambda arrays, facts: arrays["train_targets"][3].fill_(-1),
+    "no test images": lambda arrays, facts: arrays.update(
+        test_images=torch.zeros(0, 3, 32, 32, dtype=torch.uint8), test_targets=torch.zeros(0, dtype=torch.long)
+    ),
+    "no facts": lambda arrays, facts: facts.clear(),
+    "no sums": lambda arrays, facts: facts.pop("md5"),
+    "other sums": lambda arrays, facts: facts.update(md5=[1]),
+    "sums of other files": lambda arrays, facts: facts.update(md5={"x": "y"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*checksums")
+@pytest.mark.parametrize("strange", STRANGE)
+def test_kept_arrays_of_another_kind_are_made_anew(cifar_root, tmp_path, monkeypatch, strange):
+    monkeypatch.setenv("LIT_FT_CACHE", str(tmp_path / "kept"))
+    make(cifar_root).setup()
+    [path] = (tmp_path / "kept").iterdir()
+    before = path.read_bytes()
+    rewrite(path, STRANGE[strange])
+    assert path.read_bytes() != before
+    data = make(cifar_root)
+    data.setup()
+    assert path.read_bytes() == before
+    assert data.counts() == {"train": [8] * 10, "val": [2] * 10, "test": [2] * 10}

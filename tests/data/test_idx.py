@@ -1,6 +1,7 @@
 import gzip
 import math
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -106,3 +107,45 @@ def test_labels_out_of_range(tmp_path, labels):
     write_idx(tmp_path / "y", labels)
     with pytest.raises(UserError, match=rf"y: labels from {labels[0]} to {labels[1]}, expected 1 to 26"):
         read_labelled(tmp_path / "x", tmp_path / "y", 26, first_label=1)
+
+
+def bomb(path, shape, size):
+    """A gzipped file of zeros: its header announces a shape, and it unpacks to ``size`` bytes."""
+    with gzip.open(path, "wb") as file:
+        file.write(bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape))
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+
+
+def test_no_more_is_unpacked_than_the_header_announces(tmp_path):
+    bomb(tmp_path / "x.gz", (2, 28, 28), 64 << 20)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"x.gz: damaged: more than 1584 bytes where its header announces 1584; fetch"):
+        read_idx(tmp_path / "x", 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_header_that_no_compression_reaches_allocates_nothing(tmp_path):
+    bomb(tmp_path / "x.gz", (2**32 - 1,) * 3, 1 << 20)
+    size = (tmp_path / "x.gz").stat().st_size
+    with pytest.raises(UserError, match=f"its {size} bytes cannot hold the {16 + (2**32 - 1) ** 3} that its header"):
+        read_idx(tmp_path / "x", 3)
+
+
+def test_header_announces_more_than_fits_into_memory(tmp_path, monkeypatch):
+    def full(size):
+        raise MemoryError
+
+    bomb(tmp_path / "x.gz", (1 << 20,), 1 << 20)
+    monkeypatch.setattr("lit_ft.data.idx.bytearray", full, raising=False)
+    with pytest.raises(UserError, match=r"x.gz: its header announces 1048584 bytes, more than fit into memory$"):
+        read_idx(tmp_path / "x", 1)
+
+
+def test_gzipped_file_that_is_shorter_than_announced(tmp_path):
+    data = idx_bytes(noise(2))
+    (tmp_path / "x.gz").write_bytes(gzip.compress(data[:-1]))
+    with pytest.raises(UserError, match=f"x.gz: damaged: {len(data) - 1} bytes where its header announces {len(data)}"):
+        read_idx(tmp_path / "x", 3)

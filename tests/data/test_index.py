@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from image_files import save_photo
+from kept_files import rewrite
 
 from lit_ft.data import ImageFolderDataModule
 from lit_ft.data import index as module
@@ -186,3 +188,51 @@ def test_prepare_data_keeps_what_setup_reads(photo_root, reads):
     data.setup()
     assert reads.count("bee") == count == 1
     assert len(data.splits["train"]) == 24
+
+
+STRANGE = {
+    "no text": lambda arrays, facts: arrays.pop("text"),
+    "another array": lambda arrays, facts: arrays.update(x=torch.zeros(1)),
+    "text of another type": lambda arrays, facts: arrays.update(text=arrays["text"].float()),
+    "stops of another type": lambda arrays, facts: arrays.update(stops=arrays["stops"].int()),
+    "stops of another shape": lambda arrays, facts: arrays.update(stops=arrays["stops"].view(-1, 1)),
+    "stops beyond the text": lambda arrays, facts: arrays["stops"].mul_(2),
+    "stops that go back": lambda arrays, facts: arrays.update(stops=arrays["stops"][[1, 0, 2]].contiguous()),
+    "stops below zero": lambda arrays, facts: arrays["stops"][0].fill_(-3),
+    "no stops, but text": lambda arrays, facts: arrays.update(stops=torch.zeros(0, dtype=torch.long)),
+    "names that lead upwards": lambda arrays, facts: arrays["text"][:7].copy_(torch.tensor(list(b"../x/ya"))),
+    "names that lead upwards within": lambda arrays, facts: arrays["text"][:7].copy_(torch.tensor(list(b"a/../xa"))),
+    "names from above": lambda arrays, facts: arrays["text"][:7].copy_(torch.tensor(list(b"/etc/xa"))),
+    "no facts": lambda arrays, facts: facts.clear(),
+    "folders as a list": lambda arrays, facts: facts.update(folders=[1]),
+    "folders of other rows": lambda arrays, facts: facts["folders"].update(a=[0, 99]),
+    "folders of rows below zero": lambda arrays, facts: facts["folders"].update(a=[-2, 1]),
+    "folders of one row": lambda arrays, facts: facts["folders"].update(a=[0]),
+    "folders of text": lambda arrays, facts: facts["folders"].update(a=["0", "1"]),
+    "no time": lambda arrays, facts: facts.pop("changed"),
+    "fewer times": lambda arrays, facts: facts["changed"].pop(),
+    "no folders at all": lambda arrays, facts: facts.update(below=[], changed=[]),
+    "names that are numbers": lambda arrays, facts: facts.update(below=[1] * len(facts["below"])),
+    "names with zeros": lambda arrays, facts: facts["below"].__setitem__(1, "a\0"),
+    "nothing passed over": lambda arrays, facts: facts.pop("passed_over"),
+    "passed over as text": lambda arrays, facts: facts.update(passed_over={".txt": "1"}),
+    "settled as text": lambda arrays, facts: facts.update(settled="no"),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_kept_index_of_another_kind_is_made_anew(tmp_path, monkeypatch, reads, strange):
+    monkeypatch.setenv("LIT_FT_CACHE", str(tmp_path / "kept"))
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        save_photo(tmp_path / "photos" / name)
+    folder = tmp_path / "photos"
+    index_images(folder, "--data.root")
+    reads.clear()
+    index_images(folder, "--data.root")
+    assert reads == []
+    [path] = (tmp_path / "kept").iterdir()
+    rewrite(path, STRANGE[strange])
+    index = index_images(folder, "--data.root")
+    assert reads == ["photos", "a", "b"]
+    assert list(index.paths.names()) == ["a/1.png", "a/2.png", "b/3.png"]
+    assert index.folders == {"a": (0, 2), "b": (2, 3)}

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lit_ft.assets import cache_folder
 from lit_ft.data.kept import kept, stamp
@@ -25,7 +26,7 @@ def numbers(source, made):
         made.append(1)
         return {"x": torch.tensor([int(n) for n in source.read_text().split()])}, {"of": stamp(source)}
 
-    arrays, _ = kept("numbers", str(source), lambda facts: facts["of"] == stamp(source), make)
+    arrays, _ = kept("numbers", str(source), lambda found: found[1].get("of") == stamp(source), make)
     return arrays["x"].tolist()
 
 
@@ -45,6 +46,16 @@ def test_what_is_damaged_is_made_anew(cache, source, damage):
     numbers(source, made)
     [path] = cache.iterdir()
     path.write_bytes(path.read_bytes()[:-3] if damage is None else damage)
+    assert numbers(source, made) == [1, 2, 3]
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("metadata", [None, {"facts": "[1]"}, {"facts": "{"}, {"facts": "[" * 10**5}, {"other": "{}"}])
+def test_facts_of_another_kind_are_made_anew(cache, source, metadata):
+    made = []
+    numbers(source, made)
+    [path] = cache.iterdir()
+    save_file({"x": torch.zeros(1)}, path, metadata)
     assert numbers(source, made) == [1, 2, 3]
     assert len(made) == 2
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import save_photo
+from kept_files import rewrite
 from PIL import Image
 
 from lit_ft.backbones.spec import InputSpec
@@ -307,3 +308,28 @@ def test_file_system_without_locks_is_told(root, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_writer.FileLock, "acquire", fails)
     with pytest.raises(UserError, match=rf"^--data.cache: {tmp_path}/cache cannot be written \(no flock here\)$"):
         make(root, tmp_path / "cache").train_dataloader()
+
+
+STRANGE = {
+    "no sizes": lambda arrays, facts: arrays.pop("sizes"),
+    "no mark": lambda arrays, facts: facts.update(made="x"),
+    "pixels of another type": lambda arrays, facts: arrays.update(pixels=arrays["pixels"].float()),
+    "fewer pixels": lambda arrays, facts: arrays.update(pixels=arrays["pixels"][:-3].clone()),
+    "keys of another type": lambda arrays, facts: arrays.update(keys=arrays["keys"].double()),
+    "no keys": lambda arrays, facts: arrays.update(keys=arrays["keys"][:0].clone()),
+    "sizes of another shape": lambda arrays, facts: arrays.update(sizes=arrays["sizes"].flatten()),
+    "sizes of three": lambda arrays, facts: arrays.update(sizes=torch.ones(16, 3, dtype=torch.long)),
+    "sizes that are swapped": lambda arrays, facts: arrays.update(sizes=arrays["sizes"].flip(0).contiguous()),
+    "sizes below zero": lambda arrays, facts: arrays["sizes"].neg_(),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_cache_of_another_kind_is_written_again(root, tmp_path, strange):
+    folder = tmp_path / "cache"
+    before = batches(make(root, folder).train_dataloader())
+    [path] = folder.iterdir()
+    content = path.read_bytes()
+    rewrite(path, STRANGE[strange])
+    assert_same(batches(make(root, folder).train_dataloader()), before)
+    assert path.read_bytes() == content

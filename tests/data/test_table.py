@@ -385,3 +385,55 @@ def test_labels_in_two_forms_of_unicode_are_told(table):
     path = table(label=lambda k, i: ["caf\u00e9", "cafe\u0301"][i % 2])
     with pytest.raises(UserError, match=r"^--data.label_columns: the class 'caf.+' comes in two forms of Unicode, "):
         make(path)
+
+
+def test_table_that_does_not_fit_into_memory_is_told_in_a_line(photo_root, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    (photo_root / "big.csv").write_text("path,label\nant/0.png,ant\n")
+    monkeypatch.setattr("lit_ft.data.columns.csv.reader", full)
+    with pytest.raises(UserError, match=r"^--data.table: .*big.csv holds more rows than fit into memory$"):
+        ImageTableDataModule(str(photo_root / "big.csv")).setup()
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_split_with_names_that_a_spreadsheet_would_run_is_read_back(tmp_path, task):
+    names = ["=1+2", "'=1+2", "@b", "-1", "\u2019a"]
+    column = "=label"
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "'=label", "patient"])
+        for name in names:
+            for i in range(4):
+                save_photo(tmp_path / "=x" / f"{name.encode().hex()}{i}.png")
+                # Where spreadsheets write text that begins so, they put an apostrophe before it, too.
+                writer.writerow(
+                    [f"=x/{name.encode().hex()}{i}.png", f"'{name}" if name[0] in "='@" else name, f"+p{i}"]
+                )
+    options = {"label_columns": column, "group_column": "patient", "task": task, "val_fraction": 0.25}
+    data = ImageTableDataModule(str(tmp_path / "t.csv"), **options)
+    data.setup()
+    assert sorted(data.class_names) == sorted(names)
+    data.write_split(tmp_path / "split.csv")
+    with (tmp_path / "split.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "@")]
+    again = ImageTableDataModule(str(tmp_path / "split.csv"), **options)
+    again.setup()
+    assert again.class_names == data.class_names
+    assert set(again.group_numbers) == set(data.group_numbers) == {f"+p{i}" for i in range(4)}
+    for split in ("train", "val"):
+        assert list(again.splits[split].paths.absolute()) == list(data.splits[split].paths.absolute())
+        assert again.splits[split].targets.equal(data.splits[split].targets)
+
+
+def test_path_that_begins_with_an_apostrophe_is_that_path(tmp_path):
+    for name in ("'=1.png", "=2.png", "3.png", "4.png"):
+        save_photo(tmp_path / name)
+    rows = ["path,label", *(f"{name},{label}" for name, label in [("'=1.png", "a"), ("=2.png", "b")] * 1)]
+    (tmp_path / "t.csv").write_text("\n".join([*rows, "3.png,a", "4.png,b"]))
+    data = ImageTableDataModule(str(tmp_path / "t.csv"), val_fraction=0.5)
+    data.setup()
+    found = sorted(path.name for split in ("train", "val") for path in data.splits[split].paths)
+    assert found == ["'=1.png", "3.png", "4.png", "=2.png"]

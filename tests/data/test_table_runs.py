@@ -66,7 +66,7 @@ def test_labels_and_numbers_from_fit_to_predictions(run, table, photo_root, task
     assert [row[0] for row in written[1:]] == [row[0] for row in split if row[-1] == "val"]
     # Photos without labels need no table.
     new = ("--data", "ImageFolderDataModule", "--data.predict", photo_root / "bee", "--data.num_workers", 0)
-    run("predict", *new, "--ckpt_path", RUN / "checkpoints/best.ckpt")
+    run("predict", *new, "--ckpt_path", RUN / "checkpoints/best.ckpt", "--predictions.overwrite", "true")
     assert len(rows(RUN / "predictions.csv")) == 11
 
 

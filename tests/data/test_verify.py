@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import save_photo
+from safetensors.torch import save_file
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data import ImageFolderDataModule, verify
@@ -224,3 +225,15 @@ def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeyp
     data.prepare_data()
     data.setup("fit")
     assert sorted(looked) == [6, 24]
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"x": torch.zeros(1)}, {"good": torch.zeros(3)}, {"good": torch.zeros(3, 3).long()}]
+)
+def test_what_another_program_kept_is_passed_over(photo_root, reads, tmp_path, arrays):
+    unreadable(packed(photo_root))
+    [path] = (tmp_path / "kept").iterdir()
+    save_file(arrays, path, {"facts": "{}"})
+    reads.clear()
+    assert unreadable(packed(photo_root)) == {}
+    assert len(reads) == 30

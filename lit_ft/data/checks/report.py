@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from lit_ft.data.checks.findings import Checked, Finding
 from lit_ft.data.formats import formats
+from lit_ft.errors import printable
 
 _LINES = 5  # of a finding, in the terminal
 _SHOWN = 50  # groups or images of a finding, on the page
@@ -38,7 +39,7 @@ def tell_check(checked: Checked, folder: str | None) -> int:
         place.mkdir(parents=True, exist_ok=True)
         for name, text in (("check.json", as_json(checked)), ("check.html", as_page(checked))):
             (place / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-            print(f"Written: {place / name}")
+            print(f"Written: {printable(str(place / name))}")
     return int(checked.hurts)
 
 
@@ -60,7 +61,7 @@ def as_text(checked: Checked) -> str:
             lines.append(f"       and {len(examples) - _LINES:,} more")
     if not checked.findings:
         lines += ["", "Nothing was found."]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def as_json(checked: Checked) -> str:

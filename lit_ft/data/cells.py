@@ -1,0 +1,28 @@
+"""Cells of text in tables that spreadsheets open: what they would take for a formula, and back."""
+
+from __future__ import annotations
+
+import re
+
+# Also after apostrophes, so that what is put before a cell can be told from what it began with. Those of full width
+# count as the others in some languages' editions.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def guarded(cell: str) -> str:
+    """A cell with an apostrophe before it, where a spreadsheet would run it as a formula; numbers stay.
+
+    >>> guarded("=1+2"), guarded("'=1+2"), guarded("-1"), guarded("ant")
+    ("'=1+2", "''=1+2", '-1', 'ant')
+    """
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """The cell that `guarded` made another of.
+
+    >>> unguarded("'=1+2"), unguarded("''=1+2"), unguarded("'ant")
+    ('=1+2', "'=1+2", "'ant")
+    """
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
