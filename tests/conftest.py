@@ -45,6 +45,7 @@ def lit_ft(tmp_path, monkeypatch, capsys):
         return code, printed.out, [line for line in printed.err.splitlines() if "warning" not in line]
 
     with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="lit_ft")  # what it tells its user is no fault
         yield command
     warnings.formatwarning = form
     for name, level in levels.items():
