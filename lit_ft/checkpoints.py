@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,24 @@ def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any
     if not isinstance(hparams, dict) or "backbone" not in hparams:
         raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
     return dict(hparams)
+
+
+def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The arguments that Lightning makes a module of a checkpoint with.
+
+    Args:
+        checkpoint: Its content.
+        parameters: Those of the module's class.
+    """
+    saved: dict[str, Any] = {}
+    for key in ("hparams", "module_arguments", "hyper_parameters"):  # the first two are those of Lightning before 0.8
+        saved |= checkpoint.get(key) or {}
+    names = {key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    whole = checkpoint.get("hparams_name")  # of the one argument that takes them all
+    if whole in names:
+        saved = {whole: saved}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {key: value for key, value in saved.items() if takes_any or key in names}
 
 
 def _by_age(folder: str, pattern: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from dataclasses import asdict
 from types import FunctionType
@@ -26,6 +27,9 @@ from lit_ft.backbones import (
     build_backbone,
     input_spec,
 )
+from lit_ft.backbones.trust import refuse_foreign, refuse_foreign_names
+from lit_ft.checkpoint_io import read_checkpoint
+from lit_ft.checkpoints import saved_arguments
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.compiling import Compiling
 from lit_ft.errors import UserError
@@ -41,6 +45,7 @@ from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
+ModuleT = TypeVar("ModuleT", bound="FineTuneModule")
 
 
 class FineTuneModule(Staged, L.LightningModule):
@@ -129,6 +134,7 @@ class FineTuneModule(Staged, L.LightningModule):
         )
         self.hparams.update(_plain(dict(self.hparams)))
         self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
+        self._of_checkpoint: list[str] = []
         # No buffer: those that average weights copy a module's before its setup, and would count one more then.
         self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
@@ -136,6 +142,45 @@ class FineTuneModule(Staged, L.LightningModule):
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[ModuleT],
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **options: Any,
+    ) -> ModuleT:
+        """The module that a checkpoint holds, as `lightning.pytorch.LightningModule.load_from_checkpoint` makes it.
+
+        The checkpoint runs no code of its own: it opens no file of weights, and a network, an optimizer or a schedule
+        of your own must be named here, too, as in ``backbone={...}``, unless a subclass names it.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            map_location: The devices that its tensors go to.
+            hparams_file: A file of arguments that take the place of those in the checkpoint.
+            strict: Whether each tensor must be there.
+            weights_only: False lets a checkpoint that you trust run code.
+            options: Arguments that take the place of those in the checkpoint.
+
+        Raises:
+            UserError: If the checkpoint names a network that is not of lit_ft, torch, torchvision or timm.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, weights_only is not False)
+        saved = {} if hparams_file else saved_arguments(checkpoint, inspect.signature(cls).parameters)
+        if "backbone" not in options:
+            refuse_foreign(saved.get("backbone"), None)
+        if saved.get("weights") is not None:
+            options.setdefault("weights", None)
+        options["_instantiator"] = None  # else Lightning imports and calls what a checkpoint names so
+        if weights_only is not None:  # older releases of Lightning do not know it
+            options["weights_only"] = weights_only
+        module = super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **options)
+        module._of_checkpoint = [key for key in ("optimizer", "lr_scheduler") if key in saved and key not in options]
+        return module
 
     @property
     def input_spec(self) -> InputSpec:
@@ -277,6 +322,8 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
+        for key in self._of_checkpoint:
+            refuse_foreign_names(self.hparams[key], key)
         groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
