@@ -13,6 +13,7 @@ from lit_ft.backbones.cutting import Network, assign
 from lit_ft.backbones.published import Published
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.backbones.trust import network_class
+from lit_ft.backbones.weights import as_loaded
 from lit_ft.errors import UserError, unknown
 from lit_ft.plan import HEAD
 
@@ -102,5 +103,5 @@ class OwnNetwork:
         )
 
     def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
-        """The tensors as they are."""
-        return state
+        """The tensors as the network's own loading has them, which may know those of its earlier versions."""
+        return as_loaded(module, state)
