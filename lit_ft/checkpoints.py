@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lit_ft.errors import UserError, nearest
 
@@ -74,6 +76,50 @@ def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, insp
         saved = {whole: saved}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {key: value for key, value in saved.items() if takes_any or key in names}
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The head in a lit_ft checkpoint.
+
+    Args:
+        path: The checkpoint.
+        classes: The names of the classes that it was trained for.
+        task: The name of the task.
+        state: Its tensors, by the head's own names.
+    """
+
+    path: str
+    classes: list[str]
+    task: str
+    state: dict[str, Tensor]
+
+    def load_into(self, head: nn.Module, classes: list[str], task: str) -> str | None:
+        """Fills a head for the same classes and task, if it has the same layers, and tells what became of it."""
+        if (classes, task) != (self.classes, self.task):
+            return None
+        shapes = {key: tensor.shape for key, tensor in head.state_dict().items()}
+        if shapes != {key: tensor.shape for key, tensor in self.state.items()}:
+            return f"Head  new, as that of {self.path} has other layers"
+        head.load_state_dict(self.state)
+        return f"Head  that of {self.path}, which was trained for the same {len(classes)} classes"
+
+
+def trained_head(path: str) -> TrainedHead | None:
+    """The head in a file of weights, if that is a lit_ft checkpoint; nothing in it is executed."""
+    if path.endswith(".safetensors"):
+        return None
+    try:
+        checkpoint = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        return None  # in a format, or with something beside the weights, that no checkpoint of lit_ft has
+    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(hparams, dict) or not isinstance(hparams.get("classes"), list):
+        return None
+    states = checkpoint.get("state_dict", {}).items()
+    # Copies, so that they do not keep the file open.
+    state = {key.removeprefix("head."): tensor.clone() for key, tensor in states if key.startswith("head.")}
+    return TrainedHead(path, hparams["classes"], str(hparams.get("task")), state)
 
 
 def _by_age(folder: str, pattern: str) -> list[Path]:

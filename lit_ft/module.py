@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -28,8 +29,9 @@ from lit_ft.backbones import (
     input_spec,
 )
 from lit_ft.backbones.trust import refuse_foreign, refuse_foreign_names
+from lit_ft.backbones.weights import is_file_name
 from lit_ft.checkpoint_io import read_checkpoint
-from lit_ft.checkpoints import saved_arguments
+from lit_ft.checkpoints import saved_arguments, trained_head
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.compiling import Compiling
 from lit_ft.errors import UserError
@@ -57,6 +59,7 @@ class FineTuneModule(Staged, L.LightningModule):
     Args:
         backbone: Name of the pretrained network, or class_path, init_args, stages and classifier of your own.
         weights: A tag of its published weights, a .pth, .pt, .safetensors or checkpoint file, or null for random ones.
+            A lit_ft checkpoint of the same classes and task gives its trained head, too.
         partial_weights: Load what fits of the weights and warn of the rest, rather than refuse.
         stem: The network's own, or small for images of 28 to 64 pixels: stride 1 and no pooling.
         pool: From the last stage to the features: the network's own, the avg over all places, flatten, or class token.
@@ -77,6 +80,7 @@ class FineTuneModule(Staged, L.LightningModule):
         gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
         compile: Compile backbone and head in a fit; each phase's first step takes longer, by seconds to minutes.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
+        weights_key: Where in a file with several state dicts the weights are, such as teacher or model_ema.
 
     Raises:
         UserError: If a name, a file or a number is wrong.
@@ -103,6 +107,7 @@ class FineTuneModule(Staged, L.LightningModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         classes: int | list[str] | None = None,
+        weights_key: str | None = None,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -118,7 +123,8 @@ class FineTuneModule(Staged, L.LightningModule):
         BatchMix(self._mix_config, task, 2)
         spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         penalty = _config(PenaltyConfig, penalty)
-        self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
+        self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights, weights_key)
+        self._trained_head = trained_head(weights) if weights and is_file_name(weights) and not weights_key else None
         self.backbone.to(memory_format=self.backbone.memory_format)
         self.backbone.gradient_checkpointing = gradient_checkpointing
         self.penalty = WeightPenalty(self.backbone, penalty)
@@ -392,6 +398,11 @@ class FineTuneModule(Staged, L.LightningModule):
         self.class_names = names
         self.hparams["classes"] = names
         self.head = build_head(self.backbone.num_features, len(names), self._head_config)
+        if self._trained_head is not None:
+            told = self._trained_head.load_into(self.head, names, self.hparams["task"])
+            if told is not None:
+                rank_zero_only(print)(told)
+            self._trained_head = None
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
         self.mix = BatchMix(self._mix_config, self.hparams["task"], len(names))
         splits = ("val", "test")

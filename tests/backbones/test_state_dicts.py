@@ -82,6 +82,19 @@ def test_names_of_older_releases_are_known(name, versions, tmp_path):
     assert features_of(name, tmp_path / "net.pth", images).equal(features)
 
 
+@pytest.mark.parametrize("name", ["densenet121", "mnasnet0_5", "vit_b_32"])
+def test_published_tags_are_read_as_they_were_published(name, tmp_path, monkeypatch):
+    state, images, features = made(name)
+    old = OrderedDict((re.sub(*OLDER.get(name, ("", "")), key), tensor) for key, tensor in state.items())
+    old._metadata = state._metadata if name == "mnasnet0_5" else {}
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / torchvision.tags(name)["DEFAULT"].file
+    place.parent.mkdir(parents=True)
+    torch.save(old, place)
+    with torch.inference_mode():
+        assert build_backbone(name, "DEFAULT", spec=spec_of(name)).eval()(images).equal(features)
+
+
 @pytest.mark.parametrize("name", ["mnasnet0_5", "mnasnet1_0"])
 def test_version_of_an_mnasnet_that_no_file_tells_is_todays(name, tmp_path):
     state, images, features = made(name)
