@@ -1,4 +1,4 @@
-"""Decides how a checkpoint gets onto the disk: whole, or not at all."""
+"""Decides how a checkpoint gets onto the disk, whole or not at all, and how it is read without running code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, get_filesystem
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load, get_filesystem
 
 # Of files that are being written: hidden, and nothing that Lightning takes for a checkpoint. It reads all digits of any
 # name with "ckpt_" in it as the number of a checkpoint, so theirs has no part of the checkpoint's own name.
@@ -72,3 +72,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < self._made_at:
                     part.unlink()
+
+
+def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> dict[str, Any]:
+    """A checkpoint, read without running what it holds.
+
+    Args:
+        file: Its path, also a remote one, or an open file, which is left where it stands.
+        weights_only: False where the user trusts it with running code.
+    """
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": weights_only}
+    if not isinstance(file, (str, Path)):
+        start = file.tell()
+        checkpoint: dict[str, Any] = torch.load(file, **options)
+        file.seek(start)
+        return checkpoint
+    remote = not Path(file).is_file()
+    checkpoint = _load(file, **options) if remote else torch.load(file, mmap=weights_only, **options)
+    return checkpoint

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lit_ft.errors import UserError, nearest
+from lit_ft.hparams import all_hyperparameters
+from lit_ft.standardise import Standardisation
 
 
 def best_checkpoint(trainer: Any) -> Any:
@@ -50,12 +56,78 @@ def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
-    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if hparams is not None:  # of a subclass these are what its constructor takes, and all are beside them
-        hparams = checkpoint.get("all_hyper_parameters", hparams)
+    hparams = all_hyperparameters(checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or "backbone" not in hparams:
         raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
     return dict(hparams)
+
+
+def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The arguments that Lightning makes a module of a checkpoint with.
+
+    Args:
+        checkpoint: Its content.
+        parameters: Those of the module's class.
+    """
+    saved: dict[str, Any] = {}
+    for key in ("hparams", "module_arguments", "hyper_parameters"):  # the first two are those of Lightning before 0.8
+        saved |= checkpoint.get(key) or {}
+    names = {key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    whole = checkpoint.get("hparams_name")  # of the one argument that takes them all
+    if whole in names:
+        saved = {whole: saved}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {key: value for key, value in saved.items() if takes_any or key in names}
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The head in a lit_ft checkpoint.
+
+    Args:
+        path: The checkpoint.
+        classes: The names of the classes that it was trained for.
+        task: The name of the task.
+        standardisation: For regression, mean and scale of the targets that it was trained on.
+        state: Its tensors, by the head's own names.
+    """
+
+    path: str
+    classes: list[str]
+    task: str
+    standardisation: Standardisation
+    state: dict[str, Tensor]
+
+    def is_for(self, classes: list[str], task: str) -> bool:
+        """Whether it was trained for these classes, in this order, and this task."""
+        return (classes, task) == (self.classes, self.task)
+
+    def load_into(self, head: nn.Module) -> bool:
+        """Fills a head that has the same layers, and returns whether it has."""
+        shapes = {key: tensor.shape for key, tensor in head.state_dict().items()}
+        if shapes != {key: tensor.shape for key, tensor in self.state.items()}:
+            return False
+        head.load_state_dict(self.state)
+        return True
+
+
+def trained_head(path: str) -> TrainedHead | None:
+    """The head in a file of weights, if that is a lit_ft checkpoint; nothing in it is executed."""
+    if path.endswith(".safetensors"):
+        return None
+    try:
+        checkpoint = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        return None  # in a format, or with something beside the weights, that no checkpoint of lit_ft has
+    hparams = all_hyperparameters(checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(hparams, dict) or not isinstance(hparams.get("classes"), list):
+        return None
+    units = checkpoint.get("standardisation")
+    standardisation = Standardisation.from_plain(units) if units else Standardisation.none(len(hparams["classes"]))
+    states = checkpoint.get("state_dict", {}).items()
+    # Copies, so that they do not keep the file open.
+    state = {key.removeprefix("head."): tensor.clone() for key, tensor in states if key.startswith("head.")}
+    return TrainedHead(path, hparams["classes"], str(hparams.get("task")), standardisation, state)
 
 
 def _by_age(folder: str, pattern: str) -> list[Path]:

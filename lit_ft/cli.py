@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.assets import data_root, is_offline, shown
 from lit_ft.backbones import InputConfig, input_spec
+from lit_ft.backbones.trust import refuse_foreign
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
 from lit_ft.checkpoints import hyper_parameters, newest
@@ -133,7 +134,10 @@ class FineTuneCLI(LightningCLI):
         if self.subcommand in EVALUATIONS:
             hparams = hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
             known = config["model"]["init_args"]
-            known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
+            # What only a fit needs stays the command's own: jsonargparse would import it where it saves the config.
+            taken = {key: hparams[key] for key in hparams if key in known and key not in ("optimizer", "lr_scheduler")}
+            refuse_foreign(taken, _plain(known))
+            known.update(Namespace(taken | ({"weights": None} if "weights" in taken else {})))
             config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
         options = config["data"].get("init_args") or {}
         if "task" in options and options["task"] is None:
@@ -291,6 +295,8 @@ def run() -> int:
     Raises:
         UserError: After a mistake in the arguments, the config, or what they name.
     """
+    # Else a config or a checkpoint could have any class called, below a dict of options that may have any value.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {printable(str(message), lines=True)}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, cast
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torchmetrics import Metric, MetricCollection
@@ -26,6 +27,10 @@ from lit_ft.backbones import (
     build_backbone,
     input_spec,
 )
+from lit_ft.backbones.trust import refuse_foreign, refuse_foreign_names
+from lit_ft.backbones.weights import is_file_name
+from lit_ft.checkpoint_io import read_checkpoint
+from lit_ft.checkpoints import TrainedHead, saved_arguments, trained_head
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.classes import (
     TakeClasses,
@@ -55,6 +60,7 @@ from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
+ModuleT = TypeVar("ModuleT", bound="FineTuneModule")
 
 
 class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
@@ -69,6 +75,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
     Args:
         backbone: Name of the pretrained network, or class_path, init_args, stages and classifier of your own.
         weights: A tag of its published weights, a .pth, .pt, .safetensors or checkpoint file, or null for random ones.
+            A lit_ft checkpoint of the same classes and task gives its trained head, too.
         partial_weights: Load what fits of the weights and warn of the rest, rather than refuse.
         stem: The network's own, or small for images of 28 to 64 pixels: stride 1 and no pooling.
         pool: From the last stage to the features: the network's own, the avg over all places, flatten, or class token.
@@ -89,6 +96,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
         compile: Compile backbone and head in a fit; each phase's first step takes longer, by seconds to minutes.
         classes: The number or the names of the classes (or regression targets); null takes them from the data.
+        weights_key: Where in a file with several state dicts the weights are, such as teacher or model_ema.
 
     Raises:
         UserError: If a name, a file or a number is wrong.
@@ -115,6 +123,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         classes: int | list[str] | None = None,
+        weights_key: str | None = None,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -130,7 +139,9 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         BatchMix(self._mix_config, task, 2)
         spec = _config(InputConfig, input).applied_to(input_spec(backbone, weights))
         penalty = _config(PenaltyConfig, penalty)
-        self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights)
+        self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights, weights_key)
+        self._trained_head = trained_head(weights) if weights and is_file_name(weights) and not weights_key else None
+        self._is_head_trained = False
         self.backbone.to(memory_format=self.backbone.memory_format)
         self.backbone.gradient_checkpointing = gradient_checkpointing
         self.penalty = WeightPenalty(self.backbone, penalty)
@@ -146,6 +157,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             penalty=penalty,
         )
         self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
+        self._of_checkpoint: list[str] = []
         # No buffer: those that average weights copy a module's before its setup, and would count one more then.
         self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
@@ -157,6 +169,45 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[ModuleT],
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **options: Any,
+    ) -> ModuleT:
+        """The module that a checkpoint holds, as `lightning.pytorch.LightningModule.load_from_checkpoint` makes it.
+
+        The checkpoint runs no code of its own: it opens no file of weights, and a network, an optimizer or a schedule
+        of your own must be named here, too, as in ``backbone={...}``, unless a subclass names it.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            map_location: The devices that its tensors go to.
+            hparams_file: A file of arguments that take the place of those in the checkpoint.
+            strict: Whether each tensor must be there.
+            weights_only: False lets a checkpoint that you trust run code.
+            options: Arguments that take the place of those in the checkpoint.
+
+        Raises:
+            UserError: If the checkpoint names a network that is not of lit_ft, torch, torchvision or timm.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, weights_only is not False)
+        saved = {} if hparams_file else saved_arguments(checkpoint, inspect.signature(cls).parameters)
+        if "backbone" not in options:
+            refuse_foreign(saved.get("backbone"), None)
+        if saved.get("weights") is not None:
+            options.setdefault("weights", None)
+        options["_instantiator"] = None  # else Lightning imports and calls what a checkpoint names so
+        if weights_only is not None:  # older releases of Lightning do not know it
+            options["weights_only"] = weights_only
+        module = super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **options)
+        module._of_checkpoint = [key for key in ("optimizer", "lr_scheduler") if key in saved and key not in options]
+        return module
 
     @property
     def input_spec(self) -> InputSpec:
@@ -227,7 +278,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
                 rank_zero_warn(f"--model.label_smoothing: {smoothing} is left out, {reason}")
             if self.hparams["task"] == "regression":
                 self._standardise()
-            elif self._head_config.prior_bias:
+            elif self._head_config.prior_bias and not self._is_head_trained:
                 counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
                 set_prior_bias(self.head, counts, sizes, self.task.name)
             if self.hparams["class_weight"] is not None:
@@ -336,6 +387,8 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
+        for key in self._of_checkpoint:
+            refuse_foreign_names(self.hparams[key], key)
         groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
@@ -416,12 +469,28 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self.class_names = names
         self.hparams["classes"] = names
         self.head = build_head(self.backbone.num_features, len(names), self._head_config)
+        if self._trained_head is not None:
+            self._take_over(self._trained_head, names)
+            self._trained_head = None
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"], self._standardisation)
         self.mix = BatchMix(self._mix_config, self.hparams["task"], len(names))
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({f"{split}_": self.task.metrics(f"{split}/") for split in splits})
         # Not Lightning's own mean: with another number of images in each process it divides by a rounded mean of them.
         self.losses = nn.ModuleDict({f"{split}_": MeanLoss() for split in splits})
+
+    def _take_over(self, trained: TrainedHead, names: list[str]) -> None:
+        """Fills the head from a checkpoint of the same classes, which for regression answers in that run's units."""
+        if not trained.is_for(names, self.hparams["task"]):
+            return
+        self._is_head_trained = trained.load_into(self.head)
+        if self._is_head_trained:
+            if self.hparams["task"] == "regression":
+                self._standardisation = trained.standardisation
+            told = f"that of {trained.path}, which was trained for the same {len(names)} classes"
+        else:
+            told = f"new, as that of {trained.path} has other layers"
+        rank_zero_only(print)(f"Head  {told}")
 
     def _mixed(self, batch: Batch) -> Batch:
         """A training batch as the network gets it; in eval mode, in which gradients are compared, as it is."""

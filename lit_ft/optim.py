@@ -17,6 +17,9 @@ from lit_ft.errors import UserError
 
 ClassSpec = str | dict[str, Any]
 
+# What the class that an option names must be derived from, before it is called.
+_BASES: dict[str, type[Any]] = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
+
 # Options of torch's optimizers that choose how they do the same arithmetic, or go with just one of the ways.
 _FORMS = ("fused", "foreach", "capturable", "differentiable")
 
@@ -130,6 +133,9 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
         groups: From `param_groups`.
         lr: Learning rate for groups that have none of their own.
         fused: Whether a fused form may be taken.
+
+    Raises:
+        UserError: If it names no optimizer.
     """
     cls, options = _resolve(spec, "optimizer")
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -155,7 +161,8 @@ def build_scheduler(spec: ClassSpec, optimizer: Optimizer, total_steps: float) -
         total_steps: Length of the run in optimizer steps; infinite or -1 where it has none.
 
     Raises:
-        UserError: If the scheduler must know the length of the run and the run has none, or refuses its options.
+        UserError: If it names no scheduler, or one that must know the length of a run that has none, or that refuses
+            its options.
     """
     rates = [group["lr"] for group in optimizer.param_groups]  # noted here, as each scheduler changes them when made
     # -1 is the trainer's word for data without a length.
@@ -215,10 +222,13 @@ def _resolve(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:
     """The class that ``spec`` names, and the arguments for it."""
     path, options = (spec, {}) if isinstance(spec, str) else (spec["class_path"], dict(spec.get("init_args") or {}))
     homes = [] if "." in path else ["torch.optim", "torch.optim.lr_scheduler", __name__]
+    base = _BASES[key]
     found = [thing for thing in _imported(path, key, homes) if isinstance(thing, type)]
-    if not found:
-        raise UserError(f"--{key}: there is no class {path!r}")
-    return found[0], options
+    fitting = [cls for cls in found if issubclass(cls, base)]
+    if not fitting:
+        what = f"{path!r} is no class derived from {base.__name__}" if found else f"there is no class {path!r}"
+        raise UserError(f"--{key}: {what}")
+    return fitting[0], options
 
 
 def _function(named: Any) -> Any:

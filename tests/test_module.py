@@ -174,10 +174,10 @@ def refuse(*_, **__):
         },
         {
             "backbone": {
-                "class_path": "torchvision.models.resnet18",
-                "init_args": {"num_classes": 3},
-                "stages": {"stem": "conv1|bn1", "body": "layer[12]", "deep": "layer[34]"},
-                "classifier": "fc",
+                "class_path": "torchvision.models.SqueezeNet",
+                "init_args": {"version": "1_1", "num_classes": 3},
+                "stages": {"stem": r"features\.0", "body": r"features\.[3467]", "deep": r"features\.(9|1[012])"},
+                "classifier": "classifier",
             },
             "weights": None,
             "input": {"size": 32},

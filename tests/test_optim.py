@@ -310,6 +310,17 @@ def test_class_that_does_not_exist_is_refused(path, text):
         build_scheduler(path, two_groups(), 10)
 
 
+@pytest.mark.parametrize("path", ["subprocess.Popen", "torch.nn.Linear", "builtins.dict", "ReduceLROnPlateau", "SGD"])
+def test_class_of_another_kind_is_refused_before_it_is_called(path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("called"))
+    if path != "SGD":
+        with pytest.raises(UserError, match=f"^--optimizer: '{path}' is no class derived from Optimizer$"):
+            build_optimizer(path, [], lr=1.0)
+    if path != "ReduceLROnPlateau":
+        with pytest.raises(UserError, match=f"^--lr_scheduler: '{path}' is no class derived from LRScheduler$"):
+            build_scheduler({"class_path": path, "init_args": {}}, two_groups(), 10)
+
+
 def test_resumed_cosine_takes_up_its_position_and_keeps_its_own_length():
     def made(total_steps):
         return WarmupCosine(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), total_steps, warmup_fraction=0.0)

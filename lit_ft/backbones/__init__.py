@@ -103,6 +103,7 @@ def build_backbone(
     spec: InputSpec | None = None,
     stem: Stem = "own",
     partial: bool = False,
+    key: str | None = None,
 ) -> Backbone:
     """The network without its classifier, cut into stages, with its weights.
 
@@ -116,6 +117,7 @@ def build_backbone(
             number of channels.
         stem: The network's ``own``, or ``small``: stride 1 and no pooling, for images of 28 to 64 pixels.
         partial: Whether to load what fits of the weights, and warn of the rest, rather than refuse.
+        key: Where in a file with several state dicts the weights are, such as ``teacher``.
 
     Raises:
         UserError: If the name, the tag or the file is wrong, or the network cannot be cut or take the images.
@@ -144,7 +146,7 @@ def build_backbone(
             f"--model.stem: small: the stages after it do not take what it gives; give own ({told})"
         ) from error
     if weights is not None:
-        state = _state(source, str(name), weights, backbone, network.module)
+        state = _state(source, str(name), weights, backbone, network.module, key)
         state = _fitted(source, network.module, state, spec, weights)
         for key in convolutions:
             if key in state and state[key].shape[1:2] == (native.channels,):
@@ -169,6 +171,8 @@ def _fitted(
 ) -> dict[str, Tensor]:
     try:
         return dict(source.fitted(module, state, spec))
+    except UserError:
+        raise
     except Exception as error:  # timm's and torchvision's own conversions take the tensors of their network for granted
         reason = " ".join(str(error).split())
         raise UserError(
@@ -177,16 +181,20 @@ def _fitted(
         ) from error
 
 
-def _state(source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module) -> Mapping[str, Tensor]:
+def _state(
+    source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module, key: str | None
+) -> Mapping[str, Tensor]:
     """Tensors by the names that the network has for them, from a file in any dress or from those who published them."""
     if not weights_.is_file_name(weights):
+        if key is not None:
+            raise UserError(f"--model.weights_key: is for a file of weights, and {weights} is published; leave it out")
         return source.tags(name)[weights].read()
     names = _network_names(backbone, network)
-    state = weights_.without_prefix(weights_.read(weights), {*names, *names.values()})
-    if not any(key in names for key in state):
+    state = weights_.read(weights, [names.keys(), names.values()], key)
+    if not any(own in names for own in state):
         return state
     # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
-    return {names.get(key, key): value for key, value in state.items() if key in names or not key.startswith("pool.")}
+    return {names.get(own, own): value for own, value in state.items() if own in names or not own.startswith("pool.")}
 
 
 def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from lit_ft.backbones.cutting import Network, assign
 from lit_ft.backbones.published import Published
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.backbones.trust import network_class
+from lit_ft.backbones.weights import as_loaded
 from lit_ft.errors import UserError, unknown
 from lit_ft.plan import HEAD
 
@@ -84,16 +85,14 @@ class OwnNetwork:
         """Makes the network and finds the stage of each of its parameters.
 
         Raises:
-            UserError: If the class cannot be imported or made, or the patterns do not fit.
+            UserError: If the class cannot be imported or made, is no ``nn.Module``, or the patterns do not fit.
         """
-        path, _, title = self.class_path.rpartition(".")
+        network = network_class(self.class_path)
         try:
-            made = getattr(importlib.import_module(path), title)(**self.init_args)
+            made = network(**self.init_args)
         except Exception as error:  # anybody's code can fail in any way
             reason = str(error).partition("\n")[0]
             raise UserError(f"--model.backbone: cannot make {self.class_path} ({reason})") from error
-        if not isinstance(made, nn.Module):
-            raise UserError(f"--model.backbone: {self.class_path} gives no nn.Module")
         return Network(
             made,
             list(self.stages),
@@ -104,5 +103,5 @@ class OwnNetwork:
         )
 
     def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
-        """The tensors as they are."""
-        return state
+        """The tensors as the network's own loading has them, which may know those of its earlier versions."""
+        return as_loaded(module, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +12,22 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 from torch.hub import HASH_REGEX
-from torchvision.models import VisionTransformer, WeightsEnum, get_model, get_model_weights, list_models
+from torchvision.models import (
+    DenseNet,
+    MNASNet,
+    VisionTransformer,
+    WeightsEnum,
+    get_model,
+    get_model_weights,
+    list_models,
+)
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lit_ft.backbones.cutting import Network, assign
 from lit_ft.backbones.published import Published
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.backbones.weights import as_loaded
+from lit_ft.errors import UserError
 
 Patterns = Mapping[str, str]
 
@@ -143,6 +154,9 @@ STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
 _CLASSIFIERS = {"convnext": r"classifier\.2", "maxvit": r"classifier\.[35]"}
 _CLASSIFIER = "fc|heads?|classifier|AuxLogits|aux[12]"
 
+# The published files have names with a dot, as in norm.1, that torchvision changes where it reads them.
+_OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+
 
 def names() -> list[str]:
     """All of torchvision's networks for classification."""
@@ -192,7 +206,20 @@ def build(name: str, spec: InputSpec) -> Network:
 
 
 def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
-    """Published tensors with the shapes for images of another size: a transformer's positions are interpolated."""
+    """Published tensors with today's names and the shapes for images of another size: positions are interpolated.
+
+    Raises:
+        UserError: If the network had other layers when it wrote them.
+    """
+    versions = getattr(state, "_metadata", {})
+    if isinstance(module, MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
+        raise UserError(
+            "--model.weights: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "
+            "one of version 2, or a published tag"
+        )
+    if isinstance(module, DenseNet):
+        state = {_OLD_DENSE_LAYER.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    state = as_loaded(module, state)
     positions = "encoder.pos_embedding"
     if not isinstance(module, VisionTransformer) or positions not in state:
         return state

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lit_ft.backbones.state_dicts import State, content, state_of
 from lit_ft.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-
-# What training scripts wrap around a network or its state; lit_ft's own checkpoints hold theirs under `backbone.`.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "backbone")
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
 
 
 def is_file_name(weights: str) -> bool:
@@ -26,54 +22,57 @@ def is_file_name(weights: str) -> bool:
     return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).is_file()
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read(path: str | Path, namings: Sequence[Collection[str]] = (), key: str | None = None) -> State:
     """The tensors of a ``.pth``, ``.pt``, ``.safetensors`` or checkpoint file, by name; nothing in it is executed.
 
+    Args:
+        path: The file.
+        namings: Names of which the network has tensors, each a whole set of them; what is wrapped around them is left
+            out.
+        key: Which of several state dicts in the file.
+
     Raises:
-        UserError: If there is no such file, it is damaged, holds no tensors, or holds a pickle with code in it.
+        UserError: If there is no such file, it is damaged, holds no tensors, or holds a pickle with code in it; or
+            if it has several state dicts of the network and ``key`` does not say which.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"--model.weights: no such file: {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_file(path) if path.suffix == ".safetensors" else content(path)
     except PermissionError as error:
         raise UserError(f"--model.weights: not allowed to read {path}") from error
     except Exception as error:  # a damaged pickle can fail in any way
         unsafe = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
         reason = "holds more than tensors, which could run code" if unsafe else "damaged, or not written by torch.save"
         raise UserError(f"--model.weights: cannot read {path}: not a file of weights ({reason})") from error
-    state = _unwrapped(content)
-    if not state:
-        raise UserError(f"--model.weights: {path} holds no state dict")
-    return state
+    return state_of(saved, namings, key, path)
 
 
-def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """The state dict within what a training script saved."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        content = inner
-    return {}
+def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors by the names that the network has for them now, where its own loading knows older ones.
 
-
-def without_prefix(state: Mapping[str, Tensor], known: Collection[str]) -> Mapping[str, Tensor]:
-    """The state of what stands under ``module.``, ``backbone.`` and the like, where the names are not known so.
+    The network's parts may load files of their earlier versions. Here a copy without data does, which keeps the tensors
+    that it is given.
 
     Args:
-        state: Tensors by the names that they have in a file.
-        known: Names of which the network has tensors.
+        module: The network.
+        state: Tensors by name, with the versions of the modules that wrote them, as far as these are known.
     """
-    while not any(name in known for name in state):
-        prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in state)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return state
+    if all(type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules()):
+        return state
+    own = module.state_dict(keep_vars=True)
+    blank = {id(tensor): tensor.detach().to("meta") for tensor in own.values()}
+    blank |= {id(parameter): nn.Parameter(blank[id(parameter)], False) for parameter in module.parameters()}
+    copy = deepcopy(module, blank)
+    kept = {name: tensor for name, tensor in state.items() if name in own and own[name].shape != tensor.shape}
+    given = State((name, tensor) for name, tensor in state.items() if name not in kept)
+    # Files of other formats than torch's tell no version; that of today is the likely one.
+    versions = dict(getattr(state, "_metadata", {}))
+    given._metadata = {**versions, "": {"version": getattr(module, "_version", None), **versions.get("", {})}}
+    unexpected = copy.load_state_dict(given, strict=False, assign=True).unexpected_keys
+    loaded = {name: tensor for name, tensor in copy.state_dict().items() if not tensor.is_meta}
+    return {**loaded, **kept, **{name: given[name] for name in unexpected}}
 
 
 def load(
@@ -109,4 +108,6 @@ def load(
     elif problems:
         hint = "" if not fitting or partial else "; to load what fits: --model.partial_weights true"
         raise UserError(f"--model.weights: {source} is of another network: {'; '.join(problems)}{hint}")
-    target.load_state_dict(fitting, strict=False)
+    current = State(fitting)
+    current._metadata = own._metadata  # type: ignore[attr-defined]  # some networks load nothing without their version
+    target.load_state_dict(current, strict=False)
