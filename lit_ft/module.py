@@ -415,7 +415,11 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             raise UserError("classes: must be at least 1")
         self.class_names = names
         self.hparams["classes"] = names
-        self.head = build_head(self.backbone.num_features, len(names), self._head_config)
+        config = self._head_config
+        if self.hparams["task"] == "regression" and config.kind == "linear":
+            # At the mean: what random weights make of features that are large is far from it, and partly stays.
+            config = replace(config, zero_init=True)
+        self.head = build_head(self.backbone.num_features, len(names), config)
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"], self._standardisation)
         self.mix = BatchMix(self._mix_config, self.hparams["task"], len(names))
         splits = ("val", "test")
