@@ -437,13 +437,15 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
 
     def _close(self, split: str) -> None:
         self._losses.look(self)
+        if self.trainer.sanity_checking or cast(Any, self.trainer).fast_dev_run:
+            return  # batch norm has not yet settled after so few steps
         mean_loss = cast(MeanLoss, self.losses[f"{split}_"])
         if not self.trainer.strategy.reduce_boolean_decision(mean_loss.update_called, all=False):
             return
         if not bool(mean_loss.compute().isfinite()):
             step = self.global_step if self.trainer.state.fn == "fit" else None
             raise diverged(self, f"{split}/loss", step, self._losses.largest)
-        if not self.trainer.sanity_checking and split not in self._closed:
+        if split not in self._closed:
             self._closed.add(split)
             warn_of_absent(cast(MetricCollection, self.metrics[f"{split}_"]), split, self.class_names)
 
