@@ -22,7 +22,8 @@ class TakeClasses(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the head."""
-        cast(Any, pl_module).take_classes(stage)
+        if hasattr(pl_module, "take_classes"):  # the trainer may be given another module later
+            cast(Any, pl_module).take_classes(stage)
 
     @classmethod
     def come_first(cls, trainer: Any) -> None:

@@ -26,7 +26,7 @@ class HeadConfig:
         hidden: Sizes of the hidden layers, each followed by a ReLU; none makes a head of one layer.
         dropout: Probability with which an input of each layer is dropped in training.
         kind: The last layer: linear, or cosine, a learnt scale times the cosine of features and class weights.
-        zero_init: Start the last layer, weight and bias, at zero; for linear.
+        zero_init: Start the last layer, weight and bias, at zero; for linear. For regression it always does.
         prior_bias: Start the last bias at the log of the training data's class shares or the log-odds of its labels,
             and for regression at the mean of its targets; for linear.
     """

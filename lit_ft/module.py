@@ -468,7 +468,11 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             raise UserError("classes: must be at least 1")
         self.class_names = names
         self.hparams["classes"] = names
-        self.head = build_head(self.backbone.num_features, len(names), self._head_config)
+        config = self._head_config
+        if self.hparams["task"] == "regression" and config.kind == "linear":
+            # At the mean: what random weights make of features that are large is far from it, and partly stays.
+            config = replace(config, zero_init=True)
+        self.head = build_head(self.backbone.num_features, len(names), config)
         if self._trained_head is not None:
             self._take_over(self._trained_head, names)
             self._trained_head = None
@@ -502,13 +506,15 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
 
     def _close(self, split: str) -> None:
         self._losses.look(self)
+        if self.trainer.sanity_checking or cast(Any, self.trainer).fast_dev_run:
+            return  # batch norm has not yet settled after so few steps
         mean_loss = cast(MeanLoss, self.losses[f"{split}_"])
         if not self.trainer.strategy.reduce_boolean_decision(mean_loss.update_called, all=False):
             return
         if not bool(mean_loss.compute().isfinite()):
             step = self.global_step if self.trainer.state.fn == "fit" else None
             raise diverged(self, f"{split}/loss", step, self._losses.largest)
-        if not self.trainer.sanity_checking and split not in self._closed:
+        if split not in self._closed:
             self._closed.add(split)
             warn_of_absent(cast(MetricCollection, self.metrics[f"{split}_"]), split, self.class_names)
 

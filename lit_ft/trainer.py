@@ -88,7 +88,7 @@ class Trainer(L.Trainer):
             self.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
-        """Fits, then tests with the best checkpoint, where there are test images.
+        """Fits, then tests with the best checkpoint, then tells where everything is.
 
         Args:
             model: The module to fine-tune.

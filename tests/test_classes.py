@@ -101,10 +101,16 @@ def test_number_of_classes_may_be_anybodys_whole_number(number):
     assert type(classes_of(Data())) is int
 
 
+class Another(L.LightningModule):
+    def test_step(self, batch):
+        pass
+
+
 def test_what_makes_the_head_comes_first_and_once():
     trainer = small_trainer(1, GradualUnfreezing("full"))
     for _ in range(2):
         trainer.fit(small_module(), datamodule=Numbered())
+    trainer.test(Another(), Numbered().test_dataloader(), verbose=False)  # which needs no classes
     kinds = [type(callback) for callback in trainer.callbacks]
     assert kinds[0] is TakeClasses
     assert kinds.count(TakeClasses) == 1

@@ -85,6 +85,25 @@ def test_validation_after_which_nothing_is_saved_as_best(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("few", [{"num_sanity_val_steps": 1, "max_steps": 1}, {"fast_dev_run": 1}])
+def test_validation_before_anything_has_settled_ends_no_run(few):
+    class Spoil(Callback):
+        """As batch norm does that has seen next to nothing, in evaluations alone."""
+
+        def on_validation_start(self, trainer, pl_module):
+            if trainer.sanity_checking or trainer.fast_dev_run:
+                self.bias = pl_module.head[-1].bias.clone()
+                torch.nn.init.constant_(pl_module.head[-1].bias, torch.inf)
+
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.sanity_checking or trainer.fast_dev_run:
+                pl_module.head[-1].bias.data.copy_(self.bias)
+
+    trainer = small_trainer(1, Spoil(), **few)
+    trainer.fit(small_module(lr_scheduler=None), datamodule=FewDigits())
+    assert trainer.global_step == 1
+
+
 def test_r2_that_is_not_defined_ends_no_run():
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
     data = DataLoader(TensorDataset(images, torch.full((4, 1), 5.0)), batch_size=4)

@@ -1,19 +1,33 @@
+import csv
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from small_runs import FewDigits, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.callbacks import FeatureCache, GradualUnfreezing
+from lit_ft.data import ImageTableDataModule
 from lit_ft.errors import UserError
 from lit_ft.module import FineTuneModule
 from lit_ft.standardise import Standardisation
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in (".*does not have many workers", ".*LeafSpec", ".*callbacks used to create the checkpoint")
+]
+
+ROOT = os.environ.get("LIT_FT_DATA")  # read before the tests take the variable away
 
 EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
@@ -93,7 +107,7 @@ class Years(L.LightningDataModule):
         return DataLoader(TensorDataset(self.images), batch_size=10)
 
 
-LINEAR = {"weights": "MNIST", "task": "regression", "lr": 0.01, "lr_scheduler": None, "head": {"zero_init": True}}
+LINEAR = {"weights": "MNIST", "task": "regression", "lr": 0.01, "lr_scheduler": None}
 
 
 def fit_years(*callbacks, data=None, epochs=1, ckpt_path=None, module=None, **options):
@@ -120,7 +134,7 @@ def test_probe_of_years_learns_them_and_tells_them_in_years():
 
 
 def test_first_answer_is_the_mean_of_the_training_targets():
-    for head in ({"zero_init": True}, {"zero_init": True, "prior_bias": True}):
+    for head in ({}, {"prior_bias": True}):
         _, module = fit_years(head=head, lr=1e-30)
         torch.testing.assert_close(answers_of(module), torch.full((20, 1), 1989.5).double())
     with pytest.raises(UserError, match=r"^--model.head.prior_bias: the data module has no train_targets\(\); add "):
@@ -161,7 +175,8 @@ def test_resumed_and_later_fits_keep_the_units_of_the_weights(tmp_path):
 
 
 def test_checkpoint_from_before_targets_were_standardised_answers_as_it_did(tmp_path):
-    trainer, _ = fit_years(data=Years(known=False))
+    with pytest.warns(UserWarning, match="regression targets are taken as they are"):
+        trainer, _ = fit_years(data=Years(known=False))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert "standardisation" not in torch.load(tmp_path / "a.ckpt", weights_only=True)
     _, resumed = fit_years(ckpt_path=tmp_path / "a.ckpt", epochs=1)
@@ -175,14 +190,42 @@ def test_targets_that_nobody_knows_are_taken_as_they_are_and_it_is_told():
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(1989.5**2 + 33.25)
 
 
+class Numbers(FewDigits):
+    """Digits with a number each, 100,000 times their class."""
+
+    task, class_names = "regression", ("number",)
+
+    def read_splits(self):
+        splits = super().read_splits()
+        return {name: replace(split, targets=split.targets.view(-1, 1) * 1e5) for name, split in splits.items()}
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(ROOT is None, reason="LIT_FT_DATA is not set")
+def test_linear_probe_of_the_brightness_of_photos_is_as_good_as_ridge_regression(tmp_path):
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "split"])
+        for split in ("train", "val"):
+            for path in sorted((Path(ROOT) / "flowers5" / split).glob("*/*")):
+                with Image.open(path) as photo:
+                    rows.writerow([path, np.asarray(photo.convert("L").resize((8, 8))).mean(), split])
+    weights = str(Path(ROOT) / "weights" / "torchvision_squeezenet1_1.pth")
+    data = ImageTableDataModule(str(tmp_path / "t.csv"), task="regression", augment="none", num_workers=0)
+    L.seed_everything(1)
+    module = FineTuneModule("squeezenet1_1", weights, task="regression", input={"size": 64, "resize": 64})
+    trainer = small_trainer(5, GradualUnfreezing("linear_probe"), FeatureCache(), default_root_dir=tmp_path)
+    trainer.fit(module, datamodule=data)
+    with torch.no_grad():
+        (features, targets), (seen, wanted) = (
+            [torch.cat(part) for part in zip(*((module.backbone(module.normalise(x)), y) for x, y in of), strict=True)]
+            for of in (data.train_dataloader(), data.val_dataloader())
+        )
+    ridge = make_pipeline(StandardScaler(), RidgeCV([10.0**i for i in range(-3, 7)])).fit(features, targets[:, 0])
+    assert float(trainer.callback_metrics["val/r2"]) > ridge.score(seen, wanted[:, 0]) - 0.05
+
+
 def test_cached_features_train_on_the_same_targets(tmp_path):
-    class Numbers(FewDigits):
-        task, class_names = "regression", ["digit"]
-
-        def read_splits(self):
-            splits = super().read_splits()
-            return {name: replace(split, targets=split.targets.view(-1, 1) * 1e5) for name, split in splits.items()}
-
     def run(*callbacks):
         probe, data = GradualUnfreezing("linear_probe"), Numbers(batch_size=7, shots=None, fraction=0.1)
         L.seed_everything(1)
