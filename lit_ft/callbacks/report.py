@@ -25,6 +25,7 @@ from lit_ft.classes import classes_of, names_of
 from lit_ft.errors import printable
 
 MAX_PICTURED_CLASSES = 100
+MAX_LISTED_LABELS = 100
 PICTURE_SECONDS = 10.0
 SKIPPED = "skipped_images.txt"
 
@@ -154,6 +155,10 @@ def data_table(data: Any) -> str:
     for split, numbers in counts.items():
         spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
         lines.append(f"  {split:<6}{sizes[split]:>9,} images" + (f", {spread} a {one}" if one != "number" else ""))
+    if one == "label":  # each, so that cells that were split otherwise than meant are seen
+        told = [f"{name!r} {number:,}" for name, number in zip(names, counts["train"], strict=True)]
+        more = f", and {len(told) - MAX_LISTED_LABELS:,} more" if len(told) > MAX_LISTED_LABELS else ""
+        lines.append(f"  labels  {', '.join(told[:MAX_LISTED_LABELS])}{more}")
     if skipped := _skipped(data):
         lines.append(f"  left out  {len(skipped):,} image(s) that cannot be read, see {SKIPPED}")
     return "\n".join(lines)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lit_ft.errors import UserError, unknown
+
+_SHOWN = 200  # characters of a cell in a message
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Table:
             advice: What to do.
         """
         if rows:
-            first = ", ".join(self.row(i) + (f" {cells[i]!r}" if cells else "") for i in rows[:3])
+            first = ", ".join(self.row(i) + (f" {cells[i][:_SHOWN]!r}" if cells else "") for i in rows[:3])
             more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
             count = f"{len(rows)} of {len(self)} rows of {self.path}"
             raise UserError(f"{key}: {count} {what}: {first}{more}; {advice}")
@@ -119,6 +123,13 @@ def _read_parquet(path: Path, key: str) -> Table:
     except ArrowException as error:
         raise UserError(f"{key}: {path} cannot be read ({' '.join(str(error).split())})") from error
     columns: dict[str, Sequence[str]] = {
-        name: ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
+        name: [_as_text(cell) for cell in table[name].to_pylist()] for name in table.column_names
     }
     return Table(path, columns, range(1, len(table) + 1))
+
+
+def _as_text(cell: Any) -> str:
+    """A value as a text file would have it: of a list of labels JSON, without those that are missing."""
+    if isinstance(cell, list):
+        return json.dumps([value for value in cell if value is not None], ensure_ascii=False, default=str)
+    return "" if cell is None else str(cell)

@@ -121,18 +121,11 @@ class ImageFolderDataModule(PhotoDataModule):
     def _class_folders(self) -> dict[str, str]:
         """The folder of each class, in the order of the targets."""
         if self._folders is None:
-            folders = [folder.name for folder in class_folders(self._train_folder())]
-            if self.class_names_from is None:
-                self._folders = {name: name for name in class_order(folders)}
-            else:
-                folder_of = {name: folder for folder, name in names_of_folders(self.class_names_from, folders).items()}
-                self._folders = {name: folder_of[name] for name in class_order(folder_of)}
-            for name in folders:
-                if not _is_text(name):
-                    raise UserError(
-                        f"--data.root: the name of the class folder {os.fsencode(name)!r} is not in UTF-8; rename it, "
-                        "as with convmv"
-                    )
+            folder_of = {_as_text(folder.name): folder.name for folder in class_folders(self._train_folder())}
+            if self.class_names_from is not None:
+                names = names_of_folders(self.class_names_from, folder_of)
+                folder_of = {name: folder_of[folder] for folder, name in names.items()}
+            self._folders = {name: folder_of[name] for name in class_order(folder_of)}
             key = "--data.root" if self.class_names_from is None else "--data.class_names_from"
             # A table, such as that of the split of a run, takes these for spaces beside the name.
             if spaced := [name for name in self._folders if name != name.strip()]:
@@ -178,12 +171,15 @@ class ImageFolderDataModule(PhotoDataModule):
         return self.number_groups(found)
 
 
-def _is_text(name: str) -> bool:
+def _as_text(folder: str) -> str:
+    """The name of a folder, whatever encoding Python takes names of files to be in."""
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return os.fsencode(folder).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--data.root: the name of the class folder {os.fsencode(folder)!r} is not in UTF-8; rename it, as with "
+            "convmv"
+        ) from error
 
 
 def _text(match: re.Match[str] | None) -> str:

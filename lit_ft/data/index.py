@@ -59,8 +59,8 @@ def index_images(folder: Path, key: str) -> ImageIndex:
     Raises:
         UserError: A folder cannot be read.
     """
-    # Another list of suffixes would find other files; and so would another version of this.
-    name = "\n".join([os.path.realpath(folder), "by content", *sorted(image_suffixes())])
+    # Another list of suffixes would find other files, as would another version of this; and names are kept as text.
+    name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(image_suffixes())])
     arrays, facts = kept("index", name, _Holds(folder), _Scan(str(folder), key))
     stops = arrays["stops"].numpy()
     starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]

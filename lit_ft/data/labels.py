@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.columns import Table
+from lit_ft.data.label_cells import is_list, parse_labels
 from lit_ft.data.names import check_names, class_order
 from lit_ft.errors import UserError
 from lit_ft.tasks import TaskName
@@ -18,7 +19,7 @@ _MARKS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
 
 
 def read_labels(
-    table: Table, columns: Sequence[str], task: TaskName, split_of: Sequence[str]
+    table: Table, columns: Sequence[str], task: TaskName, split_of: Sequence[str], separator: str | None = None
 ) -> tuple[list[str], Tensor]:
     """Reads the label columns of a table.
 
@@ -27,6 +28,7 @@ def read_labels(
         columns: The names of these columns.
         task: What they are for.
         split_of: The split of each row, as labels are those of the training images.
+        separator: What stands between the labels in a cell; when not given, it is found out.
 
     Returns:
         The names of the classes, labels or numbers, and the targets: int64 ``(N,)`` for multiclass, int64 ``(N, K)`` of
@@ -41,23 +43,23 @@ def read_labels(
     if task == "multilabel" and len(columns) > 1:
         return list(columns), torch.stack([_marks(table, of_column) for of_column in cells], dim=1)
     if task == "multilabel":
-        return _labels(table, cells[0], split_of)
+        return _labels(table, parse_labels(table, cells[0], _KEY, separator), split_of)
     return _classes(table, cells[0], split_of)
 
 
 def _classes(table: Table, cells: Sequence[str], split_of: Sequence[str]) -> tuple[list[str], Tensor]:
     table.refuse([i for i, cell in enumerate(cells) if not cell], _KEY, "have no label")
+    lists = [i for i, cell in enumerate(cells) if is_list(cell)]
+    table.refuse(lists, _KEY, "have a list of labels", cells, "for several labels an image: --model.task multilabel")
     names = _names([[cell] for cell in cells], table, split_of)
     number = {name: k for k, name in enumerate(names)}
     return names, torch.tensor([number[cell] for cell in cells])
 
 
-def _labels(table: Table, cells: Sequence[str], split_of: Sequence[str]) -> tuple[list[str], Tensor]:
-    separator = next((mark for mark in "|;" if any(mark in cell for cell in cells)), None)  # None: any white space
-    labels = [[label.strip() for label in cell.split(separator) if label.strip()] for cell in cells]
+def _labels(table: Table, labels: Sequence[list[str]], split_of: Sequence[str]) -> tuple[list[str], Tensor]:
     names = _names(labels, table, split_of)
     number = {name: k for k, name in enumerate(names)}
-    targets = torch.zeros(len(cells), len(names), dtype=torch.long)
+    targets = torch.zeros(len(labels), len(names), dtype=torch.long)
     rows = [i for i, of_row in enumerate(labels) for _ in of_row]
     targets[rows, [number[label] for of_row in labels for label in of_row]] = 1
     return names, targets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from lit_ft.data.base import Augment, Split
 from lit_ft.data.cells import unguarded
 from lit_ft.data.columns import Table, read_table
 from lit_ft.data.files import find_file, find_folder
+from lit_ft.data.label_cells import write_labels
 from lit_ft.data.labels import read_labels
 from lit_ft.data.paths import PackedPaths
 from lit_ft.data.photo_data import Columns, PhotoDataModule
@@ -43,13 +43,15 @@ class ImageTableDataModule(PhotoDataModule):
         path_column: The column with the path of each image.
         label_columns: For multiclass one column, with any text; the classes are in its order, by number where all are
             whole numbers. For regression columns of numbers. For multilabel several columns of 0 and 1, or one with the
-            labels of each image, between them | if that occurs in it anywhere, else ; or else spaces.
+            labels of each image: lists, as in JSON, Python or Parquet, or text with ``label_separator`` in it.
         split_column: The column with train, val (or valid, validation, dev) or test. When not given, that which is
             called split, if there is one.
         group_column: A column that tells which images belong together, such as those of a patient: they are kept in the
             same split.
         task: What the labels are for. When not given, the model's task.
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
+        label_separator: What stands between the labels of an image. When not given, | if that occurs in the column
+            anywhere, else ; or else a comma or else spaces.
         **common: The options of all sets of photos.
     """
 
@@ -63,6 +65,7 @@ class ImageTableDataModule(PhotoDataModule):
         group_column: str | None = None,
         task: TaskName | None = None,
         augment: Augment = "basic",
+        label_separator: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(augment=augment, **common)
@@ -80,10 +83,14 @@ class ImageTableDataModule(PhotoDataModule):
                 f"--data.label_columns: {self.task} takes {wanted}, got {', '.join(label_columns) or 'none'}; for "
                 "several: --model.task multilabel or regression"
             )
+        if label_separator is not None and (not label_separator or self.task != "multilabel" or label_columns[1:]):
+            wanted = "is for one column of labels, with --model.task multilabel" if label_separator else "is empty"
+            raise UserError(f"--data.label_separator: {label_separator!r} {wanted}; change it or leave it out")
         self.table = table
         self.root = root
         self.path_column = path_column
         self.label_columns = label_columns
+        self.label_separator = label_separator
         self.split_column = split_column
         self.group_column = group_column
         self._read: tuple[list[str], dict[Split, FileSplit]] | None = None
@@ -118,9 +125,7 @@ class ImageTableDataModule(PhotoDataModule):
         if len(self.label_columns) > 1:
             return ([str(number) for number in row] for row in targets.tolist())
         names = self.class_names
-        # At least one |, without which spaces would be taken for what stands between labels.
-        end = "" if (targets.sum(dim=1) > 1).any() else "|"
-        return (["|".join(itertools.compress(names, row)) + end] for row in targets.tolist())
+        return ([write_labels(names, row, self.label_separator)] for row in targets.tolist())
 
     def read_given(self) -> dict[Split, FileSplit]:
         """The rows of each split that has any."""
@@ -139,7 +144,7 @@ class ImageTableDataModule(PhotoDataModule):
                 [i for i, path in enumerate(paths) if not os.path.isfile(path)], "--data.table",
                 "name no file", paths, "mend them, or name the folder that they start from: --data.root",
             )  # fmt: skip
-            class_names, targets = read_labels(table, self.label_columns, self.task, split_of)
+            class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
             groups = None
             if self.group_column is not None:
                 cells = table.column(self.group_column, "--data.group_column")

@@ -108,7 +108,12 @@ def test_data_table_of_labels_and_numbers():
     assert data_table(data).splitlines() == [
         "Data  SimpleNamespace: 2 labels (a, b)",
         "  train         8 images, 3 to 7 a label",
+        "  labels  'a' 7, 'b' 3",
     ]
+    data.class_names = [f"label, {i}" for i in range(102)]
+    data.counts = lambda: {"train": list(range(102))}
+    assert data_table(data).splitlines()[-1].startswith("  labels  'label, 0' 0, 'label, 1' 1, ")
+    assert data_table(data).splitlines()[-1].endswith(", 'label, 99' 99, and 2 more")
     data.task, data.class_names = "regression", ["age"]
     assert data_table(data).splitlines() == ["Data  SimpleNamespace: 1 number (age)", "  train         8 images"]
 

@@ -36,8 +36,8 @@ def no_heif(monkeypatch):
 
 @pytest.mark.parametrize("suffix", WRITTEN)
 def test_what_pillow_opens_is_an_image(tmp_path, suffix):
-    if WRITTEN[suffix] not in formats() and WRITTEN[suffix] != "MPO":
-        pytest.skip("Pillow was built without it")
+    if WRITTEN[suffix] not in (*formats(), "MPO") or WRITTEN[suffix] not in Image.SAVE:
+        pytest.skip("this Pillow does not read or write it")
     path = tmp_path / f"x.{suffix}"
     save_photo(path, (250, 0, 0), (64, 64), format=WRITTEN[suffix])
     assert is_image(str(path))

@@ -115,13 +115,85 @@ def test_several_columns_of_marks(table):
     assert (images.float().mean((2, 3)).argmax(1) == 0).long().equal(targets[:, 0])
 
 
-@pytest.mark.parametrize(("mark", "label"), [("|", "no finding"), (";", "no finding"), (" ", "none")])
+@pytest.mark.parametrize(
+    ("mark", "label"), [("|", "no finding"), (";", "no finding"), (" ", "none"), (", ", "no finding"), (",", "none")]
+)
 def test_one_column_of_labels(table, tmp_path, mark, label):
     path = table(labels=lambda k, i: mark.join(["b", "a"]) if i == 3 else label if i < 9 else "")
     data = make(path, task="multilabel", label_columns=["labels"], split_seed=3)
     assert data.class_names == ["a", "b", label]
     assert sum(torch.tensor(n) for n in data.counts().values()).tolist() == [3, 3, 24]
     assert sorted(map(tuple, torch.cat([data.splits[s].targets for s in ("train", "val")]).tolist()))[0] == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "expected"),
+    [
+        (["cat, dog", "cat", "dog", ""], {}, {"cat": 2, "dog": 2}),
+        (["cat,dog", "no finding", "dog", "dog"], {}, {"cat": 1, "dog": 3, "no finding": 1}),
+        (["cat;dog, big", "cat", "", ""], {}, {"cat": 2, "dog, big": 1}),
+        (['["cat", "dog"]', '["cat"]', "[]", ""], {}, {"cat": 2, "dog": 1}),
+        (['["a|b", "x, y"]', '["a|b"]', '["x, y"]', '["\\u732b"]'], {}, {"a|b": 2, "x, y": 2, "\u732b": 1}),
+        (["['cat', 'dog']", "['cat']", "[]", '["dog\'s"]'], {}, {"cat": 2, "dog": 1, "dog's": 1}),
+        (["[1, 2]", "[10]", "[2]", "[]"], {}, {"1": 1, "2": 2, "10": 1}),
+        (["cat / dog", "cat", "no finding", "dog"], {"label_separator": "/"}, {"cat": 2, "dog": 2, "no finding": 1}),
+        (["a, b | c", "c", "a, b", "c"], {"label_separator": "|"}, {"a, b": 2, "c": 3}),
+        (["no finding", "cat", "dog", "cat"], {"label_separator": "|"}, {"cat": 2, "dog": 1, "no finding": 1}),
+        (["cat  dog", "cat", "dog", "cat"], {"label_separator": " "}, {"cat": 3, "dog": 2}),
+        (["[x]|[y]", "[x]", "[y]", "[y]"], {}, {"[x]": 2, "[y]": 3}),
+    ],
+)
+def test_cells_of_several_labels(table, cells, options, expected):
+    path = table([["path", "label", "split"], *([f"ant/{i}.png", cell, "train"] for i, cell in enumerate(cells))])
+    data = make(path, task="multilabel", **options)
+    names = data.class_names
+    found = torch.cat([data.splits[split].targets for split in ("train", "val")]).sum(dim=0)
+    assert dict(zip(names, found.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "message"),
+    [
+        (["['cat', 'dog']", "cat"], {}, "--data.label_columns: 1 of 2 rows of .* are no list of labels, as others are"),
+        (["['cat' 'dog']", "['cat']"], {}, r"--data.label_columns: 1 of 2 .* are no list .*: row 2 .*\['cat' 'dog'\]"),
+        (["[['cat']]", "['cat']"], {}, "--data.label_columns: 1 of 2 rows of .* are no list of labels"),
+        (["cat", "dog"], {"label_separator": ""}, "--data.label_separator: '' is empty; change it or leave it out"),
+        (["cat"], {"label_separator": "|", "task": "multiclass"}, r"--data.label_separator: '\|' is for one column of"),
+        (["['cat']", "['dog', 'cat']"], {"task": "multiclass"},
+         "--data.label_columns: 2 of 2 rows of .* have a list of labels: row 2 .*; for several labels an image: --mod"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_cells_of_several_labels(table, cells, options, message):
+    path = table([["path", "label"], *([f"ant/{i}.png", cell] for i, cell in enumerate(cells))])
+    with pytest.raises(UserError, match=f"^{message}"):
+        make(path, **{"task": "multilabel", **options})
+
+
+@pytest.mark.parametrize("cell", ["[" * 60_000 + "]" * 60_000, "[" + "-" * 60_000 + "1]"])
+def test_cell_that_is_nested_without_end_is_no_list(table, cell):
+    path = table([["path", "label"], ["ant/0.png", cell], ["ant/1.png", "['cat', 'dog']"]])
+    with pytest.raises(UserError, match=r"^--data.label_columns: 1 of 2 rows of .* are no list of labels") as told:
+        make(path, task="multilabel")
+    assert len(str(told.value)) < 500
+
+
+def test_lists_of_parquet(photo_root):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "path": [f"ant/{i}.png" for i in range(5)],
+        "label": [["cat", "dog, big"], ["cat"], [], None, ["dog, big", None, "x|y"]],
+    }
+    parquet.write_table(arrow.table(columns), photo_root / "t.parquet")
+    data = make(str(photo_root / "t.parquet"), task="multilabel", split_seed=1)
+    assert data.class_names == ["cat", "dog, big", "x|y"]
+    found = {path[-5]: row for split in ("train", "val") for path, row in
+             zip(paths_of(data, split), data.splits[split].targets.tolist(), strict=True)}  # fmt: skip
+    assert found == {"0": [1, 1, 0], "1": [1, 0, 0], "2": [0, 0, 0], "3": [0, 0, 0], "4": [0, 1, 1]}
+    parquet.write_table(arrow.table(columns).slice(0, 3), photo_root / "t.parquet")
+    with pytest.raises(UserError, match=r"2 of 3 rows of .* have a list of labels: row 1 '\[\"cat"):
+        make(str(photo_root / "t.parquet"), task="multiclass", val_fraction=0.4)
 
 
 def test_numbers(table):
@@ -348,6 +420,10 @@ def test_table_may_lie_in_the_shared_folder(table, photo_root, monkeypatch, tmp_
         ({"b": lambda k, i: i % 2, "a": lambda k, i: 1}, {"task": "multilabel", "label_columns": ["b", "a"]}),
         ({"label": lambda k, i: "x y|z" if i else ""}, {"task": "multilabel"}),
         ({"label": lambda k, i: f"{k} k|"}, {"task": "multilabel"}),
+        ({"label": lambda k, i: f"{k}, k|x"}, {"task": "multilabel", "label_separator": ", "}),
+        ({"label": lambda k, i: f"{k} k" if i else f"{k} k/x"}, {"task": "multilabel", "label_separator": "/"}),
+        ({"label": lambda k, i: f"['{k}|k', 'x, y']" if i else "[]"}, {"task": "multilabel"}),
+        ({"label": lambda k, i: f'["{k}+k", "x"]'}, {"task": "multilabel", "label_separator": "+"}),
         ({"label": lambda k, i: i / 7}, {"task": "regression"}),
     ],
 )

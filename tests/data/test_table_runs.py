@@ -81,6 +81,7 @@ def test_task_of_the_data_must_be_the_models(refused, table):
     assert "--model.task: multilabel, but the targets of ImageFolderDataModule are for multiclass; " in line
 
 
+@pytest.mark.filterwarnings("ignore:.*are no images, and not used")  # the table, beside the photos
 @pytest.mark.parametrize("kind", ["folder", "table"])
 def test_split_of_a_run_is_reusable(run, table, photo_root, kind):
     """With the same images, classes and order, so that the same run comes of it, bit for bit."""

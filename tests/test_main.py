@@ -1,0 +1,58 @@
+"""The entry, in terminals and folders of other encodings."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from image_files import save_photo
+
+ASCII = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # names of files count as ASCII, too
+]
+
+
+def check(root, *options, **variables):
+    command = [
+        sys.executable,
+        "-m",
+        "lit_ft",
+        "check",
+        "--data",
+        "ImageFolderDataModule",
+        "--data.root",
+        root,
+        *options,
+    ]
+    environment = {**os.environ, **variables}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for number, name in enumerate(("猫", "müll")):
+        for i in range(6):
+            save_photo(tmp_path / "photos" / name / f"{i}.png", (200 * number, 30 * i, 0))
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("variables", ASCII, ids=lambda variables: next(iter(variables)))
+def test_names_are_shown_in_a_terminal_that_has_no_such_characters(root, tmp_path, variables):
+    check(root)  # the list of files is kept; names in it must not be those of another encoding
+    (root / "猫" / "0.png").write_text("no image")
+    done = check(root, "--folder", tmp_path / "found", **variables)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert r"\u732b: 5 image(s)" in done.stdout
+    told = json.loads((tmp_path / "found" / "check.json").read_text("utf-8", "surrogateescape"))
+    assert told["counts"]["train"] == {"müll": 5, "猫": 5}
+
+
+def test_argument_that_is_no_text_is_told(root):
+    line = "lit-ft: the argument b'x\\xff' is not in UTF-8; rename what it names\n"
+    done = check(os.fsdecode(b"x\xff"))
+    assert (done.returncode, done.stderr) == (2, line)
+    done = check("猫", **ASCII[1])
+    line = "lit-ft: the argument b'\\xe7\\x8c\\xab' is not in ASCII; set PYTHONUTF8=1\n"
+    assert (done.returncode, done.stderr) == (2, line)
