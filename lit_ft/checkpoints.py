@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError, nearest
-from lit_ft.hparams import all_hyperparameters
 from lit_ft.standardise import Standardisation
 
 
@@ -60,6 +59,11 @@ def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any
     if not isinstance(hparams, dict) or "backbone" not in hparams:
         raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
     return dict(hparams)
+
+
+def all_hyperparameters(checkpoint: Mapping[str, Any]) -> Any:
+    """The hyperparameters in a checkpoint, also those that a subclass's constructor does not take."""
+    return checkpoint.get("all_hyper_parameters", checkpoint.get("hyper_parameters", {}))
 
 
 def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:

@@ -80,11 +80,6 @@ class PlainHyperparameters(HyperparametersMixin):
             checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, base)
 
 
-def all_hyperparameters(checkpoint: Mapping[str, Any]) -> Any:
-    """The hyperparameters in a checkpoint, also those that a subclass's constructor does not take."""
-    return checkpoint.get("all_hyper_parameters", checkpoint.get("hyper_parameters", {}))
-
-
 def for_constructor(cls: type, hparams: Mapping[str, Any], given: Collection[str], base: type) -> dict[str, Any]:
     """Those of some hyperparameters that a constructor takes, so that what a subclass sets itself is left to it.
 

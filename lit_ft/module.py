@@ -30,7 +30,7 @@ from lit_ft.backbones import (
 from lit_ft.backbones.trust import refuse_foreign, refuse_foreign_names
 from lit_ft.backbones.weights import is_file_name
 from lit_ft.checkpoint_io import read_checkpoint
-from lit_ft.checkpoints import TrainedHead, saved_arguments, trained_head
+from lit_ft.checkpoints import TrainedHead, all_hyperparameters, saved_arguments, trained_head
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.classes import (
     TakeClasses,
@@ -47,7 +47,7 @@ from lit_ft.errors import UserError
 from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
-from lit_ft.hparams import PlainHyperparameters, all_hyperparameters
+from lit_ft.hparams import PlainHyperparameters
 from lit_ft.metrics import MeanLoss
 from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.normalise import Normalise

@@ -617,6 +617,7 @@ class OwnData(L.LightningDataModule):
     val_dataloader = train_dataloader
 
 
+@pytest.mark.filterwarnings("ignore:regression targets are taken as they are")
 @pytest.mark.parametrize(
     ("task", "targets", "options"),
     [
