@@ -36,7 +36,9 @@ from lit_ft.normalise import Normalise
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
-from lit_ft.resume import validate_first
+from lit_ft.resume import keep_last_batch, validate_first
+from lit_ft.run_length import RunLength
+from lit_ft.schedules import continue_schedule, enter_epoch
 from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
@@ -133,6 +135,7 @@ class FineTuneModule(Staged, L.LightningModule):
         self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
         self._measured: dict[str, float] = {}
+        self._resumed: dict[str, Any] | None = None
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -199,6 +202,16 @@ class FineTuneModule(Staged, L.LightningModule):
             if self.hparams["class_weight"] is not None:
                 weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
                 self._class_weight = weight.to(self.trainer.strategy.root_device)
+
+    def on_train_start(self) -> None:
+        """Lets the schedule go on where the run is resumed."""
+        self._resumed = None
+        keep_last_batch(self.trainer)
+        enter_epoch(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Tells the schedule how long this epoch is."""
+        enter_epoch(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes what is random in this step, as mixing and dropout, a function of its position, for a resumed run."""
@@ -281,19 +294,21 @@ class FineTuneModule(Staged, L.LightningModule):
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
+        self.trainer.fit_loop.setup_data()  # tells how long an epoch is
         if self.trainer.ckpt_path is not None:
-            # The loader of that estimate would be kept, and never told where the resumed run is within its epoch.
+            # Its loader would be kept, and never told where the resumed run is within its epoch.
             self.trainer.fit_loop._combined_loader = None
-        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, steps)
+        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, RunLength.of(self.trainer))
+        continue_schedule(scheduler, interval, self.trainer, self._resumed)
         # What a plateau is of: the scheduler's own choice, else the loss, as torch's scheduler looks for a minimum.
         monitor = getattr(scheduler, "monitor", "val/loss")
         plan = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the seed of the run, and what a schedule waits for, as the next step of it may be all that is left."""
+        """Adds the seed of the run, the length of its epoch, and what a schedule waits for, as its step may be next."""
         checkpoint["run_seed"] = self._run_seed
+        checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
         checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
@@ -303,6 +318,8 @@ class FineTuneModule(Staged, L.LightningModule):
         self._run_seed = checkpoint.get("run_seed")
         self._measured = checkpoint.get("measured", {})
         if self._trainer is not None:  # else only the weights are loaded
+            if self._trainer.state.fn == "fit":
+                self._resumed = {key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint}
             validate_first(checkpoint, self._trainer)
 
     @property
