@@ -24,7 +24,7 @@ from lit_ft.assets import data_root, is_offline, shown
 from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.checkpoints import hyper_parameters, newest, saved_options
 from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
@@ -34,17 +34,12 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
+from lit_ft.run_options import refuse_other_options, run_options
 from lit_ft.tasks import MAIN_METRIC, METRICS
 from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, remove_refused, tell
 
 EVALUATIONS = ("validate", "test", "predict")
 _WITHOUT_TRAINER = ("check", "download", "convert")
-
-# What a checkpoint and a config must agree on for a run to be resumed.
-_RESUMED = (
-    "backbone", "stem", "pool", "input", "head", "task", "label_smoothing",
-    "class_weight", "mix", "lr", "lr_decay", "optimizer", "lr_scheduler", "penalty",
-)  # fmt: skip
 
 
 class FineTuneCLI(LightningCLI):
@@ -251,11 +246,11 @@ class FineTuneCLI(LightningCLI):
             raise KeyboardInterrupt(f"interrupted{hint}") from None
 
     def before_finetune(self) -> None:
-        """Refuses to resume from a checkpoint of another model."""
+        """Refuses to resume from a checkpoint of another run."""
         self.before_fit()
 
     def before_fit(self) -> None:
-        """Refuses to resume from a checkpoint of another model."""
+        """Refuses to resume from a checkpoint of another run."""
         path = self.config[self.subcommand]["ckpt_path"]
         if path is None or path == "hpc":
             return
@@ -263,12 +258,9 @@ class FineTuneCLI(LightningCLI):
         names = getattr(self.datamodule, "class_names", None)
         if names is not None and list(names) != hparams["classes"]:
             raise UserError(f"--ckpt_path: {path} is of a run with the classes {hparams['classes']}, not {list(names)}")
-        for key in _RESUMED:
-            if hparams.get(key) != self.model.hparams[key]:
-                raise UserError(
-                    f"--ckpt_path: {path} is of a run with --model.{key} {hparams.get(key)}, but this one has "
-                    f"{self.model.hparams[key]}; give the same, or start from its weights with --model.weights {path}"
-                )
+        then, now = ({f"model.{key}": value for key, value in model.items()} for model in (hparams, self.model.hparams))
+        options = run_options(self.config[self.subcommand].as_dict())
+        refuse_other_options(path, {**saved_options(path), **then}, {**now, **options})
 
     def after_finetune(self) -> None:
         """Tells where everything is."""

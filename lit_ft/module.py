@@ -28,6 +28,8 @@ from lit_ft.backbones import (
 )
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.compiling import Compiling
+from lit_ft.data.base import ImageDataModule
+from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
@@ -136,6 +138,7 @@ class FineTuneModule(Staged, L.LightningModule):
         self._run_seed: int | None = None
         self._measured: dict[str, float] = {}
         self._resumed: dict[str, Any] | None = None
+        self._images: Fingerprint | None = None
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -196,6 +199,7 @@ class FineTuneModule(Staged, L.LightningModule):
             raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+            self._images = None  # of an earlier fit
             if self._head_config.prior_bias:
                 counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
                 set_prior_bias(self.head, counts, sizes, self.task.name)
@@ -306,8 +310,9 @@ class FineTuneModule(Staged, L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the seed of the run, the length of its epoch, and what a schedule waits for, as its step may be next."""
+        """Adds what tells a run from others, and what its schedule waits for, as the step of that may be next."""
         checkpoint["run_seed"] = self._run_seed
+        checkpoint["images"] = self._fingerprint()
         checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
@@ -319,12 +324,31 @@ class FineTuneModule(Staged, L.LightningModule):
         self._measured = checkpoint.get("measured", {})
         if self._trainer is not None:  # else only the weights are loaded
             if self._trainer.state.fn == "fit":
+                self._refuse_other_data(checkpoint)
                 self._resumed = {key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint}
             validate_first(checkpoint, self._trainer)
 
     @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
+
+    def _fingerprint(self) -> Fingerprint | None:
+        """What tells the images of a fit from others, if the data module knows; worked out once."""
+        if self._images is None and isinstance(self._data, ImageDataModule):
+            self._images = self._data.fingerprint()
+        return self._images
+
+    def _refuse_other_data(self, checkpoint: dict[str, Any]) -> None:
+        path, names = self.trainer.ckpt_path, checkpoint.get("hyper_parameters", {}).get("classes")
+        told = None if names in (None, self.class_names) else f"with the classes {names}, not {self.class_names}"
+        # Earlier versions saved nothing of the images.
+        if told is None and checkpoint.get("images") and (now := self._fingerprint()):
+            told = difference(checkpoint["images"], now, self.class_names)
+        if told is not None:
+            raise UserError(
+                f"--ckpt_path: {path} is of a run {told}; give the same data, or start from its weights with "
+                f"--model.weights {path}"
+            )
 
     def _may_fuse(self) -> bool:
         """Whether gradients are whole when an optimizer gets them: fused ones undo the scaling of float16 themselves.

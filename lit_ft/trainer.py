@@ -26,6 +26,7 @@ from lit_ft.callbacks.refusals import refuse_options
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
+from lit_ft.run_options import run_options
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -187,6 +188,10 @@ class SaveConfig(SaveConfigCallback):
         self._folder = Path(trainer.log_dir or ".")  # asks all ranks, as `save_config` on the first alone may not
         self.already_saved |= trainer.strategy.broadcast((self._folder / self.config_filename).is_file())
         super().setup(trainer, pl_module, stage)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the options of the run, for one that resumes it."""
+        checkpoint["run_options"] = run_options(self.config.as_dict())
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Also saves which image is in which split, where the data can tell."""

@@ -23,6 +23,7 @@ LEVELS = {
     "checkpoints": 2,
     "resume": 2,
     "run_length": 1,
+    "run_options": 1,
     "optim": 2,
     "schedules": 3,
     "heads": 2,
