@@ -9,14 +9,13 @@ import warnings
 from argparse import ArgumentError
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -35,8 +34,9 @@ from lit_ft.explain import class_names, class_options, explain, mistake_behind, 
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.run_options import refuse_other_options, run_options
+from lit_ft.runs import Run, begin_run
 from lit_ft.tasks import MAIN_METRIC, METRICS
-from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, remove_refused, tell
+from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
 
 EVALUATIONS = ("validate", "test", "predict")
 _WITHOUT_TRAINER = ("check", "download", "convert")
@@ -46,6 +46,8 @@ class FineTuneCLI(LightningCLI):
     """LightningCLI with named callbacks, a folder a run, and classes and images that follow from data and model."""
 
     exit_code = 0
+    _run: Run | None = None
+    _logger: Any = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -149,20 +151,38 @@ class FineTuneCLI(LightningCLI):
         parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Makes the trainer, with TensorBoard in the run's own folder."""
+        """Makes the trainer, with a folder of the run's own for whatever it writes."""
         config = self.config[self.subcommand]
-        if config["trainer"].get("logger") in (None, True):
-            # Absolute, so that a resumed run finds its best score again, which is kept with the path.
-            folder = Path(config["trainer"]["default_root_dir"]).resolve() / config["name"]
-            version = None
-            run = Path(config["ckpt_path"] or "").resolve().parent.parent
-            if (run / "config.yaml").is_file():
-                folder, version = run.parent, run.name  # what comes of a checkpoint goes to the run that wrote it
-            kwargs["logger"] = TensorBoardLogger(
-                folder.parent, name=folder.name, version=version, default_hp_metric=False
-            )
-        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        return trainer
+        if self.subcommand != "plan":
+            config["trainer"]["logger"] = self._logger
+            if not config["trainer"]["fast_dev_run"]:
+                kwargs["logger"] = self._begin_run(config)
+        try:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+        except BaseException:
+            if self._run is not None:
+                self._run.give_back()
+            raise
+        trainer.run = self._run
+        for callback in trainer.checkpoint_callbacks:
+            if callback.dirpath is None and self._run is not None and self._run.folder is not None:
+                callback.dirpath = str(self._run.folder / "checkpoints")
+        return cast(L.Trainer, trainer)
+
+    def _begin_run(self, config: Namespace) -> Any:
+        """Claims the run's folder, and makes the loggers that write there; the config keeps what was asked for."""
+        folder = Path(config["trainer"]["default_root_dir"] or ".") / config["name"]
+        given = self._logger
+        if given in (None, True):
+            options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
+            given = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=options)
+        loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
+        self._run = begin_run(folder, loggers, config["ckpt_path"])
+        if not loggers:
+            return False
+        return self._parser(self.subcommand).instantiate(Namespace(trainer=Namespace(logger=loggers)))["trainer"][
+            "logger"
+        ]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         """Adds a progress bar where the user has none, and what a resume needs."""
@@ -183,6 +203,9 @@ class FineTuneCLI(LightningCLI):
             if is_offline():
                 command = same_command(sys.argv[1:], str(self.subcommand), "download")
                 refuse_missing(self._model_options(), self._make_data(None, None), command)
+            if self.subcommand != "plan":  # the trainer's loggers are made when their folder is known
+                trainer = self.config[self.subcommand]["trainer"]
+                self._logger, trainer["logger"] = trainer["logger"], None
             super().instantiate_classes()
 
     def _model_options(self) -> dict[str, Any]:
@@ -231,8 +254,8 @@ class FineTuneCLI(LightningCLI):
             with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
                 self._run_interruptibly(subcommand)
         except UserError:
-            if self.trainer.global_step == 0:
-                remove_refused(self.trainer)
+            if self.trainer.global_step == 0 and self._run is not None:
+                self._run.give_back(self.trainer.loggers)
             raise
 
     def _run_interruptibly(self, subcommand: str) -> None:

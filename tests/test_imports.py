@@ -26,6 +26,7 @@ LEVELS = {
     "run_options": 1,
     "optim": 2,
     "schedules": 3,
+    "runs": 3,
     "heads": 2,
     "tasks": 2,
     "penalty": 2,
