@@ -36,7 +36,7 @@ MAY_DIFFER = frozenset(
 
 
 def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of the data, the plan, the seed and the trainer, by the names of the options, in plain types.
+    """What a config says of the class of the model, of data, plan, seed and trainer, by the options, in plain types.
 
     Of callbacks it has those alone that average weights; others follow a run without changing it.
 
@@ -50,6 +50,7 @@ def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
         unfreeze["unfreeze.phases"] = [*phases[:-1], {**phases[-1], "epochs": None}]  # the last lasts to the end
     return {
         "seed_everything": config.get("seed_everything"),
+        "model": _of_class("model", config.get("model"))["model"],  # its options are in the hyperparameters
         **_of_class("data", config.get("data")),
         **unfreeze,
         **{f"trainer.{name}": _plain(value) for name, value in trainer.items()},

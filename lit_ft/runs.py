@@ -20,8 +20,8 @@ from lit_ft.errors import UserError
 FOLDER_VARIABLE = "LIT_FT_RUN"
 """Tells processes that Lightning starts for the other ranks, by the same command, what folder the first has claimed."""
 
-# What is in the folder of a run before its first step.
-_BEGINNINGS = ("config.yaml", "split.csv", "skipped_images.txt", "hparams.yaml", "metrics.csv", "events.out.tfevents.*")
+# What is in the folder of a run before the trainer logs its hyperparameters, and data is read.
+_BEGINNINGS = ("config.yaml", "split.csv", "skipped_images.txt", "events.out.tfevents.*")
 
 
 @dataclass(frozen=True)

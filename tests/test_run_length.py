@@ -9,9 +9,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from small_runs import WARMUP, FewDigits, RateTrace, small_module, small_trainer
+from torch import nn
 
+from lit_ft.backbones import InputSpec
 from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.errors import UserError
+from lit_ft.freezing import Staged
+from lit_ft.optim import WarmupCosine
 from lit_ft.run_length import RunLength
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,6 +158,41 @@ def test_second_fit_keeps_to_the_phases_that_have_begun(tmp_path):
     trainer.fit(module, datamodule=data)
     assert unfreezing.starts == [0, 2, 4]
     assert trainer.current_epoch == 7
+
+
+class Other(Staged, L.LightningModule):
+    """A module of somebody else, with the schedule of lit_ft."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(784, 8), nn.Linear(8, 10)
+        self.input_spec = InputSpec(28, 28, mean=(0.5,), std=(0.5,))
+
+    def stage_modules(self):
+        return {"first": [self.first], "last": [self.last]}
+
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.last(self.first(batch[0].float().flatten(1))), batch[1])
+
+    def configure_optimizers(self):
+        groups = [{"params": part.parameters(), "name": name} for name, part in self.named_children()]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        schedule = WarmupCosine(optimizer, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_module_of_somebody_else_goes_on_along_the_same_curve(tmp_path):
+    def rates(batch_size, ckpt_path=None):
+        checkpoints = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, enable_version_counter=False)
+        trainer = small_trainer(4, GradualUnfreezing("lp_ft"), trace := RateTrace(), checkpoints)
+        trainer.fit(Other(), datamodule=FewDigits(batch_size=batch_size), ckpt_path=ckpt_path)
+        return trace.rates
+
+    whole = rates(5)
+    assert whole[0.5]["first"] == 0 < whole[1]["first"] == whole[1]["last"]
+    resumed = rates(20, tmp_path / "epoch=1.ckpt")
+    assert list(resumed) == [2, 3]
+    assert [resumed[epoch] for epoch in (2, 3)] == [pytest.approx(whole[epoch]) for epoch in (2, 3)]
 
 
 def test_batches_accumulated_by_a_schedule_of_their_own_leave_the_rates_on_the_curve(tmp_path):
