@@ -134,6 +134,12 @@ def trained_head(path: str) -> TrainedHead | None:
     return TrainedHead(path, hparams["classes"], str(hparams.get("task")), standardisation, state)
 
 
+def saved_options(path: str) -> dict[str, Any]:
+    """The options of the run that wrote a checkpoint, as of `lit_ft.run_options`; none where it does not tell them."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return dict(checkpoint.get("run_options", {}))
+
+
 def _by_age(folder: str, pattern: str) -> list[Path]:
     """The files that match, the newest last."""
     return sorted(Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime)

@@ -9,14 +9,13 @@ import warnings
 from argparse import ArgumentError
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -25,7 +24,7 @@ from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.backbones.trust import refuse_foreign
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.checkpoints import hyper_parameters, newest, saved_options
 from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
@@ -35,23 +34,21 @@ from lit_ft.errors import UserError, printable, unknown
 from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
+from lit_ft.run_options import refuse_other_options, run_options
+from lit_ft.runs import Run, begin_run
 from lit_ft.tasks import MAIN_METRIC, METRICS
-from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, remove_refused, tell
+from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
 
 EVALUATIONS = ("validate", "test", "predict")
 _WITHOUT_TRAINER = ("check", "download", "convert")
-
-# What a checkpoint and a config must agree on for a run to be resumed.
-_RESUMED = (
-    "backbone", "stem", "pool", "input", "head", "task", "label_smoothing",
-    "class_weight", "mix", "lr", "lr_decay", "optimizer", "lr_scheduler", "penalty",
-)  # fmt: skip
 
 
 class FineTuneCLI(LightningCLI):
     """LightningCLI with named callbacks, a folder a run, and classes and images that follow from data and model."""
 
     exit_code = 0
+    _run: Run | None = None
+    _logger: Any = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -158,20 +155,38 @@ class FineTuneCLI(LightningCLI):
         parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Makes the trainer, with TensorBoard in the run's own folder."""
+        """Makes the trainer, with a folder of the run's own for whatever it writes."""
         config = self.config[self.subcommand]
-        if config["trainer"].get("logger") in (None, True):
-            # Absolute, so that a resumed run finds its best score again, which is kept with the path.
-            folder = Path(config["trainer"]["default_root_dir"]).resolve() / config["name"]
-            version = None
-            run = Path(config["ckpt_path"] or "").resolve().parent.parent
-            if (run / "config.yaml").is_file():
-                folder, version = run.parent, run.name  # what comes of a checkpoint goes to the run that wrote it
-            kwargs["logger"] = TensorBoardLogger(
-                folder.parent, name=folder.name, version=version, default_hp_metric=False
-            )
-        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        return trainer
+        if self.subcommand != "plan":
+            config["trainer"]["logger"] = self._logger
+            if not config["trainer"]["fast_dev_run"]:
+                kwargs["logger"] = self._begin_run(config)
+        try:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+        except BaseException:
+            if self._run is not None:
+                self._run.give_back()
+            raise
+        trainer.run = self._run
+        for callback in trainer.checkpoint_callbacks:
+            if callback.dirpath is None and self._run is not None and self._run.folder is not None:
+                callback.dirpath = str(self._run.folder / "checkpoints")
+        return cast(L.Trainer, trainer)
+
+    def _begin_run(self, config: Namespace) -> Any:
+        """Claims the run's folder, and makes the loggers that write there; the config keeps what was asked for."""
+        folder = Path(config["trainer"]["default_root_dir"] or ".") / config["name"]
+        given = self._logger
+        if given in (None, True):
+            options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
+            given = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=options)
+        loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
+        self._run = begin_run(folder, loggers, config["ckpt_path"])
+        if not loggers:
+            return False
+        return self._parser(self.subcommand).instantiate(Namespace(trainer=Namespace(logger=loggers)))["trainer"][
+            "logger"
+        ]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         """Adds a progress bar where the user has none, and what a resume needs."""
@@ -192,6 +207,9 @@ class FineTuneCLI(LightningCLI):
             if is_offline():
                 command = same_command(sys.argv[1:], str(self.subcommand), "download")
                 refuse_missing(self._model_options(), self._make_data(None, None), command)
+            if self.subcommand != "plan":  # the trainer's loggers are made when their folder is known
+                trainer = self.config[self.subcommand]["trainer"]
+                self._logger, trainer["logger"] = trainer["logger"], None
             super().instantiate_classes()
 
     def _model_options(self) -> dict[str, Any]:
@@ -240,8 +258,8 @@ class FineTuneCLI(LightningCLI):
             with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
                 self._run_interruptibly(subcommand)
         except UserError:
-            if self.trainer.global_step == 0:
-                remove_refused(self.trainer)
+            if self.trainer.global_step == 0 and self._run is not None:
+                self._run.give_back(self.trainer.loggers)
             raise
 
     def _run_interruptibly(self, subcommand: str) -> None:
@@ -255,11 +273,11 @@ class FineTuneCLI(LightningCLI):
             raise KeyboardInterrupt(f"interrupted{hint}") from None
 
     def before_finetune(self) -> None:
-        """Refuses to resume from a checkpoint of another model."""
+        """Refuses to resume from a checkpoint of another run."""
         self.before_fit()
 
     def before_fit(self) -> None:
-        """Refuses to resume from a checkpoint of another model."""
+        """Refuses to resume from a checkpoint of another run."""
         path = self.config[self.subcommand]["ckpt_path"]
         if path is None or path == "hpc":
             return
@@ -267,12 +285,9 @@ class FineTuneCLI(LightningCLI):
         names = getattr(self.datamodule, "class_names", None)
         if names is not None and list(names) != hparams["classes"]:
             raise UserError(f"--ckpt_path: {path} is of a run with the classes {hparams['classes']}, not {list(names)}")
-        for key in _RESUMED:
-            if hparams.get(key) != self.model.hparams[key]:
-                raise UserError(
-                    f"--ckpt_path: {path} is of a run with --model.{key} {hparams.get(key)}, but this one has "
-                    f"{self.model.hparams[key]}; give the same, or start from its weights with --model.weights {path}"
-                )
+        then, now = ({f"model.{key}": value for key, value in model.items()} for model in (hparams, self.model.hparams))
+        options = run_options(self.config[self.subcommand].as_dict())
+        refuse_other_options(path, {**saved_options(path), **then}, {**now, **options})
 
     def after_finetune(self) -> None:
         """Tells where everything is."""

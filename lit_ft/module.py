@@ -42,6 +42,8 @@ from lit_ft.classes import (
     warn_of_absent,
 )
 from lit_ft.compiling import Compiling
+from lit_ft.data.base import ImageDataModule
+from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.divergence import LossWatch, diverged
 from lit_ft.errors import UserError
 from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch
@@ -54,7 +56,9 @@ from lit_ft.normalise import Normalise
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
-from lit_ft.resume import validate_first
+from lit_ft.resume import keep_last_batch, validate_first
+from lit_ft.run_length import RunLength
+from lit_ft.schedules import continue_schedule, enter_epoch
 from lit_ft.standardise import Standardisation
 from lit_ft.tasks import MAIN_METRIC, Task, TaskName
 
@@ -166,6 +170,8 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self._losses = LossWatch()
         self._batches = BatchCheck()
         self._closed: set[str] = set()  # the splits whose absent classes were told
+        self._resumed: dict[str, Any] | None = None
+        self._images: Fingerprint | None = None
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -273,6 +279,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self._losses, self._batches, self._closed = LossWatch(), BatchCheck(), set()
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+            self._images = None  # of an earlier fit
             if (smoothing := self.hparams["label_smoothing"]) and self.hparams["task"] != "multiclass":
                 reason = f"as it is for --model.task multiclass, not {self.hparams['task']}"
                 rank_zero_warn(f"--model.label_smoothing: {smoothing} is left out, {reason}")
@@ -284,6 +291,16 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             if self.hparams["class_weight"] is not None:
                 weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
                 self._class_weight = weight.to(self.trainer.strategy.root_device)
+
+    def on_train_start(self) -> None:
+        """Lets the schedule go on where the run is resumed."""
+        self._resumed = None
+        keep_last_batch(self.trainer)
+        enter_epoch(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Tells the schedule how long this epoch is."""
+        enter_epoch(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes what is random in this step, as mixing and dropout, a function of its position, for a resumed run."""
@@ -393,23 +410,26 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
+        self.trainer.fit_loop.setup_data()  # tells how long an epoch is
         if self.trainer.ckpt_path is not None:
-            # The loader of that estimate would be kept, and never told where the resumed run is within its epoch.
+            # Its loader would be kept, and never told where the resumed run is within its epoch.
             self.trainer.fit_loop._combined_loader = None
-        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, steps)
+        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, RunLength.of(self.trainer))
+        continue_schedule(scheduler, interval, self.trainer, self._resumed)
         # What a plateau is of: the scheduler's own choice, else the loss, as torch's scheduler looks for a minimum.
         monitor = getattr(scheduler, "monitor", "val/loss")
         plan = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the seed of the run, and what a schedule waits for, as the next step of it may be all that is left."""
+        """Adds what tells a run from others, and what its schedule waits for, as the step of that may be next."""
         self._losses.look(self)  # so that no checkpoint is written after the loss was not finite
         checkpoint["run_seed"] = self._run_seed
         if self._standardisation is not None:
             checkpoint["standardisation"] = self._standardisation.plain()
         self.write_hyperparameters(checkpoint, FineTuneModule)
+        checkpoint["images"] = self._fingerprint()
+        checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
         checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
@@ -424,11 +444,32 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self._run_seed = checkpoint.get("run_seed")
         self._measured = checkpoint.get("measured", {})
         if self._trainer is not None:  # else only the weights are loaded
+            if self._trainer.state.fn == "fit":
+                self._refuse_other_data(checkpoint)
+                self._resumed = {key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint}
             validate_first(checkpoint, self._trainer)
 
     @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
+
+    def _fingerprint(self) -> Fingerprint | None:
+        """What tells the images of a fit from others, if the data module knows; worked out once."""
+        if self._images is None and isinstance(self._data, ImageDataModule):
+            self._images = self._data.fingerprint()
+        return self._images
+
+    def _refuse_other_data(self, checkpoint: dict[str, Any]) -> None:
+        path, names = self.trainer.ckpt_path, all_hyperparameters(checkpoint).get("classes")
+        told = None if names in (None, self.class_names) else f"with the classes {names}, not {self.class_names}"
+        # Earlier versions saved nothing of the images.
+        if told is None and checkpoint.get("images") and (now := self._fingerprint()):
+            told = difference(checkpoint["images"], now, self.class_names)
+        if told is not None:
+            raise UserError(
+                f"--ckpt_path: {path} is of a run {told}; give the same data, or start from its weights with "
+                f"--model.weights {path}"
+            )
 
     def _may_fuse(self) -> bool:
         """Whether gradients are whole when an optimizer gets them: fused ones undo the scaling of float16 themselves.

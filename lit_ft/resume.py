@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -31,6 +32,21 @@ def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
     done = validation["total"]["completed"]
     validation["total"].update(ready=done + 1, started=done + 1, processed=done)
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
+
+
+def keep_last_batch(trainer: Any) -> None:
+    """Leaves an epoch of which the last batch was trained at its end, also where it now has more or fewer batches.
+
+    Lightning tells its end by the number of batches, and would train the images of the further ones once more.
+
+    Args:
+        trainer: The trainer of a fit, at its start.
+    """
+    batches, num_batches = trainer.fit_loop.epoch_loop.batch_progress, trainer.num_training_batches
+    more = num_batches - batches.current.ready
+    if batches.is_last_batch and math.isfinite(more):
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(batches.current, name, getattr(batches.current, name) + more)
 
 
 def _validates_after(epoch: int, trainer: Any) -> bool:

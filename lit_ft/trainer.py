@@ -18,7 +18,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -29,6 +28,8 @@ from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.errors import printable
+from lit_ft.run_options import run_options
+from lit_ft.runs import Run
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -55,6 +56,7 @@ NOISE = (
     r".*`LeafSpec\(\)`.*",
     r".*treespec, LeafSpec.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*Experiment logs directory .* exists and is not empty.*",  # what is in it was renamed
     r".*callbacks used to create the checkpoint need to be provided.*",
 )
 
@@ -73,6 +75,8 @@ class Trainer(L.Trainer):
         UserError: If an option is out of range, or of no strategy or GPU that there is.
     """
 
+    run: Run | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         refuse_options(kwargs)
         super().__init__(*args, **kwargs)
@@ -86,6 +90,13 @@ class Trainer(L.Trainer):
         # that have a way of their own.
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the run that ``lit-ft`` has claimed, whatever the logger; else that of the first logger."""
+        if self.run is None:
+            return super().log_dir
+        return self.strategy.broadcast(str(self.run.folder))  # not all processes know it
 
     def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Fits, then tests with the best checkpoint, then tells where everything is.
@@ -195,25 +206,15 @@ class SaveConfig(SaveConfigCallback):
         self.already_saved |= trainer.strategy.broadcast((self._folder / self.config_filename).is_file())
         super().setup(trainer, pl_module, stage)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the options of the run, for one that resumes it."""
+        checkpoint["run_options"] = run_options(self.config.as_dict())
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Also saves which image is in which split, where the data can tell."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
             write_split(self._folder / "split.csv")
-
-
-def remove_refused(trainer: Any) -> None:
-    """Removes the folder of a run that was refused, if there is no more in it than what each run begins with."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    for logger in loggers if trainer.is_global_zero else ():
-        folder = Path(logger.log_dir)
-        files = list(folder.glob("*"))
-        others = [file for file in files if file.name not in ("config.yaml", "split.csv")]
-        if others and all(f".{os.getpid()}." in file.name for file in others):  # TensorBoard's, of this process
-            logger.experiment.close()
-            for file in files:
-                file.unlink()
-            folder.rmdir()
 
 
 def tell(trainer: Any, command: str) -> None:

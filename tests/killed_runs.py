@@ -102,9 +102,9 @@ def train(folder, teller, attempt):
 
 def train_by_command(folder, teller, attempt):
     """Three phases of ten steps by `lit-ft fit`, which saves the best and the last epoch."""
-    seed, path = seed_and_checkpoint(folder, attempt)
+    _, path = seed_and_checkpoint(folder, attempt)
     sys.argv = ["lit-ft", "fit", "--config", str(QUICKSTART), "--trainer.default_root_dir", str(folder.parent)]
-    sys.argv += ["--name", folder.name, "--seed_everything", str(seed), "--model.head.dropout", "0.5"]
+    sys.argv += ["--name", folder.name, "--seed_everything", str(SEED), "--model.head.dropout", "0.5"]
     sys.argv += ["--unfreeze.head_epochs", "1", "--unfreeze.epochs_per_stage", "1", "--trainer.max_epochs", "3"]
     sys.argv += ["--ckpt_path", "last"] if path is not None else []
     teller.tell("started")

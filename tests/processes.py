@@ -21,7 +21,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from small_runs import (
     CASES,
+    WARMUP,
     FewDigits,
+    RateTrace,
     differences,
     digest,
     digests,
@@ -178,6 +180,19 @@ def resume_everywhere(folder, rank):
     """The same from every checkpoint, for each kind of run."""
     cases = [name for name, case in CASES.items() if not case.get("average") or EMAWeightAveraging]
     return {name: resume(folder, rank, name, ()) for name in cases}
+
+
+def resume_on_two(folder, rank):
+    """The learning rates of a run that goes on from one process, by its progress in epochs."""
+    L.seed_everything(rank)
+    trace, end = RateTrace(), ModelCheckpoint(folder / "two", "end{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
+    end.auto_insert_metric_name = False
+    module = small_module(lr=1.0, lr_decay=0.5, lr_scheduler=WARMUP, optimizer="SGD")
+    data = FewDigits(batch_size=8, numbers=[3, 3, 3, 3, 2, 2, 2, 2, 2, 2])
+    unfreezing = GradualUnfreezing("gradual", head_epochs=2, epochs_per_stage=2)
+    path = folder / "start.ckpt"
+    fit(module, data, unfreezing, 6, trace, end, ckpt_path=path, limit_val_batches=1)
+    return trace.rates
 
 
 def choose_by_gradient(folder, rank):

@@ -9,12 +9,14 @@ from torch import nn
 
 from lit_ft.data import DigitsDataModule
 from lit_ft.module import FineTuneModule
+from lit_ft.run_length import RunLength
 
 NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
 
 
 # Kinds of runs that must end the same wherever they are resumed.
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+WARMUP = {"class_path": "WarmupCosine", "init_args": {"warmup_fraction": 0.25}}
 ALL_MIXES = {"mixup": 0.4, "cutmix": 1.0, "erase": 0.5}
 CASES = {
     "sgd": {"module": {"optimizer": SGD}},
@@ -143,6 +145,22 @@ class Recorder(Callback):
             {name for name in now if now[name][what] != before[name][what]}
             for before, now in zip(self.digests, self.digests[1:], strict=False)
         ]
+
+
+class RateTrace(Callback):
+    """Notes the learning rates at each step by the progress of the run in epochs, and the epochs' validations."""
+
+    def __init__(self):
+        self.rates, self.validated = {}, []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        batch = trainer.fit_loop.epoch_loop.batch_idx // trainer.accumulate_grad_batches
+        place = trainer.current_epoch + batch / RunLength.of(trainer).epoch_steps
+        assert place not in self.rates
+        self.rates[place] = {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validated.append(trainer.current_epoch)
 
 
 def final_state(trainer, module):

@@ -1,4 +1,3 @@
-import math
 from collections import Counter
 
 import pytest
@@ -12,6 +11,9 @@ from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS
 from lit_ft.heads import HeadConfig, build_head
 from lit_ft.optim import WarmupCosine, build_optimizer, build_scheduler, param_groups
+from lit_ft.run_length import RunLength
+
+TEN = RunLength(max_steps=10)
 
 
 def two_groups(lrs=(1.0, 0.1)):
@@ -111,7 +113,7 @@ def test_weights_of_norms_over_several_axes_decay_where_these_are_not_named():
 
 
 @pytest.mark.parametrize(
-    ("options", "thaw_step", "expected"),
+    ("options", "unfreeze_epoch", "expected"),
     [
         ({}, None, {0: 0.5, 1: 1.0, 2: 1.0, 4: 0.85355, 6: 0.5, 8: 0.14645, 10: 0.0, 11: 0.0}),
         ({}, 5, {0: 0.0, 3: 0.0, 4: 0.0, 5: 0.5 * 0.69134, 6: 0.5, 8: 0.14645, 10: 0.0}),
@@ -121,13 +123,13 @@ def test_weights_of_norms_over_several_axes_decay_where_these_are_not_named():
         ({"warmup_fraction": 0.11}, None, {0: 0.5, 1: 1.0}),  # 1.1 steps are rounded up to 2
     ],
 )
-def test_warmup_cosine_has_the_values_of_the_formula(options, thaw_step, expected):
+def test_warmup_cosine_has_the_values_of_the_formula(options, unfreeze_epoch, expected):
     optimizer = two_groups()
     scheduler = WarmupCosine(optimizer, **{"total_steps": 10, "warmup_fraction": 0.2, **options})
-    if thaw_step is not None:
+    if unfreeze_epoch is not None:
         # The trainer sets it after the scheduler was made; what is thawed at step 0 has its rate from the start.
         for group in optimizer.param_groups:
-            group.update(thaw_step=thaw_step, lr=0.0)
+            group.update(unfreeze_epoch=unfreeze_epoch, lr=0.0)
     seen = rates(optimizer, scheduler, 12)
     for step, factor in expected.items():
         assert seen[step] == pytest.approx([factor, 0.1 * factor], abs=1e-5)
@@ -136,7 +138,7 @@ def test_warmup_cosine_has_the_values_of_the_formula(options, thaw_step, expecte
 def test_warmup_cosine_warms_up_each_group_from_its_own_thaw():
     optimizer = two_groups((1.0, 1.0))
     scheduler = WarmupCosine(optimizer, total_steps=10, warmup_fraction=0.2)
-    optimizer.param_groups[1]["thaw_step"] = 5
+    optimizer.param_groups[1]["unfreeze_epoch"] = 5
     seen = rates(optimizer, scheduler, 8)
     assert seen[4] == pytest.approx([0.85355, 0.0], abs=1e-5)
     assert seen[5] == pytest.approx([0.69134, 0.34567], abs=1e-5)
@@ -182,14 +184,14 @@ def test_torch_scheduler_steps_each_epoch_with_its_own_rates(name, options):
     expected = rates(theirs, getattr(lr_scheduler, name)(theirs, **options), 10)
     assert len({tuple(pair) for pair in expected}) > 1
     spec = {"class_path": f"torch.optim.lr_scheduler.{name}", "init_args": options}
-    scheduler, interval = build_scheduler(spec, ours, total_steps=math.inf)
+    scheduler, interval = build_scheduler(spec, ours, RunLength())
     assert interval == "epoch"
     assert rates(ours, scheduler, 10) == expected
 
 
 def test_one_cycle_rises_to_the_rate_of_each_group():
     optimizer = two_groups()
-    scheduler, interval = build_scheduler("OneCycleLR", optimizer, total_steps=10)
+    scheduler, interval = build_scheduler("OneCycleLR", optimizer, TEN)
     assert interval == "step"
     seen = rates(optimizer, scheduler, 9)
     assert seen[0] == pytest.approx([1 / 25, 0.1 / 25])
@@ -198,12 +200,12 @@ def test_one_cycle_rises_to_the_rate_of_each_group():
 
 def test_cycle_is_below_the_rate_of_each_group():
     optimizer = two_groups()
-    scheduler, interval = build_scheduler({"class_path": "CyclicLR", "init_args": {"step_size_up": 2}}, optimizer, 10)
+    scheduler, interval = build_scheduler({"class_path": "CyclicLR", "init_args": {"step_size_up": 2}}, optimizer, TEN)
     assert interval == "step"
     assert rates(optimizer, scheduler, 4) == [pytest.approx([f, 0.1 * f]) for f in (0.25, 0.625, 1.0, 0.625)]
     given = {"base_lr": 0.5, "max_lr": [2.0, 3.0], "step_size_up": 2}
     optimizer = two_groups()
-    scheduler, _ = build_scheduler({"class_path": "CyclicLR", "init_args": given}, optimizer, math.inf)
+    scheduler, _ = build_scheduler({"class_path": "CyclicLR", "init_args": given}, optimizer, RunLength())
     assert rates(optimizer, scheduler, 3)[::2] == [[0.5, 0.5], [2.0, 3.0]]
 
 
@@ -214,13 +216,13 @@ def test_list_that_holds_one_scheduler_of_steps_steps_each_step():
             ({"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}, "epoch"),
         ):
             spec = {"class_path": name, "init_args": {"schedulers": ["ConstantLR", last], **milestones}}
-            assert build_scheduler(spec, two_groups(), 10)[1] == expected
+            assert build_scheduler(spec, two_groups(), TEN)[1] == expected
 
 
 def test_one_of_a_list_lasts_until_the_next_and_has_the_rate_of_each_group():
     parts = ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
     spec = {"class_path": "SequentialLR", "init_args": {"schedulers": parts, "milestones": [3, 8, 9]}}
-    scheduler, _ = build_scheduler(spec, two_groups(), 20)
+    scheduler, _ = build_scheduler(spec, two_groups(), RunLength(max_steps=20))
     _, cosine, _, cycle = scheduler._schedulers
     assert (cosine.first_step, cosine.total_steps, cycle.total_steps) == (3, 5, 11)
     assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [1.0, 0.1]
@@ -252,29 +254,27 @@ def test_one_of_a_list_lasts_until_the_next_and_has_the_rate_of_each_group():
 def test_what_a_scheduler_refuses_is_told_in_one_line(spec, text):
     optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))], lr=1.0)  # without momentum
     with pytest.raises(UserError, match=f"^--lr_scheduler: {text}") as caught:
-        build_scheduler(spec, optimizer, 10)
+        build_scheduler(spec, optimizer, TEN)
     assert "\n" not in str(caught.value)
 
 
 def test_given_options_of_a_scheduler_go_before_those_of_the_run():
     spec = {"class_path": "OneCycleLR", "init_args": {"max_lr": 5.0, "total_steps": 20}}
-    scheduler, _ = build_scheduler(spec, two_groups(), total_steps=10)
+    scheduler, _ = build_scheduler(spec, two_groups(), TEN)
     assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [5.0, 5.0]
     assert scheduler.total_steps == 20
 
 
 def test_own_scheduler_gets_the_length_of_the_run():
-    scheduler, interval = build_scheduler("WarmupCosine", two_groups(), total_steps=40.0)
+    scheduler, interval = build_scheduler("WarmupCosine", two_groups(), RunLength(epoch_steps=8, max_epochs=5))
     assert (type(scheduler), interval) == (WarmupCosine, "step")
     assert (scheduler.total_steps, scheduler.warmup_steps) == (40, 2)
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "WarmupCosine"])
 def test_scheduler_that_must_know_the_end_is_refused_without_one(name):
-    with pytest.raises(
-        UserError, match=f"^--lr_scheduler: {name} needs a run with an end; set --trainer.max_epochs, and"
-    ):
-        build_scheduler(name, two_groups(), total_steps=math.inf)
+    with pytest.raises(UserError, match=f"^--lr_scheduler: {name} needs a run with an end; set --trainer.max_epochs$"):
+        build_scheduler(name, two_groups(), RunLength(epoch_steps=8))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_class_that_does_not_exist_is_refused(path, text):
     with pytest.raises(UserError, match=f"^--optimizer: {text}$"):
         build_optimizer(path, [], lr=1.0)
     with pytest.raises(UserError, match=f"^--lr_scheduler: {text}$"):
-        build_scheduler(path, two_groups(), 10)
+        build_scheduler(path, two_groups(), TEN)
 
 
 @pytest.mark.parametrize("path", ["subprocess.Popen", "torch.nn.Linear", "builtins.dict", "ReduceLROnPlateau", "SGD"])
@@ -318,7 +318,7 @@ def test_class_of_another_kind_is_refused_before_it_is_called(path, monkeypatch)
             build_optimizer(path, [], lr=1.0)
     if path != "ReduceLROnPlateau":
         with pytest.raises(UserError, match=f"^--lr_scheduler: '{path}' is no class derived from LRScheduler$"):
-            build_scheduler({"class_path": path, "init_args": {}}, two_groups(), 10)
+            build_scheduler({"class_path": path, "init_args": {}}, two_groups(), TEN)
 
 
 def test_resumed_cosine_takes_up_its_position_and_keeps_its_own_length():

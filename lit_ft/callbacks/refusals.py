@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import Plan
+from lit_ft.run_length import RunLength
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
@@ -141,10 +142,14 @@ def refuse_missing_in_optimizers(
 
 def epochs_of_steps(trainer: L.Trainer) -> float:
     """After how many epochs ``--trainer.max_steps`` ends a run; infinite where it does not."""
-    batches = trainer.num_training_batches
-    if trainer.max_steps <= 0 or math.isinf(batches) or cast(Any, trainer).fast_dev_run:
+    length = RunLength.of(trainer)
+    if trainer.max_steps <= 0 or math.isinf(length.epoch_steps) or cast(Any, trainer).fast_dev_run:
         return math.inf
-    return math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+    # From here on, as the epochs before may have had other lengths.
+    loop: Any = trainer.fit_loop
+    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+    done = math.ceil(batches.processed / trainer.accumulate_grad_batches) if epochs.ready > epochs.processed else 0
+    return int(epochs.processed) + math.ceil((length.max_steps - trainer.global_step + done) / length.epoch_steps)
 
 
 def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:

@@ -16,9 +16,9 @@ from lit_ft.callbacks.gradients import choose, relative_gradients
 from lit_ft.callbacks.progress import say
 from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
-from lit_ft.optim import WarmupCosine
 from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
-from lit_ft.resume import validate_first
+from lit_ft.resume import keep_last_batch, validate_first
+from lit_ft.schedules import enter_epoch
 from lit_ft.strategies import Strategy, make_plan
 from lit_ft.tasks import METRICS
 
@@ -119,7 +119,8 @@ class GradualUnfreezing(Callback):
         """Makes the plan, and refuses one that cannot be carried out, before any training."""
         if stage != "fit":
             return
-        self._forget()
+        if trainer.current_epoch == 0:  # else a second fit of the same trainer goes on from there
+            self._forget()
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
         refusals.refuse_sharding(trainer.strategy, self.plan)
         stages = cast(Staged, pl_module).stage_modules()
@@ -147,6 +148,7 @@ class GradualUnfreezing(Callback):
         Raises:
             UserError: If the run has too few steps to reach the last phase.
         """
+        keep_last_batch(trainer)
         refusals.refuse_too_few_steps(trainer, cast(Plan, self.plan))
         self._apply(trainer, pl_module)
 
@@ -198,7 +200,7 @@ class GradualUnfreezing(Callback):
         if cast(Plan, self.plan).undecided and index > 0:
             self._decide(trainer, pl_module)
         plan, module = cast(Plan, self.plan), cast(Any, pl_module)
-        self._tell_groups_their_thaw(trainer, module, plan)
+        self._set_unfreeze_epochs(trainer, module, plan)
         module.set_trainable(plan.phases[index].trainable, self.frozen_norm)
         trainable = _trainable(pl_module)
         if isinstance(trainer.strategy, DDPStrategy) and trainable != self._reduced:
@@ -215,27 +217,22 @@ class GradualUnfreezing(Callback):
         told = ", ".join(f"{stage} {value:.2g}" for stage, value in self.gradients.items())
         say(f"Norm of the gradient by that of the weights: {told}")
 
-    def _tell_groups_their_thaw(self, trainer: L.Trainer, module: Any, plan: Plan) -> None:
-        """Writes into each parameter group at which step it began to train, from which its learning rate warms up."""
-        batches = trainer.num_training_batches
-        steps_per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+    def _set_unfreeze_epochs(self, trainer: L.Trainer, module: Any, plan: Plan) -> None:
+        """Writes into each parameter group in which epoch it began to train, from which its learning rate warms up."""
         # As far as they are known; a phase that may end by a plateau is taken to end as late as it can.
         horizon = run_epochs(trainer) or trainer.current_epoch + sum(phase.num_epochs or 0 for phase in plan.phases)
         starts = plan.phase_starts(horizon, self.scores, self.starts)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        thaws = [math.inf] * len(groups)
+        epochs = [math.inf] * len(groups)
         # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
         for start, phase in reversed(list(zip(starts, plan.phases, strict=False))):
             trained = module.trained(phase.trainable, self.frozen_norm)
             for i, group in enumerate(groups):
                 if any(id(parameter) in trained for parameter in group["params"]):
-                    thaws[i] = start * steps_per_epoch
-        if thaws != [group.get("thaw_step") for group in groups]:
-            for group, thaw in zip(groups, thaws, strict=True):
-                group["thaw_step"] = thaw
-            for config in trainer.lr_scheduler_configs:
-                if isinstance(config.scheduler, WarmupCosine):
-                    config.scheduler.refresh()
+                    epochs[i] = start
+        for group, epoch in zip(groups, epochs, strict=True):
+            group["unfreeze_epoch"] = epoch
+        enter_epoch(trainer)
 
 
 def run_epochs(trainer: L.Trainer) -> int | None:

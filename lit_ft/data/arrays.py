@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
 from lit_ft.data.base import ImageDataModule, Split, check_fraction
+from lit_ft.data.fingerprint import digest
 from lit_ft.data.kept import Kept, are_like, hash_of, kept, stamp
 from lit_ft.data.loader import Batch
 from lit_ft.data.sampler import Picks
@@ -55,6 +56,14 @@ class ArraySplit:
     def part(self, rows: Tensor) -> ArraySplit:
         """The split of these images of this one."""
         return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def names_digest(self) -> str:
+        """A hash of the rows."""
+        return digest([self.rows.numpy().tobytes()])
+
+    def first_image(self) -> tuple[str, bytes]:
+        """The row of the first image, and what it holds."""
+        return f"{int(self.rows[0]):012}", self.images[int(self.rows[0])].cpu().contiguous().numpy().tobytes()
 
     def indexed(self) -> ArraySplit:
         """The same images, with their position as the target."""

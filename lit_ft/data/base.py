@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.backbones.spec import InputSpec
+from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.idx import find_idx
 from lit_ft.data.loader import Loader, Source
 from lit_ft.data.sampler import EpochSampler
@@ -41,6 +42,14 @@ class ImageSet(Protocol):
 
     def part(self: SetT, rows: Tensor) -> SetT:
         """The set of these images, int64 ``(n,)``."""
+        ...
+
+    def names_digest(self) -> str:
+        """A hash of what the images are called."""
+        ...
+
+    def first_image(self) -> tuple[str, bytes]:
+        """What the first image is called, and what it holds."""
         ...
 
 
@@ -166,6 +175,10 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     def train_targets(self) -> Tensor:
         """The targets of the training images, ``(N,)`` or ``(N, K)``. Needs `setup`."""
         return self.splits["train"].targets
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells whether a run is resumed with the same images in the same splits. Needs `setup`."""
+        return fingerprint(self)
 
     def files(self) -> dict[Path, str | None]:
         """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from lit_ft.assets import is_offline
 from lit_ft.data.chunk_index import DATA_FORMAT, INDEX_FILE, ChunkIndex
 from lit_ft.data.files import find_folder
+from lit_ft.data.fingerprint import digest
 from lit_ft.data.kept import hash_of
 from lit_ft.data.loader import Batch
 from lit_ft.data.photos import is_random, seeded, stacked
@@ -215,6 +216,14 @@ class ChunkedSplit:
     def part(self, rows: Tensor) -> ChunkedSplit:
         """The split of these images of this one, which are given in ascending order."""
         return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def names_digest(self) -> str:
+        """A hash of the places in the set, which is never changed once it is written."""
+        return digest([self.rows.numpy().tobytes(), self.stops.numpy().tobytes()])
+
+    def first_image(self) -> tuple[str, bytes]:
+        """Nothing, as the image may have to be fetched from a bucket."""
+        return "", b""
 
     def indexed(self) -> ChunkedSplit:
         """The same images, with their position as the target."""

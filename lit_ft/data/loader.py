@@ -86,7 +86,7 @@ class Loader:
         self._processed = processed
         self._epoch = 0
         self._yielded = 0
-        self._resume: dict[str, int] | None = None
+        self._resume: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch, also after a resume."""
@@ -112,14 +112,17 @@ class Loader:
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of which epoch are behind us."""
+        """How many batches of which epoch are behind us, and how large they are."""
         done = self._yielded if self._processed is None else min(self._yielded, self._processed())
-        return {"epoch": self._epoch, "batches": done, "of": len(self)}
+        return {"epoch": self._epoch, "batches": done, "of": len(self), **self._sizes()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets the next iteration continue after the batches that were done."""
         self._epoch, self._yielded = state_dict["epoch"], state_dict["batches"]
         self._resume = dict(state_dict)
+
+    def _sizes(self) -> dict[str, int]:
+        return {"batch_size": self.sampler.batch_size, "processes": self.sampler.world_size}
 
     def _start(self) -> int:
         """Index of the batch to begin with."""
@@ -128,10 +131,18 @@ class Loader:
         # `--trainer.limit_train_batches` ends epochs early.
         if resume is None or resume["epoch"] != self.sampler.epoch or resume["batches"] == resume["of"]:
             return 0
-        if resume["of"] != len(self):
+        # Not by their number alone: as many batches of another size would leave images out, or repeat some.
+        given = {"of": len(self), **self._sizes()}
+        if any(resume.get(key, value) != value for key, value in given.items()):
+            then = {**given, **resume}
             raise UserError(
-                f"--ckpt_path: written after {resume['batches']} of the {resume['of']} batches of an epoch, which now "
-                f"has {len(self)}; resume with the same data, --data.batch_size and number of processes, or from a "
+                f"--ckpt_path: written after {then['batches']} of the {_told(then)}, of which there now are "
+                f"{_told(given)}; resume with the same data, --data.batch_size and number of processes, or from a "
                 "checkpoint of the end of an epoch"
             )
-        return resume["batches"]
+        return int(resume["batches"])
+
+
+def _told(sizes: dict[str, int]) -> str:
+    processes = f" in each of {sizes['processes']} processes" if sizes["processes"] > 1 else ""
+    return f"{sizes['of']} batches of {sizes['batch_size']} images{processes}"

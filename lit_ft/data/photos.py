@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.data.decode import cut, decode, decode_crop
+from lit_ft.data.fingerprint import digest
 from lit_ft.data.kept import hash_of
 from lit_ft.data.loader import Batch
 from lit_ft.data.paths import PackedPaths
@@ -47,6 +50,15 @@ class FileSplit:
         """The split of these images of this one."""
         groups = None if self.groups is None else self.groups[rows]
         return FileSplit(self.paths.part(rows), self.targets[rows], groups)
+
+    def names_digest(self) -> str:
+        """A hash of the names, which does not tell where the images lie."""
+        names = (os.path.join(*Path(name).parts[-2:]) if os.path.isabs(name) else name for name in self.paths.names())
+        return digest(map(os.fsencode, names))
+
+    def first_image(self) -> tuple[str, bytes]:
+        """The name of the first image, and what it holds."""
+        return self.paths.name(0), self.paths[0].read_bytes()
 
     def indexed(self) -> FileSplit:
         """The same images, with their position as the target."""

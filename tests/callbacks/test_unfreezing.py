@@ -121,7 +121,7 @@ def test_groups_stay_and_each_knows_when_it_thaws(gradual_run):
     names = ["head", "head/no_decay", "dense", "dense/no_decay", "conv", "conv/no_decay"]
     assert all(list(rates) == names for rates in recorder.rates)
     groups = trainer.optimizers[0].param_groups
-    assert [group["thaw_step"] for group in groups] == [0, 0, 4, 4, 8, 8]
+    assert [group["unfreeze_epoch"] for group in groups] == [0, 0, 1, 1, 2, 2]
 
 
 def test_optimizer_state_survives_a_thaw(gradual_run):
@@ -135,8 +135,8 @@ def test_norm_layers_that_train_while_frozen_are_not_held_back_by_the_warm_up():
     module = small_resnet()
     unfreezing = GradualUnfreezing("lp_ft", frozen_norm="train")
     trainer, _ = fit(module, unfreezing, 2)
-    thaws = {group["name"]: group["thaw_step"] for group in trainer.optimizers[0].param_groups}
-    assert (thaws["layer1"], thaws["layer1/no_decay"]) == (2, 0)
+    epochs = {group["name"]: group["unfreeze_epoch"] for group in trainer.optimizers[0].param_groups}
+    assert (epochs["layer1"], epochs["layer1/no_decay"]) == (1, 0)
 
 
 def test_accumulated_batches_count_as_one_step():
@@ -144,7 +144,7 @@ def test_accumulated_batches_count_as_one_step():
     trainer = small_trainer(2, GradualUnfreezing("lp_ft"), accumulate_grad_batches=3, limit_val_batches=0)
     trainer.fit(module, datamodule=FewDigits(batch_size=5))
     assert trainer.global_step == 4
-    assert {group["thaw_step"] for group in trainer.optimizers[0].param_groups} == {0, 2}
+    assert trainer.lr_scheduler_configs[0].scheduler.epoch_steps == 2
 
 
 def test_applying_a_phase_twice_changes_nothing():
@@ -185,7 +185,7 @@ def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
 def test_sharded_strategy_cannot_thaw(kind):
     strategy = object.__new__(kind)  # as some need a library to be made
-    options = {"max_epochs": 2, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
+    options = {"max_epochs": 2, "current_epoch": 0, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
     trainer = SimpleNamespace(strategy=strategy, **options)
     module = small_module(classes=10)
     with pytest.raises(UserError, match=rf"--trainer.strategy: {kind.__name__} cannot thaw .* use ddp"):
@@ -199,17 +199,57 @@ def test_run_without_an_end_follows_the_plan():
     assert recorder.moved() == [{"head"}, EVERYTHING]
 
 
-def test_data_without_a_length():
-    class Endless(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            for i in range(8):
-                yield torch.zeros(1, 28, 28, dtype=torch.uint8), i
+class Endless(torch.utils.data.IterableDataset):
+    """Eight images of as many classes, of which nobody knows how many there are."""
 
-    trainer = small_trainer(2, GradualUnfreezing("lp_ft"), recorder := Recorder(), limit_val_batches=0)
-    trainer.fit(small_module(lr_scheduler=None, classes=10), torch.utils.data.DataLoader(Endless(), batch_size=4))
-    assert recorder.moved() == [{"head"}, EVERYTHING]
-    with pytest.raises(UserError, match=r"WarmupCosine needs a run with an end"):
-        trainer.fit(small_module(classes=10), torch.utils.data.DataLoader(Endless(), batch_size=4))
+    def __iter__(self):
+        for i in range(8):
+            yield torch.zeros(1, 28, 28, dtype=torch.uint8), i
+
+
+def fit_endless(lr_scheduler, **options):
+    recorder = Recorder()
+    trainer = small_trainer(**options, limit_val_batches=0)
+    trainer.callbacks[:0] = [GradualUnfreezing("lp_ft"), recorder]
+    module = small_module(lr_scheduler=lr_scheduler, lr=1.0, classes=10)
+    trainer.fit(module, torch.utils.data.DataLoader(Endless(), batch_size=2))
+    return recorder
+
+
+def test_data_without_a_length():
+    for schedule in (None, "WarmupCosine"):
+        assert fit_endless(schedule, max_epochs=2).moved() == [{"head"}, EVERYTHING]
+
+
+def test_cosine_goes_on_epoch_by_epoch_where_the_data_has_no_length():
+    rates = fit_endless("WarmupCosine", max_epochs=4).rates
+    # A warm-up of 0.2 epochs counts as one, so that the cosine has three left.
+    cosine = [1.0, 1.0, 0.75, 0.25]
+    assert [r["head"] for r in rates] == pytest.approx([factor for factor in cosine for _ in range(4)])
+    assert [r["conv"] for r in rates[4:]] == pytest.approx([factor for factor in cosine[1:] for _ in range(4)])
+
+
+def test_cosine_goes_on_step_by_step_where_the_data_has_no_length_and_the_run_ends_after_some_steps():
+    rates = fit_endless("WarmupCosine", max_epochs=-1, max_steps=6).rates
+    cosine = [(1 + math.cos(math.pi * max(0, step - 1) / 5)) / 2 for step in range(6)]
+    assert [r["head"] for r in rates] == pytest.approx(cosine)
+    assert [r["conv"] for r in rates[4:]] == pytest.approx(cosine[4:])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "text"),
+    [
+        (
+            "OneCycleLR",
+            {"max_epochs": 2},
+            "OneCycleLR needs the number of steps, but data without a length .*",
+        ),
+        ("WarmupCosine", {"max_epochs": -1}, "WarmupCosine needs a run with an end; set --trainer.max_epochs"),
+    ],
+)
+def test_schedule_that_needs_what_nobody_knows_is_refused(schedule, options, text):
+    with pytest.raises(UserError, match=rf"^--lr_scheduler: {text}"):
+        fit_endless(schedule, **options)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_state_counts_what_is_yielded():
     iterator = iter(loader)
     next(iterator)
     next(iterator)
-    assert loader.state_dict() == {"epoch": 2, "batches": 2, "of": 3}
+    assert loader.state_dict() == {"epoch": 2, "batches": 2, "of": 3, "batch_size": 3, "processes": 1}
 
 
 def test_state_leaves_out_the_batch_of_a_failed_step():
@@ -80,10 +80,22 @@ def test_state_leaves_out_the_batch_of_a_failed_step():
     assert loader.state_dict()["batches"] == 1
 
 
-def test_resume_with_another_number_of_batches_in_mid_epoch():
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"of": 7}, "7 batches of 3 images, of which there now are 3 batches of 3 images"),
+        # As many batches, which would be cut elsewhere.
+        ({"of": 3, "batch_size": 4, "processes": 1}, "3 batches of 4 images, of which there now are 3 batches of 3"),
+        (
+            {"of": 3, "batch_size": 3, "processes": 2},
+            "3 batches of 3 images in each of 2 processes, of which there now are 3 batches of 3 images;",
+        ),
+    ],
+)
+def test_resume_with_other_batches_in_mid_epoch_is_refused(state, text):
     loader = make_loader()
-    loader.load_state_dict({"epoch": 0, "batches": 2, "of": 7})
-    with pytest.raises(UserError, match=r"--ckpt_path: written after 2 of the 7 batches .* now has 3; .*batch_size"):
+    loader.load_state_dict({"epoch": 0, "batches": 2, **state})
+    with pytest.raises(UserError, match=rf"--ckpt_path: written after 2 of the {text}.*batch_size"):
         list(loader)
 
 

@@ -1,0 +1,63 @@
+"""Runs that begin at the same moment: `python runs_at_once.py FOLDER` starts one process for each of `RUNS`."""
+
+import os
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from lit_ft.__main__ import main as lit_ft_main
+from lit_ft.cli import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
+
+CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
+KINDS = {
+    "logs/run": (),
+    "csv/lightning_logs": CSV,
+    "logs/none": ("--trainer.logger", "false", "--name", "none"),
+}
+"""Where the runs of a kind go, and their options."""
+RUNS = [kind for kind in KINDS for _ in range(2)]
+"""The kind of each run; its number is its seed."""
+
+
+def launch(folder):
+    """Starts all runs in a folder, from a process that has no threads and so can fork."""
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        logs = [path.read_text()[-2000:] for path in sorted(folder.glob("*.log"))]
+        raise RuntimeError("\n".join([done.stderr[-2000:], *logs]))
+
+
+def start(number):
+    """Begins a run in a process of its own when all are ready, and returns its id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        log = os.open(f"{number}.log", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.argv = ["lit-ft", "fit", "--trainer.max_epochs", "1", "--unfreeze", "null", "--model.weights", "null"]
+        sys.argv += ["--report", "null", "--trainer.limit_val_batches", "1", "--trainer.limit_train_batches", "1"]
+        sys.argv += ["--seed_everything", str(number), *KINDS[RUNS[number]]]
+        Path(f"{number}.ready").touch()
+        while len(list(Path().glob("*.ready"))) < len(RUNS):
+            time.sleep(0.001)
+        code = lit_ft_main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    os.chdir(sys.argv[1])
+    children = [start(number) for number in range(len(RUNS))]
+    sys.exit(any(os.waitpid(child, 0)[1] for child in children))
