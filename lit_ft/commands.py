@@ -9,7 +9,7 @@ from lit_ft.errors import UserError, unknown
 
 # How each is told in a line, in the order of the list.
 COMMANDS = {
-    "finetune": "Fits, then tests with the best checkpoint, where there are test images.",
+    "finetune": "Fits, then tests with the best checkpoint, then tells where everything is.",
     "plan": "Shows what a fit would do, phase by phase, and refuses what it would refuse, without training.",
     "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.",
     "download": "Fetches the weights and data that a config needs into one folder, for machines without a network.",

@@ -395,6 +395,7 @@ def race_for_features(folder, rank):
     unfreezing = GradualUnfreezing("linear_probe")
     fit(module, FewDigits(batch_size=5), unfreezing, 3, note, FeatureCache(), default_root_dir=folder)
     feature_file.remove_files, Layout.reserve = remove, reserve
+    dist.barrier()  # the other node removes its own
     left = sorted(path.name for path in folder.glob("features*"))
     return {"kinds": kinds, "files": note.files, "left": left, "weights": module.state_dict()}
 

@@ -190,16 +190,15 @@ def test_run_of_no_epochs_is_as_it_was_asked_for():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_stream_is_scheduled_by_its_length_or_what_is_advised():
-    def steps(stream, **options):
+def test_stream_is_scheduled_by_its_length_or_by_epochs_or_as_is_advised():
+    def steps(stream, schedule="WarmupCosine", **options):
         trainer = small_trainer(3, **options)
-        trainer.fit(small_module(classes=10), DataLoader(stream, batch_size=2))
-        assert trainer.lr_scheduler_configs[0].scheduler.total_steps == trainer.global_step
-        return trainer.global_step
+        trainer.fit(small_module(classes=10, lr_scheduler=schedule), DataLoader(stream, batch_size=2))
+        return trainer.lr_scheduler_configs[0].scheduler.total_steps, trainer.global_step
 
-    assert steps(Sized(8)) == 12
-    text = r"needs a run with an end; .* for .* --trainer.limit_train_batches, .* set --trainer"
-    with pytest.raises(UserError, match=text):
-        steps(Stream(8))
-    assert steps(Stream(8), limit_train_batches=3) == 9
-    assert steps(Stream(8), max_steps=5) == 5
+    assert steps(Sized(8)) == (12, 12)
+    assert steps(Stream(8)) == (3, 12)  # a step of the schedule is an epoch
+    with pytest.raises(UserError, match=r"OneCycleLR needs the number of steps, .* set --trainer.max_steps, or take W"):
+        steps(Stream(8), "OneCycleLR")
+    assert steps(Stream(8), "OneCycleLR", max_steps=5) == (5, 5)
+    assert steps(Stream(8), limit_train_batches=3) == (9, 9)
