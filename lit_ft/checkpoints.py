@@ -28,6 +28,14 @@ def newest(folder: str, name: str) -> str:
     return str(found[-1])
 
 
+def whole_checkpoints(folder: Path) -> str:
+    """What is left in a folder of checkpoints where no more can be written, and what to do about it."""
+    found = _by_age(str(folder), "*.ckpt")
+    if not found:
+        return "no checkpoint was written before; make room, and start again"
+    return f"whole are {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
+
+
 def hyper_parameters(path: str | None, command: str, root: str) -> dict[str, Any]:
     """The hyperparameters in a lit_ft checkpoint.
 

@@ -7,6 +7,8 @@ import shlex
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,15 @@ from lit_ft.assets import data_root, is_offline, shown
 from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.checkpoints import hyper_parameters, newest
+from lit_ft.checkpoints import hyper_parameters, newest, whole_checkpoints
 from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.download import download, refuse_missing, same_command
 from lit_ft.errors import UserError, unknown
-from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
+from lit_ft.explain import class_names, class_options, explain, raise_again, told_in_one_line
+from lit_ft.faults import full_disk, is_of_own_code, mistake_behind, own_packages, quiet_threads
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.tasks import MAIN_METRIC, METRICS
@@ -104,6 +107,8 @@ class FineTuneCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
+            if is_of_own_code(error):  # such as a module with a fault, which could not be imported
+                raise
             command = next((arg for arg in sys.argv if arg in self._subcommand_parsers), "fit")
             options = [str(action.dest) for action in self._subcommand_parsers[command]._actions]
             named = {"model": FineTuneModule, "unfreeze": GradualUnfreezing, "checkpoint": ModelCheckpoint}
@@ -182,13 +187,17 @@ class FineTuneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is a mistake in their options."""
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             if self.subcommand in _WITHOUT_TRAINER:
                 return
             if is_offline():
                 command = same_command(sys.argv[1:], str(self.subcommand), "download")
                 refuse_missing(self._model_options(), self._make_data(None, None), command)
             super().instantiate_classes()
+
+    def _told_in_one_line(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
+        packages = own_packages(_plain(self.config))
+        return told_in_one_line(before_training, MisconfigurationException, packages=packages)
 
     def _model_options(self) -> dict[str, Any]:
         return dict(_plain(self.config[self.subcommand]["model"]["init_args"]))
@@ -207,7 +216,7 @@ class FineTuneCLI(LightningCLI):
         if is_offline():
             raise UserError("--offline: lit-ft download fetches files; run it without --offline and LIT_FT_OFFLINE")
         folder = data_root(self.config["download"]["folder"])
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             download(self._model_options(), self._make_data, folder)
         command = same_command(sys.argv[1:], "download", "finetune")
         print(f"Run: LIT_FT_DATA={shlex.quote(str(folder))} {command} --offline")
@@ -216,12 +225,12 @@ class FineTuneCLI(LightningCLI):
         data = self._make_data(None, None)
         if not isinstance(data, PhotoDataModule):
             raise UserError(f"--data: lit-ft convert takes photos in files, not {type(data).__name__}")
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             made = convert(data, self.config["convert"]["folder"])
         print(f"Train on it: --data StreamDataModule --data.root {shlex.quote(str(made))}")
 
     def _check(self) -> None:
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             self.exit_code = tell_check(check(self._make_data(None, None)), self.config["check"]["folder"])
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -233,22 +242,29 @@ class FineTuneCLI(LightningCLI):
         if subcommand == "convert":
             return self._convert()
         try:
-            with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
+            with self._told_in_one_line(lambda: self.trainer.global_step == 0):
                 self._run_interruptibly(subcommand)
-        except UserError:
-            if self.trainer.global_step == 0:
+        except UserError as error:
+            if self.trainer.global_step == 0 and full_disk(error) is None:  # else TensorBoard could not close its file
                 remove_refused(self.trainer)
             raise
 
     def _run_interruptibly(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with quiet_threads():
+                super()._run_subcommand(subcommand)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
             last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
             hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
             raise KeyboardInterrupt(f"interrupted{hint}") from None
+        except Exception as error:
+            if mistake_behind(error) or is_of_own_code(error) or (full := full_disk(error)) is None:
+                raise
+            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+            left = whole_checkpoints(folder / "checkpoints")
+            raise UserError(f"{shown(folder)}: cannot be written to ({full.strerror}); {left}") from error
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another model."""
@@ -311,10 +327,12 @@ def run() -> int:
             parser_kwargs={**quiet, "prog": "lit-ft", **told},
         ).exit_code
     except ArgumentError as error:
+        if is_of_own_code(error):
+            raise
         raise explain(str(error), [], {}) from error
     except Exception as error:
         if (mistake := mistake_behind(error)) is not None:
-            raise mistake from error
+            raise_again(mistake, error)
         raise
 
 

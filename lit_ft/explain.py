@@ -6,12 +6,13 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lit_ft.errors import UserError, nearest
+from lit_ft.faults import is_of_own_code, mistake_behind
 
 _GIVEN_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = [
@@ -127,28 +128,43 @@ def class_names(base: type) -> list[str]:
 
 
 @contextmanager
-def told_in_one_line(before_training: Callable[[], bool], *kinds: type[Exception]) -> Iterator[None]:
+def told_in_one_line(
+    before_training: Callable[[], bool], *kinds: type[Exception], packages: Collection[str] = ()
+) -> Iterator[None]:
     """Turns what libraries raise over bad options into a mistake of the user's, as long as nothing was trained.
+
+    What was raised in the user's own code, or passed through it, stays as it is, with its traceback.
 
     Args:
         before_training: Whether nothing was trained yet.
         kinds: Exceptions of a library's own that it raises over options, beside Python's.
+        packages: Installed packages of the user's own.
     """
     caught: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, TypeError, ImportError, *kinds)
     try:
         yield
     except caught as error:
         if (mistake := mistake_behind(error)) is not None:
-            raise mistake from error
-        if not before_training():
+            raise_again(mistake, error)
+        if not before_training() or is_of_own_code(error, packages):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
-        raise UserError(f"{(errors or lines)[0]} (--debug shows where)") from error
+        raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
 
 
-def mistake_behind(error: BaseException | None) -> UserError | None:
-    """The user's mistake that an exception wraps: jsonargparse and Lightning raise their own in its stead."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+def raise_again(mistake: UserError, error: Exception) -> NoReturn:
+    """Raises a mistake that was found behind an exception, with all that it came of.
+
+    It is made anew, as ``raise mistake from error`` would put that exception in the place of what the mistake came of.
+    """
+    if mistake is error:
+        raise mistake
+    raise UserError(str(mistake)) from error
+
+
+def _reason(message: str) -> str:
+    """The line that tells most of what a library says in several."""
+    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
+        return f"{found[1]}: {found[2]}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+    return next(iter(errors or lines), "")

@@ -26,6 +26,7 @@ from lit_ft.callbacks.refusals import refuse_options
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
+from lit_ft.faults import names_file
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
@@ -192,7 +193,8 @@ class SaveConfig(SaveConfigCallback):
         """Also saves which image is in which split, where the data can tell."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
-            write_split(self._folder / "split.csv")
+            with names_file(self._folder / "split.csv"):
+                write_split(self._folder / "split.csv")
 
 
 def remove_refused(trainer: Any) -> None:

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_ft.faults import names_file
+
 
 class PredictionWriter(Callback):
     """Writes ``predictions.csv``: path, class and probability, one row an image, in the order of the data.
@@ -63,8 +65,9 @@ class PredictionWriter(Callback):
         place = self.path.resolve()
         unfinished = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            _write(unfinished, rows, paths, pl_module)
-            unfinished.replace(place)
+            with names_file(self.path):
+                _write(unfinished, rows, paths, pl_module)
+                unfinished.replace(place)
         finally:
             unfinished.unlink(missing_ok=True)
 
