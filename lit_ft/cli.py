@@ -16,9 +16,9 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -116,7 +116,9 @@ class FineTuneCLI(LightningCLI):
                 options += [f"{key}.{option}" for option in class_options(cls)]
             bases = {"model": FineTuneModule, "data": L.LightningDataModule}
             bases |= {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
-            raise explain(str(error), options, {key: class_names(base) for key, base in bases.items()}) from error
+            bases |= {"trainer.logger": Logger, "trainer.callbacks": Callback}
+            classes = {key: class_names(base) for key, base in bases.items()}
+            raise explain(str(error), options, classes, command) from error
 
     def _add_instantiators(self) -> None:
         """Does nothing: Lightning would put its own hyperparameters in the place of the module's."""
@@ -177,6 +179,7 @@ class FineTuneCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         """Adds a progress bar where the user has none, and what a resume needs."""
         theirs = config["callbacks"] or []
+        theirs = theirs if isinstance(theirs, list) else [theirs]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             callbacks = [*callbacks, progress_bar()]
         if self.config[self.subcommand]["checkpoint"] is not None:

@@ -119,7 +119,7 @@ def _passed_own_file(error: BaseException, packages: Collection[str]) -> bool:
 
 
 def _is_own(file: str, packages: Collection[str]) -> bool:
-    if file.startswith("<"):  # made of a string, as dataclasses make their methods
+    if not Path(file).is_file():  # made of a string, as dataclasses make their methods, or by Cython
         return False
     parts = Path(file).parts
     for folder in _INSTALLED:

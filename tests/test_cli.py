@@ -131,6 +131,12 @@ def test_callbacks_of_a_config_add_to_the_named_ones(run):
     assert "lr-AdamW/conv" in board.Tags()["scalars"]
 
 
+def test_callback_alone_is_a_list_of_one(run):
+    one_epoch = ("--trainer.max_epochs", 1, "--unfreeze", "null")
+    assert "epoch 0/0 done" in run("fit", *one_epoch)
+    assert "epoch 0/0 done" not in run("fit", *one_epoch, "--trainer.callbacks", "TQDMProgressBar")
+
+
 def test_named_callbacks_can_be_switched_off(run):
     printed = run("fit", "--unfreeze", "null", "--checkpoint", "null", "--report", "null", "--trainer.max_epochs", 1)
     assert "Plan" not in printed
@@ -218,6 +224,22 @@ MISTAKES = {
     ("fit", "--ckpt_path", "nix.ckpt"): "--ckpt_path: no such file: nix.ckpt",
     ("test",): "--ckpt_path: lit-ft test needs the checkpoint of a run",
     ("test", "--ckpt_path", str(CONFIGS / "quickstart.yaml")): "is not a checkpoint, or it is damaged",
+    ("fit", "--data", "torchvision.datasets.FashionMNIST"): (
+        "--data: torchvision.datasets.FashionMNIST is no LightningDataModule; choose from CIFAR10DataModule, "
+    ),
+    ("fit", "--trainer.logger", "CSVLogger"): "--trainer.logger: CSVLogger needs save_dir; add --trainer.logger.save_d",
+    ("fit", "--trainer.logger", "CSVLoger"): "--trainer.logger: unknown class 'CSVLoger'; nearest: CSVLogger",
+    ("fit", "--trainer.callbacks", "Timr"): "--trainer.callbacks: unknown class 'Timr'; nearest: Timer",
+    ("predict", "best.ckpt", "photos"): (
+        "best.ckpt photos: without the name of an option; type --ckpt_path best.ckpt --data ImageFolderDataModule "
+        "--data.predict photos"
+    ),
+    ("fit", "--model.backbone", "vit_tiny_patch16_224"): (
+        "--model.backbone: vit_tiny_patch16_224 is a network of timm; give timm/vit_tiny_patch16_224"
+    ),
+    ("fit", "--model.backbone", "vit_tiny_patch16_224.augreg_in21k"): (
+        "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
+    ),
     ("fot",): "unknown command 'fot'; nearest: fit",
     (): "which command? One of finetune, plan, check, download, convert, fit, validate, test, predict, models, desc",
 }
