@@ -29,6 +29,7 @@ from lit_ft.backbones import (
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.compiling import Compiling
 from lit_ft.errors import UserError
+from lit_ft.finders import finders, format_found, refuse_on_resume
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.mixing import BatchMix, MixConfig
@@ -133,6 +134,9 @@ class FineTuneModule(Staged, L.LightningModule):
         self._class_weight: Tensor | None = None
         self._run_seed: int | None = None
         self._measured: dict[str, float] = {}
+        # What the progress bar fetches by itself; noted here, as Lightning's finders log without it.
+        self._fetched: Collection[str] = ()
+        self._has_followed = False
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -184,6 +188,7 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
+        self._fetched = getattr(self.trainer.progress_bar_callback, "fetches", ())
         if not (stage == "predict" and self.class_names):  # images to predict have no classes
             self._refuse_other_task()
             names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
@@ -191,6 +196,7 @@ class FineTuneModule(Staged, L.LightningModule):
                 self._set_classes(names)
         if not self.class_names:
             raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
+        self._has_followed = False
         if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             if self._head_config.prior_bias:
@@ -199,6 +205,21 @@ class FineTuneModule(Staged, L.LightningModule):
             if self.hparams["class_weight"] is not None:
                 weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
                 self._class_weight = weight.to(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Follows Lightning's finders of learning rate and batch size, which callbacks of a fit begin with."""
+        self.follow_finders()
+
+    def follow_finders(self) -> None:
+        """Makes optimizer and schedule anew where Lightning's finders have changed learning rate or batch size.
+
+        They leave all groups with one rate, and a schedule that knows neither that nor the number of steps. A callback
+        that looks at the groups as a fit starts calls this first; it is done once.
+        """
+        if finders(self.trainer) and not self._has_followed:
+            self._has_followed = True
+            self.trainer.strategy.setup_optimizers(self.trainer)
+            self.print(format_found(self, self._data), flush=True)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes what is random in this step, as mixing and dropout, a function of its position, for a resumed run."""
@@ -238,7 +259,7 @@ class FineTuneModule(Staged, L.LightningModule):
         known = results.get(f"{self._current_fx_name}.{name}") if results else None
         if known is None or known.has_reset:
             # Lightning fetches from the device, at each step, what its bar could show; lit_ft's fetch what they show.
-            if name in getattr(self._trainer and self._trainer.progress_bar_callback, "fetches", ()):
+            if name in self._fetched:
                 options["prog_bar"] = False
             self.log(name, value, **options)
         elif isinstance(value, Tensor):
@@ -277,6 +298,8 @@ class FineTuneModule(Staged, L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
+        if not self._has_followed:
+            refuse_on_resume(self.trainer)
         groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:

@@ -33,6 +33,7 @@ LEVELS = {
     "backbones": 2,
     "catalog": 3,
     "compiling": 3,
+    "finders": 3,
     "checkpoint_io": 3,
     "data": 3,
     "download": 4,
