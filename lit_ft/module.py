@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from types import FunctionType
 from typing import Any, TypeVar, cast
@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lit_ft.backbones import (
@@ -34,11 +35,11 @@ from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.normalise import Normalise
-from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
+from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups, settle_plateau
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
 from lit_ft.resume import validate_first
-from lit_ft.tasks import MAIN_METRIC, Task, TaskName
+from lit_ft.tasks import MAIN_METRIC, METRICS, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
@@ -194,6 +195,11 @@ class FineTuneModule(Staged, L.LightningModule):
             names = getattr(self._data, "class_names", None) or getattr(self._data, "num_classes", None)
             if names is not None:
                 self._set_classes(names)
+        if self.hparams["task"] == "regression" and self.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(  # as Lightning rounds them before the module sees them
+                f"--trainer.precision: {self.trainer.precision} would round the numbers that are to be learnt; give "
+                f"{str(self.trainer.precision).replace('true', 'mixed')}"
+            )
         if not self.class_names:
             raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
         self._has_followed = False
@@ -236,7 +242,8 @@ class FineTuneModule(Staged, L.LightningModule):
         """
         for config in self.trainer.lr_scheduler_configs:
             measured = {**self._measured, **self.trainer.callback_metrics}
-            if config.reduce_on_plateau and config.monitor in measured:
+            validates = (self.current_epoch + 1) % config.frequency == 0
+            if config.reduce_on_plateau and config.monitor in measured and validates:
                 cast(Any, config.scheduler).step(measured[config.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -308,10 +315,16 @@ class FineTuneModule(Staged, L.LightningModule):
         if self.trainer.ckpt_path is not None:
             # The loader of that estimate would be kept, and never told where the resumed run is within its epoch.
             self.trainer.fit_loop._combined_loader = None
-        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, steps)
-        # What a plateau is of: the scheduler's own choice, else the loss, as torch's scheduler looks for a minimum.
-        monitor = getattr(scheduler, "monitor", "val/loss")
-        plan = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
+        logged = {"loss", *cast(MetricCollection, self.metrics["val_"]).keys(keep_base=True)}
+        modes = {f"val/{name}": mode for name, mode in METRICS[self.hparams["task"]].items() if name in logged}
+        # One that is derived from this may log others.
+        spec, monitor = settle_plateau(self.hparams["lr_scheduler"], modes, known=type(self) is FineTuneModule)
+        scheduler, interval = build_scheduler(spec, optimizer, steps)
+        plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", monitor)}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if not self.trainer.enable_validation:
+                raise UserError("--lr_scheduler: ReduceLROnPlateau waits for validations, and the run has none")
+            plan["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -371,9 +384,9 @@ class FineTuneModule(Staged, L.LightningModule):
         self.task = Task(self.hparams["task"], len(names), self.hparams["label_smoothing"])
         self.mix = BatchMix(self._mix_config, self.hparams["task"], len(names))
         splits = ("val", "test")
-        self.metrics = nn.ModuleDict({f"{split}_": self.task.metrics(f"{split}/") for split in splits})
+        self.metrics = _OfOwnTypes({f"{split}_": self.task.metrics(f"{split}/") for split in splits})
         # Not Lightning's own mean: with another number of images in each process it divides by a rounded mean of them.
-        self.losses = nn.ModuleDict({f"{split}_": MeanMetric(nan_strategy="disable") for split in splits})
+        self.losses = _OfOwnTypes({f"{split}_": _MeanLoss(nan_strategy="disable") for split in splits})
 
     def _mixed(self, batch: Batch) -> Batch:
         """A training batch as the network gets it; in eval mode, in which gradients are compared, as it is."""
@@ -392,6 +405,8 @@ class FineTuneModule(Staged, L.LightningModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the same is true of metrics
     def _count(self, logits: Tensor, targets: Tensor, split: str) -> None:
         metrics = cast(MetricCollection, self.metrics[f"{split}_"])
+        # As with --trainer.precision bf16-true a loss has three digits.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         self.task.update(metrics, logits, targets)
         size = len(targets)
         mean_loss = cast(MeanMetric, self.losses[f"{split}_"])
@@ -401,6 +416,23 @@ class FineTuneModule(Staged, L.LightningModule):
         main = self.main_metric[0].removeprefix("val/")
         for name, metric in metrics.items(keep_base=True):
             self._log_again(f"{split}/{name}", metric, prog_bar=name == main, batch_size=size)
+
+
+class _OfOwnTypes(nn.ModuleDict):
+    """Metrics that a module with weights of another type leaves as they are, as their sums would lose all digits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _OfOwnTypes:
+        super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class _MeanLoss(MeanMetric):
+    """A mean in float32, whatever torch's default type is when something is added, as with ``bf16-true``."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that values are summed in."""
+        return torch.float32
 
 
 def _config(cls: type[ConfigT], given: Any) -> ConfigT:

@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from copy import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,13 +66,39 @@ class Trainer(L.Trainer):
 
     Args:
         *args: As of Lightning's trainer.
-        **kwargs: Likewise. A plugin for checkpoints replaces `AtomicCheckpointIO`.
+        limit_train_batches: A number of batches of an epoch, such as 1, or a share of them, such as 1.0, all.
+        limit_val_batches: Likewise, of a validation.
+        limit_test_batches: Likewise, of a test.
+        limit_predict_batches: Likewise, of a prediction.
+        overfit_batches: Likewise, to train and validate on the same few.
+        val_check_interval: The batches after which to validate: a number of them, or a share of an epoch.
+        **kwargs: As of Lightning's trainer. A plugin for checkpoints replaces `AtomicCheckpointIO`.
 
     Raises:
         UserError: If an option is out of range, or of no strategy or GPU that there is.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    # Listed, so that the command line tries whole numbers first: for Lightning's `Union[int, float]` typing may give
+    # `Union[float, int]`, which it takes for the same and had in its cache, and 1 would then be read as 1.0.
+    def __init__(
+        self,
+        *args: Any,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {
+            "limit_train_batches": limit_train_batches,
+            "limit_val_batches": limit_val_batches,
+            "limit_test_batches": limit_test_batches,
+            "limit_predict_batches": limit_predict_batches,
+            "overfit_batches": overfit_batches,
+            "val_check_interval": val_check_interval,
+        }
         refuse_options(kwargs)
         super().__init__(*args, **kwargs)
         if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":

@@ -22,6 +22,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 pytestmark = pytest.mark.usefixtures("lit_ft")  # all run in an empty folder
 
+DIGITS = ("--data", "DigitsDataModule")
 QUICK = ("--config", CONFIGS / "quickstart.yaml", "--unfreeze.head_epochs", 1, "--unfreeze.epochs_per_stage", 1)
 
 
@@ -306,6 +307,35 @@ def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
 )
 def test_plan_refuses_what_a_fit_would_refuse(refused, args, line):
     assert line in refused("plan", *args)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_finetune_in_another_precision_comes_to_the_same(run, precision):
+    options = ("--trainer.max_epochs", 5, "--unfreeze.head_epochs", 3, "--model.gradient_checkpointing", "true")
+    scores = []
+    for given in ("32-true", precision):
+        printed = run("finetune", *options, "--name", given, "--trainer.precision", given)
+        assert "conv to dense computed once for train" in printed
+        scores.append([float(re.search(rf"test/{name} +(\S+)", printed)[1]) for name in ("acc", "loss")])
+    run("predict", "--name", precision, "--ckpt_path", "best", "--trainer.precision", precision, *DIGITS)
+    assert scores[1] == pytest.approx(scores[0], abs=0.1)
+    if precision != "64-true":
+        assert scores[1] != scores[0]
+
+
+def test_number_of_batches_is_whole_and_a_share_is_not(run, lit_ft, capsys):
+    names = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
+    names += ["overfit_batches", "val_check_interval"]
+    for text, kind in (("1", int), ("1.0", float)):
+        options = [part for name in names for part in (f"--trainer.{name}", text)]
+        Path("printed.yaml").write_text(yaml.safe_dump({"trainer": dict.fromkeys(names, kind(text))}))
+        for given in (options, ["--config", "printed.yaml"]):
+            with pytest.raises(SystemExit):
+                lit_ft("fit", *given, "--print_config")
+            parsed = yaml.safe_load(capsys.readouterr().out)["trainer"]
+            assert {name: (type(parsed[name]), parsed[name]) for name in names} == dict.fromkeys(names, (kind, 1))
+    run("fit", *QUICK, "--trainer.max_epochs", 3, "--trainer.limit_train_batches", 1)
+    assert torch.load("logs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_missing_config_names_the_nearest(refused):
