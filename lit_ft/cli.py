@@ -24,14 +24,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.assets import data_root, is_offline, shown
 from lit_ft.backbones import InputConfig, input_spec
+from lit_ft.backbones.weights import is_file_name
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.checkpoints import hyper_parameters, newest, whole_checkpoints
+from lit_ft.checkpoints import hyper_parameters, newest, refuse_other_model, whole_checkpoints
 from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
 from lit_ft.data.photo_data import PhotoDataModule
-from lit_ft.download import download, refuse_missing, same_command
+from lit_ft.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.errors import UserError, unknown
 from lit_ft.explain import class_names, class_options, explain, raise_again, told_in_one_line
 from lit_ft.faults import full_disk, is_of_own_code, mistake_behind, own_packages, quiet_threads
@@ -130,26 +131,25 @@ class FineTuneCLI(LightningCLI):
         """Settles what follows from the rest of the config: the name, the monitored metric, a checkpoint's model."""
         config = self.config[self.subcommand]
         config["name"] = config["name"] or _name(config)
-        if config["data"] is None:
-            # No default of the parser, which would hand options of one data module on to the next.
-            config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
         if config.get("ckpt_path") in ("best", "last"):
             config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
             )
         if self.subcommand in EVALUATIONS:
-            hparams = hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
+            files = config["config"] or []
+            root = config["trainer"]["default_root_dir"]
+            hparams = hyper_parameters(config["ckpt_path"], self.subcommand, root, files)
             known = config["model"]["init_args"]
+            refuse_other_model(_plain(known), hparams, sys.argv[1:], files)
             known.update(Namespace({key: hparams[key] for key in hparams if key in known}))
             config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
+        if config["data"] is None:
+            config["data"] = _default_data(str(self.subcommand), config.get("ckpt_path"))
         options = config["data"].get("init_args") or {}
         if "task" in options and options["task"] is None:
             options["task"] = config["model"]["init_args"].get("task")
         if self.subcommand in _WITHOUT_TRAINER:
             return
-        if self.subcommand == "plan":
-            _without_effects(config)
-            self.save_config_callback = None
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
         elif config["checkpoint"]["init_args"]["monitor"] is None:
@@ -157,8 +157,17 @@ class FineTuneCLI(LightningCLI):
         for key in ("checkpoint", "early_stopping"):
             if config[key] is not None:
                 _settle_mode(key, config[key]["init_args"], config["model"])
+        if self.subcommand == "plan":
+            self._refuse_logger(config["trainer"]["logger"])
+            _without_effects(config)
+            self.save_config_callback = None
         parser = self._parser(self.subcommand)
         parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
+
+    def _refuse_logger(self, logger: Any) -> None:
+        """Makes a logger that a plan does not use, as a fit would be refused where it cannot be made."""
+        with self._told_in_one_line():
+            self._parser("plan").instantiate(Namespace(trainer=Namespace(logger=logger)), instantiate_groups=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, with TensorBoard in the run's own folder."""
@@ -196,6 +205,8 @@ class FineTuneCLI(LightningCLI):
             if is_offline():
                 command = same_command(sys.argv[1:], str(self.subcommand), "download")
                 refuse_missing(self._model_options(), self._make_data(None, None), command)
+            if self.subcommand not in EVALUATIONS and must_fetch(self._model_options()):
+                read_before_fetching(self._make_data(None, None))
             super().instantiate_classes()
 
     def _told_in_one_line(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
@@ -348,6 +359,23 @@ def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
         raise unknown("metric", options["monitor"], modes, f"--{key}.monitor")
 
 
+def _default_data(command: str, ckpt_path: str | None) -> Namespace:
+    """The data of a fit that was given none; no default of the parser, which would hand its options on to the next.
+
+    Raises:
+        UserError: If other commands are given none, as the images to try a fit with are not those that are meant.
+    """
+    if command not in (*EVALUATIONS, "check", "convert"):
+        return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
+    config = Path(ckpt_path or "").parent.parent / "config.yaml"
+    hint = f", or --config {shown(config)} for those of the run" if ckpt_path and config.is_file() else ""
+    images = "predict" if command == "predict" else "root"
+    raise UserError(
+        f"--data: lit-ft {command} must be told which images; give --data ImageFolderDataModule --data.{images} FOLDER"
+        f"{hint}"
+    )
+
+
 def _without_effects(config: Namespace) -> None:
     """Leaves of a config what its plan depends on: no weights, no files, and no other processor than this one."""
     model = config["model"]["init_args"]
@@ -355,11 +383,11 @@ def _without_effects(config: Namespace) -> None:
         spec = InputConfig(**_plain(model["input"] or {})).applied_to(
             input_spec(_plain(model["backbone"]), model["weights"])
         )
-        model["weights"] = None
+        if model["weights"] is not None and not is_file_name(model["weights"]):  # what is published does fit
+            model["weights"] = None
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
     here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
     config["trainer"].update(Namespace({**here, "logger": False, "num_sanity_val_steps": 0}))
-    config["checkpoint"] = None
     config["report"] = Namespace(class_path="lit_ft.callbacks.RunReport", init_args=Namespace())
 
 

@@ -136,9 +136,14 @@ class Trainer(L.Trainer):
         if isinstance(datamodule, PhotoDataModule):
             datamodule = copy(datamodule)
             datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
-        cast(Any, self).callbacks.append(_EndOfPlan())
-        with suppress(_PlanShown):
-            self.fit(model, datamodule=datamodule)
+        own = cast(Any, self)
+        callbacks = list(own.callbacks)
+        own.callbacks.append(_EndOfPlan())
+        try:
+            with suppress(_PlanShown):
+                self.fit(model, datamodule=datamodule)
+        finally:
+            own.callbacks = callbacks  # also without those that the module added
 
     def check(self, folder: str | None = None) -> None:
         """Looks for what would hurt a training in the data: damaged files, copies across splits, wrong labels.
