@@ -276,7 +276,8 @@ class FineTuneCLI(LightningCLI):
         except Exception as error:
             if mistake_behind(error) or is_of_own_code(error) or (full := full_disk(error)) is None:
                 raise
-            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+            # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
+            folder = Path(getattr(self.trainer.logger, "log_dir", None) or self.trainer.default_root_dir)
             left = whole_checkpoints(folder / "checkpoints")
             raise UserError(f"{shown(folder)}: cannot be written to ({full.strerror}); {left}") from error
 

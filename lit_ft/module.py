@@ -29,7 +29,7 @@ from lit_ft.backbones import (
 )
 from lit_ft.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.compiling import Compiling
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
 from lit_ft.finders import finders, format_found, refuse_on_resume
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
@@ -39,7 +39,7 @@ from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_grou
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
 from lit_ft.resume import validate_first
-from lit_ft.tasks import MAIN_METRIC, METRICS, Task, TaskName
+from lit_ft.tasks import MAIN_METRIC, METRICS, Mode, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
@@ -203,7 +203,9 @@ class FineTuneModule(Staged, L.LightningModule):
         if not self.class_names:
             raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
         self._has_followed = False
-        if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
+        if stage == "fit":
+            self._refuse_unlogged()
+            # A resume then puts the seed of its checkpoint in its place.
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             if self._head_config.prior_bias:
                 counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
@@ -315,8 +317,7 @@ class FineTuneModule(Staged, L.LightningModule):
         if self.trainer.ckpt_path is not None:
             # The loader of that estimate would be kept, and never told where the resumed run is within its epoch.
             self.trainer.fit_loop._combined_loader = None
-        logged = {"loss", *cast(MetricCollection, self.metrics["val_"]).keys(keep_base=True)}
-        modes = {f"val/{name}": mode for name, mode in METRICS[self.hparams["task"]].items() if name in logged}
+        modes = self._monitored()
         # One that is derived from this may log others.
         spec, monitor = settle_plateau(self.hparams["lr_scheduler"], modes, known=type(self) is FineTuneModule)
         scheduler, interval = build_scheduler(spec, optimizer, steps)
@@ -357,6 +358,18 @@ class FineTuneModule(Staged, L.LightningModule):
         """Whether the module, or one within it, is compiled, in place or by the trainer."""
         parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
         return self._compiler_ctx is not None or parts
+
+    def _monitored(self) -> dict[str, Mode]:
+        """What a validation logs, and whether its least or its greatest value is best."""
+        logged = {"loss", *cast(MetricCollection, self.metrics["val_"]).keys(keep_base=True)}
+        return {f"val/{name}": mode for name, mode in METRICS[self.hparams["task"]].items() if name in logged}
+
+    def _refuse_unlogged(self) -> None:
+        """Refuses to watch a metric that the task logs for other numbers of classes."""
+        others = {f"val/{name}" for name in METRICS[self.hparams["task"]]} - self._monitored().keys()
+        for callback in cast(Any, self.trainer).callbacks:
+            if (monitor := getattr(callback, "monitor", None)) in others:
+                raise unknown("metric", monitor, self._monitored(), f"{type(callback).__name__}.monitor")
 
     def _refuse_other_task(self) -> None:
         task, own = getattr(self._data, "task", None), self.hparams["task"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from small_runs import (
     ALL_MIXES,
     CASES,
@@ -391,6 +391,18 @@ def test_plateau_of_an_accuracy_is_where_it_does_not_rise(monkeypatch):
     recorder = Recorder()
     small_trainer(5, recorder, limit_val_batches=1, limit_train_batches=1).fit(module, datamodule=FewDigits())
     assert [rates["head"] for rates in recorder.rates] == [0.01, 0.01, 0.01, 0.01, 0.005]
+
+
+@pytest.mark.parametrize("watching", [ModelCheckpoint, EarlyStopping])
+def test_metric_that_is_not_logged_of_so_few_classes_is_refused(watching, tmp_path):
+    options = {"dirpath": tmp_path} if watching is ModelCheckpoint else {}
+    data = DataLoader(TensorDataset(images_of(), torch.arange(6) % 5), 2)
+    trainer = small_trainer(1, watching(monitor="val/acc_top5", mode="max", **options))
+    told = rf"^{watching.__name__}.monitor: unknown metric 'val/acc_top5'; nearest: val/acc"
+    with pytest.raises(UserError, match=told):
+        trainer.fit(small_module(classes=5), data, data)
+    trainer.fit(small_module(classes=6), data, data)
+    assert trainer.global_step == 3
 
 
 def test_plateau_counts_the_epochs_that_validate():
