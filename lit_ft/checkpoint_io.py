@@ -13,6 +13,11 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load, get_filesystem
 
+from lit_ft.assets import shown
+from lit_ft.checkpoints import whole_checkpoints
+from lit_ft.errors import UserError
+from lit_ft.faults import chain
+
 # Of files that are being written: hidden, and nothing that Lightning takes for a checkpoint. It reads all digits of any
 # name with "ckpt_" in it as the number of a checkpoint, so theirs has no part of the checkpoint's own name.
 _SUFFIX = ".saving"
@@ -43,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             TypeError: If there are storage options.
-            OSError: If it cannot be written; the checkpoint that was there stays.
+            UserError: If it cannot be written, as where the disk is full; the checkpoints that were there stay.
         """
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -59,10 +64,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())  # else the new name can reach the disk before the content does
             part.replace(target)
-        except RuntimeError as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # on its way out of which torch's writer fails
+        except (RuntimeError, OSError) as error:  # torch's writer raises the first on its way out of the second
+            if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
-            raise
+            if (failed := next((link for link in chain(error) if isinstance(link, OSError)), None)) is None:
+                raise
+            folder, reason = shown(target.parent), failed.strerror or failed
+            raise UserError(
+                f"{folder}: {target.name} cannot be written ({reason}); {whole_checkpoints(folder)}"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 

@@ -7,6 +7,8 @@ import shlex
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -14,24 +16,27 @@ from typing import Any, cast
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.assets import data_root, is_offline, shown
 from lit_ft.backbones import InputConfig, input_spec
 from lit_ft.backbones.trust import refuse_foreign
+from lit_ft.backbones.weights import is_file_name
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
-from lit_ft.checkpoints import hyper_parameters, newest, saved_options
+from lit_ft.checkpoints import hyper_parameters, newest, refuse_other_model, saved_options, whole_checkpoints
 from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.convert import convert
 from lit_ft.data.photo_data import PhotoDataModule
-from lit_ft.download import download, refuse_missing, same_command
+from lit_ft.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.errors import UserError, printable, unknown
-from lit_ft.explain import class_names, class_options, explain, mistake_behind, told_in_one_line
+from lit_ft.explain import class_names, class_options, explain, raise_again, told_in_one_line
+from lit_ft.faults import full_disk, is_of_own_code, mistake_behind, own_packages, quiet_threads
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.run_options import refuse_other_options, run_options
@@ -102,6 +107,8 @@ class FineTuneCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
+            if is_of_own_code(error):  # such as a module with a fault, which could not be imported
+                raise
             command = next((arg for arg in sys.argv if arg in self._subcommand_parsers), "fit")
             options = [str(action.dest) for action in self._subcommand_parsers[command]._actions]
             named = {"model": FineTuneModule, "unfreeze": GradualUnfreezing, "checkpoint": ModelCheckpoint}
@@ -109,7 +116,9 @@ class FineTuneCLI(LightningCLI):
                 options += [f"{key}.{option}" for option in class_options(cls)]
             bases = {"model": FineTuneModule, "data": L.LightningDataModule}
             bases |= {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
-            raise explain(str(error), options, {key: class_names(base) for key, base in bases.items()}) from error
+            bases |= {"trainer.logger": Logger, "trainer.callbacks": Callback}
+            classes = {key: class_names(base) for key, base in bases.items()}
+            raise explain(str(error), options, classes, command) from error
 
     def _add_instantiators(self) -> None:
         """Does nothing: Lightning would put its own hyperparameters in the place of the module's."""
@@ -121,29 +130,28 @@ class FineTuneCLI(LightningCLI):
         """Settles what follows from the rest of the config: the name, the monitored metric, a checkpoint's model."""
         config = self.config[self.subcommand]
         config["name"] = config["name"] or _name(config)
-        if config["data"] is None:
-            # No default of the parser, which would hand options of one data module on to the next.
-            config["data"] = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
         if config.get("ckpt_path") in ("best", "last"):
             config["ckpt_path"] = newest(
                 f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
             )
         if self.subcommand in EVALUATIONS:
-            hparams = hyper_parameters(config["ckpt_path"], self.subcommand, config["trainer"]["default_root_dir"])
+            files = config["config"] or []
+            root = config["trainer"]["default_root_dir"]
+            hparams = hyper_parameters(config["ckpt_path"], self.subcommand, root, files)
             known = config["model"]["init_args"]
+            refuse_other_model(_plain(known), hparams, sys.argv[1:], files)
             # What only a fit needs stays the command's own: jsonargparse would import it where it saves the config.
             taken = {key: hparams[key] for key in hparams if key in known and key not in ("optimizer", "lr_scheduler")}
             refuse_foreign(taken, _plain(known))
             known.update(Namespace(taken | ({"weights": None} if "weights" in taken else {})))
             config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
+        if config["data"] is None:
+            config["data"] = _default_data(str(self.subcommand), config.get("ckpt_path"))
         options = config["data"].get("init_args") or {}
         if "task" in options and options["task"] is None:
             options["task"] = config["model"]["init_args"].get("task")
         if self.subcommand in _WITHOUT_TRAINER:
             return
-        if self.subcommand == "plan":
-            _without_effects(config)
-            self.save_config_callback = None
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
         elif config["checkpoint"]["init_args"]["monitor"] is None:
@@ -151,8 +159,17 @@ class FineTuneCLI(LightningCLI):
         for key in ("checkpoint", "early_stopping"):
             if config[key] is not None:
                 _settle_mode(key, config[key]["init_args"], config["model"])
+        if self.subcommand == "plan":
+            self._refuse_logger(config["trainer"]["logger"])
+            _without_effects(config)
+            self.save_config_callback = None
         parser = self._parser(self.subcommand)
         parser.callback_keys = [key for key in parser.callback_keys if config[key] is not None]
+
+    def _refuse_logger(self, logger: Any) -> None:
+        """Makes a logger that a plan does not use, as a fit would be refused where it cannot be made."""
+        with self._told_in_one_line():
+            self._parser("plan").instantiate(Namespace(trainer=Namespace(logger=logger)), instantiate_groups=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, with a folder of the run's own for whatever it writes."""
@@ -191,6 +208,7 @@ class FineTuneCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         """Adds a progress bar where the user has none, and what a resume needs."""
         theirs = config["callbacks"] or []
+        theirs = theirs if isinstance(theirs, list) else [theirs]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             callbacks = [*callbacks, progress_bar()]
         if self.config[self.subcommand]["checkpoint"] is not None:
@@ -201,16 +219,22 @@ class FineTuneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is a mistake in their options."""
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             if self.subcommand in _WITHOUT_TRAINER:
                 return
             if is_offline():
                 command = same_command(sys.argv[1:], str(self.subcommand), "download")
                 refuse_missing(self._model_options(), self._make_data(None, None), command)
+            if self.subcommand not in EVALUATIONS and must_fetch(self._model_options()):
+                read_before_fetching(self._make_data(None, None))
             if self.subcommand != "plan":  # the trainer's loggers are made when their folder is known
                 trainer = self.config[self.subcommand]["trainer"]
                 self._logger, trainer["logger"] = trainer["logger"], None
             super().instantiate_classes()
+
+    def _told_in_one_line(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
+        packages = own_packages(_plain(self.config))
+        return told_in_one_line(before_training, MisconfigurationException, packages=packages)
 
     def _model_options(self) -> dict[str, Any]:
         return dict(_plain(self.config[self.subcommand]["model"]["init_args"]))
@@ -229,7 +253,7 @@ class FineTuneCLI(LightningCLI):
         if is_offline():
             raise UserError("--offline: lit-ft download fetches files; run it without --offline and LIT_FT_OFFLINE")
         folder = data_root(self.config["download"]["folder"])
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             download(self._model_options(), self._make_data, folder)
         command = same_command(sys.argv[1:], "download", "finetune")
         print(f"Run: LIT_FT_DATA={shlex.quote(str(folder))} {command} --offline")
@@ -238,12 +262,12 @@ class FineTuneCLI(LightningCLI):
         data = self._make_data(None, None)
         if not isinstance(data, PhotoDataModule):
             raise UserError(f"--data: lit-ft convert takes photos in files, not {type(data).__name__}")
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             made = convert(data, self.config["convert"]["folder"])
         print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
 
     def _check(self) -> None:
-        with told_in_one_line(lambda: True, MisconfigurationException):
+        with self._told_in_one_line():
             self.exit_code = tell_check(check(self._make_data(None, None)), self.config["check"]["folder"])
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -255,22 +279,31 @@ class FineTuneCLI(LightningCLI):
         if subcommand == "convert":
             return self._convert()
         try:
-            with told_in_one_line(lambda: self.trainer.global_step == 0, MisconfigurationException):
+            with self._told_in_one_line(lambda: self.trainer.global_step == 0):
                 self._run_interruptibly(subcommand)
-        except UserError:
-            if self.trainer.global_step == 0 and self._run is not None:
+        except UserError as error:
+            # TensorBoard could not close its file on a full disk.
+            if self.trainer.global_step == 0 and self._run is not None and full_disk(error) is None:
                 self._run.give_back(self.trainer.loggers)
             raise
 
     def _run_interruptibly(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with quiet_threads():
+                super()._run_subcommand(subcommand)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
             last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
             hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
             raise KeyboardInterrupt(f"interrupted{hint}") from None
+        except Exception as error:
+            if mistake_behind(error) or is_of_own_code(error) or (full := full_disk(error)) is None:
+                raise
+            # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
+            folder = Path(self._run and self._run.folder or self.trainer.default_root_dir)
+            left = whole_checkpoints(folder / "checkpoints")
+            raise UserError(f"{shown(folder)}: cannot be written to ({full.strerror}); {left}") from error
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another run."""
@@ -332,10 +365,12 @@ def run() -> int:
             parser_kwargs={**quiet, "prog": "lit-ft", **told},
         ).exit_code
     except ArgumentError as error:
+        if is_of_own_code(error):
+            raise
         raise explain(str(error), [], {}) from error
     except Exception as error:
         if (mistake := mistake_behind(error)) is not None:
-            raise mistake from error
+            raise_again(mistake, error)
         raise
 
 
@@ -348,6 +383,23 @@ def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
         raise unknown("metric", options["monitor"], modes, f"--{key}.monitor")
 
 
+def _default_data(command: str, ckpt_path: str | None) -> Namespace:
+    """The data of a fit that was given none; no default of the parser, which would hand its options on to the next.
+
+    Raises:
+        UserError: If other commands are given none, as the images to try a fit with are not those that are meant.
+    """
+    if command not in (*EVALUATIONS, "check", "convert"):
+        return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
+    config = Path(ckpt_path or "").parent.parent / "config.yaml"
+    hint = f", or --config {shown(config)} for those of the run" if ckpt_path and config.is_file() else ""
+    images = "predict" if command == "predict" else "root"
+    raise UserError(
+        f"--data: lit-ft {command} must be told which images; give --data ImageFolderDataModule --data.{images} FOLDER"
+        f"{hint}"
+    )
+
+
 def _without_effects(config: Namespace) -> None:
     """Leaves of a config what its plan depends on: no weights, no files, and no other processor than this one."""
     model = config["model"]["init_args"]
@@ -355,11 +407,11 @@ def _without_effects(config: Namespace) -> None:
         spec = InputConfig(**_plain(model["input"] or {})).applied_to(
             input_spec(_plain(model["backbone"]), model["weights"])
         )
-        model["weights"] = None
+        if model["weights"] is not None and not is_file_name(model["weights"]):  # what is published does fit
+            model["weights"] = None
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
     here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
     config["trainer"].update(Namespace({**here, "logger": False, "num_sanity_val_steps": 0}))
-    config["checkpoint"] = None
     config["report"] = Namespace(class_path="lit_ft.callbacks.RunReport", init_args=Namespace())
 
 

@@ -14,6 +14,7 @@ from lit_ft.assets import MANIFEST, data_root, entry_name, is_intact, read_manif
 from lit_ft.backbones import input_spec, source_of
 from lit_ft.backbones.published import Published
 from lit_ft.backbones.weights import is_file_name
+from lit_ft.data.base import ImageDataModule
 from lit_ft.errors import UserError
 
 MakeData = Callable[[Path | None, Path | None], Any]
@@ -78,6 +79,26 @@ def refuse_missing(model: Mapping[str, Any], data: Any, command: str) -> None:
             f"--offline: {len(missing)} {'file is' if len(missing) == 1 else 'files are'} missing: "
             f"{', '.join(missing)}; to fetch them where there is a network: {command} --folder {folder}"
         )
+
+
+def must_fetch(model: Mapping[str, Any]) -> bool:
+    """Whether the weights that ``--model`` asks for are published and not on this machine."""
+    weights = published_weights(model)
+    return weights is not None and weights.local() is None
+
+
+def read_before_fetching(data: Any) -> None:
+    """Reads the data of a run, so that what is missing or wrong there is told before weights are fetched.
+
+    Args:
+        data: The data module. What it will fetch by itself is not read, and neither is what is of no module of lit_ft.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    fetches = getattr(data, "download", False) and data.missing_files()
+    if isinstance(data, ImageDataModule) and not fetches:
+        data.read()
 
 
 def download(model: Mapping[str, Any], make_data: MakeData, folder: Path) -> None:

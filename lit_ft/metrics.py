@@ -37,6 +37,11 @@ class MeanLoss(PreciseSums, MeanMetric):
         # Repeated for each image, as with "disable" torchmetrics passes over weights; but otherwise over nan.
         super().__init__(nan_strategy="disable")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the sum, in which values are added, whatever torch's default type is then."""
+        return cast(Tensor, self.mean_value).dtype
+
     def compute(self) -> Tensor:
         """The mean, as float32."""
         mean: Tensor = super().compute()

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
 from lit_ft.backbones import (
@@ -45,7 +46,8 @@ from lit_ft.compiling import Compiling
 from lit_ft.data.base import ImageDataModule
 from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.divergence import LossWatch, diverged
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
+from lit_ft.finders import finders, format_found, refuse_on_resume
 from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
@@ -53,14 +55,14 @@ from lit_ft.hparams import PlainHyperparameters
 from lit_ft.metrics import MeanLoss
 from lit_ft.mixing import BatchMix, MixConfig
 from lit_ft.normalise import Normalise
-from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups
+from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups, settle_plateau
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
 from lit_ft.resume import keep_last_batch, validate_first
 from lit_ft.run_length import RunLength
 from lit_ft.schedules import continue_schedule, enter_epoch
 from lit_ft.standardise import Standardisation
-from lit_ft.tasks import MAIN_METRIC, Task, TaskName
+from lit_ft.tasks import MAIN_METRIC, METRICS, Mode, Task, TaskName
 
 Batch = tuple[Any, Tensor]  # images, or in the frozen part's place what it gave: a `StageOutput`
 ConfigT = TypeVar("ConfigT")
@@ -172,6 +174,9 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self._closed: set[str] = set()  # the splits whose absent classes were told
         self._resumed: dict[str, Any] | None = None
         self._images: Fingerprint | None = None
+        # What the progress bar fetches by itself; noted here, as Lightning's finders log without it.
+        self._fetched: Collection[str] = ()
+        self._has_followed = False
         self.class_names: list[str] = []
         if classes is not None:
             self._set_classes(classes)
@@ -275,9 +280,18 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
+        self._fetched = getattr(self.trainer.progress_bar_callback, "fetches", ())
         self.take_classes(stage)
+        if self.hparams["task"] == "regression" and self.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(  # as Lightning rounds them before the module sees them
+                f"--trainer.precision: {self.trainer.precision} would round the numbers that are to be learnt; give "
+                f"{str(self.trainer.precision).replace('true', 'mixed')}"
+            )
         self._losses, self._batches, self._closed = LossWatch(), BatchCheck(), set()
-        if stage == "fit":  # a resume then puts the seed of its checkpoint in its place
+        self._has_followed = False
+        if stage == "fit":
+            self._refuse_unlogged()
+            # A resume then puts the seed of its checkpoint in its place.
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             self._images = None  # of an earlier fit
             if (smoothing := self.hparams["label_smoothing"]) and self.hparams["task"] != "multiclass":
@@ -291,6 +305,21 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             if self.hparams["class_weight"] is not None:
                 weight = balanced_weights(self.hparams["task"], self._data, self.class_names)
                 self._class_weight = weight.to(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Follows Lightning's finders of learning rate and batch size, which callbacks of a fit begin with."""
+        self.follow_finders()
+
+    def follow_finders(self) -> None:
+        """Makes optimizer and schedule anew where Lightning's finders have changed learning rate or batch size.
+
+        They leave all groups with one rate, and a schedule that knows neither that nor the number of steps. A callback
+        that looks at the groups as a fit starts calls this first; it is done once.
+        """
+        if finders(self.trainer) and not self._has_followed:
+            self._has_followed = True
+            self.trainer.strategy.setup_optimizers(self.trainer)
+            self.print(format_found(self, self._data), flush=True)
 
     def on_train_start(self) -> None:
         """Lets the schedule go on where the run is resumed."""
@@ -317,7 +346,8 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         """
         for config in self.trainer.lr_scheduler_configs:
             measured = {**self._measured, **self.trainer.callback_metrics}
-            if config.reduce_on_plateau and config.monitor in measured:
+            validates = (self.current_epoch + 1) % config.frequency == 0
+            if config.reduce_on_plateau and config.monitor in measured and validates:
                 cast(Any, config.scheduler).step(measured[config.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -340,7 +370,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         known = results.get(f"{self._current_fx_name}.{name}") if results else None
         if known is None or known.has_reset:
             # Lightning fetches from the device, at each step, what its bar could show; lit_ft's fetch what they show.
-            if name in getattr(self._trainer and self._trainer.progress_bar_callback, "fetches", ()):
+            if name in self._fetched:
                 options["prog_bar"] = False
             self.log(name, value, **options)
         elif isinstance(value, Tensor):
@@ -404,6 +434,8 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
+        if not self._has_followed:
+            refuse_on_resume(self.trainer)
         for key in self._of_checkpoint:
             refuse_foreign_names(self.hparams[key], key)
         groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
@@ -414,11 +446,16 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         if self.trainer.ckpt_path is not None:
             # Its loader would be kept, and never told where the resumed run is within its epoch.
             self.trainer.fit_loop._combined_loader = None
-        scheduler, interval = build_scheduler(self.hparams["lr_scheduler"], optimizer, RunLength.of(self.trainer))
+        # One that is derived from this may log others.
+        is_known = type(self) is FineTuneModule
+        spec, monitor = settle_plateau(self.hparams["lr_scheduler"], self._monitored(), known=is_known)
+        scheduler, interval = build_scheduler(spec, optimizer, RunLength.of(self.trainer))
         continue_schedule(scheduler, interval, self.trainer, self._resumed)
-        # What a plateau is of: the scheduler's own choice, else the loss, as torch's scheduler looks for a minimum.
-        monitor = getattr(scheduler, "monitor", "val/loss")
-        plan = {"scheduler": scheduler, "interval": interval, "monitor": monitor}
+        plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", monitor)}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if not self.trainer.enable_validation:
+                raise UserError("--lr_scheduler: ReduceLROnPlateau waits for validations, and the run has none")
+            plan["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -483,6 +520,18 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         """Whether the module, or one within it, is compiled, in place or by the trainer."""
         parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
         return self._compiler_ctx is not None or parts
+
+    def _monitored(self) -> dict[str, Mode]:
+        """What a validation logs, and whether its least or its greatest value is best."""
+        logged = {"loss", *cast(MetricCollection, self.metrics["val_"]).keys(keep_base=True)}
+        return {f"val/{name}": mode for name, mode in METRICS[self.hparams["task"]].items() if name in logged}
+
+    def _refuse_unlogged(self) -> None:
+        """Refuses to watch a metric that the task logs for other numbers of classes."""
+        others = {f"val/{name}" for name in METRICS[self.hparams["task"]]} - self._monitored().keys()
+        for callback in cast(Any, self.trainer).callbacks:
+            if (monitor := getattr(callback, "monitor", None)) in others:
+                raise unknown("metric", monitor, self._monitored(), f"{type(callback).__name__}.monitor")
 
     def _standardise(self) -> None:
         """Takes mean and scale of the training targets, unless weights were trained with others."""

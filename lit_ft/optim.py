@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
 from lit_ft.run_length import RunLength
 
 ClassSpec = str | dict[str, Any]
@@ -218,8 +218,41 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
     chosen = any(options.get(form) not in (None, False) for form in _FORMS) or options.get("fused") is False
     if fused and not chosen and "fused" in inspect.signature(cls).parameters:
         options["fused"] = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters) or None
+    eps = inspect.signature(cls).parameters.get("eps")
+    if eps is not None and "eps" not in options and isinstance(eps.default, float):
+        # One that is 0 in the type of the weights (--trainer.precision 16-true) would let 0 be divided by 0.
+        types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+        if any(not torch.tensor(eps.default, dtype=dtype) for dtype in types):
+            options["eps"] = max(torch.finfo(dtype).tiny for dtype in types)
     optimizer: Optimizer = cls(groups, lr=lr, **options)
     return optimizer
+
+
+def settle_plateau(spec: ClassSpec, modes: Mapping[str, str], known: bool) -> tuple[ClassSpec, str]:
+    """A scheduler's spec, and what it waits for: the loss if it does not say, else what its ``monitor`` names.
+
+    A `ReduceLROnPlateau` gets the mode of that metric, whether its ``min`` or ``max`` is best, and not torch's default,
+    which would take an accuracy that rises for one that gets worse.
+
+    Args:
+        spec: As for `build_optimizer`.
+        modes: Which value of each metric is best.
+        known: Whether there are no others.
+
+    Raises:
+        UserError: If there is no such metric.
+    """
+    cls, options = _resolve(spec, "lr_scheduler")
+    if not issubclass(cls, ReduceLROnPlateau):
+        return spec, "val/loss"
+    monitor = options.pop("monitor", None) or "val/loss"
+    if known and monitor not in modes:
+        raise unknown("metric", monitor, modes, "--lr_scheduler.monitor")
+    if monitor in modes:
+        options["mode"] = modes[monitor]
+    if "monitor" in inspect.signature(cls).parameters:  # as Lightning's, which the command line takes
+        options["monitor"] = monitor
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}, monitor
 
 
 def build_scheduler(spec: ClassSpec, optimizer: Optimizer, length: RunLength) -> tuple[Any, str]:

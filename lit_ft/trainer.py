@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from copy import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.errors import printable
+from lit_ft.faults import names_file
 from lit_ft.run_options import run_options
 from lit_ft.runs import Run
 
@@ -69,7 +71,13 @@ class Trainer(L.Trainer):
 
     Args:
         *args: As of Lightning's trainer.
-        **kwargs: Likewise. A plugin for checkpoints replaces `AtomicCheckpointIO`.
+        limit_train_batches: A number of batches of an epoch, such as 1, or a share of them, such as 1.0, all.
+        limit_val_batches: Likewise, of a validation.
+        limit_test_batches: Likewise, of a test.
+        limit_predict_batches: Likewise, of a prediction.
+        overfit_batches: Likewise, to train and validate on the same few.
+        val_check_interval: The batches after which to validate: a number of them, or a share of an epoch.
+        **kwargs: As of Lightning's trainer. A plugin for checkpoints replaces `AtomicCheckpointIO`.
 
     Raises:
         UserError: If an option is out of range, or of no strategy or GPU that there is.
@@ -77,7 +85,27 @@ class Trainer(L.Trainer):
 
     run: Run | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    # Listed, so that the command line tries whole numbers first: for Lightning's `Union[int, float]` typing may give
+    # `Union[float, int]`, which it takes for the same and had in its cache, and 1 would then be read as 1.0.
+    def __init__(
+        self,
+        *args: Any,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {
+            "limit_train_batches": limit_train_batches,
+            "limit_val_batches": limit_val_batches,
+            "limit_test_batches": limit_test_batches,
+            "limit_predict_batches": limit_predict_batches,
+            "overfit_batches": overfit_batches,
+            "val_check_interval": val_check_interval,
+        }
         refuse_options(kwargs)
         super().__init__(*args, **kwargs)
         if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":
@@ -126,9 +154,14 @@ class Trainer(L.Trainer):
         if isinstance(datamodule, PhotoDataModule):
             datamodule = copy(datamodule)
             datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
-        cast(Any, self).callbacks.append(_EndOfPlan())
-        with suppress(_PlanShown):
-            self.fit(model, datamodule=datamodule)
+        own = cast(Any, self)
+        callbacks = list(own.callbacks)
+        own.callbacks.append(_EndOfPlan())
+        try:
+            with suppress(_PlanShown):
+                self.fit(model, datamodule=datamodule)
+        finally:
+            own.callbacks = callbacks  # also without those that the module added
 
     def check(self, folder: str | None = None) -> None:
         """Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.
@@ -214,7 +247,8 @@ class SaveConfig(SaveConfigCallback):
         """Also saves which image is in which split, where the data can tell."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
-            write_split(self._folder / "split.csv")
+            with names_file(self._folder / "split.csv"):
+                write_split(self._folder / "split.csv")
 
 
 def tell(trainer: Any, command: str) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -7,6 +8,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lit_ft import AtomicCheckpointIO
 from lit_ft.checkpoints import newest
+from lit_ft.errors import UserError
 from lit_ft.trainer import Trainer
 
 
@@ -53,12 +55,29 @@ def test_write_that_fails_leaves_the_old_checkpoint_alone(tmp_path, monkeypatch)
 
     def full(checkpoint, file):
         file.write(b"PK")
-        raise OSError("No space left on device")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos")  # as torch's writer does while it closes
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    told = (
+        rf"^{tmp_path}: last.ckpt cannot be written \(No space .*\); whole are last.ckpt; make room, and resume from "
+    )
+    with pytest.raises(UserError, match=told):
         AtomicCheckpointIO().save_checkpoint({"number": 2}, path)
     assert (number_in(path), list(tmp_path.iterdir())) == (1, [path])
+    with pytest.raises(UserError, match=r"no checkpoint was written before; make room, and start again$"):
+        AtomicCheckpointIO().save_checkpoint({"number": 2}, tmp_path / "new" / "last.ckpt")
+
+
+def test_fault_of_what_is_saved_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    def fails(checkpoint, file):
+        raise RuntimeError("cannot pickle")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(RuntimeError, match="cannot pickle"):
+        AtomicCheckpointIO().save_checkpoint({"number": 1}, tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

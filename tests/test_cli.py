@@ -23,6 +23,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 pytestmark = pytest.mark.usefixtures("lit_ft")  # all run in an empty folder
 
+DIGITS = ("--data", "DigitsDataModule")
 QUICK = ("--config", CONFIGS / "quickstart.yaml", "--unfreeze.head_epochs", 1, "--unfreeze.epochs_per_stage", 1)
 
 
@@ -69,16 +70,63 @@ def test_evaluation_needs_only_the_checkpoint(run):
     score = next(line for line in trained.splitlines() if "test/acc " in line)
     # Before or after the config, and without it: the checkpoint tells what model it is.
     for args in (
-        ("--ckpt_path", best),
+        ("--ckpt_path", best, *DIGITS),
         ("--ckpt_path", best, "--config", best.parent.parent / "config.yaml"),
     ):
         assert score in run("test", *args)
-    assert "val/acc" in run("validate", "--ckpt_path", best)
+    assert "val/acc" in run("validate", "--ckpt_path", best, *DIGITS)
+
+
+def test_no_data_is_taken_for_that_of_a_command_which_needs_some(run, refused):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
+    folder = "logs/run/version_0"
+    best = ("--ckpt_path", f"{folder}/checkpoints/best.ckpt")
+    for command, images in (("predict", "predict"), ("test", "root"), ("validate", "root")):
+        assert refused(command, *best) == (
+            f"lit-ft: --data: lit-ft {command} must be told which images; give --data ImageFolderDataModule "
+            f"--data.{images} FOLDER, or --config {folder}/config.yaml for those of the run"
+        )
+    for command in (["check"], ["convert", "--folder", "set"]):
+        assert f"--data: lit-ft {command[0]} must be told which images; give --data ImageF" in refused(*command)
+    assert not Path("predictions.csv").exists()
+    assert not Path(folder, "predictions.csv").exists()
+
+
+def test_checkpoint_beside_the_config_is_proposed(run, refused):
+    for name in ("older", "newer"):
+        run("fit", "--name", name, "--trainer.max_epochs", 1, "--unfreeze", "null")
+    line = refused("predict", "--config", "logs/older/version_0/config.yaml")
+    assert line.endswith("; that of this config is logs/older/version_0/checkpoints/best.ckpt")
+    assert refused("predict", *DIGITS).endswith("; the newest is logs/newer/version_0/checkpoints/best.ckpt")
+    assert refused("test", "--config", CONFIGS / "quickstart.yaml").endswith("needs the checkpoint of a run")
+
+
+def test_option_of_the_model_that_the_checkpoint_overrides_is_refused_if_it_differs(run, refused):
+    hidden = ("--model.head.hidden", "[8]")
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.lr", 0.002, *hidden)
+    folder = "logs/run/version_0"
+    own = ("--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/best.ckpt")
+    for option, told in {
+        ("--model.backbone", "resnet18"): "--model.backbone: resnet18, but the checkpoint is of a run with mnist_cnn",
+        ("--model.backbone=resnet18",): "--model.backbone: resnet18, but the checkpoint is of a run with mnist_cnn",
+        ("--model.weights", "mine.pth"): "--model.weights: mine.pth, but the checkpoint is of a run with DEFAULT",
+        ("--model.input.size", 32): "--model.input.size: 32, but the checkpoint is of a run with 28",
+        ("--model.head.hidden", "[9]"): "--model.head.hidden: [9], but the checkpoint is of a run with [8]",
+        ("--model.lr", 0.001): "--model.lr: 0.001, but the checkpoint is of a run with 0.002",
+        ("--optimizer", "SGD"): "--optimizer: {'class_path': 'torch.optim.SGD', ",
+    }.items():
+        assert told in refused("test", *own, *option)
+    run("test", *own, "--model.lr", 0.002, *hidden, "--model.weights", "DEFAULT", "--model.input.size", 28)
+    # A recipe may have been trained otherwise, but is of the same model or not.
+    Path("recipe.yaml").write_text("data: DigitsDataModule\nmodel: {backbone: mnist_cnn, lr: 0.1, head: {hidden: [8]}}")
+    run("test", "--config", "recipe.yaml", *own[2:])
+    Path("recipe.yaml").write_text("data: DigitsDataModule\nmodel: {backbone: mnist_cnn, head: {hidden: [9]}}")
+    assert "--model.head.hidden: [9], but" in refused("test", "--config", "recipe.yaml", *own[2:])
 
 
 def test_predict_writes_one_row_an_image_in_order(run, refused):
     run("fit", *QUICK, "--trainer.max_epochs", 3)
-    printed = run("predict", "--name", "quickstart", "--ckpt_path", "best")
+    printed = run("predict", "--name", "quickstart", "--ckpt_path", "best", *DIGITS)
     path = printed.split("Predictions: ")[1].strip()
     assert Path(path) == Path("logs/quickstart/version_0/predictions.csv").resolve()
     rows = list(csv.DictReader(Path(path).read_text().splitlines()))
@@ -138,6 +186,12 @@ def test_callbacks_of_a_config_add_to_the_named_ones(run):
     board = EventAccumulator("logs/more/version_0")
     board.Reload()
     assert "lr-AdamW/conv" in board.Tags()["scalars"]
+
+
+def test_callback_alone_is_a_list_of_one(run):
+    one_epoch = ("--trainer.max_epochs", 1, "--unfreeze", "null")
+    assert "epoch 0/0 done" in run("fit", *one_epoch)
+    assert "epoch 0/0 done" not in run("fit", *one_epoch, "--trainer.callbacks", "TQDMProgressBar")
 
 
 def test_named_callbacks_can_be_switched_off(run):
@@ -228,6 +282,22 @@ MISTAKES = {
     ("fit", "--ckpt_path", "nix.ckpt"): "--ckpt_path: no such file: nix.ckpt",
     ("test",): "--ckpt_path: lit-ft test needs the checkpoint of a run",
     ("test", "--ckpt_path", str(CONFIGS / "quickstart.yaml")): "is not a checkpoint, or it is damaged",
+    ("fit", "--data", "torchvision.datasets.FashionMNIST"): (
+        "--data: torchvision.datasets.FashionMNIST is no LightningDataModule; choose from CIFAR10DataModule, "
+    ),
+    ("fit", "--trainer.logger", "CSVLogger"): "--trainer.logger: CSVLogger needs save_dir; add --trainer.logger.save_d",
+    ("fit", "--trainer.logger", "CSVLoger"): "--trainer.logger: unknown class 'CSVLoger'; nearest: CSVLogger",
+    ("fit", "--trainer.callbacks", "Timr"): "--trainer.callbacks: unknown class 'Timr'; nearest: Timer",
+    ("predict", "best.ckpt", "photos"): (
+        "best.ckpt photos: without the name of an option; type --ckpt_path best.ckpt --data ImageFolderDataModule "
+        "--data.predict photos"
+    ),
+    ("fit", "--model.backbone", "vit_tiny_patch16_224"): (
+        "--model.backbone: vit_tiny_patch16_224 is a network of timm; give timm/vit_tiny_patch16_224"
+    ),
+    ("fit", "--model.backbone", "vit_tiny_patch16_224.augreg_in21k"): (
+        "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
+    ),
     ("fot",): "unknown command 'fot'; nearest: fit",
     (): "which command? One of finetune, plan, check, download, convert, fit, validate, test, predict, models, desc",
 }
@@ -290,10 +360,71 @@ def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
         ),
         (["--unfreeze.strategy", "plateau", "--trainer.limit_val_batches", 0], "--unfreeze.plateau: the run validates"),
         (["--feature_cache.views", -1], "--feature_cache.views: must be at least 0, got -1"),
+        (["--checkpoint.monitor", "val/acd"], "--checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc"),
+        (["--checkpoint.save_top_k", -2], "save_top_k"),
+        (["--early_stopping.monitor", "val/acd"], "--early_stopping.monitor: unknown metric 'val/acd'"),
+        (
+            ["--lr_scheduler", "ReduceLROnPlateau", "--lr_scheduler.monitor", "val/acd"],
+            "--lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc",
+        ),
+        (
+            ["--model.weights", "other.pth"],
+            "--model.weights: other.pth is of another network: 4 missing (conv.0.weight",
+        ),
     ],
 )
 def test_plan_refuses_what_a_fit_would_refuse(refused, args, line):
-    assert line in refused("plan", *args)
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "other.pth")
+    for command in ("plan", "fit"):
+        assert line in refused(command, *args)
+    assert not Path("logs").exists() or not list(Path("logs").glob("*/*"))
+
+
+def test_plan_makes_a_logger_and_nothing_of_it(run):
+    run("plan", "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
+    assert not list(Path().iterdir())
+
+
+def test_data_that_is_missing_is_told_before_weights_are_fetched(refused, monkeypatch):
+    def fetch(*_):
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr("lit_ft.backbones.published.Published.fetch", fetch)
+    network = ("--model.backbone", "resnet18")
+    folder = ("--data", "ImageFolderDataModule", "--data.root", "nix")
+    assert refused("fit", *network, *folder).endswith("--data.root: nix does not exist")
+    assert "--data.root: missing file nix/cifar-10" in refused(
+        "fit", *network, "--data", "CIFAR10DataModule", *folder[2:]
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_finetune_in_another_precision_comes_to_the_same(run, precision):
+    options = ("--trainer.max_epochs", 5, "--unfreeze.head_epochs", 3, "--model.gradient_checkpointing", "true")
+    scores = []
+    for given in ("32-true", precision):
+        printed = run("finetune", *options, "--name", given, "--trainer.precision", given)
+        assert "conv to dense computed once for train" in printed
+        scores.append([float(re.search(rf"test/{name} +(\S+)", printed)[1]) for name in ("acc", "loss")])
+    run("predict", "--name", precision, "--ckpt_path", "best", "--trainer.precision", precision, *DIGITS)
+    assert scores[1] == pytest.approx(scores[0], abs=0.1)
+    if precision != "64-true":
+        assert scores[1] != scores[0]
+
+
+def test_number_of_batches_is_whole_and_a_share_is_not(run, lit_ft, capsys):
+    names = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
+    names += ["overfit_batches", "val_check_interval"]
+    for text, kind in (("1", int), ("1.0", float)):
+        options = [part for name in names for part in (f"--trainer.{name}", text)]
+        Path("printed.yaml").write_text(yaml.safe_dump({"trainer": dict.fromkeys(names, kind(text))}))
+        for given in (options, ["--config", "printed.yaml"]):
+            with pytest.raises(SystemExit):
+                lit_ft("fit", *given, "--print_config")
+            parsed = yaml.safe_load(capsys.readouterr().out)["trainer"]
+            assert {name: (type(parsed[name]), parsed[name]) for name in names} == dict.fromkeys(names, (kind, 1))
+    run("fit", *QUICK, "--trainer.max_epochs", 3, "--trainer.limit_train_batches", 1)
+    assert torch.load("logs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_missing_config_names_the_nearest(refused):

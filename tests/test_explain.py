@@ -3,13 +3,16 @@
 import re
 from argparse import ArgumentError
 from dataclasses import fields
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
 from torch.optim import Optimizer
 
-from lit_ft.explain import class_options, explain
+import lit_ft.data  # noqa: F401 - whose classes are then known
+from lit_ft.explain import class_names, class_options, explain
 from lit_ft.heads import HeadConfig
 
 
@@ -21,6 +24,11 @@ class Model:
         task: Literal["multiclass", "regression"] = "multiclass",
         head: HeadConfig = HeadConfig(),  # noqa: B008
     ) -> None:
+        pass
+
+
+class Needy(Optimizer):
+    def __init__(self, params, horizon: int) -> None:
         pass
 
 
@@ -67,6 +75,13 @@ def told(*arguments):
         (["--feature_cache=off"], "--feature_cache: False does not fit; give null, or an option that"),
         (["--feature_cache=4"], "--feature_cache: 4 does not fit; give null, or an option that --feature_cache.help"),
         (["--config=nowhere.yaml"], "--config: File does not exist: "),
+        (
+            ["--optimizer=torch.nn.Linear"],
+            "--optimizer: torch.nn.Linear is no Optimizer; choose from Adam, AdamW, SGD, or derive yours from it",
+        ),
+        (["--optimizer=Needy"], "--optimizer: Needy needs horizon; add --optimizer.horizon VALUE"),
+        (["3"], "3: follows no option; each value needs one, as in --trainer.max_epochs 3"),
+        (["a.yaml"], "a.yaml: without the name of an option; type --config a.yaml"),
     ],
 )
 def test_mistake_is_told_in_one_line(arguments, text):
@@ -82,6 +97,31 @@ def test_mistake_in_a_file_is_told_like_one_on_the_command_line(tmp_path):
     assert told(f"--config={file}").startswith("--model.backbon: there is no such option; nearest: --model.backbone")
     file.write_text("model: [\n")
     assert re.fullmatch(r"--config: not valid YAML: line \d+", told(f"--config={file}"))
+
+
+def test_values_without_options_are_told_with_the_options(tmp_path):
+    message = f"unrecognized arguments: best.ckpt {tmp_path}"
+    assert str(explain(message, [], {}, "predict")) == (
+        f"best.ckpt {tmp_path}: without the name of an option; type --ckpt_path best.ckpt --data ImageFolderDataModule "
+        f"--data.predict {tmp_path}"
+    )
+    assert str(explain(message, [], {})).endswith(f" --data ImageFolderDataModule --data.root {tmp_path}")
+
+
+def test_recipe_without_its_folder_is_told_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = Path(__file__).parent.parent / "configs"
+    assert told("--config=image_folder_gradual").endswith(f"; type --config {recipes / 'image_folder_gradual.yaml'}")
+    assert told("--config=image_folder_gradul").endswith(f"; nearest: {recipes / 'image_folder_gradual.yaml'}")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "image_folder_gradual.yaml").touch()
+    assert told("--config=image_folder_gradual").endswith("; type --config configs/image_folder_gradual.yaml")
+
+
+def test_classes_that_cannot_be_made_are_not_offered():
+    names = class_names(LightningDataModule)
+    assert "DigitsDataModule" in names
+    assert not {"ImageDataModule", "PhotoDataModule", "ArrayDataModule"} & set(names)
 
 
 def test_option_like_no_other_has_no_nearest():

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from small_runs import (
     ALL_MIXES,
     CASES,
     NUM_VAL,
     SGD,
     FewDigits,
+    Recorder,
     differences,
     final_state,
     small_module,
@@ -372,6 +373,60 @@ def test_plateau_is_of_the_validation_loss():
     assert scheduler.best == pytest.approx(float(trainer.callback_metrics["val/loss"]))
 
 
+def test_plateau_of_an_accuracy_is_where_it_does_not_rise(monkeypatch):
+    scores = iter([0.1, 0.2, 0.3, 0.3, 0.2])
+    monkeypatch.setattr(
+        "torchmetrics.classification.MulticlassAccuracy.compute", lambda self: torch.tensor(next(scores))
+    )
+    spec = {"class_path": "ReduceLROnPlateau", "init_args": {"patience": 0, "factor": 0.5, "monitor": "val/acc"}}
+    module = small_module(lr_scheduler=spec, lr=0.01, classes=[str(i) for i in range(10)])
+    monkeypatch.delitem(module.metrics["val_"]._modules, "acc_top5")
+    recorder = Recorder()
+    small_trainer(5, recorder, limit_val_batches=1, limit_train_batches=1).fit(module, datamodule=FewDigits())
+    assert [rates["head"] for rates in recorder.rates] == [0.01, 0.01, 0.01, 0.01, 0.005]
+
+
+@pytest.mark.parametrize("watching", [ModelCheckpoint, EarlyStopping])
+def test_metric_that_is_not_logged_of_so_few_classes_is_refused(watching, tmp_path):
+    options = {"dirpath": tmp_path} if watching is ModelCheckpoint else {}
+    data = DataLoader(TensorDataset(images_of(), torch.arange(6) % 5), 2)
+    trainer = small_trainer(1, watching(monitor="val/acc_top5", mode="max", **options))
+    told = rf"^{watching.__name__}.monitor: unknown metric 'val/acc_top5'; nearest: val/acc"
+    with pytest.raises(UserError, match=told):
+        trainer.fit(small_module(classes=5), data, data)
+    trainer.fit(small_module(classes=6), data, data)
+    assert trainer.global_step == 3
+
+
+def test_plateau_counts_the_epochs_that_validate():
+    spec = {"class_path": "ReduceLROnPlateau", "init_args": {"patience": 0, "factor": 0.5, "threshold": 100.0}}
+    spec["init_args"]["threshold_mode"] = "abs"  # no loss falls by so much
+    recorder = Recorder()
+    options = {"check_val_every_n_epoch": 2, "limit_val_batches": 1, "limit_train_batches": 1}
+    module = small_module(lr_scheduler=spec, lr=0.01)
+    small_trainer(7, recorder, **options).fit(module, datamodule=FewDigits())
+    assert [rates["head"] for rates in recorder.rates] == [0.01] * 4 + [0.005] * 2 + [0.0025]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "options", "told"),
+    [
+        ("val/acd", {}, "--lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc"),
+        (
+            "val/acc",
+            {"limit_val_batches": 0},
+            "--lr_scheduler: ReduceLROnPlateau waits for validations, and the run has",
+        ),
+    ],
+)
+def test_plateau_that_no_run_could_come_to_is_refused_before_the_first_step(monitor, options, told):
+    module = small_module(lr_scheduler={"class_path": "ReduceLROnPlateau", "init_args": {"monitor": monitor}})
+    trainer = small_trainer(1, **options)
+    with pytest.raises(UserError, match=f"^{told}"):
+        trainer.fit(module, datamodule=FewDigits())
+    assert trainer.global_step == 0
+
+
 def test_predictions_have_the_indices_of_their_images():
     module = small_module(classes=10)
     data = FewDigits(batch_size=8)
@@ -689,3 +744,31 @@ def test_run_goes_on_with_the_form_of_optimizer_that_it_began_with(form, tmp_pat
     resumed = run("AdamW", tmp_path / "epoch=0.ckpt")
     assert differences(whole, resumed) == []
     assert {group["fused"] for group in resumed["optimizer"]["param_groups"]} != {True}
+
+
+class Logits(Callback):
+    def __init__(self):
+        self.losses = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.losses.append(F.cross_entropy(outputs["logits"].double(), outputs["targets"], reduction="none"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_loss_is_a_mean_in_float32_whatever_type_the_weights_have(precision):
+    module, seen = small_module(lr=1e-3), Logits()
+    trainer = small_trainer(1, seen, precision=precision)
+    trainer.fit(module, datamodule=FewDigits(num_val=297))
+    assert next(module.parameters()).dtype != torch.float32
+    loss = trainer.callback_metrics["val/loss"]
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(torch.cat(seen.losses).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precision_that_would_round_the_numbers_to_learn_is_refused(precision):
+    module = small_module(task="regression", classes=["year"])
+    mixed = precision.replace("true", "mixed")
+    told = f"--trainer.precision: {precision} would round the numbers that are to be learnt; give {mixed}"
+    with pytest.raises(UserError, match=f"^{told}$"):
+        small_trainer(1, precision=precision).fit(module, DataLoader(list(range(4))))

@@ -10,7 +10,7 @@ from lit_ft.backbones.meta import without_data
 from lit_ft.errors import UserError
 from lit_ft.freezing import NORMS
 from lit_ft.heads import HeadConfig, build_head
-from lit_ft.optim import WarmupCosine, build_optimizer, build_scheduler, param_groups
+from lit_ft.optim import WarmupCosine, build_optimizer, build_scheduler, param_groups, settle_plateau
 from lit_ft.run_length import RunLength
 
 TEN = RunLength(max_steps=10)
@@ -357,3 +357,57 @@ def test_optimizer_is_not_fused_where_it_may_not_or_the_device_has_no_such_form(
     assert build_optimizer("AdamW", [{"params": list(elsewhere.parameters())}], 0.1).param_groups[0]["fused"] is None
     here = [{"params": [nn.Parameter(torch.ones(3))]}]
     assert build_optimizer("AdamW", here, 0.1, fused=False).param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "monitor", "mode"),
+    [
+        ("ReduceLROnPlateau", "val/loss", "min"),
+        ({"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acc"}}, "val/acc", "max"),
+        ({"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acc", "mode": "min"}}, "val/acc", "max"),
+        (
+            {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau", "init_args": {"monitor": "val/acc"}},
+            "val/acc",
+            "max",
+        ),
+        ({"class_path": "test_optim.OwnPlateau", "init_args": {"monitor": "val/acc", "floor": 3}}, "val/acc", "max"),
+    ],
+)
+def test_plateau_waits_for_what_is_best_of_its_metric(spec, monitor, mode):
+    settled, found = settle_plateau(spec, {"val/acc": "max", "val/loss": "min"}, known=True)
+    scheduler, _ = build_scheduler(settled, two_groups(), 10)
+    assert (found, scheduler.mode) == (monitor, mode)
+    assert getattr(scheduler, "floor", 3) == 3
+
+
+def test_plateau_of_a_metric_that_is_not_logged_is_refused_with_the_nearest():
+    spec = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acd", "mode": "max"}}
+    told = r"^--lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc \(choose from val/acc\)$"
+    with pytest.raises(UserError, match=told):
+        settle_plateau(spec, {"val/acc": "max"}, known=True)
+    settled, monitor = settle_plateau(spec, {"val/acc": "max"}, known=False)
+    assert (settled["init_args"], monitor) == ({"mode": "max"}, "val/acd")
+
+
+class OwnPlateau(lr_scheduler.ReduceLROnPlateau):
+    def __init__(self, optimizer, floor, **options):
+        super().__init__(optimizer, **options)
+        self.floor = floor
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "expected"),
+    [
+        (torch.float32, {}, 1e-8),
+        (torch.bfloat16, {}, 1e-8),
+        (torch.float16, {}, torch.finfo(torch.float16).tiny),
+        (torch.float16, {"eps": 1e-3}, 1e-3),
+    ],
+)
+def test_division_by_zero_is_kept_off_in_the_type_of_the_weights(dtype, options, expected):
+    weight = nn.Parameter(torch.ones(3, dtype=dtype))
+    optimizer = build_optimizer({"class_path": "AdamW", "init_args": options}, [{"params": [weight]}], lr=0.5)
+    assert optimizer.param_groups[0]["eps"] == expected
+    weight.grad = torch.tensor([0.0, 1e-4, 1.0], dtype=dtype)
+    optimizer.step()
+    assert weight.isfinite().all()

@@ -4,15 +4,18 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.profilers import SimpleProfiler
-from small_runs import FewDigits, small_module
+from small_runs import FewDigits, differences, final_state, small_module
 
 from lit_ft import trainer
 from lit_ft.callbacks import GradualUnfreezing
+from lit_ft.errors import UserError
 from lit_ft.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -65,6 +68,44 @@ def test_optimizer_is_fused_but_where_lightning_needs_whole_gradients(options, e
     run = Trainer(**QUIET, **options, callbacks=[GradualUnfreezing("full")], limit_train_batches=1)
     run.fit(small_module(), datamodule=FewDigits())
     assert {group["fused"] for group in run.optimizers[0].param_groups} == {expected}
+
+
+def fitted(plan_first):
+    L.seed_everything(0)
+    run, module, data = Trainer(**QUIET, callbacks=[GradualUnfreezing("full")]), small_module(), FewDigits()
+    callbacks = list(run.callbacks)
+    if plan_first:
+        run.plan(module, data)
+        assert run.callbacks == callbacks
+        assert run.global_step == 0
+    run.fit(module, datamodule=data)
+    return final_state(run, module)
+
+
+class Once(Callback):
+    """Refuses one fit, when it is told to."""
+
+    refuses = False
+
+    def on_fit_start(self, trainer, pl_module):
+        if self.refuses:
+            raise UserError("not now")
+
+
+def test_fit_after_a_plan_is_as_one_without():
+    assert differences(fitted(True), fitted(False)) == []
+
+
+def test_plan_that_is_refused_leaves_the_callbacks_as_they_were():
+    once = Once()
+    run = Trainer(**QUIET, callbacks=[once])
+    once.refuses = True
+    with pytest.raises(UserError, match="not now"):
+        run.plan(small_module(compile=True), FewDigits())
+    assert run.callbacks == [once]
+    once.refuses = False
+    run.fit(small_module(), datamodule=FewDigits())
+    assert run.global_step == 2
 
 
 FAULTS = """

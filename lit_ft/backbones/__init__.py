@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ def source_of(name: NetworkName) -> Source:
     network, _, tag = name.partition(".")
     if tag and network in names:
         raise UserError(f"--model.backbone: {name} has a tag; give {network} and --model.weights {tag}")
+    if not name.startswith("timm/") and find_spec("timm") and f"timm/{network}" in backbone_names("timm/"):
+        weights = f" and --model.weights {tag}" if tag else ""
+        raise UserError(f"--model.backbone: {name} is a network of timm; give timm/{network}{weights}")
     raise UserError(f"{unknown('backbone', name, names, '--model.backbone')}; see lit-ft models")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_ft.data.cells import guarded
 from lit_ft.errors import UserError
+from lit_ft.faults import names_file
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -99,8 +100,9 @@ class PredictionWriter(Callback):
         place = path.resolve()
         unfinished = _unfinished(place)
         try:
-            self._write(unfinished, rows, paths, pl_module)
-            unfinished.replace(place)
+            with names_file(path):
+                self._write(unfinished, rows, paths, pl_module)
+                unfinished.replace(place)
         finally:
             unfinished.unlink(missing_ok=True)
 

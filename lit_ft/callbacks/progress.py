@@ -78,6 +78,11 @@ class Lines(_Shows):
         self._enabled = True
         self._began = self._spoke = 0.0
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it speaks; ``LightningModule.print`` asks for it."""
+        return self._enabled
+
     def disable(self) -> None:
         """Keeps quiet, as Lightning asks of all ranks but the first."""
         self._enabled = False

@@ -23,6 +23,7 @@ from lit_ft.callbacks.unfreezing import run_epochs
 from lit_ft.checkpoints import best_checkpoint
 from lit_ft.classes import classes_of, names_of
 from lit_ft.errors import printable
+from lit_ft.module import FineTuneModule
 
 MAX_PICTURED_CLASSES = 100
 MAX_LISTED_LABELS = 100
@@ -59,6 +60,8 @@ class RunReport(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the first screen and logs it."""
         module = cast(Any, pl_module)
+        if isinstance(module, FineTuneModule):
+            module.follow_finders()  # else the plan would show the rates of before
         self._undecided = run_plan(trainer, pl_module).undecided
         folder = trainer.log_dir  # asks all ranks
         if trainer.is_global_zero:  # the others would count the arithmetic of the network for nobody

@@ -85,3 +85,12 @@ def test_lines_tell_the_mean_loss_of_the_epoch_and_the_metrics(together, capsys)
     assert len(losses) == 8
     assert float(told[0][1]) == pytest.approx(sum(losses[4:]) / 4, abs=1e-4)
     assert abs(losses[-1] - sum(losses[4:]) / 4) > 1e-3
+
+
+def test_module_can_print_beside_the_lines(capsys):
+    class Prints(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.print("of the module's own")
+
+    small_trainer(1, Lines(), Prints(), enable_progress_bar=True).fit(small_module(), datamodule=FewDigits())
+    assert "\nof the module's own\n" in capsys.readouterr().out
