@@ -301,7 +301,7 @@ class FineTuneCLI(LightningCLI):
             if mistake_behind(error) or is_of_own_code(error) or (full := full_disk(error)) is None:
                 raise
             # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
-            folder = Path(self._run and self._run.folder or self.trainer.default_root_dir)
+            folder = Path((self._run and self._run.folder) or self.trainer.default_root_dir)
             left = whole_checkpoints(folder / "checkpoints")
             raise UserError(f"{shown(folder)}: cannot be written to ({full.strerror}); {left}") from error
 

@@ -40,7 +40,7 @@ class MeanLoss(PreciseSums, MeanMetric):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the sum, in which values are added, whatever torch's default type is then."""
-        return cast(Tensor, self.mean_value).dtype
+        return self.mean_value.dtype
 
     def compute(self) -> Tensor:
         """The mean, as float32."""

@@ -136,7 +136,7 @@ def test_predict_writes_one_row_an_image_in_order(run, refused):
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
     Path(path).write_text("of last week")
     told = f"lit-ft: --predictions.file: {path} exists; name another file, or to overwrite it: "
-    again = ("predict", "--name", "quickstart", "--ckpt_path", "best")
+    again = ("predict", "--name", "quickstart", "--ckpt_path", "best", *DIGITS)
     assert refused(*again) == f"{told}--predictions.overwrite true"
     assert Path(path).read_text() == "of last week"
     assert refused(*again, "--predictions.file", "out.json").endswith("out.json must end in .csv or .tsv")
@@ -282,9 +282,6 @@ MISTAKES = {
     ("fit", "--ckpt_path", "nix.ckpt"): "--ckpt_path: no such file: nix.ckpt",
     ("test",): "--ckpt_path: lit-ft test needs the checkpoint of a run",
     ("test", "--ckpt_path", str(CONFIGS / "quickstart.yaml")): "is not a checkpoint, or it is damaged",
-    ("fit", "--data", "torchvision.datasets.FashionMNIST"): (
-        "--data: torchvision.datasets.FashionMNIST is no LightningDataModule; choose from CIFAR10DataModule, "
-    ),
     ("fit", "--trainer.logger", "CSVLogger"): "--trainer.logger: CSVLogger needs save_dir; add --trainer.logger.save_d",
     ("fit", "--trainer.logger", "CSVLoger"): "--trainer.logger: unknown class 'CSVLoger'; nearest: CSVLogger",
     ("fit", "--trainer.callbacks", "Timr"): "--trainer.callbacks: unknown class 'Timr'; nearest: Timer",
@@ -565,6 +562,18 @@ def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root
     printed = run("finetune", *args)
     assert "Plan" in printed
     assert "test/recall" in printed
+
+
+def test_class_that_is_no_data_module_is_refused_with_those_there_are():
+    # In a process of its own, where no test has made data modules.
+    command = [sys.executable, "-m", "lit_ft", "fit", "--data", "torchvision.datasets.FashionMNIST"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    start = (
+        "lit-ft: --data: torchvision.datasets.FashionMNIST is no LightningDataModule; choose from CIFAR10DataModule, "
+    )
+    assert done.stderr.startswith(start)
+    assert done.stderr.endswith("StreamDataModule, or derive yours from it\n")
 
 
 def test_interrupt_tells_how_to_go_on():

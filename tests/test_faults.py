@@ -246,7 +246,7 @@ def test_table_for_which_there_is_no_room_is_named(run, refused, photo_root, mon
         command = ["predict", *options[6:10], "--ckpt_path", "logs/run/version_0/checkpoints/best.ckpt"]
         command += ["--predictions.file", "out.csv"]
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:

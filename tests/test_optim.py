@@ -375,7 +375,7 @@ def test_optimizer_is_not_fused_where_it_may_not_or_the_device_has_no_such_form(
 )
 def test_plateau_waits_for_what_is_best_of_its_metric(spec, monitor, mode):
     settled, found = settle_plateau(spec, {"val/acc": "max", "val/loss": "min"}, known=True)
-    scheduler, _ = build_scheduler(settled, two_groups(), 10)
+    scheduler, _ = build_scheduler(settled, two_groups(), TEN)
     assert (found, scheduler.mode) == (monitor, mode)
     assert getattr(scheduler, "floor", 3) == 3
 

@@ -127,9 +127,10 @@ def test_what_comes_of_a_checkpoint_goes_to_its_run(run, kind):
     assert torch.load(last, weights_only=True)["epoch"] == 1
     if "csv" in kind:  # which Lightning would have removed
         assert "epoch" in (last.parent.parent / "metrics-1.csv").read_text()
-    printed = run("predict", *runs_at_once.KINDS[kind], "--ckpt_path", last)
+    data = ("--data", "DigitsDataModule")
+    printed = run("predict", *runs_at_once.KINDS[kind], *data, "--ckpt_path", last)
     assert f"Predictions: {last.parent.parent.resolve()}/predictions.csv" in printed
-    run("test", "--ckpt_path", last)
+    run("test", *data, "--ckpt_path", last)
     assert [folder.name for folder in Path(kind).iterdir()] == ["version_0"]
     assert (last.parent.parent / "config.yaml").read_text() == config
     run("fit", "--config", last.parent.parent / "config.yaml")  # with the options that were asked for, a new run
