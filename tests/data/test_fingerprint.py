@@ -85,6 +85,7 @@ def test_change_of_the_images_is_told(split_root, change, told):
     assert difference(before, of_folder(split_root), NAMES) == told
 
 
+@pytest.mark.filterwarnings("ignore:.*no images of")
 def test_split_that_is_gone_is_told(split_root):
     before = of_folder(split_root)
     remove_val(split_root)
