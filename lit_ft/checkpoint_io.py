@@ -7,12 +7,13 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load, get_filesystem
 
+from lit_ft import torch_files
 from lit_ft.assets import shown
 from lit_ft.checkpoints import whole_checkpoints
 from lit_ft.errors import UserError
@@ -53,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(get_filesystem(path)._strip_protocol(str(path)))  # without file://
+        target = _local(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers(target.parent)
         # A name of its own, as two runs can write to one folder.
@@ -76,12 +77,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             part.unlink(missing_ok=True)
 
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Reads a checkpoint, to the CPU, unless it is to be elsewhere.
+
+        Args:
+            path: Where it is.
+            map_location: As of `torch.load`.
+            weights_only: False lets it run code; otherwise it does not, also where Lightning would let it by default.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if not get_filesystem(path).exists(str(path)):
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        if map_location is None and _is_local_file_protocol(path):
+            return torch_files.load(_local(path), weights_only=weights_only is not False)
+        return _load(path, map_location or "cpu", weights_only is not False)
+
     def _remove_leftovers(self, folder: Path) -> None:
         """Removes what no run writes any more: a file that one still writes has changed since this run began."""
         for part in folder.glob(f".*{_SUFFIX}"):
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < self._made_at:
                     part.unlink()
+
+
+def _local(path: str | Path) -> Path:
+    """The path without ``file://``."""
+    return Path(get_filesystem(path)._strip_protocol(str(path)))
 
 
 def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> dict[str, Any]:
@@ -91,12 +114,11 @@ def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> 
         file: Its path, also a remote one, or an open file, which is left where it stands.
         weights_only: False where the user trusts it with running code.
     """
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": weights_only}
-    if not isinstance(file, (str, Path)):
-        start = file.tell()
-        checkpoint: dict[str, Any] = torch.load(file, **options)
-        file.seek(start)
-        return checkpoint
-    remote = not Path(file).is_file()
-    checkpoint = _load(file, **options) if remote else torch.load(file, mmap=weights_only, **options)
+    if isinstance(file, (str, Path)):
+        if Path(file).is_file():
+            return cast(dict[str, Any], torch_files.load(file, mmap=weights_only, weights_only=weights_only))
+        return cast(dict[str, Any], _load(file, "cpu", weights_only))
+    start = file.tell()
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=weights_only)
+    file.seek(start)
     return checkpoint

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 
+from lit_ft import torch_files
 from lit_ft.errors import UserError, nearest
 from lit_ft.standardise import Standardisation
 
@@ -68,7 +68,7 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
         near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
         raise UserError(f"--ckpt_path: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch_files.load(path, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     hparams = all_hyperparameters(checkpoint) if isinstance(checkpoint, dict) else None
@@ -136,7 +136,7 @@ def trained_head(path: str) -> TrainedHead | None:
     if path.endswith(".safetensors"):
         return None
     try:
-        checkpoint = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch_files.load(Path(path).expanduser(), mmap=True)
     except (RuntimeError, pickle.UnpicklingError):
         return None  # in a format, or with something beside the weights, that no checkpoint of lit_ft has
     hparams = all_hyperparameters(checkpoint) if isinstance(checkpoint, dict) else None
@@ -152,7 +152,7 @@ def trained_head(path: str) -> TrainedHead | None:
 
 def saved_options(path: str) -> dict[str, Any]:
     """The options of the run that wrote a checkpoint, as of `lit_ft.run_options`; none where it does not tell them."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = torch_files.load(path, mmap=True)
     return dict(checkpoint.get("run_options", {}))
 
 

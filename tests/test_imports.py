@@ -22,6 +22,7 @@ LEVELS = {
     "commands": 1,
     "metrics": 1,
     "standardise": 1,
+    "torch_files": 1,
     "strategies": 2,
     "checkpoints": 2,
     "resume": 2,

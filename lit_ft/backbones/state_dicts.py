@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_ft import torch_files
 from lit_ft.errors import UserError, unknown
 
 # What stands beside weights in many a file: options, paths, and numbers of numpy's. It is read as nothing.
@@ -59,7 +60,7 @@ class _Nothing:
 def content(path: Path) -> Any:
     """What `torch.save` wrote, as far as that is tensors and plain values; nothing in it is executed."""
     with torch.serialization.safe_globals([(_Nothing, name) for name in _BESIDE]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch_files.load(path)
 
 
 def state_of(
