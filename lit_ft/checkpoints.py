@@ -153,7 +153,8 @@ def trained_head(path: str) -> TrainedHead | None:
 def saved_options(path: str) -> dict[str, Any]:
     """The options of the run that wrote a checkpoint, as of `lit_ft.run_options`; none where it does not tell them."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return dict(checkpoint.get("run_options", {}))
+    options = checkpoint.get("run_options")
+    return dict(options) if isinstance(options, dict) else {}
 
 
 def refuse_other_model(

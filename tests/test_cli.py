@@ -481,6 +481,33 @@ def test_resume_refuses_another_model(run, refused):
     assert f"--model.weights {last}" in line
 
 
+def test_checkpoint_whose_parts_are_something_else_is_refused_in_one_line(run, refused):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
+    last = Path("logs/run/version_0/checkpoints/last.ckpt")
+    good = torch.load(last, weights_only=True)
+    cases = {
+        ("test", "standardisation"): {"a": 1},
+        ("validate", "DigitsDataModule"): {},
+        ("test", "loops"): "x",
+        ("fit", "images"): {"a": 1},
+        ("fit", "optimizer_states"): ["x"],
+        ("fit", "lr_schedulers"): ["x"],
+        ("fit", "callbacks"): [1],
+    }
+    for (command, key), value in cases.items():
+        torch.save({**good, key: value}, last)
+        data = ("--unfreeze", "null") if command == "fit" else DIGITS
+        line = refused(command, "--ckpt_path", last, *data)
+        assert line.startswith(f"lit-ft: --ckpt_path: {last} "), (command, key, line)
+        assert "damaged" in line
+    good["loops"]["fit_loop"]["epoch_progress"]["current"] = dict.fromkeys(
+        ("ready", "started", "processed", "completed"), 5
+    )
+    torch.save(good, last)
+    line = refused("fit", "--ckpt_path", last, "--unfreeze", "null", "--trainer.max_epochs", 3)
+    assert "current_epoch=5, but you have set Trainer(max_epochs=3)" in line
+
+
 def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, refused, lit_ft, capsys):
     mix = ("--model.mix.mixup", 0.2, "--model.mix.cutmix", 1, "--model.mix.erase", 0.25)
     run("fit", *QUICK, "--trainer.max_epochs", 3, *mix, "--model.class_weight", "balanced")
