@@ -172,6 +172,13 @@ def test_resume_goes_on_in_its_folder_also_for_longer(run):
     assert max(event.value for event in board.Scalars("lr/head") if event.step > 40) > 1e-4  # and not 0
 
 
+def test_finished_run_whose_checkpoint_was_moved_ends_as_it_is(run, tmp_path):
+    run("fit", *QUICK, "--trainer.max_epochs", 3)
+    last = Path("logs/quickstart/version_0/checkpoints/last.ckpt").rename(tmp_path / "moved.ckpt")
+    printed = run("fit", *QUICK, "--trainer.max_epochs", 3, "--ckpt_path", last)
+    assert "Best model   logs/quickstart/version_0/checkpoints/best.ckpt  (val/loss is not known)" in printed
+
+
 def test_callbacks_of_a_config_add_to_the_named_ones(run):
     Path("more.yaml").write_text(
         "trainer:\n  max_epochs: 2\n  callbacks:\n    - class_path: LearningRateMonitor\n"
