@@ -152,8 +152,8 @@ def trained_head(path: str) -> TrainedHead | None:
 
 def saved_options(path: str) -> dict[str, Any]:
     """The options of the run that wrote a checkpoint, as of `lit_ft.run_options`; none where it does not tell them."""
-    checkpoint = torch_files.load(path, mmap=True)
-    return dict(checkpoint.get("run_options", {}))
+    options = torch_files.load(path, mmap=True).get("run_options")
+    return dict(options) if isinstance(options, dict) else {}
 
 
 def refuse_other_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import textwrap
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from lit_ft.data.photo_data import PhotoDataModule
 from lit_ft.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.errors import UserError, printable, unknown
 from lit_ft.explain import class_names, class_options, explain, raise_again, told_in_one_line
-from lit_ft.faults import full_disk, is_of_own_code, mistake_behind, own_packages, quiet_threads
+from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_behind, own_packages, quiet_threads
 from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.run_options import refuse_other_options, run_options
@@ -298,7 +299,15 @@ class FineTuneCLI(LightningCLI):
             hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
             raise KeyboardInterrupt(f"interrupted{hint}") from None
         except Exception as error:
-            if mistake_behind(error) or is_of_own_code(error) or (full := full_disk(error)) is None:
+            if mistake_behind(error) or is_of_own_code(error):
+                raise
+            full, path = full_disk(error), self.config[subcommand].get("ckpt_path")
+            if full is None and path is not None and is_of_checkpoint(error):
+                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
+                fault = "it is damaged or of another program"
+                told = str(error) if isinstance(error, MisconfigurationException) else f"{fault} ({reason})"
+                raise UserError(f"--ckpt_path: {path} cannot be used: {told} (--debug shows where)") from error
+            if full is None:
                 raise
             # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
             folder = Path((self._run and self._run.folder) or self.trainer.default_root_dir)
@@ -316,8 +325,8 @@ class FineTuneCLI(LightningCLI):
             return
         hparams = hyper_parameters(path, str(self.subcommand), "")
         names = getattr(self.datamodule, "class_names", None)
-        if names is not None and list(names) != hparams["classes"]:
-            raise UserError(f"--ckpt_path: {path} is of a run with the classes {hparams['classes']}, not {list(names)}")
+        if names is not None and list(names) != (earlier := hparams.get("classes")):
+            raise UserError(f"--ckpt_path: {path} is of a run with the classes {earlier}, not {list(names)}")
         then, now = ({f"model.{key}": value for key, value in model.items()} for model in (hparams, self.model.hparams))
         options = run_options(self.config[self.subcommand].as_dict())
         refuse_other_options(path, {**saved_options(path), **then}, {**now, **options})

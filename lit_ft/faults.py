@@ -68,6 +68,13 @@ def is_of_own_code(error: BaseException, packages: Collection[str] = ()) -> bool
     return any(_passed_own_file(link, packages) for link in chain(error))
 
 
+def is_of_checkpoint(error: BaseException) -> bool:
+    """Whether an exception was raised as Lightning took up what a checkpoint holds."""
+    frames = [frame for link in chain(error) for frame in traceback.extract_tb(link.__traceback__)]
+    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
+    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
+
+
 def own_packages(config: Any) -> set[str]:
     """The packages of the classes that a config names, but for those that lit_ft is made of."""
     if isinstance(config, str):

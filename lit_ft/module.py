@@ -58,7 +58,7 @@ from lit_ft.normalise import Normalise
 from lit_ft.optim import ClassSpec, build_optimizer, build_scheduler, param_groups, settle_plateau
 from lit_ft.penalty import PenaltyConfig, WeightPenalty
 from lit_ft.plan import HEAD
-from lit_ft.resume import keep_last_batch, validate_first
+from lit_ft.resume import forget_files_elsewhere, keep_last_batch, validate_first
 from lit_ft.run_length import RunLength
 from lit_ft.schedules import continue_schedule, enter_epoch
 from lit_ft.standardise import Standardisation
@@ -325,6 +325,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         """Lets the schedule go on where the run is resumed."""
         self._resumed = None
         keep_last_batch(self.trainer)
+        forget_files_elsewhere(self.trainer)
         enter_epoch(self.trainer)
 
     def on_train_epoch_start(self) -> None:

@@ -1,8 +1,10 @@
-"""Decides where a resumed run goes on: with the validation that its checkpoint was written just before."""
+"""Decides where a resumed run goes on, and which files it may remove that its checkpoint names."""
 
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 
@@ -47,6 +49,32 @@ def keep_last_batch(trainer: Any) -> None:
     if batches.is_last_batch and math.isfinite(more):
         for name in ("ready", "started", "processed", "completed"):
             setattr(batches.current, name, getattr(batches.current, name) + more)
+
+
+def forget_files_elsewhere(trainer: Any) -> None:
+    """Lets no callback remove or read what a checkpoint names as an earlier one, but lies outside of its folder.
+
+    Lightning removes the last best checkpoint, with all that is below it, by the path that is in the present one. Its
+    own look at where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
+
+    Args:
+        trainer: The trainer of a fit, at its start.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        folder = str(callback.dirpath)
+        for name in ("best_model_path", "last_model_path"):
+            if not _is_within(str(getattr(callback, name, "")), folder):
+                setattr(callback, name, "")
+        ranked = (*getattr(callback, "best_k_models", ()), getattr(callback, "kth_best_model_path", ""))
+        if not all(_is_within(str(path), folder) for path in ranked):
+            callback.best_k_models, callback.kth_best_model_path = {}, ""
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
+    if "://" in path or "::" in path:
+        return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
+    return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
 
 
 def _validates_after(epoch: int, trainer: Any) -> bool:

@@ -261,8 +261,9 @@ def tell(trainer: Any, command: str) -> None:
     best = getattr(chosen, "best_model_path", "")
     lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
     if best:
-        score = float(chosen.best_model_score)
-        told = f"{score:.4f}" if math.isfinite(score) else "is not defined"  # as r2 of a single number
+        score = chosen.best_model_score
+        # None where a checkpoint that was moved is resumed after its last epoch; not defined is r2 of a single number.
+        told = "is not known" if score is None else f"{score:.4f}" if math.isfinite(score) else "is not defined"
         lines.append(f"Best model   {shown(Path(best))}  ({chosen.monitor} {told})")
         arguments = f"--config {run / 'config.yaml'} --ckpt_path {shown(Path(best))}"
         lines.append(f"Predict      lit-ft predict {arguments}")

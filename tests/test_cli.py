@@ -172,6 +172,13 @@ def test_resume_goes_on_in_its_folder_also_for_longer(run):
     assert max(event.value for event in board.Scalars("lr/head") if event.step > 40) > 1e-4  # and not 0
 
 
+def test_finished_run_whose_checkpoint_was_moved_ends_as_it_is(run, tmp_path):
+    run("fit", *QUICK, "--trainer.max_epochs", 3)
+    last = Path("logs/quickstart/version_0/checkpoints/last.ckpt").rename(tmp_path / "moved.ckpt")
+    printed = run("fit", *QUICK, "--trainer.max_epochs", 3, "--ckpt_path", last)
+    assert "Best model   logs/quickstart/version_0/checkpoints/best.ckpt  (val/loss is not known)" in printed
+
+
 def test_callbacks_of_a_config_add_to_the_named_ones(run):
     Path("more.yaml").write_text(
         "trainer:\n  max_epochs: 2\n  callbacks:\n    - class_path: LearningRateMonitor\n"
@@ -479,6 +486,33 @@ def test_resume_refuses_another_model(run, refused):
     line = refused("fit", "--ckpt_path", last, "--model.head.hidden", "[8]")
     assert "is of a run with --model.head {'hidden': [], 'dropout': 0.0, " in line
     assert f"--model.weights {last}" in line
+
+
+def test_checkpoint_whose_parts_are_something_else_is_refused_in_one_line(run, refused):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
+    last = Path("logs/run/version_0/checkpoints/last.ckpt")
+    good = torch.load(last, weights_only=True)
+    cases = {
+        ("test", "standardisation"): {"a": 1},
+        ("validate", "DigitsDataModule"): {},
+        ("test", "loops"): "x",
+        ("fit", "images"): {"a": 1},
+        ("fit", "optimizer_states"): ["x"],
+        ("fit", "lr_schedulers"): ["x"],
+        ("fit", "callbacks"): [1],
+    }
+    for (command, key), value in cases.items():
+        torch.save({**good, key: value}, last)
+        data = ("--unfreeze", "null") if command == "fit" else DIGITS
+        line = refused(command, "--ckpt_path", last, *data)
+        assert line.startswith(f"lit-ft: --ckpt_path: {last} "), (command, key, line)
+        assert "damaged" in line
+    good["loops"]["fit_loop"]["epoch_progress"]["current"] = dict.fromkeys(
+        ("ready", "started", "processed", "completed"), 5
+    )
+    torch.save(good, last)
+    line = refused("fit", "--ckpt_path", last, "--unfreeze", "null", "--trainer.max_epochs", 3)
+    assert "current_epoch=5, but you have set Trainer(max_epochs=3)" in line
 
 
 def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, refused, lit_ft, capsys):

@@ -17,7 +17,7 @@ from lit_ft.callbacks.progress import say
 from lit_ft.errors import UserError, unknown
 from lit_ft.freezing import FrozenNorm, Staged
 from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
-from lit_ft.resume import keep_last_batch, validate_first
+from lit_ft.resume import forget_files_elsewhere, keep_last_batch, validate_first
 from lit_ft.schedules import enter_epoch
 from lit_ft.strategies import Strategy, make_plan
 from lit_ft.tasks import METRICS
@@ -149,6 +149,7 @@ class GradualUnfreezing(Callback):
             UserError: If the run has too few steps to reach the last phase.
         """
         keep_last_batch(trainer)
+        forget_files_elsewhere(trainer)
         refusals.refuse_too_few_steps(trainer, cast(Plan, self.plan))
         self._apply(trainer, pl_module)
 
