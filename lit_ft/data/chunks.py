@@ -234,7 +234,11 @@ class ChunkedSplit:
         return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
 
     def samples(self, positions: Tensor) -> Iterator[bytes]:
-        """Yields what `pack` made; chunks are fetched ahead, in the order in which they are come to."""
+        """Yields what `pack` made; chunks are fetched ahead, in the order in which they are come to.
+
+        Raises:
+            UserError: If a chunk does not come, or is not what the index says.
+        """
         from litdata.streaming.sampler import ChunkedIndex
 
         rows = self.rows[positions]
@@ -246,7 +250,15 @@ class ChunkedSplit:
         for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
             ahead = wanted if i == 0 else None
             # By name: releases of litdata differ in what comes third.
-            yield dataset[ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=i == last)]
+            place = ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=i == last)
+            try:
+                sample = dataset[place]
+            except Exception as error:  # what litdata makes of the content of a chunk can fail in any way
+                name = f"{self.folder}/{self.index.names[chunk]}"
+                raise UserError(
+                    f"--data.root: {name} cannot be read ({_reason(error)}); copy or convert the set again"
+                ) from error
+            yield sample
 
     def _opened(self) -> Any:
         """A reader without a past: one that was left in the middle of an epoch still fetches what it was asked for."""

@@ -496,6 +496,15 @@ def test_index_is_refused_before_anything_in_it_becomes_a_path(stream_root, tmp_
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("where", ["", "local:"])
+def test_chunk_that_holds_something_else_is_named(stream_root, tmp_path, where):
+    chunk = chunk_files(stream_root, "val")[0]
+    chunk.write_bytes(b"\xff" * 64 + chunk.read_bytes()[64:])
+    data = make(f"{where}{stream_root}", chunk_cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=f"^--data.root: {where}{stream_root}/val/{chunk.name} cannot be read "):
+        batches_of(data.val_dataloader())
+
+
 def test_index_in_the_cache_that_was_not_checked_is_refused(stream_root, tmp_path):
     data = make(f"local:{stream_root}", chunk_cache=str(tmp_path / "cache"))
     assert len(batches_of(data.val_dataloader())) == 3
