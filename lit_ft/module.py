@@ -480,7 +480,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         units = checkpoint.get("standardisation")
         self._set_standardisation(None if units is None else Standardisation.from_plain(units))
         self._run_seed = checkpoint.get("run_seed")
-        self._measured = checkpoint.get("measured", {})
+        self._measured = {str(key): float(value) for key, value in checkpoint.get("measured", {}).items()}
         if self._trainer is not None:  # else only the weights are loaded
             if self._trainer.state.fn == "fit":
                 self._refuse_other_data(checkpoint)

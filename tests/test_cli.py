@@ -497,6 +497,7 @@ def test_checkpoint_whose_parts_are_something_else_is_refused_in_one_line(run, r
         ("validate", "DigitsDataModule"): {},
         ("test", "loops"): "x",
         ("fit", "images"): {"a": 1},
+        ("fit", "measured"): {"val/loss": "x"},
         ("fit", "optimizer_states"): ["x"],
         ("fit", "lr_schedulers"): ["x"],
         ("fit", "callbacks"): [1],
