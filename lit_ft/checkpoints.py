@@ -25,13 +25,18 @@ def best_checkpoint(trainer: Any) -> Any:
     return next((callback for callback in reversed(trainer.checkpoint_callbacks) if callback.monitor), None)
 
 
-def newest(folder: str, name: str) -> str:
-    """The newest ``best`` or ``last`` checkpoint of the runs in a folder.
+def newest(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
+    """The ``best`` or ``last`` checkpoint of the run whose config is given, or else the newest of the runs in a folder.
+
+    Args:
+        folder: The folder.
+        name: ``best`` or ``last``.
+        configs: The configs that the user gave.
 
     Raises:
         UserError: If there is none.
     """
-    found = _by_age(folder, f"*/checkpoints/{name}.ckpt")
+    found = _beside(configs, name) or _by_age(folder, f"*/checkpoints/{name}.ckpt")
     if not found:
         raise UserError(f"--ckpt_path: there is no {folder}/*/checkpoints/{name}.ckpt")
     return str(found[-1])
@@ -58,9 +63,7 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
         UserError: If no file is given, it does not exist, or is not a lit_ft checkpoint.
     """
     if path is None:
-        beside = [
-            file for config in configs for file in _by_age(str(Path(str(config)).parent), "checkpoints/best.ckpt")
-        ]
+        beside = _beside(configs, "best")
         found = [] if configs else _by_age(root, "*/*/checkpoints/best.ckpt")
         hint = f"; that of this config is {beside[-1]}" if beside else f"; the newest is {found[-1]}" if found else ""
         raise UserError(f"--ckpt_path: lit-ft {command} needs the checkpoint of a run{hint}")
@@ -208,6 +211,11 @@ def _differences(option: str, given: Any, kept: Any) -> Iterator[tuple[str, Any,
             yield from _differences(f"{option}.{key}", value, kept.get(key))
     elif given is not None and given != (tuple(kept) if isinstance(given, tuple) else kept):
         yield option, given, kept
+
+
+def _beside(configs: Sequence[Any], name: str) -> list[Path]:
+    """The checkpoints of that name beside configs, which are then those of runs."""
+    return [file for config in configs for file in _by_age(str(Path(str(config)).parent), f"checkpoints/{name}.ckpt")]
 
 
 def _by_age(folder: str, pattern: str) -> list[Path]:

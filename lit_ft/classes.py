@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -38,7 +38,18 @@ def classes_of(data: Any) -> int | list[str] | None:
     if names is not None and len(names):
         return [str(name) for name in cast(Iterable[Any], names)]
     number = getattr(data, "num_classes", None)
-    return None if number is None else index(number)
+    try:
+        return None if number is None else index(number)
+    except TypeError as error:
+        raise UserError(f"{type(data).__name__}.num_classes: expected a whole number, got {number!r}") from error
+
+
+def refuse_no_classes(data: Any) -> NoReturn:
+    """Raises `UserError`, as there are no classes, or what keeps a data module's own property from giving them."""
+    for name in ("class_names", "num_classes"):
+        if isinstance(getattr(type(data), name, None), property):
+            getattr(data, name)
+    raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
 
 
 def names_of(classes: int | Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ from lit_ft.backbones.trust import refuse_foreign
 from lit_ft.backbones.weights import is_file_name
 from lit_ft.callbacks import EarlyStopping, FeatureCache, GradualUnfreezing, PredictionWriter, RunReport
 from lit_ft.callbacks.progress import progress_bar
+from lit_ft.callbacks.refusals import refuse_unknown_names
 from lit_ft.checkpoints import hyper_parameters, newest, refuse_other_model, saved_options, whole_checkpoints
 from lit_ft.commands import COMMANDS
 from lit_ft.data.checks import check, tell_check
@@ -132,9 +133,8 @@ class FineTuneCLI(LightningCLI):
         config = self.config[self.subcommand]
         config["name"] = config["name"] or _name(config)
         if config.get("ckpt_path") in ("best", "last"):
-            config["ckpt_path"] = newest(
-                f"{config['trainer']['default_root_dir']}/{config['name']}", config["ckpt_path"]
-            )
+            folder = f"{config['trainer']['default_root_dir']}/{config['name']}"
+            config["ckpt_path"] = newest(folder, config["ckpt_path"], config["config"] or [])
         if self.subcommand in EVALUATIONS:
             files = config["config"] or []
             root = config["trainer"]["default_root_dir"]
@@ -156,7 +156,7 @@ class FineTuneCLI(LightningCLI):
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
         elif config["checkpoint"]["init_args"]["monitor"] is None:
-            config["checkpoint"]["init_args"]["monitor"] = MAIN_METRIC[config["model"]["init_args"]["task"]][0]
+            config["checkpoint"]["init_args"]["monitor"] = MAIN_METRIC[_task(config["model"])][0]
         for key in ("checkpoint", "early_stopping"):
             if config[key] is not None:
                 _settle_mode(key, config[key]["init_args"], config["model"])
@@ -383,9 +383,14 @@ def run() -> int:
         raise
 
 
+def _task(model: Namespace) -> str:
+    """The task of a model, which a class with a signature of its own need not take."""
+    return str(model["init_args"].get("task") or "multiclass")
+
+
 def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
     """Sets whether the least or the greatest value of the monitored metric is best, where lit_ft logs that metric."""
-    modes = {f"val/{name}": mode for name, mode in METRICS[model["init_args"]["task"]].items()}
+    modes = {f"val/{name}": mode for name, mode in METRICS[_task(model)].items()}
     if options["monitor"] in modes:
         options["mode"] = modes[options["monitor"]]
     elif model["class_path"].endswith(".FineTuneModule"):
@@ -419,6 +424,7 @@ def _without_effects(config: Namespace) -> None:
         if model["weights"] is not None and not is_file_name(model["weights"]):  # what is published does fit
             model["weights"] = None
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
+    refuse_unknown_names(config["trainer"])
     here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
     config["trainer"].update(Namespace({**here, "logger": False, "num_sanity_val_steps": 0}))
     config["report"] = Namespace(class_path="lit_ft.callbacks.RunReport", init_args=Namespace())

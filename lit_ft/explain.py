@@ -55,7 +55,9 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]],
     """
     if found := _STRAY.search(message):
         return _stray(found[1].split(), command)
-    key = ".".join(part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", message) if part)
+    parts = [part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", message) if part]
+    # One that is a file of options, were it text, is named twice.
+    key = ".".join(part for part, last in zip(parts, ["", *parts], strict=False) if part != last)
     option = f"--{key}: " if key else ""
     for pattern in _UNKNOWN:
         if found := pattern.search(message):
@@ -77,17 +79,11 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]],
         return UserError(f"{option}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
     if lines := re.findall(r'in "<unicode string>", (line \d+)', message):
         return UserError(f"--config: not valid YAML: {lines[-1]}")
-    if key and "Got value" not in message and (found := re.search(r"Given value: (\S.*)$", message, re.MULTILINE)):
-        # The first is the innermost; those around it repeat its choices.
-        choices = re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message)))
-        close = nearest(found[1], dict.fromkeys(choices))
-        types = re.findall(r"Expected a <class '(\w+)'>", message[: found.start()].rpartition("Errors:")[2])
-        wanted = [*(_WORDS[name] for name in types if name in _WORDS), *["null"] * ("NoneType" in types)]
-        give = _no_class(key) if wanted == ["null"] else f"give {' or '.join(wanted)}"
-        hint = f"; nearest: {', '.join(close)}" if close else f"; {give}" if wanted else ""
-        return UserError(f"{option}{found[1]} does not fit{hint}")
-    if key and (found := re.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)", message)):
-        return UserError(f"{option}{found[1]} does not fit; {_no_class(key)}")
+    if key and (found := re.search(r'Unable to load config "(.+)"', message)):
+        return UserError(f"{option}{found[1]} does not fit; give its options, as --{key}.NAME VALUE")
+    found = None if "Got value" in message else re.search(r"Given value: (\S.*)$", message, re.MULTILINE)
+    if key and (found := found or re.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)", message)):
+        return UserError(f"{option}{found[1]} does not fit{_fitting(message, found[1], key)}")
     if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
         return UserError(f"{option}{found[0]}{_nearest_config(Path(found[1]))}")
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
@@ -125,9 +121,21 @@ def _nearest_config(given: Path) -> str:
     return f"; {'type --config' if close[0] == given.stem else 'nearest:'} {shown(files[close[0]])}"
 
 
-def _no_class(key: str) -> str:
-    """What to give for an option that takes a class and its options, or nothing."""
-    return f"give null, or an option that --{key}.help lists, as --{key}.NAME VALUE"
+def _fitting(message: str, given: str, key: str) -> str:
+    """What would fit, as the innermost of the parser's complaints says: the nearest choices, or all, or a type."""
+    # The first is the innermost; those around it repeat its choices, and its last line that the whole may be null.
+    innermost = message.partition("Given value")[0].rpartition("Errors:")[2]
+    choices = dict.fromkeys(re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message))))
+    types = re.findall(r"Expected a <class '(\w+)'>", innermost)
+    null = ["null"] * ("NoneType" in types)
+    if close := nearest(given, choices):
+        return f"; nearest: {', '.join(close)}"
+    if choices:
+        return f"; choose from {', '.join([*choices, *null])}"
+    wanted = [*(_WORDS[name] for name in types if name in _WORDS), *null]
+    if wanted == null == ["null"]:
+        return f"; give null, or an option that --{key}.help lists, as --{key}.NAME VALUE"
+    return f"; give {' or '.join(wanted)}" if wanted else ""
 
 
 def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -> UserError:

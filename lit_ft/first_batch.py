@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_ft.backbones import StageOutput
 from lit_ft.errors import UserError
+from lit_ft.faults import is_of_own_code
 from lit_ft.normalise import Normalise
 from lit_ft.tasks import Task
 
@@ -77,6 +78,31 @@ def check_images(images: Any, split: str, normalise: Normalise) -> None:
         raise _strange(split, "images", images, f"{wanted}, with the channels first")
     if images.is_floating_point() and images.numel():
         _check_normalised(images, split, normalise)
+
+
+def refuse_other_size(images: Any, size: int, error: Exception) -> None:
+    """Refuses images that a network has failed on, and that are of another size than it was made for.
+
+    Most networks take any size, so that only those tell that do not.
+
+    Args:
+        images: ``(B, C, H, W)``, or what the first stages gave.
+        size: Height and width that it was made for.
+        error: What it raised.
+
+    Raises:
+        UserError: If they have another size, and neither the user's own code nor want of memory is behind it.
+    """
+    if not isinstance(images, Tensor) or images.shape[2:] == (size, size):
+        return
+    if isinstance(error, torch.OutOfMemoryError) or is_of_own_code(error):
+        return
+    height, width = images.shape[2:]
+    square = f", or --model.input.size {height}" if height == width else ""
+    raise UserError(
+        f"the images are {height} x {width}, and the network, made for {size} x {size}, does not take them "
+        f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); give those{square}"
+    ) from error
 
 
 def check_range(targets: Tensor, split: str, num: int) -> None:

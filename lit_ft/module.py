@@ -37,6 +37,7 @@ from lit_ft.classes import (
     TakeClasses,
     classes_of,
     names_of,
+    refuse_no_classes,
     refuse_other_task,
     standardisation_of,
     told,
@@ -48,7 +49,7 @@ from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.divergence import LossWatch, diverged
 from lit_ft.errors import UserError, unknown
 from lit_ft.finders import finders, format_found, refuse_on_resume
-from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch
+from lit_ft.first_batch import BatchCheck, check_images, refuse_no_batch, refuse_other_size
 from lit_ft.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.heads import HeadConfig, build_head, check_head, set_prior_bias
 from lit_ft.hparams import PlainHyperparameters
@@ -254,7 +255,11 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float, or what the first stages gave -> logits ``(B, K)``."""
         given = images if isinstance(images, StageOutput) else self.normalise(images)
-        logits: Tensor = self.head(self.backbone(given))
+        try:
+            logits: Tensor = self.head(self.backbone(given))
+        except (RuntimeError, AssertionError) as error:  # by which torch, and networks with position embeddings, refuse
+            refuse_other_size(given, self.input_spec.size, error)
+            raise
         return logits
 
     def configure_callbacks(self) -> list[Callback]:
@@ -276,7 +281,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             if (classes := classes_of(self._data)) is not None:
                 self._set_classes(classes)
         if not self.class_names:
-            raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
+            refuse_no_classes(self._data)
 
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
@@ -449,7 +454,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             self.trainer.fit_loop._combined_loader = None
         # One that is derived from this may log others.
         is_known = type(self) is FineTuneModule
-        spec, monitor = settle_plateau(self.hparams["lr_scheduler"], self._monitored(), known=is_known)
+        spec, monitor = settle_plateau(self.hparams["lr_scheduler"], self.monitored(), known=is_known)
         scheduler, interval = build_scheduler(spec, optimizer, RunLength.of(self.trainer))
         continue_schedule(scheduler, interval, self.trainer, self._resumed)
         plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", monitor)}
@@ -522,17 +527,17 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         parts = any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in self.modules())
         return self._compiler_ctx is not None or parts
 
-    def _monitored(self) -> dict[str, Mode]:
+    def monitored(self) -> dict[str, Mode]:
         """What a validation logs, and whether its least or its greatest value is best."""
         logged = {"loss", *cast(MetricCollection, self.metrics["val_"]).keys(keep_base=True)}
         return {f"val/{name}": mode for name, mode in METRICS[self.hparams["task"]].items() if name in logged}
 
     def _refuse_unlogged(self) -> None:
         """Refuses to watch a metric that the task logs for other numbers of classes."""
-        others = {f"val/{name}" for name in METRICS[self.hparams["task"]]} - self._monitored().keys()
+        others = {f"val/{name}" for name in METRICS[self.hparams["task"]]} - self.monitored().keys()
         for callback in cast(Any, self.trainer).callbacks:
             if (monitor := getattr(callback, "monitor", None)) in others:
-                raise unknown("metric", monitor, self._monitored(), f"{type(callback).__name__}.monitor")
+                raise unknown("metric", monitor, self.monitored(), f"{type(callback).__name__}.monitor")
 
     def _standardise(self) -> None:
         """Takes mean and scale of the training targets, unless weights were trained with others."""

@@ -49,6 +49,8 @@ class Normalise(nn.Module):
         if images.dtype == torch.uint8:
             # In place: each further tensor of floats costs as much time as the arithmetic.
             images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
+        else:  # NumPy's floats are float64
+            images = images.to(self.mean.dtype)
         return images.contiguous(memory_format=self.memory_format)
 
     def pixels(self, images: Tensor) -> Tensor:

@@ -19,11 +19,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import shown
+from lit_ft.callbacks.progress import in_digits
 from lit_ft.callbacks.refusals import refuse_options
 from lit_ft.checkpoint_io import AtomicCheckpointIO
 from lit_ft.checkpoints import best_checkpoint
@@ -259,15 +261,17 @@ def tell(trainer: Any, command: str) -> None:
     run = shown(Path(log_dir))
     chosen = best_checkpoint(trainer)
     best = getattr(chosen, "best_model_path", "")
-    lines = [f"Run folder   {run}  (config.yaml, checkpoints, TensorBoard events)"]
+    has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    lines = [f"Run folder   {run}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
     if best:
         score = chosen.best_model_score
         # None where a checkpoint that was moved is resumed after its last epoch; not defined is r2 of a single number.
-        told = "is not known" if score is None else f"{score:.4f}" if math.isfinite(score) else "is not defined"
+        told = "is not known" if score is None else in_digits(score) if math.isfinite(score) else "is not defined"
         lines.append(f"Best model   {shown(Path(best))}  ({chosen.monitor} {told})")
         arguments = f"--config {run / 'config.yaml'} --ckpt_path {shown(Path(best))}"
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit":
             lines.append(f"Test         lit-ft test {arguments}")
-    lines.append(f"Watch        tensorboard --logdir {run.parent}")
+    if has_events:
+        lines.append(f"Watch        tensorboard --logdir {run.parent}")
     print("\n" + "\n".join(map(printable, lines)))

@@ -111,6 +111,10 @@ def test_newest_checkpoint_is_a_whole_one(tmp_path):
     for run in ("version_0", "version_2"):
         leave_part(tmp_path / run / "checkpoints", age_seconds=0)
     assert newest(str(tmp_path), "last") == str(tmp_path / "version_1" / "checkpoints" / "last.ckpt")
+    # Of a run that is named by its config, its own; a recipe has none beside it.
+    older = tmp_path / "version_0"
+    assert newest(str(tmp_path), "last", [older / "config.yaml"]) == str(older / "checkpoints" / "last.ckpt")
+    assert newest(str(tmp_path), "last", ["quickstart.yaml"]) == newest(str(tmp_path), "last")
 
 
 def test_remote_checkpoints_are_lightnings():

@@ -363,6 +363,8 @@ def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
             "--unfreeze.plateau.monitor: unknown",
         ),
         (["--unfreeze.strategy", "plateau", "--trainer.limit_val_batches", 0], "--unfreeze.plateau: the run validates"),
+        (["--trainer.strategy", "dpd"], "--trainer.strategy: unknown strategy 'dpd'; nearest: ddp"),
+        (["--trainer.accelerator", "cpuu"], "--trainer.accelerator: unknown accelerator 'cpuu'; nearest: cpu"),
         (["--feature_cache.views", -1], "--feature_cache.views: must be at least 0, got -1"),
         (["--checkpoint.monitor", "val/acd"], "--checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc"),
         (["--checkpoint.save_top_k", -2], "save_top_k"),
@@ -387,6 +389,13 @@ def test_plan_refuses_what_a_fit_would_refuse(refused, args, line):
 def test_plan_makes_a_logger_and_nothing_of_it(run):
     run("plan", "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
     assert not list(Path().iterdir())
+
+
+def test_events_are_told_of_where_a_logger_writes_some(run):
+    quick = ("--trainer.max_epochs", 2, "--trainer.limit_train_batches", 1)
+    for logger, writes in ((("CSVLogger", "--trainer.logger.save_dir", "csv"), False), (("true",), True)):
+        printed = run("fit", *quick, "--trainer.logger", *logger)
+        assert ("TensorBoard events)" in printed, "tensorboard --logdir" in printed) == (writes, writes)
 
 
 def test_data_that_is_missing_is_told_before_weights_are_fetched(refused, monkeypatch):

@@ -23,6 +23,7 @@ class Model:
         lr: float = 0.1,
         task: Literal["multiclass", "regression"] = "multiclass",
         head: HeadConfig = HeadConfig(),  # noqa: B008
+        weight: Literal["balanced"] | None = None,
     ) -> None:
         pass
 
@@ -40,6 +41,7 @@ def told(*arguments):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--trainer.max_epochs", type=int | None, default=1)
+    parser.add_argument("--trainer.precision", type=Literal[64, 32] | Literal["bf16", "64"] | None, default=None)
     parser.add_argument("--feature_cache", type=HeadConfig | None, default=None)
     parser.add_subclass_arguments(Model, "model", required=False)
     parser.add_subclass_arguments(Optimizer, "optimizer", required=False, skip={"params", "lr"})
@@ -72,6 +74,10 @@ def told(*arguments):
         (["--model.lr=abc"], "--model.lr: Expected a float. got abc"),
         (["--model.head.dropout=x"], "--model.head.dropout: Expected a float. got x"),
         (["--trainer.max_epochs=few"], "--trainer.max_epochs: few does not fit; give a whole number or null"),
+        (["--trainer.max_epochs=1e1"], "--trainer.max_epochs: 10.0 does not fit; give a whole number or null"),
+        (["--trainer.precision=half"], "--trainer.precision: half does not fit; choose from bf16, 64, null"),
+        (["--model.weight=yes"], "--model.weight: True does not fit; choose from balanced, null"),
+        (["--model.head=3"], "--model.head: 3 does not fit; give its options, as --model.head.NAME VALUE"),
         (["--feature_cache=off"], "--feature_cache: False does not fit; give null, or an option that"),
         (["--feature_cache=4"], "--feature_cache: 4 does not fit; give null, or an option that --feature_cache.help"),
         (["--config=nowhere.yaml"], "--config: File does not exist: "),
@@ -129,6 +135,6 @@ def test_option_like_no_other_has_no_nearest():
 
 
 def test_options_of_a_class_hold_those_of_its_dataclasses():
-    expected = ["backbone", "lr", "task", "head", *(f"head.{field.name}" for field in fields(HeadConfig))]
+    expected = ["backbone", "lr", "task", "head", *(f"head.{field.name}" for field in fields(HeadConfig)), "weight"]
     assert "head.dropout" in expected
     assert class_options(Model) == expected

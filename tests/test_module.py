@@ -386,6 +386,21 @@ def test_plateau_of_an_accuracy_is_where_it_does_not_rise(monkeypatch):
     assert [rates["head"] for rates in recorder.rates] == [0.01, 0.01, 0.01, 0.01, 0.005]
 
 
+def test_plateau_of_a_metric_that_is_not_logged_of_so_few_classes_is_refused():
+    data = DataLoader(TensorDataset(images_of(), torch.arange(6) % 5), 2)
+    options = {"plateau": {"monitor": "val/acc_top5"}}
+    trainer = small_trainer(9, GradualUnfreezing("plateau", **options))
+    with pytest.raises(UserError, match=r"^--unfreeze.plateau.monitor: unknown metric 'val/acc_top5'; nearest: val/ac"):
+        trainer.fit(small_module(classes=5), data, data)
+    assert trainer.global_step == 0
+
+
+def test_images_in_the_floats_of_numpy_are_those_of_torch():
+    module = small_module(classes=5).eval()
+    images = module.normalise(images_of())
+    assert torch.equal(module(images.double()), module(images))
+
+
 @pytest.mark.parametrize("watching", [ModelCheckpoint, EarlyStopping])
 def test_metric_that_is_not_logged_of_so_few_classes_is_refused(watching, tmp_path):
     options = {"dirpath": tmp_path} if watching is ModelCheckpoint else {}

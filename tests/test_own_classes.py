@@ -50,6 +50,29 @@ class FromOne(Numbered):
         return DataLoader(TensorDataset(images, torch.arange(3) + 1), batch_size=3)
 
 
+class Wide(Numbered):
+    def train_dataloader(self):
+        images = torch.zeros(6, 1, 32, 32, dtype=torch.uint8)
+        return DataLoader(TensorDataset(images, torch.arange(6) % 3), batch_size=3)
+
+    val_dataloader = train_dataloader
+
+
+class Faulty(Numbered):
+    @property
+    def num_classes(self):
+        return self.missing
+
+
+class Worded(Numbered):
+    num_classes = "3"
+
+
+class Fixed(FineTuneModule):
+    def __init__(self, rate: float = 1e-3):
+        super().__init__("mnist_cnn", weights=None, lr=rate)
+
+
 class Own(FineTuneModule):
     def __init__(self, alpha: float = 0.5, **options):
         super().__init__(**options)
@@ -95,6 +118,32 @@ def test_own_module_is_trained_and_predicts(run, own):
     assert yaml.safe_load((RUN / "hparams.yaml").read_text())["alpha"] == 0.75
     run("predict", "--config", RUN / "config.yaml", "--ckpt_path", RUN / "checkpoints/best.ckpt")
     assert len((RUN / "predictions.csv").read_text().splitlines()) > 100
+
+
+def test_own_module_without_the_options_of_its_base_is_trained_and_tested(run, own):
+    options = ("--model", f"{own}.Fixed", "--model.rate", 0.01, "--data", f"{own}.Tested", "--report.num_images", 0)
+    assert "test/acc" in run("finetune", *options, "--trainer.max_epochs", 2)
+    assert yaml.safe_load((RUN / "hparams.yaml").read_text())["rate"] == 0.01
+    assert "test/acc" in run("test", "--config", RUN / "config.yaml", "--ckpt_path", RUN / "checkpoints/best.ckpt")
+
+
+def test_images_of_a_size_that_the_network_does_not_take_are_told_with_one_that_it_does(run, refused, own):
+    given = ("--data", f"{own}.Wide", *QUICK)
+    line = refused("finetune", *given)
+    assert line == (
+        "lit-ft: the images are 32 x 32, and the network, made for 28 x 28, does not take them (mat1 and mat2 shapes "
+        "cannot be multiplied (3x7200 and 5408x128)); give those, or --model.input.size 32"
+    )
+    assert "Best model" in run("finetune", *given, "--model.input.size", 32)
+    line = refused("finetune", *given, "--model.backbone", "vit_b_16")  # which asserts its size
+    assert line.startswith("lit-ft: the images are 32 x 32, and the network, made for 224 x 224, does not take them (")
+
+
+def test_fault_in_a_property_of_an_own_data_module_is_not_taken_for_no_classes(lit_ft, refused, own):
+    with pytest.raises(AttributeError, match="missing"):
+        lit_ft("finetune", "--data", f"{own}.Faulty", *QUICK)
+    line = refused("finetune", "--data", f"{own}.Worded", *QUICK)
+    assert line == "lit-ft: Worded.num_classes: expected a whole number, got '3'"
 
 
 @pytest.fixture

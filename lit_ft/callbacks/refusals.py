@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.strategies.xla import XLAStrategy
@@ -38,11 +38,28 @@ def refuse_options(given: Mapping[str, Any]) -> None:
     for option in ("limit_train_batches", "devices"):
         if given.get(option) in (0, "0"):
             raise UserError(f"--trainer.{option}: 0 leaves nothing to train; give more, or leave it out")
-    strategy, strategies = given.get("strategy"), ["auto", *StrategyRegistry.available_strategies()]
-    if isinstance(strategy, str) and strategy not in strategies:
-        raise unknown("strategy", strategy, strategies, "--trainer.strategy")
+    refuse_unknown_names(given)
     if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise UserError("--trainer.accelerator: torch finds no GPU here; give cpu or auto")
+
+
+def refuse_unknown_names(given: Mapping[str, Any]) -> None:
+    """Refuses a strategy and an accelerator that no machine has.
+
+    Args:
+        given: The options of the trainer by name.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    registries: dict[str, Iterable[str]] = {
+        "strategy": StrategyRegistry.available_strategies(),
+        "accelerator": ("gpu", *sorted(AcceleratorRegistry.available_accelerators())),
+    }
+    for option, registered in registries.items():
+        name, names = given.get(option), ["auto", *registered]
+        if isinstance(name, str) and name not in names:
+            raise unknown(option, name, names, f"--trainer.{option}")
 
 
 def is_replicated(strategy: Any) -> bool:

@@ -20,7 +20,6 @@ from lit_ft.plan import PhaseConfig, Plan, PlateauConfig
 from lit_ft.resume import forget_files_elsewhere, keep_last_batch, validate_first
 from lit_ft.schedules import enter_epoch
 from lit_ft.strategies import Strategy, make_plan
-from lit_ft.tasks import METRICS
 
 
 class GradualUnfreezing(Callback):
@@ -112,8 +111,8 @@ class GradualUnfreezing(Callback):
             self.plateau,
             choose(self.gradients, self.auto_threshold),
         )
-        metrics = METRICS.get(getattr(getattr(module, "task", None), "name", ""), {})
-        return replace(plan, phases=tuple(replace(p, plateau=_settled(p.plateau, metrics)) for p in plan.phases))
+        modes = cast(Any, module).monitored() if hasattr(module, "monitored") else {}
+        return replace(plan, phases=tuple(replace(p, plateau=_settled(p.plateau, modes)) for p in plan.phases))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the plan, and refuses one that cannot be carried out, before any training."""
@@ -251,7 +250,7 @@ def _plateau(given: Any) -> PlateauConfig | None:
     return PlateauConfig(**given) if isinstance(given, dict) else given
 
 
-def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauConfig | None:
+def _settled(plateau: PlateauConfig | None, modes: dict[str, Any]) -> PlateauConfig | None:
     """With the metric, and whether its least or its greatest value is best, where the user does not say.
 
     Raises:
@@ -260,7 +259,6 @@ def _settled(plateau: PlateauConfig | None, metrics: dict[str, Any]) -> PlateauC
     if plateau is None:
         return None
     monitor = plateau.monitor or "val/loss"
-    modes = {f"val/{name}": mode for name, mode in metrics.items()}
     if modes and monitor not in modes:
         raise unknown("metric", monitor, modes, "--unfreeze.plateau.monitor")
     mode = plateau.mode or modes.get(monitor) or ("min" if "loss" in monitor else None)

@@ -94,3 +94,10 @@ def test_module_can_print_beside_the_lines(capsys):
 
     small_trainer(1, Lines(), Prints(), enable_progress_bar=True).fit(small_module(), datamodule=FewDigits())
     assert "\nof the module's own\n" in capsys.readouterr().out
+
+
+def test_lines_tell_digits_of_small_metrics(monkeypatch, capsys):
+    measured = {"train/loss": 0.5, "val/mse": 6.25e-7, "val/mae": 1234.5}
+    monkeypatch.setattr(Lines, "get_metrics", lambda *_: measured)
+    small_trainer(1, Lines(), enable_progress_bar=True).fit(small_module(), datamodule=FewDigits())
+    assert "epoch 0/0 done  train/loss 0.5000  val/mse 6.25e-07  val/mae 1234.5000  " in capsys.readouterr().out

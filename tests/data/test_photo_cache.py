@@ -205,9 +205,13 @@ def test_what_a_killed_process_has_half_written_is_not_used(root, tmp_path, monk
             time.sleep(60)
         return copy(self, i)
 
+    def write():
+        torch.set_num_threads(1)  # those of OpenMP are not there after a fork
+        make(root, folder).train_dataloader()
+
     with monkeypatch.context() as patch:
         patch.setattr(cache_writer._Copies, "_copy", stops_half_way)
-        process = multiprocessing.get_context("fork").Process(target=make(root, folder).train_dataloader)
+        process = multiprocessing.get_context("fork").Process(target=write)
         process.start()
     while not (tmp_path / "half").exists():
         assert process.is_alive()
