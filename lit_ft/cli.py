@@ -43,7 +43,7 @@ from lit_ft.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.run_options import refuse_other_options, run_options
 from lit_ft.runs import Run, begin_run
-from lit_ft.tasks import MAIN_METRIC, METRICS
+from lit_ft.tasks import METRICS
 from lit_ft.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
 
 EVALUATIONS = ("validate", "test", "predict")
@@ -56,6 +56,7 @@ class FineTuneCLI(LightningCLI):
     exit_code = 0
     _run: Run | None = None
     _logger: Any = None
+    _monitoring: dict[str, Namespace | None]
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -155,11 +156,6 @@ class FineTuneCLI(LightningCLI):
             return
         if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
             config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
-        elif config["checkpoint"]["init_args"]["monitor"] is None:
-            config["checkpoint"]["init_args"]["monitor"] = MAIN_METRIC[_task(config["model"])][0]
-        for key in ("checkpoint", "early_stopping"):
-            if config[key] is not None:
-                _settle_mode(key, config[key]["init_args"], config["model"])
         if self.subcommand == "plan":
             self._refuse_logger(config["trainer"]["logger"])
             _without_effects(config)
@@ -175,6 +171,12 @@ class FineTuneCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, with a folder of the run's own for whatever it writes."""
         config = self.config[self.subcommand]
+        for key, callback in self._monitoring.items():
+            config[key] = callback
+            if callback is not None:
+                _settle_monitor(key, callback["init_args"], self.model)
+                made = self._parser(self.subcommand).instantiate(Namespace({key: callback}), instantiate_groups=False)
+                self.config_init[self.subcommand][key] = made[key]
         if self.subcommand != "plan":
             config["trainer"]["logger"] = self._logger
             if not config["trainer"]["fast_dev_run"]:
@@ -228,9 +230,12 @@ class FineTuneCLI(LightningCLI):
                 refuse_missing(self._model_options(), self._make_data(None, None), command)
             if self.subcommand not in EVALUATIONS and must_fetch(self._model_options()):
                 read_before_fetching(self._make_data(None, None))
+            config = self.config[self.subcommand]
             if self.subcommand != "plan":  # the trainer's loggers are made when their folder is known
-                trainer = self.config[self.subcommand]["trainer"]
-                self._logger, trainer["logger"] = trainer["logger"], None
+                self._logger, config["trainer"]["logger"] = config["trainer"]["logger"], None
+            # And what watches a metric when the model is made, which knows its own.
+            self._monitoring = {key: config[key] for key in ("checkpoint", "early_stopping")}
+            config.update(Namespace(dict.fromkeys(self._monitoring)))
             super().instantiate_classes()
 
     def _told_in_one_line(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
@@ -383,18 +388,14 @@ def run() -> int:
         raise
 
 
-def _task(model: Namespace) -> str:
-    """The task of a model, which a class with a signature of its own need not take."""
-    return str(model["init_args"].get("task") or "multiclass")
-
-
-def _settle_mode(key: str, options: Namespace, model: Namespace) -> None:
-    """Sets whether the least or the greatest value of the monitored metric is best, where lit_ft logs that metric."""
-    modes = {f"val/{name}": mode for name, mode in METRICS[_task(model)].items()}
-    if options["monitor"] in modes:
-        options["mode"] = modes[options["monitor"]]
-    elif model["class_path"].endswith(".FineTuneModule"):
-        raise unknown("metric", options["monitor"], modes, f"--{key}.monitor")
+def _settle_monitor(key: str, options: Namespace, model: FineTuneModule) -> None:
+    """Sets which metric is watched, and whether its least or its greatest value is best, where lit_ft logs it."""
+    monitored = {f"val/{name}": mode for name, mode in METRICS[model.hparams["task"]].items()}
+    options["monitor"] = options["monitor"] or model.main_metric[0]
+    if options["monitor"] in monitored:
+        options["mode"] = monitored[options["monitor"]]
+    elif type(model) is FineTuneModule:  # one that is derived from it may log others
+        raise unknown("metric", options["monitor"], monitored, f"--{key}.monitor")
 
 
 def _default_data(command: str, ckpt_path: str | None) -> Namespace:

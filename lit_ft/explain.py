@@ -185,7 +185,7 @@ def told_in_one_line(
 
     Args:
         before_training: Whether nothing was trained yet.
-        kinds: Exceptions of a library's own that it raises over options, beside Python's.
+        kinds: Exceptions of a library's own that it raises over options alone, be it after an epoch.
         packages: Installed packages of the user's own.
     """
     caught: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, TypeError, ImportError, *kinds)
@@ -194,7 +194,7 @@ def told_in_one_line(
     except caught as error:
         if (mistake := mistake_behind(error)) is not None:
             raise_again(mistake, error)
-        if not before_training() or is_of_own_code(error, packages):
+        if not (before_training() or isinstance(error, kinds)) or is_of_own_code(error, packages):
             raise
         raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
 

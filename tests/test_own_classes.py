@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 
@@ -73,6 +74,11 @@ class Fixed(FineTuneModule):
         super().__init__("mnist_cnn", weights=None, lr=rate)
 
 
+class Numeric(FineTuneModule):
+    def __init__(self, rate: float = 1e-3):
+        super().__init__("mnist_cnn", weights=None, lr=rate, task="regression")
+
+
 class Own(FineTuneModule):
     def __init__(self, alpha: float = 0.5, **options):
         super().__init__(**options)
@@ -125,6 +131,23 @@ def test_own_module_without_the_options_of_its_base_is_trained_and_tested(run, o
     assert "test/acc" in run("finetune", *options, "--trainer.max_epochs", 2)
     assert yaml.safe_load((RUN / "hparams.yaml").read_text())["rate"] == 0.01
     assert "test/acc" in run("test", "--config", RUN / "config.yaml", "--ckpt_path", RUN / "checkpoints/best.ckpt")
+
+
+def test_own_module_that_fixes_the_task_is_chosen_by_the_metric_of_that_task(run, refused, own):
+    Path("photos").mkdir()
+    rows = ["path,label"]
+    for place in range(20):
+        Image.new("L", (28, 28), 10 * place).save(f"photos/{place}.png")
+        rows.append(f"{place}.png,{place / 20}")
+    Path("photos/table.csv").write_text("\n".join(rows) + "\n")
+    data = ("--data", "ImageTableDataModule", "--data.table", "photos/table.csv", "--data.task", "regression")
+    given = ("--model", f"{own}.Numeric", *data, "--trainer.max_epochs", 2, "--report.num_images", 0)
+    assert f"Best model   {RUN / 'checkpoints/best.ckpt'}  (val/mse " in run("finetune", *given)
+    config = yaml.safe_load((RUN / "config.yaml").read_text())["checkpoint"]["init_args"]
+    assert (config["monitor"], config["mode"]) == ("val/mse", "min")
+    # It may log others, so that just a validation shows which.
+    line = refused("finetune", *given, "--checkpoint.monitor", "val/acc")
+    assert line.startswith("lit-ft: `ModelCheckpoint(monitor='val/acc')` could not find the monitored key in the")
 
 
 def test_images_of_a_size_that_the_network_does_not_take_are_told_with_one_that_it_does(run, refused, own):
