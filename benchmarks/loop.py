@@ -39,9 +39,9 @@ from watch import HERE, Pace, Pacing, fit, in_process
 
 from lit_ft import FineTuneModule
 from lit_ft.__main__ import main as lit_ft
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import Split
-from lit_ft.data.transforms import ShiftFlip
+from lit_ft.data.images.transforms import ShiftFlip
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
 
 CASES: dict[str, dict[str, Any]] = {
     "cnn": {"backbone": "mnist_cnn", "strategy": "full", "shape": [1, 28, 28], "batch_size": 128, "batches": 40},

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_ft.assets import OFFLINE, is_offline
-from lit_ft.commands import listed
+from lit_ft.cli.commands import listed
 from lit_ft.errors import UserError, check_torchvision, printable
 
 
@@ -37,11 +37,11 @@ def main() -> int:
             return 0
         check_torchvision()
         if sys.argv[1:2] in (["models"], ["describe"]):  # need no Lightning, which is slow to load
-            from lit_ft import catalog
+            from lit_ft.cli import models as catalog
 
             catalog.run(sys.argv[1:])
         else:
-            from lit_ft.cli import run
+            from lit_ft.cli.lightning import run
 
             return run()
     except UserError as error:

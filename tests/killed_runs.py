@@ -22,10 +22,10 @@ from small_runs import FewDigits, differences, final_state, small_module, small_
 
 from lit_ft import AtomicCheckpointIO
 from lit_ft.__main__ import main as lit_ft_main
-from lit_ft.callbacks import GradualUnfreezing
-from lit_ft.checkpoints import newest
-from lit_ft.cli import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
+from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 from lit_ft.errors import UserError
+from lit_ft.model.checkpoints import newest
+from lit_ft.unfreezing.callback import GradualUnfreezing
 
 SEED = 1
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

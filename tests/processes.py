@@ -33,12 +33,15 @@ from small_runs import (
     small_trainer,
 )
 
-from lit_ft.backbones.spec import InputSpec
-from lit_ft.callbacks import FeatureCache, GradualUnfreezing, feature_file
-from lit_ft.data import StreamDataModule, features
-from lit_ft.data.features import Layout
-from lit_ft.plan import PhaseConfig
-from lit_ft.strategies import make_plan
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data import StreamDataModule
+from lit_ft.features import source as features
+from lit_ft.features import store as feature_file
+from lit_ft.features.cache import FeatureCache
+from lit_ft.features.source import Layout
+from lit_ft.unfreezing.callback import GradualUnfreezing
+from lit_ft.unfreezing.plan import PhaseConfig
+from lit_ft.unfreezing.strategies import make_plan
 
 EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 SECONDS = 240  # after which a process that waits for the other one is ended

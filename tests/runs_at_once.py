@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lit_ft.__main__ import main as lit_ft_main
-from lit_ft.cli import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
+from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 
 CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
 KINDS = {

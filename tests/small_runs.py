@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lit_ft.data import DigitsDataModule
-from lit_ft.module import FineTuneModule
-from lit_ft.run_length import RunLength
+from lit_ft.model.module import FineTuneModule
+from lit_ft.optim.run_length import RunLength
 
 NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
 

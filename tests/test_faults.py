@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.imports import RequirementCache
 
-from lit_ft.callbacks import predictions
-from lit_ft.data import DigitsDataModule, photo_data
+from lit_ft.data import DigitsDataModule
+from lit_ft.data.modules import photos as photo_data
 from lit_ft.errors import UserError
+from lit_ft.evaluation import predictions
 from lit_ft.faults import chain, full_disk, is_of_own_code, mistake_behind, names_file, own_packages
-from lit_ft.module import FineTuneModule
+from lit_ft.model.module import FineTuneModule
 
 
 class InACircle(Callback):

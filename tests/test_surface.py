@@ -4,6 +4,7 @@
 ``tests/surface/run`` is of the first release and is never made anew: what it holds must load for ever.
 """
 
+import importlib
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 import yaml
 
 import lit_ft as package
-from lit_ft.cli import FineTuneCLI
+from lit_ft.cli.lightning import FineTuneCLI
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 
@@ -124,3 +125,5 @@ def test_class_paths_of_old_configs_are_found():
         module, name = config[key]["class_path"].rsplit(".", 1)
         assert (module, hasattr(package, name)) == ("lit_ft", True)
     assert package.optim.WarmupCosine.__name__ == "WarmupCosine"
+    for name in ("EarlyStopping", "FeatureCache", "GradualUnfreezing", "PredictionWriter", "RunReport"):
+        assert getattr(importlib.import_module("lit_ft.callbacks"), name) is getattr(package, name)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_ft.backbones.meta import of_an_image
+from lit_ft.backbones.freezing import Staged
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.partition.meta import of_an_image
 from lit_ft.backbones.recompute import recomputed
-from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
-from lit_ft.freezing import Staged
 
 
 class StageOutput:

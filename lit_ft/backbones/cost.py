@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_ft.backbones.backbone import Backbone
-from lit_ft.backbones.meta import on_meta
+from lit_ft.backbones.partition.meta import on_meta
 
 
 @dataclass(frozen=True)

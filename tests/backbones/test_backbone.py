@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ft.backbones import Backbone, InputSpec, StageOutput
+from lit_ft.backbones.backbone import Backbone, StageOutput
+from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=8, resize=8)

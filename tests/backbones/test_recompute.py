@@ -8,8 +8,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lit_ft.backbones import backbone as backbone_file
 from lit_ft.backbones.recompute import recomputed
-from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.errors import UserError
+from lit_ft.unfreezing.callback import GradualUnfreezing
 
 VIT = {
     "class_path": "torchvision.models.VisionTransformer",

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import ImageDataModule, Split
 from lit_ft.data.checks.duplicates import Group, duplicates
 from lit_ft.data.checks.look import Look, look, suits
 from lit_ft.data.checks.placeholders import MANY, placeholders
-from lit_ft.data.files import is_ignored
-from lit_ft.data.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
-from lit_ft.data.photo_data import PhotoDataModule
+from lit_ft.data.files.folders import is_ignored
+from lit_ft.data.images.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.loading.workers import sweep
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.split import class_counts
-from lit_ft.data.workers import sweep
 from lit_ft.errors import UserError
 
 IMBALANCE = 10.0

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from lit_ft.data.checks.duplicates import THUMB
-from lit_ft.data.formats import formats
-from lit_ft.data.verify import problem_or_pixels
+from lit_ft.data.images.formats import formats
+from lit_ft.data.images.verify import problem_or_pixels
 
 NO_CHECKSUM = b""
 _ALSO = {"MPO": "JPEG"}

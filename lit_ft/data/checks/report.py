@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from lit_ft.data.checks.findings import Checked, Finding
-from lit_ft.data.formats import formats
+from lit_ft.data.images.formats import formats
 from lit_ft.errors import printable
 
 _LINES = 5  # of a finding, in the terminal

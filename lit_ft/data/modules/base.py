@@ -1,0 +1,263 @@
+"""Decides what every data module offers: its options, its loaders, and the seed of the order that a resume keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, Literal, cast, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.files.idx import find_idx
+from lit_ft.data.fingerprint import Fingerprint, fingerprint
+from lit_ft.data.loading.loader import Loader
+from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
+from lit_ft.data.loading.sampler import EpochSampler
+from lit_ft.data.split import class_counts, keep_fraction, keep_shots
+from lit_ft.errors import UserError, unknown
+from lit_ft.tasks.task import TaskName
+
+Sampling = Literal["shuffle", "balanced"]
+
+
+def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
+    """Raises `UserError` for a name that is not among the choices of the option ``--data.<key>``."""
+    if given not in choices:
+        raise unknown(key, str(given), choices, key=f"--data.{key}")
+
+
+def check_fraction(key: str, given: float, zero: bool = False) -> None:
+    """Raises `UserError` for a fraction outside (0, 1), or [0, 1) where zero is allowed."""
+    if not (0 < given < 1 or (zero and given == 0)):
+        allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+        raise UserError(f"--data.{key}: {given} is not a fraction {allowed}")
+
+
+class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
+    """Labelled images for training, validation and test, as uint8 ``(B, C, H, W)`` and int64 ``(B,)``.
+
+    Where `task` is not multiclass, the targets are labels, int64 ``(B, K)`` of zeros and ones, or numbers, float64
+    (float32 on a device without).
+
+    Prediction batches have, in place of the targets, indices into `predict_paths`.
+
+    Args:
+        batch_size: Number of images in a batch, in each process.
+        augment: Random changes of the training images: ``none``; ``basic``, those that are safe for this data set; or
+            ``basic`` followed by torchvision's TrivialAugmentWide (``trivial``: one strong change), RandAugment
+            (``rand``: two moderate ones) or AugMix (``augmix``: a blend of weak ones). These three turn, shear and
+            move images and change their contrast. They take one image at a time, which is slower.
+        shots: Train on this many images per class, chosen by ``split_seed``; fewer are always a subset of more.
+        fraction: Train on this share of the images of each class instead, likewise.
+        sampling: ``shuffle`` takes every image once an epoch. ``balanced`` takes as many images of each class, those of
+            small classes more than once and not all of large ones; an epoch is as long.
+        split_seed: Seed of every random split and choice of images. It is apart from the seed of training, so that
+            runs with different seeds are tested on the same images.
+        spec: Size and interpolation of the images. When not given, what the backbone wants.
+
+    Raises:
+        UserError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        augment: Augment = "basic",
+        shots: int | None = None,
+        fraction: float | None = None,
+        sampling: Sampling = "shuffle",
+        split_seed: int = 0,
+        spec: InputSpec | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"--data.batch_size: {batch_size} is less than 1")
+        check_choice("augment", augment, get_args(Augment))
+        check_choice("sampling", sampling, get_args(Sampling))
+        if shots is not None and shots < 1:
+            raise UserError(f"--data.shots: {shots} is less than 1")
+        if fraction is not None:
+            check_fraction("fraction", fraction)
+        if shots is not None and fraction is not None:
+            raise UserError(f"--data.fraction: {fraction} and --data.shots {shots} cannot both be; set one to null")
+        if not 0 <= split_seed < 2**32:
+            raise UserError(f"--data.split_seed: {split_seed} is not between 0 and 2**32 - 1")
+        self.batch_size = batch_size
+        self.augment = augment
+        self.shots = shots
+        self.fraction = fraction
+        self.sampling = sampling
+        self.split_seed = split_seed
+        self.spec = spec
+        self.input_spec = spec or InputSpec()
+        self.order_seed: int | None = None
+        self.splits: dict[Split, SetT] = {}
+        self._is_read = False
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Name of each class, in the order of the targets; known before `setup`."""
+
+    @property
+    @abstractmethod
+    def predict_paths(self) -> list[str]:
+        """Where each image that is predicted comes from; the second part of a prediction batch indexes it."""
+
+    @abstractmethod
+    def read_splits(self) -> dict[Split, SetT]:
+        """Finds or reads the images, and splits them. Called once."""
+
+    @abstractmethod
+    def source(self, split: Split, augment: bool) -> Source:
+        """The images of a split; those of ``predict`` come with their index as target."""
+
+    def sampler(self, source: Any, **options: Any) -> EpochSampler:
+        """The order in which a source is read; ``options`` are those of `EpochSampler`."""
+        return EpochSampler(len(source), self.batch_size, **options)
+
+    @property
+    def task(self) -> TaskName:
+        """What the targets are for."""
+        return "multiclass"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def tested(self) -> Split:
+        """The split that is tested on: that of validation where there is none for test. Needs `setup`."""
+        return "test" if "test" in self.splits else "val"
+
+    def counts(self) -> dict[str, list[int]]:
+        """Number of images of each class, or with each label or number, by split. Needs `setup`."""
+        return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
+
+    def sizes(self) -> dict[str, int]:
+        """Number of images, by split. Needs `setup`."""
+        return {n: len(s) for n, s in self.splits.items() if n != "predict"}
+
+    def train_targets(self) -> Tensor:
+        """The targets of the training images, ``(N,)`` or ``(N, K)``. Needs `setup`."""
+        return self.splits["train"].targets
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells whether a run is resumed with the same images in the same splits. Needs `setup`."""
+        return fingerprint(self.splits, self.num_classes)
+
+    def files(self) -> dict[Path, str | None]:
+        """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.
+
+        A class that does takes ``root``, below which they lie, and ``download``.
+        """
+        return {}
+
+    @staticmethod
+    def find_file(path: Path) -> Path | None:
+        """The file itself, or its gzipped form, or nothing."""
+        return find_idx(path)
+
+    def missing_files(self) -> list[Path]:
+        """Those of `files` that are not on this machine."""
+        return [path for path in self.files() if self.find_file(path) is None]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the images, and takes the size they should have from the model.
+
+        Args:
+            stage: Not used: all splits are read together, so that `counts` is complete.
+        """
+        module = self.trainer.lightning_module if self.trainer else None
+        self.input_spec = spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
+        if spec.resize < spec.size:
+            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
+        self.read()
+
+    def read(self) -> None:
+        """Reads the images, unless that was done."""
+        if not self._is_read:
+            self.splits |= self.read_splits()
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            self.splits = {name: _moveable(split, device) for name, split in self.splits.items()}
+            self.splits["train"] = self._few(self.splits["train"])
+            self._is_read = True
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches, augmented."""
+        if self.order_seed is None:
+            seed = torch.initial_seed()
+            # Every process must hold the same seed, else the shards overlap; without `seed_everything` they do not.
+            self.order_seed = int(self.trainer.strategy.broadcast(seed)) if self.trainer else seed
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> Loader:
+        """Every validation image once, in a fixed order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Every test image once, in a fixed order; the validation images where there are none for test."""
+        if not self._is_read:
+            self.setup()
+        if self.tested != "test":
+            held_out = "to hold some out: --data.test_fraction"
+            rank_zero_warn(f"there are no test images, the validation images are tested on; {held_out}")
+        return self._loader(self.tested)
+
+    def predict_dataloader(self) -> Loader:
+        """Every image to predict once, with its index into `predict_paths`."""
+        return self._loader("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the order, so that a resumed run goes on in the order it began."""
+        return {"order_seed": self.order_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the order of the run that is resumed."""
+        self.order_seed = state_dict["order_seed"]
+
+    def _few(self, train: SetT) -> SetT:
+        if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
+            key = "shots" if self.shots else "sampling"
+            raise UserError(f"--data.{key}: {self.shots or self.sampling} is for images of one class each")
+        if self.shots is not None:
+            return train.part(keep_shots(train.targets, self.shots, self.split_seed, self.class_names))
+        if self.fraction is not None:
+            return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
+        return train
+
+    def _loader(self, split: Split, training: bool = False) -> Loader:
+        if not self._is_read:  # without a Trainer nobody called it
+            self.setup()
+        source = self.source(split, augment=training and self.augment != "none")
+        trainer = self.trainer
+        sampler = self.sampler(
+            source,
+            training=training,
+            # `--trainer.overfit_batches` means the same few batches in every epoch.
+            shuffle=training and not getattr(trainer, "overfit_batches", 0),
+            classes=self.splits["train"].targets if training and self.sampling == "balanced" else None,
+            seed=self.order_seed or 0,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return Loader(source, sampler, processed=self._batches_processed if training and trainer else None)
+
+    def _batches_processed(self) -> int:
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
+
+
+def _moveable(split: SetT, device: torch.device) -> SetT:
+    """A set whose targets can be moved to a device: MPS has no float64."""
+    if device.type == "mps" and split.targets.dtype == torch.float64:
+        return cast(SetT, replace(cast(Any, split), targets=split.targets.float()))
+    return split

@@ -1,0 +1,216 @@
+"""Decides which runs cannot be, or cannot carry out a plan, and says so before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies.xla import XLAStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lit_ft.backbones.freezing import FrozenNorm, Staged
+from lit_ft.errors import UserError, unknown
+from lit_ft.optim.run_length import RunLength
+from lit_ft.unfreezing.plan import Plan
+
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+
+
+def refuse_options(given: Mapping[str, Any]) -> None:
+    """Refuses options of the trainer that Lightning takes, to fail later, or does not explain.
+
+    Args:
+        given: The options by name.
+
+    Raises:
+        UserError: If one is out of range, or of no strategy or GPU that there is.
+    """
+    for option, least in _LEAST.items():
+        if (value := given.get(option)) is not None and value < least:
+            raise UserError(f"--trainer.{option}: must be at least {least}, got {value}")
+    for option in ("limit_train_batches", "devices"):
+        if given.get(option) in (0, "0"):
+            raise UserError(f"--trainer.{option}: 0 leaves nothing to train; give more, or leave it out")
+    refuse_unknown_names(given)
+    if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise UserError("--trainer.accelerator: torch finds no GPU here; give cpu or auto")
+
+
+def refuse_unknown_names(given: Mapping[str, Any]) -> None:
+    """Refuses a strategy and an accelerator that no machine has.
+
+    Args:
+        given: The options of the trainer by name.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    registries: dict[str, Iterable[str]] = {
+        "strategy": StrategyRegistry.available_strategies(),
+        "accelerator": ("gpu", *sorted(AcceleratorRegistry.available_accelerators())),
+    }
+    for option, registered in registries.items():
+        name, names = given.get(option), ["auto", *registered]
+        if isinstance(name, str) and name not in names:
+            raise unknown(option, name, names, f"--trainer.{option}")
+
+
+def is_replicated(strategy: Any) -> bool:
+    """Whether each process has the whole model, alone or in a wrapper that can be made anew."""
+    others = (DeepSpeedStrategy, XLAStrategy)  # no DDP, although derived from it
+    return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
+
+
+def refuse_sharding(strategy: Any, plan: Plan) -> None:
+    """Refuses to thaw where a process has not the whole model, alone or in a wrapper that can be made anew.
+
+    Raises:
+        UserError: If the plan has several phases and the strategy shards.
+    """
+    if len(plan.phases) > 1 and not is_replicated(strategy):
+        name = type(strategy).__name__
+        raise UserError(f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
+
+
+def refuse_unseen_plateaus(trainer: L.Trainer, plan: Plan) -> None:
+    """Refuses a plateau that no run could come to.
+
+    Raises:
+        UserError: If there is one, as nothing is validated, or the phase is too short.
+    """
+    for phase in plan.phases:
+        if phase.plateau is None:
+            continue
+        if not trainer.enable_validation:
+            raise UserError("--unfreeze.plateau: the run validates nothing, so that no plateau would ever be seen")
+        checks = phase.plateau.patience + (phase.plateau.baseline is None)
+        needed = checks * (trainer.check_val_every_n_epoch or 1)
+        if phase.num_epochs is not None and needed > phase.num_epochs:
+            raise UserError(
+                f"--unfreeze.plateau.patience: {phase.plateau.patience} needs {needed} epochs, but the phase of "
+                f"{', '.join(phase.trainable)} lasts {phase.num_epochs} at most; lower it, or give more epochs"
+            )
+
+
+def warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
+    """Warns where early stopping could end the run before its last phase has begun."""
+    last = plan.phases[-1].first_epoch
+    if any(phase.plateau for phase in plan.phases[:-1]):
+        last = plan.phases[-2].latest_end or last
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, EarlyStopping):
+            # The first check sets the best value, and as many as the patience must then go by.
+            interval = trainer.val_check_interval
+            checks = round(1 / interval) if isinstance(interval, float) and interval > 0 else 1
+            every = trainer.check_val_every_n_epoch or 1
+            earliest = math.ceil((callback.patience + 1) / checks) * every
+            if earliest <= last:
+                rank_zero_warn(
+                    f"--early_stopping.patience: {callback.patience} can end the run after {earliest} epochs, but the "
+                    f"plan's last phase begins after {last}; raise it to {math.ceil(last / every) * checks} or more"
+                )
+
+
+def refuse_another_plan(saved: Sequence[Sequence[str]], plan: Plan) -> None:
+    """Refuses to go on from a checkpoint with other phases.
+
+    Args:
+        saved: What trains in each phase of the checkpoint's plan.
+        plan: The plan of this run.
+
+    Raises:
+        UserError: If something else trains in a phase.
+    """
+    if [list(stages) for stages in saved] != [list(phase.trainable) for phase in plan.phases]:
+        told = "; ".join(", ".join(stages) for stages in saved)
+        raise UserError(
+            f"--unfreeze: the checkpoint is of a run with other phases ({told}); give the same, or start from its "
+            "weights with --model.weights"
+        )
+
+
+def refuse_missing_in_optimizers(
+    trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm
+) -> None:
+    """Refuses a thaw of what no optimizer has, which would do nothing.
+
+    Raises:
+        UserError: If a parameter that will train is in no optimizer.
+    """
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    optimized = {id(parameter) for group in groups for parameter in group["params"]}
+    for phase in plan.phases:
+        trained = cast(Staged, module).trained(phase.trainable, frozen_norm)
+        for name, parameter in module.named_parameters():
+            if id(parameter) in trained - optimized:
+                raise UserError(
+                    f"{type(module).__name__}.configure_optimizers: {name} shall train from epoch {phase.first_epoch} "
+                    "on, but no optimizer has it; give the optimizer all parameters, as those without a gradient are "
+                    "left alone"
+                )
+
+
+def epochs_of_steps(trainer: L.Trainer) -> float:
+    """After how many epochs ``--trainer.max_steps`` ends a run; infinite where it does not."""
+    length = RunLength.of(trainer)
+    if trainer.max_steps <= 0 or math.isinf(length.epoch_steps) or cast(Any, trainer).fast_dev_run:
+        return math.inf
+    # From here on, as the epochs before may have had other lengths.
+    loop: Any = trainer.fit_loop
+    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+    done = math.ceil(batches.processed / trainer.accumulate_grad_batches) if epochs.ready > epochs.processed else 0
+    return int(epochs.processed) + math.ceil((length.max_steps - trainer.global_step + done) / length.epoch_steps)
+
+
+def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:
+    """Refuses a number of steps in which the last phase is not reached.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    epochs, last = epochs_of_steps(trainer), plan.phases[-1].first_epoch
+    if epochs <= last:
+        raise UserError(
+            f"--trainer.max_steps: {trainer.max_steps} steps end the run after {epochs} epochs, but the last phase of "
+            f"the plan begins after {last}; raise it, or list fewer phases"
+        )
+
+
+def refuse_averaging(
+    callbacks: Iterable[Callback], stages: Mapping[str, Sequence[nn.Module]], plan: Plan, frozen_norm: FrozenNorm
+) -> None:
+    """Refuses stochastic weight averaging that would lose the statistics of frozen batch norm.
+
+    After the last epoch Lightning's callback sets all statistics back and gathers them in one more pass over the data,
+    from which frozen layers gather none: they would be left with mean 0 and variance 1.
+
+    Args:
+        callbacks: Those of the trainer.
+        stages: The modules of each stage.
+        plan: What trains when; at that pass it is in its last phase.
+        frozen_norm: What norm layers of frozen stages do.
+
+    Raises:
+        UserError: If a stage with batch norm is frozen in the last phase.
+    """
+    if frozen_norm != "eval" or not any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        return
+    frozen = [
+        name
+        for name, parts in stages.items()
+        if name not in plan.phases[-1].trainable
+        and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules())
+    ]
+    if frozen:
+        raise UserError(
+            "--trainer.callbacks: StochasticWeightAveraging would reset the batch norm of the stages that stay frozen "
+            f"({', '.join(frozen)}); thaw them in the last phase, give --unfreeze.frozen_norm stats, or use "
+            "EMAWeightAveraging"
+        )

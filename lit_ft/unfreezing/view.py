@@ -1,0 +1,139 @@
+"""Decides how a plan is shown before and during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lightning as L
+from torch import nn
+
+from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.cost import stage_costs, training_share
+from lit_ft.backbones.freezing import FrozenNorm, Staged
+from lit_ft.data.files.kept import amount
+from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
+from lit_ft.unfreezing.plan import Phase, Plan
+from lit_ft.unfreezing.strategies import make_plan
+
+
+def run_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
+    """The callback of a run that thaws stages."""
+    callbacks = cast(Any, trainer).callbacks
+    return next((callback for callback in callbacks if isinstance(callback, GradualUnfreezing)), None)
+
+
+def run_plan(trainer: L.Trainer, module: L.LightningModule) -> Plan:
+    """The plan that the run follows; without a callback that thaws, everything trains."""
+    unfreezing = run_unfreezing(trainer)
+    if unfreezing is None:
+        return make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer))
+    return unfreezing.plan or unfreezing.make_plan(module, run_epochs(trainer))
+
+
+def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[int]:
+    """The first epoch of each phase that has begun by ``epoch``."""
+    unfreezing = run_unfreezing(trainer)
+    if unfreezing is None:
+        return [0]
+    return run_plan(trainer, module).phase_starts(epoch, unfreezing.scores, unfreezing.starts)
+
+
+def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Phase, epochs, what trains, parameters, learning rates, share of compute, and what DDP sends in each step.
+
+    Args:
+        trainer: The trainer, with the callback that thaws, if any, and optimizers, if there are some already.
+        module: Names its stages.
+    """
+    plan, unfreezing = run_plan(trainer, module), run_unfreezing(trainer)
+    stages = cast(Staged, module).stage_modules()
+    everything = [parameter for parts in stages.values() for parameter in nn.ModuleList(parts).parameters()]
+    whole, macs = sum(parameter.numel() for parameter in everything), _macs(module)
+    frozen_norm: FrozenNorm = unfreezing.frozen_norm if unfreezing else "eval"
+    rates = stage_rates(trainer, initial=True)
+    rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
+    for i, phase in enumerate(plan.phases):
+        ids = cast(Staged, module).trained(phase.trainable, frozen_norm)
+        trained = [parameter for parameter in everything if id(parameter) in ids]
+        num = sum(parameter.numel() for parameter in trained)
+        stages_told = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)
+        if plan.undecided and i == len(plan.phases) - 1:
+            stages_told = f"chosen after phase {i}, {plan.stages[-1]}"
+        trains = [stage in phase.trainable for stage in plan.stages]
+        rows.append(
+            (
+                str(i + 1),
+                told_epochs(phase, after_plateau=any(p.plateau for p in plan.phases[:i])),
+                stages_told,
+                f"{num:,} ({num / whole:.1%})",
+                _told_rates([rates[stage] for stage in phase.trainable if stage in rates]),
+                f"{training_share(macs, trains):.0%}" if macs else "-",
+                amount(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    norm = f"; norms of frozen stages: {frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
+    return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", *table])
+
+
+def told_epochs(phase: Phase, after_plateau: bool) -> str:
+    """The epochs of a phase as a person reads them.
+
+    >>> told_epochs(Phase(2, 3, ("head",)), after_plateau=False)
+    '2-4'
+    """
+    first, num = phase.first_epoch, phase.num_epochs
+    if phase.plateau is not None:
+        least = phase.plateau.least_epochs
+        return f"{least} or more, to a plateau" if num is None else f"{min(least, num)} to {num}, to a plateau"
+    if after_plateau:
+        return "then the rest" if num is None or phase.latest_end == first + num else f"then {num}"
+    return told_span(first, num)
+
+
+def told_span(first: int, num: int | None) -> str:
+    """Some epochs, from the first one on, to the end of a run without a maximum where the number is none.
+
+    >>> told_span(2, 3), told_span(2, 1), told_span(2, None)
+    ('2-4', '2', '2-…')
+    """
+    last = None if num is None else first + num - 1
+    return f"{first}" if last == first else f"{first}-{'…' if last is None else last}"
+
+
+def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
+    """The learning rate of each stage, head first.
+
+    Args:
+        trainer: Has the optimizers.
+        initial: Whether it is that from which each starts, before any schedule, rather than the present one.
+    """
+    rates: dict[str, float] = {}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            rate = group.get("initial_lr", group["lr"]) if initial else group["lr"]
+            rates.setdefault(group.get("stage", "model"), float(rate))
+    return rates
+
+
+def _macs(module: L.LightningModule) -> list[int]:
+    """The arithmetic of each stage in a forward pass, with the head last; none of a module without a `Backbone`."""
+    backbone = getattr(module, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return []
+    head = cast(Staged, module).stage_modules().popitem()[1]
+    of_head = sum(layer.weight.numel() for part in head for layer in part.modules() if isinstance(layer, nn.Linear))
+    return [*(cost.macs for cost in stage_costs(backbone)), of_head]
+
+
+def _title(module: L.LightningModule) -> str:
+    network = cast(Any, module.hparams).get("backbone", type(module).__name__)
+    return str(network if isinstance(network, str) else network["class_path"])
+
+
+def _told_rates(rates: Sequence[float]) -> str:
+    if not rates:
+        return "-"
+    return f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{rates[0]:.2g} to {rates[-1]:.2g}"
