@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lit_ft.assets import OFFLINE, is_offline
 from lit_ft.cli.commands import listed
-from lit_ft.errors import UserError, check_torchvision, printable
+from lit_ft.errors import UserError, check_torchvision, for_command_line, printable
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"lit-ft: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"lit-ft: {printable(for_command_line(' '.join(error.args[0].split())))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)

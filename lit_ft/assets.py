@@ -30,11 +30,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LIT_FT_CACHE") or Path(user) / "lit_ft").expanduser()
 
 
-def shown(path: Path) -> Path:
-    """A path as a person in this folder would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def is_offline() -> bool:
     """Whether nothing may be fetched: ``--offline``, or the variable LIT_FT_OFFLINE."""
     return os.environ.get(OFFLINE, "0") not in ("", "0")

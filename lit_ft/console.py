@@ -1,13 +1,40 @@
-"""Output of commands and callbacks on the terminal."""
+"""Printing on the terminal, and formatting of bytes, values and paths."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_ft.errors import printable
+from lit_ft.errors import plain, printable
 
 
 @rank_zero_only
-def say(text: str) -> None:
-    """Prints a line on the first process."""
-    print(printable(text, lines=True), flush=True)
+def rank_zero_print(text: str) -> None:
+    """Prints a line on the first process, without what would act upon the terminal."""
+    print(printable(plain(text), lines=True), flush=True)
+
+
+def format_bytes(size: int) -> str:
+    """Bytes, as a person reads them.
+
+    >>> format_bytes(12_345_678_901), format_bytes(3_456_789), format_bytes(5160)
+    ('12.3 GB', '3.5 MB', '5.2 kB')
+    """
+    if size < 1e6:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def format_value(value: float) -> str:
+    """A metric in four decimals, or where that leaves less than three digits of it, in four digits.
+
+    >>> format_value(0.81), format_value(12345.678), format_value(6.25e-7), format_value(0.0)
+    ('0.8100', '12345.6780', '6.25e-07', '0.0000')
+    """
+    return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
+
+
+def format_path(path: Path) -> Path:
+    """A path as a person in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -8,9 +8,35 @@ import unicodedata
 from collections.abc import Iterable
 from importlib import metadata
 
+_OPTION = re.compile(r"`([a-z_]+(?:\.\w+)*)`")
+
 
 class UserError(ValueError):
-    """A mistake that the user can mend; its message is the one line they read."""
+    """An error that the user can correct; its message is the one line they read.
+
+    Options are named as in a config, in backquotes. In Python the message is without these, and on the command line
+    `for_command_line` makes flags of them.
+
+    >>> str(UserError("`model.lr`: must be above 0, got -1"))
+    'model.lr: must be above 0, got -1'
+    """
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
+
+
+def plain(text: str) -> str:
+    """A message with the names of options as they are."""
+    return _OPTION.sub(r"\1", text)
+
+
+def for_command_line(text: str) -> str:
+    """A message with options in backquotes as flags.
+
+    >>> for_command_line("`model.lr`: must be above 0, got -1")
+    '--model.lr: must be above 0, got -1'
+    """
+    return _OPTION.sub(r"--\1", text)
 
 
 # Joiners within a word, which some scripts and emoji need; all other characters of format are invisible or turn the
@@ -57,8 +83,8 @@ def unknown(what: str, given: str, choices: Iterable[str], key: str | None = Non
         choices: All names that would have been right.
         key: The option under which the user wrote it.
 
-    >>> str(unknown("stage", "layer5", ["layer4", "head"], key="--unfreeze.phases"))
-    "--unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
+    >>> str(unknown("stage", "layer5", ["layer4", "head"], key="`unfreeze.phases`"))
+    "unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
     """
     names = list(choices)
     close = nearest(given, names)

@@ -119,7 +119,7 @@ def claim(places: Sequence[Path]) -> tuple[Path, ...]:
                 folder.rmdir()
         except OSError as error:
             raise UserError(
-                f"--trainer.default_root_dir: cannot make a folder for the run in {places[len(made)]} "
+                f"`trainer.default_root_dir`: cannot make a folder for the run in {places[len(made)]} "
                 f"({error.strerror}); name one that can be written"
             ) from error
 

@@ -67,7 +67,7 @@ def test_number_is_taken_by_making_the_folder(tmp_path, monkeypatch):
 
 def test_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "logs").write_text("")
-    with pytest.raises(UserError, match=r"^--trainer.default_root_dir: cannot make a folder .*\(Not a directory\);"):
+    with pytest.raises(UserError, match=r"^trainer.default_root_dir: cannot make a folder .*\(Not a directory\);"):
         claim([tmp_path / "logs" / "run"])
 
 

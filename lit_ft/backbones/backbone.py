@@ -136,5 +136,5 @@ class Backbone(Staged, nn.Module):
         """D, found by a pass without data or arithmetic."""
         features = of_an_image(self, self.spec)
         if features.ndim != 2:
-            raise UserError(f"--model.pool: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
+            raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
         return int(features.shape[1])

@@ -68,18 +68,18 @@ def source_of(name: NetworkName) -> Source:
         return _timm(name) if name.startswith("timm/") else mnist_cnn if name == mnist_cnn.NAME else torchvision
     network, _, tag = name.partition(".")
     if tag and network in names:
-        raise UserError(f"--model.backbone: {name} has a tag; give {network} and --model.weights {tag}")
+        raise UserError(f"`model.backbone`: {name} has a tag; give {network} and `model.weights` {tag}")
     if not name.startswith("timm/") and find_spec("timm") and f"timm/{network}" in backbone_names("timm/"):
-        weights = f" and --model.weights {tag}" if tag else ""
-        raise UserError(f"--model.backbone: {name} is a network of timm; give timm/{network}{weights}")
-    raise UserError(f"{unknown('backbone', name, names, '--model.backbone')}; see lit-ft models")
+        weights = f" and `model.weights` {tag}" if tag else ""
+        raise UserError(f"`model.backbone`: {name} is a network of timm; give timm/{network}{weights}")
+    raise UserError(f"{unknown('backbone', name, names, '`model.backbone`')}; see lit-ft models")
 
 
 def _timm(name: str) -> Any:
     try:
         return importlib.import_module("lit_ft.backbones.sources.timm")
     except ModuleNotFoundError as error:
-        raise UserError(f"--model.backbone: {name} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
+        raise UserError(f"`model.backbone`: {name} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
 
 
 def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:
@@ -145,9 +145,9 @@ def build_backbone(
     except UserError as error:
         if stem == "own":
             raise
-        told = str(error).partition(": ")[2]
+        told = error.args[0].partition(": ")[2]
         raise UserError(
-            f"--model.stem: small: the stages after it do not take what it gives; give own ({told})"
+            f"`model.stem`: small: the stages after it do not take what it gives; give own ({told})"
         ) from error
     if weights is not None:
         state = _state(source, str(name), weights, backbone, network.module, key)
@@ -166,8 +166,8 @@ def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
     tags = source.tags(str(name))
     if weights not in tags:
         if not tags:
-            raise UserError(f"--model.weights: {name} has no published weights; give a file, or null for random ones")
-        raise unknown(f"weights tag of {name}", weights, tags, "--model.weights")
+            raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
+        raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
 
 
 def _fitted(
@@ -180,7 +180,7 @@ def _fitted(
     except Exception as error:  # timm's and torchvision's own conversions take the tensors of their network for granted
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--model.weights: {weights} is of another network: {type(module).__name__} cannot take its tensors "
+            f"`model.weights`: {weights} is of another network: {type(module).__name__} cannot take its tensors "
             f"({type(error).__name__}: {reason})"
         ) from error
 
@@ -191,7 +191,7 @@ def _state(
     """Tensors by the names that the network has for them, from a file in any dress or from those who published them."""
     if not weights_.is_file_name(weights):
         if key is not None:
-            raise UserError(f"--model.weights_key: is for a file of weights, and {weights} is published; leave it out")
+            raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
         return source.tags(name)[weights].read()
     names = _network_names(backbone, network)
     state = weights_.read(weights, [names.keys(), names.values()], key)

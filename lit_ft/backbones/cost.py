@@ -31,7 +31,7 @@ class StageCost:
 
 def stage_costs(backbone: Backbone) -> list[StageCost]:
     """What each stage of a backbone costs, shallow to deep."""
-    # In the type that the weights have in a run with --trainer.precision bf16-true and the like.
+    # In the type that the weights have in a run with `trainer.precision` bf16-true and the like.
     dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), None)
     places, costs = backbone.spec.meta_images().to(dtype), []
     for name, (stage, *rest) in backbone.stage_modules().items():

@@ -63,11 +63,11 @@ class InputSpec:
         reason = str(error).partition("\n")[0]
         if "meta" in reason:  # torch has no exception of its own for it
             return UserError(
-                f"--model.backbone: its shapes are found with tensors without data, which it cannot take ({reason}); "
+                f"`model.backbone`: its shapes are found with tensors without data, which it cannot take ({reason}); "
                 "it must not ask for values, nor keep tensors that are no parameters or buffers"
             )
         images = f"{self.channels} x {self.size} x {self.size} images"
-        return UserError(f"--model.input.size: the backbone cannot take {images} ({reason})")
+        return UserError(f"`model.input.size`: the backbone cannot take {images} ({reason})")
 
 
 @dataclass
@@ -105,26 +105,26 @@ class InputConfig:
         given = {key: value for key, value in asdict(self).items() if value is not None}
         channels = given.pop("channels", spec.channels)
         if channels < 1:
-            raise UserError(f"--model.input.channels: must be at least 1, got {channels}")
+            raise UserError(f"`model.input.channels`: must be at least 1, got {channels}")
         for key in ("mean", "std"):
             own = getattr(spec, key)
             if len(given.setdefault(key, _for_channels(own, channels))) != channels:
                 raise UserError(
-                    f"--model.input.{key}: --model.input.channels says {channels} channels, got {given[key]}"
+                    f"`model.input.{key}`: `model.input.channels` says {channels} channels, got {given[key]}"
                 )
             given[key] = tuple(float(value) for value in given[key])
         if max(given["mean"]) > 1:
-            raise UserError(f"--model.input.mean: is on a scale from 0 to 1, got {list(given['mean'])}; divide by 255")
+            raise UserError(f"`model.input.mean`: is on a scale from 0 to 1, got {list(given['mean'])}; divide by 255")
         if given.get("interpolation", "bilinear") not in get_args(Interpolation):
             raise unknown(
-                "interpolation", given["interpolation"], get_args(Interpolation), "--model.input.interpolation"
+                "interpolation", given["interpolation"], get_args(Interpolation), "`model.input.interpolation`"
             )
         if any(std <= 0 for std in given.get("std", ())):
-            raise UserError(f"--model.input.std: must be above 0, got {list(given['std'])}")
+            raise UserError(f"`model.input.std`: must be above 0, got {list(given['std'])}")
         size = given.get("size", spec.size)
         given.setdefault("resize", round(size * spec.resize / spec.size))
         if not 1 <= size <= given["resize"]:
-            raise UserError(f"--model.input.size: must be between 1 and resize ({given['resize']}), got {size}")
+            raise UserError(f"`model.input.size`: must be between 1 and resize ({given['resize']}), got {size}")
         return replace(spec, **given)
 
 

@@ -63,7 +63,7 @@ def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
         return nn.Flatten()
     if pool == "token":
         if axes != 3 or not network.class_token:
-            raise UserError("--model.pool: token: the network has no class token; choose own or avg")
+            raise UserError("`model.pool`: token: the network has no class token; choose own or avg")
         return ClassToken()
     return _average(axes, network)
 
@@ -72,5 +72,5 @@ def _average(axes: int, network: Network) -> nn.Module:
     if axes == 3:
         return Mean((1,), network.prefix_tokens)
     if axes != 4:
-        raise UserError(f"--model.pool: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
+        raise UserError(f"`model.pool`: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
     return Mean((1, 2)) if network.channels_last else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

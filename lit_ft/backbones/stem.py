@@ -58,7 +58,7 @@ def set_channels(module: nn.Module, spec: InputSpec, wanted: int) -> list[str]:
     }
     if not convs:
         raise UserError(
-            f"--model.input.channels: the network has no first convolution of {spec.channels} channels to change"
+            f"`model.input.channels`: the network has no first convolution of {spec.channels} channels to change"
         )
     images = spec.meta_images()
     reading: list[nn.Module] = []
@@ -93,7 +93,7 @@ def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
         UserError: If there is none, or it shrinks images otherwise, such as by cutting them into patches.
     """
     if stem is None:
-        raise UserError("--model.stem: small: the network has no stage called stem; give own")
+        raise UserError("`model.stem`: small: the network has no stage called stem; give own")
     for name, module in list(stem.named_modules()):
         if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             stem.set_submodule(name, nn.Identity())
@@ -108,7 +108,7 @@ def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
     shape = of_an_image(stem, spec).shape[1:]
     if len(shape) != 3 or 2 * shape[1] <= spec.size:  # maps (C, H, W) or (H, W, C)
         raise UserError(
-            f"--model.stem: small: the stem still makes {' x '.join(map(str, shape))} of images of {spec.size} pixels, "
+            f"`model.stem`: small: the stem still makes {' x '.join(map(str, shape))} of images of {spec.size} pixels, "
             "by other means than pooling and overlapping strides; give own"
         )
 

@@ -177,7 +177,7 @@ def _fetch_data(make_data: MakeData, data: Any, wanted: set[Path]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             new.replace(path.with_name(new.name))
     except UserError as error:
-        raise UserError(str(error).replace(str(partial), str(data.root))) from error
+        raise UserError(error.args[0].replace(str(partial), str(data.root))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

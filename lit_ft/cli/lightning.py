@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_ft.assets import data_root, is_offline, shown
+from lit_ft.assets import data_root, is_offline
 from lit_ft.backbones.build import input_spec
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.weights.load import is_file_name
@@ -31,10 +31,11 @@ from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.cli.messages import class_names, class_options, explain, raise_again, told_in_one_line
+from lit_ft.console import format_path
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.convert import convert
-from lit_ft.errors import UserError, printable, unknown
+from lit_ft.errors import UserError, for_command_line, printable, unknown
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.tensorboard import RunReport
 from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_behind, own_packages, quiet_threads
@@ -306,7 +307,7 @@ class FineTuneCLI(LightningCLI):
             if not self.trainer.interrupted:
                 raise
             last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
-            hint = f"; to go on: the same command with --ckpt_path {shown(last)}" if last.is_file() else ""
+            hint = f"; to go on: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
             raise KeyboardInterrupt(f"interrupted{hint}") from None
         except Exception as error:
             if mistake_behind(error) or is_of_own_code(error):
@@ -322,7 +323,7 @@ class FineTuneCLI(LightningCLI):
             # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
             folder = Path((self._run and self._run.folder) or self.trainer.default_root_dir)
             left = whole_checkpoints(folder / "checkpoints")
-            raise UserError(f"{shown(folder)}: cannot be written to ({full.strerror}); {left}") from error
+            raise UserError(f"{format_path(folder)}: cannot be written to ({full.strerror}); {left}") from error
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another run."""
@@ -366,7 +367,9 @@ def run() -> int:
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-    warnings.formatwarning = lambda message, *_, **__: f"lit-ft: warning: {printable(str(message), lines=True)}\n"
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
+    )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     quiet = {"exit_on_error": False, "allow_abbrev": False}
@@ -393,6 +396,10 @@ def run() -> int:
         raise
 
 
+def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
+
+
 def _settle_monitor(key: str, options: Namespace, model: FineTuneModule) -> None:
     """Sets which metric is watched, and whether its least or its greatest value is best, where lit_ft logs it."""
     monitored = {f"val/{name}": mode for name, mode in METRICS[model.hparams["task"]].items()}
@@ -412,7 +419,7 @@ def _default_data(command: str, ckpt_path: str | None) -> Namespace:
     if command not in (*EVALUATIONS, "check", "convert"):
         return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
     config = Path(ckpt_path or "").parent.parent / "config.yaml"
-    hint = f", or --config {shown(config)} for those of the run" if ckpt_path and config.is_file() else ""
+    hint = f", or --config {format_path(config)} for those of the run" if ckpt_path and config.is_file() else ""
     images = "predict" if command == "predict" else "root"
     raise UserError(
         f"--data: lit-ft {command} must be told which images; give --data ImageFolderDataModule --data.{images} FOLDER"

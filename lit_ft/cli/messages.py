@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lit_ft.assets import shown
+from lit_ft.console import format_path
 from lit_ft.errors import UserError, nearest
 from lit_ft.faults import is_of_own_code, mistake_behind
 
@@ -118,7 +118,7 @@ def _nearest_config(given: Path) -> str:
     close = nearest(given.stem, files, most=1)
     if not close:
         return ""
-    return f"; {'type --config' if close[0] == given.stem else 'nearest:'} {shown(files[close[0]])}"
+    return f"; {'type --config' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
 
 
 def _fitting(message: str, given: str, key: str) -> str:
@@ -206,7 +206,7 @@ def raise_again(mistake: UserError, error: Exception) -> NoReturn:
     """
     if mistake is error:
         raise mistake
-    raise UserError(str(mistake)) from error
+    raise UserError(*mistake.args) from error
 
 
 def _reason(message: str) -> str:

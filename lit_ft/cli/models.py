@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> None:
     try:
         list_models(given.pattern) if command == "models" else describe(given.name, given.size)
     except UserError as error:
-        told = str(error).removeprefix("--model.backbone: ").replace("--model.input.size", "--size")
+        told = str(error).removeprefix("model.backbone: ").replace("model.input.size", "--size")
         raise UserError(f"{command}: {told}") from error
 
 

@@ -26,7 +26,7 @@ def fetch(dataset: Callable[..., object], folder: Path, **options: Any) -> None:
         UserError: The download failed, or nothing may be fetched.
     """
     if is_offline():
-        raise UserError(f"--offline: files are missing in {folder}; fetch them elsewhere with lit-ft download")
+        raise UserError(f"`offline`: files are missing in {folder}; fetch them elsewhere with lit-ft download")
     try:
         # Bars are for people; elsewhere they would surround the one line after a failure.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
@@ -35,5 +35,5 @@ def fetch(dataset: Callable[..., object], folder: Path, **options: Any) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--data.download: failed ({reason}); fetch the files yourself and put them in {folder}"
+            f"`data.download`: failed ({reason}); fetch the files yourself and put them in {folder}"
         ) from error

@@ -123,7 +123,7 @@ def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str
     """
     for name, count in zip(class_names, class_counts(targets, len(class_names)), strict=True):
         if count < shots:
-            raise UserError(f"--data.shots: class {name!r} has {count} images to train on, {shots} were asked")
+            raise UserError(f"`data.shots`: class {name!r} has {count} images to train on, {shots} were asked")
     return _keep(targets, [shots] * len(class_names), seed)
 
 

@@ -48,7 +48,7 @@ class PredictionWriter(Callback):
         self._rows: dict[int, list[float]] = {}
         self._digits = 9  # of float32
         if file is not None and not _is_device(Path(file)) and Path(file).suffix.lower() not in _SEPARATORS:
-            raise UserError(f"--predictions.file: {file} must end in {' or '.join(_SEPARATORS)}")
+            raise UserError(f"`predictions.file`: {file} must end in {' or '.join(_SEPARATORS)}")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a file that could not be written, or would be lost, before anything is predicted.
@@ -63,7 +63,7 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             refusal = trainer.strategy.broadcast(refusal)  # else the others would wait for the first
         if refusal is not None:
-            raise UserError(f"--predictions.file: {refusal}")
+            raise UserError(f"`predictions.file`: {refusal}")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts afresh."""
@@ -118,7 +118,7 @@ class PredictionWriter(Callback):
         if path.is_dir():
             return f"{path} is a folder, not a file"
         if path.exists() and not self.overwrite:
-            return f"{path} exists; name another file, or to overwrite it: --predictions.overwrite true"
+            return f"{path} exists; name another file, or to overwrite it: `predictions.overwrite` true"
         if path.exists() and not os.access(path, os.W_OK):
             return f"{path} is read-only; name another file"
         place = path.resolve()

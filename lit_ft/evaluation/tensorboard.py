@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
 from lit_ft.backbones.backbone import StageOutput
-from lit_ft.console import say
+from lit_ft.console import rank_zero_print
 from lit_ft.errors import printable
 from lit_ft.evaluation.figure_text import drawable
 from lit_ft.evaluation.plan_figure import plan_figure
@@ -67,7 +67,7 @@ class RunReport(Callback):
         folder = trainer.log_dir  # asks all ranks
         if trainer.is_global_zero:  # the others would count the arithmetic of the network for nobody
             screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
-            say(f"\n{screen}\n")
+            rank_zero_print(f"\n{screen}\n")
             if folder and (skipped := _skipped(cast(Any, trainer).datamodule)):
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 (Path(folder) / SKIPPED).write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")

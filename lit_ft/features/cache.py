@@ -15,9 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_ft.assets import shown
-from lit_ft.console import say
-from lit_ft.data.files.kept import amount
+from lit_ft.console import format_bytes, format_path, rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.protocols import Readable
 from lit_ft.errors import UserError
@@ -61,11 +59,11 @@ class FeatureCache(Callback):
 
     def __init__(self, views: int = VIEWS, limit: float = 10.0, dtype: DType = "auto") -> None:
         if views < 0:
-            raise UserError(f"--feature_cache.views: must be at least 0, got {views}")
+            raise UserError(f"`feature_cache.views`: must be at least 0, got {views}")
         if limit <= 0:
-            raise UserError(f"--feature_cache.limit: must be above 0 GB, got {limit}; to keep nothing, set views to 0")
+            raise UserError(f"`feature_cache.limit`: must be above 0 GB, got {limit}; to keep nothing, set views to 0")
         if dtype not in get_args(DType):
-            raise UserError(f"--feature_cache.dtype: {dtype} is none of {', '.join(get_args(DType))}")
+            raise UserError(f"`feature_cache.dtype`: {dtype} is none of {', '.join(get_args(DType))}")
         self.views = views
         self.limit = limit
         self.dtype = dtype
@@ -143,7 +141,7 @@ class FeatureCache(Callback):
             # Weight averaging does so for each validation, and undoes it: no state is kept, for a run that is resumed.
             if split not in self._changed:
                 self._changed.add(split)
-                say(f"Features  {split} from images, as the weights of frozen stages have changed")
+                rank_zero_print(f"Features  {split} from images, as the weights of frozen stages have changed")
             return loader.source
         if split not in self._sources:
             self._sources[split] = self._kept(trainer, self._part, split, loader)
@@ -155,7 +153,7 @@ class FeatureCache(Callback):
         outputs = FeatureFile(trainer, part, self._layouts[split], loader, folder, index, split).read()
         if isinstance(outputs, FeatureSource):
             return outputs
-        say(f"Features  {split} from images after all, as {outputs}")
+        rank_zero_print(f"Features  {split} from images after all, as {outputs}")
         return None
 
     def _begin(self, trainer: L.Trainer, module: FineTuneModule, index: int, stages: Sequence[str]) -> None:
@@ -170,7 +168,7 @@ class FeatureCache(Callback):
         loaders = _loaders(trainer)
         if not stages:
             if next(iter(module.stage_modules())) not in phase.trainable:
-                self._tell(stages, phase, dict.fromkeys(loaders, "frozen stages still move, by --unfreeze.frozen_norm"))
+                self._tell(stages, phase, dict.fromkeys(loaders, "frozen stages still move, by `unfreeze.frozen_norm`"))
             return
         views, reasons = self._views(trainer, module, phase, loaders)
         if views:
@@ -181,8 +179,8 @@ class FeatureCache(Callback):
             choice = self._layouts_of(wanted)
             self._layouts = next((layouts for layouts in choice if _total(layouts) <= self.limit * 1e9), {})
             if not self._layouts:
-                least = amount(_total(choice[-1]))
-                reasons |= dict.fromkeys(wanted, f"{least} would exceed --feature_cache.limit {self.limit:g} GB")
+                least = format_bytes(_total(choice[-1]))
+                reasons |= dict.fromkeys(wanted, f"{least} would exceed `feature_cache.limit` {self.limit:g} GB")
         self._tell(stages, phase, reasons)
 
     @staticmethod
@@ -237,7 +235,9 @@ class FeatureCache(Callback):
         first = next(iter(module.stage_modules()))
         foreign = [split for split, loader in _given(trainer).items() if not isinstance(loader, Loader)]
         if foreign and any(first not in phase.trainable for phase in run_plan(trainer, module).phases):
-            say(f"Features  {' and '.join(foreign)} from images, as what loads them is of no data module of lit_ft")
+            rank_zero_print(
+                f"Features  {' and '.join(foreign)} from images, as what loads them is of no data module of lit_ft"
+            )
 
     def _tell(self, stages: Sequence[str], phase: Phase, reasons: Mapping[str, str]) -> None:
         once = [
@@ -247,7 +247,7 @@ class FeatureCache(Callback):
         parts = []
         if once:
             types = ", ".join({told(layout.stored) for layout in self._layouts.values()})
-            where = f"{amount(_total(self._layouts))} as {types} in {shown(cast(Path, self._folder))}"
+            where = f"{format_bytes(_total(self._layouts))} as {types} in {format_path(cast(Path, self._folder))}"
             frozen = stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
             parts.append(f"{frozen} computed once for {' and '.join(once)}, {where}")
         for reason in dict.fromkeys(reasons.values()):
@@ -255,7 +255,7 @@ class FeatureCache(Callback):
             parts.append(f"{' and '.join(splits)} from images, as {reason}")
         epochs = told_span(phase.first_epoch, None if phase.plateau else phase.num_epochs)
         epochs = f"epoch{'' if epochs.isdigit() else 's'} {epochs}{', to a plateau' if phase.plateau else ''}"
-        say(f"Features  {epochs}: {'; '.join(parts)}")
+        rank_zero_print(f"Features  {epochs}: {'; '.join(parts)}")
 
 
 def _given(trainer: L.Trainer) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _loaders(trainer: L.Trainer) -> dict[str, Loader]:
 def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader) -> str | None:
     """Why the outputs for a split cannot stand in for its images, or would be computed in vain."""
     if not is_replicated(trainer.strategy):
-        return f"--trainer.strategy {type(trainer.strategy).__name__} may hold only a part of the weights"
+        return f"`trainer.strategy` {type(trainer.strategy).__name__} may hold only a part of the weights"
     data: Any = cast(Any, trainer).datamodule
     if hooks := [hook for hook in _HOOKS if is_overridden(hook, module) or is_overridden(hook, data)]:
         return f"{hooks[0]} may change its batches"
@@ -280,9 +280,9 @@ def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, load
     if own := [name for name in (step, "forward") if is_overridden(name, module, FineTuneModule)]:
         return f"{type(module).__name__}.{own[0]} may look at its images"
     if cast(Any, trainer).reload_dataloaders_every_n_epochs:
-        return "--trainer.reload_dataloaders_every_n_epochs may change its images"
+        return "`trainer.reload_dataloaders_every_n_epochs` may change its images"
     if split == "train" and module.mix.is_on:
-        return "--model.mix changes its batches"
+        return "`model.mix` changes its batches"
     batches = trainer.num_training_batches if split == "train" else sum(cast(Any, trainer.num_val_batches))
     if batches < len(loader):
         return "no epoch sees all of its images"

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from lit_ft.console import say
+from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
 from lit_ft.features.frozen_part import FrozenPart
@@ -108,7 +108,7 @@ class FeatureFile:
         try:
             _show(done, self._layout.views * len(self._share), self._trainer.is_global_zero)
         except OverflowError as error:
-            return f"{error}; give another --feature_cache.dtype"
+            return f"{error}; give another `feature_cache.dtype`"
         return None
 
     def _sum_up(self, unfinished: Path) -> str | None:
@@ -207,4 +207,4 @@ def _show(done: Iterable[int], total: int, is_first: bool) -> None:
             bar.update(number)
             if bar.disable and time.monotonic() - spoke > 60:
                 spoke = time.monotonic()
-                say(f"Features  {count:,} of {total:,} images")
+                rank_zero_print(f"Features  {count:,} of {total:,} images")

@@ -40,7 +40,7 @@ def newest(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
     """
     found = _beside(configs, name) or _by_age(folder, f"*/checkpoints/{name}.ckpt")
     if not found:
-        raise UserError(f"--ckpt_path: there is no {folder}/*/checkpoints/{name}.ckpt")
+        raise UserError(f"`ckpt_path`: there is no {folder}/*/checkpoints/{name}.ckpt")
     return str(found[-1])
 
 
@@ -68,17 +68,17 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
         beside = _beside(configs, "best")
         found = [] if configs else _by_age(root, "*/*/checkpoints/best.ckpt")
         hint = f"; that of this config is {beside[-1]}" if beside else f"; the newest is {found[-1]}" if found else ""
-        raise UserError(f"--ckpt_path: lit-ft {command} needs the checkpoint of a run{hint}")
+        raise UserError(f"`ckpt_path`: lit-ft {command} needs the checkpoint of a run{hint}")
     if not Path(path).is_file():
         near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
-        raise UserError(f"--ckpt_path: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
+        raise UserError(f"`ckpt_path`: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
     try:
         checkpoint = torch_files.load(path, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"--ckpt_path: {path} is not a checkpoint, or it is damaged") from error
+        raise UserError(f"`ckpt_path`: {path} is not a checkpoint, or it is damaged") from error
     hparams = all_hyperparameters(checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or "backbone" not in hparams:
-        raise UserError(f"--ckpt_path: {path} is no lit_ft checkpoint; to start from its weights use --model.weights")
+        raise UserError(f"`ckpt_path`: {path} is no lit_ft checkpoint; to start from its weights use `model.weights`")
     return dict(hparams)
 
 
@@ -200,8 +200,8 @@ def refuse_other_model(
         flag = key if key in ("optimizer", "lr_scheduler") else f"model.{key}"
         for option, given, own in _differences(flag, model.get(key), kept[key]) if key in kept else ():
             raise UserError(
-                f"--{option}: {given}, but the checkpoint is of a run with {own}, and its model is taken; leave the "
-                "option out, or give another --ckpt_path"
+                f"`{option}`: {given}, but the checkpoint is of a run with {own}, and its model is taken; leave the "
+                "option out, or give another `ckpt_path`"
             )
 
 

@@ -34,7 +34,7 @@ class Compiling(Callback):
         self._trained = frozenset()
         compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
         if pl_module.device.type == "cpu" and not any(name and shutil.which(name) for name in compilers):
-            raise UserError("--model.compile: true needs a C++ compiler, as g++; install one, or leave it out")
+            raise UserError("`model.compile`: true needs a C++ compiler, as g++; install one, or leave it out")
         for part in (cast(Any, pl_module).backbone, cast(Any, pl_module).head):
             part.compile(backend=self.backend)
 

@@ -92,7 +92,7 @@ def diverged(module: Any, name: str, step: int | None, stage: str | None) -> Use
     where = [f"learning rate {rate:.3g}" for rate in sorted(rates)[-1:]]
     where += [f"largest gradient in {stage}"] if stage else []
     told = f" ({', '.join(where)})" if where else ""
-    advice = "lower --model.lr, or give --trainer.gradient_clip_val 1"
+    advice = "lower `model.lr`, or give `trainer.gradient_clip_val` 1"
     if step == 0:
         advice = "look for weights, images or targets that are not"
     best = getattr(best_checkpoint(trainer), "best_model_path", "") if trainer else ""

@@ -25,12 +25,12 @@ def refuse_on_resume(trainer: L.Trainer) -> None:
     if trainer.ckpt_path is not None and (found := finders(trainer)):
         names = " and ".join(type(callback).__name__ for callback in found)
         raise UserError(
-            f"--trainer.callbacks: {names} would find other values than those of the run that is resumed; leave "
-            "it out, and give --model.lr and --data.batch_size as the run printed them"
+            f"`trainer.callbacks`: {names} would find other values than those of the run that is resumed; leave "
+            "it out, and give `model.lr` and `data.batch_size` as the run printed them"
         )
 
 
 def format_found(module: Any, data: Any) -> str:
     """What was found, as options that a run without finders takes."""
     size = getattr(data, "batch_size", None)
-    return f"Found  --model.lr {module.hparams['lr']}" + (f" --data.batch_size {size}" if size else "")
+    return f"Found  `model.lr` {module.hparams['lr']}" + (f" `data.batch_size` {size}" if size else "")

@@ -98,7 +98,7 @@ def refuse_other_size(images: Any, size: int, error: Exception) -> None:
     if isinstance(error, torch.OutOfMemoryError) or is_of_own_code(error):
         return
     height, width = images.shape[2:]
-    square = f", or --model.input.size {height}" if height == width else ""
+    square = f", or `model.input.size` {height}" if height == width else ""
     raise UserError(
         f"the images are {height} x {width}, and the network, made for {size} x {size}, does not take them "
         f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); give those{square}"
@@ -184,7 +184,7 @@ def _check_numbers(targets: Tensor, split: str, task: Task) -> None:
     if targets.is_floating_point() and targets.dtype.itemsize < 4:
         raise UserError(
             f"{split}_dataloader: targets are {_type(targets)}, which has too few digits, and so rounds them; expected "
-            "float32 or float64: give --trainer.precision bf16-mixed or 16-mixed in the place of bf16-true or 16-true"
+            "float32 or float64: give `trainer.precision` bf16-mixed or 16-mixed in the place of bf16-true or 16-true"
         )
     if not bool(targets.isfinite().all()):
         raise UserError(f"{split}_dataloader: targets have values that are not finite")

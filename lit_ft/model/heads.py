@@ -82,15 +82,15 @@ def check_head(config: HeadConfig) -> None:
         UserError: If a size is below 1, the dropout is not in [0, 1), the kind is unknown, or options exclude another.
     """
     if not 0.0 <= config.dropout < 1.0:
-        raise UserError(f"--model.head.dropout: must be at least 0 and below 1, got {config.dropout}")
+        raise UserError(f"`model.head.dropout`: must be at least 0 and below 1, got {config.dropout}")
     if any(size < 1 for size in config.hidden):
-        raise UserError(f"--model.head.hidden: sizes must be at least 1, got {config.hidden}")
+        raise UserError(f"`model.head.hidden`: sizes must be at least 1, got {config.hidden}")
     if config.kind not in get_args(HeadKind):
-        raise unknown("kind", str(config.kind), get_args(HeadKind), "--model.head.kind")
+        raise unknown("kind", str(config.kind), get_args(HeadKind), "`model.head.kind`")
     if config.zero_init and config.kind == "cosine":  # a weight of zeros has no direction
-        raise UserError("--model.head.zero_init: is for --model.head.kind linear, not cosine")
+        raise UserError("`model.head.zero_init`: is for `model.head.kind` linear, not cosine")
     if config.prior_bias and config.kind == "cosine":  # which has no bias
-        raise UserError("--model.head.prior_bias: is for --model.head.kind linear, not cosine")
+        raise UserError("`model.head.prior_bias`: is for `model.head.kind` linear, not cosine")
 
 
 def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Sequential:
@@ -158,7 +158,7 @@ def set_prior_bias(
         return
     if counts is None:
         raise UserError(
-            "--model.head.prior_bias: the data module has no counts() of the images of each class; add that method "
+            "`model.head.prior_bias`: the data module has no counts() of the images of each class; add that method "
             "to it, or set prior_bias to false"
         )
     images = torch.tensor(counts()["train"], dtype=torch.float64)
@@ -166,7 +166,7 @@ def set_prior_bias(
     if task == "multilabel":
         if sizes is None:
             raise UserError(
-                "--model.head.prior_bias: the data module has no sizes() of the number of images of each split; add "
+                "`model.head.prior_bias`: the data module has no sizes() of the number of images of each split; add "
                 "that method to it, or set prior_bias to false"
             )
         others = (sizes()["train"] - images).clamp(min=1)

@@ -51,11 +51,11 @@ class BatchMix:
     def __init__(self, config: MixConfig, task: str, num_outputs: int) -> None:
         for key in ("mixup", "cutmix"):
             if not 0.0 <= (alpha := getattr(config, key)) < math.inf:
-                raise UserError(f"--model.mix.{key}: must be a number that is at least 0, got {alpha}")
+                raise UserError(f"`model.mix.{key}`: must be a number that is at least 0, got {alpha}")
         if not 0.0 <= config.erase <= 1.0:
-            raise UserError(f"--model.mix.erase: must be at least 0 and at most 1, got {config.erase}")
+            raise UserError(f"`model.mix.erase`: must be at least 0 and at most 1, got {config.erase}")
         if config.cutmix and task == "regression":
-            raise UserError("--model.mix.cutmix: is for classes, not --model.task regression; take --model.mix.mixup")
+            raise UserError("`model.mix.cutmix`: is for classes, not `model.task` regression; take `model.mix.mixup`")
         self._erase = config.erase
         self._num_outputs = num_outputs
         self._are_numbers = task == "regression"

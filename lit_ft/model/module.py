@@ -128,9 +128,9 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
     ) -> None:
         super().__init__()
         if lr <= 0:
-            raise UserError(f"--model.lr: must be above 0, got {lr}")
+            raise UserError(f"`model.lr`: must be above 0, got {lr}")
         if not 0.0 < lr_decay <= 1.0:
-            raise UserError(f"--model.lr_decay: must be above 0 and at most 1, got {lr_decay}")
+            raise UserError(f"`model.lr_decay`: must be above 0 and at most 1, got {lr_decay}")
         self._head_config = _config(HeadConfig, head)
         # These refuse before anything is fetched.
         Task(task, 2, label_smoothing)
@@ -235,7 +235,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         if compiled and self.backbone.gradient_checkpointing and torch.__version__ < "2.15":
             # Seen with 2.8, and not with 2.15; those between were not tried.
             raise UserError(
-                f"--model.gradient_checkpointing: torch {torch.__version__} counts batch norm twice where that is "
+                f"`model.gradient_checkpointing`: torch {torch.__version__} counts batch norm twice where that is "
                 "compiled; leave one out, or use torch 2.15 or newer"
             )
         trained = [parameter.requires_grad for parameter in self.parameters()]
@@ -283,7 +283,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         self.take_classes(stage)
         if self.hparams["task"] == "regression" and self.trainer.precision in ("16-true", "bf16-true"):
             raise UserError(  # as Lightning rounds them before the module sees them
-                f"--trainer.precision: {self.trainer.precision} would round the numbers that are to be learnt; give "
+                f"`trainer.precision`: {self.trainer.precision} would round the numbers that are to be learnt; give "
                 f"{str(self.trainer.precision).replace('true', 'mixed')}"
             )
         self._losses, self._batches, self._closed = LossWatch(), BatchCheck(), set()
@@ -294,8 +294,8 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
             self._images = None  # of an earlier fit
             if (smoothing := self.hparams["label_smoothing"]) and self.hparams["task"] != "multiclass":
-                reason = f"as it is for --model.task multiclass, not {self.hparams['task']}"
-                rank_zero_warn(f"--model.label_smoothing: {smoothing} is left out, {reason}")
+                reason = f"as it is for `model.task` multiclass, not {self.hparams['task']}"
+                rank_zero_warn(f"`model.label_smoothing`: {smoothing} is left out, {reason}")
             if self.hparams["task"] == "regression":
                 self._standardise()
             elif self._head_config.prior_bias and not self._is_head_trained:
@@ -454,7 +454,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", monitor)}
         if isinstance(scheduler, ReduceLROnPlateau):
             if not self.trainer.enable_validation:
-                raise UserError("--lr_scheduler: ReduceLROnPlateau waits for validations, and the run has none")
+                raise UserError("`lr_scheduler`: ReduceLROnPlateau waits for validations, and the run has none")
             plan["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
@@ -504,8 +504,8 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             told = difference(checkpoint["images"], now, self.class_names)
         if told is not None:
             raise UserError(
-                f"--ckpt_path: {path} is of a run {told}; give the same data, or start from its weights with "
-                f"--model.weights {path}"
+                f"`ckpt_path`: {path} is of a run {told}; give the same data, or start from its weights with "
+                f"`model.weights` {path}"
             )
 
     def _may_fuse(self) -> bool:
@@ -551,7 +551,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             if len(names) != len(self.class_names) or (not isinstance(classes, int) and names != self.class_names):
                 raise UserError(
                     f"the model has {told(self.class_names)}, but the data has {told(names)}; give the data the "
-                    "model was trained on, or start from the backbone alone with --model.weights CHECKPOINT"
+                    "model was trained on, or start from the backbone alone with `model.weights` CHECKPOINT"
                 )
             return
         if not names:

@@ -43,7 +43,7 @@ class Normalise(nn.Module):
                 images = rgb_to_grayscale(images)
             else:
                 raise UserError(
-                    f"--model.input.channels: the model takes images of {self.channels} channels, but the data gives "
+                    f"`model.input.channels`: the model takes images of {self.channels} channels, but the data gives "
                     f"{images.shape[1]}"
                 )
         if images.dtype == torch.uint8:

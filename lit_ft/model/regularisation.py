@@ -45,7 +45,7 @@ class WeightPenalty(nn.Module):
         super().__init__()
         for key in ("strength", "head_strength"):
             if getattr(config, key) < 0:
-                raise UserError(f"--model.penalty.{key}: must not be negative, got {getattr(config, key)}")
+                raise UserError(f"`model.penalty.{key}`: must not be negative, got {getattr(config, key)}")
         self.config = config
         if config.kind == "l2_sp":
             for name, parameter in backbone.named_parameters():

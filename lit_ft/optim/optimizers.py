@@ -91,7 +91,7 @@ class WarmupCosine(LRScheduler):
         first_step: int = 0,
     ) -> None:
         if not 0.0 <= warmup_fraction < 1.0:
-            raise UserError(f"--lr_scheduler.warmup_fraction: must be at least 0 and below 1, got {warmup_fraction}")
+            raise UserError(f"`lr_scheduler.warmup_fraction`: must be at least 0 and below 1, got {warmup_fraction}")
         self.warmup_fraction = warmup_fraction
         self.final_fraction = final_fraction
         self.first_step = first_step
@@ -133,7 +133,7 @@ class WarmupCosine(LRScheduler):
         curve_steps = cast(float, self.curve_steps)
         if math.isinf(length.epoch_steps) and math.isfinite(curve_steps):
             raise UserError(
-                "--ckpt_path: its run had data with a length, by which its learning rates go on; give such data"
+                "`ckpt_path`: its run had data with a length, by which its learning rates go on; give such data"
             )
         is_marked = epoch <= self.mark_epoch < epoch + 1
         if math.isfinite(curve_steps) and not (is_marked and self.epoch_steps == length.epoch_steps):
@@ -220,7 +220,7 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
         options["fused"] = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters) or None
     eps = inspect.signature(cls).parameters.get("eps")
     if eps is not None and "eps" not in options and isinstance(eps.default, float):
-        # One that is 0 in the type of the weights (--trainer.precision 16-true) would let 0 be divided by 0.
+        # One that is 0 in the type of the weights (`trainer.precision` 16-true) would let 0 be divided by 0.
         types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
         if any(not torch.tensor(eps.default, dtype=dtype) for dtype in types):
             options["eps"] = max(torch.finfo(dtype).tiny for dtype in types)
@@ -247,7 +247,7 @@ def settle_plateau(spec: ClassSpec, modes: Mapping[str, str], known: bool) -> tu
         return spec, "val/loss"
     monitor = options.pop("monitor", None) or "val/loss"
     if known and monitor not in modes:
-        raise unknown("metric", monitor, modes, "--lr_scheduler.monitor")
+        raise unknown("metric", monitor, modes, "`lr_scheduler.monitor`")
     if monitor in modes:
         options["mode"] = modes[monitor]
     if "monitor" in inspect.signature(cls).parameters:  # as Lightning's, which the command line takes
@@ -284,10 +284,10 @@ def build_scheduler(spec: ClassSpec, optimizer: Optimizer, length: RunLength) ->
 def no_end(name: str, length: RunLength) -> str:
     """What is told of a scheduler that must know where a run ends, if that is not known."""
     if math.isinf(length.max_epochs):
-        return f"--lr_scheduler: {name} needs a run with an end; set --trainer.max_epochs"
+        return f"`lr_scheduler`: {name} needs a run with an end; set `trainer.max_epochs`"
     return (
-        f"--lr_scheduler: {name} needs the number of steps, but data without a length does not tell that of an epoch; "
-        "set --trainer.max_steps, or take WarmupCosine"
+        f"`lr_scheduler`: {name} needs the number of steps, but data without a length does not tell that of an epoch; "
+        "set `trainer.max_steps`, or take WarmupCosine"
     )
 
 
@@ -319,7 +319,7 @@ def _scheduler(
     try:
         made = cls(**options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"--lr_scheduler: {cls.__name__}: {error}") from error
+        raise UserError(f"`lr_scheduler`: {cls.__name__}: {error}") from error
     if isinstance(made, WarmupCosine):
         made.set_epoch_steps(length.epoch_steps)
     return made, "step" if "step" in intervals else "epoch"
@@ -349,7 +349,7 @@ def _resolve(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:
     fitting = [cls for cls in found if issubclass(cls, base)]
     if not fitting:
         what = f"{path!r} is no class derived from {base.__name__}" if found else f"there is no class {path!r}"
-        raise UserError(f"--{key}: {what}")
+        raise UserError(f"`{key}`: {what}")
     return fitting[0], options
 
 
@@ -361,7 +361,7 @@ def _function(named: Any) -> Any:
         return named
     found = [thing for thing in _imported(named, "lr_scheduler", []) if callable(thing)]
     if not found:
-        raise UserError(f"--lr_scheduler: there is no function {named!r}")
+        raise UserError(f"`lr_scheduler`: there is no function {named!r}")
     return found[0]
 
 
@@ -371,4 +371,4 @@ def _imported(path: str, key: str, homes: Sequence[str]) -> list[Any]:
     try:
         return [getattr(importlib.import_module(home), name, None) for home in homes or [module or "builtins"]]
     except ImportError as error:
-        raise UserError(f"--{key}: cannot import {path!r} ({error})") from error
+        raise UserError(f"`{key}`: cannot import {path!r} ({error})") from error

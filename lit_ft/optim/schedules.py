@@ -48,7 +48,7 @@ def continue_schedule(scheduler: Any, interval: str, trainer: Any, saved: Mappin
         scheduler.enter(trainer.current_epoch, length.in_epochs() if interval == "epoch" else length)
     elif trainer.current_epoch:
         raise UserError(
-            f"--lr_scheduler: {name} would begin anew in a second fit of the same trainer; resume a checkpoint of the "
+            f"`lr_scheduler`: {name} would begin anew in a second fit of the same trainer; resume a checkpoint of the "
             "first, with ckpt_path, or take WarmupCosine"
         )
 
@@ -61,9 +61,9 @@ def _refuse_other_counts(
     now = length.epoch_steps, _total_steps(scheduler.state_dict())
     if then != now:
         raise UserError(
-            f"--lr_scheduler: {type(scheduler).__name__} counts steps: the checkpoint's run had {_format(*then)}, this "
-            f"one has {_format(*now)}; resume with the same --data.batch_size, --trainer.accumulate_grad_batches, "
-            "--trainer.max_epochs and number of processes, or start from its weights with --model.weights"
+            f"`lr_scheduler`: {type(scheduler).__name__} counts steps: the checkpoint's run had {_format(*then)}, this "
+            f"one has {_format(*now)}; resume with the same `data.batch_size`, `trainer.accumulate_grad_batches`, "
+            "`trainer.max_epochs` and number of processes, or start from its weights with `model.weights`"
         )
 
 

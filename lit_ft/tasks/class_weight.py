@@ -15,9 +15,9 @@ ClassWeight = Literal["balanced"]
 def check_class_weight(given: str | None, task: str) -> None:
     """Raises `UserError` for weights that are unknown or do not fit the task."""
     if given not in (None, "balanced"):
-        raise unknown("weight", given, ["balanced"], "--model.class_weight")
+        raise unknown("weight", given, ["balanced"], "`model.class_weight`")
     if given is not None and task == "regression":
-        raise UserError("--model.class_weight: is for --model.task multiclass or multilabel, not regression")
+        raise UserError("`model.class_weight`: is for `model.task` multiclass or multilabel, not regression")
 
 
 def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
@@ -40,11 +40,11 @@ def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
         UserError: If the numbers are not known, a class has no image, or the images are drawn to balance the classes.
     """
     if getattr(data, "sampling", None) == "balanced":
-        raise UserError("--model.class_weight: --data.sampling balanced already lets all classes count alike; drop one")
+        raise UserError("`model.class_weight`: `data.sampling` balanced already lets all classes count alike; drop one")
     known = data.counts().get("train") if hasattr(data, "counts") else None
     if known is None:
         raise UserError(
-            "--model.class_weight: the data module has no counts() of the training images of each class; add that "
+            "`model.class_weight`: the data module has no counts() of the training images of each class; add that "
             "method to it, or set class_weight to null"
         )
     counts = torch.tensor(known, dtype=torch.float64)
@@ -53,7 +53,7 @@ def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
         return counts.reciprocal().mul(counts.sum() / len(counts)).float()
     if not hasattr(data, "sizes"):
         raise UserError(
-            "--model.class_weight: the data module has no sizes() of the number of images of each split; add that "
+            "`model.class_weight`: the data module has no sizes() of the number of images of each split; add that "
             "method to it, or set class_weight to null"
         )
     num_train = data.sizes()["train"]
@@ -65,4 +65,4 @@ def _refuse(what: str, which: Tensor, class_names: list[str]) -> None:
     names = [name for name, is_so in zip(class_names, which.tolist(), strict=True) if is_so]
     if names:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        raise UserError(f"--model.class_weight: {what} {shown}; leave such classes out, or set class_weight to null")
+        raise UserError(f"`model.class_weight`: {what} {shown}; leave such classes out, or set class_weight to null")

@@ -66,7 +66,7 @@ def refuse_other_task(data: Any, task: str) -> None:
     own = getattr(data, "task", None)
     if own in MAIN_METRIC and own != task:
         raise UserError(
-            f"--model.task: {task}, but the targets of {type(data).__name__} are for {own}; give --model.task {own}, "
+            f"`model.task`: {task}, but the targets of {type(data).__name__} are for {own}; give `model.task` {own}, "
             "or other data"
         )
 
@@ -88,7 +88,7 @@ def standardisation_of(data: Any, num: int, is_needed: bool) -> Standardisation 
     unknown = "the data module has no train_targets()"
     advice = "add that method to it, which gives those of all training images (N, K)"
     if is_needed:
-        raise UserError(f"--model.head.prior_bias: {unknown}; {advice}, or set prior_bias to false")
+        raise UserError(f"`model.head.prior_bias`: {unknown}; {advice}, or set prior_bias to false")
     rank_zero_warn(f"regression targets are taken as they are, not standardised, as {unknown}; {advice}")
     return None
 

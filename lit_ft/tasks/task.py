@@ -55,11 +55,11 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.name not in MAIN_METRIC:
-            raise unknown("task", self.name, MAIN_METRIC, "--model.task")
+            raise unknown("task", self.name, MAIN_METRIC, "`model.task`")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(f"--model.label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
+            raise UserError(f"`model.label_smoothing`: must be at least 0 and below 1, got {self.label_smoothing}")
         if self.num_outputs < 2 and self.name != "regression":
-            raise UserError(f"--model.task: {self.name} needs at least 2 classes, got {self.num_outputs}")
+            raise UserError(f"`model.task`: {self.name} needs at least 2 classes, got {self.num_outputs}")
         units = self.standardisation or Standardisation.none(self.num_outputs)
         object.__setattr__(self, "_units", units)  # as the class is frozen
 

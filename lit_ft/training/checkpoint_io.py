@@ -13,8 +13,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load, get_filesystem
 
-from lit_ft.assets import shown
 from lit_ft.backbones.weights import torch_files
+from lit_ft.console import format_path
 from lit_ft.errors import UserError
 from lit_ft.faults import chain
 from lit_ft.model.checkpoints import whole_checkpoints
@@ -70,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise KeyboardInterrupt from error
             if (failed := next((link for link in chain(error) if isinstance(link, OSError)), None)) is None:
                 raise
-            folder, reason = shown(target.parent), failed.strerror or failed
+            folder, reason = format_path(target.parent), failed.strerror or failed
             raise UserError(
                 f"{folder}: {target.name} cannot be written ({reason}); {whole_checkpoints(folder)}"
             ) from error

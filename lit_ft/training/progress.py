@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 REFRESH_SECONDS = 0.5
+from lit_ft.console import format_value
 
 
 class _Shows(ProgressBar):
@@ -110,20 +111,11 @@ class Lines(_Shows):
         if not self._enabled:
             return
         metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
-        values = "  ".join(f"{name} {in_digits(float(value))}" for name, value in metrics.items())
+        values = "  ".join(f"{name} {format_value(float(value))}" for name, value in metrics.items())
         # Counted from 0, as in the plan, in TensorBoard and in Lightning's bar.
         last = trainer.max_epochs - 1 if trainer.max_epochs not in (None, -1) else "…"
         seconds = time.monotonic() - self._began
         print(f"epoch {trainer.current_epoch}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
-
-
-def in_digits(value: float) -> str:
-    """A metric in four decimals, or where that leaves less than three digits of it, in four digits.
-
-    >>> in_digits(0.81), in_digits(12345.678), in_digits(6.25e-7), in_digits(0.0)
-    ('0.8100', '12345.6780', '6.25e-07', '0.0000')
-    """
-    return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
 
 
 def progress_bar() -> ProgressBar:

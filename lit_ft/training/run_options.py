@@ -76,8 +76,8 @@ def refuse_other_options(path: str, saved: Mapping[str, Any], now: Mapping[str, 
         if key in saved and key not in MAY_DIFFER and saved[key] != now[key]:
             then, given = ("null" if value is None else value for value in (saved[key], now[key]))
             raise UserError(
-                f"--ckpt_path: {path} is of a run with --{key} {then}, but this one has {given}; give the same, or "
-                f"start from its weights with --model.weights {path}"
+                f"`ckpt_path`: {path} is of a run with `{key}` {then}, but this one has {given}; give the same, or "
+                f"start from its weights with `model.weights` {path}"
             )
 
 

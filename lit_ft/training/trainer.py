@@ -24,14 +24,13 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_ft.assets import shown
+from lit_ft.console import format_path, format_value
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import printable
 from lit_ft.faults import names_file
 from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.runs import Run
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
-from lit_ft.training.progress import in_digits
 from lit_ft.training.run_options import run_options
 from lit_ft.unfreezing.preconditions import refuse_options
 
@@ -258,7 +257,7 @@ def tell(trainer: Any, command: str) -> None:
     log_dir = trainer.log_dir  # asks all ranks
     if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:
         return
-    run = shown(Path(log_dir))
+    run = format_path(Path(log_dir))
     chosen = best_checkpoint(trainer)
     best = getattr(chosen, "best_model_path", "")
     has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
@@ -266,9 +265,9 @@ def tell(trainer: Any, command: str) -> None:
     if best:
         score = chosen.best_model_score
         # None where a checkpoint that was moved is resumed after its last epoch; not defined is r2 of a single number.
-        told = "is not known" if score is None else in_digits(score) if math.isfinite(score) else "is not defined"
-        lines.append(f"Best model   {shown(Path(best))}  ({chosen.monitor} {told})")
-        arguments = f"--config {run / 'config.yaml'} --ckpt_path {shown(Path(best))}"
+        told = "is not known" if score is None else format_value(score) if math.isfinite(score) else "is not defined"
+        lines.append(f"Best model   {format_path(Path(best))}  ({chosen.monitor} {told})")
+        arguments = f"--config {run / 'config.yaml'} --ckpt_path {format_path(Path(best))}"
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit":
             lines.append(f"Test         lit-ft test {arguments}")

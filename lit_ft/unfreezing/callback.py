@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.compat import forget_files_elsewhere, keep_last_batch, validate_first
-from lit_ft.console import say
+from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, unknown
 from lit_ft.optim.schedules import enter_epoch
 from lit_ft.unfreezing import preconditions as refusals
@@ -60,9 +60,9 @@ class GradualUnfreezing(Callback):
         auto_batches: int = 8,
     ) -> None:
         if not 0.0 < auto_threshold <= 1.0:
-            raise UserError(f"--unfreeze.auto_threshold: must be above 0 and at most 1, got {auto_threshold}")
+            raise UserError(f"`unfreeze.auto_threshold`: must be above 0 and at most 1, got {auto_threshold}")
         if auto_batches < 1:
-            raise UserError(f"--unfreeze.auto_batches: must be at least 1, got {auto_batches}")
+            raise UserError(f"`unfreeze.auto_batches`: must be at least 1, got {auto_batches}")
         self.strategy = strategy
         self.head_epochs = head_epochs
         self.epochs_per_stage = epochs_per_stage
@@ -127,7 +127,7 @@ class GradualUnfreezing(Callback):
         refusals.refuse_unseen_plateaus(trainer, self.plan)
         refusals.warn_of_early_stopping(trainer, self.plan)
         if self.strategy == "auto" and not pl_module.automatic_optimization:
-            raise UserError("--unfreeze.strategy: auto measures the losses of training_step, which must be automatic")
+            raise UserError("`unfreeze.strategy`: auto measures the losses of training_step, which must be automatic")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes what DDP wrapped, and makes the plan again, of which a checkpoint may have decided more.
@@ -172,7 +172,7 @@ class GradualUnfreezing(Callback):
             if monitor is None:
                 continue
             if monitor not in trainer.callback_metrics:
-                raise unknown("metric", monitor, trainer.callback_metrics, "--unfreeze.plateau.monitor")
+                raise unknown("metric", monitor, trainer.callback_metrics, "`unfreeze.plateau.monitor`")
             if not trainer.sanity_checking:
                 score = float(trainer.callback_metrics[monitor])
                 self.scores.setdefault(trainer.current_epoch, {})[monitor] = score
@@ -207,7 +207,7 @@ class GradualUnfreezing(Callback):
             _wrap_anew(trainer.strategy)
         follows = bool(self.gradients) or any(phase.plateau for phase in plan.phases)
         if index and follows and trainable != self._reduced:  # which no table could tell beforehand
-            say(f"From epoch {trainer.current_epoch} on {', '.join(plan.phases[index].trainable)} train")
+            rank_zero_print(f"From epoch {trainer.current_epoch} on {', '.join(plan.phases[index].trainable)} train")
         self._reduced = trainable
 
     def _decide(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -215,7 +215,7 @@ class GradualUnfreezing(Callback):
         self.gradients = relative_gradients(trainer, pl_module, self.auto_batches)
         self.plan = self.make_plan(pl_module, run_epochs(trainer))
         told = ", ".join(f"{stage} {value:.2g}" for stage, value in self.gradients.items())
-        say(f"Norm of the gradient by that of the weights: {told}")
+        rank_zero_print(f"Norm of the gradient by that of the weights: {told}")
 
     def _set_unfreeze_epochs(self, trainer: L.Trainer, module: Any, plan: Plan) -> None:
         """Writes into each parameter group in which epoch it began to train, from which its learning rate warms up."""
@@ -260,10 +260,10 @@ def _settled(plateau: PlateauConfig | None, modes: dict[str, Any]) -> PlateauCon
         return None
     monitor = plateau.monitor or "val/loss"
     if modes and monitor not in modes:
-        raise unknown("metric", monitor, modes, "--unfreeze.plateau.monitor")
+        raise unknown("metric", monitor, modes, "`unfreeze.plateau.monitor`")
     mode = plateau.mode or modes.get(monitor) or ("min" if "loss" in monitor else None)
     if mode is None:
-        raise UserError(f"--unfreeze.plateau.mode: say whether the min or the max of {monitor} is best")
+        raise UserError(f"`unfreeze.plateau.mode`: say whether the min or the max of {monitor} is best")
     return replace(plateau, monitor=monitor, mode=mode)
 
 

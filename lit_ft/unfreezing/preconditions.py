@@ -34,13 +34,13 @@ def refuse_options(given: Mapping[str, Any]) -> None:
     """
     for option, least in _LEAST.items():
         if (value := given.get(option)) is not None and value < least:
-            raise UserError(f"--trainer.{option}: must be at least {least}, got {value}")
+            raise UserError(f"`trainer.{option}`: must be at least {least}, got {value}")
     for option in ("limit_train_batches", "devices"):
         if given.get(option) in (0, "0"):
-            raise UserError(f"--trainer.{option}: 0 leaves nothing to train; give more, or leave it out")
+            raise UserError(f"`trainer.{option}`: 0 leaves nothing to train; give more, or leave it out")
     refuse_unknown_names(given)
     if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
-        raise UserError("--trainer.accelerator: torch finds no GPU here; give cpu or auto")
+        raise UserError("`trainer.accelerator`: torch finds no GPU here; give cpu or auto")
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
     for option, registered in registries.items():
         name, names = given.get(option), ["auto", *registered]
         if isinstance(name, str) and name not in names:
-            raise unknown(option, name, names, f"--trainer.{option}")
+            raise unknown(option, name, names, f"`trainer.{option}`")
 
 
 def is_replicated(strategy: Any) -> bool:
@@ -76,7 +76,7 @@ def refuse_sharding(strategy: Any, plan: Plan) -> None:
     """
     if len(plan.phases) > 1 and not is_replicated(strategy):
         name = type(strategy).__name__
-        raise UserError(f"--trainer.strategy: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
+        raise UserError(f"`trainer.strategy`: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
 
 
 def refuse_unseen_plateaus(trainer: L.Trainer, plan: Plan) -> None:
@@ -89,12 +89,12 @@ def refuse_unseen_plateaus(trainer: L.Trainer, plan: Plan) -> None:
         if phase.plateau is None:
             continue
         if not trainer.enable_validation:
-            raise UserError("--unfreeze.plateau: the run validates nothing, so that no plateau would ever be seen")
+            raise UserError("`unfreeze.plateau`: the run validates nothing, so that no plateau would ever be seen")
         checks = phase.plateau.patience + (phase.plateau.baseline is None)
         needed = checks * (trainer.check_val_every_n_epoch or 1)
         if phase.num_epochs is not None and needed > phase.num_epochs:
             raise UserError(
-                f"--unfreeze.plateau.patience: {phase.plateau.patience} needs {needed} epochs, but the phase of "
+                f"`unfreeze.plateau.patience`: {phase.plateau.patience} needs {needed} epochs, but the phase of "
                 f"{', '.join(phase.trainable)} lasts {phase.num_epochs} at most; lower it, or give more epochs"
             )
 
@@ -113,7 +113,7 @@ def warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
             earliest = math.ceil((callback.patience + 1) / checks) * every
             if earliest <= last:
                 rank_zero_warn(
-                    f"--early_stopping.patience: {callback.patience} can end the run after {earliest} epochs, but the "
+                    f"`early_stopping.patience`: {callback.patience} can end the run after {earliest} epochs, but the "
                     f"plan's last phase begins after {last}; raise it to {math.ceil(last / every) * checks} or more"
                 )
 
@@ -131,8 +131,8 @@ def refuse_another_plan(saved: Sequence[Sequence[str]], plan: Plan) -> None:
     if [list(stages) for stages in saved] != [list(phase.trainable) for phase in plan.phases]:
         told = "; ".join(", ".join(stages) for stages in saved)
         raise UserError(
-            f"--unfreeze: the checkpoint is of a run with other phases ({told}); give the same, or start from its "
-            "weights with --model.weights"
+            f"`unfreeze`: the checkpoint is of a run with other phases ({told}); give the same, or start from its "
+            "weights with `model.weights`"
         )
 
 
@@ -158,7 +158,7 @@ def refuse_missing_in_optimizers(
 
 
 def epochs_of_steps(trainer: L.Trainer) -> float:
-    """After how many epochs ``--trainer.max_steps`` ends a run; infinite where it does not."""
+    """After how many epochs ``trainer.max_steps`` ends a run; infinite where it does not."""
     length = RunLength.of(trainer)
     if trainer.max_steps <= 0 or math.isinf(length.epoch_steps) or cast(Any, trainer).fast_dev_run:
         return math.inf
@@ -178,7 +178,7 @@ def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:
     epochs, last = epochs_of_steps(trainer), plan.phases[-1].first_epoch
     if epochs <= last:
         raise UserError(
-            f"--trainer.max_steps: {trainer.max_steps} steps end the run after {epochs} epochs, but the last phase of "
+            f"`trainer.max_steps`: {trainer.max_steps} steps end the run after {epochs} epochs, but the last phase of "
             f"the plan begins after {last}; raise it, or list fewer phases"
         )
 
@@ -210,7 +210,7 @@ def refuse_averaging(
     ]
     if frozen:
         raise UserError(
-            "--trainer.callbacks: StochasticWeightAveraging would reset the batch norm of the stages that stay frozen "
-            f"({', '.join(frozen)}); thaw them in the last phase, give --unfreeze.frozen_norm stats, or use "
+            "`trainer.callbacks`: StochasticWeightAveraging would reset the batch norm of the stages that stay frozen "
+            f"({', '.join(frozen)}); thaw them in the last phase, give `unfreeze.frozen_norm` stats, or use "
             "EMAWeightAveraging"
         )

@@ -77,7 +77,7 @@ def make_plan(
         case "phases":
             spans = _listed(phases or [], stages)
         case _:
-            raise unknown("strategy", strategy, get_args(Strategy), "--unfreeze.strategy")
+            raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
     undecided = strategy == "auto" and not chosen
     return Plan(stages, _laid_out(spans, strategy, max_epochs), undecided)
 
@@ -92,19 +92,19 @@ def _check_options(
     """Refuses options that are out of range, or of another strategy."""
     for key, value in (("epochs_per_stage", epochs_per_stage), ("head_epochs", head_epochs)):
         if value < 1:
-            raise UserError(f"--unfreeze.{key}: must be at least 1 epoch, got {value}")
+            raise UserError(f"`unfreeze.{key}`: must be at least 1 epoch, got {value}")
     if (phases is not None) != (strategy == "phases"):
-        given = "no --unfreeze.phases are given" if phases is None else f"--unfreeze.strategy is {strategy!r}"
-        raise UserError(f"--unfreeze.phases and --unfreeze.strategy phases belong together, but {given}")
+        given = "no `unfreeze.phases` are given" if phases is None else f"`unfreeze.strategy` is {strategy!r}"
+        raise UserError(f"`unfreeze.phases` and `unfreeze.strategy` phases belong together, but {given}")
     if plateau is None:
         return
-    plateau.check("--unfreeze.plateau")
+    plateau.check("`unfreeze.plateau`")
     if strategy not in ("plateau", "lp_ft"):
         hint = "give each of the phases its own" if strategy == "phases" else "choose plateau or lp_ft"
-        raise UserError(f"--unfreeze.plateau: --unfreeze.strategy {strategy} does not take it; {hint}")
+        raise UserError(f"`unfreeze.plateau`: `unfreeze.strategy` {strategy} does not take it; {hint}")
     if strategy == "lp_ft" and max(plateau.patience + 1, plateau.min_epochs) > head_epochs:
         raise UserError(
-            f"--unfreeze.head_epochs: is {head_epochs}, which ends the first phase before any plateau of patience "
+            f"`unfreeze.head_epochs`: is {head_epochs}, which ends the first phase before any plateau of patience "
             f"{plateau.patience} and min_epochs {plateau.min_epochs}; raise it, the most that the phase may last"
         )
 
@@ -116,11 +116,11 @@ def _matched(patterns: Sequence[str], stages: tuple[str, ...], always: tuple[str
 def _listed(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
     """The spans that the user listed, with their patterns matched against the stages."""
     if not phases:
-        raise UserError("--unfreeze.phases: is empty; list at least one phase, such as {train: [head], epochs: 2}")
+        raise UserError("`unfreeze.phases`: is empty; list at least one phase, such as {train: [head], epochs: 2}")
     head = stages[-1]
     spans = []
     for i, phase in enumerate(phases):
-        key = f"--unfreeze.phases[{i}]"
+        key = f"`unfreeze.phases`[{i}]"
         for pattern in phase.train:
             if not _matched([pattern], stages):
                 raise unknown("stage", pattern, stages, f"{key}.train")
@@ -144,7 +144,7 @@ def _check_length(phase: PhaseConfig, key: str, last: bool) -> None:
         return
     phase.plateau.check(f"{key}.plateau")
     if last:
-        raise UserError(f"{key}.plateau: nothing comes after the last phase; to end the run, use --early_stopping")
+        raise UserError(f"{key}.plateau: nothing comes after the last phase; to end the run, use `early_stopping`")
     if phase.epochs is not None and phase.epochs < phase.plateau.min_epochs:
         raise UserError(f"{key}.plateau.min_epochs: is {phase.plateau.min_epochs}, more than epochs, {phase.epochs}")
 
@@ -154,18 +154,18 @@ def _laid_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> 
     starts = [sum(span.least for span in spans[:i]) for i in range(len(spans))]
     if max_epochs is not None and starts[-1] >= max_epochs:
         raise UserError(
-            f"--trainer.max_epochs: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
-            f"{len(spans)} phases, got {max_epochs}; raise it, or list fewer phases with --unfreeze.strategy phases"
+            f"`trainer.max_epochs`: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
+            f"{len(spans)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
         )
     asked = spans[-1].epochs
     if max_epochs is not None and asked is not None and any(span.plateau for span in spans):
         raise UserError(
-            f"--unfreeze.phases[{len(spans) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
+            f"`unfreeze.phases`[{len(spans) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
             "can bring nearer; leave it out"
         )
     if max_epochs is not None and asked is not None and starts[-1] + asked != max_epochs:
         raise UserError(
-            f"--unfreeze.phases: last {starts[-1] + asked} epochs together, but --trainer.max_epochs is {max_epochs}; "
+            f"`unfreeze.phases`: last {starts[-1] + asked} epochs together, but `trainer.max_epochs` is {max_epochs}; "
             "make them equal, or leave the last phase's epochs out"
         )
     phases = []

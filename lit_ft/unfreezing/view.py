@@ -11,7 +11,7 @@ from torch import nn
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.cost import stage_costs, training_share
 from lit_ft.backbones.freezing import FrozenNorm, Staged
-from lit_ft.data.files.kept import amount
+from lit_ft.console import format_bytes
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
 from lit_ft.unfreezing.plan import Phase, Plan
 from lit_ft.unfreezing.strategies import make_plan
@@ -69,7 +69,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
                 f"{num:,} ({num / whole:.1%})",
                 _told_rates([rates[stage] for stage in phase.trainable if stage in rates]),
                 f"{training_share(macs, trains):.0%}" if macs else "-",
-                amount(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
+                format_bytes(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

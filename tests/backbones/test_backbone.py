@@ -169,13 +169,13 @@ def test_training_step_leaves_frozen_stages_bit_identical_and_moves_the_others(b
 
 def test_images_that_are_too_small_are_refused():
     stages = OrderedDict(stem=nn.Conv2d(3, 4, 11))
-    with pytest.raises(UserError, match=r"^--model.input.size: the backbone cannot take 3 x 8 x 8 images \(.+\)$"):
+    with pytest.raises(UserError, match=r"^model.input.size: the backbone cannot take 3 x 8 x 8 images \(.+\)$"):
         Backbone(stages, nn.Flatten(), SPEC)
 
 
 def test_features_that_are_no_vector_are_refused():
     with pytest.raises(
-        UserError, match=r"^--model.pool: gives features of shape \(1, 4, 6, 6\), not \(B, D\); choose avg"
+        UserError, match=r"^model.pool: gives features of shape \(1, 4, 6, 6\), not \(B, D\); choose avg"
     ):
         Backbone(OrderedDict(stem=nn.Conv2d(3, 4, 3)), nn.Sequential(), SPEC)
 

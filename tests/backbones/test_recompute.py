@@ -181,7 +181,7 @@ def test_compilation_is_refused_where_torch_would_count_batch_norm_twice(monkeyp
     module = small_resnet(classes=10, gradient_checkpointing=True)
     module.compile(backend="eager")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
-    with pytest.raises(UserError, match=r"^--model.gradient_checkpointing: torch 2.8.0 counts batch norm twice"):
+    with pytest.raises(UserError, match=r"^model.gradient_checkpointing: torch 2.8.0 counts batch norm twice"):
         module.set_trainable(("head",))
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.15.0"))
     module.set_trainable(("head",))

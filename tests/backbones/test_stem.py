@@ -75,7 +75,7 @@ def test_one_channel_weights_are_spread_over_three():
 
 
 def test_network_without_a_convolution_of_these_channels_is_refused():
-    with pytest.raises(UserError, match=r"^--model.input.channels: the network has no first convolution of 3 channels"):
+    with pytest.raises(UserError, match=r"^model.input.channels: the network has no first convolution of 3 channels"):
         set_channels(nn.Linear(3, 2), SMALL, 1)
     assert set_channels(nn.Linear(3, 2), SMALL, 3) == []
 
@@ -158,7 +158,7 @@ def test_small_stem_of_an_own_network():
     ],
 )
 def test_network_without_such_a_stem_is_refused(name, text):
-    with pytest.raises(UserError, match=rf"^--model.stem: small: {text}"):
+    with pytest.raises(UserError, match=rf"^model.stem: small: {text}"):
         build_backbone(name, None, stem="small")
 
 

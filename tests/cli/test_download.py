@@ -264,7 +264,7 @@ def test_missing_files_of_each_data_module(tmp_path, letters_root, cifar_root):
 def test_prepare_data_fetches_nothing_offline(monkeypatch, requests):
     monkeypatch.setenv("LIT_FT_OFFLINE", "1")
     data = MNISTToEMNISTDataModule("F", domain="source", download=True)
-    with pytest.raises(ValueError, match=r"^--offline: files are missing in F/MNIST/raw; fetch them elsewhere"):
+    with pytest.raises(ValueError, match=r"^offline: files are missing in F/MNIST/raw; fetch them elsewhere"):
         data.prepare_data()
     assert requests == []
 

@@ -190,7 +190,7 @@ def test_what_a_spreadsheet_would_run_is_text(tmp_path, task):
 
 @pytest.mark.parametrize("file", ["out.json", "out", "folder/out.csv.gz", "out."])
 def test_file_of_another_kind_is_refused(file):
-    with pytest.raises(UserError, match=rf"^--predictions.file: {file} must end in .csv or .tsv$"):
+    with pytest.raises(UserError, match=rf"^predictions.file: {file} must end in .csv or .tsv$"):
         PredictionWriter(file)
 
 
@@ -222,10 +222,10 @@ def test_target_that_cannot_be_written_is_refused_before_anything_is_predicted(t
         "file/deep/p.csv": "cannot be written (Not a directory); name another file",
         "folder.csv": "is a folder, not a file",
     }.items():
-        with pytest.raises(UserError, match=f"^--predictions.file: {tmp_path}/{re.escape(f'{file} {told}')}$"):
+        with pytest.raises(UserError, match=f"^predictions.file: {tmp_path}/{re.escape(f'{file} {told}')}$"):
             PredictionWriter(str(tmp_path / file), overwrite=True).setup(trainer(tmp_path), module(), "predict")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=f"^--predictions.file: {tmp_path}/kept.csv is read-only; name another file$"):
+    with pytest.raises(UserError, match=f"^predictions.file: {tmp_path}/kept.csv is read-only; name another file$"):
         PredictionWriter(str(tmp_path / "kept.csv"), overwrite=True).setup(trainer(tmp_path), module(), "predict")
 
     def denied(*_, **__):
@@ -240,7 +240,7 @@ def test_target_that_cannot_be_written_is_refused_before_anything_is_predicted(t
 
 def test_all_processes_refuse_what_the_first_does(tmp_path):
     strategy = SimpleNamespace(broadcast=lambda refusal: "p.csv exists")
-    with pytest.raises(UserError, match=r"^--predictions.file: p.csv exists$"):
+    with pytest.raises(UserError, match=r"^predictions.file: p.csv exists$"):
         PredictionWriter().setup(
             trainer(tmp_path, world_size=2, is_global_zero=False, strategy=strategy), module(), "predict"
         )

@@ -56,7 +56,7 @@ def test_first_step_blames_no_learning_rate():
     data = DataLoader(TensorDataset(images - 1, torch.arange(8)), batch_size=4)
     with pytest.raises(UserError, match=r"^train_dataloader: images have values that are not finite$"):
         small_trainer(1).fit(small_module(classes=10), DataLoader(data.dataset, batch_size=8))
-    with pytest.raises(UserError, match=r"^train/loss is not finite in step 1 \(learning rate .*lower --model.lr"):
+    with pytest.raises(UserError, match=r"^train/loss is not finite in step 1 \(learning rate .*lower model.lr"):
         small_trainer(1).fit(small_module(classes=10), data)
     module = small_module(classes=10)
     torch.nn.init.constant_(module.head[0].bias, torch.nan)

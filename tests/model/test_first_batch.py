@@ -198,7 +198,7 @@ def test_stream_is_scheduled_by_its_length_or_by_epochs_or_as_is_advised():
 
     assert steps(Sized(8)) == (12, 12)
     assert steps(Stream(8)) == (3, 12)  # a step of the schedule is an epoch
-    with pytest.raises(UserError, match=r"OneCycleLR needs the number of steps, .* set --trainer.max_steps, or take W"):
+    with pytest.raises(UserError, match=r"OneCycleLR needs the number of steps, .* set trainer.max_steps, or take W"):
         steps(Stream(8), "OneCycleLR")
     assert steps(Stream(8), "OneCycleLR", max_steps=5) == (5, 5)
     assert steps(Stream(8), limit_train_batches=3) == (9, 9)

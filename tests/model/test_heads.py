@@ -146,7 +146,7 @@ def test_shares_are_set_once():
 
 def test_shares_that_nobody_knows_are_asked_for():
     with pytest.raises(
-        UserError, match=r"^--model.head.prior_bias: the data module has no counts\(\) .*prior_bias to false$"
+        UserError, match=r"^model.head.prior_bias: the data module has no counts\(\) .*prior_bias to false$"
     ):
         set_prior_bias(build_head(8, 2, HeadConfig(prior_bias=True)), None)
 
@@ -156,5 +156,5 @@ def test_labels_start_at_their_odds():
     set_prior_bias(head, counts(5, 0, 20), lambda: {"train": 20}, "multilabel")
     # of 20 images; a label that none or all have counts as if one had it, or had it not
     assert torch.allclose(head(torch.randn(2, 8)), torch.tensor([5 / 15, 1 / 20, 20 / 1]).log().expand(2, 3))
-    with pytest.raises(UserError, match=r"^--model.head.prior_bias: the data module has no sizes\(\) "):
+    with pytest.raises(UserError, match=r"^model.head.prior_bias: the data module has no sizes\(\) "):
         set_prior_bias(build_head(8, 3, HeadConfig(prior_bias=True)), counts(5, 0, 20), None, "multilabel")

@@ -391,7 +391,7 @@ def test_plateau_of_a_metric_that_is_not_logged_of_so_few_classes_is_refused():
     data = DataLoader(TensorDataset(images_of(), torch.arange(6) % 5), 2)
     options = {"plateau": {"monitor": "val/acc_top5"}}
     trainer = small_trainer(9, GradualUnfreezing("plateau", **options))
-    with pytest.raises(UserError, match=r"^--unfreeze.plateau.monitor: unknown metric 'val/acc_top5'; nearest: val/ac"):
+    with pytest.raises(UserError, match=r"^unfreeze.plateau.monitor: unknown metric 'val/acc_top5'; nearest: val/ac"):
         trainer.fit(small_module(classes=5), data, data)
     assert trainer.global_step == 0
 
@@ -526,7 +526,7 @@ def test_checkpoint_from_before_any_fit_still_starts_at_the_shares(tmp_path):
 
 
 def test_shares_of_loaders_alone_are_not_known():
-    with pytest.raises(UserError, match=r"--model.head.prior_bias: the data module has no counts\(\)"):
+    with pytest.raises(UserError, match=r"model.head.prior_bias: the data module has no counts\(\)"):
         small_trainer(1).fit(small_module(classes=10, head={"prior_bias": True}), loader())
 
 
@@ -540,7 +540,7 @@ def test_shares_of_loaders_alone_are_not_known():
 )
 def test_wrong_head_is_refused_before_anything_is_fetched(options, key, monkeypatch):
     monkeypatch.setattr("lit_ft.model.module.build_backbone", refuse)
-    with pytest.raises(UserError, match=f"^--model.head.{key}: "):
+    with pytest.raises(UserError, match=f"^model.head.{key}: "):
         small_module(**options)
 
 
@@ -716,7 +716,7 @@ def test_outputs_of_an_evaluation_have_the_classes_that_metrics_count():
 
 
 def test_weights_of_loaders_alone_are_not_known():
-    with pytest.raises(UserError, match=r"--model.class_weight: the data module has no counts\(\)"):
+    with pytest.raises(UserError, match=r"model.class_weight: the data module has no counts\(\)"):
         small_trainer(1).fit(small_module(classes=10, class_weight="balanced"), loader())
 
 
@@ -730,7 +730,7 @@ def test_weights_of_loaders_alone_are_not_known():
 )
 def test_wrong_mixing_or_weights_are_refused_before_anything_is_fetched(options, key, monkeypatch):
     monkeypatch.setattr("lit_ft.model.module.build_backbone", refuse)
-    with pytest.raises(UserError, match=f"^--model.{key}: "):
+    with pytest.raises(UserError, match=f"^model.{key}: "):
         small_module(**options)
 
 

@@ -253,7 +253,7 @@ def test_one_of_a_list_lasts_until_the_next_and_has_the_rate_of_each_group():
 )
 def test_what_a_scheduler_refuses_is_told_in_one_line(spec, text):
     optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))], lr=1.0)  # without momentum
-    with pytest.raises(UserError, match=f"^--lr_scheduler: {text}") as caught:
+    with pytest.raises(UserError, match=f"^lr_scheduler: {text}") as caught:
         build_scheduler(spec, optimizer, TEN)
     assert "\n" not in str(caught.value)
 
@@ -273,7 +273,7 @@ def test_own_scheduler_gets_the_length_of_the_run():
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "WarmupCosine"])
 def test_scheduler_that_must_know_the_end_is_refused_without_one(name):
-    with pytest.raises(UserError, match=f"^--lr_scheduler: {name} needs a run with an end; set --trainer.max_epochs$"):
+    with pytest.raises(UserError, match=f"^lr_scheduler: {name} needs a run with an end; set trainer.max_epochs$"):
         build_scheduler(name, two_groups(), RunLength(epoch_steps=8))
 
 
@@ -304,9 +304,9 @@ def test_optimizer_is_the_one_named_with_the_rates_of_the_groups(spec, expected,
     ],
 )
 def test_class_that_does_not_exist_is_refused(path, text):
-    with pytest.raises(UserError, match=f"^--optimizer: {text}$"):
+    with pytest.raises(UserError, match=f"^optimizer: {text}$"):
         build_optimizer(path, [], lr=1.0)
-    with pytest.raises(UserError, match=f"^--lr_scheduler: {text}$"):
+    with pytest.raises(UserError, match=f"^lr_scheduler: {text}$"):
         build_scheduler(path, two_groups(), TEN)
 
 
@@ -314,10 +314,10 @@ def test_class_that_does_not_exist_is_refused(path, text):
 def test_class_of_another_kind_is_refused_before_it_is_called(path, monkeypatch):
     monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("called"))
     if path != "SGD":
-        with pytest.raises(UserError, match=f"^--optimizer: '{path}' is no class derived from Optimizer$"):
+        with pytest.raises(UserError, match=f"^optimizer: '{path}' is no class derived from Optimizer$"):
             build_optimizer(path, [], lr=1.0)
     if path != "ReduceLROnPlateau":
-        with pytest.raises(UserError, match=f"^--lr_scheduler: '{path}' is no class derived from LRScheduler$"):
+        with pytest.raises(UserError, match=f"^lr_scheduler: '{path}' is no class derived from LRScheduler$"):
             build_scheduler({"class_path": path, "init_args": {}}, two_groups(), TEN)
 
 

@@ -262,7 +262,7 @@ SAME = "resume with the same --data.batch_size, --trainer.accumulate_grad_batche
 )
 def test_schedule_that_counts_steps_is_refused_where_it_cannot_go_on(tmp_path, schedule, options, text):
     fit(tmp_path / "first", schedule=schedule)
-    with pytest.raises(UserError, match=rf"^--lr_scheduler: {text}.*; {SAME}"):
+    with pytest.raises(UserError, match=rf"^lr_scheduler: {text}.*; {SAME}"):
         fit(tmp_path / "second", schedule=schedule, ckpt_path=tmp_path / "first" / "end3.ckpt", **options)
 
 
@@ -276,12 +276,12 @@ def test_schedule_that_counts_steps_goes_on_for_more_epochs_where_it_has_no_end(
 def test_schedule_of_torch_is_refused_in_a_second_fit_of_a_trainer(tmp_path):
     _, trainer = fit(tmp_path, schedule=ONE_CYCLE)
     trainer.fit_loop.max_epochs = 8
-    with pytest.raises(UserError, match=r"^--lr_scheduler: OneCycleLR would begin anew in a second fit of the same"):
+    with pytest.raises(UserError, match=r"^lr_scheduler: OneCycleLR would begin anew in a second fit of the same"):
         trainer.fit(trainer.lightning_module, datamodule=trainer.datamodule)
 
 
 def test_steps_that_are_left_tell_in_which_epoch_a_resumed_run_ends(tmp_path):
     fit(tmp_path / "first", max_epochs=-1, max_steps=24)
     # After epoch 1, of two: 18 are left, of twelve an epoch.
-    with pytest.raises(UserError, match=r"^--trainer.max_steps: 24 steps end the run after 4 epochs, but the last"):
+    with pytest.raises(UserError, match=r"^trainer.max_steps: 24 steps end the run after 4 epochs, but the last"):
         fit(tmp_path / "second", batch_size=2, ckpt_path=tmp_path / "first" / "end1.ckpt", max_epochs=-1, max_steps=24)

@@ -54,7 +54,7 @@ def test_equal_classes_have_the_weight_one():
     ],
 )
 def test_weights_that_nobody_knows_are_refused(task, data, text):
-    with pytest.raises(UserError, match=f"^--model.class_weight: {re.escape(text)}"):
+    with pytest.raises(UserError, match=f"^model.class_weight: {re.escape(text)}"):
         balanced_weights(task, data, NAMES)
 
 

@@ -138,7 +138,7 @@ def test_first_answer_is_the_mean_of_the_training_targets():
     for head in ({}, {"prior_bias": True}):
         _, module = fit_years(head=head, lr=1e-30)
         torch.testing.assert_close(answers_of(module), torch.full((20, 1), 1989.5).double())
-    with pytest.raises(UserError, match=r"^--model.head.prior_bias: the data module has no train_targets\(\); add "):
+    with pytest.raises(UserError, match=r"^model.head.prior_bias: the data module has no train_targets\(\); add "):
         fit_years(head={"prior_bias": True}, data=Years(known=False))
 
 

@@ -38,7 +38,7 @@ def test_each_exception_is_an_option_that_there_is():
 def test_defaults_are_those_of_the_class_and_its_parents():
     config = {"trainer": {}, "data": {"class_path": "lit_ft.data.DigitsDataModule", "init_args": {"shots": 3}}}
     found = run_options({**config, "seed_everything": 4})
-    assert found["data"] == "lit_ft.data.modules.digits.DigitsDataModule"
+    assert found["data"] == "lit_ft.DigitsDataModule"
     expected = {"shots": 3, "augment": "basic", "batch_size": 32, "split_seed": 0, "sampling": "shuffle"}
     assert {key: found[f"data.{key}"] for key in expected} == expected
     assert (found["seed_everything"], found["unfreeze"]) == (4, None)
@@ -51,7 +51,7 @@ def test_length_of_the_last_phase_may_differ():
         unfreeze = {"class_path": "lit_ft.GradualUnfreezing", "init_args": {"strategy": "phases", "phases": phases}}
         found.append(run_options({"trainer": {}, "unfreeze": unfreeze}))
     refuse_other_options("x.ckpt", found[0], found[1])
-    with pytest.raises(UserError, match=r"^--ckpt_path: x.ckpt is of a run with --unfreeze.phases \[.*, but this one"):
+    with pytest.raises(UserError, match=r"^ckpt_path: x.ckpt is of a run with unfreeze.phases \[.*, but this one"):
         refuse_other_options("x.ckpt", found[0], found[2])
 
 
@@ -63,7 +63,7 @@ def test_callbacks_that_average_weights_may_not_differ_and_others_may():
         run_options({"trainer": {"callbacks": given}}) for given in (None, [monitor], [monitor, averaging])
     )
     refuse_other_options("x.ckpt", plain, shown)
-    with pytest.raises(UserError, match=r"--trainer.callbacks \[\], but this one has \[.*EMAWeightAveraging"):
+    with pytest.raises(UserError, match=r"trainer.callbacks \[\], but this one has \[.*EMAWeightAveraging"):
         refuse_other_options("x.ckpt", shown, averaged)
 
 
@@ -100,7 +100,7 @@ def test_run_is_resumed_with_what_may_differ(resume, run, photo_root, tmp_path):
         (("--data.val_fraction", 0.3), "--data.val_fraction 0.2, but this one has 0.3"),
         (("--data.groups", "([0-9])"), "--data.groups null, but this one has ([0-9])"),
         (("--unfreeze.frozen_norm", "train"), "--unfreeze.frozen_norm eval, but this one has train"),
-        (("--unfreeze", "null"), "--unfreeze lit_ft.unfreezing.callback.GradualUnfreezing, but this one has null"),
+        (("--unfreeze", "null"), "--unfreeze lit_ft.GradualUnfreezing, but this one has null"),
         (("--seed_everything", 6), "--seed_everything 5, but this one has 6"),
         (("--trainer.gradient_clip_val", 1), "--trainer.gradient_clip_val null, but this one has 1"),
         (("--model.lr", 0.5), "--model.lr 0.001, but this one has 0.5"),

@@ -167,7 +167,7 @@ def test_steps_are_timed_where_others_train_than_before(capsys):
 
 def test_option_to_compile_is_refused_without_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"^--model.compile: true needs a C\+\+ compiler, as g\+\+; install one"):
+    with pytest.raises(UserError, match=r"^model.compile: true needs a C\+\+ compiler, as g\+\+; install one"):
         fit(small_module(compile=True))
 
 
@@ -315,9 +315,7 @@ def test_stochastic_weight_averaging_that_would_reset_frozen_batch_norm_is_refus
     stages, plan = small_resnet(classes=2).stage_modules(), make_plan(strategy, STAGES, 3)
     if not refused:
         return refuse_averaging([callback], stages, plan, frozen_norm)
-    with pytest.raises(
-        UserError, match=r"^--trainer.callbacks: StochasticWeightAveraging would reset .*\(stem, layer1"
-    ):
+    with pytest.raises(UserError, match=r"^trainer.callbacks: StochasticWeightAveraging would reset .*\(stem, layer1"):
         refuse_averaging([callback], stages, plan, frozen_norm)
 
 

@@ -82,16 +82,16 @@ def assign(module: nn.Module, stages: Mapping[str, str], classifier: str | None 
         fitting = [title for title, pattern in patterns if re.match(rf"(?:{pattern})(?:\.|$)", name)]
         if len(fitting) != 1:
             told = f"in {' and in '.join(fitting)}" if fitting else "in no stage"
-            raise UserError(f"--model.backbone.stages: parameter {name} is {told}; it must be in exactly one")
+            raise UserError(f"`model.backbone.stages`: parameter {name} is {told}; it must be in exactly one")
         found[name] = fitting[0]
         if homes.setdefault(id(parameter), fitting[0]) != fitting[0]:
             raise UserError(
-                f"--model.backbone.stages: parameter {name} is shared by {homes[id(parameter)]} and {fitting[0]}; make "
+                f"`model.backbone.stages`: parameter {name} is shared by {homes[id(parameter)]} and {fitting[0]}; make "
                 "them one stage"
             )
     for title, pattern in patterns:
         if title not in found.values():
-            raise UserError(f"--model.backbone.stages: {title}: no parameter fits {pattern!r}")
+            raise UserError(f"`model.backbone.stages`: {title}: no parameter fits {pattern!r}")
     return {name: title for name, title in found.items() if title in stages}
 
 
@@ -110,7 +110,7 @@ def cut(network: Network, spec: InputSpec) -> Pieces:
     starts = chain.stage_starts(network.stages, network.strict)
     if len(starts) == 1 < len(network.stages):
         raise UserError(
-            f"--model.backbone: {type(module).__name__} is no chain of stages: more than one tensor goes from each of "
+            f"`model.backbone`: {type(module).__name__} is no chain of stages: more than one tensor goes from each of "
             "its layers to the next"
         )
     features = chain.features()

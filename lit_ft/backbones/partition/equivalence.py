@@ -44,7 +44,7 @@ def check_same(module: nn.Module, pieces: Pieces, spec: InputSpec) -> None:
     ]
     if not all(same):
         raise UserError(
-            f"--model.backbone: {title} gives something else once it is cut: between its stages it computes with "
+            f"`model.backbone`: {title} gives something else once it is cut: between its stages it computes with "
             f"weights or random numbers alone, or within a context such as torch.no_grad; {_ELSE}"
         )
 
@@ -113,6 +113,6 @@ def _refuse_asking(module: nn.Module, chain: nn.Module, images: Tensor) -> None:
             module(images.clone())
     except (_AskedError, TypeError) as error:  # a TypeError of what was handed the mode, such as a function for dropout
         raise UserError(
-            f"--model.backbone: {type(module).__name__} asks between its stages whether it is training, which a chain "
+            f"`model.backbone`: {type(module).__name__} asks between its stages whether it is training, which a chain "
             f"of stages cannot; {_ELSE}, such as nn.Dropout"
         ) from error

@@ -53,7 +53,7 @@ class Chain:
                 dependent.add(node)
         *self.nodes, output = [node for node in graph.nodes if node in dependent]
         if not isinstance(output.args[0], fx.Node) or not isinstance(output.args[0].meta["value"], Tensor):
-            raise UserError(f"--model.backbone: {type(module).__name__} gives something else than one tensor")
+            raise UserError(f"`model.backbone`: {type(module).__name__} gives something else than one tensor")
         self._position = {node: i for i, node in enumerate([*self.nodes, output])}
         self._last_use = [
             max((self._position[user] for user in node.users if user in dependent), default=-1) for node in self.nodes
@@ -78,7 +78,7 @@ class Chain:
             places = [i for i, homes in enumerate(self._homes) if name in homes]
             if not places:
                 if strict:
-                    raise UserError(f"--model.backbone.stages: {name}: the network's forward uses nothing of it")
+                    raise UserError(f"`model.backbone.stages`: {name}: the network's forward uses nothing of it")
                 continue
             cuts = [i for i in range(end, places[0]) if i >= 0 and self._crossing(i)]
             if not starts:
@@ -88,7 +88,7 @@ class Chain:
             elif strict:
                 live = ", ".join(node.name for node in self._live(max(end, places[0] - 1)))
                 raise UserError(
-                    f"--model.backbone.stages: {before} and {name} cannot be cut apart: what follows {before} takes "
+                    f"`model.backbone.stages`: {before} and {name} cannot be cut apart: what follows {before} takes "
                     f"more than one tensor ({live}); make them one stage"
                 )
             end, before = max(end, places[-1]), name
@@ -101,7 +101,7 @@ class Chain:
         stop = classifier[0] if classifier else len(self.nodes)
         cuts = [i for i in range(last, stop) if self._crossing(i)]
         if not cuts:
-            raise UserError("--model.backbone.stages: the classifier cannot be cut off: it takes more than one tensor")
+            raise UserError("`model.backbone.stages`: the classifier cannot be cut off: it takes more than one tensor")
         position = cuts[-1]
         while position > last and self._is_idle(self.nodes[position]) and self._crossing(position - 1):
             position -= 1
@@ -151,7 +151,7 @@ class Chain:
             if target in self._used:
                 if any(True for _ in piece.get_submodule(target).buffers()):
                     raise UserError(
-                        f"--model.backbone.stages: {target} is used in several stages and keeps statistics; give each "
+                        f"`model.backbone.stages`: {target} is used in several stages and keeps statistics; give each "
                         "stage one of its own, or make them one stage"
                     )
                 piece.set_submodule(target, copy.deepcopy(piece.get_submodule(target)))
@@ -170,7 +170,7 @@ class Chain:
     def _not_followed(self, error: Exception) -> UserError:
         reason = str(error).partition("\n")[0]
         return UserError(
-            f"--model.backbone: cannot follow the images through {type(self.module).__name__} ({reason}); between "
+            f"`model.backbone`: cannot follow the images through {type(self.module).__name__} ({reason}); between "
             "stages its forward must not branch on their values or shapes, nor write into tensors or lists"
         )
 

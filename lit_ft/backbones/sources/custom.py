@@ -50,25 +50,25 @@ class OwnNetwork:
         allowed = [option.name for option in fields(cls)]
         for key in given:
             if key not in allowed:
-                raise unknown("key", str(key), allowed, "--model.backbone")
+                raise unknown("key", str(key), allowed, "`model.backbone`")
         for key in ("class_path", "stages"):
             if not given.get(key):
-                raise UserError(f"--model.backbone: {key} is missing; your own network needs class_path and stages")
+                raise UserError(f"`model.backbone`: {key} is missing; your own network needs class_path and stages")
         network = cls(**given)
         if not isinstance(network.stages, Mapping) or not all(
             isinstance(title, str) and isinstance(pattern, str) for title, pattern in network.stages.items()
         ):
-            raise UserError("--model.backbone.stages: must map names to patterns, shallow to deep")
+            raise UserError("`model.backbone.stages`: must map names to patterns, shallow to deep")
         for title, pattern in [*network.stages.items(), ("classifier", network.classifier or "")]:
             if title == HEAD or "." in title or hasattr(nn.ModuleDict, title):
-                raise UserError(f"--model.backbone.stages: {title} cannot be the name of a stage; choose another one")
+                raise UserError(f"`model.backbone.stages`: {title} cannot be the name of a stage; choose another one")
             try:
                 re.compile(pattern)
             except (re.error, TypeError) as error:
-                raise UserError(f"--model.backbone: {title}: {pattern!r} is no regular expression ({error})") from error
+                raise UserError(f"`model.backbone`: {title}: {pattern!r} is no regular expression ({error})") from error
         for key, kind in (("class_path", str), ("init_args", Mapping), ("channels", int), ("prefix_tokens", int)):
             if not isinstance(getattr(network, key), kind):
-                raise UserError(f"--model.backbone.{key}: must be {kind.__name__}, got {getattr(network, key)!r}")
+                raise UserError(f"`model.backbone.{key}`: must be {kind.__name__}, got {getattr(network, key)!r}")
         return network
 
     def tags(self, name: str) -> dict[str, Published]:
@@ -76,7 +76,7 @@ class OwnNetwork:
         return {}
 
     def input_spec(self, name: str, tag: str | None) -> InputSpec:
-        """The usual images of 224 pixels; --model.input tells of others."""
+        """The usual images of 224 pixels; `model.input` tells of others."""
         if self.channels == 3:
             return InputSpec()
         return InputSpec(mean=(0.5,) * self.channels, std=(0.5,) * self.channels)
@@ -92,7 +92,7 @@ class OwnNetwork:
             made = network(**self.init_args)
         except Exception as error:  # anybody's code can fail in any way
             reason = str(error).partition("\n")[0]
-            raise UserError(f"--model.backbone: cannot make {self.class_path} ({reason})") from error
+            raise UserError(f"`model.backbone`: cannot make {self.class_path} ({reason})") from error
         return Network(
             made,
             list(self.stages),

@@ -53,7 +53,7 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
     height, size = data["input_size"][1:]
     if height != size or data["crop_mode"] == "border":
         made = "in a frame" if data["crop_mode"] == "border" else f"of {height} x {size} pixels"
-        raise UserError(f"--model.backbone: {name} takes images {made}; only squares cut out of photos can be given")
+        raise UserError(f"`model.backbone`: {name} takes images {made}; only squares cut out of photos can be given")
     return InputSpec(
         size=size,
         resize=math.floor(size / data["crop_pct"]),
@@ -123,7 +123,7 @@ def _stages(name: str, module: nn.Module) -> dict[str, str]:
     classifier = {id(p) for head in heads if head is not None for p in head.parameters()}
     own = [key for key, parameter in module.named_parameters() if id(parameter) not in classifier]
     rest = "~"  # fits nothing, so that its group is that of all which fits nothing: norms after the last stage
-    refusal = f"--model.backbone: timm has no groups of layers for {name}; give it as a class path with its stages"
+    refusal = f"`model.backbone`: timm has no groups of layers for {name}; give it as a class path with its stages"
     try:
         groups = group_with_matcher(iter([(key, key) for key in [*own, rest]]), network.group_matcher(coarse=True))
     except (AttributeError, AssertionError) as error:

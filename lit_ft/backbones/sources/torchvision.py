@@ -214,7 +214,7 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
     versions = getattr(state, "_metadata", {})
     if isinstance(module, MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
         raise UserError(
-            "--model.weights: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "
+            "`model.weights`: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "
             "one of version 2, or a published tag"
         )
     if isinstance(module, DenseNet):

@@ -18,7 +18,7 @@ SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 def is_file_name(weights: str) -> bool:
-    """Whether ``--model.weights`` names a file, and not a tag."""
+    """Whether ``model.weights`` names a file, and not a tag."""
     return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).is_file()
 
 
@@ -37,15 +37,15 @@ def read(path: str | Path, namings: Sequence[Collection[str]] = (), key: str | N
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"--model.weights: no such file: {path}")
+        raise UserError(f"`model.weights`: no such file: {path}")
     try:
         saved = load_file(path) if path.suffix == ".safetensors" else content(path)
     except PermissionError as error:
-        raise UserError(f"--model.weights: not allowed to read {path}") from error
+        raise UserError(f"`model.weights`: not allowed to read {path}") from error
     except Exception as error:  # a damaged pickle can fail in any way
         unsafe = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
         reason = "holds more than tensors, which could run code" if unsafe else "damaged, or not written by torch.save"
-        raise UserError(f"--model.weights: cannot read {path}: not a file of weights ({reason})") from error
+        raise UserError(f"`model.weights`: cannot read {path}: not a file of weights ({reason})") from error
     return state_of(saved, namings, key, path)
 
 
@@ -103,11 +103,11 @@ def load(
     fitting = {n: state[n] for n in needed if n in state and n not in shapes}
     if problems and partial and fitting:
         warnings.warn(
-            f"--model.weights: {source} fills {len(fitting)} of {len(needed)}: {'; '.join(problems)}", stacklevel=2
+            f"`model.weights`: {source} fills {len(fitting)} of {len(needed)}: {'; '.join(problems)}", stacklevel=2
         )
     elif problems:
-        hint = "" if not fitting or partial else "; to load what fits: --model.partial_weights true"
-        raise UserError(f"--model.weights: {source} is of another network: {'; '.join(problems)}{hint}")
+        hint = "" if not fitting or partial else "; to load what fits: `model.partial_weights` true"
+        raise UserError(f"`model.weights`: {source} is of another network: {'; '.join(problems)}{hint}")
     current = State(fitting)
     current._metadata = own._metadata  # type: ignore[attr-defined]  # some networks load nothing without their version
     target.load_state_dict(current, strict=False)

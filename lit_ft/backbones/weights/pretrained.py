@@ -62,12 +62,12 @@ class Published:
         if local is None:
             if is_offline():
                 raise UserError(
-                    f"--offline: the weights of {self.title} are missing; put {self.url} at {self.places()[0]}"
+                    f"`offline`: the weights of {self.title} are missing; put {self.url} at {self.places()[0]}"
                 )
             local = self.fetch(Path(torch.hub.get_dir()) / "checkpoints", self.places()[0])
         elif local == weights_folder() / self.file and not self._is_intact(local):
             raise UserError(
-                f"--model.weights: {local} is damaged: its checksum is not the one in {data_root() / MANIFEST}, nor "
+                f"`model.weights`: {local} is damaged: its checksum is not the one in {data_root() / MANIFEST}, nor "
                 "the published one; fetch it again with the same lit-ft download"
             )
         return weights.read(local)
@@ -103,7 +103,7 @@ class Published:
         except (URLError, OSError, RuntimeError, HTTPException, UserError) as error:  # RuntimeError: a wrong checksum
             reason = "what came is damaged" if isinstance(error, UserError) else str(error).partition("\n")[0]
             raise UserError(
-                f"--model.weights: could not fetch {self.title} ({reason}); put {self.url} at {by_hand or place}, "
+                f"`model.weights`: could not fetch {self.title} ({reason}); put {self.url} at {by_hand or place}, "
                 "name a local file, or give null for random weights"
             ) from error
         finally:

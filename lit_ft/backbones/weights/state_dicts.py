@@ -79,13 +79,13 @@ def state_of(
     """
     places = list(_places(content))
     if not any(state for _, state in places):
-        raise UserError(f"--model.weights: {path} holds no state dict")
+        raise UserError(f"`model.weights`: {path} holds no state dict")
     found = [fit for place, state in places for names in namings for fit in _fits(place, state, names)]
     if key is not None:
         chosen = [fit for fit in found if f".{key}." in f".{fit.key}"]
         if not chosen:
             keys = [fit.key.rstrip(".") for fit in _best(found)] or [place.rstrip(".") for place, _ in places]
-            raise unknown(f"key of {path}", key, filter(None, keys), "--model.weights_key")
+            raise unknown(f"key of {path}", key, filter(None, keys), "`model.weights_key`")
         found = chosen
     elif isinstance(content, Mapping) and "pytorch-lightning_version" in content:
         found = [fit for fit in found if fit.key.startswith("state_dict.")]  # beside it can be what is averaged of it
@@ -93,8 +93,8 @@ def state_of(
     if len(best) > 1:
         keys = [fit.key.rstrip(".") for fit in best]
         raise UserError(
-            f"--model.weights: {path} holds weights of this network under {', '.join(keys[:-1])} and {keys[-1]}; "
-            f"choose with --model.weights_key {keys[-1]}"
+            f"`model.weights`: {path} holds weights of this network under {', '.join(keys[:-1])} and {keys[-1]}; "
+            f"choose with `model.weights_key` {keys[-1]}"
         )
     if best and (key is not None or best[0].share >= _MOST):
         return best[0].state

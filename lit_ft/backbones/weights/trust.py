@@ -26,9 +26,9 @@ def network_class(path: str) -> type[nn.Module]:
         found = getattr(importlib.import_module(home), title)
     except Exception as error:  # anybody's code can fail in any way
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--model.backbone: cannot make {path} ({reason})") from error
+        raise UserError(f"`model.backbone`: cannot make {path} ({reason})") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"--model.backbone.class_path: {path} is no class derived from torch.nn.Module")
+        raise UserError(f"`model.backbone.class_path`: {path} is no class derived from torch.nn.Module")
     return found
 
 
@@ -49,8 +49,8 @@ def refuse_foreign(saved: Any, named: Any) -> None:
     for path in _class_paths(saved):
         if path not in known and not (is_of_libraries(path) and _is_plain_network(path)):
             raise UserError(
-                f"--ckpt_path: the checkpoint names {path}, whose code would run; if you trust it, name "
-                f"it, too: --model.backbone.class_path {path}, or the --config of its run, or from Python "
+                f"`ckpt_path`: the checkpoint names {path}, whose code would run; if you trust it, name "
+                f"it, too: `model.backbone.class_path` {path}, or the --config of its run, or from Python "
                 "load_from_checkpoint(..., backbone={...})"
             )
 
@@ -68,7 +68,7 @@ def refuse_foreign_names(spec: Any, option: str) -> None:
     for path in _texts(spec):
         if "." in path and not is_of_libraries(path):
             raise UserError(
-                f"--model.{option}: the checkpoint names {path}, whose code would run; if you trust it, name it, too: "
+                f"`model.{option}`: the checkpoint names {path}, whose code would run; if you trust it, name it, too: "
                 f"load_from_checkpoint(..., {option}=...)"
             )
 

@@ -26,7 +26,7 @@ from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.split import class_counts
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, for_command_line
 
 IMBALANCE = 10.0
 """Largest class by smallest, from which on weights or balanced sampling are advised."""
@@ -114,7 +114,7 @@ def check(data: ImageDataModule[Any]) -> Checked:
     """
     began = time.monotonic()
     if not isinstance(data, PhotoDataModule | ArrayDataModule):
-        raise UserError(f"--data: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
+        raise UserError(f"`data`: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
     findings = []
     splits, refusal = _splits(data)
     if refusal:
@@ -159,7 +159,9 @@ def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
     except UserError as error:
         if not isinstance(data, PhotoDataModule):
             raise
-        return dict(data.read_given()), str(error)  # which raises what is wrong with the folder itself
+        return dict(data.read_given()), for_command_line(
+            error.args[0]
+        )  # which raises what is wrong with the folder itself
     return {name: split for name, split in data.splits.items() if name != "predict"}, ""
 
 
@@ -201,7 +203,7 @@ def _files(images: Sequence[Image], looks: Sequence[Look]) -> list[Finding]:
     long = [_item(i, reason=text) for i, text, (short, far) in sides if far > LONG * short]
     wrong = [_item(i, reason=f"is {s.format}") for i, s, _ in known if not suits(Path(i.path).suffix, s.format)]
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
-    out = "or leave them out with --data.on_bad_image skip"
+    out = "or leave them out with `data.on_bad_image` skip"
     return _those(
         ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"mend or remove them, {out}", broken),
         ("empty", True, "have no content", f"copy them again or remove them, {out}", empty),
@@ -301,5 +303,5 @@ def _classes(names: Sequence[str], counts: Mapping[Split, Sequence[int]]) -> lis
         ends = [(names[i], train[i]) for i in (int(np.argmax(train)), int(np.argmin(train)))]
         what = f"classes differ {max(train) / min(train):.0f}-fold: " + ", ".join(f"{name} {n:,}" for name, n in ends)
         items = [{"class": name, "images": n} for name, n in ends]
-        findings.append(Finding("imbalance", False, what, "try --data.sampling balanced", 1, items))
+        findings.append(Finding("imbalance", False, what, "try `data.sampling` balanced", 1, items))
     return findings

@@ -79,7 +79,7 @@ def subfolders(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:  # which knows what is a folder, without a look at each of a million files
             return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and _is_folder(entry))
     except OSError as error:
-        raise UserError(f"--data.root: {folder} cannot be read ({error.strerror}); change or move it") from error
+        raise UserError(f"`data.root`: {folder} cannot be read ({error.strerror}); change or move it") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -102,10 +102,10 @@ def class_folders(folder: Path) -> list[Path]:
     if not classes:
         files = sorted(p.name for p in folder.iterdir() if not is_ignored(p.name))
         there_is = f"only {listed(files)}" if files else "it is empty"
-        raise UserError(f"--data.root: {folder} has no class folders, {there_is}; {wanted}")
+        raise UserError(f"`data.root`: {folder} has no class folders, {there_is}; {wanted}")
     inner = [p.name for p in subfolders(classes[0])]
-    hint = f"if the classes are {listed(inner)}: --data.root {classes[0]}" if inner else wanted
-    raise UserError(f"--data.root: {folder} has only one class, {classes[0].name!r}, and two are needed; {hint}")
+    hint = f"if the classes are {listed(inner)}: `data.root` {classes[0]}" if inner else wanted
+    raise UserError(f"`data.root`: {folder} has only one class, {classes[0].name!r}, and two are needed; {hint}")
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

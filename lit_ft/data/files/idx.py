@@ -47,7 +47,7 @@ def read_idx(path: Path, num_dims: int) -> Tensor:
     """
     found = find_idx(path)
     if found is None:
-        raise UserError(f"--data.root: missing file {path} (or {path.name}.gz); to fetch it: --data.download true")
+        raise UserError(f"`data.root`: missing file {path} (or {path.name}.gz); to fetch it: `data.download` true")
     try:
         return _read(found, num_dims)
     except (OSError, EOFError, zlib.error) as error:

@@ -44,17 +44,6 @@ def stamp_number(path: str) -> int:
     return int.from_bytes(digest, "little", signed=True) or 1
 
 
-def amount(size: int) -> str:
-    """Bytes, as a person reads them.
-
-    >>> amount(12_345_678_901), amount(3_456_789), amount(5160)
-    ('12.3 GB', '3.5 MB', '5.2 kB')
-    """
-    if size < 1e6:
-        return f"{size / 1e3:.1f} kB"
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
 def hash_of(tensors: Iterable[Tensor]) -> str:
     """A hash of the values of some tensors, wherever they lie."""
     total = hashlib.sha256()

@@ -14,7 +14,7 @@ from lit_ft.data.files.names import check_names, class_order
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 
-_KEY = "--data.label_columns"
+_KEY = "`data.label_columns`"
 _MARKS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
 
 
@@ -50,7 +50,7 @@ def read_labels(
 def _classes(table: Table, cells: Sequence[str], split_of: Sequence[str]) -> tuple[list[str], Tensor]:
     table.refuse([i for i, cell in enumerate(cells) if not cell], _KEY, "have no label")
     lists = [i for i, cell in enumerate(cells) if is_list(cell)]
-    table.refuse(lists, _KEY, "have a list of labels", cells, "for several labels an image: --model.task multilabel")
+    table.refuse(lists, _KEY, "have a list of labels", cells, "for several labels an image: `model.task` multilabel")
     names = _names([[cell] for cell in cells], table, split_of)
     number = {name: k for k, name in enumerate(names)}
     return names, torch.tensor([number[cell] for cell in cells])

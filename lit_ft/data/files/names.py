@@ -15,7 +15,7 @@ from lit_ft.data.files.columns import read_table
 from lit_ft.data.files.folders import find_file
 from lit_ft.errors import UserError, unknown
 
-_KEY = "--data.class_names_from"
+_KEY = "`data.class_names_from`"
 
 # What numpy and pandas write where a value is missing.
 _MISSING = {"nan", "<na>"}

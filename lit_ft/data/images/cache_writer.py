@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.kept import amount
+from lit_ft.console import format_bytes
 from lit_ft.data.files.paths import PackedPaths
 from lit_ft.data.images.decode import decode, upright_size
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, made_of, stored_size
@@ -91,8 +91,8 @@ def _write(path: Path, files: Sequence[PhotoFiles], spec: InputSpec, workers: in
     total = len(head) + int(stops[-1])
     free = shutil.disk_usage(path.parent).free
     if free < total:
-        raise UserError(f"--data.cache: needs {amount(total)}, {amount(free)} are free in {path.parent}")
-    print(f"Cache  {amount(total)} for {len(paths):,} images: {printable(str(path))}", flush=True)
+        raise UserError(f"`data.cache`: needs {format_bytes(total)}, {format_bytes(free)} are free in {path.parent}")
+    print(f"Cache  {format_bytes(total)} for {len(paths):,} images: {printable(str(path))}", flush=True)
     starts = len(head) + np.concatenate([np.zeros(1, np.int64), stops[:-1]])
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("wb") as file:
@@ -158,4 +158,4 @@ class _Copies:
 
 
 def _unwritable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"--data.cache: {folder} cannot be written ({getattr(error, 'strerror', None) or error})")
+    return UserError(f"`data.cache`: {folder} cannot be written ({getattr(error, 'strerror', None) or error})")

@@ -77,7 +77,7 @@ class PhotoCache:
         if made is None:
             self._check()
         if made not in (None, self.made):
-            raise UserError(f"--data.cache: {path} was made anew by another run; start this one again")
+            raise UserError(f"`data.cache`: {path} was made anew by another run; start this one again")
         self.path = path
         self._stops = (self._sizes.prod(dim=1) * 3).cumsum(0)
         self._rows = np.arange(len(self._keys)) if rows is None else rows

@@ -79,7 +79,7 @@ class Loader:
         """Index of the batch to begin with."""
         resume, self._resume = self._resume, None
         # A checkpoint at an epoch's end is resumed in the next one. `batches` alone does not tell, as
-        # `--trainer.limit_train_batches` ends epochs early.
+        # ``trainer.limit_train_batches`` ends epochs early.
         if resume is None or resume["epoch"] != self.sampler.epoch or resume["batches"] == resume["of"]:
             return 0
         # Not by their number alone: as many batches of another size would leave images out, or repeat some.
@@ -87,8 +87,8 @@ class Loader:
         if any(resume.get(key, value) != value for key, value in given.items()):
             then = {**given, **resume}
             raise UserError(
-                f"--ckpt_path: written after {then['batches']} of the {_told(then)}, of which there now are "
-                f"{_told(given)}; resume with the same data, --data.batch_size and number of processes, or from a "
+                f"`ckpt_path`: written after {then['batches']} of the {_told(then)}, of which there now are "
+                f"{_told(given)}; resume with the same data, `data.batch_size` and number of processes, or from a "
                 "checkpoint of the end of an epoch"
             )
         return int(resume["batches"])

@@ -76,7 +76,7 @@ class EpochSampler:
     ) -> None:
         if num_samples < world_size:
             raise UserError(
-                f"--trainer.devices: {num_samples} image(s) cannot be shared among {world_size} process(es); "
+                f"`trainer.devices`: {num_samples} image(s) cannot be shared among {world_size} process(es); "
                 f"use at most {num_samples}, or more images"
             )
         self.num_samples = num_samples

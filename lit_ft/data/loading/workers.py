@@ -57,7 +57,7 @@ def usable_cpus() -> int:
 def check_workers(asked: int | None) -> None:
     """Raises `UserError` for a number of processes that there cannot be."""
     if asked is not None and asked < 0:
-        raise UserError(f"--data.num_workers: {asked} is less than 0")
+        raise UserError(f"`data.num_workers`: {asked} is less than 0")
 
 
 def shared_memory() -> int | None:

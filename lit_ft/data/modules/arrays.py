@@ -202,7 +202,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
         )
         self.check(facts)
         train, test = (ArraySplit.whole(arrays[f"{part}_images"], arrays[f"{part}_targets"]) for part in _PARTS)
-        rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "--data.val_fraction")
+        rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
         return {"train": train.part(rest), "val": train.part(held), "test": test}
 
     def _parsed(self, of: list[Any]) -> Kept:

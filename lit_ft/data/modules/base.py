@@ -27,16 +27,16 @@ Sampling = Literal["shuffle", "balanced"]
 
 
 def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
-    """Raises `UserError` for a name that is not among the choices of the option ``--data.<key>``."""
+    """Raises `UserError` for a name that is not among the choices of the option ```data`.<key>``."""
     if given not in choices:
-        raise unknown(key, str(given), choices, key=f"--data.{key}")
+        raise unknown(key, str(given), choices, key=f"`data.{key}`")
 
 
 def check_fraction(key: str, given: float, zero: bool = False) -> None:
     """Raises `UserError` for a fraction outside (0, 1), or [0, 1) where zero is allowed."""
     if not (0 < given < 1 or (zero and given == 0)):
         allowed = "at least 0 and below 1" if zero else "between 0 and 1"
-        raise UserError(f"--data.{key}: {given} is not a fraction {allowed}")
+        raise UserError(f"`data.{key}`: {given} is not a fraction {allowed}")
 
 
 class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
@@ -77,17 +77,17 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise UserError(f"--data.batch_size: {batch_size} is less than 1")
+            raise UserError(f"`data.batch_size`: {batch_size} is less than 1")
         check_choice("augment", augment, get_args(Augment))
         check_choice("sampling", sampling, get_args(Sampling))
         if shots is not None and shots < 1:
-            raise UserError(f"--data.shots: {shots} is less than 1")
+            raise UserError(f"`data.shots`: {shots} is less than 1")
         if fraction is not None:
             check_fraction("fraction", fraction)
         if shots is not None and fraction is not None:
-            raise UserError(f"--data.fraction: {fraction} and --data.shots {shots} cannot both be; set one to null")
+            raise UserError(f"`data.fraction`: {fraction} and `data.shots` {shots} cannot both be; set one to null")
         if not 0 <= split_seed < 2**32:
-            raise UserError(f"--data.split_seed: {split_seed} is not between 0 and 2**32 - 1")
+            raise UserError(f"`data.split_seed`: {split_seed} is not between 0 and 2**32 - 1")
         self.batch_size = batch_size
         self.augment = augment
         self.shots = shots
@@ -178,7 +178,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         module = self.trainer.lightning_module if self.trainer else None
         self.input_spec = spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
         if spec.resize < spec.size:
-            raise UserError(f"--data.spec.resize: {spec.resize} is less than --data.spec.size, {spec.size}")
+            raise UserError(f"`data.spec.resize`: {spec.resize} is less than `data.spec.size`, {spec.size}")
         self.read()
 
     def read(self) -> None:
@@ -207,7 +207,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         if not self._is_read:
             self.setup()
         if self.tested != "test":
-            held_out = "to hold some out: --data.test_fraction"
+            held_out = "to hold some out: `data.test_fraction`"
             rank_zero_warn(f"there are no test images, the validation images are tested on; {held_out}")
         return self._loader(self.tested)
 
@@ -226,7 +226,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     def _few(self, train: SetT) -> SetT:
         if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
             key = "shots" if self.shots else "sampling"
-            raise UserError(f"--data.{key}: {self.shots or self.sampling} is for images of one class each")
+            raise UserError(f"`data.{key}`: {self.shots or self.sampling} is for images of one class each")
         if self.shots is not None:
             return train.part(keep_shots(train.targets, self.shots, self.split_seed, self.class_names))
         if self.fraction is not None:
@@ -241,7 +241,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         sampler = self.sampler(
             source,
             training=training,
-            # `--trainer.overfit_batches` means the same few batches in every epoch.
+            # ``trainer.overfit_batches`` means the same few batches in every epoch.
             shuffle=training and not getattr(trainer, "overfit_batches", 0),
             classes=self.splits["train"].targets if training and self.sampling == "balanced" else None,
             seed=self.order_seed or 0,

@@ -86,7 +86,7 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
     """
     packed = path.with_name(path.name + ".gz")
     if not path.is_file() and not packed.is_file():
-        raise UserError(f"--data.root: missing file {path} (or {packed.name}); to fetch it: --data.download true")
+        raise UserError(f"`data.root`: missing file {path} (or {packed.name}); to fetch it: `data.download` true")
     try:
         with path.open("rb") if path.is_file() else gzip.open(packed) as file:
             data = file.read(_MOST_BYTES + 1)
@@ -198,8 +198,8 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
             return
         told = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
         if self.verify:
-            raise UserError(f"--data.verify: {told}")
-        rank_zero_warn(f"{told}; to refuse such files: --data.verify true")
+            raise UserError(f"`data.verify`: {told}")
+        rank_zero_warn(f"{told}; to refuse such files: `data.verify` true")
 
 
 def published_md5() -> dict[str, str]:

@@ -69,6 +69,6 @@ class DigitsDataModule(ArrayDataModule):
 
         digits = load_digits()
         whole = ArraySplit.whole(mnist_format(digits.images), torch.from_numpy(digits.target).long())
-        rest, test = hold_out(whole.targets, NUM_TEST, self.split_seed, "--data.split_seed")
-        train, val = hold_out(whole.targets[rest], NUM_VAL, self.split_seed, "--data.split_seed")
+        rest, test = hold_out(whole.targets, NUM_TEST, self.split_seed, "`data.split_seed`")
+        train, val = hold_out(whole.targets[rest], NUM_VAL, self.split_seed, "`data.split_seed`")
         return {"train": whole.part(rest[train]), "val": whole.part(rest[val]), "test": whole.part(test)}

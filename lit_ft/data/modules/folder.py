@@ -55,7 +55,7 @@ class ImageFolderDataModule(PhotoDataModule):
         try:
             self._group = re.compile(groups) if groups is not None else None
         except re.error as error:
-            raise UserError(f"--data.groups: {groups} is not a regular expression ({error})") from error
+            raise UserError(f"`data.groups`: {groups} is not a regular expression ({error})") from error
         self.root = root
         self.class_names_from = class_names_from
         self._folders: dict[str, str] | None = None
@@ -68,38 +68,38 @@ class ImageFolderDataModule(PhotoDataModule):
     @property
     def group_key(self) -> str:
         """The option that tells groups."""
-        return "--data.groups"
+        return "`data.groups`"
 
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""
-        folders, root = self._split_folders(), find_folder(self.root, "--data.root")
+        folders, root = self._split_folders(), find_folder(self.root, "`data.root`")
         if folders["train"] != root:
             unused = [folder.name for folder in subfolders(root) if folder not in folders.values()]
             if unused:
-                rank_zero_warn(f"--data.root: not used, as neither train, val nor test: {', '.join(unused)} in {root}")
-        found = {split: index_images(folder, "--data.root") for split, folder in folders.items()}
-        warn_passed_over(root, "--data.root", sum((index.passed_over for index in found.values()), Counter[str]()))
+                rank_zero_warn(f"`data.root`: not used, as neither train, val nor test: {', '.join(unused)} in {root}")
+        found = {split: index_images(folder, "`data.root`") for split, folder in folders.items()}
+        warn_passed_over(root, "`data.root`", sum((index.passed_over for index in found.values()), Counter[str]()))
         for split in [split for split, index in found.items() if split != "train" and self._is_unlabelled(index)]:
             count = len(found.pop(split).paths)
             rank_zero_warn(
-                f"--data.root: {count:,} images not used, as {folders[split]} has no folders of the classes; to "
-                f"predict them: --data.predict {folders[split]}"
+                f"`data.root`: {count:,} images not used, as {folders[split]} has no folders of the classes; to "
+                f"predict them: `data.predict` {folders[split]}"
             )
         return {split: self._labelled(folders[split], index, of=split) for split, index in found.items()}
 
     def _split_folders(self) -> dict[Split, Path]:
-        root, train = find_folder(self.root, "--data.root"), self._train_folder()
+        root, train = find_folder(self.root, "`data.root`"), self._train_folder()
         others: tuple[Split, ...] = ("val", "test") if train != root else ()
         return {"train": train, **{split: root / split for split in others if (root / split).is_dir()}}
 
     def _train_folder(self) -> Path:
-        root = find_folder(self.root, "--data.root")
+        root = find_folder(self.root, "`data.root`")
         parts = {folder.name for folder in subfolders(root)}
         # What is meant for a split must not be taken for a class, or be passed over.
         strange = sorted(part for part in parts - {"train", "val", "test"} if part.lower() in _SPLITS)
         if strange:
             raise UserError(
-                f"--data.root: {root} has {', '.join(strange)}; call the folders of splits train, val and test, and a "
+                f"`data.root`: {root} has {', '.join(strange)}; call the folders of splits train, val and test, and a "
                 "class otherwise"
             )
         others = [name for name in sorted(parts) if name.lower() not in _SPLITS]
@@ -107,13 +107,13 @@ class ImageFolderDataModule(PhotoDataModule):
             if splits := sorted(parts & {"val", "test"}):
                 beside = f"beside {listed(others)} but" if others else "and"
                 raise UserError(
-                    f"--data.root: {root} has {' and '.join(splits)} {beside} no train; move the class folders into "
+                    f"`data.root`: {root} has {' and '.join(splits)} {beside} no train; move the class folders into "
                     f"{root / 'train'}, or, if {splits[0]} is a class, rename it"
                 )
             return root
         if others and not subfolders(root / "train"):
             raise UserError(
-                f"--data.root: {root} has {listed(others)} beside train, which has no class folders; if train is a "
+                f"`data.root`: {root} has {listed(others)} beside train, which has no class folders; if train is a "
                 f"class, rename it, else move the class folders into {root / 'train'}"
             )
         return root / "train"
@@ -126,7 +126,7 @@ class ImageFolderDataModule(PhotoDataModule):
                 names = names_of_folders(self.class_names_from, folder_of)
                 folder_of = {name: folder_of[folder] for folder, name in names.items()}
             self._folders = {name: folder_of[name] for name in class_order(folder_of)}
-            key = "--data.root" if self.class_names_from is None else "--data.class_names_from"
+            key = "`data.root`" if self.class_names_from is None else "`data.class_names_from`"
             # A table, such as that of the split of a run, takes these for spaces beside the name.
             if spaced := [name for name in self._folders if name != name.strip()]:
                 raise UserError(f"{key}: the class {spaced[0]!r} begins or ends with a space; rename it")
@@ -142,18 +142,18 @@ class ImageFolderDataModule(PhotoDataModule):
         folders = list(self._class_folders().values())
         for name in index.folders:
             if name not in folders:
-                check_same_form(name, folders, "--data.root")
-                raise unknown(f"class of the {of} images", name, folders, key="--data.root")
+                check_same_form(name, folders, "`data.root`")
+                raise unknown(f"class of the {of} images", name, folders, key="`data.root`")
         found = [range(*index.folders.get(name, (0, 0))) for name in folders]
         empty = [name for name, rows in zip(folders, found, strict=True) if not rows]
         if empty and of == "train":
-            raise UserError(f"--data.root: no images in {', '.join(str(folder / name) for name in empty)}")
+            raise UserError(f"`data.root`: no images in {', '.join(str(folder / name) for name in empty)}")
         if not any(found):
-            raise UserError(f"--data.root: no images in {folder}")
+            raise UserError(f"`data.root`: no images in {folder}")
         if empty:
             rank_zero_warn(f"{folder}: no images of: {', '.join(empty)}")
         if loose := len(index.paths) - sum(map(len, found)):
-            rank_zero_warn(f"--data.root: {loose:,} images not used, as in no class folder, but in {folder} itself")
+            rank_zero_warn(f"`data.root`: {loose:,} images not used, as in no class folder, but in {folder} itself")
         paths = index.paths.part(torch.cat([torch.arange(rows.start, rows.stop) for rows in found]))
         targets = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(rows) for rows in found]))
         return FileSplit(paths, targets, self._grouped(paths))
@@ -165,7 +165,7 @@ class ImageFolderDataModule(PhotoDataModule):
         found = [_text(self._group.search(name)) for name in names]
         if strange := [name for name, text in zip(names, found, strict=True) if not text]:
             raise UserError(
-                f"--data.groups: {self._group.pattern} is not found in {len(strange)} of {len(names)} paths, such as "
+                f"`data.groups`: {self._group.pattern} is not found in {len(strange)} of {len(names)} paths, such as "
                 f"{', '.join(strange[:3])}; change it so that it finds the group of each image"
             )
         return self.number_groups(found)
@@ -177,7 +177,7 @@ def _as_text(folder: str) -> str:
         return os.fsencode(folder).decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"--data.root: the name of the class folder {os.fsencode(folder)!r} is not in UTF-8; rename it, as with "
+            f"`data.root`: the name of the class folder {os.fsencode(folder)!r} is not in UTF-8; rename it, as with "
             "convmv"
         ) from error
 

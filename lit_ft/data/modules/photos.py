@@ -66,7 +66,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             the same numbers as without, and training crops are cut from the copies. It may be deleted at any time.
         on_bad_image: Every image is read once before a run, or an evaluation, that uses it for the first time, and
             again when it has changed. If some cannot be read, ``error`` stops and names them, ``skip`` leaves them out
-            and says so. Not with ``--trainer.fast_dev_run``.
+            and says so. Not with ``trainer.fast_dev_run``.
         **common: The options of every data module.
     """
 
@@ -84,11 +84,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         check_fraction("val_fraction", val_fraction)
         check_fraction("test_fraction", test_fraction, zero=True)
         if val_fraction + test_fraction >= 1:
-            given = f"{test_fraction} and --data.val_fraction {val_fraction}"
-            raise UserError(f"--data.test_fraction: {given} leave nothing to train on")
+            given = f"{test_fraction} and `data.val_fraction` {val_fraction}"
+            raise UserError(f"`data.test_fraction`: {given} leave nothing to train on")
         check_workers(num_workers)
         if cache is not None and not cache.strip():
-            raise UserError(f"--data.cache: {cache!r} names no folder; name one, or leave the option out")
+            raise UserError(f"`data.cache`: {cache!r} names no folder; name one, or leave the option out")
         check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -220,8 +220,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         some = f"{len(listed):,} of {num:,} images cannot be read: {', '.join(listed[:_NAMED])}"
         some += f" and {len(listed) - _NAMED:,} more" if len(listed) > _NAMED else ""
         if listed and self.on_bad_image == "error":
-            hint = "mend or remove them, or leave them out with --data.on_bad_image skip; lit-ft check lists all"
-            raise UserError(f"--data.on_bad_image: {some}; {hint}")
+            hint = "mend or remove them, or leave them out with `data.on_bad_image` skip; lit-ft check lists all"
+            raise UserError(f"`data.on_bad_image`: {some}; {hint}")
         for split, bad in found.items():
             files = self.splits[split]
             self.left_out[split] = [f"{files.paths[row]}: {why}" for row, why in bad.items()]
@@ -231,11 +231,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
                 self._refuse_empty(split, files, rest)
                 self.splits[split] = rest.indexed() if split == "predict" else rest
         if listed:
-            rank_zero_warn(f"--data.on_bad_image skip: {some}; they are left out")
+            rank_zero_warn(f"`data.on_bad_image` skip: {some}; they are left out")
 
     def _refuse_empty(self, split: Split, before: FileSplit, after: FileSplit) -> None:
         """Refuses a split of which nothing is left, or training images of which a class has none left."""
-        gone = f"--data.on_bad_image: skip leaves no images of {split}"
+        gone = f"`data.on_bad_image`: skip leaves no images of {split}"
         if not len(after):
             raise UserError(f"{gone}, as none of {len(before):,} can be read; mend them")
         if split == "train" and after.targets.ndim == 1 and not after.targets.is_floating_point():
@@ -283,7 +283,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             return
         train = splits["train"]
         self._refuse_single(train, split)
-        kept, held = hold_out(train.targets, count, self.split_seed, f"--data.{split}_fraction", train.groups)
+        kept, held = hold_out(train.targets, count, self.split_seed, f"`data.{split}`_fraction", train.groups)
         splits["train"], splits[split] = train.part(kept), train.part(held)
         if train.groups is not None and train.targets.ndim == 1:
             counts = class_counts(splits[split].targets, self.num_classes)
@@ -300,7 +300,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if single := [name for name, count in zip(self.class_names, counts, strict=True) if count == 1]:
             these = f"the class {single[0]!r} has" if len(single) == 1 else f"the classes {listed(single)} have"
             raise UserError(
-                f"--data.{split}_fraction: {these} one image, and two are needed, one to train on and one for {split}; "
+                f"`data.{split}`_fraction: {these} one image, and two are needed, one to train on and one for {split}; "
                 "add images, or leave the class out"
             )
 
@@ -310,10 +310,10 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if path.is_file():
             paths = PackedPaths.pack("", [path])
         else:
-            path = find_folder(given, "--data.predict")
-            index = index_images(path, "--data.predict")
-            warn_passed_over(path, "--data.predict", index.passed_over)
+            path = find_folder(given, "`data.predict`")
+            index = index_images(path, "`data.predict`")
+            warn_passed_over(path, "`data.predict`", index.passed_over)
             paths = index.paths
         if not len(paths):
-            raise UserError(f"--data.predict: no images in {path}")
+            raise UserError(f"`data.predict`: no images in {path}")
         return FileSplit(paths, torch.arange(len(paths)))

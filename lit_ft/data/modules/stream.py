@@ -47,7 +47,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         super().__init__(augment=augment, **common)
         check_workers(num_workers)
         if self.sampling != "shuffle":
-            raise UserError(f"--data.sampling: {self.sampling} is not for a streamed set; use shuffle")
+            raise UserError(f"`data.sampling`: {self.sampling} is not for a streamed set; use shuffle")
         self.root = root.rstrip("/")
         self.num_workers = num_workers
         self.chunk_cache = chunk_cache
@@ -77,7 +77,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
 
     def read_splits(self) -> dict[Split, ChunkedSplit]:
         """Opens each split."""
-        base = self.root if is_bucket(self.root) else str(find_folder(self.root, "--data.root"))
+        base = self.root if is_bucket(self.root) else str(find_folder(self.root, "`data.root`"))
         splits = {
             split: ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
             for split in get_args(Split)
@@ -98,7 +98,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
             fits = fits and not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
         if not fits:
             raise UserError(
-                f"--data.root: the targets of {self.root}/{split} are not of {self.task} with {number} classes; "
+                f"`data.root`: the targets of {self.root}/{split} are not of {self.task} with {number} classes; "
                 "convert the set again"
             )
 

@@ -70,22 +70,22 @@ class ImageTableDataModule(PhotoDataModule):
     ) -> None:
         super().__init__(augment=augment, **common)
         if not table:
-            raise UserError("--data.table: is missing; name the CSV, TSV or Parquet file")
+            raise UserError("`data.table`: is missing; name the CSV, TSV or Parquet file")
         if task is not None and task not in MAIN_METRIC:
-            raise unknown("task", task, MAIN_METRIC, "--data.task")
+            raise unknown("task", task, MAIN_METRIC, "`data.task`")
         self._task: TaskName = task or "multiclass"
         label_columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
         if twice := [name for name in label_columns if label_columns.count(name) > 1]:
-            raise UserError(f"--data.label_columns: {twice[0]!r} is given twice; leave one out")
+            raise UserError(f"`data.label_columns`: {twice[0]!r} is given twice; leave one out")
         if not label_columns or (self.task == "multiclass" and len(label_columns) > 1):
             wanted = "one column" if self.task == "multiclass" else "at least one column"
             raise UserError(
-                f"--data.label_columns: {self.task} takes {wanted}, got {', '.join(label_columns) or 'none'}; for "
-                "several: --model.task multilabel or regression"
+                f"`data.label_columns`: {self.task} takes {wanted}, got {', '.join(label_columns) or 'none'}; for "
+                "several: `model.task` multilabel or regression"
             )
         if label_separator is not None and (not label_separator or self.task != "multilabel" or label_columns[1:]):
-            wanted = "is for one column of labels, with --model.task multilabel" if label_separator else "is empty"
-            raise UserError(f"--data.label_separator: {label_separator!r} {wanted}; change it or leave it out")
+            wanted = "is for one column of labels, with `model.task` multilabel" if label_separator else "is empty"
+            raise UserError(f"`data.label_separator`: {label_separator!r} {wanted}; change it or leave it out")
         self.table = table
         self.root = root
         self.path_column = path_column
@@ -108,7 +108,7 @@ class ImageTableDataModule(PhotoDataModule):
     @property
     def group_key(self) -> str:
         """The option that tells groups."""
-        return "--data.group_column"
+        return "`data.group_column`"
 
     @property
     def columns(self) -> Columns:
@@ -134,21 +134,21 @@ class ImageTableDataModule(PhotoDataModule):
     def _rows(self) -> tuple[list[str], dict[Split, FileSplit]]:
         """The names of the classes, and the rows of each split; read once."""
         if self._read is None:
-            table = _unguarded(read_table(find_file(self.table, "--data.table"), "--data.table"), self.path_column)
+            table = _unguarded(read_table(find_file(self.table, "`data.table`"), "`data.table`"), self.path_column)
             split_of = self._splits(table)
-            root = find_folder(self.root, "--data.root") if self.root is not None else table.path.parent
-            names = table.column(self.path_column, "--data.path_column")
-            table.refuse([i for i, name in enumerate(names) if not name], "--data.path_column", "have no path")
+            root = find_folder(self.root, "`data.root`") if self.root is not None else table.path.parent
+            names = table.column(self.path_column, "`data.path_column`")
+            table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
             paths = [os.path.normpath(os.path.join(root, name)) for name in names]
             table.refuse(
-                [i for i, path in enumerate(paths) if not os.path.isfile(path)], "--data.table",
-                "name no file", paths, "mend them, or name the folder that they start from: --data.root",
+                [i for i, path in enumerate(paths) if not os.path.isfile(path)], "`data.table`",
+                "name no file", paths, "mend them, or name the folder that they start from: `data.root`",
             )  # fmt: skip
             class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
             groups = None
             if self.group_column is not None:
-                cells = table.column(self.group_column, "--data.group_column")
-                table.refuse([i for i, cell in enumerate(cells) if not cell], "--data.group_column", "have no group")
+                cells = table.column(self.group_column, "`data.group_column`")
+                table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
                 groups = self.number_groups(cells)
             once = torch.tensor(self._once(table, paths))
             images = FileSplit(PackedPaths.pack(root, names), targets, groups)
@@ -165,12 +165,12 @@ class ImageTableDataModule(PhotoDataModule):
         name = self.split_column
         if name is None and ("split" not in table.columns or "split" in (*self.label_columns, self.path_column)):
             return ["train"] * len(table)
-        cells = [cell.strip().lower() for cell in table.column(name or "split", "--data.split_column")]
+        cells = [cell.strip().lower() for cell in table.column(name or "split", "`data.split_column`")]
         strange = [i for i, cell in enumerate(cells) if cell not in SPLIT_NAMES]
-        table.refuse(strange, "--data.split_column", "are of an unknown split", cells, "call them train, val and test")
+        table.refuse(strange, "`data.split_column`", "are of an unknown split", cells, "call them train, val and test")
         splits = [SPLIT_NAMES[cell] for cell in cells]
         if "train" not in splits:
-            raise UserError(f"--data.split_column: {table.path} has no rows of train")
+            raise UserError(f"`data.split_column`: {table.path} has no rows of train")
         return splits
 
     def _once(self, table: Table, paths: Sequence[str]) -> list[int]:
@@ -184,7 +184,7 @@ class ImageTableDataModule(PhotoDataModule):
                 cells = table.columns.get(name)
                 if cells and cells[i].strip() != cells[j].strip():
                     raise UserError(
-                        f"--data.table: {table.path} has {path} twice, with {name} {cells[j]!r} in {table.row(j)} and "
+                        f"`data.table`: {table.path} has {path} twice, with {name} {cells[j]!r} in {table.row(j)} and "
                         f"{cells[i]!r} in {table.row(i)}; leave one out"
                     )
         if len(first) < len(paths):

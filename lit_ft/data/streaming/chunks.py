@@ -115,9 +115,9 @@ class StreamSet:
                 raise ValueError(f"its task is {found.task}")
             found._check_types()
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"--data.root: {root}/{SET_FILE} is damaged ({error}); convert the set again") from error
+            raise UserError(f"`data.root`: {root}/{SET_FILE} is damaged ({error}); convert the set again") from error
         if strange:
-            raise unknown("split", strange[0], SPLITS, f"--data.root: {root}/{SET_FILE}")
+            raise unknown("split", strange[0], SPLITS, f"`data.root`: {root}/{SET_FILE}")
         return found
 
 
@@ -132,10 +132,10 @@ def content_of(root: str, name: str) -> bytes:
         UserError: If it cannot be read.
     """
     if not is_bucket(root):
-        return _content_of_file(find_folder(root, "--data.root") / name)
+        return _content_of_file(find_folder(root, "`data.root`") / name)
     if is_offline() and not root.startswith("local:"):
-        raise UserError(f"--offline: --data.root {root} is streamed over the network; give a folder")
-    check_litdata("--data.root")
+        raise UserError(f"`offline`: `data.root` {root} is streamed over the network; give a folder")
+    check_litdata("`data.root`")
     from litdata.streaming.downloader import get_downloader
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -143,7 +143,7 @@ def content_of(root: str, name: str) -> bytes:
             get_downloader(root, temporary, []).download_file(f"{root}/{name}", f"{temporary}/{name}")
             return Path(temporary, name).read_bytes()
         except Exception as error:  # each kind of bucket has errors of its own
-            raise UserError(f"--data.root: cannot read {root}/{name} ({_reason(error)})") from error
+            raise UserError(f"`data.root`: cannot read {root}/{name} ({_reason(error)})") from error
 
 
 def _content_of_file(file: Path) -> bytes:
@@ -153,9 +153,9 @@ def _content_of_file(file: Path) -> bytes:
         above = file.parent.parent
         is_part = file.name == SET_FILE and (above / SET_FILE).is_file()
         hint = f"give {above}" if is_part else "make one of a folder of photos with: lit-ft convert"
-        raise UserError(f"--data.root: {file.parent} is no converted set, it has no {file.name}; {hint}") from error
+        raise UserError(f"`data.root`: {file.parent} is no converted set, it has no {file.name}; {hint}") from error
     except OSError as error:
-        raise UserError(f"--data.root: cannot read {file} ({_reason(error)})") from error
+        raise UserError(f"`data.root`: cannot read {file} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
@@ -191,21 +191,21 @@ class ChunkedSplit:
         Raises:
             UserError: If the split is missing, damaged, or not as ``lit-ft convert`` writes it.
         """
-        check_litdata("--data.root")
+        check_litdata("`data.root`")
         content, chunks = content_of(folder, TARGETS_FILE), content_of(folder, INDEX_FILE)
         try:
             targets = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
             index = ChunkIndex.parse(chunks)
         except Exception as error:  # numpy's errors have no class in common
-            raise UserError(f"--data.root: cannot read the index of {folder} ({_reason(error)})") from error
+            raise UserError(f"`data.root`: cannot read the index of {folder} ({_reason(error)})") from error
         held, count = sum(index.samples), len(targets) if targets.numel() else 0
         if index.data_format != DATA_FORMAT or {held, count} != {images}:
             told = f"{held} samples of {index.data_format} and {count} targets, not {images} of {DATA_FORMAT}"
-            raise UserError(f"--data.root: {folder} holds {told}; convert the set again")
+            raise UserError(f"`data.root`: {folder} holds {told}; convert the set again")
         for name, size in () if is_bucket(folder) else zip(index.names, index.sizes, strict=True):
             path = Path(folder, name)
             if not path.is_file() or path.stat().st_size < size:
-                raise UserError(f"--data.root: {path} is missing or cut short; copy or convert the set again")
+                raise UserError(f"`data.root`: {path} is missing or cut short; copy or convert the set again")
         targets = targets if targets.is_floating_point() else targets.long()
         return cls(folder, cache, index, torch.tensor(index.samples).cumsum(0), torch.arange(images), targets)
 
@@ -256,7 +256,7 @@ class ChunkedSplit:
             except Exception as error:  # what litdata makes of the content of a chunk can fail in any way
                 name = f"{self.folder}/{self.index.names[chunk]}"
                 raise UserError(
-                    f"--data.root: {name} cannot be read ({_reason(error)}); copy or convert the set again"
+                    f"`data.root`: {name} cannot be read ({_reason(error)}); copy or convert the set again"
                 ) from error
             yield sample
 
@@ -269,7 +269,7 @@ class ChunkedSplit:
         copy = Path(dataset.input_dir.path, INDEX_FILE)
         if copy.read_bytes() != self.index.content:
             # What litdata goes by is not what was checked: it was in the cache before, or changed since.
-            raise UserError(f"--data.root: {copy} is not the index of {self.folder}; delete its folder and start again")
+            raise UserError(f"`data.root`: {copy} is not the index of {self.folder}; delete its folder and start again")
         return dataset
 
     def _chunks_of(self, rows: Tensor) -> list[int]:

@@ -40,10 +40,10 @@ def convert(
     Raises:
         UserError: If the folder exists or cannot be written, or an image cannot be read.
     """
-    check_litdata("--folder")
+    check_litdata("`folder`")
     made = Path(folder).expanduser()
     if made.exists() or made.is_symlink():
-        raise UserError(f"--folder: {made} exists; name a folder that does not")
+        raise UserError(f"`folder`: {made} exists; name a folder that does not")
     data.setup()
     splits = {name: split for name, split in data.splits.items() if name in SPLITS}
     partial = made.absolute().with_name(f".{made.name}.partial")
@@ -64,7 +64,7 @@ def convert(
         ).write(partial)
         partial.rename(made)
     except OSError as error:
-        raise UserError(f"--folder: cannot write {made} ({error.strerror or error})") from error
+        raise UserError(f"`folder`: cannot write {made} ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return made

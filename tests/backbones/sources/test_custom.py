@@ -254,7 +254,7 @@ def test_network_that_views_its_maps_trains_in_the_layout_it_needs():
 
 
 def test_parameter_that_two_stages_use_is_told():
-    with pytest.raises(UserError, match=r"^--model.backbone.stages: middle and deep cannot be cut apart"):
+    with pytest.raises(UserError, match=r"^model.backbone.stages: middle and deep cannot be cut apart"):
         build_backbone(config(), None, spec=SPEC)
 
 
@@ -355,7 +355,7 @@ def test_mistakes_are_told_in_one_line(given, text):
 
 
 def test_own_network_has_no_published_weights():
-    with pytest.raises(UserError, match=r"^--model.weights: .* has no published weights; give a file, or null"):
+    with pytest.raises(UserError, match=r"^model.weights: .* has no published weights; give a file, or null"):
         build_backbone(config(stages=TWO), spec=SPEC)
 
 
@@ -384,7 +384,7 @@ def test_what_is_worked_out_of_a_buffer_follows_its_value(tmp_path):
 def test_network_that_is_no_chain_is_told():
     timm = pytest.importorskip("timm")
     assert "cait_xxs24_224" in timm.list_models()  # its last blocks take the patches and a class token
-    with pytest.raises(UserError, match=r"^--model.backbone: Cait is no chain of stages: more than one tensor goes"):
+    with pytest.raises(UserError, match=r"^model.backbone: Cait is no chain of stages: more than one tensor goes"):
         build_backbone("timm/cait_xxs24_224", None)
 
 

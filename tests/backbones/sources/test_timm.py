@@ -259,7 +259,7 @@ def test_pooling_of_maps():
     places, average = pooled("resnet18", "avg")
     assert places.shape == (2, 512, 2, 2)
     torch.testing.assert_close(average, places.sum((2, 3)) / 4)
-    with pytest.raises(UserError, match=r"^--model.pool: token: the network has no class token"):
+    with pytest.raises(UserError, match=r"^model.pool: token: the network has no class token"):
         pooled("swin_tiny_patch4_window7_224", "token")
 
 
@@ -375,7 +375,7 @@ def test_weights_that_lie_elsewhere_than_at_hugging_face():
 def test_network_without_published_weights():
     assert source.tags("timm/resnet14t") != {}
     assert source.tags("timm/coatnet_0_224") == {}
-    with pytest.raises(UserError, match=r"^--model.weights: timm/coatnet_0_224 has no published weights; give a file"):
+    with pytest.raises(UserError, match=r"^model.weights: timm/coatnet_0_224 has no published weights; give a file"):
         build_backbone("timm/coatnet_0_224")
 
 
@@ -393,7 +393,7 @@ def test_unknown_network_is_told_with_the_nearest_three():
 def test_unknown_tag_is_told_with_all():
     with pytest.raises(UserError) as error:
         build_backbone("timm/vit_tiny_patch16_224", weights="augreg")
-    assert str(error.value).startswith("--model.weights: unknown weights tag of timm/vit_tiny_patch16_224 'augreg'")
+    assert str(error.value).startswith("model.weights: unknown weights tag of timm/vit_tiny_patch16_224 'augreg'")
     assert "(choose from augreg_in21k_ft_in1k, augreg_in21k, DEFAULT)" in str(error.value)
 
 
@@ -410,7 +410,7 @@ def test_missing_timm_is_told(monkeypatch):
     monkeypatch.delitem(sys.modules, "lit_ft.backbones.sources.timm")
     with pytest.raises(UserError) as error:
         source_of("timm/resnet18")
-    assert str(error.value) == "--model.backbone: timm/resnet18 needs timm; run: pip install 'lit_ft[timm]'"
+    assert str(error.value) == "model.backbone: timm/resnet18 needs timm; run: pip install 'lit_ft[timm]'"
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_missing_timm_is_told(monkeypatch):
 def test_images_that_are_no_squares_of_photos_are_refused(name, made):
     if name not in timm.list_models():
         pytest.skip(f"this timm has no {name}")
-    with pytest.raises(UserError, match=f"^--model.backbone: timm/{name} takes images {made}; only squares"):
+    with pytest.raises(UserError, match=f"^model.backbone: timm/{name} takes images {made}; only squares"):
         input_spec(f"timm/{name}")
 
 

@@ -236,7 +236,7 @@ def test_eval_transform_is_that_of_the_weights():
 def test_unknown_backbone_is_told_with_the_nearest():
     assert "resnet18" in backbone_names()
     assert len(backbone_names()) > 80
-    with pytest.raises(UserError, match=r"^--model.backbone: unknown backbone 'resnt18'; nearest: resnet18, "):
+    with pytest.raises(UserError, match=r"^model.backbone: unknown backbone 'resnt18'; nearest: resnet18, "):
         build_backbone("resnt18")
     with pytest.raises(UserError, match="unknown backbone 'inception_v5'; nearest: inception_v3"):
         input_spec("inception_v5")

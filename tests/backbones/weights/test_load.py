@@ -121,7 +121,7 @@ def test_weights_in_the_cache_need_no_network(hub, published):
 def test_weights_that_do_not_fit_are_refused(tmp_path, published, changes, text):
     state = {name: tensor for name, tensor in {**published, **changes}.items() if tensor is not None}
     path = written(tmp_path / "net.pth", state)
-    with pytest.raises(UserError, match=re.escape(f"--model.weights: {path} is of another network: {text}")):
+    with pytest.raises(UserError, match=re.escape(f"model.weights: {path} is of another network: {text}")):
         build_backbone(NAME, path)
 
 
@@ -156,7 +156,7 @@ def test_truncated_file_is_refused(tmp_path, published, suffix, share):
     path = tmp_path / f"net{suffix}"
     content = Path(written(path, published)).read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=rf"^--model.weights: cannot read {path}: not a file of weights \(damaged"):
+    with pytest.raises(UserError, match=rf"^model.weights: cannot read {path}: not a file of weights \(damaged"):
         read(path)
 
 
@@ -188,7 +188,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, zipped):
 
 def test_code_in_the_cache_is_refused_and_not_run(tmp_path, hub):
     torch.save({"a": Evil(tmp_path / "ran")}, hub)
-    with pytest.raises(UserError, match=rf"^--model.weights: cannot read {hub}: .*which could run code\)$"):
+    with pytest.raises(UserError, match=rf"^model.weights: cannot read {hub}: .*which could run code\)$"):
         build_backbone(NAME)
     assert not (tmp_path / "ran").exists()
 
@@ -196,12 +196,12 @@ def test_code_in_the_cache_is_refused_and_not_run(tmp_path, hub):
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.ones(2), {"state_dict": {}}, {"model": {"a": 1}}])
 def test_file_without_a_state_dict_is_refused(tmp_path, content):
     path = written(tmp_path / "net.pth", content)
-    with pytest.raises(UserError, match=f"^--model.weights: {path} holds no state dict$"):
+    with pytest.raises(UserError, match=f"^model.weights: {path} holds no state dict$"):
         read(path)
 
 
 def test_file_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"^--model.weights: no such file: {tmp_path}/net.pth$"):
+    with pytest.raises(UserError, match=f"^model.weights: no such file: {tmp_path}/net.pth$"):
         build_backbone(NAME, f"{tmp_path}/net.pth")
 
 
@@ -246,7 +246,7 @@ def test_weights_that_cannot_be_fetched_are_told_with_their_place(hub, tmp_path)
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 and no more"])
 def test_damaged_file_in_the_cache_is_told_with_its_place(hub, content):
     hub.write_bytes(content)
-    with pytest.raises(UserError, match=f"^--model.weights: cannot read {hub}: not a file of weights"):
+    with pytest.raises(UserError, match=f"^model.weights: cannot read {hub}: not a file of weights"):
         build_backbone(NAME)
 
 
@@ -279,7 +279,7 @@ def test_partial_weights_fill_what_fits_and_tell_the_rest(tmp_path, published):
     state = {name: tensor for name, tensor in published.items() if name != "features.3.squeeze.weight"}
     state["features.0.weight"] = torch.zeros(5)
     path = written(tmp_path / "net.pth", state)
-    with pytest.raises(UserError, match=r"1 of another shape .*; to load what fits: --model.partial_weights true$"):
+    with pytest.raises(UserError, match=r"1 of another shape .*; to load what fits: model.partial_weights true$"):
         build_backbone(NAME, path)
     with pytest.warns(
         UserWarning, match=r"fills 48 of 50: 1 missing \(features.3.squeeze.weight\); 1 of another shape"
@@ -302,5 +302,5 @@ def test_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(torch, "load", denied)
-    with pytest.raises(UserError, match=f"^--model.weights: not allowed to read {path}$"):
+    with pytest.raises(UserError, match=f"^model.weights: not allowed to read {path}$"):
         read(path)

@@ -111,7 +111,7 @@ def test_first_version_of_an_mnasnet_is_read_where_its_layers_were_the_same(tmp_
     smaller, _, _ = made("mnasnet0_5")
     smaller._metadata[""]["version"] = 1
     torch.save(smaller, tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"^--model.weights: the file is of version 1 of torchvision's MNASNet, which"):
+    with pytest.raises(UserError, match=r"^model.weights: the file is of version 1 of torchvision's MNASNet, which"):
         build_backbone("mnasnet0_5", str(tmp_path / "net.pth"))
 
 
@@ -220,12 +220,12 @@ def test_names_within_those_of_the_network_can_be_chosen(states, tmp_path):
 
 def test_key_that_is_not_there_is_told_with_those_that_are(states, tmp_path):
     torch.save({"student": states[0], "teacher": states[1]}, tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"^--model.weights_key: unknown key of .* 'techer'; nearest: teacher"):
+    with pytest.raises(UserError, match=r"^model.weights_key: unknown key of .* 'techer'; nearest: teacher"):
         build_backbone(NAME, str(tmp_path / "net.pth"), key="techer")
 
 
 def test_key_is_for_files(states):
-    with pytest.raises(UserError, match=r"^--model.weights_key: is for a file of weights, and MNIST is published"):
+    with pytest.raises(UserError, match=r"^model.weights_key: is for a file of weights, and MNIST is published"):
         build_backbone("mnist_cnn", "MNIST", key="teacher")
 
 

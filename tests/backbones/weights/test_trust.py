@@ -137,7 +137,7 @@ def test_where_a_checkpoint_hides_its_network_makes_no_difference(changed, good)
         changed(**inner, around={"hparams_name": "backbone"}),
     ]
     for path in hidden:
-        with pytest.raises(UserError, match=r"^--ckpt_path: the checkpoint names planted.Net"):
+        with pytest.raises(UserError, match=r"^ckpt_path: the checkpoint names planted.Net"):
             FineTuneModule.load_from_checkpoint(path)
     FineTuneModule.load_from_checkpoint(changed(_instantiator="planted.rate", _class_path="planted.Net"))
     assert not MARKER.exists()
@@ -178,7 +178,7 @@ def test_fit_of_a_loaded_module_imports_no_more_unless_it_is_named(changed, opti
     [key] = options
     path = changed(**options)
     trainer = small_trainer(1, limit_train_batches=1, limit_val_batches=0)
-    with pytest.raises(UserError, match=rf"^--model.{key}: the checkpoint names planted\.\w+, whose code would run"):
+    with pytest.raises(UserError, match=rf"^model.{key}: the checkpoint names planted\.\w+, whose code would run"):
         trainer.fit(FineTuneModule.load_from_checkpoint(path), datamodule=FewDigits())
     assert not MARKER.exists()
     trainer.fit(FineTuneModule.load_from_checkpoint(path, **options), datamodule=FewDigits())
@@ -201,7 +201,7 @@ def own_checkpoint(empty):
 
 def test_user_who_names_the_network_gets_it(own_checkpoint):
     module = own_checkpoint(FineTuneModule(NET, None, input={"size": 8}, classes=2))
-    with pytest.raises(UserError, match=rf"^--ckpt_path: the checkpoint names {__name__}.Net"):
+    with pytest.raises(UserError, match=rf"^ckpt_path: the checkpoint names {__name__}.Net"):
         FineTuneModule.load_from_checkpoint("own.ckpt")
     loaded = FineTuneModule.load_from_checkpoint("own.ckpt", backbone=NET)
     images = torch.randn(2, 3, 8, 8)
@@ -262,7 +262,7 @@ def test_config_has_nothing_called_but_networks(refused, command, network, text)
 
 def test_build_calls_nothing_but_networks(empty):
     for path in (CALLED, "builtins.exec", "torch.nn.functional.relu"):
-        with pytest.raises(UserError, match=rf"^--model.backbone.class_path: {path} is no class derived from"):
+        with pytest.raises(UserError, match=rf"^model.backbone.class_path: {path} is no class derived from"):
             build_backbone(calls(class_path=path, stages=STAGES), None, spec=InputSpec(size=8))
     assert not MARKER.exists()
 

@@ -9,18 +9,18 @@ from lit_ft.errors import UserError
 
 def test_missing_folder_tells_the_nearest(tmp_path):
     (tmp_path / "flowers5").mkdir()
-    with pytest.raises(UserError, match=rf"^--data.root: {tmp_path}/flower does not exist; nearest: flowers5$"):
+    with pytest.raises(UserError, match=rf"^data.root: {tmp_path}/flower does not exist; nearest: flowers5$"):
         find_folder(str(tmp_path / "flower"), "--data.root")
 
 
 def test_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "x.png").touch()
-    with pytest.raises(UserError, match=r"^--data.predict: .*x.png is a file, not a folder"):
+    with pytest.raises(UserError, match=r"^data.predict: .*x.png is a file, not a folder"):
         find_folder(str(tmp_path / "x.png"), "--data.predict")
 
 
 def test_folder_in_place_of_a_file(tmp_path):
-    with pytest.raises(UserError, match=rf"^--data.table: {tmp_path} is a folder, not a file$"):
+    with pytest.raises(UserError, match=rf"^data.table: {tmp_path} is a folder, not a file$"):
         find_file(str(tmp_path), "--data.table")
 
 
@@ -42,7 +42,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 
 def test_folder_without_class_folders(tmp_path):
-    with pytest.raises(UserError, match=r"^--data.root: .* has no class folders, it is empty; put the images of each"):
+    with pytest.raises(UserError, match=r"^data.root: .* has no class folders, it is empty; put the images of each"):
         class_folders(tmp_path)
     for i in range(7):
         (tmp_path / f"{i}.jpg").touch()
@@ -61,7 +61,7 @@ def test_folder_that_must_not_be_read(tmp_path, monkeypatch, name):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", forbidden)
-    with pytest.raises(UserError, match=rf"^--data.root: {tmp_path / name} cannot be read \(Permission denied\); "):
+    with pytest.raises(UserError, match=rf"^data.root: {tmp_path / name} cannot be read \(Permission denied\); "):
         class_folders(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_folder_in_one_that_must_not_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", forbidden)
-    with pytest.raises(UserError, match=rf"^--data.predict: {tmp_path}/x cannot be read \(Permission denied\); "):
+    with pytest.raises(UserError, match=rf"^data.predict: {tmp_path}/x cannot be read \(Permission denied\); "):
         find_folder(str(tmp_path / "x"), "--data.predict")
 
 
@@ -86,5 +86,5 @@ def test_only_one_class(tmp_path):
         class_folders(tmp_path)
     (tmp_path / "flowers" / "daisy").mkdir()
     (tmp_path / "flowers" / "rose").mkdir()
-    with pytest.raises(UserError, match=rf"if the classes are daisy, rose: --data.root {tmp_path}/flowers$"):
+    with pytest.raises(UserError, match=rf"if the classes are daisy, rose: data.root {tmp_path}/flowers$"):
         class_folders(tmp_path)

@@ -19,7 +19,7 @@ def test_images_come_back_as_written(tmp_path, gz):
 
 
 def test_missing_file_names_the_path_and_the_option(tmp_path):
-    with pytest.raises(UserError, match=rf"missing file {tmp_path}/raw/x \(or x.gz\); .*--data.download true"):
+    with pytest.raises(UserError, match=rf"missing file {tmp_path}/raw/x \(or x.gz\); .*data.download true"):
         read_idx(tmp_path / "raw" / "x", 1)
 
 

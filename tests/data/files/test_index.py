@@ -177,7 +177,7 @@ def test_folder_that_cannot_be_read(photo_root, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", forbidden)
-    with pytest.raises(UserError, match=r"^--data.root: .*photos/bee cannot be read \(Permission denied\); "):
+    with pytest.raises(UserError, match=r"^data.root: .*photos/bee cannot be read \(Permission denied\); "):
         index_images(photo_root, "--data.root")
 
 

@@ -167,7 +167,7 @@ def test_unreadable_image_is_told_and_leaves_nothing(root, tmp_path, num_workers
 def test_no_room_is_told_before_anything_is_written(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
     folder = tmp_path / "cache"
-    with pytest.raises(UserError, match=rf"^--data.cache: needs 43.1 kB, 4.0 kB are free in {folder}$"):
+    with pytest.raises(UserError, match=rf"^data.cache: needs 43.1 kB, 4.0 kB are free in {folder}$"):
         make(root, folder).train_dataloader()
     assert files_in(folder) == []
     assert capsys.readouterr().out == ""
@@ -183,7 +183,7 @@ def test_disk_that_fills_up_while_writing_is_told_and_leaves_nothing(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))  # the writing fails as on a full disk
-        with pytest.raises(UserError, match=rf"^--data.cache: {tmp_path}/cache cannot be written \(File too large\)$"):
+        with pytest.raises(UserError, match=rf"^data.cache: {tmp_path}/cache cannot be written \(File too large\)$"):
             make(root, tmp_path / "cache", num_workers=num_workers).train_dataloader()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -192,7 +192,7 @@ def test_disk_that_fills_up_while_writing_is_told_and_leaves_nothing(
 
 def test_folder_that_cannot_be_is_told(root, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=rf"^--data.cache: {tmp_path}/cache cannot be written \(File exists\)$"):
+    with pytest.raises(UserError, match=rf"^data.cache: {tmp_path}/cache cannot be written \(File exists\)$"):
         make(root, tmp_path / "cache").train_dataloader()
 
 
@@ -266,7 +266,7 @@ def test_workers_get_the_path_and_refuse_another_cache_in_its_place(root, tmp_pa
     add(root)
     make(root, tmp_path / "cache").train_dataloader()
     assert cache[2].sum() > 0  # what is mapped stays
-    with pytest.raises(UserError, match=r"^--data.cache: .* was made anew by another run; start this one again"):
+    with pytest.raises(UserError, match=r"^data.cache: .* was made anew by another run; start this one again"):
         pickle.loads(sent)
 
 
@@ -311,7 +311,7 @@ def test_file_system_without_locks_is_told(root, tmp_path, monkeypatch):
         raise NotImplementedError("no flock here")
 
     monkeypatch.setattr(cache_writer.FileLock, "acquire", fails)
-    with pytest.raises(UserError, match=rf"^--data.cache: {tmp_path}/cache cannot be written \(no flock here\)$"):
+    with pytest.raises(UserError, match=rf"^data.cache: {tmp_path}/cache cannot be written \(no flock here\)$"):
         make(root, tmp_path / "cache").train_dataloader()
 
 

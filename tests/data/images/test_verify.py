@@ -198,7 +198,7 @@ def test_processes_leave_out_the_same(photo_root, reads):
 
 
 def test_unknown_choice_is_refused():
-    with pytest.raises(UserError, match=r"--data\.on_bad_image: unknown on_bad_image 'ignore'"):
+    with pytest.raises(UserError, match=r"data\.on_bad_image: unknown on_bad_image 'ignore'"):
         ImageFolderDataModule(on_bad_image="ignore")
 
 

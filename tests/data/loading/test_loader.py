@@ -95,7 +95,7 @@ def test_state_leaves_out_the_batch_of_a_failed_step():
 def test_resume_with_other_batches_in_mid_epoch_is_refused(state, text):
     loader = make_loader()
     loader.load_state_dict({"epoch": 0, "batches": 2, **state})
-    with pytest.raises(UserError, match=rf"--ckpt_path: written after 2 of the {text}.*batch_size"):
+    with pytest.raises(UserError, match=rf"ckpt_path: written after 2 of the {text}.*batch_size"):
         list(loader)
 
 

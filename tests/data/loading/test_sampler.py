@@ -83,7 +83,7 @@ def test_augmentation_is_apart_from_the_order_and_equal_in_all_processes():
 
 
 def test_fewer_images_than_processes():
-    with pytest.raises(UserError, match=r"--trainer.devices: 2 image.* among 3 process.* at most 2"):
+    with pytest.raises(UserError, match=r"trainer.devices: 2 image.* among 3 process.* at most 2"):
         EpochSampler(2, 4, world_size=3)
 
 

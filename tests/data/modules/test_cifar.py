@@ -70,7 +70,7 @@ def test_published_checksums_are_those_of_the_archive():
 
 
 def test_verify_makes_checksums_an_error(cifar_root):
-    with pytest.raises(UserError, match=r"^--data.verify: .*checksums differ .*data_batch_1"):
+    with pytest.raises(UserError, match=r"^data.verify: .*checksums differ .*data_batch_1"):
         make(cifar_root, verify=True).setup()
 
 
@@ -180,7 +180,7 @@ def test_cut_gzip(cifar_root):
 def test_missing_batch(cifar_root, name):
     for path in (cifar_root / "cifar-10-batches-py").glob(f"{name}*"):
         path.unlink()
-    with pytest.raises(UserError, match=rf"^--data.root: missing file .*{name} .*--data.download true"):
+    with pytest.raises(UserError, match=rf"^data.root: missing file .*{name} .*data.download true"):
         make(cifar_root).setup()
 
 
@@ -210,7 +210,7 @@ def test_a_second_start_reads_no_file_and_still_tells_of_checksums(started):
 
 
 def test_a_second_start_still_refuses_checksums(started):
-    with pytest.raises(UserError, match=r"^--data.verify: .*checksums differ .*data_batch_1"):
+    with pytest.raises(UserError, match=r"^data.verify: .*checksums differ .*data_batch_1"):
         make(started, verify=True).setup()
 
 
@@ -233,7 +233,7 @@ def test_other_classes_are_refused(cifar_root):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"missing file .*cifar-10-batches-py/batches.meta .*--data.download true"):
+    with pytest.raises(UserError, match=r"missing file .*cifar-10-batches-py/batches.meta .*data.download true"):
         make(tmp_path).setup()
 
 

@@ -55,5 +55,5 @@ def test_targets_belong_to_the_images():
 
 
 def test_too_many_shots():
-    with pytest.raises(UserError, match=r"--data.shots: class '\d' has 4\d images to train on, 60 were asked"):
+    with pytest.raises(UserError, match=r"data.shots: class '\d' has 4\d images to train on, 60 were asked"):
         make(shots=60)

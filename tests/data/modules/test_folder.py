@@ -85,20 +85,20 @@ def test_classes_of_other_splits_are_matched_by_name(split_root):
 
 def test_unknown_class_in_another_split(split_root):
     save_photo(split_root / "val" / "bees" / "1.png")
-    with pytest.raises(UserError, match=r"^--data.root: unknown class of the val images 'bees'; nearest: bee"):
+    with pytest.raises(UserError, match=r"^data.root: unknown class of the val images 'bees'; nearest: bee"):
         make(split_root)
 
 
 def test_class_without_images(photo_root):
     (photo_root / "dog").mkdir()
-    with pytest.raises(UserError, match=r"^--data.root: no images in .*photos/dog$"):
+    with pytest.raises(UserError, match=r"^data.root: no images in .*photos/dog$"):
         make(photo_root)
 
 
 @pytest.mark.parametrize("name", ["bee ", " bee", "bee\n"])
 def test_class_that_a_table_would_take_for_another(photo_root, name):
     (photo_root / "ant").rename(photo_root / name)
-    with pytest.raises(UserError, match=r"^--data.root: the class '.*bee.*' begins or ends with a space; rename it"):
+    with pytest.raises(UserError, match=r"^data.root: the class '.*bee.*' begins or ends with a space; rename it"):
         make(photo_root)
 
 
@@ -106,7 +106,7 @@ def test_images_in_no_class_folder_are_told(photo_root):
     for i in range(3):
         save_photo(photo_root / f"{i}.png")
     with pytest.warns(
-        UserWarning, match=rf"^--data.root: 3 images not used, as in no class folder, but in {photo_root} itself"
+        UserWarning, match=rf"^data.root: 3 images not used, as in no class folder, but in {photo_root} itself"
     ):
         data = make(photo_root)
     assert data.sizes() == {"train": 24, "val": 6}
@@ -116,7 +116,7 @@ def test_folders_beside_the_splits_are_told(split_root):
     for name in ("extra", "more", ".git"):
         save_photo(split_root / name / "ant" / "0.png")
     with pytest.warns(
-        UserWarning, match=rf"^--data.root: not used, as neither train, val nor test: extra, more in {split_root}$"
+        UserWarning, match=rf"^data.root: not used, as neither train, val nor test: extra, more in {split_root}$"
     ):
         make(split_root)
 
@@ -131,7 +131,7 @@ def test_without_test_images_validation_is_tested_on_and_said_so(photo_root):
         warnings.simplefilter("error")
         data = make(photo_root)
         data.train_dataloader()
-    with pytest.warns(UserWarning, match=r"the validation images are tested on; .*--data.test_fraction") as told:
+    with pytest.warns(UserWarning, match=r"the validation images are tested on; .*data.test_fraction") as told:
         loader = data.test_dataloader()
     assert len(told) == 1
     assert torch.cat([y for _, y in loader]).tolist() == [0, 0, 1, 1, 2, 2]
@@ -153,9 +153,9 @@ def test_predict_takes_a_folder_a_file_or_the_test_images(photo_root, tmp_path):
 
 def test_predict_of_nothing(photo_root, tmp_path):
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"^--data.predict: no images in .*none$"):
+    with pytest.raises(UserError, match=r"^data.predict: no images in .*none$"):
         make(photo_root, predict=str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"^--data.predict: .*photo does not exist; nearest: photos"):
+    with pytest.raises(UserError, match=r"^data.predict: .*photo does not exist; nearest: photos"):
         make(photo_root, predict=str(tmp_path / "photo"))
 
 
@@ -169,7 +169,7 @@ def test_augmentation_is_for_training_alone(photo_root):
 
 def test_size_above_resize(photo_root):
     data = ImageFolderDataModule(str(photo_root), spec=InputSpec(size=300, resize=256))
-    with pytest.raises(UserError, match=r"^--data.spec.resize: 256 is less than --data.spec.size, 300"):
+    with pytest.raises(UserError, match=r"^data.spec.resize: 256 is less than data.spec.size, 300"):
         data.train_dataloader()
 
 
@@ -191,7 +191,7 @@ def test_too_few_images_to_split(tmp_path):
     for name in ("ant", "bee"):
         for i in range(2):
             save_photo(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match=r"^--data.val_fraction: 1 of 4 images of 2 classes \(the smallest has 2\)"):
+    with pytest.raises(UserError, match=r"^data.val_fraction: 1 of 4 images of 2 classes \(the smallest has 2\)"):
         make(tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_folder_that_is_meant_for_a_split_is_not_taken_for_a_class(photo_root, n
 )
 def test_class_that_is_called_as_a_split(photo_root, name, message):
     save_photo(photo_root / name / "1.png")
-    with pytest.raises(UserError, match=rf"^--data.root: {photo_root} {message}"):
+    with pytest.raises(UserError, match=rf"^data.root: {photo_root} {message}"):
         _ = ImageFolderDataModule(str(photo_root)).class_names
 
 
@@ -261,7 +261,7 @@ def test_split_without_labels_is_told_and_not_used(split_root, place, split):
 
 def test_class_folder_whose_name_is_no_text(photo_root):
     (photo_root / "ant").rename(photo_root / os.fsdecode(b"caf\xe9"))
-    with pytest.raises(UserError, match=r"^--data.root: the name of the class folder b'caf\\xe9' is not in UTF-8; ren"):
+    with pytest.raises(UserError, match=r"^data.root: the name of the class folder b'caf\\xe9' is not in UTF-8; ren"):
         make(photo_root)
 
 
@@ -339,15 +339,15 @@ def test_classes_are_called_as_a_file_says(split_root, tmp_path, name):
 def test_mistakes_in_a_file_of_names(photo_root, tmp_path, text, message):
     path = tmp_path / "names.json"
     path.write_text(text if isinstance(text, str) else json.dumps(text))
-    with pytest.raises(UserError, match=rf"^--data.class_names_from: {path}:? {message}"):
+    with pytest.raises(UserError, match=rf"^data.class_names_from: {path}:? {message}"):
         make(photo_root, class_names_from=str(path))
 
 
 def test_file_of_names_that_is_not_there(photo_root, tmp_path):
-    with pytest.raises(UserError, match=r"^--data.class_names_from: .*names.yml does not exist"):
+    with pytest.raises(UserError, match=r"^data.class_names_from: .*names.yml does not exist"):
         make(photo_root, class_names_from=str(tmp_path / "names.yml"))
     (tmp_path / "n.csv").write_text("n01440764,tench\nx,y\n")
-    with pytest.raises(UserError, match=r"^--data.class_names_from: unknown column of .*n.csv 'folder'"):
+    with pytest.raises(UserError, match=r"^data.class_names_from: unknown column of .*n.csv 'folder'"):
         make(photo_root, class_names_from=str(tmp_path / "n.csv"))
 
 
@@ -371,19 +371,19 @@ def test_images_of_a_group_stay_together(photo_root, pattern):
     ],
 )
 def test_patterns_of_groups_that_do_not_fit(photo_root, pattern, message):
-    with pytest.raises(UserError, match=f"^--data.groups: {message}"):
+    with pytest.raises(UserError, match=f"^data.groups: {message}"):
         make(photo_root, groups=pattern)
 
 
 def test_group_in_two_folders_is_refused(split_root):
-    with pytest.raises(UserError, match=r"^--data.groups: group '0' is both in train and in val; move all its images"):
+    with pytest.raises(UserError, match=r"^data.groups: group '0' is both in train and in val; move all its images"):
         make(split_root, groups="([0-9])")
 
 
 def test_class_whose_group_is_in_training_alone_is_told(photo_root):
     for path in (photo_root / "ant").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
-    with pytest.warns(UserWarning, match=r"^--data.groups: no images of ant in val, as too few groups have any"):
+    with pytest.warns(UserWarning, match=r"^data.groups: no images of ant in val, as too few groups have any"):
         data = make(photo_root, groups="x|[0-9]")
     assert data.counts()["train"][0] == 10
 
@@ -421,5 +421,5 @@ def test_name_in_two_forms_of_unicode_is_told(split_root, split):
 def test_names_that_may_not_be_meant_are_warned_of(photo_root, tmp_path, names, text):
     for name in names:
         shutil.copytree(photo_root / "ant", tmp_path / "named" / name)
-    with pytest.warns(UserWarning, match=f"^--data.root: {text}$"):
+    with pytest.warns(UserWarning, match=f"^data.root: {text}$"):
         assert sorted(ImageFolderDataModule(str(tmp_path / "named")).class_names) == sorted(names)

@@ -112,7 +112,7 @@ def test_download_asks_torchvision_and_tells_of_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.EMNIST", fake)
     data = MNISTToEMNISTDataModule(str(tmp_path), split="letters", download=True)
-    with pytest.raises(UserError, match=r"^--data.download: failed \(no network\); .* in .*EMNIST/raw$"):
+    with pytest.raises(UserError, match=r"^data.download: failed \(no network\); .* in .*EMNIST/raw$"):
         data.prepare_data()
     assert asked == {"root": str(tmp_path), "split": "letters", "download": True}
 

@@ -300,7 +300,7 @@ def test_labels_and_numbers_are_streamed_as_they_were(run, refused, photo_root):
 
 def test_existing_folder_is_not_overwritten(photos, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match=r"^--folder: .*there exists; name a folder that does not$"):
+    with pytest.raises(UserError, match=r"^folder: .*there exists; name a folder that does not$"):
         convert(photos, tmp_path / "there")
     assert list((tmp_path / "there").iterdir()) == []
 
@@ -320,7 +320,7 @@ def test_bad_image_is_named_and_nothing_is_left_behind(photos, photo_root, tmp_p
 
 def test_folder_below_a_file(photos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^--folder: cannot write .*file/out \(Not a directory\)$"):
+    with pytest.raises(UserError, match=r"^folder: cannot write .*file/out \(Not a directory\)$"):
         convert(photos, tmp_path / "file" / "out")
 
 
@@ -329,10 +329,10 @@ def test_missing_permission_is_told_for_reading_and_writing(photos, stream_root,
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "mkdir", denied)
-    with pytest.raises(UserError, match=r"^--folder: cannot write .*/out \(Permission denied\)$"):
+    with pytest.raises(UserError, match=r"^folder: cannot write .*/out \(Permission denied\)$"):
         convert(photos, tmp_path / "out")
     monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(UserError, match=r"^--data.root: cannot read .*stream/set.json \(Permission denied\)$"):
+    with pytest.raises(UserError, match=r"^data.root: cannot read .*stream/set.json \(Permission denied\)$"):
         make(stream_root)
 
 
@@ -343,7 +343,7 @@ def test_roots_that_are_no_converted_set(photo_root, stream_root):
         stream_root / "train": f"{stream_root}/train is no converted set, it has no set.json; give {stream_root}",
         "local:nix": "cannot read local:nix/set.json (The provided remote_path doesn't exist",
     }.items():
-        with pytest.raises(UserError, match="^" + re.escape(f"--data.root: {told}")):
+        with pytest.raises(UserError, match="^" + re.escape(f"data.root: {told}")):
             make(root)
 
 
@@ -404,7 +404,7 @@ DAMAGES = {
 @pytest.mark.parametrize("told", DAMAGES)
 def test_damaged_set_is_refused_in_one_line(stream_root, told):
     DAMAGES[told](stream_root)
-    with pytest.raises(UserError, match="^" + re.escape("--data.root: " + told.format(root=stream_root))) as error:
+    with pytest.raises(UserError, match="^" + re.escape("data.root: " + told.format(root=stream_root))) as error:
         make(stream_root)
     assert "\n" not in str(error.value)
 
@@ -431,15 +431,15 @@ def test_options_out_of_range(options, message):
 def test_without_litdata_the_extra_is_named(photos, stream_root, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "litdata", None)
     told = r"streaming needs litdata; run: pip install 'lit_ft\[stream\]'$"
-    with pytest.raises(UserError, match=f"^--data.root: {told}"):
+    with pytest.raises(UserError, match=f"^data.root: {told}"):
         make(stream_root)
-    with pytest.raises(UserError, match=f"^--folder: {told}"):
+    with pytest.raises(UserError, match=f"^folder: {told}"):
         convert(photos, tmp_path / "out")
 
 
 def test_bucket_is_refused_offline(monkeypatch):
     monkeypatch.setenv("LIT_FT_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"^--offline: --data.root s3://b/set is streamed over the network"):
+    with pytest.raises(UserError, match=r"^offline: data.root s3://b/set is streamed over the network"):
         make("s3://b/set/")
 
 
@@ -501,7 +501,7 @@ def test_chunk_that_holds_something_else_is_named(stream_root, tmp_path, where):
     chunk = chunk_files(stream_root, "val")[0]
     chunk.write_bytes(b"\xff" * 64 + chunk.read_bytes()[64:])
     data = make(f"{where}{stream_root}", chunk_cache=str(tmp_path / "cache"))
-    with pytest.raises(UserError, match=f"^--data.root: {where}{stream_root}/val/{chunk.name} cannot be read "):
+    with pytest.raises(UserError, match=f"^data.root: {where}{stream_root}/val/{chunk.name} cannot be read "):
         batches_of(data.val_dataloader())
 
 
@@ -511,5 +511,5 @@ def test_index_in_the_cache_that_was_not_checked_is_refused(stream_root, tmp_pat
     original = (stream_root / "val" / "index.json").read_bytes()
     [index] = [path for path in (tmp_path / "cache").rglob("index.json") if path.read_bytes() == original]
     rewritten(index, lambda content: content["chunks"][0].update(filename="../../../x.bin"))
-    with pytest.raises(UserError, match=rf"^--data.root: {index} is not the index of local:{stream_root}/val; delete"):
+    with pytest.raises(UserError, match=rf"^data.root: {index} is not the index of local:{stream_root}/val; delete"):
         batches_of(data.val_dataloader())

@@ -172,7 +172,7 @@ def test_mistakes_in_cells_of_several_labels(table, cells, options, message):
 @pytest.mark.parametrize("cell", ["[" * 60_000 + "]" * 60_000, "[" + "-" * 60_000 + "1]"])
 def test_cell_that_is_nested_without_end_is_no_list(table, cell):
     path = table([["path", "label"], ["ant/0.png", cell], ["ant/1.png", "['cat', 'dog']"]])
-    with pytest.raises(UserError, match=r"^--data.label_columns: 1 of 2 rows of .* are no list of labels") as told:
+    with pytest.raises(UserError, match=r"^data.label_columns: 1 of 2 rows of .* are no list of labels") as told:
         make(path, task="multilabel")
     assert len(str(told.value)) < 500
 
@@ -226,7 +226,7 @@ def test_groups_stay_together(table):
 
 def test_group_in_two_given_splits_is_refused(table):
     path = table(label=kind_of, split=part_of, patient=lambda k, i: "p" if i in (0, 9) else f"p{i}")
-    with pytest.raises(UserError, match=r"^--data.group_column: group 'p' is both in train and in test; move all its"):
+    with pytest.raises(UserError, match=r"^data.group_column: group 'p' is both in train and in test; move all its"):
         make(path, group_column="patient")
 
 
@@ -255,16 +255,16 @@ def test_parquet(table, photo_root):
     torch.testing.assert_close(data.splits["val"].targets, numbers_of(data, "val") / 3)
     columns["label"][4] = None
     parquet.write_table(arrow.table(columns), path)
-    with pytest.raises(UserError, match=r"^--data.label_columns: 1 of 30 rows of .* have no label: row 5; mend them$"):
+    with pytest.raises(UserError, match=r"^data.label_columns: 1 of 30 rows of .* have no label: row 5; mend them$"):
         make(str(path))
     path.write_bytes(b"PAR1 but not really")
-    with pytest.raises(UserError, match=r"^--data.table: .*t.parquet cannot be read \(.*\)$"):
+    with pytest.raises(UserError, match=r"^data.table: .*t.parquet cannot be read \(.*\)$"):
         make(str(path))
 
 
 def test_parquet_without_pyarrow(table, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"^--data.table: .*t.parquet needs pyarrow; run: pip install 'lit_ft\["):
+    with pytest.raises(UserError, match=r"^data.table: .*t.parquet needs pyarrow; run: pip install 'lit_ft\["):
         make(table(label=kind_of, name="t.parquet"))
 
 
@@ -383,22 +383,22 @@ def test_mistakes_in_splits_and_groups(table, split, group, message):
 )
 def test_files_that_are_no_table(photo_root, content, message):
     (photo_root / "bad.csv").write_bytes(content)
-    with pytest.raises(UserError, match=f"^--data.table: .*bad.csv {message}"):
+    with pytest.raises(UserError, match=f"^data.table: .*bad.csv {message}"):
         make(str(photo_root / "bad.csv"))
 
 
 def test_table_that_is_not_there(photo_root, monkeypatch):
     (photo_root / "labels.csv").touch()
-    with pytest.raises(UserError, match=r"^--data.table: .*lables.csv does not exist; nearest: labels.csv$"):
+    with pytest.raises(UserError, match=r"^data.table: .*lables.csv does not exist; nearest: labels.csv$"):
         make(str(photo_root / "lables.csv"))
-    with pytest.raises(UserError, match=r"^--data.table: .*photos is a folder, not a file$"):
+    with pytest.raises(UserError, match=r"^data.table: .*photos is a folder, not a file$"):
         make(str(photo_root))
 
     def forbidden(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.open", forbidden)
-    with pytest.raises(UserError, match=r"^--data.table: .*labels.csv cannot be read \(Permission denied\)$"):
+    with pytest.raises(UserError, match=r"^data.table: .*labels.csv cannot be read \(Permission denied\)$"):
         make(str(photo_root / "labels.csv"))
 
 
@@ -452,14 +452,14 @@ def test_split_has_what_shots_leave_out(table, tmp_path):
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_label_that_says_nan_is_warned_of(table, task):
     path = table(label=lambda k, i: "nan" if i == 3 else k + "|" * (task == "multilabel"))
-    with pytest.warns(UserWarning, match=r"^--data.label_columns: 'nan' is taken for a class; if it stands for a miss"):
+    with pytest.warns(UserWarning, match=r"^data.label_columns: 'nan' is taken for a class; if it stands for a miss"):
         data = make(path, task=task)
     assert data.class_names == ["ant", "bee", "cat", "nan"]
 
 
 def test_labels_in_two_forms_of_unicode_are_told(table):
     path = table(label=lambda k, i: ["caf\u00e9", "cafe\u0301"][i % 2])
-    with pytest.raises(UserError, match=r"^--data.label_columns: the class 'caf.+' comes in two forms of Unicode, "):
+    with pytest.raises(UserError, match=r"^data.label_columns: the class 'caf.+' comes in two forms of Unicode, "):
         make(path)
 
 
@@ -469,7 +469,7 @@ def test_table_that_does_not_fit_into_memory_is_told_in_a_line(photo_root, monke
 
     (photo_root / "big.csv").write_text("path,label\nant/0.png,ant\n")
     monkeypatch.setattr("lit_ft.data.files.columns.csv.reader", full)
-    with pytest.raises(UserError, match=r"^--data.table: .*big.csv holds more rows than fit into memory$"):
+    with pytest.raises(UserError, match=r"^data.table: .*big.csv holds more rows than fit into memory$"):
         ImageTableDataModule(str(photo_root / "big.csv")).setup()
 
 
