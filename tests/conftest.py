@@ -19,7 +19,8 @@ torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
-def _no_data_from_outside(monkeypatch, tmp_path_factory):
+def _no_data_from_outside(tmp_path, monkeypatch, tmp_path_factory):
+    # The folder of a test is made before anything is patched, and so removed after all patches are undone.
     monkeypatch.delenv("LIT_FT_DATA", raising=False)
     monkeypatch.setenv("LIT_FT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
