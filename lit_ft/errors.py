@@ -8,7 +8,12 @@ import unicodedata
 from collections.abc import Iterable
 from importlib import metadata
 
-_OPTION = re.compile(r"`([a-z_]+(?:\.\w+)*)`")
+# Libraries put other things in backquotes.
+_SECTIONS = (
+    "model|data|trainer|unfreeze|checkpoint|early_stopping|feature_cache|report|predictions|optimizer|lr_scheduler|"
+    "seed_everything|ckpt_path|folder|offline"
+)
+_OPTION = re.compile(rf"`((?:{_SECTIONS})(?:\.\w+)*)`")
 
 
 class UserError(ValueError):

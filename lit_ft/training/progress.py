@@ -11,8 +11,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-REFRESH_SECONDS = 0.5
 from lit_ft.console import format_value
+
+REFRESH_SECONDS = 0.5
 
 
 class _Shows(ProgressBar):

@@ -24,10 +24,10 @@ def test_spec_changes_only_in_what_is_given(config, expected):
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (InputConfig(mean=[0.5]), r"--model.input.mean: --model.input.channels says 3 channels, got \[0.5\]"),
-        (InputConfig(std=[1, 0, 1]), r"--model.input.std: must be above 0, got \[1.0, 0.0, 1.0\]"),
-        (InputConfig(size=0), r"--model.input.size: must be between 1 and resize \(0\), got 0"),
-        (InputConfig(size=100, resize=99), r"--model.input.size: must be between 1 and resize \(99\), got 100"),
+        (InputConfig(mean=[0.5]), r"model.input.mean: model.input.channels says 3 channels, got \[0.5\]"),
+        (InputConfig(std=[1, 0, 1]), r"model.input.std: must be above 0, got \[1.0, 0.0, 1.0\]"),
+        (InputConfig(size=0), r"model.input.size: must be between 1 and resize \(0\), got 0"),
+        (InputConfig(size=100, resize=99), r"model.input.size: must be between 1 and resize \(99\), got 100"),
     ],
 )
 def test_impossible_images_are_refused(config, text):
@@ -44,9 +44,9 @@ def test_channels_are_those_of_the_normalisation():
     [
         (
             {"mean": [123.7, 116.3, 103.5]},
-            r"--model.input.mean: is on a scale from 0 to 1, got \[123.7, .*divide by 255",
+            r"model.input.mean: is on a scale from 0 to 1, got \[123.7, .*divide by 255",
         ),
-        ({"interpolation": "foo"}, r"--model.input.interpolation: unknown interpolation 'foo'"),
+        ({"interpolation": "foo"}, r"model.input.interpolation: unknown interpolation 'foo'"),
     ],
 )
 def test_values_that_cannot_be_are_refused(given, text):

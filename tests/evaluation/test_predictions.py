@@ -205,7 +205,7 @@ def test_file_that_exists_is_refused_before_anything_is_predicted(tmp_path, file
     place = Path(file or tmp_path / "run" / "predictions.csv")
     PredictionWriter(file).setup(trainer(tmp_path), module(), "predict")
     place.write_text("of last week")
-    told = f"--predictions.file: {place} exists; name another file, or to overwrite it: --predictions.overwrite true"
+    told = f"predictions.file: {place} exists; name another file, or to overwrite it: predictions.overwrite true"
     with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
         PredictionWriter(file).setup(trainer(tmp_path), module(), "predict")
     PredictionWriter(file).setup(trainer(tmp_path), module(), "fit")  # nothing is written

@@ -488,7 +488,7 @@ def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
     [
         (1.0, "29.2 kB as float32 in"),
         (20e-6, "14.6 kB as float16 in"),
-        (10e-6, "train and val from images, as 14.6 kB would exceed --feature_cache.limit 1e-05 GB"),
+        (10e-6, "train and val from images, as 14.6 kB would exceed feature_cache.limit 1e-05 GB"),
     ],
 )
 def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
@@ -521,7 +521,7 @@ def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsy
 
     passes = Passes()
     _, cached = fit(tmp_path, LeavesNothing(), passes, module=large, cache=FeatureCache(dtype="float16"))
-    assert "do not fit float16; give another --feature_cache.dtype" in capsys.readouterr().out
+    assert "do not fit float16; give another feature_cache.dtype" in capsys.readouterr().out
     assert set(passes.kinds) == {"Tensor"}
     assert furthest(cached, fit(tmp_path, module=large, cache=False)[1]) == 0
 
@@ -573,7 +573,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         ),
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
-        ({"module": "mix"}, {}, "Tensor", "; train from images, as --model.mix changes its batches"),
+        ({"module": "mix"}, {}, "Tensor", "; train from images, as model.mix changes its batches"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
         ({"data": Foreign()}, {}, "Tensor", "Features  train from images, as what loads them is of no data module of"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
@@ -605,7 +605,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             {"module": "norms", "unfreezing": {**PROBE, "frozen_norm": "stats"}},
             {},
             "Tensor",
-            "epochs 0-2: train and val from images, as frozen stages still move, by --unfreeze.frozen_norm",
+            "epochs 0-2: train and val from images, as frozen stages still move, by unfreeze.frozen_norm",
         ),
         ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
         ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
@@ -714,15 +714,15 @@ def test_strategies_that_shard_are_not_taken_for_replicas(tmp_path, monkeypatch,
     assert [is_replicated(object.__new__(kind)) for kind in (DeepSpeedStrategy, FSDPStrategy)] == [False, False]
     monkeypatch.setattr("lit_ft.features.cache.is_replicated", lambda strategy: False)
     fit(tmp_path, epochs=2)
-    assert "--trainer.strategy SingleDeviceStrategy may hold only a part of the weights" in capsys.readouterr().out
+    assert "trainer.strategy SingleDeviceStrategy may hold only a part of the weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"views": -1}, "--feature_cache.views: must be at least 0, got -1"),
-        ({"limit": 0}, "--feature_cache.limit: must be above 0 GB, got 0"),
-        ({"dtype": "int8"}, "--feature_cache.dtype: int8 is none of auto, float32, float16, bfloat16"),
+        ({"views": -1}, "feature_cache.views: must be at least 0, got -1"),
+        ({"limit": 0}, "feature_cache.limit: must be above 0 GB, got 0"),
+        ({"dtype": "int8"}, "feature_cache.dtype: int8 is none of auto, float32, float16, bfloat16"),
     ],
 )
 def test_options_out_of_range_are_refused(options, match):

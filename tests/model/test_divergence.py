@@ -34,8 +34,8 @@ def test_run_stops_in_the_step_whose_loss_is_not_finite(tmp_path):
     with pytest.raises(UserError) as caught:
         trainer.fit(module, datamodule=FewDigits())  # two steps an epoch
     assert str(caught.value) == (
-        "train/loss is not finite in step 5 (learning rate 0.01, largest gradient in dense): lower --model.lr, or give "
-        f"--trainer.gradient_clip_val 1; best model before that: {tmp_path / 'best.ckpt'}"
+        "train/loss is not finite in step 5 (learning rate 0.01, largest gradient in dense): lower model.lr, or give "
+        f"trainer.gradient_clip_val 1; best model before that: {tmp_path / 'best.ckpt'}"
     )
     saved = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert saved["global_step"] <= 4
@@ -154,6 +154,6 @@ def test_largest_gradient_is_of_the_stage_with_the_largest_number():
 
 def test_error_without_a_trainer_names_what_is_known():
     assert str(diverged(small_module(classes=10), "train/loss", 3, "head")) == (
-        "train/loss is not finite in step 3 (largest gradient in head): lower --model.lr, or give "
-        "--trainer.gradient_clip_val 1"
+        "train/loss is not finite in step 3 (largest gradient in head): lower model.lr, or give "
+        "trainer.gradient_clip_val 1"
     )

@@ -66,4 +66,4 @@ def test_finder_alone_is_a_list_of_one(run):
 
 
 def test_data_without_a_batch_size_is_not_named():
-    assert format_found(small_module(lr=0.25), None) == "Found  --model.lr 0.25"
+    assert format_found(small_module(lr=0.25), None) == "Found  model.lr 0.25"

@@ -179,12 +179,12 @@ def test_whole_number_is_taken_for_alpha():
 @pytest.mark.parametrize(
     ("options", "task", "text"),
     [
-        ({"mixup": -0.1}, "multiclass", "--model.mix.mixup: must be a number that is at least 0, got -0.1"),
-        ({"cutmix": float("inf")}, "multiclass", "--model.mix.cutmix: must be a number that is at least 0, got inf"),
-        ({"mixup": float("nan")}, "multilabel", "--model.mix.mixup: must be a number that is at least 0, got nan"),
-        ({"erase": 1.1}, "multiclass", "--model.mix.erase: must be at least 0 and at most 1, got 1.1"),
-        ({"erase": -0.5}, "regression", "--model.mix.erase: must be at least 0 and at most 1, got -0.5"),
-        ({"cutmix": 1.0}, "regression", "--model.mix.cutmix: is for classes, not --model.task regression; take --mo"),
+        ({"mixup": -0.1}, "multiclass", "model.mix.mixup: must be a number that is at least 0, got -0.1"),
+        ({"cutmix": float("inf")}, "multiclass", "model.mix.cutmix: must be a number that is at least 0, got inf"),
+        ({"mixup": float("nan")}, "multilabel", "model.mix.mixup: must be a number that is at least 0, got nan"),
+        ({"erase": 1.1}, "multiclass", "model.mix.erase: must be at least 0 and at most 1, got 1.1"),
+        ({"erase": -0.5}, "regression", "model.mix.erase: must be at least 0 and at most 1, got -0.5"),
+        ({"cutmix": 1.0}, "regression", "model.mix.cutmix: is for classes, not model.task regression; take --mo"),
     ],
 )
 def test_mixing_that_cannot_be_is_refused(options, task, text):

@@ -235,13 +235,13 @@ def test_grey_images_fit_a_colour_backbone_and_colour_images_a_grey_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, r"--model.lr: must be above 0, got 0.0"),
-        ({"lr_decay": 0.0}, r"--model.lr_decay: must be above 0 and at most 1, got 0.0"),
-        ({"lr_decay": 1.5}, r"--model.lr_decay: .* got 1.5"),
+        ({"lr": 0.0}, r"model.lr: must be above 0, got 0.0"),
+        ({"lr_decay": 0.0}, r"model.lr_decay: must be above 0 and at most 1, got 0.0"),
+        ({"lr_decay": 1.5}, r"model.lr_decay: .* got 1.5"),
         ({"classes": 0}, r"classes: must be at least 1"),
-        ({"backbone": "mnist_cmn"}, r"--model.backbone: unknown backbone 'mnist_cmn'; nearest: mnist_cnn"),
-        ({"label_smoothing": 1.0}, r"--model.label_smoothing: .* got 1.0"),
-        ({"penalty": {"kind": "l2", "strength": -1.0}}, r"--model.penalty.strength: must not be negative, got -1.0"),
+        ({"backbone": "mnist_cmn"}, r"model.backbone: unknown backbone 'mnist_cmn'; nearest: mnist_cnn"),
+        ({"label_smoothing": 1.0}, r"model.label_smoothing: .* got 1.0"),
+        ({"penalty": {"kind": "l2", "strength": -1.0}}, r"model.penalty.strength: must not be negative, got -1.0"),
     ],
 )
 def test_wrong_option_is_refused(options, message):
@@ -427,11 +427,11 @@ def test_plateau_counts_the_epochs_that_validate():
 @pytest.mark.parametrize(
     ("monitor", "options", "told"),
     [
-        ("val/acd", {}, "--lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc"),
+        ("val/acd", {}, "lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc"),
         (
             "val/acc",
             {"limit_val_batches": 0},
-            "--lr_scheduler: ReduceLROnPlateau waits for validations, and the run has",
+            "lr_scheduler: ReduceLROnPlateau waits for validations, and the run has",
         ),
     ],
 )
@@ -785,6 +785,6 @@ def test_loss_is_a_mean_in_float32_whatever_type_the_weights_have(precision):
 def test_precision_that_would_round_the_numbers_to_learn_is_refused(precision):
     module = small_module(task="regression", classes=["year"])
     mixed = precision.replace("true", "mixed")
-    told = f"--trainer.precision: {precision} would round the numbers that are to be learnt; give {mixed}"
+    told = f"trainer.precision: {precision} would round the numbers that are to be learnt; give {mixed}"
     with pytest.raises(UserError, match=f"^{told}$"):
         small_trainer(1, precision=precision).fit(module, DataLoader(list(range(4))))

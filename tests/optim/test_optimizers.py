@@ -160,7 +160,7 @@ def test_warmup_cosine_goes_on_from_its_state(tmp_path):
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0])
 def test_warmup_out_of_range_is_refused(fraction):
-    text = f"^--lr_scheduler.warmup_fraction: must be at least 0 and below 1, got {fraction}$"
+    text = f"^lr_scheduler.warmup_fraction: must be at least 0 and below 1, got {fraction}$"
     with pytest.raises(UserError, match=text):
         WarmupCosine(two_groups(), 10, warmup_fraction=fraction)
 
@@ -382,7 +382,7 @@ def test_plateau_waits_for_what_is_best_of_its_metric(spec, monitor, mode):
 
 def test_plateau_of_a_metric_that_is_not_logged_is_refused_with_the_nearest():
     spec = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acd", "mode": "max"}}
-    told = r"^--lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc \(choose from val/acc\)$"
+    told = r"^lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc \(choose from val/acc\)$"
     with pytest.raises(UserError, match=told):
         settle_plateau(spec, {"val/acc": "max"}, known=True)
     settled, monitor = settle_plateau(spec, {"val/acc": "max"}, known=False)

@@ -240,7 +240,7 @@ def test_checkpoint_of_an_earlier_version_is_resumed(whole, tmp_path, name, batc
 ONE_CYCLE = {"class_path": "OneCycleLR", "init_args": {"cycle_momentum": False}}
 CYCLIC = {"class_path": "CyclicLR", "init_args": {"cycle_momentum": False, "step_size_up": 4}}
 LISTED = {"class_path": "SequentialLR", "init_args": {"schedulers": ["ConstantLR", "WarmupCosine"], "milestones": [4]}}
-SAME = "resume with the same --data.batch_size, --trainer.accumulate_grad_batches, --trainer.max_epochs and number of"
+SAME = "resume with the same data.batch_size, trainer.accumulate_grad_batches, trainer.max_epochs and number of"
 
 
 @pytest.mark.parametrize(

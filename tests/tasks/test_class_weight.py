@@ -45,7 +45,7 @@ def test_equal_classes_have_the_weight_one():
     [
         ("multiclass", None, "the data module has no counts() of the training images of each class; add that method"),
         ("multiclass", SimpleNamespace(), "the data module has no counts() of the training images of each class"),
-        ("multiclass", SimpleNamespace(sampling="balanced"), "--data.sampling balanced already lets all classes count"),
+        ("multiclass", SimpleNamespace(sampling="balanced"), "data.sampling balanced already lets all classes count"),
         ("multiclass", Data(None), "the data module has no counts() of the training images of each class"),
         ("multiclass", Data([5, 0, 0]), "no training image of bee, cat; leave such classes out, or set class_weight"),
         ("multilabel", Data([5, 0, 1], 9), "no training image of bee; leave such classes out, or set class_weight to"),
@@ -66,11 +66,11 @@ def test_of_many_classes_without_images_five_are_named():
 @pytest.mark.parametrize(
     ("given", "task", "text"),
     [
-        ("balancd", "multiclass", "--model.class_weight: unknown weight 'balancd'; nearest: balanced (choose from bal"),
+        ("balancd", "multiclass", "model.class_weight: unknown weight 'balancd'; nearest: balanced (choose from bal"),
         (
             "balanced",
             "regression",
-            "--model.class_weight: is for --model.task multiclass or multilabel, not regression",
+            "model.class_weight: is for model.task multiclass or multilabel, not regression",
         ),
     ],
 )

@@ -280,11 +280,11 @@ def test_answers_are_what_a_user_reads():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("multiclas", 3), "--model.task: unknown task 'multiclas'; nearest: multiclass, "),
-        (("multiclass", 3, 1.0), "--model.label_smoothing: must be at least 0 and below 1, got 1.0"),
-        (("multiclass", 3, -0.1), "--model.label_smoothing: must be at least 0 and below 1, got -0.1"),
-        (("multiclass", 1), "--model.task: multiclass needs at least 2 classes, got 1"),
-        (("multilabel", 1), "--model.task: multilabel needs at least 2 classes, got 1"),
+        (("multiclas", 3), "model.task: unknown task 'multiclas'; nearest: multiclass, "),
+        (("multiclass", 3, 1.0), "model.label_smoothing: must be at least 0 and below 1, got 1.0"),
+        (("multiclass", 3, -0.1), "model.label_smoothing: must be at least 0 and below 1, got -0.1"),
+        (("multiclass", 1), "model.task: multiclass needs at least 2 classes, got 1"),
+        (("multilabel", 1), "model.task: multilabel needs at least 2 classes, got 1"),
     ],
 )
 def test_task_that_cannot_be_is_refused(arguments, text):

@@ -170,7 +170,7 @@ def test_checkpoint_holds_the_plan(gradual_run):
 @pytest.mark.parametrize(
     ("options", "max_epochs", "message"),
     [
-        ({"strategy": "gradual"}, 2, r"--trainer.max_epochs: .* at least 3 epochs .* got 2"),
+        ({"strategy": "gradual"}, 2, r"trainer.max_epochs: .* at least 3 epochs .* got 2"),
         ({"strategy": "phases", "phases": [{"train": ["layer9", "head"]}]}, 2, r"unknown stage 'layer9'"),
     ],
 )
@@ -244,7 +244,7 @@ def test_cosine_goes_on_step_by_step_where_the_data_has_no_length_and_the_run_en
             {"max_epochs": 2},
             "OneCycleLR needs the number of steps, but data without a length .*",
         ),
-        ("WarmupCosine", {"max_epochs": -1}, "WarmupCosine needs a run with an end; set --trainer.max_epochs"),
+        ("WarmupCosine", {"max_epochs": -1}, "WarmupCosine needs a run with an end; set trainer.max_epochs"),
     ],
 )
 def test_schedule_that_needs_what_nobody_knows_is_refused(schedule, options, text):
@@ -451,9 +451,9 @@ def test_next_phase_begins_when_the_loss_has_stopped_to_fall(capsys):
         (
             {"plateau": {"monitor": "val/los"}},
             {},
-            "--unfreeze.plateau.monitor: unknown metric 'val/los'; nearest: val/loss",
+            "unfreeze.plateau.monitor: unknown metric 'val/los'; nearest: val/loss",
         ),
-        ({}, {"limit_val_batches": 0}, "--unfreeze.plateau: the run validates nothing, so that no plateau would ever"),
+        ({}, {"limit_val_batches": 0}, "unfreeze.plateau: the run validates nothing, so that no plateau would ever"),
     ],
 )
 def test_plateau_that_would_never_be_seen_is_refused(options, trainer_options, text):
@@ -472,7 +472,7 @@ def test_early_stopping_that_could_end_the_run_before_the_last_phase_is_warned_o
         return [str(one.message) for one in caught if "--early_stopping.patience" in str(one.message)]
 
     assert warned(4) == [
-        "--early_stopping.patience: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
+        "early_stopping.patience: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
         "raise it to 5 or more"
     ]
     assert warned(5) == []

@@ -275,76 +275,76 @@ TWO = {"stem": "conv1|norm1", "deep": "body|scale"}
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (config(stages={"stem": "conv1"}), "--model.backbone.stages: parameter scale is in no stage; it must be in"),
+        (config(stages={"stem": "conv1"}), "model.backbone.stages: parameter scale is in no stage; it must be in"),
         (
             config(stages={**TWO, "more": "conv"}),
-            "--model.backbone.stages: more: no parameter fits 'conv'",
+            "model.backbone.stages: more: no parameter fits 'conv'",
         ),
         (
             config(stages={**TWO, "more": "conv1"}),
-            "--model.backbone.stages: parameter conv1.weight is in stem and in more; it must be in exactly one",
+            "model.backbone.stages: parameter conv1.weight is in stem and in more; it must be in exactly one",
         ),
-        (config(stages=TWO, classifier=None), "--model.backbone.stages: parameter fc.weight is in no stage"),
-        (config(stages=TWO, classifer="fc"), "--model.backbone: unknown key 'classifer'; nearest: classifier"),
-        ({"class_path": "a.B"}, "--model.backbone: stages is missing; your own network needs class_path and stages"),
-        (config(stages=["conv1"]), "--model.backbone.stages: must map names to patterns"),
-        (config("Nothing", stages=TWO), f"--model.backbone: cannot make {__name__}.Nothing (module"),
+        (config(stages=TWO, classifier=None), "model.backbone.stages: parameter fc.weight is in no stage"),
+        (config(stages=TWO, classifer="fc"), "model.backbone: unknown key 'classifer'; nearest: classifier"),
+        ({"class_path": "a.B"}, "model.backbone: stages is missing; your own network needs class_path and stages"),
+        (config(stages=["conv1"]), "model.backbone.stages: must map names to patterns"),
+        (config("Nothing", stages=TWO), f"model.backbone: cannot make {__name__}.Nothing (module"),
         (
             config(init_args={"depth": 1}, stages=TWO),
-            f"--model.backbone: cannot make {__name__}.Net (Net.__init__() got",
+            f"model.backbone: cannot make {__name__}.Net (Net.__init__() got",
         ),
         (
             config(stages=TWO, init_args={"dropout": True}),
-            "--model.backbone: Net asks between its stages whether it is",
+            "model.backbone: Net asks between its stages whether it is",
         ),
         *(
             (
                 config(name, stages=TWO),
-                f"--model.backbone: {name} asks between its stages whether it is training, which",
+                f"model.backbone: {name} asks between its stages whether it is training, which",
             )
             for name in ("Positional", "OnlyInTraining", "InPlaceInTraining", "SometimesInTraining")
         ),
         *(
-            (config(name, stages=TWO), f"--model.backbone: {name} gives something else once it is cut: between its")
+            (config(name, stages=TWO), f"model.backbone: {name} gives something else once it is cut: between its")
             for name in ("Noisy", "WithoutGradient", "InHalf", "OfTensors")
         ),
         (
             config("OfParameter", stages={"stem": "conv1|norm1|gain", "deep": "body|scale"}),
-            "--model.backbone: OfParameter gives something else once it is cut",
+            "model.backbone: OfParameter gives something else once it is cut",
         ),
         (
             config("SharedNorm", stages={"stem": "conv", "deep": "deep"}, classifier=None),
-            "--model.backbone.stages: norm is used in several stages and keeps statistics; give each stage one",
+            "model.backbone.stages: norm is used in several stages and keeps statistics; give each stage one",
         ),
         (
             config("ValuesWithin", stages=TWO),
-            "--model.backbone: its shapes are found with tensors without data, which it cannot take (",
+            "model.backbone: its shapes are found with tensors without data, which it cannot take (",
         ),
         (
             config(stages={"stem": "conv1|norm1", "head": "body|scale"}),
-            "--model.backbone.stages: head cannot be the name",
+            "model.backbone.stages: head cannot be the name",
         ),
         (
             config(stages={"keys": "conv1|norm1", "deep": "body|scale"}),
-            "--model.backbone.stages: keys cannot be the name",
+            "model.backbone.stages: keys cannot be the name",
         ),
-        (config(stages={1: "conv1|norm1", 2: "body|scale"}), "--model.backbone.stages: must map names to patterns"),
-        (config(stages={**TWO, "stem": "conv1(|norm1"}), "--model.backbone: stem: 'conv1(|norm1' is no regular"),
-        (config(stages=TWO, channels="3"), "--model.backbone.channels: must be int, got '3'"),
-        ({"class_path": 5, "stages": TWO}, "--model.backbone.class_path: must be str, got 5"),
-        (config("OnBuffer", stages=TWO), "--model.backbone: cannot follow the images through OnBuffer (symbolically"),
-        (config("Writing", stages=TWO), "--model.backbone: cannot follow the images through Writing ('Proxy' object"),
-        (config("Listing", stages=TWO), "--model.backbone: cannot follow the images through Listing ("),
+        (config(stages={1: "conv1|norm1", 2: "body|scale"}), "model.backbone.stages: must map names to patterns"),
+        (config(stages={**TWO, "stem": "conv1(|norm1"}), "model.backbone: stem: 'conv1(|norm1' is no regular"),
+        (config(stages=TWO, channels="3"), "model.backbone.channels: must be int, got '3'"),
+        ({"class_path": 5, "stages": TWO}, "model.backbone.class_path: must be str, got 5"),
+        (config("OnBuffer", stages=TWO), "model.backbone: cannot follow the images through OnBuffer (symbolically"),
+        (config("Writing", stages=TWO), "model.backbone: cannot follow the images through Writing ('Proxy' object"),
+        (config("Listing", stages=TWO), "model.backbone: cannot follow the images through Listing ("),
         (
             config("Sized", stages={"stem": "conv1|norm1", "middle": r"body\.0", "deep": r"body\.1|scale"}),
-            "--model.backbone.stages: stem and middle cannot be cut apart: what follows stem takes more than one "
+            "model.backbone.stages: stem and middle cannot be cut apart: what follows stem takes more than one "
             "tensor (getitem, conv1); make them one stage",
         ),
-        (config("Branching", stages=TWO), "--model.backbone: cannot follow the images through Branching (symbolically"),
-        (config("Several", stages=TWO), "--model.backbone: Several gives something else than one tensor"),
+        (config("Branching", stages=TWO), "model.backbone: cannot follow the images through Branching (symbolically"),
+        (config("Several", stages=TWO), "model.backbone: Several gives something else than one tensor"),
         (
             config("Split", stages={"stem": "conv1", "deep": r"body\.0|scale", "rest": r"norm1|body\.1"}),
-            "--model.backbone.stages: stem and deep cannot be cut apart: what follows stem takes more "
+            "model.backbone.stages: stem and deep cannot be cut apart: what follows stem takes more "
             "than one tensor (images, conv1); make them one stage",
         ),
     ],

@@ -386,7 +386,7 @@ def test_unknown_network_is_told_with_the_nearest_three():
     with pytest.raises(UserError) as error:
         build_backbone("timm/resnt50", weights=None)
     told = str(error.value)
-    assert told.startswith("--model.backbone: unknown backbone 'timm/resnt50'; nearest: timm/resnet50")
+    assert told.startswith("model.backbone: unknown backbone 'timm/resnt50'; nearest: timm/resnet50")
     assert told.count("timm/") == 4
 
 
@@ -401,7 +401,7 @@ def test_name_with_a_tag_is_told_how_to_give_it():
     with pytest.raises(UserError) as error:
         build_backbone("timm/resnet50.a1_in1k")
     assert str(error.value) == (
-        "--model.backbone: timm/resnet50.a1_in1k has a tag; give timm/resnet50 and --model.weights a1_in1k"
+        "model.backbone: timm/resnet50.a1_in1k has a tag; give timm/resnet50 and model.weights a1_in1k"
     )
 
 
@@ -445,7 +445,7 @@ def test_network_whose_groups_fit_nothing_is_refused(monkeypatch):
 )
 def test_size_that_a_network_cannot_take_is_refused(name, size):
     spec = replace(input_spec(f"timm/{name}", None), size=size)
-    told = rf"^--model.input.size: the backbone cannot take 3 x {size} x {size} images"
+    told = rf"^model.input.size: the backbone cannot take 3 x {size} x {size} images"
     with torch.device("meta"), pytest.raises(UserError, match=told):
         build_backbone(f"timm/{name}", None, spec=spec)
 

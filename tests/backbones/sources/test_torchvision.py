@@ -197,8 +197,8 @@ def test_pooling_of_a_vision_transformer():
 @pytest.mark.parametrize(
     ("name", "pool", "text"),
     [
-        ("resnet18", "token", "--model.pool: token: the network has no class token; choose own or avg"),
-        ("mnist_cnn", "avg", "--model.pool: avg: the last stage gives no map or tokens, but 2 axes; choose own"),
+        ("resnet18", "token", "model.pool: token: the network has no class token; choose own or avg"),
+        ("mnist_cnn", "avg", "model.pool: avg: the last stage gives no map or tokens, but 2 axes; choose own"),
     ],
 )
 def test_pooling_that_does_not_fit_is_refused(name, pool, text):

@@ -229,7 +229,7 @@ def test_files_are_told_from_tags(weights, expected):
 def test_unknown_tag_lists_the_tags(name, text):
     with pytest.raises(UserError) as caught:
         build_backbone(name, "IMAGENET1K_V3")
-    assert str(caught.value).startswith(f"--model.weights: unknown weights tag of {name} 'IMAGENET1K_V3'")
+    assert str(caught.value).startswith(f"model.weights: unknown weights tag of {name} 'IMAGENET1K_V3'")
     assert str(caught.value).endswith(text)
 
 
@@ -237,7 +237,7 @@ def test_weights_that_cannot_be_fetched_are_told_with_their_place(hub, tmp_path)
     with pytest.raises(UserError) as caught:
         build_backbone(NAME)
     assert str(caught.value) == (
-        f"--model.weights: could not fetch {NAME} IMAGENET1K_V1 (<urlopen error no route to host>); put "
+        f"model.weights: could not fetch {NAME} IMAGENET1K_V1 (<urlopen error no route to host>); put "
         f"{SqueezeNet1_1_Weights.DEFAULT.url} at {tmp_path}/data/weights/{hub.name}, name a local file, or give null "
         "for random weights"
     )

@@ -202,8 +202,8 @@ def test_one_of_several_state_dicts_is_named(save, key, states, tmp_path):
     with pytest.raises(UserError) as caught:
         build_backbone(NAME, str(tmp_path / "net.pth"))
     listed = re.fullmatch(
-        rf"--model.weights: {tmp_path}/net.pth holds weights of this network under (\S+) and (\S+); choose with "
-        r"--model.weights_key (\S+)",
+        rf"model.weights: {tmp_path}/net.pth holds weights of this network under (\S+) and (\S+); choose with "
+        r"model.weights_key (\S+)",
         str(caught.value),
     )
     assert f".{key}." in f".{listed[2]}." or f".{key}." in f".{listed[1]}."

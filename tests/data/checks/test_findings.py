@@ -314,7 +314,7 @@ def test_what_cannot_be_split_is_checked_all_the_same(clean):
     cut_short(clean)
     findings = found(clean / "train")
     assert list(findings)[:3] == ["split", "unreadable", "too_few"]
-    assert "--data.val_fraction: " in findings["split"].what
+    assert "data.val_fraction: " in findings["split"].what
 
 
 def test_the_same_file_in_two_places_is_a_leak(clean):

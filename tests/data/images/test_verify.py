@@ -122,9 +122,9 @@ def test_error_names_the_files_before_training(photo_root):
     with pytest.raises(UserError) as caught:
         folder(photo_root).setup()
     text = str(caught.value)
-    assert text.startswith("--data.on_bad_image: 11 of 30 images cannot be read: ")
+    assert text.startswith("data.on_bad_image: 11 of 30 images cannot be read: ")
     assert text.count(".png (") == 10
-    assert " and 1 more; mend or remove them, or leave them out with --data.on_bad_image skip" in text
+    assert " and 1 more; mend or remove them, or leave them out with data.on_bad_image skip" in text
 
 
 def test_skip_goes_on_with_what_is_left(photo_root):

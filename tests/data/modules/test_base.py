@@ -138,11 +138,11 @@ def test_balanced_sampling_is_for_training_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 0}, "--data.shots: 0 is less than 1"),
-        ({"fraction": 0.5}, "--data.fraction: 0.5 and --data.shots 10 cannot both be; set one to null"),
-        ({"shots": None, "fraction": 1.5}, "--data.fraction: 1.5 is not a fraction between 0 and 1"),
-        ({"sampling": "balance"}, "--data.sampling: unknown sampling 'balance'; nearest: balanced"),
-        ({"split_seed": -1}, "--data.split_seed: -1 is not between 0 and"),
+        ({"shots": 0}, "data.shots: 0 is less than 1"),
+        ({"fraction": 0.5}, "data.fraction: 0.5 and data.shots 10 cannot both be; set one to null"),
+        ({"shots": None, "fraction": 1.5}, "data.fraction: 1.5 is not a fraction between 0 and 1"),
+        ({"sampling": "balance"}, "data.sampling: unknown sampling 'balance'; nearest: balanced"),
+        ({"split_seed": -1}, "data.split_seed: -1 is not between 0 and"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -176,10 +176,10 @@ def test_size_above_resize(photo_root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 1.5}, "--data.val_fraction: 1.5 is not a fraction between 0 and 1"),
-        ({"test_fraction": -0.1}, "--data.test_fraction: -0.1 is not a fraction at least 0"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "--data.test_fraction: 0.5 and --data.val_fraction 0.5 leave"),
-        ({"num_workers": -1}, "--data.num_workers: -1 is less than 0"),
+        ({"val_fraction": 1.5}, "data.val_fraction: 1.5 is not a fraction between 0 and 1"),
+        ({"test_fraction": -0.1}, "data.test_fraction: -0.1 is not a fraction at least 0"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "data.test_fraction: 0.5 and data.val_fraction 0.5 leave"),
+        ({"num_workers": -1}, "data.num_workers: -1 is less than 0"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -198,10 +198,10 @@ def test_too_few_images_to_split(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [
-        (["one"], {}, "--data.val_fraction: the class 'one' has one image, and two are needed, one to train on and one "
+        (["one"], {}, "data.val_fraction: the class 'one' has one image, and two are needed, one to train on and one "
          "for val; add images, or leave the class out$"),
-        (["one", "solo"], {}, "--data.val_fraction: the classes one, solo have one image, and two are needed"),
-        (["one"], {"test_fraction": 0.2}, "--data.test_fraction: the class 'one' has one image, .* one for test; add"),
+        (["one", "solo"], {}, "data.val_fraction: the classes one, solo have one image, and two are needed"),
+        (["one"], {"test_fraction": 0.2}, "data.test_fraction: the class 'one' has one image, .* one for test; add"),
     ],
 )  # fmt: skip
 def test_class_with_one_image_is_named(photo_root, classes, options, message):
@@ -247,7 +247,7 @@ def test_split_without_labels_is_told_and_not_used(split_root, place, split):
     shutil.rmtree(split_root / split)
     for i in range(3):
         save_photo(split_root / split / place / f"{i}.png")
-    told = rf"3 images not used, as {split_root / split} has no folders of the classes; to predict them: --data.predict"
+    told = rf"3 images not used, as {split_root / split} has no folders of the classes; to predict them: data.predict"
     with pytest.warns(UserWarning, match=told):
         data = make(split_root)
     assert (
@@ -283,11 +283,11 @@ def test_what_tools_leave_behind_is_no_class_and_no_image(photo_root, recwarn, n
 def test_what_is_passed_over_is_counted_in_one_line_for_training_and_for_prediction(split_root):
     for place, name in (("train/ant", "a.txt"), ("train/bee", "b.TXT"), ("val/cat", "c.psd"), ("test", "noise")):
         (split_root / place / name).write_bytes(b"8BPS")
-    told = rf"^--data.root: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 .psd, 1 without a suf"
+    told = rf"^data.root: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 .psd, 1 without a suf"
     with pytest.warns(UserWarning, match=told) as warned:
         make(split_root)
     assert len(warned) == 1
-    told = rf"^--data.predict: 2 file\(s\) below {split_root}/train are no images, and not used: 2 .txt$"
+    told = rf"^data.predict: 2 file\(s\) below {split_root}/train are no images, and not used: 2 .txt$"
     with pytest.warns(UserWarning, match=told) as warned:
         ImageFolderDataModule(predict=str(split_root / "train"), spec=SPEC).setup("predict")
     assert len(warned) == 1
@@ -404,9 +404,7 @@ def test_name_in_two_forms_of_unicode_is_told(split_root, split):
     shutil.copytree(split_root / "train" / "ant", split_root / "train" / COMPOSED)
     shutil.copytree(split_root / "train" / "ant", split_root / split / DECOMPOSED)
     forms = r"'cafe\\u0301' and 'caf\\xe9'" if split == "train" else r"'caf\\xe9' and 'cafe\\u0301'"
-    text = (
-        f"--data.root: the class 'caf.+' comes in two forms of Unicode, {forms}, which look the same; use one of them"
-    )
+    text = f"data.root: the class 'caf.+' comes in two forms of Unicode, {forms}, which look the same; use one of them"
     with pytest.raises(UserError, match=f"^{text}$"):
         ImageFolderDataModule(str(split_root), num_workers=0).setup()
 

@@ -98,7 +98,7 @@ def test_basic_augmentation_shifts_and_none_does_not(mnist_root):
 def test_missing_file_tells_where_and_how(tmp_path):
     data = MNISTToEMNISTDataModule(str(tmp_path), split="letters")
     data.prepare_data()  # nothing is fetched unasked
-    expected = rf"missing file {tmp_path}/EMNIST/raw/emnist-letters-train-images-idx3-ubyte .*--data.download true"
+    expected = rf"missing file {tmp_path}/EMNIST/raw/emnist-letters-train-images-idx3-ubyte .*data.download true"
     with pytest.raises(UserError, match=expected):
         data.setup()
 
@@ -125,14 +125,14 @@ def test_download_leaves_present_files_alone(letters_root, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "letter"}, "--data.split: unknown split 'letter'; nearest: letters"),
-        ({"domain": "mnist"}, "--data.domain: unknown domain 'mnist'.*source, target"),
-        ({"augment": "flip"}, "--data.augment: unknown augment 'flip'"),
-        ({"batch_size": 0}, "--data.batch_size: 0 is less than 1"),
-        ({"val_fraction": 0.0}, "--data.val_fraction: 0.0 is not a fraction between 0 and 1"),
-        ({"val_fraction": 1.0}, "--data.val_fraction: 1.0 is not"),
-        ({"shots": 0}, "--data.shots: 0 is less than 1"),
-        ({"split_seed": -1}, "--data.split_seed: -1 is not between 0"),
+        ({"split": "letter"}, "data.split: unknown split 'letter'; nearest: letters"),
+        ({"domain": "mnist"}, "data.domain: unknown domain 'mnist'.*source, target"),
+        ({"augment": "flip"}, "data.augment: unknown augment 'flip'"),
+        ({"batch_size": 0}, "data.batch_size: 0 is less than 1"),
+        ({"val_fraction": 0.0}, "data.val_fraction: 0.0 is not a fraction between 0 and 1"),
+        ({"val_fraction": 1.0}, "data.val_fraction: 1.0 is not"),
+        ({"shots": 0}, "data.shots: 0 is less than 1"),
+        ({"split_seed": -1}, "data.split_seed: -1 is not between 0"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -419,8 +419,8 @@ def test_image_that_was_damaged_in_its_chunk_is_named(stream_root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_workers": -1}, "--data.num_workers: -1 is less than 0"),
-        ({"sampling": "balanced"}, "--data.sampling: balanced is not for a streamed set; use shuffle"),
+        ({"num_workers": -1}, "data.num_workers: -1 is less than 0"),
+        ({"sampling": "balanced"}, "data.sampling: balanced is not for a streamed set; use shuffle"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -489,7 +489,7 @@ def test_index_is_refused_before_anything_in_it_becomes_a_path(stream_root, tmp_
     (stream_root / "x.bin").write_bytes(bytes(100_000))  # what a name that leads upwards would find
     rewritten(stream_root / "train" / "index.json", HOSTILE[told])
     before = set(tmp_path.rglob("*"))
-    start = f"--data.root: cannot read the index of {where}{stream_root}/train ({told}"
+    start = f"data.root: cannot read the index of {where}{stream_root}/train ({told}"
     with pytest.raises(UserError, match="^" + re.escape(start)) as error:
         make(f"{where}{stream_root}", chunk_cache=str(cache))
     assert "\n" not in str(error.value)
