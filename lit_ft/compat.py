@@ -7,6 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+BATCH_NORM: type[_BatchNorm] = _BatchNorm
+"""Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
+
+INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
+"""Base of torch's instance norms, for the same reason."""
+
 
 def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
     """Lets the epoch's validation come first, where a checkpoint was written between the last step and that.

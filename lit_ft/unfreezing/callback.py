@@ -226,7 +226,7 @@ class GradualUnfreezing(Callback):
         epochs = [math.inf] * len(groups)
         # By what trains rather than by the stage's name: frozen_norm can let a frozen stage's norm layers train.
         for start, phase in reversed(list(zip(starts, plan.phases, strict=False))):
-            trained = module.trained(phase.trainable, self.frozen_norm)
+            trained = {id(parameter) for parameter in module.trainable_parameters(phase.trainable, self.frozen_norm)}
             for i, group in enumerate(groups):
                 if any(id(parameter) in trained for parameter in group["params"]):
                     epochs[i] = start

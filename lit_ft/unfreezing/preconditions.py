@@ -13,9 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
+from lit_ft.compat import BATCH_NORM
 from lit_ft.errors import UserError, unknown
 from lit_ft.optim.run_length import RunLength
 from lit_ft.unfreezing.plan import Plan
@@ -147,7 +147,7 @@ def refuse_missing_in_optimizers(
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     optimized = {id(parameter) for group in groups for parameter in group["params"]}
     for phase in plan.phases:
-        trained = cast(Staged, module).trained(phase.trainable, frozen_norm)
+        trained = {id(p) for p in cast(Staged, module).trainable_parameters(phase.trainable, frozen_norm)}
         for name, parameter in module.named_parameters():
             if id(parameter) in trained - optimized:
                 raise UserError(
@@ -206,7 +206,7 @@ def refuse_averaging(
         name
         for name, parts in stages.items()
         if name not in plan.phases[-1].trainable
-        and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules())
+        and any(isinstance(module, BATCH_NORM) for part in parts for module in part.modules())
     ]
     if frozen:
         raise UserError(

@@ -54,8 +54,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     rates = stage_rates(trainer, initial=True)
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
     for i, phase in enumerate(plan.phases):
-        ids = cast(Staged, module).trained(phase.trainable, frozen_norm)
-        trained = [parameter for parameter in everything if id(parameter) in ids]
+        trained = cast(Staged, module).trainable_parameters(phase.trainable, frozen_norm)
         num = sum(parameter.numel() for parameter in trained)
         stages_told = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)
         if plan.undecided and i == len(plan.phases) - 1:

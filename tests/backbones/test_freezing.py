@@ -10,9 +10,9 @@ from torchvision.ops import StochasticDepth
 
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.build import build_backbone
-from lit_ft.backbones.freezing import NORMS
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.meta import without_data
+from lit_ft.backbones.selector import NORMS
 
 WITH_BATCH_NORM = [
     "resnet18",
