@@ -1,4 +1,4 @@
-"""Decides how timm's networks are cut into stages, and which images their weights expect. Needs ``lit_ft[timm]``."""
+"""Networks of timm: their stages, published weights and input formats. Needs ``lit_ft[timm]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which parameters of torchvision's networks make a stage, and which images their weights expect."""
+"""Networks of torchvision: their stages, published weights and input formats."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _quarters(network: Any) -> Patterns:
 
 _RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "layer4": "layer4"}
 
-# The first prefix that fits a name tells its stages, each by a pattern that the names of its parameters begin with: cut
-# where the resolution halves, and before the last convolution.
+# The stages of names that begin with a prefix (the first that fits), each by a pattern that the names of its parameters
+# begin with: cut where the resolution halves, and before the last convolution.
 STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
     "alexnet": {f"conv{i}": rf"features\.{child}" for i, child in enumerate((0, 3, 6, 8, 10), start=1)},
     "convnext": {
@@ -150,7 +150,7 @@ STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
     "wide_resnet": _RESNET,
 }
 
-# What is not wanted of each: the classifier, and heads that help in training only.
+# Left out of each: the classifier, and heads for training only.
 _CLASSIFIERS = {"convnext": r"classifier\.2", "maxvit": r"classifier\.[35]"}
 _CLASSIFIER = "fc|heads?|classifier|AuxLogits|aux[12]"
 

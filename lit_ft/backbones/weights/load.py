@@ -1,4 +1,4 @@
-"""Decides how weights get into a network: read safely, checked whole, then loaded; or refused."""
+"""Loading of weights: read without running code, checked as a whole, then loaded or refused."""
 
 from __future__ import annotations
 
@@ -50,14 +50,13 @@ def read(path: str | Path, namings: Sequence[Collection[str]] = (), key: str | N
 
 
 def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors by the names that the network has for them now, where its own loading knows older ones.
+    """The tensors by the network's current names, where its own loading converts those of earlier versions.
 
-    The network's parts may load files of their earlier versions. Here a copy without data does, which keeps the tensors
-    that it is given.
+    A copy of the network without data loads them, and keeps the tensors that it is given.
 
     Args:
         module: The network.
-        state: Tensors by name, with the versions of the modules that wrote them, as far as these are known.
+        state: Tensors by name, with the versions of the modules that wrote them, if known.
     """
     if all(type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules()):
         return state
@@ -67,7 +66,7 @@ def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
     copy = deepcopy(module, blank)
     kept = {name: tensor for name, tensor in state.items() if name in own and own[name].shape != tensor.shape}
     given = State((name, tensor) for name, tensor in state.items() if name not in kept)
-    # Files of other formats than torch's tell no version; that of today is the likely one.
+    # Files of other formats than torch's have no version; the current one is the likely one.
     versions = dict(getattr(state, "_metadata", {}))
     given._metadata = {**versions, "": {"version": getattr(module, "_version", None), **versions.get("", {})}}
     unexpected = copy.load_state_dict(given, strict=False, assign=True).unexpected_keys
@@ -83,9 +82,9 @@ def load(
     Args:
         target: The module to fill.
         state: Tensors by the names that ``target`` uses.
-        needed: The names that ``state`` must have; the others, such as a classifier's, are passed over.
-        source: Where ``state`` is from, for the message.
-        partial: Whether to load what fits and warn of the rest, as long as anything fits.
+        needed: The names that ``state`` must have; others, such as a classifier's, are ignored.
+        source: The origin of ``state``, for messages.
+        partial: Whether to load the tensors that fit, if any, and warn of the others.
 
     Raises:
         UserError: If a needed tensor is missing or has another shape, or ``state`` has names that ``target`` lacks.
