@@ -90,3 +90,19 @@ def _validates_after(epoch: int, trainer: Any) -> bool:
     every = trainer.check_val_every_n_epoch
     whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
     return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
+
+
+def rewrap_ddp(strategy: Any) -> None:
+    """Wraps the bare module of a `DDPStrategy` once more; replicas are equal already, so nothing is sent.
+
+    Lightning (2.5 to 2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
+
+    Args:
+        strategy: The strategy, in a fit.
+    """
+    strategy.model = strategy.lightning_module
+    kwargs = strategy._ddp_kwargs
+    strategy._ddp_kwargs = {**kwargs, "init_sync": False}
+    strategy.configure_ddp()
+    strategy._ddp_kwargs = kwargs
