@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
-from lit_ft.compat import BATCH_NORM
+from lit_ft.compat import BATCH_NORM, epochs_done
 from lit_ft.errors import UserError
 from lit_ft.optim.run_length import RunLength
 from lit_ft.unfreezing.plan import Plan
@@ -155,10 +155,9 @@ def epochs_of_steps(trainer: L.Trainer) -> float:
     if trainer.max_steps <= 0 or math.isinf(length.epoch_steps) or cast(Any, trainer).fast_dev_run:
         return math.inf
     # From here on, as the epochs before may have had other lengths.
-    loop: Any = trainer.fit_loop
-    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
-    done = math.ceil(batches.processed / trainer.accumulate_grad_batches) if epochs.ready > epochs.processed else 0
-    return int(epochs.processed) + math.ceil((length.max_steps - trainer.global_step + done) / length.epoch_steps)
+    epochs, batches = epochs_done(trainer)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    return epochs + math.ceil((length.max_steps - trainer.global_step + steps) / length.epoch_steps)
 
 
 def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:

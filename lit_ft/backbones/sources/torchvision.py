@@ -27,6 +27,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.cut import Network, assign
 from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
+from lit_ft.compat import state_versions
 from lit_ft.errors import UserError
 
 Patterns = Mapping[str, str]
@@ -211,7 +212,7 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
     Raises:
         UserError: If the network had other layers when it wrote them.
     """
-    versions = getattr(state, "_metadata", {})
+    versions = state_versions(state)
     if isinstance(module, MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
         raise UserError(
             "`model.weights`: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_ft.backbones.weights.state_dicts import State, content, state_of
+from lit_ft.compat import loads_in_its_own_way, set_state_versions, state_versions
 from lit_ft.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -58,7 +59,7 @@ def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
         module: The network.
         state: Tensors by name, with the versions of the modules that wrote them, if known.
     """
-    if all(type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules()):
+    if not loads_in_its_own_way(module):
         return state
     own = module.state_dict(keep_vars=True)
     blank = {id(tensor): tensor.detach().to("meta") for tensor in own.values()}
@@ -67,8 +68,8 @@ def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
     kept = {name: tensor for name, tensor in state.items() if name in own and own[name].shape != tensor.shape}
     given = State((name, tensor) for name, tensor in state.items() if name not in kept)
     # Files of other formats than torch's have no version; the current one is the likely one.
-    versions = dict(getattr(state, "_metadata", {}))
-    given._metadata = {**versions, "": {"version": getattr(module, "_version", None), **versions.get("", {})}}
+    versions = state_versions(state)
+    set_state_versions(given, {**versions, "": {**state_versions(own).get("", {}), **versions.get("", {})}})
     unexpected = copy.load_state_dict(given, strict=False, assign=True).unexpected_keys
     loaded = {name: tensor for name, tensor in copy.state_dict().items() if not tensor.is_meta}
     return {**loaded, **kept, **{name: given[name] for name in unexpected}}
@@ -108,5 +109,5 @@ def load(
         hint = "" if not fitting or partial else "; to load what fits: `model.partial_weights` true"
         raise UserError(f"`model.weights`: {source} is of another network: {'; '.join(problems)}{hint}")
     current = State(fitting)
-    current._metadata = own._metadata  # type: ignore[attr-defined]  # some networks load nothing without their version
+    set_state_versions(current, state_versions(own))  # some networks load nothing without their version
     target.load_state_dict(current, strict=False)
