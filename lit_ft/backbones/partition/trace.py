@@ -20,17 +20,7 @@ CLASSIFIER = ""
 def trace(
     module: nn.Module, stage_of: Mapping[str, str], spec: InputSpec, wrapped: tuple[Callable[..., Any], ...]
 ) -> fx.Graph:
-    """The graph of a network, down to the modules that belong to one stage; ``meta["value"]`` is a node's result.
-
-    Args:
-        module: The network; its training mode is kept.
-        stage_of: The stage of each parameter; what is not in it belongs to the classifier.
-        spec: The images that it takes.
-        wrapped: Functions that are not traced into.
-
-    Raises:
-        UserError: If the network cannot be traced, or cannot take the images.
-    """
+    """The graph of a network, as `Chain` takes it, whose nodes have their results as ``meta["value"]``."""
     try:
         with in_eval_mode(module):
             graph = _Tracer(module, stage_of, wrapped).trace(module, _options(module))
