@@ -474,10 +474,10 @@ def test_early_stopping_that_could_end_the_run_before_the_last_phase_is_warned_o
             unfreezing = GradualUnfreezing("gradual", head_epochs=3, epochs_per_stage=2)
             trainer = small_trainer(9, unfreezing, EarlyStopping("val/loss", patience=patience))
             unfreezing.setup(trainer, small_module(classes=10), "fit")
-        return [str(one.message) for one in caught if "--early_stopping.patience" in str(one.message)]
+        return [str(one.message) for one in caught if "early_stopping.patience" in str(one.message)]
 
     assert warned(4) == [
-        "early_stopping.patience: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
+        "`early_stopping.patience`: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
         "raise it to 5 or more"
     ]
     assert warned(5) == []
