@@ -49,8 +49,8 @@ from lit_ft.training.early_stopping import EarlyStopping
 from lit_ft.training.progress import progress_bar
 from lit_ft.training.run_options import refuse_other_options, run_options
 from lit_ft.training.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
+from lit_ft.training.trainer_options import refuse_unknown_names
 from lit_ft.unfreezing.callback import GradualUnfreezing
-from lit_ft.unfreezing.preconditions import refuse_unknown_names
 
 EVALUATIONS = ("validate", "test", "predict")
 _WITHOUT_TRAINER = ("check", "download", "convert")

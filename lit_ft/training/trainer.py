@@ -32,7 +32,7 @@ from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.runs import Run
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.run_options import run_options
-from lit_ft.unfreezing.preconditions import refuse_options
+from lit_ft.training.trainer_options import refuse_options
 
 CHECKPOINT: dict[str, Any] = {
     "filename": "best",
