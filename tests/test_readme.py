@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_files import save_photo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,10 +82,26 @@ def test_options_in_the_tables_are_accepted(monkeypatch, tmp_path, capsys, page,
     assert value in capsys.readouterr().out
 
 
+def test_python_example_trains_a_good_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, grey in (("dark", 40), ("bright", 210)):
+        for i in range(12):
+            split = ["val", "test"][i % 2] if i < 4 else "train"
+            save_photo(tmp_path / "photos" / split / name / f"{i}.png", (grey + i, grey - i, grey))
+    code = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
+    code = code.replace('"PHOTOS"', repr("photos")).replace('"configs', f'"{ROOT}/configs')
+    options = "trainer={'max_epochs': 8}, model={'backbone': 'mnist_cnn', 'weights': 'MNIST'}"
+    assert 'trainer={"max_epochs": 20}' in code
+    names = {"images": torch.zeros(2, 3, 28, 28, dtype=torch.uint8)}
+    exec(code.replace('trainer={"max_epochs": 20}', options), names)
+    assert names["result"].metrics["test/acc"] > 0.8
+    assert names["probabilities"].sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
 def test_lightning_example_trains_a_good_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", page, flags=re.S)[1]
+    code = re.search(r"```python\n(import lightning.*?)```", page, flags=re.S)[1]
     names = {}
     torch.manual_seed(0)
     exec(code.replace("max_epochs=40", "max_epochs=12, enable_progress_bar=False, logger=False"), names)
