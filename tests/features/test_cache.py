@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from lit_ft.errors import UserError
 from lit_ft.evaluation.tensorboard import RunReport
 from lit_ft.features.cache import FeatureCache
-from lit_ft.features.frozen_part import FrozenPart
+from lit_ft.features.frozen_stages import FrozenStages
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
@@ -197,8 +197,8 @@ def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
         def on_train_epoch_end(self, trainer, pl_module):
             if trainer.current_epoch == 0:
                 source, seed = trainer.train_dataloader.source, trainer.train_dataloader.sampler.seed
-                part = FrozenPart(trainer, pl_module, 2)
-                self.views = [part.of_rows(source, torch.arange(NUM_TRAIN), seed, view) for view in range(3)]
+                part = FrozenStages(trainer, pl_module, 2)
+                self.views = [part.compute_rows(source, torch.arange(NUM_TRAIN), seed, view) for view in range(3)]
 
     note = Note()
     fit(tmp_path, note, cache=FeatureCache(views=3), epochs=12, data=FewDigits(augment="basic"))
@@ -445,7 +445,7 @@ def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     assert passes.kinds[:8] == ["StageOutput"] * 4 + ["Tensor"] * 4
     out = capsys.readouterr().out
     for split in ("train", "val"):
-        assert out.count(f"Features  {split} from images, as the weights of frozen stages have changed") == 1
+        assert out.count(f"Features  {split} read from images: the weights of frozen stages have changed") == 1
     assert furthest(*runs) < 1e-5
 
 
@@ -488,7 +488,7 @@ def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
     [
         (1.0, "29.2 kB as float32 in"),
         (20e-6, "14.6 kB as float16 in"),
-        (10e-6, "train and val from images, as 14.6 kB would exceed feature_cache.limit 1e-05 GB"),
+        (10e-6, "train and val not cached: 14.6 kB would exceed feature_cache.limit 1e-05 GB"),
     ],
 )
 def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
@@ -502,7 +502,9 @@ def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path
 def test_as_many_views_are_kept_as_fit(tmp_path, capsys):
     # A view of 20 images takes 5.1 kB as halves, and the 37 to validate on 9.5 kB.
     fit(tmp_path, cache=FeatureCache(views=4, limit=25e-6), data=FewDigits(augment="basic"), epochs=5)
-    assert "train (20 images in 3 views) and val (37 images), 24.8 kB as float16 in" in capsys.readouterr().out
+    assert (
+        "train (20 images in 3 augmented views) and val (37 images), 24.8 kB as float16 in" in capsys.readouterr().out
+    )
 
 
 class LeavesNothing(Callback):
@@ -521,7 +523,7 @@ def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsy
 
     passes = Passes()
     _, cached = fit(tmp_path, LeavesNothing(), passes, module=large, cache=FeatureCache(dtype="float16"))
-    assert "do not fit float16; give another feature_cache.dtype" in capsys.readouterr().out
+    assert "do not fit float16; choose another feature_cache.dtype" in capsys.readouterr().out
     assert set(passes.kinds) == {"Tensor"}
     assert furthest(cached, fit(tmp_path, module=large, cache=False)[1]) == 0
 
@@ -542,7 +544,7 @@ def test_stages_that_give_something_else_than_by_rounding_are_not_kept(precision
     passes = Passes()
     watch = [] if is_kept else [LeavesNothing()]
     fit(tmp_path, *watch, passes, module=unsteady, precision=precision, cache=FeatureCache(dtype="float32"))
-    failure = "train from images after all, as what is computed twice differs"
+    failure = "train not cached: features computed twice differ"
     assert (failure in capsys.readouterr().out) != is_kept
     assert set(passes.kinds) == {"StageOutput" if is_kept else "Tensor"}
 
@@ -554,7 +556,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", fill)
     fit(tmp_path, LeavesNothing())
-    assert "train from images after all, as " in (out := capsys.readouterr().out)
+    assert "train not cached: " in (out := capsys.readouterr().out)
     assert f"{tmp_path / 'features'} cannot be written (No space left on device)" in out
 
 
@@ -563,52 +565,52 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "data", "kinds", "told"),
     [
-        ({"limit_train_batches": 1}, {}, "Tensor", "; train from images, as no epoch sees all of its images"),
-        ({"epochs": 1}, {}, "Tensor", "epoch 0: train and val from images, as the phase has one epoch"),
+        ({"limit_train_batches": 1}, {}, "Tensor", "; train not cached: no epoch reads all of its images"),
+        ({"epochs": 1}, {}, "Tensor", "epoch 0: train and val not cached: the phase has one epoch"),
         (
             {"epochs": 2},
             {"augment": "basic"},
             "Tensor",
-            "; train from images, as 2 views would not pay in 2 epochs",
+            "; train not cached: 2 augmented views would save nothing in 2 epochs",
         ),
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
-        ({"module": "mix"}, {}, "Tensor", "; train from images, as model.mix changes its batches"),
+        ({"module": "mix"}, {}, "Tensor", "; train not cached: model.mix changes its images"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
-        ({"data": Foreign()}, {}, "Tensor", "Features  train from images, as what loads them is of no data module of"),
+        ({"data": Foreign()}, {}, "Tensor", "Features  train not cached: not loaded by a data module of"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
         ({"module": "moved"}, {}, "Tensor", "on_before_batch_transfer may change its batches"),
         (
             {"module": "looks"},
             {},
             "Tensor",
-            "; train from images, as Looks.training_step may look at its images",
+            "; train not cached: Looks.training_step may use its images",
         ),
-        ({"module": "prepares"}, {}, "Tensor", "from images, as Prepares.forward may look at its images"),
-        ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
+        ({"module": "prepares"}, {}, "Tensor", "not cached: Prepares.forward may use its images"),
+        ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "cached for train (20 images) and val (37 images)"),
         (
             {"epochs": -1, "max_steps": 4},
             {"augment": "basic"},
             "Tensor",
-            "train from images, as 2 views would not pay in 2 epochs",
+            "train not cached: 2 augmented views would save nothing in 2 epochs",
         ),
         # Both splits are known from the beginning, where not each epoch validates, too.
         (
             {"check_val_every_n_epoch": 2, "epochs": 5},
             {},
             "StageOutput",
-            "computed once for train (20 images) and val (37 images)",
+            "cached for train (20 images) and val (37 images)",
         ),
-        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "; val from images, as the phase has one validation"),
-        ({"check_val_every_n_epoch": 5}, {}, "StageOutput", "; val from images, as the phase has no validation"),
+        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "; val not cached: the phase has one validation"),
+        ({"check_val_every_n_epoch": 5}, {}, "StageOutput", "; val not cached: the phase has no validation"),
         (
             {"module": "norms", "unfreezing": {**PROBE, "frozen_norm": "stats"}},
             {},
             "Tensor",
-            "epochs 0-2: train and val from images, as frozen stages still move, by unfreeze.frozen_norm",
+            "epochs 0-2: train and val not cached: unfreeze.frozen_norm lets norm layers of frozen stages change",
         ),
-        ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
-        ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
+        ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 augmented views) and val (37 images)"),
+        ({}, {}, "StageOutput", "epochs 0-2: conv to dense cached for train (20 images) and val (37 images)"),
     ],
     ids=[
         "limited",
@@ -712,7 +714,7 @@ def test_other_precisions_give_what_they_give_without(precision, told, tmp_path,
 def test_strategies_that_shard_are_not_taken_for_replicas(tmp_path, monkeypatch, capsys):
     assert [is_replicated(object.__new__(kind)) for kind in (SingleDeviceStrategy, DDPStrategy)] == [True, True]
     assert [is_replicated(object.__new__(kind)) for kind in (DeepSpeedStrategy, FSDPStrategy)] == [False, False]
-    monkeypatch.setattr("lit_ft.features.cache.is_replicated", lambda strategy: False)
+    monkeypatch.setattr("lit_ft.features.facts.is_replicated", lambda strategy: False)
     fit(tmp_path, epochs=2)
     assert "trainer.strategy SingleDeviceStrategy may hold only a part of the weights" in capsys.readouterr().out
 
