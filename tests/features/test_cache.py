@@ -17,7 +17,7 @@ from small_runs import NUM_VAL, FewDigits, differences, final_state, small_modul
 from torch.utils.data import DataLoader
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.tensorboard import RunReport
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
 from lit_ft.features.frozen_stages import FrozenStages
 from lit_ft.model.module import FineTuneModule
