@@ -253,7 +253,7 @@ def disagree(folder, rank):
 
 
 def keep_features(folder, rank):
-    """Two phases from outputs that are kept, and the same from images."""
+    """Two phases from cached features, and the same from images."""
     images, kinds = [], set()
 
     class Note(Callback):

@@ -23,16 +23,7 @@ NUM_VIEWS = 2
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Options of `FeatureCache`.
-
-    Args:
-        views: Number of augmented views of each training image; 0 turns the cache off.
-        limit: Largest total size of the files, in GB.
-        dtype: Type in which features are stored.
-
-    Raises:
-        UserError: If a number is out of range.
-    """
+    """Options of `FeatureCache`, with the same meaning; raises `UserError` if one is out of range."""
 
     views: int = NUM_VIEWS
     limit: float = 10.0
@@ -109,11 +100,6 @@ class Decision:
     layouts: Mapping[str, Layout]
     reasons: Mapping[str, str]
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the cached features."""
-        return _total(self.layouts)
-
 
 def decide(phase: PhaseFacts, options: CacheOptions, measure: Callable[[], Layout]) -> Decision:
     """Decides what is cached in a phase.
@@ -162,7 +148,7 @@ def format_decision(decision: Decision, phase: PhaseFacts, folder: Path) -> str:
         )
         types = ", ".join({format_dtype(layout.stored) for layout in decision.layouts.values()})
         stages = phase.stages[0] if len(phase.stages) == 1 else f"{phase.stages[0]} to {phase.stages[-1]}"
-        parts.append(f"{stages} cached for {cached}, {format_bytes(decision.nbytes)} as {types} in {folder}")
+        parts.append(f"{stages} cached for {cached}, {format_bytes(_total(decision.layouts))} as {types} in {folder}")
     for reason in dict.fromkeys(decision.reasons.values()):
         splits = [split for split, own in decision.reasons.items() if own == reason]
         parts.append(f"{' and '.join(splits)} not cached: {reason}")
@@ -175,7 +161,6 @@ def format_decision(decision: Decision, phase: PhaseFacts, folder: Path) -> str:
 def _reason_against(split: str, views: int, phase: PhaseFacts) -> str | None:
     """Why cached features cannot replace the images of a split, or would save nothing."""
     facts, epochs = phase.splits[split], phase.num_epochs
-    validations = f"{'one validation' if facts.num_passes else 'no validation'}"
     reasons = (
         (facts.sharded_by, f"`trainer.strategy` {facts.sharded_by} may hold only a part of the weights"),
         (facts.batch_hook, f"{facts.batch_hook} may change its batches"),
@@ -184,7 +169,7 @@ def _reason_against(split: str, views: int, phase: PhaseFacts) -> str | None:
         (facts.is_mixed, "`model.mix` changes its images"),
         (not facts.is_read_whole, "no epoch reads all of its images"),
         (epochs <= 1, "the phase has one epoch"),
-        (split == "val" and facts.num_passes <= 1, f"the phase has {validations}"),
+        (split == "val" and facts.num_passes <= 1, f"the phase has {'one' if facts.num_passes else 'no'} validation"),
         # Each view costs as much as an epoch without a cache.
         (views >= epochs, f"{views} augmented views would save nothing in {epochs:g} epochs"),
     )
