@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         StreamDataModule,
     )
     from lit_ft.evaluation.predictions import PredictionWriter
-    from lit_ft.evaluation.tensorboard import RunReport
+    from lit_ft.evaluation.run_report import RunReport
     from lit_ft.features.cache import FeatureCache
     from lit_ft.model.heads import HeadConfig
     from lit_ft.model.mixing import MixConfig
@@ -78,7 +78,7 @@ _HOMES = {
         "StreamDataModule",
     ],
     "lit_ft.evaluation.predictions": ["PredictionWriter"],
-    "lit_ft.evaluation.tensorboard": ["RunReport"],
+    "lit_ft.evaluation.run_report": ["RunReport"],
     "lit_ft.features.cache": ["FeatureCache"],
     "lit_ft.model.heads": ["HeadConfig"],
     "lit_ft.model.mixing": ["MixConfig"],

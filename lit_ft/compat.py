@@ -81,6 +81,18 @@ def forget_files_elsewhere(trainer: Any) -> None:
             callback.best_k_models, callback.kth_best_model_path = {}, ""
 
 
+def setup_validation_loaders(trainer: Any) -> None:
+    """Makes the validation loaders of a fit before its first validation.
+
+    Lightning (2.5.0 to 2.6.6) makes them at the first epoch that validates, and ``Trainer.val_dataloaders`` is ``None``
+    before. There is no public way to ask for them. Calling this again does nothing.
+
+    Args:
+        trainer: The trainer of a fit that has started.
+    """
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+
+
 def _is_within(path: str, folder: str) -> bool:
     """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
     if "://" in path or "::" in path:

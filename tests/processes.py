@@ -35,10 +35,10 @@ from small_runs import (
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import StreamDataModule
-from lit_ft.features import source as features
+from lit_ft.features import layout as features
 from lit_ft.features import store as feature_file
 from lit_ft.features.cache import FeatureCache
-from lit_ft.features.source import Layout
+from lit_ft.features.layout import Layout
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.strategies import make_plan
@@ -257,7 +257,7 @@ def disagree(folder, rank):
 
 
 def keep_features(folder, rank):
-    """Two phases from outputs that are kept, and the same from images."""
+    """Two phases from cached features, and the same from images."""
     images, kinds = [], set()
 
     class Note(Callback):
@@ -359,7 +359,7 @@ def diverge(folder, rank):
 def race_for_features(folder, rank):
     """Two nodes on one file system: the first removes what it finds just when the second has made its folder."""
     made, removed, tried = (folder / name for name in ("made", "removed", "tried"))
-    reserve, remove = Layout.reserve, feature_file.remove_files
+    reserve, remove = Layout.reserve_file, feature_file.remove_files
     kinds = set()
 
     def wait_for(path):
@@ -396,12 +396,12 @@ def race_for_features(folder, rank):
     if rank == 0:
         feature_file.remove_files = remove_late
     else:
-        Layout.reserve = reserve_late
+        Layout.reserve_file = reserve_late
     L.seed_everything(1)
     note, module = Note(), small_module(optimizer="SGD", lr_scheduler=None)
     unfreezing = GradualUnfreezing("linear_probe")
     fit(module, FewDigits(batch_size=5), unfreezing, 3, note, FeatureCache(), default_root_dir=folder)
-    feature_file.remove_files, Layout.reserve = remove, reserve
+    feature_file.remove_files, Layout.reserve_file = remove, reserve
     dist.barrier()  # the other node removes its own
     left = sorted(path.name for path in folder.glob("features*"))
     return {"kinds": kinds, "files": note.files, "left": left, "weights": module.state_dict()}

@@ -1,7 +1,9 @@
 import inspect
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from small_runs import FewDigits, small_module, small_trainer
 from torch import nn
@@ -14,6 +16,7 @@ from lit_ft.compat import (
     group_by_matcher,
     loads_in_its_own_way,
     set_state_versions,
+    setup_validation_loaders,
     state_versions,
 )
 
@@ -77,3 +80,22 @@ def test_names_are_grouped_by_the_patterns_of_timm():
         ["block.1.weight"],
         ["norm.weight"],
     ]
+
+
+def test_lightning_makes_validation_loaders_late_and_keeps_those_made_before(tmp_path):
+    class Watch(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.before = trainer.val_dataloaders
+            setup_validation_loaders(trainer)
+            self.made = trainer.val_dataloaders
+
+        def on_validation_start(self, trainer, pl_module):
+            self.used = trainer.val_dataloaders
+
+    L.seed_everything(1)
+    watch = Watch()
+    trainer = small_trainer(2, watch, default_root_dir=tmp_path, check_val_every_n_epoch=2)
+    trainer.fit(small_module(), datamodule=FewDigits())
+    assert watch.before is None  # else setup_validation_loaders is not needed any more
+    assert watch.made is not None
+    assert watch.used is watch.made

@@ -37,7 +37,7 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError, for_command_line, printable, unknown
 from lit_ft.evaluation.predictions import PredictionWriter
-from lit_ft.evaluation.tensorboard import RunReport
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_behind, own_packages, quiet_threads
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.checkpoints import hyper_parameters, newest, refuse_other_model, saved_options, whole_checkpoints

@@ -17,6 +17,7 @@ from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.partition.meta import without_data
 from lit_ft.cli.commands import COMMANDS
+from lit_ft.console import format_table
 from lit_ft.errors import UserError, nearest, printable
 
 
@@ -51,7 +52,8 @@ def list_models(pattern: str = "") -> None:
     """
     names = matching(pattern)
     width = max(map(len, names))
-    print(f"{'name':{width}}  {'M params':>8}  {'GFLOPs':>8}  {'input':>5}  stages  weights here")
+    columns = (f"<{width}", ">8", ">8", ">5", ">6")
+    print(format_table([("name", "M params", "GFLOPs", "input", "stages", "weights here")], columns))
     for name in names:
         here = ", ".join(tag for tag, notes in weights_tags(name).items() if "here" in notes) or "-"
         try:
@@ -61,8 +63,8 @@ def list_models(pattern: str = "") -> None:
             print(f"{name:{width}}  cannot be used: {reason}", flush=True)
             continue
         whole = total(stages)
-        counts = f"{whole.parameters / 1e6:8.2f}  {whole.macs / 1e9:8.3f}  {backbone.spec.size:5}  {len(stages):6}"
-        print(f"{name:{width}}  {counts}  {here}", flush=True)
+        counts = (f"{whole.parameters / 1e6:.2f}", f"{whole.macs / 1e9:.3f}", f"{backbone.spec.size}", f"{len(stages)}")
+        print(format_table([(name, *counts, here)], columns), flush=True)
 
 
 def describe(name: str, size: int | None = None) -> None:
@@ -83,12 +85,12 @@ def describe(name: str, size: int | None = None) -> None:
     backbone, stages = measured(network, images, **options)
     whole = total(stages)
     names = [printable(stage.name) for stage in (*stages, whole)]
-    width = max(map(len, ("stage", *names)))
-    print(f"{'stage':{width}}  {'parameters':>13}  {'share':>6}  {'GFLOPs':>8}  {'share':>6}  output")
+    rows = [("stage", "parameters", "share", "GFLOPs", "share", "output")]
     for name, stage in zip(names, (*stages, whole), strict=True):
-        shares = f"{stage.parameters / whole.parameters:6.1%}  {stage.macs / 1e9:8.3f}  {stage.macs / whole.macs:6.1%}"
         shape = " x ".join(map(str, stage.shape)) if stage.shape else f"pool -> {backbone.num_features} features"
-        print(f"{name:{width}}  {stage.parameters:13,}  {shares}  {shape}")
+        parameters = (f"{stage.parameters:,}", f"{stage.parameters / whole.parameters:.1%}")
+        rows.append((name, *parameters, f"{stage.macs / 1e9:.3f}", f"{stage.macs / whole.macs:.1%}", shape))
+    print(format_table(rows, ("<", ">13", ">6", ">8", ">6")))
     spec = backbone.spec
     cropped = f"resized to {spec.resize} x {spec.resize}" if spec.squash else f"shorter side resized to {spec.resize}"
     print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {cropped}, {spec.interpolation}")

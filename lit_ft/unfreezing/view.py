@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import indent
 from typing import Any, cast
 
 import lightning as L
@@ -11,7 +12,7 @@ from torch import nn
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.cost import stage_costs, training_share
 from lit_ft.backbones.freezing import FrozenNorm, Staged
-from lit_ft.console import format_bytes
+from lit_ft.console import format_bytes, format_table
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
 from lit_ft.unfreezing.plan import Phase, Plan
 from lit_ft.unfreezing.state import UnfreezingState
@@ -75,10 +76,9 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
                 format_bytes(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = indent(format_table(rows), "  ")
     norm = f"; norms of frozen stages: {frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
-    return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", *table])
+    return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", table])
 
 
 def format_epochs(phase: Phase, after_plateau: bool) -> str:

@@ -417,7 +417,7 @@ def test_finetune_in_another_precision_comes_to_the_same(run, precision):
     scores = []
     for given in ("32-true", precision):
         printed = run("finetune", *options, "--name", given, "--trainer.precision", given)
-        assert "conv to dense computed once for train" in printed
+        assert "conv to dense cached for train" in printed
         scores.append([float(re.search(rf"test/{name} +(\S+)", printed)[1]) for name in ("acc", "loss")])
     run("predict", "--name", precision, "--ckpt_path", "best", "--trainer.precision", precision, *DIGITS)
     assert scores[1] == pytest.approx(scores[0], abs=0.1)

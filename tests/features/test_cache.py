@@ -17,9 +17,9 @@ from small_runs import NUM_VAL, FewDigits, differences, final_state, small_modul
 from torch.utils.data import DataLoader
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.tensorboard import RunReport
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
-from lit_ft.features.frozen_part import FrozenPart
+from lit_ft.features.frozen_stages import FrozenStages
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
@@ -52,7 +52,7 @@ class Passes(Callback):
 
 
 def fit(folder, *callbacks, cache=True, module=None, unfreezing=PROBE, epochs=3, ckpt_path=None, data=None, **options):
-    """A small run, of what ``module`` makes after the seed is set; what it kept lies in ``folder``."""
+    """A small run, of what ``module`` makes after the seed is set; its cached features lie in ``folder``."""
     L.seed_everything(3)
     module = module() if module else small_module(optimizer="SGD", lr_scheduler=None)
     unfreezing = GradualUnfreezing(**{**unfreezing, **({"phases": [PhaseConfig(**p) for p in unfreezing["phases"]]}
@@ -63,7 +63,7 @@ def fit(folder, *callbacks, cache=True, module=None, unfreezing=PROBE, epochs=3,
     return trainer, module
 
 
-def kept(folder):
+def cached_files(folder):
     return sorted(path.name for path in (Path(folder) / "features").glob("*"))
 
 
@@ -124,7 +124,7 @@ class Keep(Callback):
 
 
 @pytest.mark.parametrize(("unfreezing", "epochs"), [(PROBE, 3), (PHASES, 6)], ids=["probe", "phases"])
-def test_run_from_kept_outputs_ends_as_one_from_images(unfreezing, epochs, tmp_path):
+def test_run_from_cached_features_ends_as_one_from_images(unfreezing, epochs, tmp_path):
     whole, module = fit(tmp_path, cache=False, unfreezing=unfreezing, epochs=epochs)
     passes = Passes()
     trainer, cached = fit(tmp_path, passes, unfreezing=unfreezing, epochs=epochs)
@@ -135,7 +135,7 @@ def test_run_from_kept_outputs_ends_as_one_from_images(unfreezing, epochs, tmp_p
         assert float(trainer.callback_metrics[name]) == pytest.approx(float(value), rel=1e-4)
 
 
-def test_maps_of_a_network_with_batch_norm_are_kept_as_they_lie_in_memory(tmp_path):
+def test_maps_of_a_network_with_batch_norm_are_cached_as_they_lie_in_memory(tmp_path):
     unfreezing = {"strategy": "phases", "phases": [{"train": ["layer4", "head"]}]}
     runs = [fit(tmp_path, cache=cache, module=filled_resnet, unfreezing=unfreezing)[1] for cache in (True, False)]
     assert furthest(*runs) < 1e-4
@@ -183,7 +183,7 @@ def test_files_of_others_stay(tmp_path):
     keep = Keep(0)
     fit(tmp_path, keep)
     assert sorted(name.rpartition("-")[0] for name in keep.files) == ["phase-2", "phase0-train", "phase0-val"]
-    assert kept(tmp_path) == ["phase-2-trial.csv"]
+    assert cached_files(tmp_path) == ["phase-2-trial.csv"]
 
 
 def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
@@ -197,8 +197,8 @@ def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
         def on_train_epoch_end(self, trainer, pl_module):
             if trainer.current_epoch == 0:
                 source, seed = trainer.train_dataloader.source, trainer.train_dataloader.sampler.seed
-                part = FrozenPart(trainer, pl_module, 2)
-                self.views = [part.of_rows(source, torch.arange(NUM_TRAIN), seed, view) for view in range(3)]
+                part = FrozenStages(trainer, pl_module, 2)
+                self.views = [part.compute_rows(source, torch.arange(NUM_TRAIN), seed, view) for view in range(3)]
 
     note = Note()
     fit(tmp_path, note, cache=FeatureCache(views=3), epochs=12, data=FewDigits(augment="basic"))
@@ -240,7 +240,7 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(step, tmp_path, capsys
     assert differences(whole, final_state(*run(ckpt_path=tmp_path / f"whole/step={step}.ckpt"))) == []
 
 
-def test_interrupted_run_finds_what_it_kept(tmp_path):
+def test_resumed_run_finds_its_cached_features(tmp_path):
     class Stop(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             if trainer.current_epoch == 1:
@@ -249,12 +249,12 @@ def test_interrupted_run_finds_what_it_kept(tmp_path):
     last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     with pytest.raises(RuntimeError, match="stopped"):
         fit(tmp_path, last, Stop())
-    files = kept(tmp_path)
+    files = cached_files(tmp_path)
     assert [name.split("-")[:2] for name in files] == [["phase0", "train"], ["phase0", "val"]]
     passes = Passes()
     fit(tmp_path, passes, ckpt_path=tmp_path / "last.ckpt")
     assert sum(passes.images.values()) < NUM_TRAIN + NUM_VAL  # a few, to compare
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
 
 
 class Service(Logger):
@@ -299,7 +299,7 @@ def test_run_that_is_interrupted_while_it_computes_leaves_no_file(tmp_path):
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tmp_path, Stop())
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
 
 
 class Damage(Callback):
@@ -393,7 +393,7 @@ def test_other_weights_images_or_settings_are_not_taken_for_the_same(tmp_path, c
             path.unlink()
         with pytest.raises(RuntimeError, match="stopped"):
             fit(tmp_path, Stop(), cache=cache, **options)
-        return kept(tmp_path)
+        return cached_files(tmp_path)
 
     first = names()
     assert names() == first
@@ -445,7 +445,7 @@ def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     assert passes.kinds[:8] == ["StageOutput"] * 4 + ["Tensor"] * 4
     out = capsys.readouterr().out
     for split in ("train", "val"):
-        assert out.count(f"Features  {split} from images, as the weights of frozen stages have changed") == 1
+        assert out.count(f"Features  {split} read from images: the weights of frozen stages have changed") == 1
     assert furthest(*runs) < 1e-5
 
 
@@ -468,15 +468,15 @@ def test_averaged_weights_are_validated_although_frozen_ones_lag_behind(tmp_path
     assert passes.kinds == ["Tensor"] * 2 + ["StageOutput"] * 6
 
 
-def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
-    class Thaw(Callback):
+def test_callback_of_the_user_unfreezes_stages_that_are_cached(tmp_path):
+    class Unfreeze(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             pl_module.set_trainable(["head"] if trainer.current_epoch < 2 else ["dense", "head"])
 
     passes = Passes()
     module = small_module(optimizer="SGD", lr_scheduler=None)
     before = [value.clone() for value in module.backbone.stages["dense"].state_dict().values()]
-    trainer = small_trainer(4, FeatureCache(), Thaw(), passes, default_root_dir=tmp_path)
+    trainer = small_trainer(4, FeatureCache(), Unfreeze(), passes, default_root_dir=tmp_path)
     trainer.fit(module, datamodule=FewDigits())
     assert set(passes.images) == {0, 2}
     after = module.backbone.stages["dense"].state_dict().values()
@@ -488,10 +488,10 @@ def test_callback_of_the_users_own_thaws_what_was_kept(tmp_path):
     [
         (1.0, "29.2 kB as float32 in"),
         (20e-6, "14.6 kB as float16 in"),
-        (10e-6, "train and val from images, as 14.6 kB would exceed feature_cache.limit 1e-05 GB"),
+        (10e-6, "train and val not cached: 14.6 kB would exceed feature_cache.limit 1e-05 GB"),
     ],
 )
-def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
+def test_features_that_exceed_the_limit_are_cached_as_halves_or_not_at_all(limit, told, tmp_path, capsys):
     passes = Passes()
     _, cached = fit(tmp_path, passes, cache=FeatureCache(limit=limit))
     assert told in capsys.readouterr().out
@@ -499,20 +499,22 @@ def test_what_does_not_fit_is_kept_as_halves_or_not_at_all(limit, told, tmp_path
     assert furthest(cached, fit(tmp_path, cache=False)[1]) < 2e-3
 
 
-def test_as_many_views_are_kept_as_fit(tmp_path, capsys):
+def test_as_many_views_are_cached_as_fit(tmp_path, capsys):
     # A view of 20 images takes 5.1 kB as halves, and the 37 to validate on 9.5 kB.
     fit(tmp_path, cache=FeatureCache(views=4, limit=25e-6), data=FewDigits(augment="basic"), epochs=5)
-    assert "train (20 images in 3 views) and val (37 images), 24.8 kB as float16 in" in capsys.readouterr().out
+    assert (
+        "train (20 images in 3 augmented views) and val (37 images), 24.8 kB as float16 in" in capsys.readouterr().out
+    )
 
 
 class LeavesNothing(Callback):
     """Sees that no file takes room."""
 
     def on_train_epoch_end(self, trainer, pl_module):
-        assert kept(trainer.default_root_dir) == []
+        assert cached_files(trainer.default_root_dir) == []
 
 
-def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsys):
+def test_features_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsys):
     def large():
         module = small_module(optimizer="SGD", lr_scheduler=None, lr=1e-9)
         with torch.no_grad():
@@ -521,7 +523,7 @@ def test_outputs_too_large_for_halves_are_computed_in_each_epoch(tmp_path, capsy
 
     passes = Passes()
     _, cached = fit(tmp_path, LeavesNothing(), passes, module=large, cache=FeatureCache(dtype="float16"))
-    assert "do not fit float16; give another feature_cache.dtype" in capsys.readouterr().out
+    assert "do not fit float16; choose another feature_cache.dtype" in capsys.readouterr().out
     assert set(passes.kinds) == {"Tensor"}
     assert furthest(cached, fit(tmp_path, module=large, cache=False)[1]) == 0
 
@@ -532,19 +534,19 @@ def test_folder_that_cannot_be_written_stops_nothing(tmp_path, capsys):
     assert "cannot be written (File exists)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("precision", "is_kept"), [("32-true", False), ("bf16-mixed", True)])
-def test_stages_that_give_something_else_than_by_rounding_are_not_kept(precision, is_kept, tmp_path, capsys):
+@pytest.mark.parametrize(("precision", "is_cached"), [("32-true", False), ("bf16-mixed", True)])
+def test_stages_that_give_something_else_than_by_rounding_are_not_cached(precision, is_cached, tmp_path, capsys):
     def unsteady():
         module, calls = small_module(optimizer="SGD", lr_scheduler=None), itertools.count()
         module.backbone.stages["conv"].register_forward_hook(lambda *given: given[2] * (1 + 0.01 * (next(calls) % 2)))
         return module
 
     passes = Passes()
-    watch = [] if is_kept else [LeavesNothing()]
+    watch = [] if is_cached else [LeavesNothing()]
     fit(tmp_path, *watch, passes, module=unsteady, precision=precision, cache=FeatureCache(dtype="float32"))
-    failure = "train from images after all, as what is computed twice differs"
-    assert (failure in capsys.readouterr().out) != is_kept
-    assert set(passes.kinds) == {"StageOutput" if is_kept else "Tensor"}
+    failure = "train not cached: features computed twice differ"
+    assert (failure in capsys.readouterr().out) != is_cached
+    assert set(passes.kinds) == {"StageOutput" if is_cached else "Tensor"}
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be reserved here")
@@ -554,7 +556,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", fill)
     fit(tmp_path, LeavesNothing())
-    assert "train from images after all, as " in (out := capsys.readouterr().out)
+    assert "train not cached: " in (out := capsys.readouterr().out)
     assert f"{tmp_path / 'features'} cannot be written (No space left on device)" in out
 
 
@@ -563,52 +565,52 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "data", "kinds", "told"),
     [
-        ({"limit_train_batches": 1}, {}, "Tensor", "; train from images, as no epoch sees all of its images"),
-        ({"epochs": 1}, {}, "Tensor", "epoch 0: train and val from images, as the phase has one epoch"),
+        ({"limit_train_batches": 1}, {}, "Tensor", "; train not cached: no epoch reads all of its images"),
+        ({"epochs": 1}, {}, "Tensor", "epoch 0: train and val not cached: the phase has one epoch"),
         (
             {"epochs": 2},
             {"augment": "basic"},
             "Tensor",
-            "; train from images, as 2 views would not pay in 2 epochs",
+            "; train not cached: 2 augmented views would save nothing in 2 epochs",
         ),
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
-        ({"module": "mix"}, {}, "Tensor", "; train from images, as model.mix changes its batches"),
+        ({"module": "mix"}, {}, "Tensor", "; train not cached: model.mix changes its images"),
         ({"reload_dataloaders_every_n_epochs": 1}, {}, "Tensor", "epochs may change its images"),
-        ({"data": Foreign()}, {}, "Tensor", "Features  train from images, as what loads them is of no data module of"),
+        ({"data": Foreign()}, {}, "Tensor", "Features  train not cached: not loaded by a data module of"),
         ({"data": Brightened()}, {}, "Tensor", "on_after_batch_transfer may change its batches"),
         ({"module": "moved"}, {}, "Tensor", "on_before_batch_transfer may change its batches"),
         (
             {"module": "looks"},
             {},
             "Tensor",
-            "; train from images, as Looks.training_step may look at its images",
+            "; train not cached: Looks.training_step may use its images",
         ),
-        ({"module": "prepares"}, {}, "Tensor", "from images, as Prepares.forward may look at its images"),
-        ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "computed once for train (20 images) and val (37 images)"),
+        ({"module": "prepares"}, {}, "Tensor", "not cached: Prepares.forward may use its images"),
+        ({"epochs": -1, "max_steps": 4}, {}, "StageOutput", "cached for train (20 images) and val (37 images)"),
         (
             {"epochs": -1, "max_steps": 4},
             {"augment": "basic"},
             "Tensor",
-            "train from images, as 2 views would not pay in 2 epochs",
+            "train not cached: 2 augmented views would save nothing in 2 epochs",
         ),
         # Both splits are known from the beginning, where not each epoch validates, too.
         (
             {"check_val_every_n_epoch": 2, "epochs": 5},
             {},
             "StageOutput",
-            "computed once for train (20 images) and val (37 images)",
+            "cached for train (20 images) and val (37 images)",
         ),
-        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "; val from images, as the phase has one validation"),
-        ({"check_val_every_n_epoch": 5}, {}, "StageOutput", "; val from images, as the phase has no validation"),
+        ({"check_val_every_n_epoch": 2}, {}, "StageOutput", "; val not cached: the phase has one validation"),
+        ({"check_val_every_n_epoch": 5}, {}, "StageOutput", "; val not cached: the phase has no validation"),
         (
             {"module": "norms", "unfreezing": {**PROBE, "frozen_norm": "stats"}},
             {},
             "Tensor",
-            "epochs 0-2: train and val from images, as frozen stages still move, by unfreeze.frozen_norm",
+            "epochs 0-2: train and val not cached: unfreeze.frozen_norm lets norm layers of frozen stages change",
         ),
-        ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 views) and val (37 images)"),
-        ({}, {}, "StageOutput", "epochs 0-2: conv to dense computed once for train (20 images) and val (37 images)"),
+        ({}, {"augment": "basic"}, "StageOutput", "train (20 images in 2 augmented views) and val (37 images)"),
+        ({}, {}, "StageOutput", "epochs 0-2: conv to dense cached for train (20 images) and val (37 images)"),
     ],
     ids=[
         "limited",
@@ -633,7 +635,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
         "plain",
     ],
 )
-def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp_path, capsys):
+def test_decision_is_printed_with_the_reason(options, data, kinds, told, tmp_path, capsys):
     made = {
         "mix": lambda: small_module(mix={"mixup": 0.2}),
         "moved": lambda: Moved("mnist_cnn", weights="MNIST"),
@@ -649,7 +651,7 @@ def test_what_was_chosen_is_told_with_the_reason(options, data, kinds, told, tmp
     assert told in out if told else "Features" not in out
 
 
-def test_last_phase_after_a_plateau_is_told_by_its_own_epochs(tmp_path, capsys):
+def test_last_phase_after_a_plateau_is_printed_with_its_own_epochs(tmp_path, capsys):
     # Whatever the losses are: the first counts as an improvement, and three more must go by. Its least is one epoch.
     phases = [{"train": ["head"], "epochs": 4, "plateau": {"patience": 3}}, {"train": ["dense", "head"]}]
     fit(tmp_path, unfreezing={"strategy": "phases", "phases": phases}, epochs=7)
@@ -657,7 +659,7 @@ def test_last_phase_after_a_plateau_is_told_by_its_own_epochs(tmp_path, capsys):
     assert told == ["Features  epochs 0-…, to a plateau", "Features  epochs 4-6"]
 
 
-def test_module_without_stages_to_keep_is_refused(tmp_path):
+def test_module_without_stages_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"^FeatureCache: LightningModule is no FineTuneModule; leave the callback out$"
     ):
@@ -712,7 +714,7 @@ def test_other_precisions_give_what_they_give_without(precision, told, tmp_path,
 def test_strategies_that_shard_are_not_taken_for_replicas(tmp_path, monkeypatch, capsys):
     assert [is_replicated(object.__new__(kind)) for kind in (SingleDeviceStrategy, DDPStrategy)] == [True, True]
     assert [is_replicated(object.__new__(kind)) for kind in (DeepSpeedStrategy, FSDPStrategy)] == [False, False]
-    monkeypatch.setattr("lit_ft.features.cache.is_replicated", lambda strategy: False)
+    monkeypatch.setattr("lit_ft.features.facts.is_replicated", lambda strategy: False)
     fit(tmp_path, epochs=2)
     assert "trainer.strategy SingleDeviceStrategy may hold only a part of the weights" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from small_runs import FewDigits, differences, final_state, small_module, small_trainer
 
-from lit_ft.evaluation.tensorboard import RunReport
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.model.finders import format_found
 from lit_ft.unfreezing.callback import GradualUnfreezing
 

@@ -7,7 +7,7 @@ from small_runs import small_module, small_trainer
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.tensorboard import RunReport
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.model.first_batch import check_images, check_pair
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.normalisation import Normalise

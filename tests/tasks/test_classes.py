@@ -9,7 +9,7 @@ from small_runs import small_module, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.tensorboard import RunReport
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
 from lit_ft.tasks.classes import TakeClasses, classes_of
 from lit_ft.unfreezing.callback import GradualUnfreezing

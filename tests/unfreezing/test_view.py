@@ -6,7 +6,7 @@ from torch import nn
 
 from lit_ft.backbones.cost import training_share
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation.plan_figure import plan_figure
+from lit_ft.evaluation.plan_figure import draw_plan
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PlateauConfig
@@ -116,7 +116,7 @@ def bars(figure):
 
 def test_picture_has_a_bar_for_each_phase_of_a_stage():
     plan = make_plan("gradual", ["stem", "head"], 5, head_epochs=2)
-    figure = plan_figure(plan, [0, 2], 5, {"head": 0.2, "stem": 0.1})
+    figure = draw_plan(plan, [0, 2], 5, {"head": 0.2, "stem": 0.1})
     assert bars(figure) == {(1, 0, 2, 1.0), (1, 2, 3, 1.0), (0, 2, 3, 0.625)}
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["stem, lr 0.1", "head, lr 0.2"]
     assert figure.axes[0].get_xlabel() == "epoch"
@@ -124,10 +124,10 @@ def test_picture_has_a_bar_for_each_phase_of_a_stage():
 
 def test_picture_of_a_plateau_shows_when_it_came_or_the_earliest():
     plan = make_plan("plateau", ["stem", "head"], 9)
-    early = plan_figure(plan, [0], 9, {})
+    early = draw_plan(plan, [0], 9, {})
     assert "earliest" in early.axes[0].get_xlabel()
     assert (0, 1, 8, 1.0) in bars(early)
-    known = plan_figure(plan, [0, 4], 9, {})
+    known = draw_plan(plan, [0, 4], 9, {})
     assert known.axes[0].get_xlabel() == "epoch"
     assert (0, 4, 5, 1.0) in bars(known)
 

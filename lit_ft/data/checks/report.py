@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from lit_ft.console import format_table
 from lit_ft.data.checks.findings import Checked, Finding
 from lit_ft.data.images.formats import formats
 from lit_ft.errors import printable
@@ -46,11 +47,13 @@ def tell_check(checked: Checked, folder: str | None) -> int:
 def as_text(checked: Checked) -> str:
     """What was found, the worst first, with a few examples of each."""
     lines = [f"Checked {checked.data} in {checked.seconds:.1f} s"]
+    rows = []
     for split, size in checked.sizes.items():
         counts = checked.counts.get(split, {})
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         spread = f", {low:,} to {high:,} in each of {len(counts)} classes" if counts else ""
-        lines.append(f"  {split:<6}{size:>9,} images{spread}")
+        rows.append((f"  {split}", f"{size:,}", f"images{spread}"))
+    lines += format_table(rows, ("<8", ">8"), gap=" ").splitlines()
     for finding in checked.findings:
         lines += ["", f"{'HURTS' if finding.hurts else 'note '}  {finding.what}", f"       -> {finding.advice}"]
         examples = [_line(item) for item in finding.items] + [

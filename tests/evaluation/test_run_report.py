@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation import tensorboard as report
-from lit_ft.evaluation.tensorboard import RunReport, confusion_figure, data_table
+from lit_ft.evaluation import confusion, run_report, tensorboard
+from lit_ft.evaluation.run_report import RunReport
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.state import UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
@@ -80,71 +80,9 @@ def trainer(plan=None, lr_decay=0.5, **options):
 @pytest.fixture
 def board(monkeypatch):
     board = Board()
-    monkeypatch.setattr(report, "_tensorboard", lambda _: board)
+    for module in (tensorboard, run_report):
+        monkeypatch.setattr(module, "find_board", lambda _: board)
     return board
-
-
-def test_data_table_shows_classes_and_images_of_each_split():
-    class Digits:
-        class_names = ("zero", "one")
-
-        def counts(self):
-            return {"train": [1000, 1000], "val": [7, 5]}
-
-    assert data_table(Digits()).splitlines() == [
-        "Data  Digits: 2 classes (zero, one)",
-        "  train     2,000 images, 1000 a class",
-        "  val          12 images, 5 to 7 a class",
-    ]
-
-
-def test_data_table_of_many_classes_shows_the_first_ten():
-    data = SimpleNamespace(class_names=list("abcdefghijkl"), counts=dict)
-    assert data_table(data) == "Data  SimpleNamespace: 12 classes (a, b, c, d, e, f, g, h, i, j, …)"
-
-
-def test_data_table_of_labels_and_numbers():
-    data = SimpleNamespace(
-        task="multilabel", class_names=["a", "b"], counts=lambda: {"train": [7, 3]}, sizes=lambda: {"train": 8}
-    )
-    assert data_table(data).splitlines() == [
-        "Data  SimpleNamespace: 2 labels (a, b)",
-        "  train         8 images, 3 to 7 a label",
-        "  labels  'a' 7, 'b' 3",
-    ]
-    data.class_names = [f"label, {i}" for i in range(102)]
-    data.counts = lambda: {"train": list(range(102))}
-    assert data_table(data).splitlines()[-1].startswith("  labels  'label, 0' 0, 'label, 1' 1, ")
-    assert data_table(data).splitlines()[-1].endswith(", 'label, 99' 99, and 2 more")
-    data.task, data.class_names = "regression", ["age"]
-    assert data_table(data).splitlines() == ["Data  SimpleNamespace: 1 number (age)", "  train         8 images"]
-
-
-@pytest.mark.parametrize("data", [None, SimpleNamespace(num_classes=3)])
-def test_data_table_of_loaders(data):
-    assert data_table(data) == "Data: given as loaders"
-
-
-MATRIX = torch.tensor([[3, 1, 0], [0, 5, 0], [0, 0, 0]])
-
-
-def test_confusion_figure_has_counts_shares_and_names():
-    [axes] = confusion_figure(MATRIX, ["ant", "bee", "cat"]).axes
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "3", (1, 0): "1", (1, 1): "5"}
-    colors = {text.get_position(): text.get_color() for text in axes.texts}
-    assert colors == {(0, 0): "white", (1, 0): "black", (1, 1): "white"}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cat"]
-    [image] = axes.images
-    assert image.get_array().tolist() == [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    assert image.get_clim() == (0.0, 1.0)
-
-
-def test_confusion_figure_of_many_classes_has_no_numbers():
-    [axes] = confusion_figure(torch.eye(31), [str(i) for i in range(31)]).axes
-    assert len(axes.texts) == 0
-    assert len(axes.get_xticklabels()) == 31
 
 
 def test_rate_of_a_stage_is_shown_as_zero_while_it_is_frozen(board):
@@ -169,7 +107,7 @@ def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, every, expec
 def clock(monkeypatch):
     """The time, for the test to set."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(report.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(confusion.time, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -192,7 +130,7 @@ def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys
     run.sanity_checking = False
     for epoch, (guessed, true) in enumerate([([0, 1, 1], [0, 0, 1]), ([1], [0])]):
         validate(guessed, true)
-        clock.now += report.PICTURE_SECONDS
+        clock.now += confusion.INTERVAL_SECONDS
         tag, figure, step = board.figures[epoch]
         assert (tag, step) == ("val/confusion_matrix", 9)
         counts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}

@@ -8,10 +8,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from lit_ft.evaluation import figure_text as module
-from lit_ft.evaluation.figure_text import drawable
-from lit_ft.evaluation.plan_figure import plan_figure
-from lit_ft.evaluation.tensorboard import confusion_figure
+from lit_ft.evaluation import figure_names as module
+from lit_ft.evaluation.confusion import draw_confusion
+from lit_ft.evaluation.figure_names import prepare_names
+from lit_ft.evaluation.plan_figure import draw_plan
 from lit_ft.unfreezing.strategies import make_plan
 
 # Private characters, which no font of any machine has, so that it does not matter which are installed.
@@ -49,9 +49,9 @@ def font(tmp_path, monkeypatch):
     builder.save(tmp_path / "cats.ttf")
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
     font_manager.fontManager.addfont(tmp_path / "cats.ttf")
-    module._fonts.cache_clear()
+    module._find_fonts.cache_clear()
     yield "Cats"
-    module._fonts.cache_clear()
+    module._find_fonts.cache_clear()
 
 
 MATH = ["$", "$x$", "a_$^", r"\frac{", "$\\alpha", "US$ 5", "{}"]
@@ -60,8 +60,8 @@ MATH = ["$", "$x$", "a_$^", r"\frac{", "$\\alpha", "US$ 5", "{}"]
 @pytest.mark.parametrize("name", MATH)
 def test_names_are_no_mathematics(name):
     names = [name, "bee"]
-    confusion = confusion_figure(torch.eye(2), names)
-    plan = plan_figure(make_plan("full", [name, "head"], 1), [0], 1, {name: 0.1})
+    confusion = draw_confusion(torch.eye(2), names)
+    plan = draw_plan(make_plan("full", [name, "head"], 1), [0], 1, {name: 0.1})
     for figure in (confusion, plan):
         draw(figure)
     assert ticks(confusion) == names
@@ -70,8 +70,8 @@ def test_names_are_no_mathematics(name):
 
 @pytest.mark.parametrize("odd", [DOG, "a\nb", "\x07", os.fsdecode(b"caf\xe9")])
 def test_name_that_no_font_can_show_is_drawn_by_its_number(odd):
-    confusion = confusion_figure(torch.eye(3), ["ant", odd, "é"])
-    plan = plan_figure(make_plan("full", [odd, "head"], 1), [0], 1, {odd: 0.1})
+    confusion = draw_confusion(torch.eye(3), ["ant", odd, "é"])
+    plan = draw_plan(make_plan("full", [odd, "head"], 1), [0], 1, {odd: 0.1})
     assert ticks(confusion) == ["ant", "#1", "é"]
     assert ticks(plan) == ["#0, lr 0.1", "head"]
     told = "(# and a number: no font here has the name)"
@@ -83,13 +83,13 @@ def test_name_that_no_font_can_show_is_drawn_by_its_number(odd):
 
 def test_a_font_that_has_the_characters_is_found(font):
     names = ["ant", CAT, f"a {CAT}"]
-    figure = confusion_figure(torch.eye(3), names)
+    figure = draw_confusion(torch.eye(3), names)
     draw(figure)
     assert ticks(figure) == names
     assert figure.axes[0].get_xlabel() == "predicted"
     families = [tick.get_fontfamily() for tick in figure.axes[0].get_xticklabels()]
     assert all(family[0] != font and family[-1] == font for family in families)  # only where the default has none
-    some = drawable(["ant", CAT, DOG])
+    some = prepare_names(["ant", CAT, DOG])
     assert some.labels == ["ant", CAT, "#2"]
 
 
@@ -97,10 +97,10 @@ def test_fonts_that_cannot_be_read_are_passed_over(tmp_path, font):
     for entry in font_manager.fontManager.ttflist:
         if entry.name == font:
             open(entry.fname, "wb").close()
-    assert drawable(["ant", CAT]).labels == ["ant", "#1"]
+    assert prepare_names(["ant", CAT]).labels == ["ant", "#1"]
 
 
 def test_no_font_is_looked_for_where_the_default_has_all(monkeypatch):
     monkeypatch.setattr(font_manager.fontManager, "ttflist", None)
-    module._fonts.cache_clear()
-    assert drawable(["bee", "müll", "Жук"]).labels == ["bee", "müll", "Жук"]
+    module._find_fonts.cache_clear()
+    assert prepare_names(["bee", "müll", "Жук"]).labels == ["bee", "müll", "Жук"]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from small_runs import small_module
 
-from lit_ft.features.frozen_part import FrozenPart
+from lit_ft.features.frozen_stages import FrozenStages
 
 
 def part_of(module, depth=2, precision="32-true", device="cpu"):
-    return FrozenPart(
+    return FrozenStages(
         SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device(device))), module, depth
     )
 
