@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lit_ft.data.files.cells import guarded
+from lit_ft.data.files.formulas import escape_formula
 from lit_ft.errors import UserError
 from lit_ft.faults import names_file
 
@@ -134,10 +134,10 @@ class PredictionWriter(Callback):
         with _opened(place) as file:
             writer = csv.writer(file, delimiter=_SEPARATORS.get(cast(Path, self.path).suffix.lower(), ","))
             single = module.task.name == "multiclass"
-            names = list(map(guarded, module.class_names))
+            names = list(map(escape_formula, module.class_names))
             writer.writerow(["path", "class", "probability"] if single else ["path", *names])
             for index in sorted(rows):
-                path = guarded(str(paths[index])) if paths else index
+                path = escape_formula(str(paths[index])) if paths else index
                 if single:
                     probability, best = torch.tensor(rows[index], dtype=torch.float64).max(dim=0)
                     writer.writerow([path, names[int(best)], self._text(float(probability))])

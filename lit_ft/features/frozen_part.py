@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_ft.data.files.kept import hash_of
+from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.loading.protocols import Source
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.features.source import view_generator
@@ -72,7 +72,7 @@ class FrozenPart:
 
     def _weights_hash(self) -> str:
         tensors = self._tensors()
-        return f"{hash_of(tensors.values())} {sorted(tensors)}"
+        return f"{hash_tensors(tensors.values())} {sorted(tensors)}"
 
     def _bit_sums(self) -> list[int]:
         """Sums of the tensors' bits, which take no time beside a hash, where the tensors are."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.checks.duplicates import Group, duplicates
-from lit_ft.data.checks.look import Look, look, suits
+from lit_ft.data.checks.inspection import Look, look, suits
 from lit_ft.data.checks.placeholders import MANY, placeholders
 from lit_ft.data.files.folders import is_ignored
 from lit_ft.data.images.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of

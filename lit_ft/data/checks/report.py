@@ -31,7 +31,7 @@ figure{margin:0;width:160px;font-size:12px;overflow-wrap:anywhere}img{max-width:
 """
 
 
-def tell_check(checked: Checked, folder: str | None) -> int:
+def print_check(checked: Checked, folder: str | None) -> int:
     """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code."""
     print(as_text(checked))
     if folder is not None:

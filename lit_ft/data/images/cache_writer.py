@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.console import format_bytes
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.decode import decode, upright_size
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, made_of, stored_size
 from lit_ft.data.loading.workers import sweep

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.kept import are_like, stamp_number
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.derived_cache import file_stamp_number, match_layout
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.errors import UserError
 
 
@@ -47,7 +47,7 @@ class PhotoFiles:
         keys = np.empty(len(names), np.int64)
         for i, name in enumerate(names):
             try:
-                keys[i] = stamp_number(name)
+                keys[i] = file_stamp_number(name)
             except OSError as error:
                 raise UserError(f"{name}: cannot be read ({error.strerror})") from error
         return cls(names, keys)
@@ -85,7 +85,7 @@ class PhotoCache:
     def _check(self) -> None:
         arrays = {"keys": self._keys, "sizes": self._sizes, "pixels": self._pixels}
         fits = (
-            are_like(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
+            match_layout(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
             and self._sizes.shape == (len(self._keys), 2)
             and len(self._keys) > 0
             and self.made == made_of(self._keys.numpy(), self._sizes.numpy())

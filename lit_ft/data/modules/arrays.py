@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.kept import Kept, are_like, hash_of, kept, stamp
+from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
 from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
 from lit_ft.data.loading.protocols import Batch, Split
@@ -96,7 +96,7 @@ class ArraySource:
     def identity(self) -> str:
         """The images themselves, the size, and what is done to them."""
         images = self.split.images.cpu()
-        content = hash_of([images, self.split.rows])
+        content = hash_tensors([images, self.split.rows])
         return f"{content} {tuple(images.shape)} {self._spec} {self._augments}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
@@ -170,7 +170,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
     root: Path
 
     @abstractmethod
-    def parse(self) -> Kept:
+    def parse(self) -> Derived:
         """Reads the files: ``train_images``, ``train_targets``, ``test_images``, ``test_targets``, and facts of them.
 
         Images are uint8 ``(N, C, H, W)``, targets int64 ``(N,)``.
@@ -178,7 +178,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
         """Whether these are arrays and facts that `parse` may have given."""
-        if not are_like(arrays, _LIKE):
+        if not match_layout(arrays, _LIKE):
             return False
         images, targets = ([arrays[f"{part}_{what}"] for part in _PARTS] for what in ("images", "targets"))
         return (
@@ -192,9 +192,9 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
-        found = [stamp(path) for path in map(self.find_file, self.files()) if path is not None]
+        found = [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]
         of = [_PARSER, found]
-        arrays, facts = kept(
+        arrays, facts = load_or_derive(
             "arrays",
             f"{self.test_name} {self.root.absolute()}",
             lambda found: found[1].get("of") == of and self.is_parsed(*found),
@@ -205,7 +205,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
         rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
         return {"train": train.part(rest), "val": train.part(held), "test": test}
 
-    def _parsed(self, of: list[Any]) -> Kept:
+    def _parsed(self, of: list[Any]) -> Derived:
         arrays, facts = self.parse()
         return arrays, {**facts, "of": of}
 

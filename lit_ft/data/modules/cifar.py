@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_ft.assets import data_root
 from lit_ft.data.download import fetch
-from lit_ft.data.files.kept import Kept
+from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
 from lit_ft.data.modules.arrays import HeldOutArrayDataModule
@@ -172,7 +172,7 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
 
         return {self.root / FOLDER / name: CIFAR10.url for name in (*TRAIN_FILES, TEST_FILE, META_FILE)}
 
-    def parse(self) -> Kept:
+    def parse(self) -> Derived:
         """Reads all files, and their checksums."""
         folder, names = self.root / FOLDER, (META_FILE, *TRAIN_FILES, TEST_FILE)
         contents, sums = zip(*(read_pickle(folder / name) for name in names), strict=True)

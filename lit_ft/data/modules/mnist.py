@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_ft.assets import data_root
 from lit_ft.data.download import fetch
+from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.files.idx import read_labelled
-from lit_ft.data.files.kept import Kept
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
 from lit_ft.data.modules.arrays import HeldOutArrayDataModule
@@ -100,7 +100,7 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
             return {path: f"{MNIST.mirrors[0]}{path.name}.gz" for path in wanted}
         return dict.fromkeys(wanted, EMNIST.url)
 
-    def parse(self) -> Kept:
+    def parse(self) -> Derived:
         """Reads both pairs of files; EMNIST is turned upright and its targets start at 0."""
         (train_images, train_targets), (images, targets) = self._read(train=True), self._read(train=False)
         arrays = {"train_images": train_images, "train_targets": train_targets}

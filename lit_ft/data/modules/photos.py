@@ -15,15 +15,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.cells import guarded
 from lit_ft.data.files.folders import find_folder, listed
-from lit_ft.data.files.index import index_images, warn_passed_over
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.formulas import escape_formula
+from lit_ft.data.files.image_index import index_images, warn_passed_over
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.cache_writer import photo_cache
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.images.verify import unreadable
-from lit_ft.data.loading.photos import FileSplit, PhotoSource
+from lit_ft.data.loading.photo_source import FileSplit, PhotoSource
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, usable_cpus, workers_for
 from lit_ft.data.modules.base import ImageDataModule, check_choice, check_fraction
@@ -254,14 +254,16 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
             writer = csv.writer(opened)
             header = [names.path, *names.labels, names.split, *([names.group] if groups else [])]
-            writer.writerow(map(guarded, header))
+            writer.writerow(map(escape_formula, header))
             for split, images in self._whole.items():
                 numbers = images.groups.tolist() if images.groups is not None else [0] * len(images)
                 for path, labels, number in zip(
                     images.paths.absolute(), self.label_cells(images.targets), numbers, strict=True
                 ):
                     # Not the path, which is absolute.
-                    writer.writerow([path, *map(guarded, (*labels, split, *([groups[number]] if groups else [])))])
+                    writer.writerow(
+                        [path, *map(escape_formula, (*labels, split, *([groups[number]] if groups else [])))]
+                    )
 
     def number_groups(self, names: Iterable[str]) -> Tensor:
         """The numbers of groups, int64 ``(N,)``, for their names."""

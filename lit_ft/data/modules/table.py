@@ -11,13 +11,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.data.files.cells import unguarded
-from lit_ft.data.files.columns import Table, read_table
 from lit_ft.data.files.folders import find_file, find_folder
-from lit_ft.data.files.label_cells import write_labels
-from lit_ft.data.files.labels import read_labels
-from lit_ft.data.files.paths import PackedPaths
-from lit_ft.data.loading.photos import FileSplit
+from lit_ft.data.files.formulas import unescape_formula
+from lit_ft.data.files.label_columns import read_labels
+from lit_ft.data.files.label_lists import format_labels
+from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.files.tables import Table, read_table
+from lit_ft.data.loading.photo_source import FileSplit
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import Columns, PhotoDataModule
 from lit_ft.errors import UserError, unknown
@@ -125,7 +125,7 @@ class ImageTableDataModule(PhotoDataModule):
         if len(self.label_columns) > 1:
             return ([str(number) for number in row] for row in targets.tolist())
         names = self.class_names
-        return ([write_labels(names, row, self.label_separator)] for row in targets.tolist())
+        return ([format_labels(names, row, self.label_separator)] for row in targets.tolist())
 
     def read_given(self) -> dict[Split, FileSplit]:
         """The rows of each split that has any."""
@@ -195,7 +195,7 @@ class ImageTableDataModule(PhotoDataModule):
 def _unguarded(table: Table, path_column: str) -> Table:
     """A table without the apostrophes of `write_split`, which puts none before paths."""
     columns = {
-        name: cells if name == path_column else [unguarded(cell) for cell in cells]
-        for name, cells in zip(map(unguarded, table.columns), table.columns.values(), strict=True)
+        name: cells if name == path_column else [unescape_formula(cell) for cell in cells]
+        for name, cells in zip(map(unescape_formula, table.columns), table.columns.values(), strict=True)
     }
     return replace(table, columns=columns)

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.assets import is_offline
+from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.files.folders import find_folder
-from lit_ft.data.files.kept import hash_of
 from lit_ft.data.fingerprint import digest
-from lit_ft.data.loading.photos import is_random, seeded, stacked
+from lit_ft.data.loading.photo_source import is_random, seeded, stacked
 from lit_ft.data.loading.protocols import Batch
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.loading.workers import InWorkers, Workers
@@ -319,7 +319,7 @@ class StreamSource:
     def identity(self) -> str:
         """Where the images are, which of them, and what is done to them; not what they hold, which may be far away."""
         held = [self.split.stops, self.split.rows]
-        return f"{self.split.folder} {hash_of(held)} {self._transform}"
+        return f"{self.split.folder} {hash_tensors(held)} {self._transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

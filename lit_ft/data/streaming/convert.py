@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_ft.data.loading.photos import FileSplit
+from lit_ft.data.loading.photo_source import FileSplit
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack

@@ -104,7 +104,8 @@ def test_heic_is_read_with_the_extra(tmp_path):
 
 def test_formats_are_loaded_when_they_are_first_needed():
     code = (
-        "import sys, lit_ft.data.files.index; print('PIL.TgaImagePlugin' in sys.modules, 'pillow_heif' in sys.modules)"
+        "import sys, lit_ft.data.files.image_index; "
+        "print('PIL.TgaImagePlugin' in sys.modules, 'pillow_heif' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from derived_files import rewrite
 from image_files import save_photo
-from kept_files import rewrite
 from PIL import Image
 
 from lit_ft.backbones.input_spec import InputSpec

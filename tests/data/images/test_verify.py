@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images import verify
 from lit_ft.data.images.verify import unreadable
 from lit_ft.data.loading.workers import sweep

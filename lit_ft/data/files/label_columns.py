@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_ft.data.files.columns import Table
-from lit_ft.data.files.label_cells import is_list, parse_labels
-from lit_ft.data.files.names import check_names, class_order
+from lit_ft.data.files.class_names import check_names, class_order
+from lit_ft.data.files.label_lists import is_list, parse_labels
+from lit_ft.data.files.tables import Table
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from derived_files import rewrite
 from image_files import save_photo
-from kept_files import rewrite
 
 from lit_ft.data import ImageFolderDataModule
-from lit_ft.data.files import index as module
-from lit_ft.data.files.index import index_images
+from lit_ft.data.files import image_index as module
+from lit_ft.data.files.image_index import index_images
 from lit_ft.errors import UserError
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lit_ft.data.files.kept import hash_of
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.derived_cache import hash_tensors
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
@@ -166,7 +166,7 @@ class PhotoSource:
         """The files as they are now, the cache, and what is done to them."""
         keys = PhotoFiles.of(self.split.paths).keys
         cache = None if self._cache is None else self._cache.made
-        return f"{hash_of([torch.from_numpy(keys)])} {cache} {self._transform}"
+        return f"{hash_tensors([torch.from_numpy(keys)])} {cache} {self._transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
