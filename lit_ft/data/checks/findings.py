@@ -205,7 +205,7 @@ def _files(images: Sequence[Image], looks: Sequence[Look]) -> list[Finding]:
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
     out = "or leave them out with `data.on_bad_image` skip"
     return _those(
-        ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"mend or remove them, {out}", broken),
+        ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"fix or remove them, {out}", broken),
         ("empty", True, "have no content", f"copy them again or remove them, {out}", empty),
         ("huge", True, "have so many pixels that decoding them takes gigabytes", "scale them down", huge),
         ("suffix", False, "have the suffix of another format", "rename them; lit_ft reads them by content", wrong),

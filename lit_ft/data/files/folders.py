@@ -101,17 +101,17 @@ def class_folders(folder: Path) -> list[Path]:
     wanted = "put the images of each class into a folder of its own"
     if not classes:
         files = sorted(p.name for p in folder.iterdir() if not is_ignored(p.name))
-        there_is = f"only {listed(files)}" if files else "it is empty"
+        there_is = f"only {format_some(files)}" if files else "it is empty"
         raise UserError(f"`data.root`: {folder} has no class folders, {there_is}; {wanted}")
     inner = [p.name for p in subfolders(classes[0])]
-    hint = f"if the classes are {listed(inner)}: `data.root` {classes[0]}" if inner else wanted
+    hint = f"if the classes are {format_some(inner)}: `data.root` {classes[0]}" if inner else wanted
     raise UserError(f"`data.root`: {folder} has only one class, {classes[0].name!r}, and two are needed; {hint}")
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def format_some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are.
 
-    >>> listed(["a", "b", "c"], most=2)
+    >>> format_some(["a", "b", "c"], most=2)
     'a, b and 1 more'
     """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -39,7 +39,7 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def refuse(
-        self, rows: Sequence[int], key: str, what: str, cells: Sequence[str] | None = None, advice: str = "mend them"
+        self, rows: Sequence[int], key: str, what: str, cells: Sequence[str] | None = None, advice: str = "fix them"
     ) -> None:
         """Raises `UserError` where there are any rows of a kind.
 

@@ -153,7 +153,7 @@ class _Copies:
         if image.shape[1:] != size:
             image = self.resize(image)
         if image.shape[1:] != size:
-            raise UserError(f"{self.paths[i]}: its header tells another size than its pixels; mend or remove it")
+            raise UserError(f"{self.paths[i]}: its header tells another size than its pixels; fix or remove it")
         return image.permute(1, 2, 0).contiguous().numpy().data
 
 

@@ -124,7 +124,7 @@ def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Imag
                 yield image
     except Exception as error:  # a damaged file raises nearly anything
         raise UserError(
-            f"{name or file}: cannot be read as an image ({why_unread(file, error)}); mend or remove it"
+            f"{name or file}: cannot be read as an image ({why_unread(file, error)}); fix or remove it"
         ) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient

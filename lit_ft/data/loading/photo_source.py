@@ -1,12 +1,9 @@
-"""Decides how photos become batches: how each is read and transformed."""
+"""Batches of photos, decoded and transformed when they are needed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,8 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.data.files.derived_cache import hash_tensors
-from lit_ft.data.files.packed_paths import PackedPaths
-from lit_ft.data.fingerprint import digest
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.images.transforms import random_from
@@ -26,43 +22,6 @@ from lit_ft.errors import UserError
 
 Sample = tuple[int, int]
 """Index of an image and the seed of its augmentation."""
-
-
-@dataclass(frozen=True)
-class FileSplit:
-    """The images of one split.
-
-    Args:
-        paths: Where each is, ``N`` of them.
-        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
-        groups: The group of each, such as the patient, by number, int64 ``(N,)``; none where none are known.
-    """
-
-    paths: PackedPaths
-    targets: Tensor
-    groups: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def part(self, rows: Tensor) -> FileSplit:
-        """The split of these images of this one."""
-        groups = None if self.groups is None else self.groups[rows]
-        return FileSplit(self.paths.part(rows), self.targets[rows], groups)
-
-    def names_digest(self) -> str:
-        """A hash of the names, which does not tell where the images lie."""
-        names = (os.path.join(*Path(name).parts[-2:]) if os.path.isabs(name) else name for name in self.paths.names())
-        return digest(map(os.fsencode, names))
-
-    def first_image(self) -> tuple[str, bytes]:
-        """The name of the first image, and what it holds."""
-        return self.paths.name(0), self.paths[0].read_bytes()
-
-    def indexed(self) -> FileSplit:
-        """The same images, with their position as the target."""
-        return replace(self, targets=torch.arange(len(self)))
 
 
 class _Photos(Dataset[Batch]):

@@ -13,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.class_names import check_names, check_same_form, class_order, names_of_folders
-from lit_ft.data.files.folders import class_folders, find_folder, listed, subfolders
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.folders import class_folders, find_folder, format_some, subfolders
 from lit_ft.data.files.image_index import ImageIndex, index_images, warn_passed_over
 from lit_ft.data.files.packed_paths import PackedPaths
-from lit_ft.data.loading.photo_source import FileSplit
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
@@ -105,7 +105,7 @@ class ImageFolderDataModule(PhotoDataModule):
         others = [name for name in sorted(parts) if name.lower() not in _SPLITS]
         if "train" not in parts:
             if splits := sorted(parts & {"val", "test"}):
-                beside = f"beside {listed(others)} but" if others else "and"
+                beside = f"beside {format_some(others)} but" if others else "and"
                 raise UserError(
                     f"`data.root`: {root} has {' and '.join(splits)} {beside} no train; move the class folders into "
                     f"{root / 'train'}, or, if {splits[0]} is a class, rename it"
@@ -113,8 +113,8 @@ class ImageFolderDataModule(PhotoDataModule):
             return root
         if others and not subfolders(root / "train"):
             raise UserError(
-                f"`data.root`: {root} has {listed(others)} beside train, which has no class folders; if train is a "
-                f"class, rename it, else move the class folders into {root / 'train'}"
+                f"`data.root`: {root} has {format_some(others)} beside train, which has no class folders; if train is "
+                f"a class, rename it, else move the class folders into {root / 'train'}"
             )
         return root / "train"
 

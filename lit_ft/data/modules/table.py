@@ -11,15 +11,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.files.folders import find_file, find_folder
 from lit_ft.data.files.formulas import unescape_formula
 from lit_ft.data.files.label_columns import read_labels
 from lit_ft.data.files.label_lists import format_labels
 from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.files.split_table import Columns
 from lit_ft.data.files.tables import Table, read_table
-from lit_ft.data.loading.photo_source import FileSplit
 from lit_ft.data.loading.protocols import Augment, Split
-from lit_ft.data.modules.photos import Columns, PhotoDataModule
+from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.tasks.task import MAIN_METRIC, TaskName
 
@@ -142,7 +143,7 @@ class ImageTableDataModule(PhotoDataModule):
             paths = [os.path.normpath(os.path.join(root, name)) for name in names]
             table.refuse(
                 [i for i, path in enumerate(paths) if not os.path.isfile(path)], "`data.table`",
-                "name no file", paths, "mend them, or name the folder that they start from: `data.root`",
+                "name no file", paths, "fix them, or name the folder that they start from: `data.root`",
             )  # fmt: skip
             class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
             groups = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_ft.data.loading.photo_source import FileSplit
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.chunks import SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack
@@ -86,7 +86,7 @@ def _write(folder: Path, split: FileSplit, names: list[str], order: Tensor, chun
         try:
             content = split.paths[row].read_bytes()
         except OSError as error:  # gone since the set was found to be readable
-            raise UserError(f"{split.paths[row]}: cannot be read ({error.strerror}); mend or remove it") from error
+            raise UserError(f"{split.paths[row]}: cannot be read ({error.strerror}); fix or remove it") from error
         cache[i] = pack(names[row], content)
     cache.done()
     cache.merge()

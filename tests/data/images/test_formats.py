@@ -54,7 +54,7 @@ def test_documents_are_not_opened(tmp_path, monkeypatch, format, name):
     """Pillow would let Ghostscript run the program that an EPS file is."""
     Image.new("RGB", (8, 8)).save(tmp_path / name, format)
     monkeypatch.setattr(subprocess, "check_call", None)
-    with pytest.raises(UserError, match=rf"/{name}: cannot be read as an image \(its format is not known\); mend or"):
+    with pytest.raises(UserError, match=rf"/{name}: cannot be read as an image \(its format is not known\); fix or"):
         decode(tmp_path / name)
     assert is_image(str(tmp_path / name)) == (name == "x.jpg")
 

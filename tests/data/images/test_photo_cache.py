@@ -159,7 +159,7 @@ def test_unreadable_image_is_told_and_leaves_nothing(root, tmp_path, num_workers
     path.write_bytes(path.read_bytes()[:-200])
     data = make(root, tmp_path / "cache", num_workers=num_workers)
     data.verifies = False  # which would tell it before
-    with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*truncated.*\); mend or remove it$"):
+    with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*truncated.*\); fix or remove it$"):
         data.train_dataloader()
     assert files_in(tmp_path / "cache") == []
 

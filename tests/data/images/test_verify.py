@@ -124,7 +124,7 @@ def test_error_names_the_files_before_training(photo_root):
     text = str(caught.value)
     assert text.startswith("data.on_bad_image: 11 of 30 images cannot be read: ")
     assert text.count(".png (") == 10
-    assert " and 1 more; mend or remove them, or leave them out with data.on_bad_image skip" in text
+    assert " and 1 more; fix or remove them, or leave them out with data.on_bad_image skip" in text
 
 
 def test_skip_goes_on_with_what_is_left(photo_root):
@@ -221,7 +221,7 @@ def test_a_run_lists_what_it_leaves_out(run, refused, photo_root):
 
 def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeypatch):
     looked = []
-    monkeypatch.setattr("lit_ft.data.modules.photos.unreadable", lambda paths: looked.append(len(paths)) or {})
+    monkeypatch.setattr("lit_ft.data.images.verification.unreadable", lambda paths: looked.append(len(paths)) or {})
     data = folder(photo_root, val_fraction=0.2)
     data.prepare_data()
     data.setup("fit")

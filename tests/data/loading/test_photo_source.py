@@ -8,11 +8,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.loader import Loader
-from lit_ft.data.loading.photo_source import FileSplit, PhotoSource, _Photos, seeded
+from lit_ft.data.loading.photo_source import PhotoSource, _Photos, seeded
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.loading.workers import Workers
 from lit_ft.errors import UserError

@@ -255,7 +255,7 @@ def test_parquet(table, photo_root):
     torch.testing.assert_close(data.splits["val"].targets, numbers_of(data, "val") / 3)
     columns["label"][4] = None
     parquet.write_table(arrow.table(columns), path)
-    with pytest.raises(UserError, match=r"^data.label_columns: 1 of 30 rows of .* have no label: row 5; mend them$"):
+    with pytest.raises(UserError, match=r"^data.label_columns: 1 of 30 rows of .* have no label: row 5; fix them$"):
         make(str(path))
     path.write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"^data.table: .*t.parquet cannot be read \(.*\)$"):
@@ -291,11 +291,11 @@ def cells(change):
         (
             {n: ["x.png", "ant"] for n in (2, 5, 6, 9)}, {},
             "data.table: 4 of 30 rows of .* name no file: row 2 '.*/x.png', row 5 '.*', row 6 '.*/x.png' and 1 more; "
-            "mend them, or name the folder that they start from: data.root",
+            "fix them, or name the folder that they start from: data.root",
         ),
         ({3: ["ant", "ant"]}, {}, "data.table: 1 of 30 rows of .* name no file: row 3 "),
-        ({4: ["", "ant"]}, {}, "data.path_column: 1 of 30 rows of .* have no path: row 4; mend them"),
-        ({4: ["ant/0.png", " "]}, {}, "data.label_columns: 1 of 30 rows of .* have no label: row 4; mend them"),
+        ({4: ["", "ant"]}, {}, "data.path_column: 1 of 30 rows of .* have no path: row 4; fix them"),
+        ({4: ["ant/0.png", " "]}, {}, "data.label_columns: 1 of 30 rows of .* have no label: row 4; fix them"),
         ({31: ["cat/9.png"]}, {}, "data.table: .* has 2 columns, but row 31 has 1; quote"),
         ({7: ["ant/2.png", "ant", "x"]}, {}, "data.table: .* has 2 columns, but row 7 has 3; quote"),
         (
@@ -305,7 +305,7 @@ def cells(change):
         ({}, {"task": "regression"}, "data.label_columns: 30 of 30 rows of .* have no number: row 2 'ant',"),
         (
             {n: ["ant/0.png", "nan" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
-            "data.label_columns: 1 of 30 rows of .* have no number: row 8 'nan'; mend them",
+            "data.label_columns: 1 of 30 rows of .* have no number: row 8 'nan'; fix them",
         ),
         (
             {n: ["ant/0.png", "-1e39" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
