@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, cast, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.files.idx import find_idx
 from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader
+from lit_ft.data.loading.position import Position
 from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots
@@ -97,6 +99,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         self.spec = spec
         self.input_spec = spec or InputSpec()
         self.order_seed: int | None = None
+        self.position = Position(self._batches_processed)
         self.splits: dict[Split, SetT] = {}
         self._is_read = False
 
@@ -216,12 +219,15 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         return self._loader("predict")
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the order, so that a resumed run goes on in the order it began."""
-        return {"order_seed": self.order_seed}
+        """The seed of the order and the position in it, so that a resumed run continues with the next batch."""
+        return {"order_seed": self.order_seed, "position": self.position.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the order of the run that is resumed."""
-        self.order_seed = state_dict["order_seed"]
+        """Continues the order of the run that is resumed."""
+        self.order_seed = self.position.seed = state_dict["order_seed"]
+        is_fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if is_fitting and "position" in state_dict:
+            self.position.load_state_dict(state_dict["position"])
 
     def _few(self, train: SetT) -> SetT:
         if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
@@ -248,10 +254,11 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        return Loader(source, sampler, processed=self._batches_processed if training and trainer else None)
+        return Loader(source, sampler, self.position if training else None)
 
-    def _batches_processed(self) -> int:
-        assert self.trainer is not None
+    def _batches_processed(self) -> int | None:
+        if self.trainer is None:
+            return None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.processed)
 

@@ -291,7 +291,7 @@ def test_cache_is_written_where_there_is_no_fcntl(root, tmp_path):
     code = (
         "import sys\n"
         "sys.modules['fcntl'] = None\n"
-        "from lit_ft.backbones.spec import InputSpec\n"
+        "from lit_ft.backbones.input_spec import InputSpec\n"
         "from lit_ft.data import ImageFolderDataModule\n"
         "data = ImageFolderDataModule(sys.argv[1], cache=sys.argv[2], spec=InputSpec(16, 20), num_workers=0)\n"
         "data.order_seed = 5\n"

@@ -47,7 +47,7 @@ def test_batches_are_the_same_with_workers_and_after_a_resume(split):
     plain, workers = make_loader(split), make_loader(split, num_workers=2)
     for epoch in (0, 1):  # the workers live on from one to the other
         assert_same(read(plain, epoch), read(workers, epoch))
-    workers.load_state_dict({"epoch": 2, "batches": 2, "of": 4})
+    workers.position.load_state_dict({"epoch": 2, "batches": 2, "of": 4})
     assert_same(read(plain, 2)[2:], read(workers, 2))
 
 
