@@ -21,7 +21,8 @@ from lit_ft.data.images.verification import OnBadImage, Verification, splits_to_
 from lit_ft.data.loading.photo_source import PhotoSource
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, workers_for
-from lit_ft.data.modules.base import ImageDataModule, check_choice, check_fraction
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.options import check_choice, check_held_out
 from lit_ft.errors import UserError
 
 
@@ -55,7 +56,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        _check_fractions(val_fraction, test_fraction)
+        check_held_out(val_fraction, test_fraction)
         check_workers(num_workers)
         if cache is not None and not cache.strip():
             raise UserError(f"`data.cache`: {cache!r} names no folder; name one, or leave the option out")
@@ -175,12 +176,3 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if not self.verifies or getattr(self.trainer, "fast_dev_run", False):
             return []
         return [split for split in splits_to_verify(stage, self.splits, self.tested) if split not in self.left_out]
-
-
-def _check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raises `UserError` for fractions that leave nothing to train on."""
-    check_fraction("val_fraction", val_fraction)
-    check_fraction("test_fraction", test_fraction, zero=True)
-    if val_fraction + test_fraction >= 1:
-        given = f"{test_fraction} and `data.val_fraction` {val_fraction}"
-        raise UserError(f"`data.test_fraction`: {given} leave nothing to train on")
