@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
 from lit_ft.data.checks import check
-from lit_ft.data.checks.inspection import look
+from lit_ft.data.checks.inspection import inspect_file
 
 
 def photo(seed, size=(96, 72)):
@@ -333,7 +333,7 @@ def test_sets_in_memory_are_checked_for_exact_copies(mnist_root):
 
 def test_looking_never_decodes_what_is_huge(clean, monkeypatch):
     monkeypatch.setattr("lit_ft.data.checks.inspection.problem_or_pixels", None)
-    assert look(bomb(clean)).is_huge
+    assert inspect_file(bomb(clean)).is_huge
 
 
 def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
