@@ -1,4 +1,4 @@
-"""Decides how a set that litdata streams, from a folder or a bucket, is trained on: splits, order, augmentation."""
+"""Data module of a set that litdata streams from a folder or bucket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.loading.sampler import ChunkSampler
 from lit_ft.data.loading.workers import check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.streaming.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
+from lit_ft.data.streaming.chunked_split import ChunkedSplit
+from lit_ft.data.streaming.set_files import is_bucket
+from lit_ft.data.streaming.stream_set import StreamSet
+from lit_ft.data.streaming.stream_source import StreamSource
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 
