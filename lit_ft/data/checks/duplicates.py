@@ -1,4 +1,4 @@
-"""Decides which images show the same: exact copies by a checksum, near copies by two measures that must agree."""
+"""Exact and near copies of images."""
 
 from __future__ import annotations
 

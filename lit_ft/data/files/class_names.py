@@ -1,4 +1,4 @@
-"""Decides what classes are called, and in which order they come."""
+"""Names of classes, and their order."""
 
 from __future__ import annotations
 

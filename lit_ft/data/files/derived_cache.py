@@ -1,4 +1,4 @@
-"""Decides what is kept between runs of what was worked out from data files, where, and when it no longer holds."""
+"""Cache, between runs, of arrays and facts that are derived from data files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which files of a folder are images, and which folders are classes."""
+"""Folders of data: looking them up, class folders, and files that are not the user's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_ft.assets import shared_folder
 from lit_ft.errors import UserError, nearest
 
 # What operating systems, network drives and file managers leave behind, in small letters. What begins with a dot is
@@ -50,9 +51,9 @@ def _find(given: str, key: str) -> Path:
 
 
 def _found(path: Path, key: str) -> Path:
-    shared = os.environ.get("LIT_FT_DATA")
-    if not path.exists() and shared and (Path(shared).expanduser() / path).exists():
-        return Path(shared).expanduser() / path
+    shared = shared_folder()
+    if not path.exists() and shared and (shared / path).exists():
+        return shared / path
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
         close = nearest(path.name, beside)

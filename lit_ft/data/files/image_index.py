@@ -1,4 +1,4 @@
-"""Decides how the images below a folder are found: in one pass, which is kept between runs while no folder changes."""
+"""Index of the images below a folder, cached between runs while no folder changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides what the labels in a table mean: classes, any number of labels, or numbers."""
+"""Label columns of a table: classes, any number of labels, or numbers."""
 
 from __future__ import annotations
 

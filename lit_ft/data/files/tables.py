@@ -1,4 +1,4 @@
-"""Decides how the columns of a table file are read: CSV, TSV or Parquet, as text."""
+"""Tables of text cells, from CSV, TSV or Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how a cache of photos is written: by several processes, whole or not at all, and only where there is room."""
+"""Atomic writing of resized copies of photos, by several processes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Decides how an image file becomes pixels: upright, in three colours, of whatever format it is."""
+"""Decoding of image files of all formats: upright, in three colours."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +16,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from lit_ft.compat import reuse_image_memory
 from lit_ft.data.images.formats import HEIC_ADVICE, SIGNATURE_BYTES, formats, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
-if "PILLOW_BLOCKS_MAX" not in os.environ:
-    # Else Pillow gives the memory of each image back, and the system clears it anew: a third of the time that a large
-    # one takes. This keeps 64 MB in each process.
-    Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+reuse_image_memory()
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _RESAMPLING = {

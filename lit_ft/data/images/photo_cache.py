@@ -1,4 +1,4 @@
-"""Decides how resized copies of photos are kept in one file, when they hold, and what is read in a photo's place."""
+"""Resized copies of photos in one file that is mapped into memory."""
 
 from __future__ import annotations
 

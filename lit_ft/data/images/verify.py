@@ -1,4 +1,4 @@
-"""Decides which image files can be read, by reading each once in several processes, and remembers it."""
+"""Verification of image files, each read once until it changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how image sets that fit into memory are split, augmented and put into batches."""
+"""Data modules of image sets that fit into memory."""
 
 from __future__ import annotations
 

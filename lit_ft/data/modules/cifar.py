@@ -1,4 +1,4 @@
-"""Decides how the Python version of CIFAR-10 is read: what its pickles may contain, and what their checksums are."""
+"""Data module of CIFAR-10, whose pickles are read without running code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.assets import data_root
-from lit_ft.data.download import fetch
+from lit_ft.assets import data_root, download_dataset
 from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
@@ -164,7 +163,7 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         if self.download and self.missing_files():
             from torchvision.datasets import CIFAR10
 
-            fetch(CIFAR10, self.root / FOLDER, root=str(self.root))
+            download_dataset(CIFAR10, self.root / FOLDER, root=str(self.root))
 
     def files(self) -> dict[Path, str | None]:
         """The seven files of the archive, and torchvision's address of it."""

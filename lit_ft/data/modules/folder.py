@@ -1,4 +1,4 @@
-"""Decides how a folder of photos, one folder a class, is read: which folders are splits, and which are classes."""
+"""Data module of a folder of photos with one folder a class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which files, classes and orientation MNIST and the splits of EMNIST have."""
+"""Data module of MNIST and the splits of EMNIST."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_ft.assets import data_root
-from lit_ft.data.download import fetch
+from lit_ft.assets import data_root, download_dataset
 from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.files.idx import read_labelled
 from lit_ft.data.images.transforms import ShiftFlip
@@ -87,9 +86,9 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
         from torchvision.datasets import EMNIST, MNIST
 
         if self.domain == "source":
-            fetch(MNIST, missing[0].parent, root=str(self.root))
+            download_dataset(MNIST, missing[0].parent, root=str(self.root))
         else:
-            fetch(EMNIST, missing[0].parent, root=str(self.root), split=self.split)
+            download_dataset(EMNIST, missing[0].parent, root=str(self.root), split=self.split)
 
     def files(self) -> dict[Path, str | None]:
         """Images and labels for training and test, and torchvision's address of each."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_ft.compat import chunked_index
 from lit_ft.data.fingerprint import digest
 from lit_ft.data.streaming.chunk_index import DATA_FORMAT, INDEX_FILE, ChunkIndex
 from lit_ft.data.streaming.set_files import TARGETS_FILE, check_litdata, format_reason, is_bucket, read_set_file
@@ -109,8 +110,6 @@ class ChunkedSplit:
         Raises:
             UserError: If a chunk does not come, or is not what the index says.
         """
-        from litdata.streaming.sampler import ChunkedIndex
-
         rows = self.rows[positions]
         chunks = self._chunks_of(rows)
         wanted = [chunk for chunk, _ in groupby(chunks)]
@@ -119,8 +118,7 @@ class ChunkedSplit:
         last = len(chunks) - 1
         for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
             ahead = wanted if i == 0 else None
-            # By name: releases of litdata differ in what comes third.
-            place = ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=i == last)
+            place = chunked_index(row, chunk, ahead, is_last=i == last)
             try:
                 sample = dataset[place]
             except Exception as error:  # what litdata makes of the content of a chunk can fail in any way

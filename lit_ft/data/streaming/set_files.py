@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from lit_ft.assets import is_offline
+from lit_ft.compat import download_from_bucket
 from lit_ft.data.files.folders import find_folder
 from lit_ft.errors import UserError
 
@@ -41,11 +42,9 @@ def read_set_file(root: str, name: str) -> bytes:
     if is_offline() and not root.startswith("local:"):
         raise UserError(f"`offline`: `data.root` {root} is streamed over the network; give a folder")
     check_litdata("`data.root`")
-    from litdata.streaming.downloader import get_downloader
-
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            get_downloader(root, temporary, []).download_file(f"{root}/{name}", f"{temporary}/{name}")
+            download_from_bucket(root, name, temporary)
             return Path(temporary, name).read_bytes()
         except Exception as error:  # each kind of bucket has errors of its own
             raise UserError(f"`data.root`: cannot read {root}/{name} ({format_reason(error)})") from error
