@@ -160,7 +160,7 @@ def test_cells_of_several_labels(table, cells, options, expected):
         (["cat", "dog"], {"label_separator": ""}, "data.label_separator: '' is empty; change it or leave it out"),
         (["cat"], {"label_separator": "|", "task": "multiclass"}, r"data.label_separator: '\|' is for one column of"),
         (["['cat']", "['dog', 'cat']"], {"task": "multiclass"},
-         "data.label_columns: 2 of 2 rows of .* have a list of labels: row 2 .*; for several labels an image: --mod"),
+         "data.label_columns: 2 of 2 rows of .* have a list of labels: row 2 .*; for several labels an image: model"),
     ],
 )  # fmt: skip
 def test_mistakes_in_cells_of_several_labels(table, cells, options, message):
@@ -452,7 +452,7 @@ def test_split_has_what_shots_leave_out(table, tmp_path):
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_label_that_says_nan_is_warned_of(table, task):
     path = table(label=lambda k, i: "nan" if i == 3 else k + "|" * (task == "multilabel"))
-    with pytest.warns(UserWarning, match=r"^data.label_columns: 'nan' is taken for a class; if it stands for a miss"):
+    with pytest.warns(UserWarning, match=r"^`data.label_columns`: 'nan' is taken for a class; if it stands for a miss"):
         data = make(path, task=task)
     assert data.class_names == ["ant", "bee", "cat", "nan"]
 
