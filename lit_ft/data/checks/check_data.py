@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_ft.data.checks.duplicates import Group, duplicates
+from lit_ft.data.checks.duplicates import Group, find_duplicates
 from lit_ft.data.checks.findings import (
     Checked,
     Finding,
@@ -26,7 +26,7 @@ from lit_ft.data.checks.findings import (
     check_split,
 )
 from lit_ft.data.checks.inspection import inspect_file
-from lit_ft.data.checks.placeholders import placeholders
+from lit_ft.data.checks.placeholders import find_placeholders
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
@@ -79,12 +79,12 @@ def _check_photos(images: Sequence[Image], have_classes: bool) -> tuple[list[Fin
     checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
     blank = np.zeros((3, 32, 32), np.uint8)
     thumbs = np.stack([blank if seen.thumb is None else seen.thumb for seen in inspected])
-    groups = duplicates(checksums, torch.from_numpy(thumbs))
+    groups = find_duplicates(checksums, torch.from_numpy(thumbs))
     # What is the same when it is small is the same picture, whatever its size, format and metadata.
     same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in inspected]
     # In one class, many near copies may be frames of a film.
     mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
-    often = placeholders(same, thumbs, mixed if have_classes else [])
+    often = find_placeholders(same, thumbs, mixed if have_classes else [])
     return check_files(images, inspected) + check_ignored(paths), (groups, often)
 
 
@@ -92,7 +92,7 @@ def _find_copies(splits: dict[Split, Any]) -> Repeated:
     """Exact copies in sets in memory."""
     pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
     sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
-    return duplicates(np.array(sums, dtype="S16").view("V16"), None), placeholders(sums)
+    return find_duplicates(np.array(sums, dtype="S16").view("V16"), None), find_placeholders(sums)
 
 
 def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:

@@ -53,7 +53,7 @@ class Group:
     same: Same
 
 
-def duplicates(checksums: NDArray[Any], thumbs: Tensor | None) -> list[Group]:
+def find_duplicates(checksums: NDArray[Any], thumbs: Tensor | None) -> list[Group]:
     """Groups the images that show the same.
 
     Args:

@@ -168,7 +168,7 @@ def check_placeholders(images: Sequence[Image], often: Sequence[Sequence[int]]) 
 def check_copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Sequence[int]]) -> list[Finding]:
     """Images that are there more than once: in two splits, in two classes, or needlessly."""
     leaks, contradictions, others = [], [], []
-    told = {row for rows in often for row in rows}
+    reported = {row for rows in often for row in rows}
     for group in groups:
         members = [images[row] for row in group.rows]
         found = {"same": group.same, "images": [_item(image) for image in members]}
@@ -177,7 +177,7 @@ def check_copies(images: Sequence[Image], groups: Sequence[Group], often: Sequen
             leaks.append(found)
         if len(labels) > 1:
             contradictions.append(found)
-        if len(splits) == len(labels) == 1 and not told.issuperset(group.rows):
+        if len(splits) == len(labels) == 1 and not reported.issuperset(group.rows):
             others.append(found)
     copies = []
     for kind, hurts, what, advice, those in (

@@ -86,8 +86,8 @@ def _header(path: Path) -> tuple[str, int, int, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=formats()) as image:
-                told = image.format != "PNG" or "exif" in image.info  # else Pillow decodes it all, and looks behind
-                turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+                has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow decodes it all, and looks behind
+                turned = has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
                 return image.format or "", image.width, image.height, turned
     except Exception:  # a damaged file raises nearly anything; decoding it gives the reason
         return "", 0, 0, False

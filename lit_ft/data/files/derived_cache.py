@@ -58,16 +58,16 @@ def match_layout(arrays: Mapping[str, Tensor], like: Mapping[str, tuple[torch.dt
 
 
 def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], make: Callable[[], Derived]) -> Derived:
-    """What was kept of an earlier run, mapped into memory, or made now and kept.
+    """Arrays and facts of an earlier run, mapped into memory, or derived now and stored.
 
-    It is there whole or not at all, and may be deleted at any time; what fits in no way, as of another program, is made
-    anew. Where the folder cannot be written, a warning says so and all goes on without.
+    The write is atomic, and the file may be deleted at any time; one of another program is replaced. Where the folder
+    cannot be written, a warning says so.
 
     Args:
-        name: What it is, such as ``index``.
-        key: What it is of; not more than one is kept of each key.
-        is_valid: Whether what was kept is of the kind that ``make`` gives, and still holds.
-        make: Works it out.
+        name: Kind of thing, such as ``index``.
+        key: Its source; one entry is stored for each.
+        is_valid: Whether an entry is of the kind that ``make`` gives, and still holds.
+        make: Derives it.
     """
     found = load_derived(name, key)
     if found is not None and is_valid(found):
@@ -76,12 +76,12 @@ def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], mak
 
 
 def load_derived(name: str, key: str) -> Derived | None:
-    """Whatever was kept under this name and key, whether it still holds or not."""
+    """The entry of a name and key, whether it still holds or not."""
     return _read(_place(name, key))
 
 
 def store_derived(name: str, key: str, made: Derived) -> Derived:
-    """Keeps something under a name and key in the place of what was kept before, and gives it mapped into memory."""
+    """Stores the entry of a name and key, and returns it mapped into memory."""
     path = _place(name, key)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Also after apostrophes, so that what is put before a cell can be told from what it began with. Those of full width
+# Also after apostrophes, so that an escaped cell differs from one that began with an apostrophe. Those of full width
 # count as the others in some languages' editions.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)

@@ -113,7 +113,7 @@ def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> t
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
     """Whether what is no folder is a pipe, socket or device, which could be read from for ever."""
-    try:  # a link that leads nowhere counts as an image, so that it is told as one that cannot be read
+    try:  # a link that leads nowhere counts as an image, so that it is reported as one that cannot be read
         return not _is_file(entry) and os.path.exists(entry.path)
     except OSError:
         return False
@@ -128,7 +128,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 @dataclass
 class _Holds:
-    """Tells whether an index is one, and no folder has changed since: to add or rename a file changes its folder.
+    """Checks that an index is one, and that no folder has changed since: to add or rename a file changes its folder.
 
     Args:
         folder: The folder above all.

@@ -45,10 +45,10 @@ class Table:
 
         Args:
             rows: Their indices.
-            key: The option that is to be told.
-            what: What is wrong with them.
-            cells: What stands in each row of the table.
-            advice: What to do.
+            key: The option that the error names.
+            what: Their fault, as the rest of a sentence.
+            cells: The cell of each row of the table, for the message.
+            advice: The remedy.
         """
         if rows:
             first = ", ".join(self.row(i) + (f" {cells[i][:_SHOWN]!r}" if cells else "") for i in rows[:3])

@@ -36,8 +36,8 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
     pixels than Pillow deems safe (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) are refused.
 
     Args:
-        file: Where it is, or its content.
-        name: What an error calls it; the path when not given.
+        file: Its path, or its content.
+        name: Its name in errors; the path when not given.
 
     Raises:
         UserError: The file cannot be read.
@@ -54,9 +54,9 @@ def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: st
     same in any case.
 
     Args:
-        file: Where it is, or its content.
+        file: Its path, or its content.
         crop: Draws the part; its randomness comes from torch.
-        name: What an error calls the file; the path when not given.
+        name: Its name in errors; the path when not given.
 
     Raises:
         UserError: The file cannot be read.
@@ -104,13 +104,13 @@ def upright_size(file: Path) -> tuple[int, int]:
     """
     with _opened(file, None) as image:
         if image.format == "TIFF":
-            image.load()  # turns it; before, not every Pillow tells the size that it will have
+            image.load()  # turns it; before, not every Pillow has its final size
         return _upright_size(image)
 
 
 @contextmanager
 def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
-    """The image, not yet decoded. Whatever fails within is told as a mistake of the file."""
+    """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         # Whatever the rest of the program says, what is missing must not be filled with grey.
@@ -131,7 +131,7 @@ def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
     """Why an image cannot be read, in a line.
 
     Args:
-        file: Where it is, or its content.
+        file: Its path, or its content.
         error: What was raised.
     """
     if isinstance(error, UnidentifiedImageError):

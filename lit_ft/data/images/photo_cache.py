@@ -26,7 +26,7 @@ from lit_ft.errors import UserError
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """Files, and what tells whether they have changed.
+    """Files, with a number that changes when they do.
 
     Args:
         names: Absolute path of each, ``N`` of them.
@@ -56,13 +56,12 @@ class PhotoFiles:
 class PhotoCache:
     """Resized copies of photos in a file that is mapped into memory, so that all processes share it.
 
-    What is kept of a photo is what the eval transform resizes it to, or the photo itself where that has fewer pixels:
-    evaluating gives the same pixels as without a cache. A random crop, on the other hand, is cut from the copy: it is
-    enlarged a little where from the photo it would have been made smaller, and a little less sharp.
+    A copy is what the eval transform resizes the photo to, or the photo itself where that has fewer pixels: evaluation
+    gets the same pixels as without a cache. A random crop is cut from the copy, and so may be a little less sharp.
 
     Args:
         path: The file.
-        made: What tells it from another one that takes its place; when not given, the file is checked instead.
+        made: Its hash, by which a file that replaced it is found; when not given, the file is checked instead.
         rows: Which of its images these are, int64 ``(N,)``; all when not given.
 
     Raises:
@@ -123,7 +122,7 @@ class PhotoCache:
 
 
 def made_of(keys: NDArray[np.int64], sizes: NDArray[np.int64]) -> str:
-    """What tells a cache from another one that takes its place: a hash of its keys ``(N,)`` and sizes ``(N, 2)``."""
+    """Hash of a cache: of its keys ``(N,)`` and sizes ``(N, 2)``."""
     return hashlib.sha256(keys.tobytes() + sizes.tobytes()).hexdigest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.images.cache_writer import photo_cache
+from lit_ft.data.images.cache_writer import open_photo_cache
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import usable_cpus
@@ -34,7 +34,7 @@ class SplitCaches:
             names: list[Split] = [name for name in ("train", "val", "test") if name in splits]
             files = [PhotoFiles.of(splits[name].paths) for name in names]
             workers = usable_cpus() if num_workers is None else num_workers
-            found = photo_cache(folder, files, spec, write=write, workers=workers)
+            found = open_photo_cache(folder, files, spec, write=write, workers=workers)
             if found is None:
                 return {}
             self._opened = spec, dict(zip(names, found, strict=True))

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.images.verify import unreadable
+from lit_ft.data.images.verify import find_unreadable
 from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError
 
@@ -30,7 +30,7 @@ class Verification:
     def find(self, split: Split, files: FileSplit) -> dict[int, str]:
         """The rows of a split that cannot be read, and why; a process that has prepared the data has them already."""
         if split not in self._bad:
-            self._bad[split] = unreadable(files.paths)
+            self._bad[split] = find_unreadable(files.paths)
         return self._bad[split]
 
     def apply(

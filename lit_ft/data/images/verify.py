@@ -31,7 +31,7 @@ def problem(path: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def unreadable(paths: PackedPaths) -> dict[int, str]:
+def find_unreadable(paths: PackedPaths) -> dict[int, str]:
     """The rows of the files that cannot be read, and why; files that are not there are among them.
 
     What was found to be readable before, and has not changed, is not read again. What was not is: a permission, a

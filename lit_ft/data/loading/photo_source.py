@@ -34,17 +34,19 @@ class _Photos(Dataset[Batch]):
 
     def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
         try:
-            images = stacked([self._image(*sample) for sample in samples])
+            images = stack_images([self._image(*sample) for sample in samples])
         except UserError as error:
             return error
         return images, self.split.targets[[index for index, _ in samples]]
 
     def _image(self, index: int, seed: int) -> Tensor:
         path = self.split.paths.full(index)
-        return seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
+        return transform_seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
 
 
-def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None) -> Tensor:
+def transform_seeded(
+    transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None
+) -> Tensor:
     """What a transform makes of an image, its random numbers following from a seed alone.
 
     Where it begins with a random crop, no more is decoded than that needs.
@@ -53,7 +55,7 @@ def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name
         transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
         image: A file, its content, or the pixels.
         seed: The seed.
-        name: What an error calls the image; the path when not given.
+        name: Its name in errors; the path when not given.
 
     Raises:
         UserError: It cannot be read.
@@ -82,7 +84,7 @@ def is_random(transform: v2.Compose) -> bool:
     return not all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in transform.transforms)
 
 
-def stacked(images: Sequence[Tensor]) -> Tensor:
+def stack_images(images: Sequence[Tensor]) -> Tensor:
     """A batch ``(B, 3, H, W)`` in channels_last, the memory format of decoded images and of most networks.
 
     Any other would be a copy pixel by pixel here, and another one back for the network.

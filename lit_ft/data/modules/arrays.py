@@ -28,7 +28,7 @@ _LIKE = {
     for what, like in (("images", (torch.uint8, 4)), ("targets", (torch.int64, 1)))
 }
 _PARSER = 1
-"""To be raised when files are parsed in another way, as what earlier runs kept then no longer holds."""
+"""Version of the parsed arrays; to be raised when files are parsed in another way."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     @property
     @abstractmethod
     def test_name(self) -> str:
-        """What the names in `predict_paths` begin with."""
+        """Prefix of the names in `predict_paths`."""
 
     @property
     def predict_paths(self) -> list[str]:
@@ -189,7 +189,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
         )
 
     def check(self, facts: dict[str, Any]) -> None:
-        """Tells what the facts mean, at each start, whether the files were parsed in this run or in an earlier one."""
+        """Checks the facts at each start, whether the files were parsed in this run or in an earlier one."""
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""

@@ -195,10 +195,10 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         altered = [name for name, md5 in facts["md5"].items() if md5 != published[name]]
         if not altered:
             return
-        told = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
+        message = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
         if self.verify:
-            raise UserError(f"`data.verify`: {told}")
-        rank_zero_warn(f"{told}; to refuse such files: `data.verify` true")
+            raise UserError(f"`data.verify`: {message}")
+        rank_zero_warn(f"{message}; to refuse such files: `data.verify` true")
 
 
 def published_md5() -> dict[str, str]:

@@ -27,7 +27,7 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 class ImageFolderDataModule(PhotoDataModule):
     """Photos in ``ROOT/train/CLASS/...``, ``ROOT/val/CLASS/...`` and ``ROOT/test/CLASS/...``, or in ``ROOT/CLASS/...``.
 
-    What has no folder of its own is split off from the training images, each class in proportion. Classes come in the
+    Splits without a folder are held out from the training images, stratified by class. Classes come in the
     order of their names, by number where all are whole numbers.
 
     Args:
@@ -67,7 +67,7 @@ class ImageFolderDataModule(PhotoDataModule):
 
     @property
     def group_key(self) -> str:
-        """The option that tells groups."""
+        """The option that names groups."""
         return "`data.groups`"
 
     def read_given(self) -> dict[Split, FileSplit]:
@@ -183,7 +183,7 @@ def _as_text(folder: str) -> str:
 
 
 def _text(match: re.Match[str] | None) -> str:
-    """What tells the group of an image: empty where nothing does, as a group in parentheses may take no part."""
+    """Group of an image; empty where there is none, as a group in parentheses may match nothing."""
     if match is None:
         return ""
     return next(filter(None, match.groups()), "") if match.re.groups else match[0]

@@ -29,8 +29,8 @@ _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class ImageTableDataModule(PhotoDataModule):
     """Photos that a table lists, one row an image, with what is to be learnt of each: CSV, TSV or Parquet.
 
-    What has no rows of its own is split off from the training images; where there are classes, each in proportion. The
-    ``split.csv`` of a run is such a table, and gives the same split again. An apostrophe before =, +, - or @ keeps
+    Splits without rows are held out from the training images, stratified where there are classes. The ``split.csv`` of
+    a run is such a table, and gives the same split again. An apostrophe before =, +, - or @ keeps
     spreadsheets from running a cell as a formula, and is no part of it but in the column with the paths.
 
     Args:
@@ -43,11 +43,10 @@ class ImageTableDataModule(PhotoDataModule):
             labels of each image: lists, as in JSON, Python or Parquet, or text with ``label_separator`` in it.
         split_column: The column with train, val (or valid, validation, dev) or test. When not given, that which is
             called split, if there is one.
-        group_column: A column that tells which images belong together, such as those of a patient: they are kept in the
-            same split.
-        task: What the labels are for. When not given, the model's task.
+        group_column: The column with the group of each image, such as the patient; a group is kept in one split.
+        task: The task of the labels. When not given, the model's task.
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
-        label_separator: What stands between the labels of an image. When not given, | if that occurs in the column
+        label_separator: Text between the labels of an image. When not given, | if that occurs in the column
             anywhere, else ; or else a comma or else spaces.
         **common: The options of all sets of photos.
     """
@@ -94,7 +93,7 @@ class ImageTableDataModule(PhotoDataModule):
 
     @property
     def group_key(self) -> str:
-        """The option that tells groups."""
+        """The option that names groups."""
         return "`data.group_column`"
 
     @property

@@ -71,8 +71,8 @@ class ChunkedSplit:
             raise UserError(f"`data.root`: cannot read the index of {folder} ({format_reason(error)})") from error
         held, count = sum(index.samples), len(targets) if targets.numel() else 0
         if index.data_format != DATA_FORMAT or {held, count} != {images}:
-            told = f"{held} samples of {index.data_format} and {count} targets, not {images} of {DATA_FORMAT}"
-            raise UserError(f"`data.root`: {folder} holds {told}; convert the set again")
+            held_text = f"{held} samples of {index.data_format} and {count} targets, not {images} of {DATA_FORMAT}"
+            raise UserError(f"`data.root`: {folder} holds {held_text}; convert the set again")
         for name, size in () if is_bucket(folder) else zip(index.names, index.sizes, strict=True):
             path = Path(folder, name)
             if not path.is_file() or path.stat().st_size < size:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.data.files.derived_cache import hash_tensors
-from lit_ft.data.loading.photo_source import is_random, seeded, stacked
+from lit_ft.data.loading.photo_source import is_random, stack_images, transform_seeded
 from lit_ft.data.loading.protocols import Batch
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.loading.workers import InWorkers, Workers
@@ -30,10 +30,10 @@ class _Decoded(Dataset[Tensor]):
 
     def __getitem__(self, samples: list[Encoded]) -> Tensor | UserError:  # type: ignore[override]
         try:
-            images = [seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
+            images = [transform_seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
         except UserError as error:
             return error
-        return stacked(images)
+        return stack_images(images)
 
 
 class StreamSource:

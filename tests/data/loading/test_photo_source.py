@@ -13,7 +13,7 @@ from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.loader import Loader
-from lit_ft.data.loading.photo_source import PhotoSource, _Photos, seeded
+from lit_ft.data.loading.photo_source import PhotoSource, _Photos, transform_seeded
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.loading.workers import Workers
 from lit_ft.errors import UserError
@@ -146,4 +146,4 @@ def test_an_image_whose_transform_fails_is_named(split, error, cached):
     assert isinstance(found, UserError)
     assert str(found) == f"{split.paths.full(2)}: cannot be brought to the size of the network's images ({reason})"
     with pytest.raises(UserError, match=r"^chunk 3: cannot be brought to the size"):
-        seeded(v2.Compose([fails]), torch.zeros(3, 8, 8, dtype=torch.uint8), 0, "chunk 3")
+        transform_seeded(v2.Compose([fails]), torch.zeros(3, 8, 8, dtype=torch.uint8), 0, "chunk 3")
