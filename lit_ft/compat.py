@@ -47,6 +47,40 @@ def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
 
 
+def reuse_image_memory() -> None:
+    """Lets Pillow keep 64 MB of memory in each process for the next images.
+
+    Otherwise it gives the memory of each image back, and the system clears it again: a third of the time that a large
+    image takes. Pillow (11 to 13) has the variable PILLOW_BLOCKS_MAX for this, which it reads once, when it is loaded;
+    after that only its private ``Image.core`` sets it.
+    """
+    if "PILLOW_BLOCKS_MAX" not in os.environ:
+        from PIL import Image
+
+        Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+
+
+def download_from_bucket(root: str, name: str, folder: str) -> None:
+    """Downloads a file of a bucket into a folder, by the same means as litdata its chunks.
+
+    litdata (0.2.74 to 0.2.76) has no public function for other files than chunks.
+    """
+    from litdata.streaming.downloader import get_downloader
+
+    get_downloader(root, folder, []).download_file(f"{root}/{name}", f"{folder}/{name}")
+
+
+def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) -> Any:
+    """The index of a sample for litdata's ``StreamingDataset``, with the chunks to fetch ahead.
+
+    Its public index is a number alone, with which litdata (0.2.74 to 0.2.76) fetches single samples. Releases differ
+    in the order of the fields, hence the names.
+    """
+    from litdata.streaming.sampler import ChunkedIndex
+
+    return ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=is_last)
+
+
 def keep_last_batch(trainer: Any) -> None:
     """Leaves an epoch of which the last batch was trained at its end, also where it now has more or fewer batches.
 

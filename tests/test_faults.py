@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.imports import RequirementCache
 
 from lit_ft.data import DigitsDataModule
-from lit_ft.data.modules import photos as photo_data
+from lit_ft.data.files import split_table
 from lit_ft.errors import UserError
 from lit_ft.evaluation import predictions
 from lit_ft.faults import chain, full_disk, is_of_own_code, mistake_behind, names_file, own_packages
@@ -240,7 +240,7 @@ def test_table_for_which_there_is_no_room_is_named(run, refused, photo_root, mon
     options = ["--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 64]
     options += ["--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0]
     options += ["--trainer.max_epochs", 1, "--unfreeze", "null"]
-    writer = {"split.csv": photo_data, "out.csv": predictions}[file]
+    writer = {"split.csv": split_table, "out.csv": predictions}[file]
     command = ["fit", *options]
     if file == "out.csv":
         run("fit", *options)

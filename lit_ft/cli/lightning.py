@@ -32,7 +32,7 @@ from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.cli.messages import class_names, class_options, explain, raise_again, told_in_one_line
 from lit_ft.console import format_path
-from lit_ft.data.checks import check, tell_check
+from lit_ft.data.checks import check, print_check
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError, for_command_line, printable, unknown
@@ -280,7 +280,7 @@ class FineTuneCLI(LightningCLI):
 
     def _check(self) -> None:
         with self._told_in_one_line():
-            self.exit_code = tell_check(check(self._make_data(None, None)), self.config["check"]["folder"])
+            self.exit_code = print_check(check(self._make_data(None, None)), self.config["check"]["folder"])
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; what fails before the first step is a mistake of the set-up."""

@@ -1,4 +1,4 @@
-"""What tells whether a run is resumed with the same images in the same splits."""
+"""Fingerprint of the images and splits of a run, compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fingerprint(image_sets: Mapping[Split, ImageSet], num_classes: int) -> Finge
     """The fingerprint of the splits of a data module.
 
     It has the names of all images, and the content of one image of each class, by which two classes that were swapped
-    are told although their files are called the same. Where the images lie does not matter.
+    are found although their files have the same names. The folder of the images does not matter.
     """
     splits: dict[str, list[list[Any]]] = {}
     first: list[tuple[str, str]] = []
@@ -77,7 +77,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any], class_names: lis
         for (count, _), (present, _), words in zip(before[split], after[split], of, strict=True):
             if count != present:
                 return f"with {count} images{words} in {split}, but now there are {present}"
-    # Of each class what can tell it: the content of an image, and the names of all.
+    # Of each class the content of an image, and the names of all.
     marks = [[splits["first"], *([digests for _, digests in part] for part in splits["splits"].values())]
              for splits in (then, now)]  # fmt: skip
     changed = [i for i in range(len(of)) if any(old[i] != new[i] for old, new in zip(*marks, strict=True))]

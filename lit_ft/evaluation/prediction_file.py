@@ -11,7 +11,7 @@ from typing import TextIO
 
 import torch
 
-from lit_ft.data.files.cells import guarded
+from lit_ft.data.files.formulas import escape_formula
 from lit_ft.faults import names_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -36,10 +36,10 @@ def build_rows(
         is_multiclass: Whether a row has the best class and its probability, rather than a column a class.
         digits: Number of significant digits.
     """
-    names = [guarded(name) for name in names]
+    names = [escape_formula(name) for name in names]
     yield ["path", "class", "probability"] if is_multiclass else ["path", *names]
     for index in sorted(probabilities):
-        path = guarded(str(paths[index])) if paths else str(index)
+        path = escape_formula(str(paths[index])) if paths else str(index)
         values = probabilities[index]
         if is_multiclass:
             probability, best = torch.tensor(values, dtype=torch.float64).max(dim=0)

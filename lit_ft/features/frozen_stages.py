@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_ft.data.files.kept import hash_of
+from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.loading.protocols import Source
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.features.source import seed_view
@@ -72,7 +72,7 @@ class FrozenStages:
 
     def _hash_weights(self) -> str:
         tensors = self._tensors()
-        return f"{hash_of(tensors.values())} {sorted(tensors)}"
+        return f"{hash_tensors(tensors.values())} {sorted(tensors)}"
 
     def _sum_bits(self) -> list[int]:
         """Sums of the tensors' bits, computed where the tensors are, in far less time than a hash."""

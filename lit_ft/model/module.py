@@ -29,6 +29,7 @@ from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign, refuse_foreign_names
 from lit_ft.compat import forget_files_elsewhere, keep_last_batch, validate_first
 from lit_ft.data.fingerprint import Fingerprint, difference
+from lit_ft.data.loading.position import adopt_earlier_position
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.checkpoints import TrainedHead, all_hyperparameters, read_checkpoint, saved_arguments, trained_head
@@ -443,9 +444,6 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
         if self.hparams["lr_scheduler"] is None:
             return optimizer
         self.trainer.fit_loop.setup_data()  # tells how long an epoch is
-        if self.trainer.ckpt_path is not None:
-            # Its loader would be kept, and never told where the resumed run is within its epoch.
-            self.trainer.fit_loop._combined_loader = None
         # One that is derived from this may log others.
         is_known = type(self) is FineTuneModule
         spec, monitor = settle_plateau(self.hparams["lr_scheduler"], self.monitored(), known=is_known)
@@ -484,6 +482,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             if self._trainer.state.fn == "fit":
                 self._refuse_other_data(checkpoint)
                 self._resumed = {key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint}
+            adopt_earlier_position(checkpoint, self._data)
             validate_first(checkpoint, self._trainer)
 
     @property

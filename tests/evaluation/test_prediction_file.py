@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from lit_ft.data.files.cells import unguarded
+from lit_ft.data.files.formulas import unescape_formula
 from lit_ft.evaluation.prediction_file import build_rows, check_target, is_device, write_rows
 
 NAMES = ["ant", "=bee"]
@@ -21,7 +21,7 @@ NAMES = ["ant", "=bee"]
 def test_rows_have_the_best_class_or_a_column_a_class(predictions, paths, is_multiclass, digits, rows):
     header = ["path", "class", "probability"] if is_multiclass else ["path", "ant", "'=bee"]
     assert list(build_rows(predictions, NAMES, paths, is_multiclass, digits)) == [header, *rows]
-    assert [unguarded(name) for name in header[1:]] == (header[1:] if is_multiclass else NAMES)
+    assert [unescape_formula(name) for name in header[1:]] == (header[1:] if is_multiclass else NAMES)
 
 
 @pytest.mark.parametrize(("name", "line"), [("p.csv", "a,1"), ("p.TSV", "a\t1"), ("p", "a,1")])

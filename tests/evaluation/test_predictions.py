@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ft.data.files.cells import unguarded
+from lit_ft.data.files.formulas import unescape_formula
 from lit_ft.errors import UserError
 from lit_ft.evaluation import predictions
 from lit_ft.evaluation.predictions import PredictionWriter
@@ -179,9 +179,9 @@ def test_what_a_spreadsheet_would_run_is_text(tmp_path, task):
         writer.on_predict_end(*fake)
     with writer.path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    guarded = ["'@x.png", "'-1.png", "'+x.png", "'\tx.png", "'\rx.png", "''=x.png", "/=x.png"]
-    assert [row[0] for row in rows] == guarded
-    assert [unguarded(row[0]) for row in rows] == paths
+    escaped = ["'@x.png", "'-1.png", "'+x.png", "'\tx.png", "'\rx.png", "''=x.png", "/=x.png"]
+    assert [row[0] for row in rows] == escaped
+    assert [unescape_formula(row[0]) for row in rows] == paths
     if task == "multilabel":
         assert header == ["path", "'=1+2", "-1"]
     else:

@@ -1,4 +1,4 @@
-"""Decides which files of a folder are images, and which folders are classes."""
+"""Folders of data: looking them up, class folders, and files that are not the user's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_ft.assets import shared_folder
 from lit_ft.errors import UserError, nearest
 
 # What operating systems, network drives and file managers leave behind, in small letters. What begins with a dot is
@@ -50,9 +51,9 @@ def _find(given: str, key: str) -> Path:
 
 
 def _found(path: Path, key: str) -> Path:
-    shared = os.environ.get("LIT_FT_DATA")
-    if not path.exists() and shared and (Path(shared).expanduser() / path).exists():
-        return Path(shared).expanduser() / path
+    shared = shared_folder()
+    if not path.exists() and shared and (shared / path).exists():
+        return shared / path
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
         close = nearest(path.name, beside)
@@ -101,17 +102,17 @@ def class_folders(folder: Path) -> list[Path]:
     wanted = "put the images of each class into a folder of its own"
     if not classes:
         files = sorted(p.name for p in folder.iterdir() if not is_ignored(p.name))
-        there_is = f"only {listed(files)}" if files else "it is empty"
+        there_is = f"only {format_some(files)}" if files else "it is empty"
         raise UserError(f"`data.root`: {folder} has no class folders, {there_is}; {wanted}")
     inner = [p.name for p in subfolders(classes[0])]
-    hint = f"if the classes are {listed(inner)}: `data.root` {classes[0]}" if inner else wanted
+    hint = f"if the classes are {format_some(inner)}: `data.root` {classes[0]}" if inner else wanted
     raise UserError(f"`data.root`: {folder} has only one class, {classes[0].name!r}, and two are needed; {hint}")
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def format_some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are.
 
-    >>> listed(["a", "b", "c"], most=2)
+    >>> format_some(["a", "b", "c"], most=2)
     'a, b and 1 more'
     """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

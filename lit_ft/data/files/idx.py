@@ -1,4 +1,4 @@
-"""Decides how files in the IDX format of MNIST are read, and what is wrong with one that cannot be."""
+"""Files in the IDX format of MNIST."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how a cache of photos is written: by several processes, whole or not at all, and only where there is room."""
+"""Atomic writing of resized copies of photos, by several processes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.console import format_bytes
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.decode import decode, upright_size
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles, cache_path, find_cache, made_of, stored_size
 from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError, printable
 
 
-def photo_cache(
+def open_photo_cache(
     folder: str, files: Sequence[PhotoFiles], spec: InputSpec, write: bool, workers: int
 ) -> list[PhotoCache] | None:
     """The cached images of each list of files; where they are not cached as they are now, all are written first.
 
-    The cache is there whole or not at all. Who comes while another process writes it waits, and then shares it.
+    The write is atomic. A process that starts while another one writes waits, and then shares the cache.
 
     Args:
-        folder: Where it is, or will be.
+        folder: The folder of the cache.
         files: The photos of each split.
         spec: How photos are resized.
         write: Whether it may be written.
@@ -153,7 +153,7 @@ class _Copies:
         if image.shape[1:] != size:
             image = self.resize(image)
         if image.shape[1:] != size:
-            raise UserError(f"{self.paths[i]}: its header tells another size than its pixels; mend or remove it")
+            raise UserError(f"{self.paths[i]}: its header has another size than its pixels; fix or remove it")
         return image.permute(1, 2, 0).contiguous().numpy().data
 
 

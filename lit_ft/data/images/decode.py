@@ -1,8 +1,7 @@
-"""Decides how an image file becomes pixels: upright, in three colours, of whatever format it is."""
+"""Decoding of image files of all formats: upright, in three colours."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +16,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from lit_ft.compat import reuse_image_memory
 from lit_ft.data.images.formats import HEIC_ADVICE, SIGNATURE_BYTES, formats, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
-if "PILLOW_BLOCKS_MAX" not in os.environ:
-    # Else Pillow gives the memory of each image back, and the system clears it anew: a third of the time that a large
-    # one takes. This keeps 64 MB in each process.
-    Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+reuse_image_memory()
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _RESAMPLING = {
@@ -39,8 +36,8 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
     pixels than Pillow deems safe (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) are refused.
 
     Args:
-        file: Where it is, or its content.
-        name: What an error calls it; the path when not given.
+        file: Its path, or its content.
+        name: Its name in errors; the path when not given.
 
     Raises:
         UserError: The file cannot be read.
@@ -57,9 +54,9 @@ def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: st
     same in any case.
 
     Args:
-        file: Where it is, or its content.
+        file: Its path, or its content.
         crop: Draws the part; its randomness comes from torch.
-        name: What an error calls the file; the path when not given.
+        name: Its name in errors; the path when not given.
 
     Raises:
         UserError: The file cannot be read.
@@ -107,13 +104,13 @@ def upright_size(file: Path) -> tuple[int, int]:
     """
     with _opened(file, None) as image:
         if image.format == "TIFF":
-            image.load()  # turns it; before, not every Pillow tells the size that it will have
+            image.load()  # turns it; before, not every Pillow has its final size
         return _upright_size(image)
 
 
 @contextmanager
 def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
-    """The image, not yet decoded. Whatever fails within is told as a mistake of the file."""
+    """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         # Whatever the rest of the program says, what is missing must not be filled with grey.
@@ -124,7 +121,7 @@ def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Imag
                 yield image
     except Exception as error:  # a damaged file raises nearly anything
         raise UserError(
-            f"{name or file}: cannot be read as an image ({why_unread(file, error)}); mend or remove it"
+            f"{name or file}: cannot be read as an image ({why_unread(file, error)}); fix or remove it"
         ) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
@@ -134,7 +131,7 @@ def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
     """Why an image cannot be read, in a line.
 
     Args:
-        file: Where it is, or its content.
+        file: Its path, or its content.
         error: What was raised.
     """
     if isinstance(error, UnidentifiedImageError):

@@ -1,4 +1,4 @@
-"""Decides how resized copies of photos are kept in one file, when they hold, and what is read in a photo's place."""
+"""Resized copies of photos in one file that is mapped into memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.kept import are_like, stamp_number
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.derived_cache import file_stamp_number, match_layout
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.errors import UserError
 
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """Files, and what tells whether they have changed.
+    """Files, with a number that changes when they do.
 
     Args:
         names: Absolute path of each, ``N`` of them.
@@ -47,7 +47,7 @@ class PhotoFiles:
         keys = np.empty(len(names), np.int64)
         for i, name in enumerate(names):
             try:
-                keys[i] = stamp_number(name)
+                keys[i] = file_stamp_number(name)
             except OSError as error:
                 raise UserError(f"{name}: cannot be read ({error.strerror})") from error
         return cls(names, keys)
@@ -56,13 +56,12 @@ class PhotoFiles:
 class PhotoCache:
     """Resized copies of photos in a file that is mapped into memory, so that all processes share it.
 
-    What is kept of a photo is what the eval transform resizes it to, or the photo itself where that has fewer pixels:
-    evaluating gives the same pixels as without a cache. A random crop, on the other hand, is cut from the copy: it is
-    enlarged a little where from the photo it would have been made smaller, and a little less sharp.
+    A copy is what the eval transform resizes the photo to, or the photo itself where that has fewer pixels: evaluation
+    gets the same pixels as without a cache. A random crop is cut from the copy, and so may be a little less sharp.
 
     Args:
         path: The file.
-        made: What tells it from another one that takes its place; when not given, the file is checked instead.
+        made: Its hash, by which a file that replaced it is found; when not given, the file is checked instead.
         rows: Which of its images these are, int64 ``(N,)``; all when not given.
 
     Raises:
@@ -85,7 +84,7 @@ class PhotoCache:
     def _check(self) -> None:
         arrays = {"keys": self._keys, "sizes": self._sizes, "pixels": self._pixels}
         fits = (
-            are_like(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
+            match_layout(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
             and self._sizes.shape == (len(self._keys), 2)
             and len(self._keys) > 0
             and self.made == made_of(self._keys.numpy(), self._sizes.numpy())
@@ -123,7 +122,7 @@ class PhotoCache:
 
 
 def made_of(keys: NDArray[np.int64], sizes: NDArray[np.int64]) -> str:
-    """What tells a cache from another one that takes its place: a hash of its keys ``(N,)`` and sizes ``(N, 2)``."""
+    """Hash of a cache: of its keys ``(N,)`` and sizes ``(N, 2)``."""
     return hashlib.sha256(keys.tobytes() + sizes.tobytes()).hexdigest()
 
 

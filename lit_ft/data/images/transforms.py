@@ -1,4 +1,4 @@
-"""Decides what happens to the geometry of an image: augmentation of arrays and photos, and the eval transform."""
+"""Geometry of images: augmentation of arrays and photos, and the eval transform."""
 
 from __future__ import annotations
 

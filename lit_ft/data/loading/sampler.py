@@ -1,4 +1,4 @@
-"""Decides which images make up each batch: a pure function of seed, epoch, rank and number of processes."""
+"""Batches of an epoch: a pure function of seed, epoch, rank and number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how many processes read images, and how far ahead, by what the machine has."""
+"""Worker processes that read images: their number, and how far they read ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how image sets that fit into memory are split, augmented and put into batches."""
+"""Data modules of image sets that fit into memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.kept import Kept, are_like, hash_of, kept, stamp
+from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
 from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
 from lit_ft.data.loading.protocols import Batch, Split
 from lit_ft.data.loading.sampler import Picks
-from lit_ft.data.modules.base import ImageDataModule, check_fraction
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.options import check_fraction
 from lit_ft.data.split import hold_out
 
 _PARTS = ("train", "test")
@@ -27,7 +28,7 @@ _LIKE = {
     for what, like in (("images", (torch.uint8, 4)), ("targets", (torch.int64, 1)))
 }
 _PARSER = 1
-"""To be raised when files are parsed in another way, as what earlier runs kept then no longer holds."""
+"""Version of the parsed arrays; to be raised when files are parsed in another way."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class ArraySource:
     def identity(self) -> str:
         """The images themselves, the size, and what is done to them."""
         images = self.split.images.cpu()
-        content = hash_of([images, self.split.rows])
+        content = hash_tensors([images, self.split.rows])
         return f"{content} {tuple(images.shape)} {self._spec} {self._augments}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
@@ -129,7 +130,7 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     @property
     @abstractmethod
     def test_name(self) -> str:
-        """What the names in `predict_paths` begin with."""
+        """Prefix of the names in `predict_paths`."""
 
     @property
     def predict_paths(self) -> list[str]:
@@ -170,7 +171,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
     root: Path
 
     @abstractmethod
-    def parse(self) -> Kept:
+    def parse(self) -> Derived:
         """Reads the files: ``train_images``, ``train_targets``, ``test_images``, ``test_targets``, and facts of them.
 
         Images are uint8 ``(N, C, H, W)``, targets int64 ``(N,)``.
@@ -178,7 +179,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
         """Whether these are arrays and facts that `parse` may have given."""
-        if not are_like(arrays, _LIKE):
+        if not match_layout(arrays, _LIKE):
             return False
         images, targets = ([arrays[f"{part}_{what}"] for part in _PARTS] for what in ("images", "targets"))
         return (
@@ -188,13 +189,13 @@ class HeldOutArrayDataModule(ArrayDataModule):
         )
 
     def check(self, facts: dict[str, Any]) -> None:
-        """Tells what the facts mean, at each start, whether the files were parsed in this run or in an earlier one."""
+        """Checks the facts at each start, whether the files were parsed in this run or in an earlier one."""
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
-        found = [stamp(path) for path in map(self.find_file, self.files()) if path is not None]
+        found = [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]
         of = [_PARSER, found]
-        arrays, facts = kept(
+        arrays, facts = load_or_derive(
             "arrays",
             f"{self.test_name} {self.root.absolute()}",
             lambda found: found[1].get("of") == of and self.is_parsed(*found),
@@ -205,7 +206,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
         rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
         return {"train": train.part(rest), "val": train.part(held), "test": test}
 
-    def _parsed(self, of: list[Any]) -> Kept:
+    def _parsed(self, of: list[Any]) -> Derived:
         arrays, facts = self.parse()
         return arrays, {**facts, "of": of}
 

@@ -1,51 +1,34 @@
-"""Decides what every data module offers: its options, its loaders, and the seed of the order that a resume keeps."""
+"""Base class of the data modules: their options, loaders and state."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Generic, Literal, cast, get_args
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.idx import find_idx
-from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader
+from lit_ft.data.loading.position import Position
 from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
 from lit_ft.data.loading.sampler import EpochSampler
-from lit_ft.data.split import class_counts, keep_fraction, keep_shots
-from lit_ft.errors import UserError, unknown
-from lit_ft.tasks.task import TaskName
-
-Sampling = Literal["shuffle", "balanced"]
-
-
-def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
-    """Raises `UserError` for a name that is not among the choices of the option ```data`.<key>``."""
-    if given not in choices:
-        raise unknown(key, str(given), choices, key=f"`data.{key}`")
+from lit_ft.data.modules.facts import DownloadFacts, SplitFacts
+from lit_ft.data.modules.options import Sampling, check_options
+from lit_ft.data.split import keep_fraction, keep_shots
+from lit_ft.errors import UserError
 
 
-def check_fraction(key: str, given: float, zero: bool = False) -> None:
-    """Raises `UserError` for a fraction outside (0, 1), or [0, 1) where zero is allowed."""
-    if not (0 < given < 1 or (zero and given == 0)):
-        allowed = "at least 0 and below 1" if zero else "between 0 and 1"
-        raise UserError(f"`data.{key}`: {given} is not a fraction {allowed}")
+class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
+    """Labelled images for training, validation and test.
 
-
-class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
-    """Labelled images for training, validation and test, as uint8 ``(B, C, H, W)`` and int64 ``(B,)``.
-
-    Where `task` is not multiclass, the targets are labels, int64 ``(B, K)`` of zeros and ones, or numbers, float64
-    (float32 on a device without).
-
-    Prediction batches have, in place of the targets, indices into `predict_paths`.
+    A batch has images, uint8 ``(B, C, H, W)``, and targets: int64 ``(B,)`` for multiclass, int64 ``(B, K)`` of zeros
+    and ones for multilabel, float64 ``(B, K)`` (float32 on MPS) for regression, and indices into `predict_paths` for
+    prediction.
 
     Args:
         batch_size: Number of images in a batch, in each process.
@@ -76,18 +59,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         spec: InputSpec | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"`data.batch_size`: {batch_size} is less than 1")
-        check_choice("augment", augment, get_args(Augment))
-        check_choice("sampling", sampling, get_args(Sampling))
-        if shots is not None and shots < 1:
-            raise UserError(f"`data.shots`: {shots} is less than 1")
-        if fraction is not None:
-            check_fraction("fraction", fraction)
-        if shots is not None and fraction is not None:
-            raise UserError(f"`data.fraction`: {fraction} and `data.shots` {shots} cannot both be; set one to null")
-        if not 0 <= split_seed < 2**32:
-            raise UserError(f"`data.split_seed`: {split_seed} is not between 0 and 2**32 - 1")
+        check_options(batch_size, augment, shots, fraction, sampling, split_seed)
         self.batch_size = batch_size
         self.augment = augment
         self.shots = shots
@@ -97,18 +69,14 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         self.spec = spec
         self.input_spec = spec or InputSpec()
         self.order_seed: int | None = None
+        self.position = Position(self._batches_processed)
         self.splits: dict[Split, SetT] = {}
         self._is_read = False
 
     @property
     @abstractmethod
-    def class_names(self) -> list[str]:
-        """Name of each class, in the order of the targets; known before `setup`."""
-
-    @property
-    @abstractmethod
     def predict_paths(self) -> list[str]:
-        """Where each image that is predicted comes from; the second part of a prediction batch indexes it."""
+        """Path or name of each image to predict; the second part of a prediction batch indexes it."""
 
     @abstractmethod
     def read_splits(self) -> dict[Split, SetT]:
@@ -121,53 +89,6 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
     def sampler(self, source: Any, **options: Any) -> EpochSampler:
         """The order in which a source is read; ``options`` are those of `EpochSampler`."""
         return EpochSampler(len(source), self.batch_size, **options)
-
-    @property
-    def task(self) -> TaskName:
-        """What the targets are for."""
-        return "multiclass"
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def tested(self) -> Split:
-        """The split that is tested on: that of validation where there is none for test. Needs `setup`."""
-        return "test" if "test" in self.splits else "val"
-
-    def counts(self) -> dict[str, list[int]]:
-        """Number of images of each class, or with each label or number, by split. Needs `setup`."""
-        return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
-
-    def sizes(self) -> dict[str, int]:
-        """Number of images, by split. Needs `setup`."""
-        return {n: len(s) for n, s in self.splits.items() if n != "predict"}
-
-    def train_targets(self) -> Tensor:
-        """The targets of the training images, ``(N,)`` or ``(N, K)``. Needs `setup`."""
-        return self.splits["train"].targets
-
-    def fingerprint(self) -> Fingerprint:
-        """What tells whether a run is resumed with the same images in the same splits. Needs `setup`."""
-        return fingerprint(self.splits, self.num_classes)
-
-    def files(self) -> dict[Path, str | None]:
-        """The files that `prepare_data` can fetch, without ``.gz``, and where from; none unless a class names some.
-
-        A class that does takes ``root``, below which they lie, and ``download``.
-        """
-        return {}
-
-    @staticmethod
-    def find_file(path: Path) -> Path | None:
-        """The file itself, or its gzipped form, or nothing."""
-        return find_idx(path)
-
-    def missing_files(self) -> list[Path]:
-        """Those of `files` that are not on this machine."""
-        return [path for path in self.files() if self.find_file(path) is None]
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, and takes the size they should have from the model.
@@ -187,7 +108,9 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
             self.splits |= self.read_splits()
             device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
             self.splits = {name: _moveable(split, device) for name, split in self.splits.items()}
-            self.splits["train"] = self._few(self.splits["train"])
+            self.splits["train"] = keep_few(
+                self.splits["train"], self.shots, self.fraction, self.sampling, self.split_seed, self.class_names
+            )
             self._is_read = True
 
     def train_dataloader(self) -> Loader:
@@ -216,22 +139,15 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         return self._loader("predict")
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the order, so that a resumed run goes on in the order it began."""
-        return {"order_seed": self.order_seed}
+        """The seed of the order and the position in it, so that a resumed run continues with the next batch."""
+        return {"order_seed": self.order_seed, "position": self.position.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the order of the run that is resumed."""
-        self.order_seed = state_dict["order_seed"]
-
-    def _few(self, train: SetT) -> SetT:
-        if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
-            key = "shots" if self.shots else "sampling"
-            raise UserError(f"`data.{key}`: {self.shots or self.sampling} is for images of one class each")
-        if self.shots is not None:
-            return train.part(keep_shots(train.targets, self.shots, self.split_seed, self.class_names))
-        if self.fraction is not None:
-            return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
-        return train
+        """Continues the order of the run that is resumed."""
+        self.order_seed = self.position.seed = state_dict["order_seed"]
+        is_fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if is_fitting and "position" in state_dict:
+            self.position.load_state_dict(state_dict["position"])
 
     def _loader(self, split: Split, training: bool = False) -> Loader:
         if not self._is_read:  # without a Trainer nobody called it
@@ -248,12 +164,29 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        return Loader(source, sampler, processed=self._batches_processed if training and trainer else None)
+        return Loader(source, sampler, self.position if training else None)
 
-    def _batches_processed(self) -> int:
-        assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed)
+    def _batches_processed(self) -> int | None:
+        trainer: Any = self.trainer
+        return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed) if trainer else None
+
+
+def keep_few(
+    train: SetT, shots: int | None, fraction: float | None, sampling: str, seed: int, class_names: Sequence[str]
+) -> SetT:
+    """The training images that ``shots`` or ``fraction`` ask for; all where neither is given.
+
+    Raises:
+        UserError: ``shots`` or balanced ``sampling`` of images without classes, or more shots than images of a class.
+    """
+    if (shots or sampling == "balanced") and train.targets.ndim > 1:
+        key = "shots" if shots else "sampling"
+        raise UserError(f"`data.{key}`: {shots or sampling} is for images of one class each")
+    if shots is not None:
+        return train.part(keep_shots(train.targets, shots, seed, class_names))
+    if fraction is not None:
+        return train.part(keep_fraction(train.targets, fraction, seed))
+    return train
 
 
 def _moveable(split: SetT, device: torch.device) -> SetT:

@@ -1,4 +1,4 @@
-"""Decides how the Python version of CIFAR-10 is read: what its pickles may contain, and what their checksums are."""
+"""Data module of CIFAR-10, whose pickles are read without running code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.assets import data_root
-from lit_ft.data.download import fetch
-from lit_ft.data.files.kept import Kept
+from lit_ft.assets import data_root, download_dataset
+from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
 from lit_ft.data.modules.arrays import HeldOutArrayDataModule
@@ -164,7 +163,7 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         if self.download and self.missing_files():
             from torchvision.datasets import CIFAR10
 
-            fetch(CIFAR10, self.root / FOLDER, root=str(self.root))
+            download_dataset(CIFAR10, self.root / FOLDER, root=str(self.root))
 
     def files(self) -> dict[Path, str | None]:
         """The seven files of the archive, and torchvision's address of it."""
@@ -172,7 +171,7 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
 
         return {self.root / FOLDER / name: CIFAR10.url for name in (*TRAIN_FILES, TEST_FILE, META_FILE)}
 
-    def parse(self) -> Kept:
+    def parse(self) -> Derived:
         """Reads all files, and their checksums."""
         folder, names = self.root / FOLDER, (META_FILE, *TRAIN_FILES, TEST_FILE)
         contents, sums = zip(*(read_pickle(folder / name) for name in names), strict=True)
@@ -196,10 +195,10 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         altered = [name for name, md5 in facts["md5"].items() if md5 != published[name]]
         if not altered:
             return
-        told = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
+        message = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
         if self.verify:
-            raise UserError(f"`data.verify`: {told}")
-        rank_zero_warn(f"{told}; to refuse such files: `data.verify` true")
+            raise UserError(f"`data.verify`: {message}")
+        rank_zero_warn(f"{message}; to refuse such files: `data.verify` true")
 
 
 def published_md5() -> dict[str, str]:

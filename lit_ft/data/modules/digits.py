@@ -1,4 +1,4 @@
-"""Decides how scikit-learn's small digits become a target task for networks trained on MNIST."""
+"""Data module of scikit-learn's handwritten digits, in MNIST's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how a folder of photos, one folder a class, is read: which folders are splits, and which are classes."""
+"""Data module of a folder of photos with one folder a class."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.data.files.folders import class_folders, find_folder, listed, subfolders
-from lit_ft.data.files.index import ImageIndex, index_images, warn_passed_over
-from lit_ft.data.files.names import check_names, check_same_form, class_order, names_of_folders
-from lit_ft.data.files.paths import PackedPaths
-from lit_ft.data.loading.photos import FileSplit
+from lit_ft.data.files.class_names import check_names, check_same_form, class_order, names_of_folders
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.folders import class_folders, find_folder, format_some, subfolders
+from lit_ft.data.files.image_index import ImageIndex, index_images, warn_passed_over
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
@@ -27,7 +27,7 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 class ImageFolderDataModule(PhotoDataModule):
     """Photos in ``ROOT/train/CLASS/...``, ``ROOT/val/CLASS/...`` and ``ROOT/test/CLASS/...``, or in ``ROOT/CLASS/...``.
 
-    What has no folder of its own is split off from the training images, each class in proportion. Classes come in the
+    Splits without a folder are held out from the training images, stratified by class. Classes come in the
     order of their names, by number where all are whole numbers.
 
     Args:
@@ -67,7 +67,7 @@ class ImageFolderDataModule(PhotoDataModule):
 
     @property
     def group_key(self) -> str:
-        """The option that tells groups."""
+        """The option that names groups."""
         return "`data.groups`"
 
     def read_given(self) -> dict[Split, FileSplit]:
@@ -105,7 +105,7 @@ class ImageFolderDataModule(PhotoDataModule):
         others = [name for name in sorted(parts) if name.lower() not in _SPLITS]
         if "train" not in parts:
             if splits := sorted(parts & {"val", "test"}):
-                beside = f"beside {listed(others)} but" if others else "and"
+                beside = f"beside {format_some(others)} but" if others else "and"
                 raise UserError(
                     f"`data.root`: {root} has {' and '.join(splits)} {beside} no train; move the class folders into "
                     f"{root / 'train'}, or, if {splits[0]} is a class, rename it"
@@ -113,8 +113,8 @@ class ImageFolderDataModule(PhotoDataModule):
             return root
         if others and not subfolders(root / "train"):
             raise UserError(
-                f"`data.root`: {root} has {listed(others)} beside train, which has no class folders; if train is a "
-                f"class, rename it, else move the class folders into {root / 'train'}"
+                f"`data.root`: {root} has {format_some(others)} beside train, which has no class folders; if train is "
+                f"a class, rename it, else move the class folders into {root / 'train'}"
             )
         return root / "train"
 
@@ -183,7 +183,7 @@ def _as_text(folder: str) -> str:
 
 
 def _text(match: re.Match[str] | None) -> str:
-    """What tells the group of an image: empty where nothing does, as a group in parentheses may take no part."""
+    """Group of an image; empty where there is none, as a group in parentheses may match nothing."""
     if match is None:
         return ""
     return next(filter(None, match.groups()), "") if match.re.groups else match[0]

@@ -1,4 +1,4 @@
-"""Decides which files, classes and orientation MNIST and the splits of EMNIST have."""
+"""Data module of MNIST and the splits of EMNIST."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_ft.assets import data_root
-from lit_ft.data.download import fetch
+from lit_ft.assets import data_root, download_dataset
+from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.files.idx import read_labelled
-from lit_ft.data.files.kept import Kept
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
 from lit_ft.data.modules.arrays import HeldOutArrayDataModule
-from lit_ft.data.modules.base import check_choice
+from lit_ft.data.modules.options import check_choice
 
 Domain = Literal["source", "target"]
 EMNISTSplit = Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
@@ -87,9 +86,9 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
         from torchvision.datasets import EMNIST, MNIST
 
         if self.domain == "source":
-            fetch(MNIST, missing[0].parent, root=str(self.root))
+            download_dataset(MNIST, missing[0].parent, root=str(self.root))
         else:
-            fetch(EMNIST, missing[0].parent, root=str(self.root), split=self.split)
+            download_dataset(EMNIST, missing[0].parent, root=str(self.root), split=self.split)
 
     def files(self) -> dict[Path, str | None]:
         """Images and labels for training and test, and torchvision's address of each."""
@@ -100,7 +99,7 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
             return {path: f"{MNIST.mirrors[0]}{path.name}.gz" for path in wanted}
         return dict.fromkeys(wanted, EMNIST.url)
 
-    def parse(self) -> Kept:
+    def parse(self) -> Derived:
         """Reads both pairs of files; EMNIST is turned upright and its targets start at 0."""
         (train_images, train_targets), (images, targets) = self._read(train=True), self._read(train=False)
         arrays = {"train_images": train_images, "train_targets": train_targets}

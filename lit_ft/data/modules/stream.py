@@ -1,4 +1,4 @@
-"""Decides how a set that litdata streams, from a folder or a bucket, is trained on: splits, order, augmentation."""
+"""Data module of a set that litdata streams from a folder or bucket."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.loading.sampler import ChunkSampler
 from lit_ft.data.loading.workers import check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.streaming.chunks import ChunkedSplit, StreamSet, StreamSource, is_bucket
+from lit_ft.data.streaming.chunked_split import ChunkedSplit
+from lit_ft.data.streaming.set_files import is_bucket
+from lit_ft.data.streaming.stream_set import StreamSet
+from lit_ft.data.streaming.stream_source import StreamSource
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 
 
 class StreamDataModule(ImageDataModule[ChunkedSplit]):
-    """Photos that ``lit-ft convert`` wrote, streamed by litdata; for sets that fit no disk. Needs ``lit_ft[stream]``.
+    """Streaming data sets that ``lit-ft convert`` wrote, read by litdata. Needs ``lit_ft[stream]``.
 
     Training goes through the chunks in an order that is shuffled, and through each chunk in an order that is, too;
     the converter has dealt the images out to the chunks at random. Each process reads chunks of its own, and no image
@@ -30,8 +33,8 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         num_workers: Number of processes that decode images, for each training process. When not given, chosen by the
             number of CPUs.
         chunk_cache: Folder for what comes from a bucket. When not given, the one in the environment variable
-            LITDATA_CACHE_DIR, or ``~/.lightning/chunks``. The variable MAX_CACHE_SIZE, such as ``100GB``, tells how
-            much it may hold; by default three quarters of what is free.
+            LITDATA_CACHE_DIR, or ``~/.lightning/chunks``. The variable MAX_CACHE_SIZE, such as ``100GB``, is its
+            maximum size; by default three quarters of the free space.
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
         **common: The options of every data module; ``sampling`` is always ``shuffle``.
     """
@@ -55,7 +58,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
 
     @property
     def about(self) -> StreamSet:
-        """What the set says of itself."""
+        """Content of ``set.json``."""
         if self._about is None:
             self._about = StreamSet.read(self.root)
         return self._about

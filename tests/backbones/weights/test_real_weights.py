@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lit_ft.backbones.build import build_backbone, input_spec
 from lit_ft.backbones.weights.load import read
-from lit_ft.data.loading.photos import decode
+from lit_ft.data.loading.photo_source import decode
 
 ROOT = Path(os.environ.get("LIT_FT_DATA", ""))
 SQUEEZENET = ROOT / "weights" / "torchvision_squeezenet1_1.pth"

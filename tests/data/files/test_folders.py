@@ -10,35 +10,35 @@ from lit_ft.errors import UserError
 def test_missing_folder_tells_the_nearest(tmp_path):
     (tmp_path / "flowers5").mkdir()
     with pytest.raises(UserError, match=rf"^data.root: {tmp_path}/flower does not exist; nearest: flowers5$"):
-        find_folder(str(tmp_path / "flower"), "--data.root")
+        find_folder(str(tmp_path / "flower"), "`data.root`")
 
 
 def test_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(UserError, match=r"^data.predict: .*x.png is a file, not a folder"):
-        find_folder(str(tmp_path / "x.png"), "--data.predict")
+        find_folder(str(tmp_path / "x.png"), "`data.predict`")
 
 
 def test_folder_in_place_of_a_file(tmp_path):
     with pytest.raises(UserError, match=rf"^data.table: {tmp_path} is a folder, not a file$"):
-        find_file(str(tmp_path), "--data.table")
+        find_file(str(tmp_path), "`data.table`")
 
 
 def test_relative_folder_may_lie_in_the_shared_one(tmp_path, monkeypatch):
     (tmp_path / "shared" / "flowers").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="flowers does not exist"):
-        find_folder("flowers", "--data.root")
+        find_folder("flowers", "`data.root`")
     monkeypatch.setenv("LIT_FT_DATA", str(tmp_path / "shared"))
-    assert find_folder("flowers", "--data.root") == tmp_path / "shared" / "flowers"
+    assert find_folder("flowers", "`data.root`") == tmp_path / "shared" / "flowers"
     (tmp_path / "flowers").mkdir()
-    assert find_folder("flowers", "--data.root").resolve() == tmp_path / "flowers"
+    assert find_folder("flowers", "`data.root`").resolve() == tmp_path / "flowers"
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x").mkdir()
-    assert find_folder("~/x", "--data.root") == tmp_path / "x"
+    assert find_folder("~/x", "`data.root`") == tmp_path / "x"
 
 
 def test_folder_without_class_folders(tmp_path):
@@ -71,7 +71,7 @@ def test_folder_in_one_that_must_not_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "exists", forbidden)
     with pytest.raises(UserError, match=rf"^data.predict: {tmp_path}/x cannot be read \(Permission denied\); "):
-        find_folder(str(tmp_path / "x"), "--data.predict")
+        find_folder(str(tmp_path / "x"), "`data.predict`")
 
 
 def test_link_that_leads_nowhere_is_no_folder(tmp_path):

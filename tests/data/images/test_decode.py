@@ -242,7 +242,7 @@ def test_truncated_file_is_an_error_whatever_the_program_allows(tmp_path, monkey
     Image.fromarray(scene(60, 80)).save(path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     for read in (decode, lambda file: decode_crop(file, crop_of(16))):
-        with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*\); mend or remove it$") as told:
+        with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*\); fix or remove it$") as told:
             read(path)
         assert "\n" not in str(told.value)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient

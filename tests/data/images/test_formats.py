@@ -54,7 +54,7 @@ def test_documents_are_not_opened(tmp_path, monkeypatch, format, name):
     """Pillow would let Ghostscript run the program that an EPS file is."""
     Image.new("RGB", (8, 8)).save(tmp_path / name, format)
     monkeypatch.setattr(subprocess, "check_call", None)
-    with pytest.raises(UserError, match=rf"/{name}: cannot be read as an image \(its format is not known\); mend or"):
+    with pytest.raises(UserError, match=rf"/{name}: cannot be read as an image \(its format is not known\); fix or"):
         decode(tmp_path / name)
     assert is_image(str(tmp_path / name)) == (name == "x.jpg")
 
@@ -104,7 +104,8 @@ def test_heic_is_read_with_the_extra(tmp_path):
 
 def test_formats_are_loaded_when_they_are_first_needed():
     code = (
-        "import sys, lit_ft.data.files.index; print('PIL.TgaImagePlugin' in sys.modules, 'pillow_heif' in sys.modules)"
+        "import sys, lit_ft.data.files.image_index; "
+        "print('PIL.TgaImagePlugin' in sys.modules, 'pillow_heif' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

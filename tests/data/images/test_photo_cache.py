@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from derived_files import rewrite
 from image_files import save_photo
-from kept_files import rewrite
 from PIL import Image
 
 from lit_ft.backbones.input_spec import InputSpec
@@ -159,7 +159,7 @@ def test_unreadable_image_is_told_and_leaves_nothing(root, tmp_path, num_workers
     path.write_bytes(path.read_bytes()[:-200])
     data = make(root, tmp_path / "cache", num_workers=num_workers)
     data.verifies = False  # which would tell it before
-    with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*truncated.*\); mend or remove it$"):
+    with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*truncated.*\); fix or remove it$"):
         data.train_dataloader()
     assert files_in(tmp_path / "cache") == []
 
@@ -291,7 +291,7 @@ def test_cache_is_written_where_there_is_no_fcntl(root, tmp_path):
     code = (
         "import sys\n"
         "sys.modules['fcntl'] = None\n"
-        "from lit_ft.backbones.spec import InputSpec\n"
+        "from lit_ft.backbones.input_spec import InputSpec\n"
         "from lit_ft.data import ImageFolderDataModule\n"
         "data = ImageFolderDataModule(sys.argv[1], cache=sys.argv[2], spec=InputSpec(16, 20), num_workers=0)\n"
         "data.order_seed = 5\n"

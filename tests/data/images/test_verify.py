@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images import verify
-from lit_ft.data.images.verify import unreadable
+from lit_ft.data.images.verify import find_unreadable
 from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError
 
@@ -47,48 +47,48 @@ def packed(root):
 
 
 def test_each_file_is_read_once_until_it_changes(photo_root, reads):
-    assert unreadable(packed(photo_root)) == {}
+    assert find_unreadable(packed(photo_root)) == {}
     assert len(reads) == 30
     reads.clear()
     cut(photo_root / "bee" / "3.png")
     save_photo(photo_root / "cat" / "new.png")
-    found = unreadable(packed(photo_root))
+    found = find_unreadable(packed(photo_root))
     assert list(found) == [13]
     assert "truncated" in found[13]
     assert sorted(reads) == ["3.png", "new.png"]
     reads.clear()
-    assert unreadable(packed(photo_root)) == found
+    assert find_unreadable(packed(photo_root)) == found
     assert reads == ["3.png"]  # the reason may have gone without a change of the file
-    assert list(unreadable(packed(photo_root).part(torch.tensor([13])))) == [0]
+    assert list(find_unreadable(packed(photo_root).part(torch.tensor([13])))) == [0]
     save_photo(photo_root / "bee" / "3.png")
     reads.clear()
-    assert unreadable(packed(photo_root)) == {}
-    assert unreadable(packed(photo_root)) == {}
+    assert find_unreadable(packed(photo_root)) == {}
+    assert find_unreadable(packed(photo_root)) == {}
     assert reads == ["3.png"]
 
 
 def test_a_limit_that_is_lifted_is_not_held_against_an_image(photo_root, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
-    assert len(unreadable(packed(photo_root))) == 30
+    assert len(find_unreadable(packed(photo_root))) == 30
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10**8)
-    assert unreadable(packed(photo_root)) == {}
+    assert find_unreadable(packed(photo_root)) == {}
 
 
 def test_a_change_that_leaves_size_and_mtime_is_seen(photo_root):
-    assert unreadable(packed(photo_root)) == {}
+    assert find_unreadable(packed(photo_root)) == {}
     path = photo_root / "bee" / "3.png"
     before = path.stat()
     path.write_bytes(b"x" * before.st_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert list(unreadable(packed(photo_root))) == [13]
+    assert list(find_unreadable(packed(photo_root))) == [13]
 
 
 def test_a_part_of_the_files_does_not_forget_the_others(photo_root, reads):
     paths = packed(photo_root)
-    unreadable(paths)
+    find_unreadable(paths)
     reads.clear()
-    unreadable(paths.part(torch.tensor([0, 29])))
-    unreadable(paths)
+    find_unreadable(paths.part(torch.tensor([0, 29])))
+    find_unreadable(paths)
     assert reads == []
 
 
@@ -98,7 +98,7 @@ def test_a_missing_file_and_a_folder_that_cannot_be_written(photo_root, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("LIT_FT_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot be written"):
-        assert list(unreadable(paths)) == [0]
+        assert list(find_unreadable(paths)) == [0]
 
 
 def name_of(path):
@@ -124,7 +124,7 @@ def test_error_names_the_files_before_training(photo_root):
     text = str(caught.value)
     assert text.startswith("data.on_bad_image: 11 of 30 images cannot be read: ")
     assert text.count(".png (") == 10
-    assert " and 1 more; mend or remove them, or leave them out with data.on_bad_image skip" in text
+    assert " and 1 more; fix or remove them, or leave them out with data.on_bad_image skip" in text
 
 
 def test_skip_goes_on_with_what_is_left(photo_root):
@@ -134,7 +134,7 @@ def test_skip_goes_on_with_what_is_left(photo_root):
     whole.verifies = False
     whole.setup()
     data = folder(photo_root, on_bad_image="skip", augment="none")
-    with pytest.warns(UserWarning, match="on_bad_image skip: 3 of 30 images cannot be read: .*; they are left out"):
+    with pytest.warns(UserWarning, match="on_bad_image` skip: 3 of 30 images cannot be read: .*; they are left out"):
         data.setup()
     bad = {str(photo_root / f"{name}.png") for name in ("ant/0", "ant/1", "cat/5")}
     for split in ("train", "val"):
@@ -221,7 +221,9 @@ def test_a_run_lists_what_it_leaves_out(run, refused, photo_root):
 
 def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeypatch):
     looked = []
-    monkeypatch.setattr("lit_ft.data.modules.photos.unreadable", lambda paths: looked.append(len(paths)) or {})
+    monkeypatch.setattr(
+        "lit_ft.data.images.verification.find_unreadable", lambda paths: looked.append(len(paths)) or {}
+    )
     data = folder(photo_root, val_fraction=0.2)
     data.prepare_data()
     data.setup("fit")
@@ -232,9 +234,9 @@ def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeyp
     "arrays", [{"x": torch.zeros(1)}, {"good": torch.zeros(3)}, {"good": torch.zeros(3, 3).long()}]
 )
 def test_what_another_program_kept_is_passed_over(photo_root, reads, tmp_path, arrays):
-    unreadable(packed(photo_root))
+    find_unreadable(packed(photo_root))
     [path] = (tmp_path / "kept").iterdir()
     save_file(arrays, path, {"facts": "{}"})
     reads.clear()
-    assert unreadable(packed(photo_root)) == {}
+    assert find_unreadable(packed(photo_root)) == {}
     assert len(reads) == 30

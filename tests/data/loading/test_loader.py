@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.loader import Loader
+from lit_ft.data.loading.position import Position
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.modules.arrays import ArraySource, ArraySplit
 from lit_ft.data.modules.base import ImageDataModule
@@ -14,11 +15,11 @@ from lit_ft.errors import UserError
 SPEC = InputSpec(size=8, resize=8)
 
 
-def make_loader(num_samples=10, batch_size=3, rank=0, world_size=1, **options):
+def make_loader(num_samples=10, batch_size=3, rank=0, world_size=1, processed=None):
     images = torch.arange(num_samples * 64).view(num_samples, 1, 8, 8).remainder(251).to(torch.uint8)
     source = ArraySource(ArraySplit.whole(images, torch.arange(num_samples)), SPEC, [ShiftFlip(2, flip=True)])
     sampler = EpochSampler(num_samples, batch_size, training=True, seed=1, rank=rank, world_size=world_size)
-    return Loader(source, sampler, **options)
+    return Loader(source, sampler, Position(processed))
 
 
 def epoch_of(loader, epoch):
@@ -48,9 +49,9 @@ def test_resume_continues_at_the_next_batch(done):
     for _ in range(done):
         next(iterator)
     resumed = make_loader()
-    resumed.load_state_dict(loader.state_dict())
+    resumed.position.load_state_dict(loader.position.state_dict())
     assert len(resumed) == 3
-    assert resumed.state_dict() == loader.state_dict()
+    assert resumed.position.state_dict() == loader.position.state_dict()
     whole = epoch_of(make_loader(), 5)
     assert_same(epoch_of(resumed, 5), whole[done:])
     assert_same(epoch_of(resumed, 5), whole)  # only the first epoch after the resume is short
@@ -59,7 +60,7 @@ def test_resume_continues_at_the_next_batch(done):
 @pytest.mark.parametrize(("done", "epoch"), [(3, 5), (3, 6), (2, 6)])
 def test_resume_at_the_end_of_an_epoch_starts_a_new_one(done, epoch):
     resumed = make_loader()
-    resumed.load_state_dict({"epoch": 5, "batches": done, "of": 3})
+    resumed.position.load_state_dict({"epoch": 5, "batches": done, "of": 3})
     assert_same(epoch_of(resumed, epoch), epoch_of(make_loader(), epoch))
 
 
@@ -69,7 +70,7 @@ def test_state_counts_what_is_yielded():
     iterator = iter(loader)
     next(iterator)
     next(iterator)
-    assert loader.state_dict() == {"epoch": 2, "batches": 2, "of": 3, "batch_size": 3, "processes": 1}
+    assert loader.position.state_dict() == {"epoch": 2, "batches": 2, "of": 3, "batch_size": 3, "processes": 1}
 
 
 def test_state_leaves_out_the_batch_of_a_failed_step():
@@ -77,7 +78,7 @@ def test_state_leaves_out_the_batch_of_a_failed_step():
     iterator = iter(loader)
     next(iterator)
     next(iterator)
-    assert loader.state_dict()["batches"] == 1
+    assert loader.position.state_dict()["batches"] == 1
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_state_leaves_out_the_batch_of_a_failed_step():
 )
 def test_resume_with_other_batches_in_mid_epoch_is_refused(state, text):
     loader = make_loader()
-    loader.load_state_dict({"epoch": 0, "batches": 2, **state})
+    loader.position.load_state_dict({"epoch": 0, "batches": 2, **state})
     with pytest.raises(UserError, match=rf"ckpt_path: written after 2 of the {text}.*batch_size"):
         list(loader)
 

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from kept_files import rewrite
+from derived_files import rewrite
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import CIFAR10DataModule

@@ -106,7 +106,7 @@ def test_images_in_no_class_folder_are_told(photo_root):
     for i in range(3):
         save_photo(photo_root / f"{i}.png")
     with pytest.warns(
-        UserWarning, match=rf"^data.root: 3 images not used, as in no class folder, but in {photo_root} itself"
+        UserWarning, match=rf"^`data.root`: 3 images not used, as in no class folder, but in {photo_root} itself"
     ):
         data = make(photo_root)
     assert data.sizes() == {"train": 24, "val": 6}
@@ -116,7 +116,7 @@ def test_folders_beside_the_splits_are_told(split_root):
     for name in ("extra", "more", ".git"):
         save_photo(split_root / name / "ant" / "0.png")
     with pytest.warns(
-        UserWarning, match=rf"^data.root: not used, as neither train, val nor test: extra, more in {split_root}$"
+        UserWarning, match=rf"^`data.root`: not used, as neither train, val nor test: extra, more in {split_root}$"
     ):
         make(split_root)
 
@@ -247,7 +247,7 @@ def test_split_without_labels_is_told_and_not_used(split_root, place, split):
     shutil.rmtree(split_root / split)
     for i in range(3):
         save_photo(split_root / split / place / f"{i}.png")
-    told = rf"3 images not used, as {split_root / split} has no folders of the classes; to predict them: data.predict"
+    told = rf"3 images not used, as {split_root / split} has no folders of the classes; to predict them: `data.predict`"
     with pytest.warns(UserWarning, match=told):
         data = make(split_root)
     assert (
@@ -283,11 +283,11 @@ def test_what_tools_leave_behind_is_no_class_and_no_image(photo_root, recwarn, n
 def test_what_is_passed_over_is_counted_in_one_line_for_training_and_for_prediction(split_root):
     for place, name in (("train/ant", "a.txt"), ("train/bee", "b.TXT"), ("val/cat", "c.psd"), ("test", "noise")):
         (split_root / place / name).write_bytes(b"8BPS")
-    told = rf"^data.root: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 .psd, 1 without a suf"
+    told = rf"^`data.root`: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 .psd, 1 without a suf"
     with pytest.warns(UserWarning, match=told) as warned:
         make(split_root)
     assert len(warned) == 1
-    told = rf"^data.predict: 2 file\(s\) below {split_root}/train are no images, and not used: 2 .txt$"
+    told = rf"^`data.predict`: 2 file\(s\) below {split_root}/train are no images, and not used: 2 .txt$"
     with pytest.warns(UserWarning, match=told) as warned:
         ImageFolderDataModule(predict=str(split_root / "train"), spec=SPEC).setup("predict")
     assert len(warned) == 1
@@ -383,7 +383,7 @@ def test_group_in_two_folders_is_refused(split_root):
 def test_class_whose_group_is_in_training_alone_is_told(photo_root):
     for path in (photo_root / "ant").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
-    with pytest.warns(UserWarning, match=r"^data.groups: no images of ant in val, as too few groups have any"):
+    with pytest.warns(UserWarning, match=r"^`data.groups`: no images of ant in val, as too few groups have any"):
         data = make(photo_root, groups="x|[0-9]")
     assert data.counts()["train"][0] == 10
 
@@ -419,5 +419,5 @@ def test_name_in_two_forms_of_unicode_is_told(split_root, split):
 def test_names_that_may_not_be_meant_are_warned_of(photo_root, tmp_path, names, text):
     for name in names:
         shutil.copytree(photo_root / "ant", tmp_path / "named" / name)
-    with pytest.warns(UserWarning, match=f"^data.root: {text}$"):
+    with pytest.warns(UserWarning, match=f"^`data.root`: {text}$"):
         assert sorted(ImageFolderDataModule(str(tmp_path / "named")).class_names) == sorted(names)

@@ -160,7 +160,7 @@ def test_cells_of_several_labels(table, cells, options, expected):
         (["cat", "dog"], {"label_separator": ""}, "data.label_separator: '' is empty; change it or leave it out"),
         (["cat"], {"label_separator": "|", "task": "multiclass"}, r"data.label_separator: '\|' is for one column of"),
         (["['cat']", "['dog', 'cat']"], {"task": "multiclass"},
-         "data.label_columns: 2 of 2 rows of .* have a list of labels: row 2 .*; for several labels an image: --mod"),
+         "data.label_columns: 2 of 2 rows of .* have a list of labels: row 2 .*; for several labels an image: model"),
     ],
 )  # fmt: skip
 def test_mistakes_in_cells_of_several_labels(table, cells, options, message):
@@ -255,7 +255,7 @@ def test_parquet(table, photo_root):
     torch.testing.assert_close(data.splits["val"].targets, numbers_of(data, "val") / 3)
     columns["label"][4] = None
     parquet.write_table(arrow.table(columns), path)
-    with pytest.raises(UserError, match=r"^data.label_columns: 1 of 30 rows of .* have no label: row 5; mend them$"):
+    with pytest.raises(UserError, match=r"^data.label_columns: 1 of 30 rows of .* have no label: row 5; fix them$"):
         make(str(path))
     path.write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"^data.table: .*t.parquet cannot be read \(.*\)$"):
@@ -291,11 +291,11 @@ def cells(change):
         (
             {n: ["x.png", "ant"] for n in (2, 5, 6, 9)}, {},
             "data.table: 4 of 30 rows of .* name no file: row 2 '.*/x.png', row 5 '.*', row 6 '.*/x.png' and 1 more; "
-            "mend them, or name the folder that they start from: data.root",
+            "fix them, or name the folder that they start from: data.root",
         ),
         ({3: ["ant", "ant"]}, {}, "data.table: 1 of 30 rows of .* name no file: row 3 "),
-        ({4: ["", "ant"]}, {}, "data.path_column: 1 of 30 rows of .* have no path: row 4; mend them"),
-        ({4: ["ant/0.png", " "]}, {}, "data.label_columns: 1 of 30 rows of .* have no label: row 4; mend them"),
+        ({4: ["", "ant"]}, {}, "data.path_column: 1 of 30 rows of .* have no path: row 4; fix them"),
+        ({4: ["ant/0.png", " "]}, {}, "data.label_columns: 1 of 30 rows of .* have no label: row 4; fix them"),
         ({31: ["cat/9.png"]}, {}, "data.table: .* has 2 columns, but row 31 has 1; quote"),
         ({7: ["ant/2.png", "ant", "x"]}, {}, "data.table: .* has 2 columns, but row 7 has 3; quote"),
         (
@@ -305,7 +305,7 @@ def cells(change):
         ({}, {"task": "regression"}, "data.label_columns: 30 of 30 rows of .* have no number: row 2 'ant',"),
         (
             {n: ["ant/0.png", "nan" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
-            "data.label_columns: 1 of 30 rows of .* have no number: row 8 'nan'; mend them",
+            "data.label_columns: 1 of 30 rows of .* have no number: row 8 'nan'; fix them",
         ),
         (
             {n: ["ant/0.png", "-1e39" if n == 8 else "3.5"] for n in range(2, 32)}, {"task": "regression"},
@@ -452,7 +452,7 @@ def test_split_has_what_shots_leave_out(table, tmp_path):
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_label_that_says_nan_is_warned_of(table, task):
     path = table(label=lambda k, i: "nan" if i == 3 else k + "|" * (task == "multilabel"))
-    with pytest.warns(UserWarning, match=r"^data.label_columns: 'nan' is taken for a class; if it stands for a miss"):
+    with pytest.warns(UserWarning, match=r"^`data.label_columns`: 'nan' is taken for a class; if it stands for a miss"):
         data = make(path, task=task)
     assert data.class_names == ["ant", "bee", "cat", "nan"]
 
@@ -468,7 +468,7 @@ def test_table_that_does_not_fit_into_memory_is_told_in_a_line(photo_root, monke
         raise MemoryError
 
     (photo_root / "big.csv").write_text("path,label\nant/0.png,ant\n")
-    monkeypatch.setattr("lit_ft.data.files.columns.csv.reader", full)
+    monkeypatch.setattr("lit_ft.data.files.tables.csv.reader", full)
     with pytest.raises(UserError, match=r"^data.table: .*big.csv holds more rows than fit into memory$"):
         ImageTableDataModule(str(photo_root / "big.csv")).setup()
 

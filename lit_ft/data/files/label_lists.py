@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import compress
 
-from lit_ft.data.files.columns import Table
+from lit_ft.data.files.tables import Table
 
 _SEPARATORS = "|;,"
 """The first that is in any cell stands between labels; where there is none, white space does."""
@@ -49,7 +49,7 @@ def is_list(cell: str) -> bool:
     return any(quote in cell for quote in "'\"") and _as_list(cell) is not None
 
 
-def write_labels(names: Sequence[str], chosen: Sequence[int], separator: str | None) -> str:
+def format_labels(names: Sequence[str], chosen: Sequence[int], separator: str | None) -> str:
     """The cell of an image, as `parse_labels` reads it with the same separator.
 
     Args:

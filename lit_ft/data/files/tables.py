@@ -1,4 +1,4 @@
-"""Decides how the columns of a table file are read: CSV, TSV or Parquet, as text."""
+"""Tables of text cells, from CSV, TSV or Parquet."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def refuse(
-        self, rows: Sequence[int], key: str, what: str, cells: Sequence[str] | None = None, advice: str = "mend them"
+        self, rows: Sequence[int], key: str, what: str, cells: Sequence[str] | None = None, advice: str = "fix them"
     ) -> None:
         """Raises `UserError` where there are any rows of a kind.
 
         Args:
             rows: Their indices.
-            key: The option that is to be told.
-            what: What is wrong with them.
-            cells: What stands in each row of the table.
-            advice: What to do.
+            key: The option that the error names.
+            what: Their fault, as the rest of a sentence.
+            cells: The cell of each row of the table, for the message.
+            advice: The remedy.
         """
         if rows:
             first = ", ".join(self.row(i) + (f" {cells[i][:_SHOWN]!r}" if cells else "") for i in rows[:3])

@@ -1,4 +1,4 @@
-"""Files of `lit_ft.data.files.kept` whose content is another program's: valid, but of another kind."""
+"""Files of `lit_ft.data.files.derived_cache` whose content is another program's: valid, but of another kind."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Decides what is noted of each image that is checked: whether it can be read, its format and size, and its look."""
+"""Inspection of an image file: whether it can be read, its format, size and content."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ALSO = {"MPO": "JPEG"}
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at a file tells.
+class Inspected:
+    """Facts about an image file.
 
     Args:
         problem: Why it cannot be read, or nothing.
         size: Number of bytes; -1 where there is no file.
-        format: What its content is, such as ``JPEG``; nothing where it is no image.
+        format: Format of its content, such as ``JPEG``; nothing where it is no image.
         width: In pixels, as stored.
         height: Likewise.
-        is_turned: Whether its EXIF data say that it is to be turned or mirrored.
+        is_turned: Whether its EXIF data ask to turn or mirror it.
         checksum: Of its content; nothing where it cannot be read.
         thumb: uint8 ``(3, 32, 32)``, of the upright image; nothing likewise.
     """
@@ -50,29 +50,29 @@ class Look:
         return self.width * self.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
 
 
-def look(path: Path) -> Look:
+def inspect_file(path: Path) -> Inspected:
     """Reads a file once."""
     try:
         size = path.stat().st_size
         format, width, height, is_turned = _header(path)
     except OSError as error:
-        return Look(error.strerror or type(error).__name__)
-    seen = Look("", size, format, width, height, is_turned)
+        return Inspected(error.strerror or type(error).__name__)
+    seen = Inspected("", size, format, width, height, is_turned)
     if seen.is_huge:
         return seen
     found = problem_or_pixels(path)
     if isinstance(found, str):
-        return Look(found, size, format, width, height, is_turned)
+        return Inspected(found, size, format, width, height, is_turned)
     upright = Image.fromarray(found.permute(1, 2, 0).numpy())
     thumb = np.asarray(upright.resize((THUMB, THUMB), Image.Resampling.BOX)).transpose(2, 0, 1)
     checksum = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    return Look("", size, format, width, height, is_turned, checksum, np.ascontiguousarray(thumb))
+    return Inspected("", size, format, width, height, is_turned, checksum, np.ascontiguousarray(thumb))
 
 
-def suits(suffix: str, format: str) -> bool:
+def matches_format(suffix: str, format: str) -> bool:
     """Whether a file name's suffix belongs to the format of its content.
 
-    >>> suits(".JPG", "MPO"), suits(".png", "JPEG")
+    >>> matches_format(".JPG", "MPO"), matches_format(".png", "JPEG")
     (True, False)
     """
     return Image.registered_extensions().get(suffix.lower()) == _ALSO.get(format, format)
@@ -86,10 +86,10 @@ def _header(path: Path) -> tuple[str, int, int, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=formats()) as image:
-                told = image.format != "PNG" or "exif" in image.info  # else Pillow decodes it all, and looks behind
-                turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+                has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow decodes it all, and looks behind
+                turned = has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
                 return image.format or "", image.width, image.height, turned
-    except Exception:  # a damaged file raises nearly anything; why is told where it is decoded
+    except Exception:  # a damaged file raises nearly anything; decoding it gives the reason
         return "", 0, 0, False
     finally:
         Image.MAX_IMAGE_PIXELS = limit

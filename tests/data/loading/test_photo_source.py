@@ -8,11 +8,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.loader import Loader
-from lit_ft.data.loading.photos import FileSplit, PhotoSource, _Photos, seeded
+from lit_ft.data.loading.photo_source import PhotoSource, _Photos, transform_seeded
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.loading.workers import Workers
 from lit_ft.errors import UserError
@@ -46,7 +47,7 @@ def test_batches_are_the_same_with_workers_and_after_a_resume(split):
     plain, workers = make_loader(split), make_loader(split, num_workers=2)
     for epoch in (0, 1):  # the workers live on from one to the other
         assert_same(read(plain, epoch), read(workers, epoch))
-    workers.load_state_dict({"epoch": 2, "batches": 2, "of": 4})
+    workers.position.load_state_dict({"epoch": 2, "batches": 2, "of": 4})
     assert_same(read(plain, 2)[2:], read(workers, 2))
 
 
@@ -145,4 +146,4 @@ def test_an_image_whose_transform_fails_is_named(split, error, cached):
     assert isinstance(found, UserError)
     assert str(found) == f"{split.paths.full(2)}: cannot be brought to the size of the network's images ({reason})"
     with pytest.raises(UserError, match=r"^chunk 3: cannot be brought to the size"):
-        seeded(v2.Compose([fails]), torch.zeros(3, 8, 8, dtype=torch.uint8), 0, "chunk 3")
+        transform_seeded(v2.Compose([fails]), torch.zeros(3, 8, 8, dtype=torch.uint8), 0, "chunk 3")

@@ -1,4 +1,4 @@
-"""Decides what the labels in a table mean: classes, any number of labels, or numbers."""
+"""Label columns of a table: classes, any number of labels, or numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_ft.data.files.columns import Table
-from lit_ft.data.files.label_cells import is_list, parse_labels
-from lit_ft.data.files.names import check_names, class_order
+from lit_ft.data.files.class_names import check_names, class_order
+from lit_ft.data.files.label_lists import is_list, parse_labels
+from lit_ft.data.files.tables import Table
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 
@@ -70,8 +70,8 @@ def _names(labels: Sequence[Sequence[str]], table: Table, split_of: Sequence[str
     known = {label for of_row, split in zip(labels, split_of, strict=True) if split == "train" for label in of_row}
     check_names({label for of_row in labels for label in of_row}, _KEY)
     strange = [i for i, of_row in enumerate(labels) if not known.issuperset(of_row)]
-    told = [next((label for label in of_row if label not in known), "") for of_row in labels] if strange else None
-    table.refuse(strange, _KEY, "have a label that no training image has", told, "add some, or leave them out")
+    unknown = [next((label for label in of_row if label not in known), "") for of_row in labels] if strange else None
+    table.refuse(strange, _KEY, "have a label that no training image has", unknown, "add some, or leave them out")
     if len(known) < 2:
         found = ", ".join(repr(name) for name in known) or "none"
         raise UserError(f"{_KEY}: two labels are needed to tell apart, but the training images have only {found}")

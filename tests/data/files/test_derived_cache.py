@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lit_ft.assets import cache_folder
-from lit_ft.data.files.kept import kept, stamp
+from lit_ft.data.files.derived_cache import file_stamp, load_or_derive
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def source(tmp_path):
 def numbers(source, made):
     def make():
         made.append(1)
-        return {"x": torch.tensor([int(n) for n in source.read_text().split()])}, {"of": stamp(source)}
+        return {"x": torch.tensor([int(n) for n in source.read_text().split()])}, {"of": file_stamp(source)}
 
-    arrays, _ = kept("numbers", str(source), lambda found: found[1].get("of") == stamp(source), make)
+    arrays, _ = load_or_derive("numbers", str(source), lambda found: found[1].get("of") == file_stamp(source), make)
     return arrays["x"].tolist()
 
 
@@ -73,7 +73,7 @@ def test_nothing_unfinished_stays(cache, source, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("lit_ft.data.files.kept.save_file", full)
+    monkeypatch.setattr("lit_ft.data.files.derived_cache.save_file", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         numbers(source, [])
     assert list(cache.iterdir()) == []

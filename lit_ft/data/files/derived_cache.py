@@ -1,4 +1,4 @@
-"""Decides what is kept between runs of what was worked out from data files, where, and when it no longer holds."""
+"""Cache, between runs, of arrays and facts that are derived from data files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from lit_ft.assets import cache_folder
 
-Kept = tuple[dict[str, Tensor], dict[str, Any]]
+Derived = tuple[dict[str, Tensor], dict[str, Any]]
 """Arrays by name, and plain facts about them."""
 
 
-def changed(facts: os.stat_result) -> int:
+def change_time(facts: os.stat_result) -> int:
     """When a file or folder was last changed, in nanoseconds.
 
     Not by its mtime, which programs that copy, unpack or edit set back afterwards; but on Windows, where ctime is
@@ -31,20 +31,20 @@ def changed(facts: os.stat_result) -> int:
     return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
 
 
-def stamp(path: str | Path) -> list[Any]:
+def file_stamp(path: str | Path) -> list[Any]:
     """What changes when a file does: path, size and time of the last change; raises ``OSError`` where it is gone."""
     facts = os.stat(path)
-    return [str(path), facts.st_size, changed(facts)]
+    return [str(path), facts.st_size, change_time(facts)]
 
 
-def stamp_number(path: str) -> int:
+def file_stamp_number(path: str) -> int:
     """The same as a number of 64 bits, never 0, for very many files."""
-    _, size, time = stamp(path)
+    _, size, time = file_stamp(path)
     digest = hashlib.blake2b(b"%d %d " % (size, time) + os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) or 1
 
 
-def hash_of(tensors: Iterable[Tensor]) -> str:
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
     """A hash of the values of some tensors, wherever they lie."""
     total = hashlib.sha256()
     for tensor in tensors:
@@ -52,36 +52,36 @@ def hash_of(tensors: Iterable[Tensor]) -> str:
     return total.hexdigest()
 
 
-def are_like(arrays: Mapping[str, Tensor], like: Mapping[str, tuple[torch.dtype, int]]) -> bool:
+def match_layout(arrays: Mapping[str, Tensor], like: Mapping[str, tuple[torch.dtype, int]]) -> bool:
     """Whether arrays have just these names, types and numbers of dimensions."""
     return {name: (array.dtype, array.ndim) for name, array in arrays.items()} == dict(like)
 
 
-def kept(name: str, key: str, is_valid: Callable[[Kept], bool], make: Callable[[], Kept]) -> Kept:
-    """What was kept of an earlier run, mapped into memory, or made now and kept.
+def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], make: Callable[[], Derived]) -> Derived:
+    """Arrays and facts of an earlier run, mapped into memory, or derived now and stored.
 
-    It is there whole or not at all, and may be deleted at any time; what fits in no way, as of another program, is made
-    anew. Where the folder cannot be written, a warning says so and all goes on without.
+    The write is atomic, and the file may be deleted at any time; one of another program is replaced. Where the folder
+    cannot be written, a warning says so.
 
     Args:
-        name: What it is, such as ``index``.
-        key: What it is of; not more than one is kept of each key.
-        is_valid: Whether what was kept is of the kind that ``make`` gives, and still holds.
-        make: Works it out.
+        name: Kind of thing, such as ``index``.
+        key: Its source; one entry is stored for each.
+        is_valid: Whether an entry is of the kind that ``make`` gives, and still holds.
+        make: Derives it.
     """
-    found = find(name, key)
+    found = load_derived(name, key)
     if found is not None and is_valid(found):
         return found
-    return keep(name, key, make())
+    return store_derived(name, key, make())
 
 
-def find(name: str, key: str) -> Kept | None:
-    """Whatever was kept under this name and key, whether it still holds or not."""
+def load_derived(name: str, key: str) -> Derived | None:
+    """The entry of a name and key, whether it still holds or not."""
     return _read(_place(name, key))
 
 
-def keep(name: str, key: str, made: Kept) -> Kept:
-    """Keeps something under a name and key in the place of what was kept before, and gives it mapped into memory."""
+def store_derived(name: str, key: str, made: Derived) -> Derived:
+    """Stores the entry of a name and key, and returns it mapped into memory."""
     path = _place(name, key)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -101,7 +101,7 @@ def _place(name: str, key: str) -> Path:
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
-def _read(path: Path) -> Kept | None:
+def _read(path: Path) -> Derived | None:
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Decides what classes are called, and in which order they come."""
+"""Names of classes, and their order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ft.data.files.columns import read_table
 from lit_ft.data.files.folders import find_file
+from lit_ft.data.files.tables import read_table
 from lit_ft.errors import UserError, unknown
 
 _KEY = "`data.class_names_from`"

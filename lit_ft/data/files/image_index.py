@@ -1,4 +1,4 @@
-"""Decides how the images below a folder are found: in one pass, which is kept between runs while no folder changes."""
+"""Index of the images below a folder, cached between runs while no folder changes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
 from lit_ft.data.files.folders import is_ignored
-from lit_ft.data.files.kept import Kept, are_like, changed, kept
-from lit_ft.data.files.paths import PackedPaths
+from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.images.formats import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
@@ -61,7 +61,7 @@ def index_images(folder: Path, key: str) -> ImageIndex:
     """
     # Another list of suffixes would find other files, as would another version of this; and names are kept as text.
     name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(image_suffixes())])
-    arrays, facts = kept("index", name, _Holds(folder), _Scan(str(folder), key))
+    arrays, facts = load_or_derive("index", name, _Holds(folder), _Scan(str(folder), key))
     stops = arrays["stops"].numpy()
     starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]
     folders = {name: (first, last) for name, (first, last) in facts["folders"].items()}
@@ -113,7 +113,7 @@ def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> t
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
     """Whether what is no folder is a pipe, socket or device, which could be read from for ever."""
-    try:  # a link that leads nowhere counts as an image, so that it is told as one that cannot be read
+    try:  # a link that leads nowhere counts as an image, so that it is reported as one that cannot be read
         return not _is_file(entry) and os.path.exists(entry.path)
     except OSError:
         return False
@@ -128,7 +128,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 @dataclass
 class _Holds:
-    """Tells whether an index is one, and no folder has changed since: to add or rename a file changes its folder.
+    """Checks that an index is one, and that no folder has changed since: to add or rename a file changes its folder.
 
     Args:
         folder: The folder above all.
@@ -136,13 +136,13 @@ class _Holds:
 
     folder: Path
 
-    def __call__(self, found: Kept) -> bool:
+    def __call__(self, found: Derived) -> bool:
         arrays, facts = found
-        if not (are_like(arrays, _LIKE) and self._is_of_arrays(arrays) and self._is_of_folders(arrays, facts)):
+        if not (match_layout(arrays, _LIKE) and self._is_of_arrays(arrays) and self._is_of_folders(arrays, facts)):
             return False
         try:
             return all(
-                changed(os.stat(os.path.join(self.folder, name))) == then
+                change_time(os.stat(os.path.join(self.folder, name))) == then
                 for name, then in zip(facts["below"], facts["changed"], strict=True)
             )
         except (OSError, ValueError):  # gone, or no name of a file
@@ -198,7 +198,7 @@ class _Scan:
         self.changed: list[int] = []
         self.passed_over = Counter[str]()
 
-    def __call__(self) -> Kept:
+    def __call__(self) -> Derived:
         began = time.time_ns()
         self._read(self.folder, "", ())
         arrays = {
@@ -228,7 +228,7 @@ class _Scan:
         except OSError as error:
             raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
         self.below.append(within)
-        self.changed.append(changed(facts))
+        self.changed.append(change_time(facts))
         start, text, stops = os.fsencode(within), self.text, self.stops
         for name in names:
             if name in folders:

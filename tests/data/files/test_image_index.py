@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from derived_files import rewrite
 from image_files import save_photo
-from kept_files import rewrite
 
 from lit_ft.data import ImageFolderDataModule
-from lit_ft.data.files import index as module
-from lit_ft.data.files.index import index_images
+from lit_ft.data.files import image_index as module
+from lit_ft.data.files.image_index import index_images
 from lit_ft.errors import UserError
 
 
@@ -29,7 +29,7 @@ def reads(monkeypatch):
 
 
 def names(folder):
-    return list(index_images(folder, "--data.root").paths.names())
+    return list(index_images(folder, "`data.root`").paths.names())
 
 
 def test_images_are_found_at_any_depth_in_a_fixed_order(tmp_path):
@@ -48,7 +48,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "itself").symlink_to("itself")
-    assert list(index_images(tmp_path / "root", "--data.root").paths) == [tmp_path / "root" / "link" / "1.png"]
+    assert list(index_images(tmp_path / "root", "`data.root`").paths) == [tmp_path / "root" / "link" / "1.png"]
 
 
 def test_pipes_are_no_images_but_links_that_lead_nowhere_are(tmp_path):
@@ -66,7 +66,7 @@ def test_order_is_that_of_paths(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
-    index = index_images(tmp_path, "--data.root")
+    index = index_images(tmp_path, "`data.root`")
     assert list(index.paths) == sorted(tmp_path.rglob("*.png"))
     found = {name: [index.paths.name(i) for i in range(*rows)] for name, rows in index.folders.items()}
     assert found == {
@@ -146,18 +146,18 @@ def test_files_are_known_by_content_where_their_suffix_says_nothing(photo_root, 
     (other / "LICENSE").write_text("BM is no image, nor is P5")
     (other / "empty").touch()
     os.mkfifo(other / "pipe")
-    index = index_images(other, "--data.root")
+    index = index_images(other, "`data.root`")
     found = [name for name in index.paths.names() if not name.endswith(".png")]
     assert found == ["1.2023-05-01", "IMG_1", "photo.jpg_large", "trailing.", "x.JPG~"]
     assert index.passed_over == {".txt": 1, ".xml": 1, "": 2}
-    assert index_images(other, "--data.root").passed_over == index.passed_over  # as it is kept
+    assert index_images(other, "`data.root`").passed_over == index.passed_over  # as it is kept
     assert reads == ["bee"]
 
 
 def test_no_file_is_opened_whose_suffix_says_what_it_is(photo_root, reads, monkeypatch):
     (photo_root / "ant" / "notes.txt").touch()
     monkeypatch.setattr("builtins.open", None)
-    assert len(index_images(photo_root, "--data.root").paths) == 30
+    assert len(index_images(photo_root, "`data.root`").paths) == 30
 
 
 def test_names_that_are_no_text_are_kept(tmp_path, reads):
@@ -178,7 +178,7 @@ def test_folder_that_cannot_be_read(photo_root, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", forbidden)
     with pytest.raises(UserError, match=r"^data.root: .*photos/bee cannot be read \(Permission denied\); "):
-        index_images(photo_root, "--data.root")
+        index_images(photo_root, "`data.root`")
 
 
 def test_prepare_data_keeps_what_setup_reads(photo_root, reads):
@@ -226,13 +226,13 @@ def test_kept_index_of_another_kind_is_made_anew(tmp_path, monkeypatch, reads, s
     for name in ("a/1.png", "a/2.png", "b/3.png"):
         save_photo(tmp_path / "photos" / name)
     folder = tmp_path / "photos"
-    index_images(folder, "--data.root")
+    index_images(folder, "`data.root`")
     reads.clear()
-    index_images(folder, "--data.root")
+    index_images(folder, "`data.root`")
     assert reads == []
     [path] = (tmp_path / "kept").iterdir()
     rewrite(path, STRANGE[strange])
-    index = index_images(folder, "--data.root")
+    index = index_images(folder, "`data.root`")
     assert reads == ["photos", "a", "b"]
     assert list(index.paths.names()) == ["a/1.png", "a/2.png", "b/3.png"]
     assert index.folders == {"a": (0, 2), "b": (2, 3)}

@@ -1,21 +1,17 @@
-"""Decides how photos become batches: how each is read and transformed."""
+"""Batches of photos, decoded and transformed when they are needed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lit_ft.data.files.kept import hash_of
-from lit_ft.data.files.paths import PackedPaths
-from lit_ft.data.fingerprint import digest
+from lit_ft.data.files.derived_cache import hash_tensors
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
 from lit_ft.data.images.transforms import random_from
@@ -28,43 +24,6 @@ Sample = tuple[int, int]
 """Index of an image and the seed of its augmentation."""
 
 
-@dataclass(frozen=True)
-class FileSplit:
-    """The images of one split.
-
-    Args:
-        paths: Where each is, ``N`` of them.
-        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
-        groups: The group of each, such as the patient, by number, int64 ``(N,)``; none where none are known.
-    """
-
-    paths: PackedPaths
-    targets: Tensor
-    groups: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def part(self, rows: Tensor) -> FileSplit:
-        """The split of these images of this one."""
-        groups = None if self.groups is None else self.groups[rows]
-        return FileSplit(self.paths.part(rows), self.targets[rows], groups)
-
-    def names_digest(self) -> str:
-        """A hash of the names, which does not tell where the images lie."""
-        names = (os.path.join(*Path(name).parts[-2:]) if os.path.isabs(name) else name for name in self.paths.names())
-        return digest(map(os.fsencode, names))
-
-    def first_image(self) -> tuple[str, bytes]:
-        """The name of the first image, and what it holds."""
-        return self.paths.name(0), self.paths[0].read_bytes()
-
-    def indexed(self) -> FileSplit:
-        """The same images, with their position as the target."""
-        return replace(self, targets=torch.arange(len(self)))
-
-
 class _Photos(Dataset[Batch]):
     """Reads whole batches, in a worker process or not."""
 
@@ -75,17 +34,19 @@ class _Photos(Dataset[Batch]):
 
     def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
         try:
-            images = stacked([self._image(*sample) for sample in samples])
+            images = stack_images([self._image(*sample) for sample in samples])
         except UserError as error:
             return error
         return images, self.split.targets[[index for index, _ in samples]]
 
     def _image(self, index: int, seed: int) -> Tensor:
         path = self.split.paths.full(index)
-        return seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
+        return transform_seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
 
 
-def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None) -> Tensor:
+def transform_seeded(
+    transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None
+) -> Tensor:
     """What a transform makes of an image, its random numbers following from a seed alone.
 
     Where it begins with a random crop, no more is decoded than that needs.
@@ -94,7 +55,7 @@ def seeded(transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name
         transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
         image: A file, its content, or the pixels.
         seed: The seed.
-        name: What an error calls the image; the path when not given.
+        name: Its name in errors; the path when not given.
 
     Raises:
         UserError: It cannot be read.
@@ -123,7 +84,7 @@ def is_random(transform: v2.Compose) -> bool:
     return not all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in transform.transforms)
 
 
-def stacked(images: Sequence[Tensor]) -> Tensor:
+def stack_images(images: Sequence[Tensor]) -> Tensor:
     """A batch ``(B, 3, H, W)`` in channels_last, the memory format of decoded images and of most networks.
 
     Any other would be a copy pixel by pixel here, and another one back for the network.
@@ -166,7 +127,7 @@ class PhotoSource:
         """The files as they are now, the cache, and what is done to them."""
         keys = PhotoFiles.of(self.split.paths).keys
         cache = None if self._cache is None else self._cache.made
-        return f"{hash_of([torch.from_numpy(keys)])} {cache} {self._transform}"
+        return f"{hash_tensors([torch.from_numpy(keys)])} {cache} {self._transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

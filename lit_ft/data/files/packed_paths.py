@@ -1,4 +1,4 @@
-"""Decides how the paths of very many files are held: as bytes in one array, which worker processes share."""
+"""Paths of very many files, as bytes in one array that worker processes share."""
 
 from __future__ import annotations
 
