@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,22 @@ def forget_files_elsewhere(trainer: Any) -> None:
         ranked = (*getattr(callback, "best_k_models", ()), getattr(callback, "kth_best_model_path", ""))
         if not all(_is_within(str(path), folder) for path in ranked):
             callback.best_k_models, callback.kth_best_model_path = {}, ""
+
+
+def inner_schedulers(scheduler: Any) -> Iterator[Any]:
+    """The schedulers within a scheduler that chains others, at any depth.
+
+    torch (2.8 to 2.14) has no public name for those of ``SequentialLR`` and ``ChainedScheduler``.
+    """
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield part
+        yield from inner_schedulers(part)
+
+
+def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The states of those schedulers, in that of the scheduler that chains them."""
+    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
+    return states
 
 
 def _is_within(path: str, folder: str) -> bool:

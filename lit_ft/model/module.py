@@ -41,9 +41,12 @@ from lit_ft.model.hparams import PlainHyperparameters
 from lit_ft.model.mixing import BatchMix, MixConfig
 from lit_ft.model.normalisation import Normalise
 from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_scheduler, param_groups, settle_plateau
+from lit_ft.optim.class_spec import ClassSpec
+from lit_ft.optim.optimizers import build_optimizer
+from lit_ft.optim.parameter_groups import build_param_groups
 from lit_ft.optim.run_length import RunLength
-from lit_ft.optim.schedules import continue_schedule, enter_epoch
+from lit_ft.optim.schedule_position import continue_schedule, enter_epoch
+from lit_ft.optim.schedules import build_scheduler, settle_plateau
 from lit_ft.tasks.class_weight import ClassWeight, balanced_weights, check_class_weight
 from lit_ft.tasks.classes import (
     TakeClasses,
@@ -438,7 +441,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             refuse_on_resume(self.trainer)
         for key in self._of_checkpoint:
             refuse_foreign_names(self.hparams[key], key)
-        groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
+        groups = build_param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
             return optimizer

@@ -5,7 +5,7 @@ from torch import nn
 from lit_ft.errors import UserError
 from lit_ft.model.heads import START_SCALE, HeadConfig, build_head, set_prior_bias
 from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.optim.optimizers import param_groups
+from lit_ft.optim.parameter_groups import build_param_groups
 
 
 def layers(head):
@@ -100,7 +100,7 @@ def test_scale_of_cosines_trains_but_neither_decay_nor_penalty_draws_it_to_zero(
     head = build_head(8, 3, HeadConfig(kind="cosine"))
     head(torch.randn(4, 8))[:, 0].sum().backward()
     assert head[-1].scale_bias.grad.abs() > 0
-    decay, none = param_groups({"head": [head]}, 1.0, 1.0, norms=())
+    decay, none = build_param_groups({"head": [head]}, 1.0, 1.0, norms=())
     assert "weight_decay" not in decay
     assert decay["params"] == [head[-1].weight]
     assert none["weight_decay"] == 0.0
