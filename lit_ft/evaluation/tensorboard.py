@@ -22,7 +22,7 @@ from lit_ft.evaluation.figure_text import drawable
 from lit_ft.evaluation.plan_figure import plan_figure
 from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.model.module import FineTuneModule
-from lit_ft.tasks.classes import classes_of, names_of
+from lit_ft.tasks.classes import name_classes, read_classes
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.view import plan_table, run_plan, run_starts, stage_rates
 
@@ -151,7 +151,7 @@ def data_table(data: Any) -> str:
     """The first screen's upper part: the classes, and the number of images a class and split."""
     if data is None or not hasattr(data, "counts"):
         return "Data: given as loaders"
-    names, counts = names_of(classes_of(data) or 0), data.counts()
+    names, counts = name_classes(read_classes(data) or 0), data.counts()
     sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
     one, many = _CALLED[getattr(data, "task", "multiclass")]
     shown = ", ".join(map(printable, names[:10])) + (", …" if len(names) > 10 else "")

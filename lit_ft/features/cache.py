@@ -281,7 +281,7 @@ def _reason_against(trainer: L.Trainer, module: FineTuneModule, split: str, load
         return f"{type(module).__name__}.{own[0]} may look at its images"
     if cast(Any, trainer).reload_dataloaders_every_n_epochs:
         return "`trainer.reload_dataloaders_every_n_epochs` may change its images"
-    if split == "train" and module.mix.is_on:
+    if split == "train" and module.objective.mix.is_on:
         return "`model.mix` changes its batches"
     batches = trainer.num_training_batches if split == "train" else sum(cast(Any, trainer.num_val_batches))
     if batches < len(loader):

@@ -1,22 +1,19 @@
-"""Decides which checkpoint a command means, and what the run was that wrote it."""
+"""Checkpoints of lit_ft: where they are, and what they hold of their run."""
 
 from __future__ import annotations
 
 import inspect
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 import yaml
-from lightning.fabric.utilities.cloud_io import _load
-from torch import Tensor, nn
+from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from lit_ft.backbones.weights import torch_files
 from lit_ft.errors import UserError, nearest
-from lit_ft.tasks.standardisation import Standardisation
 
 # What makes another model of it, however it was trained.
 _OF_THE_MODEL = ("backbone", "stem", "pool", "input", "head", "task", "classes")
@@ -105,56 +102,6 @@ def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, insp
     return {key: value for key, value in saved.items() if takes_any or key in names}
 
 
-@dataclass(frozen=True)
-class TrainedHead:
-    """The head in a lit_ft checkpoint.
-
-    Args:
-        path: The checkpoint.
-        classes: The names of the classes that it was trained for.
-        task: The name of the task.
-        standardisation: For regression, mean and scale of the targets that it was trained on.
-        state: Its tensors, by the head's own names.
-    """
-
-    path: str
-    classes: list[str]
-    task: str
-    standardisation: Standardisation
-    state: dict[str, Tensor]
-
-    def is_for(self, classes: list[str], task: str) -> bool:
-        """Whether it was trained for these classes, in this order, and this task."""
-        return (classes, task) == (self.classes, self.task)
-
-    def load_into(self, head: nn.Module) -> bool:
-        """Fills a head that has the same layers, and returns whether it has."""
-        shapes = {key: tensor.shape for key, tensor in head.state_dict().items()}
-        if shapes != {key: tensor.shape for key, tensor in self.state.items()}:
-            return False
-        head.load_state_dict(self.state)
-        return True
-
-
-def trained_head(path: str) -> TrainedHead | None:
-    """The head in a file of weights, if that is a lit_ft checkpoint; nothing in it is executed."""
-    if path.endswith(".safetensors"):
-        return None
-    try:
-        checkpoint = torch_files.load(Path(path).expanduser(), mmap=True)
-    except (RuntimeError, pickle.UnpicklingError):
-        return None  # in a format, or with something beside the weights, that no checkpoint of lit_ft has
-    hparams = all_hyperparameters(checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(hparams, dict) or not isinstance(hparams.get("classes"), list):
-        return None
-    units = checkpoint.get("standardisation")
-    standardisation = Standardisation.from_plain(units) if units else Standardisation.none(len(hparams["classes"]))
-    states = checkpoint.get("state_dict", {}).items()
-    # Copies, so that they do not keep the file open.
-    state = {key.removeprefix("head."): tensor.clone() for key, tensor in states if key.startswith("head.")}
-    return TrainedHead(path, hparams["classes"], str(hparams.get("task")), standardisation, state)
-
-
 def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> dict[str, Any]:
     """A checkpoint, read without running what it holds.
 
@@ -165,7 +112,8 @@ def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> 
     if isinstance(file, (str, Path)):
         if Path(file).is_file():
             return cast(dict[str, Any], torch_files.load(file, mmap=weights_only, weights_only=weights_only))
-        return cast(dict[str, Any], _load(file, "cpu", weights_only))
+        with get_filesystem(file).open(str(file), "rb") as remote:
+            return cast(dict[str, Any], torch.load(remote, map_location="cpu", weights_only=weights_only))
     start = file.tell()
     checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=weights_only)
     file.seek(start)

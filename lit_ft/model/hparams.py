@@ -1,4 +1,4 @@
-"""Hyperparameters of a module as plain values, and those that a subclass with a signature of its own takes."""
+"""Hyperparameters as plain values, also of subclasses with a signature of their own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from types import FrameType, FunctionType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities.parsing import collect_init_args
+
+from lit_ft.compat import collect_constructor_arguments
+
+ConfigT = TypeVar("ConfigT")
 
 
 def plain(value: Any) -> Any:
@@ -37,6 +40,11 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
+def as_config(cls: type[ConfigT], given: Any) -> ConfigT:
+    """The dataclass itself, or built from the dict that a checkpoint holds."""
+    return cls(**given) if isinstance(given, dict) else cast(ConfigT, given)
+
+
 class PlainHyperparameters(HyperparametersMixin):
     """Hyperparameters that are plain, and of which a subclass gets back what its own constructor takes."""
 
@@ -50,8 +58,7 @@ class PlainHyperparameters(HyperparametersMixin):
         """
         frame = inspect.currentframe()
         constructor = cast(FrameType, cast(FrameType, frame).f_back)
-        *_, outermost = collect_init_args(constructor, [], classes=(HyperparametersMixin,))
-        self._given = sorted(outermost)
+        self._given = sorted(collect_constructor_arguments(constructor))
         super().save_hyperparameters(frame=constructor)
         self.hparams.update(settled)
         self.hparams.update(plain(dict(self.hparams)))

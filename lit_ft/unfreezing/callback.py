@@ -15,7 +15,7 @@ from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.compat import forget_files_elsewhere, keep_last_batch, validate_first
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, unknown
-from lit_ft.optim.schedule_position import enter_epoch
+from lit_ft.optim.run_schedule import enter_epoch
 from lit_ft.unfreezing import preconditions as refusals
 from lit_ft.unfreezing.gradients import choose, relative_gradients
 from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig

@@ -189,4 +189,4 @@ def test_whole_number_is_taken_for_alpha():
 )
 def test_mixing_that_cannot_be_is_refused(options, task, text):
     with pytest.raises(UserError, match=f"^{re.escape(text)}"):
-        BatchMix(MixConfig(**options), task, K)
+        MixConfig(**options).check_task(task)

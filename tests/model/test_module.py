@@ -145,7 +145,7 @@ def test_dropout_follows_the_seed_of_the_fit_and_not_that_of_an_earlier_checkpoi
         L.seed_everything(seed)
         module = FineTuneModule.load_from_checkpoint(tmp_path / "end2.ckpt")
         small_trainer(1, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=FewDigits())
-        seeds.append(module._run_seed)
+        seeds.append(module._fit_state.seed)
     assert seeds == [5, 6]
 
 
@@ -292,7 +292,7 @@ def test_metrics_that_agree_by_chance_in_the_first_batch_stay_apart():
     module = small_module(classes=10)
     first, second = torch.zeros(1, 10), torch.zeros(1, 10)
     first[0, 3], second[0, 1] = 1.0, 1.0
-    metrics = module.metrics["val_"]
+    metrics = module.metrics["val"].metrics
     module.task.update(metrics, first, torch.tensor([9]))  # no metric counts a hit
     second[0, 2] = 0.5
     module.task.update(metrics, second, torch.tensor([2]))  # just the top five do
@@ -381,7 +381,7 @@ def test_plateau_of_an_accuracy_is_where_it_does_not_rise(monkeypatch):
     )
     spec = {"class_path": "ReduceLROnPlateau", "init_args": {"patience": 0, "factor": 0.5, "monitor": "val/acc"}}
     module = small_module(lr_scheduler=spec, lr=0.01, classes=[str(i) for i in range(10)])
-    monkeypatch.delitem(module.metrics["val_"]._modules, "acc_top5")
+    monkeypatch.delitem(module.metrics["val"].metrics._modules, "acc_top5")
     recorder = Recorder()
     small_trainer(5, recorder, limit_val_batches=1, limit_train_batches=1).fit(module, datamodule=FewDigits())
     assert [rates["head"] for rates in recorder.rates] == [0.01, 0.01, 0.01, 0.01, 0.005]
@@ -561,14 +561,14 @@ def test_cosine_head_trains_and_its_checkpoint_answers_the_same(tmp_path):
 def ready(**options):
     """A module outside of a run, as it is in one."""
     module = small_module(classes=10, **options)
-    module._run_seed, module.log = 5, lambda *_, **__: None
+    module._fit_state.seed, module.log = 5, lambda *_, **__: None
     return module
 
 
 def test_training_step_erases_mixes_and_weighs_what_is_normalised():
     images, targets = images_of(), torch.arange(6)
     module = ready(mix=ALL_MIXES, label_smoothing=0.1)
-    module._class_weight = weight = torch.arange(1.0, 11.0)
+    module.objective.class_weight = weight = torch.arange(1.0, 11.0)
     module.on_train_batch_start((images, targets), 0)
     found = module.training_step((images, targets), 0)
     module.on_train_batch_start((images, targets), 0)
@@ -583,7 +583,7 @@ def test_training_step_erases_mixes_and_weighs_what_is_normalised():
 @pytest.mark.parametrize("images", [images_of(3, 32), images_of(3, 32, num=1), images_of(1, 32).float() / 100 - 1])
 def test_network_sees_mixed_images_in_its_own_format(images):
     module = small_resnet(classes=10, mix={**ALL_MIXES, "erase": 1.0})
-    module._run_seed, module.log, seen = 5, lambda *_, **__: None, []
+    module._fit_state.seed, module.log, seen = 5, lambda *_, **__: None, []
     module.eval()  # for a single image; batch norm would refuse
     module.training = True
     module.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -599,7 +599,7 @@ def test_nothing_is_mixed_and_nothing_drawn_where_all_is_off_or_in_eval_mode():
         before = torch.get_rng_state()
         module.training_step(batch, 0)
         assert torch.get_rng_state().equal(before)
-        assert all(mine is given for mine, given in zip(module._mixed(batch), batch, strict=True))
+        assert all(mine is given for mine, given in zip(module.objective.augment(module, batch), batch, strict=True))
 
 
 def test_mixing_differs_between_steps_epochs_and_processes_and_repeats(monkeypatch):
@@ -660,12 +660,12 @@ def test_weights_follow_from_the_training_images_of_each_fit(tmp_path):
     module = small_module(class_weight="balanced")
     trainer = small_trainer(1, limit_train_batches=1, limit_val_batches=0)
     trainer.fit(module, datamodule=FewDigits(numbers=UNEVEN))
-    torch.testing.assert_close(module._class_weight, 1 / (10 * SHARES))
+    torch.testing.assert_close(module.objective.class_weight, 1 / (10 * SHARES))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = FineTuneModule.load_from_checkpoint(tmp_path / "a.ckpt")
     assert loaded.hparams["class_weight"] == "balanced"
     small_trainer(1, limit_train_batches=1, limit_val_batches=0).fit(loaded, datamodule=FewDigits())
-    torch.testing.assert_close(loaded._class_weight, torch.ones(10))
+    torch.testing.assert_close(loaded.objective.class_weight, torch.ones(10))
 
 
 class OwnData(L.LightningDataModule):
@@ -736,7 +736,7 @@ def test_wrong_mixing_or_weights_are_refused_before_anything_is_fetched(options,
 
 def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(monkeypatch):
     module = small_module(classes=10)
-    module._run_seed, module._trainer = 7, SimpleNamespace(current_epoch=2, global_rank=1)
+    module._fit_state.seed, module._trainer = 7, SimpleNamespace(current_epoch=2, global_rank=1)
     torch.manual_seed(int(np.random.SeedSequence([7, 2, 3, 1]).generate_state(1)[0]))
     expected = torch.rand(5)
     monkeypatch.setattr(torch, "manual_seed", None)

@@ -1,4 +1,4 @@
-"""Every scheduler of torch through a fit with two unfreezings: its rates by its published formula, and resumed in mid-run."""
+"""Every scheduler of torch in a fit with two unfreezings: its rates by its published formula, and on resume."""
 
 import math
 

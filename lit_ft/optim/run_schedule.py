@@ -1,14 +1,68 @@
-"""Position of the learning-rate schedules in a run: at an epoch's start, and on resume."""
+"""The learning-rate schedule of a run: configured, positioned at an epoch's start, and resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from lit_ft.compat import inner_schedulers, inner_states
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lit_ft.compat import inner_schedulers, inner_states, setup_train_data
 from lit_ft.errors import UserError
+from lit_ft.optim.class_spec import ClassSpec
 from lit_ft.optim.run_length import RunLength
+from lit_ft.optim.schedules import build_scheduler, settle_plateau
 from lit_ft.optim.warmup_cosine import WarmupCosine
+
+
+def configure_schedule(
+    spec: ClassSpec,
+    optimizer: Optimizer,
+    trainer: Any,
+    modes: Mapping[str, str],
+    known: bool,
+    saved: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The schedule of a fit, as a module's ``configure_optimizers`` returns it.
+
+    Args:
+        spec: As for `resolve_class`.
+        optimizer: Its groups have the learning rates from which the schedule starts.
+        trainer: The trainer of the fit.
+        modes: Which value of each validation metric is best.
+        known: Whether there are no other metrics.
+        saved: As for `continue_schedule`.
+
+    Raises:
+        UserError: As `settle_plateau`, `build_scheduler` and `continue_schedule`, or if it waits for no validation.
+    """
+    setup_train_data(trainer)
+    spec, monitor = settle_plateau(spec, modes, known)
+    scheduler, interval = build_scheduler(spec, optimizer, RunLength.of(trainer))
+    continue_schedule(scheduler, interval, trainer, saved)
+    plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", monitor)}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        if not trainer.enable_validation:
+            raise UserError("`lr_scheduler`: ReduceLROnPlateau waits for validations, and the run has none")
+        plan["frequency"] = trainer.check_val_every_n_epoch or 1
+    return plan
+
+
+def step_plateaus(trainer: Any, measured: Mapping[str, Any]) -> None:
+    """Steps what waits for a plateau, at the end of an epoch that validates.
+
+    Lightning would step it after the checkpoints of the epoch's end (fit_loop.py, on_advance_end), so that a run that
+    is resumed from there would lose the step, and not at all in an epoch that is resumed in the middle.
+
+    Args:
+        trainer: The trainer of a fit.
+        measured: The last validation metrics.
+    """
+    for config in trainer.lr_scheduler_configs:
+        validates = (trainer.current_epoch + 1) % config.frequency == 0
+        if config.reduce_on_plateau and config.monitor in measured and validates:
+            config.scheduler.step(measured[config.monitor])
 
 
 def enter_epoch(trainer: Any) -> None:
