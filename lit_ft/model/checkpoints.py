@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import torch
 import yaml
-from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from lit_ft.backbones.weights import torch_files
 from lit_ft.errors import UserError, nearest
@@ -82,42 +79,6 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
 def all_hyperparameters(checkpoint: Mapping[str, Any]) -> Any:
     """The hyperparameters in a checkpoint, also those that a subclass's constructor does not take."""
     return checkpoint.get("all_hyper_parameters", checkpoint.get("hyper_parameters", {}))
-
-
-def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The arguments that Lightning makes a module of a checkpoint with.
-
-    Args:
-        checkpoint: Its content.
-        parameters: Those of the module's class.
-    """
-    saved: dict[str, Any] = {}
-    for key in ("hparams", "module_arguments", "hyper_parameters"):  # the first two are those of Lightning before 0.8
-        saved |= checkpoint.get(key) or {}
-    names = {key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    whole = checkpoint.get("hparams_name")  # of the one argument that takes them all
-    if whole in names:
-        saved = {whole: saved}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {key: value for key, value in saved.items() if takes_any or key in names}
-
-
-def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> dict[str, Any]:
-    """A checkpoint, read without running what it holds.
-
-    Args:
-        file: Its path, also a remote one, or an open file, which is left where it stands.
-        weights_only: False where the user trusts it with running code.
-    """
-    if isinstance(file, (str, Path)):
-        if Path(file).is_file():
-            return cast(dict[str, Any], torch_files.load(file, mmap=weights_only, weights_only=weights_only))
-        with get_filesystem(file).open(str(file), "rb") as remote:
-            return cast(dict[str, Any], torch.load(remote, map_location="cpu", weights_only=weights_only))
-    start = file.tell()
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=weights_only)
-    file.seek(start)
-    return checkpoint
 
 
 def saved_options(path: str) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection
 from dataclasses import asdict, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -20,9 +19,8 @@ from lit_ft.backbones.freezing import NORMS, FrozenNorm, Staged
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.backbones.pooling import Pool
 from lit_ft.backbones.stem import Stem
-from lit_ft.backbones.weights.trust import refuse_foreign, refuse_foreign_names
+from lit_ft.backbones.weights.trust import refuse_foreign_names
 from lit_ft.compat import (
-    NO_INSTANTIATOR,
     attached_trainer,
     forget_files_elsewhere,
     keep_last_batch,
@@ -30,7 +28,7 @@ from lit_ft.compat import (
     validate_first,
 )
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import all_hyperparameters, read_checkpoint, saved_arguments
+from lit_ft.model.checkpoints import all_hyperparameters
 from lit_ft.model.compiling import Compiling, recompiling
 from lit_ft.model.divergence import LossWatch
 from lit_ft.model.finders import finders, format_found, refuse_on_resume
@@ -38,6 +36,7 @@ from lit_ft.model.first_batch import BatchCheck, check_images, refuse_no_batch, 
 from lit_ft.model.fit_state import FitState
 from lit_ft.model.heads import HeadConfig, build_head, set_prior_bias
 from lit_ft.model.hparams import PlainHyperparameters, as_config
+from lit_ft.model.loading import SafeLoading
 from lit_ft.model.mixing import BatchMix, MixConfig
 from lit_ft.model.normalisation import Normalise
 from lit_ft.model.objective import Batch, Objective
@@ -48,7 +47,7 @@ from lit_ft.optim.class_spec import ClassSpec
 from lit_ft.optim.optimizers import build_optimizer
 from lit_ft.optim.parameter_groups import build_param_groups
 from lit_ft.optim.run_schedule import configure_schedule, enter_epoch, step_plateaus
-from lit_ft.tasks.class_weight import ClassWeight, balanced_weights, check_class_weight
+from lit_ft.tasks.class_weight import ClassWeight, check_class_weight
 from lit_ft.tasks.classes import (
     TakeClasses,
     name_classes,
@@ -59,12 +58,10 @@ from lit_ft.tasks.classes import (
     refuse_other_task,
 )
 from lit_ft.tasks.standardisation import Standardisation
-from lit_ft.tasks.task import MAIN_METRIC, Mode, Task, TaskName, check_precision, check_task, warn_unused_smoothing
-
-ModuleT = TypeVar("ModuleT", bound="FineTuneModule")
+from lit_ft.tasks.task import MAIN_METRIC, Mode, Task, TaskName, check_precision, check_task
 
 
-class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
+class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModule):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
@@ -154,53 +151,12 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             penalty=penalty,
         )
         self._trained_head = None if weights_key else read_trained_head(weights)
-        self._is_head_trained = False
         self._fit_state, self._losses, self._batches = FitState(), LossWatch(), BatchCheck()
         self._has_followed = False
-        self._of_checkpoint: list[str] = []
         self._fetched: Collection[str] = ()
         self.class_names: list[str] = []
         if classes is not None:
             self._build_for_classes(classes)
-
-    @classmethod
-    def load_from_checkpoint(
-        cls: type[ModuleT],
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **options: Any,
-    ) -> ModuleT:
-        """The module that a checkpoint holds, as `lightning.pytorch.LightningModule.load_from_checkpoint` makes it.
-
-        The checkpoint runs no code of its own: it opens no file of weights, and a network, an optimizer or a schedule
-        of your own must be named here, too, as in ``backbone={...}``, unless a subclass names it.
-
-        Args:
-            checkpoint_path: The checkpoint.
-            map_location: The devices that its tensors go to.
-            hparams_file: A file of arguments that take the place of those in the checkpoint.
-            strict: Whether each tensor must be there.
-            weights_only: False lets a checkpoint that you trust run code.
-            options: Arguments that take the place of those in the checkpoint.
-
-        Raises:
-            UserError: If the checkpoint names a network that is not of lit_ft, torch, torchvision or timm.
-        """
-        checkpoint = read_checkpoint(checkpoint_path, weights_only is not False)
-        saved = {} if hparams_file else saved_arguments(checkpoint, inspect.signature(cls).parameters)
-        if "backbone" not in options:
-            refuse_foreign(saved.get("backbone"), None)
-        if saved.get("weights") is not None:
-            options.setdefault("weights", None)
-        options |= NO_INSTANTIATOR
-        if weights_only is not None:  # older releases of Lightning do not know it
-            options["weights_only"] = weights_only
-        module = super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **options)
-        module._of_checkpoint = [key for key in ("optimizer", "lr_scheduler") if key in saved and key not in options]
-        return module
 
     @property
     def input_spec(self) -> InputSpec:
@@ -273,11 +229,12 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             raise UserError("classes: must be at least 1")
         self.class_names = self.hparams["classes"] = names
         self.head = build_head(self.backbone.num_features, len(names), HeadConfig(**self.hparams["head"]), task)
-        trained, self._trained_head = self._trained_head, None
-        self._is_head_trained = trained is not None and trained.load_into(self.head, names, task)
-        units = trained.standardisation if trained and self._is_head_trained and task == "regression" else None
+        trained, self._trained_head, units = self._trained_head, None, None
+        if trained is not None and trained.load_into(self.head, names, task) and task == "regression":
+            units = trained.standardisation
         self.task = Task(task, len(names), self.hparams["label_smoothing"], units)
-        self.objective = Objective(BatchMix(MixConfig(**self.hparams["mix"]), task, len(names)), self.penalty)
+        mix = BatchMix(MixConfig(**self.hparams["mix"]), task, len(names))
+        self.objective = Objective(mix, self.penalty, self.hparams["class_weight"])
         self.metrics = nn.ModuleDict({split: SplitMetrics(split, self.task) for split in ("val", "test")})
 
     def setup(self, stage: str) -> None:
@@ -295,17 +252,14 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
     def _setup_fit(self) -> None:
         refuse_unlogged(cast(Any, self.trainer).callbacks, self.monitored(), self.task.name)
         self._fit_state.begin(self.trainer)
-        warn_unused_smoothing(self.task.name, self.hparams["label_smoothing"])
         prior_bias = self.hparams["head"]["prior_bias"]
         if self.task.name == "regression" and self.task.standardisation is None:  # else weights were trained with it
             found = read_standardisation(self._data, len(self.class_names), prior_bias)
             self.task = replace(self.task, standardisation=self.trainer.strategy.broadcast(found))
-        elif self.task.name != "regression" and prior_bias and not self._is_head_trained:
+        elif self.task.name != "regression" and prior_bias:
             counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
             set_prior_bias(self.head, counts, sizes, self.task.name)
-        if self.hparams["class_weight"] is not None:
-            weight = balanced_weights(self.task.name, self._data, self.class_names)
-            self.objective.class_weight = weight.to(self.trainer.strategy.root_device)
+        self.objective.setup(self)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""

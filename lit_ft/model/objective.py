@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lit_ft.model.mixing import BatchMix
 from lit_ft.model.regularisation import WeightPenalty
+from lit_ft.tasks.class_weight import ClassWeight, balanced_weights
+from lit_ft.tasks.task import warn_unused_smoothing
 
 Batch = tuple[Any, Tensor]
 """Images ``(B, C, H, W)``, or a `StageOutput` of cached features, and targets."""
@@ -21,13 +23,26 @@ class Objective:
     Args:
         mix: Erases and mixes the images of a batch.
         penalty: The penalty on the weights.
+        weighting: How classes are weighted.
     """
 
-    def __init__(self, mix: BatchMix, penalty: WeightPenalty) -> None:
+    def __init__(self, mix: BatchMix, penalty: WeightPenalty, weighting: ClassWeight | None = None) -> None:
         self.mix = mix
         self.penalty = penalty
+        self.weighting = weighting
         # No buffer: weight averaging copies the module before its setup, and would then count one more.
         self.class_weight: Tensor | None = None
+
+    def setup(self, module: Any) -> None:
+        """Prepares for a fit on the data of the module's trainer.
+
+        Raises:
+            UserError: If the data does not give the numbers that weights follow from.
+        """
+        warn_unused_smoothing(module.task)
+        if self.weighting is not None:
+            weight = balanced_weights(module.task.name, getattr(module.trainer, "datamodule", None), module.class_names)
+            self.class_weight = weight.to(module.trainer.strategy.root_device)
 
     def augment(self, module: Any, batch: Batch) -> Batch:
         """A batch as the network gets it; unchanged in eval mode, in which gradients are compared.

@@ -50,13 +50,6 @@ def check_precision(name: str, precision: str) -> None:
         )
 
 
-def warn_unused_smoothing(name: str, label_smoothing: float) -> None:
-    """Warns of label smoothing for a task without probabilities to smooth."""
-    if label_smoothing and name != "multiclass":
-        reason = f"as it is for `model.task` multiclass, not {name}"
-        rank_zero_warn(f"`model.label_smoothing`: {label_smoothing} is left out, {reason}")
-
-
 @dataclass(frozen=True)
 class Task:
     """A task with K outputs.
@@ -167,6 +160,13 @@ class Task:
         if self.name == "multiclass":
             return logits.float().softmax(dim=1)
         return logits.float().sigmoid() if self.name == "multilabel" else self._units.restore(logits)
+
+
+def warn_unused_smoothing(task: Task) -> None:
+    """Warns of label smoothing for a task without probabilities to smooth."""
+    if task.label_smoothing and task.name != "multiclass":
+        reason = f"as it is for `model.task` multiclass, not {task.name}"
+        rank_zero_warn(f"`model.label_smoothing`: {task.label_smoothing} is left out, {reason}")
 
 
 class _MeanSquaredError(PreciseSums, MeanSquaredError):

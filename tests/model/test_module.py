@@ -23,8 +23,8 @@ from small_runs import (
 )
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ft.backbones.build import weights
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
+from lit_ft.backbones.weights import load
 from lit_ft.data import DigitsDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.heads import HeadConfig
@@ -196,7 +196,7 @@ def test_checkpoint_needs_nothing_beside_it(options, tmp_path, monkeypatch):
     content = torch.load(path, weights_only=True)
     assert content["hyper_parameters"]["source_weights"] == options["weights"]
     assert content["hyper_parameters"]["classes"] == [str(i) for i in range(10)]
-    monkeypatch.setattr(weights, "read", refuse)
+    monkeypatch.setattr(load, "read", refuse)
     loaded = FineTuneModule.load_from_checkpoint(path)
     assert loaded.class_names == [str(i) for i in range(10)]
     assert loaded.input_spec == module.input_spec
