@@ -1,4 +1,4 @@
-"""Divergence: a loss that is not finite ends the run, with the step and the stage that it came from."""
+"""Divergence: a loss that is not finite ends the run, with its step and the stage of the largest gradient."""
 
 from __future__ import annotations
 
@@ -92,17 +92,17 @@ def build_divergence_error(module: Any, name: str, step: int | None, stage: str 
     rates = [group["lr"] for optimizer in getattr(trainer, "optimizers", ()) for group in optimizer.param_groups]
     where = [f"learning rate {rate:.3g}" for rate in sorted(rates)[-1:]]
     where += [f"largest gradient in {stage}"] if stage else []
-    told = f" ({', '.join(where)})" if where else ""
+    details = f" ({', '.join(where)})" if where else ""
     advice = "lower `model.lr`, or give `trainer.gradient_clip_val` 1"
     if step == 0:
         advice = "look for weights, images or targets that are not"
     best = getattr(best_checkpoint(trainer), "best_model_path", "") if trainer else ""
     kept = f"; best model before that: {best}" if best else ""
-    return UserError(f"{name} is not finite in step {step}{told}: {advice}{kept}")
+    return UserError(f"{name} is not finite in step {step}{details}: {advice}{kept}")
 
 
 def find_largest_gradient(module: Any) -> str | None:
-    """The stage with the largest gradient, by its largest number; None where there is no gradient.
+    """The stage with the largest gradient, by its largest element; None where there is no gradient.
 
     Of several that are not finite it is the deepest, from which these spread to the others.
     """

@@ -46,7 +46,7 @@ def as_config(cls: type[ConfigT], given: Any) -> ConfigT:
 
 
 class PlainHyperparameters(HyperparametersMixin):
-    """Hyperparameters that are plain, and of which a subclass gets back what its own constructor takes."""
+    """Plain hyperparameters, of which a checkpoint gives a subclass those that its own constructor takes."""
 
     _given: Collection[str] = ()
 
@@ -64,7 +64,7 @@ class PlainHyperparameters(HyperparametersMixin):
         self.hparams.update(plain(dict(self.hparams)))
 
     def save_hyperparameters(self, *args: Any, **options: Any) -> None:
-        """Adds those of a subclass, as Lightning does; what is settled stays."""
+        """Adds those of a subclass, as Lightning does; those that are settled stay."""
         settled = dict(self.hparams)
         frame = inspect.currentframe()
         super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **options})
@@ -79,7 +79,7 @@ class PlainHyperparameters(HyperparametersMixin):
         """Puts into a checkpoint what the constructor takes, and where that is not all, beside it all of them.
 
         Args:
-            checkpoint: What is saved.
+            checkpoint: The content of the checkpoint.
             base: The class that names all hyperparameters but a subclass's own.
         """
         if type(self) is not base:

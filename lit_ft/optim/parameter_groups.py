@@ -14,7 +14,7 @@ def build_param_groups(
     """One parameter group a stage and decay class, head first; all exist from the first step.
 
     The head has the learning rate ``lr``, and each shallower stage that of the stage above it times ``lr_decay``.
-    What is no weight of a layer that multiplies stands in a group of its own, without weight decay: biases, norms,
+    Parameters other than the weights of layers that multiply have a group without weight decay: biases, norms,
     scales, class tokens, position embeddings and the like, which torchvision and timm leave out as well.
 
     Args:

@@ -66,7 +66,7 @@ def step_plateaus(trainer: Any, measured: Mapping[str, Any]) -> None:
 
 
 def enter_epoch(trainer: Any) -> None:
-    """Tells the `WarmupCosine` of a run which epoch it is in, and how long that and the run are.
+    """Gives the `WarmupCosine` of a run its epoch, and the length of epoch and run.
 
     Args:
         trainer: The trainer of a fit; an epoch may have another number of steps than the one before.
@@ -82,7 +82,7 @@ def enter_epoch(trainer: Any) -> None:
 
 
 def continue_schedule(scheduler: Any, interval: str, trainer: Any, saved: Mapping[str, Any] | None) -> None:
-    """Lets a new scheduler go on where its run is: within a checkpoint, or behind an earlier fit of the same trainer.
+    """Resumes a new scheduler where its run is: in a checkpoint, or after an earlier fit of the same trainer.
 
     Args:
         scheduler: The scheduler, before the state of a checkpoint is loaded into it.
@@ -111,7 +111,7 @@ def continue_schedule(scheduler: Any, interval: str, trainer: Any, saved: Mappin
 def _refuse_other_counts(
     scheduler: Any, length: RunLength, saved_steps: float | None, state: Mapping[str, Any]
 ) -> None:
-    # Checkpoints of earlier versions do not tell the steps of an epoch.
+    # Checkpoints of earlier versions lack the steps of an epoch.
     then = saved_steps or length.epoch_steps, _total_steps(state)
     now = length.epoch_steps, _total_steps(scheduler.state_dict())
     if then != now:

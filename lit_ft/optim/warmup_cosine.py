@@ -54,12 +54,12 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the position; the length stays this run's own, so that a run can be resumed to go on for longer."""
+        """Restores the position; the length stays this run's own, so that a run can be resumed for more epochs."""
         own = ("total_steps", "warmup_steps", "warmup_fraction", "final_fraction", "first_step")
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
 
     def set_epoch_steps(self, epoch_steps: float) -> None:
-        """Says how long an epoch is, for a part of another schedule, which counts steps alone.
+        """Sets the length of an epoch, for a part of another schedule, which counts steps alone.
 
         Args:
             epoch_steps: Optimizer steps in an epoch.
@@ -68,7 +68,7 @@ class WarmupCosine(LRScheduler):
             self.curve_steps = self.epoch_steps = epoch_steps
 
     def enter(self, epoch: int, length: RunLength) -> None:
-        """Settles where the run is, as it begins an epoch, or is resumed within one.
+        """Sets the position as the run begins an epoch, or is resumed within one.
 
         Args:
             epoch: The epoch, counted from 0.

@@ -15,8 +15,8 @@ class Standardisation:
     """Mean and scale of each regression target.
 
     Args:
-        mean: What is subtracted from each of the K targets.
-        scale: What each is then divided by.
+        mean: The mean that is subtracted from each of the K targets.
+        scale: The scale by which each is then divided.
     """
 
     mean: tuple[float, ...]
