@@ -1,13 +1,15 @@
-"""Decides where a resumed run goes on, and which files it may remove that its checkpoint names."""
+"""Private and undocumented APIs of Lightning and torch, each with its reason and the versions it was seen in."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -125,6 +127,94 @@ def setup_validation_loaders(trainer: Any) -> None:
         trainer: The trainer of a fit that has started.
     """
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
+
+
+def inner_schedulers(scheduler: Any) -> Iterator[Any]:
+    """The schedulers within a scheduler that chains others, at any depth.
+
+    torch (2.8 to 2.14) has no public name for those of ``SequentialLR`` and ``ChainedScheduler``.
+    """
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield part
+        yield from inner_schedulers(part)
+
+
+def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The states of those schedulers, in that of the scheduler that chains them."""
+    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
+    return states
+
+
+def attached_trainer(module: Any) -> Any:
+    """The trainer of a module, or None, where Lightning's ``trainer`` raises ``RuntimeError``."""
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # as it would be for each name and phase
+def log_repeatedly(module: Any, name: str, value: Any, **options: Any) -> None:
+    """Logs a scalar at each step of an epoch with the same options, as ``module.log`` does.
+
+    Lightning (2.5 to 2.6.6) checks all options at every call, which takes a tenth of a small network's step. After the
+    first call of an epoch the value goes straight to what that call made.
+
+    Args:
+        module: The module that logs.
+        name: The name of the scalar.
+        value: The scalar tensor.
+        options: Those of ``log``.
+    """
+    trainer = attached_trainer(module)
+    results: Any = getattr(trainer, "_results", None)
+    known = results.get(f"{module._current_fx_name}.{name}") if results else None
+    if known is None or known.has_reset:
+        module.log(name, value, **options)
+    else:
+        known.forward(value.detach(), 1)
+
+
+def setup_train_data(trainer: Any) -> None:
+    """Sets up the training loader of a fit before its loop does, so that the number of steps is known.
+
+    Lightning's public ``estimated_stepping_batches`` does it with a message, and cannot for data without a length.
+
+    Args:
+        trainer: The trainer of a fit.
+    """
+    trainer.fit_loop.setup_data()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module, or one within it, is compiled, in place or by the trainer.
+
+    Neither torch (2.8 to 2.14) nor Lightning has a public name for this.
+    """
+    if getattr(module, "_compiler_ctx", None) is not None:  # set by Lightning for a compiled `LightningModule`
+        return True
+    from torch._dynamo import OptimizedModule
+
+    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in module.modules())
+
+
+def collect_constructor_arguments(frame: FrameType) -> dict[str, Any]:
+    """The arguments of the outermost constructor, of those of an object's classes that are being called.
+
+    Lightning's ``save_hyperparameters`` gives those of all classes together.
+
+    Args:
+        frame: The frame of the innermost constructor.
+    """
+    from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+    from lightning.pytorch.utilities.parsing import collect_init_args
+
+    *_, outermost = collect_init_args(frame, [], classes=(HyperparametersMixin,))
+    return outermost
+
+
+NO_INSTANTIATOR: Mapping[str, Any] = {"_instantiator": None}
+"""For ``load_from_checkpoint``: else Lightning (2.5 to 2.6.6) imports and calls what a checkpoint names so."""
 
 
 def _is_within(path: str, folder: str) -> bool:

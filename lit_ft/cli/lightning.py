@@ -42,7 +42,7 @@ from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_b
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.checkpoints import hyper_parameters, newest, refuse_other_model, saved_options, whole_checkpoints
 from lit_ft.model.module import FineTuneModule
-from lit_ft.optim.optimizers import WarmupCosine  # noqa: F401 - likewise
+from lit_ft.optim import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.runs import Run, begin_run
 from lit_ft.tasks.task import METRICS
 from lit_ft.training.early_stopping import EarlyStopping

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_ft.console import format_table
 from lit_ft.errors import printable
-from lit_ft.tasks.classes import classes_of, names_of
+from lit_ft.tasks.classes import name_classes, read_classes
 
 MAX_LABELS = 100
 MAX_NAMES = 10
@@ -24,7 +24,7 @@ def format_data_table(data: Any) -> str:
     """
     if data is None or not hasattr(data, "counts"):
         return "Data: given as loaders"
-    names, counts = names_of(classes_of(data) or 0), data.counts()
+    names, counts = name_classes(read_classes(data) or 0), data.counts()
     sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
     noun, nouns = _NOUNS[getattr(data, "task", "multiclass")]
     first = ", ".join(map(printable, names[:MAX_NAMES])) + (", …" if len(names) > MAX_NAMES else "")

@@ -73,7 +73,7 @@ def _collect_split_facts(
         num_passes=num_passes,
         is_augmented=loader.source.is_augmented,
         is_read_whole=batches >= len(loader),
-        is_mixed=split == "train" and module.mix.is_on,
+        is_mixed=split == "train" and module.objective.mix.is_on,
         is_reloaded=bool(run.reload_dataloaders_every_n_epochs),
         batch_hook=hooks[0] if hooks else None,
         own_step=f"{type(module).__name__}.{steps[0]}" if steps else None,

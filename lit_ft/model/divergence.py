@@ -1,4 +1,4 @@
-"""Divergence: a loss that is not finite ends the run, with the step and the stage that it came from."""
+"""Divergence: a loss that is not finite ends the run, with its step and the stage of the largest gradient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_ft.compat import attached_trainer
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoints import best_checkpoint
 
@@ -39,7 +40,7 @@ class LossWatch:
     def look_closely(self, module: Any) -> None:
         """Looks at what was noted, and at the gradients of the last step."""
         self.look(module)
-        self.largest = largest_gradient(module) or self.largest
+        self.largest = find_largest_gradient(module) or self.largest
 
     def note(self, module: Any, loss: Tensor) -> None:
         """Notes the loss of a training step, before its backward pass.
@@ -53,8 +54,8 @@ class LossWatch:
             self._noted.append((module.global_step, loss.clone()))
         elif not math.isfinite(loss):
             # The gradients are still those of the step before, after which it came to this.
-            stage = largest_gradient(module) or self.largest
-            raise diverged(module, "train/loss", module.global_step, stage)
+            stage = find_largest_gradient(module) or self.largest
+            raise build_divergence_error(module, "train/loss", module.global_step, stage)
 
     def look(self, module: Any) -> None:
         """Looks at all losses that were noted; every process must call it.
@@ -73,10 +74,10 @@ class LossWatch:
             torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
             first = float(least)
         if first < math.inf:
-            raise diverged(module, "train/loss", int(first), self.largest)
+            raise build_divergence_error(module, "train/loss", int(first), self.largest)
 
 
-def diverged(module: Any, name: str, step: int | None, stage: str | None) -> UserError:
+def build_divergence_error(module: Any, name: str, step: int | None, stage: str | None) -> UserError:
     """The error for a loss that is not finite.
 
     Args:
@@ -85,23 +86,23 @@ def diverged(module: Any, name: str, step: int | None, stage: str | None) -> Use
         step: The step in which it was, counted from 0, or after which; None where nothing is trained.
         stage: The one with the largest gradient before that, where it is known.
     """
-    trainer = module._trainer
+    trainer = attached_trainer(module)
     if step is None:
         return UserError(f"{name} is not finite: look for weights, images or targets that are not")
     rates = [group["lr"] for optimizer in getattr(trainer, "optimizers", ()) for group in optimizer.param_groups]
     where = [f"learning rate {rate:.3g}" for rate in sorted(rates)[-1:]]
     where += [f"largest gradient in {stage}"] if stage else []
-    told = f" ({', '.join(where)})" if where else ""
+    details = f" ({', '.join(where)})" if where else ""
     advice = "lower `model.lr`, or give `trainer.gradient_clip_val` 1"
     if step == 0:
         advice = "look for weights, images or targets that are not"
     best = getattr(best_checkpoint(trainer), "best_model_path", "") if trainer else ""
     kept = f"; best model before that: {best}" if best else ""
-    return UserError(f"{name} is not finite in step {step}{told}: {advice}{kept}")
+    return UserError(f"{name} is not finite in step {step}{details}: {advice}{kept}")
 
 
-def largest_gradient(module: Any) -> str | None:
-    """The stage with the largest gradient, by its largest number; None where there is no gradient.
+def find_largest_gradient(module: Any) -> str | None:
+    """The stage with the largest gradient, by its largest element; None where there is no gradient.
 
     Of several that are not finite it is the deepest, from which these spread to the others.
     """
@@ -117,4 +118,5 @@ def largest_gradient(module: Any) -> str | None:
 
 
 def _world_size(module: Any) -> int:
-    return module._trainer.world_size if module._trainer else 1
+    trainer = attached_trainer(module)
+    return trainer.world_size if trainer else 1

@@ -1,4 +1,4 @@
-"""Lightning's finders of learning rate and batch size in a fit of a module of lit_ft."""
+"""Lightning's finders of learning rate and batch size in a fit of `FineTuneModule`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def refuse_on_resume(trainer: L.Trainer) -> None:
 
 
 def format_found(module: Any, data: Any) -> str:
-    """What was found, as options that a run without finders takes."""
+    """The values that were found, as options for a run without finders."""
     size = getattr(data, "batch_size", None)
-    return f"Found  `model.lr` {module.hparams['lr']}" + (f" `data.batch_size` {size}" if size else "")
+    return f"Found  model.lr {module.hparams['lr']}" + (f"  data.batch_size {size}" if size else "")

@@ -1,4 +1,4 @@
-"""Check of the first batch of each split: what was found, and what a `FineTuneModule` expects."""
+"""Checks of the first batch of each split: images, targets, and their normalisation."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None
     """Refuses a batch that is no pair of images and targets for the task.
 
     Args:
-        batch: What a loader gave.
+        batch: The batch from the loader.
         split: ``train``, ``val`` or ``test``.
-        task: What the targets are for.
-        normalise: What float images should have gone through.
+        task: The task of the targets.
+        normalise: The normalisation that float images should have had.
 
     Raises:
         UserError: If it is something else.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise _strange(split, "a batch", batch, f"a pair of images (B, C, H, W) and targets {_shape(task)}")
+        raise _unexpected(split, "a batch", batch, f"a pair of images (B, C, H, W) and targets {_format_shape(task)}")
     images, targets = batch
     check_images(images, split, normalise)
     if not isinstance(targets, Tensor):
-        raise _strange(split, "targets", targets, f"a tensor {_shape(task)}")
+        raise _unexpected(split, "targets", targets, f"a tensor {_format_shape(task)}")
     check = {"multiclass": _check_classes, "multilabel": _check_labels, "regression": _check_numbers}[task.name]
     check(targets, split, task)
     if isinstance(images, Tensor) and len(images) != len(targets):
@@ -63,7 +63,7 @@ def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None
 
 
 def check_images(images: Any, split: str, normalise: Normalise) -> None:
-    """Refuses what is no batch of images, uint8 or normalised, and warns of what may not be normalised.
+    """Refuses anything but a batch of images, uint8 or normalised, and warns of floats that may not be normalised.
 
     Raises:
         UserError: If it is none.
@@ -73,9 +73,9 @@ def check_images(images: Any, split: str, normalise: Normalise) -> None:
     wanted = f"uint8 or normalised float (B, {normalise.channels}, H, W)"
     is_batch = isinstance(images, Tensor) and images.ndim == 4
     if not is_batch or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise _strange(split, "images", images, wanted)
+        raise _unexpected(split, "images", images, wanted)
     if images.shape[1] not in (1, 3, normalise.channels) and images.shape[3] in (1, 3, normalise.channels):
-        raise _strange(split, "images", images, f"{wanted}, with the channels first")
+        raise _unexpected(split, "images", images, f"{wanted}, with the channels first")
     if images.is_floating_point() and images.numel():
         _check_normalised(images, split, normalise)
 
@@ -83,15 +83,15 @@ def check_images(images: Any, split: str, normalise: Normalise) -> None:
 def refuse_other_size(images: Any, size: int, error: Exception) -> None:
     """Refuses images that a network has failed on, and that are of another size than it was made for.
 
-    Most networks take any size, so that only those tell that do not.
+    Most networks take any size, so that the size is checked only after one has failed.
 
     Args:
-        images: ``(B, C, H, W)``, or what the first stages gave.
+        images: ``(B, C, H, W)``, or cached features.
         size: Height and width that it was made for.
-        error: What it raised.
+        error: The error of the network.
 
     Raises:
-        UserError: If they have another size, and neither the user's own code nor want of memory is behind it.
+        UserError: If they have another size, and the cause is neither the user's own code nor a lack of memory.
     """
     if not isinstance(images, Tensor) or images.shape[2:] == (size, size):
         return
@@ -106,7 +106,7 @@ def refuse_other_size(images: Any, size: int, error: Exception) -> None:
 
 
 def check_range(targets: Tensor, split: str, num: int) -> None:
-    """Refuses classes that there are none of.
+    """Refuses class indices out of range.
 
     Args:
         targets: int ``(B,)``.
@@ -164,15 +164,15 @@ def _check_classes(targets: Tensor, split: str, task: Task) -> None:
     is_float = targets.is_floating_point()
     if targets.shape[1:] not in ((), (task.num_outputs,)) or (is_float and targets.ndim == 1):
         shares = f"shares (B, {task.num_outputs})"
-        raise _strange(split, "targets", targets, f"int64 (B,) from 0 to {task.num_outputs - 1}, or {shares}")
+        raise _unexpected(split, "targets", targets, f"int64 (B,) from 0 to {task.num_outputs - 1}, or {shares}")
     if targets.ndim == 1:
         check_range(targets, split, task.num_outputs)
 
 
 def _check_labels(targets: Tensor, split: str, task: Task) -> None:
-    wanted = f"{_shape(task)} from 0 to 1"
+    wanted = f"{_format_shape(task)} from 0 to 1"
     if targets.shape[1:] != (task.num_outputs,):
-        raise _strange(split, "targets", targets, wanted)
+        raise _unexpected(split, "targets", targets, wanted)
     if targets.numel() and not bool(((targets >= 0) & (targets <= 1)).all()):
         raise UserError(f"{split}_dataloader: targets run to {float(targets.max()):g}, expected {wanted}")
 
@@ -180,24 +180,25 @@ def _check_labels(targets: Tensor, split: str, task: Task) -> None:
 def _check_numbers(targets: Tensor, split: str, task: Task) -> None:
     shapes = [(task.num_outputs,)] + [()] * (task.num_outputs == 1)
     if targets.shape[1:] not in shapes or targets.is_complex():
-        raise _strange(split, "targets", targets, f"numbers {_shape(task)}")
+        raise _unexpected(split, "targets", targets, f"numbers {_format_shape(task)}")
     if targets.is_floating_point() and targets.dtype.itemsize < 4:
         raise UserError(
-            f"{split}_dataloader: targets are {_type(targets)}, which has too few digits, and so rounds them; expected "
-            "float32 or float64: give `trainer.precision` bf16-mixed or 16-mixed in the place of bf16-true or 16-true"
+            f"{split}_dataloader: targets are {_format_type(targets)}, which has too few digits, and so rounds them; "
+            "expected float32 or float64: give `trainer.precision` bf16-mixed or 16-mixed instead of bf16-true or "
+            "16-true"
         )
     if not bool(targets.isfinite().all()):
         raise UserError(f"{split}_dataloader: targets have values that are not finite")
 
 
-def _strange(split: str, what: str, found: Any, wanted: str) -> UserError:
-    is_one = what == "a batch"
-    return UserError(f"{split}_dataloader: {what} {'is' if is_one else 'are'} {_told(found)}, expected {wanted}")
+def _unexpected(split: str, what: str, found: Any, wanted: str) -> UserError:
+    verb = "is" if what == "a batch" else "are"
+    return UserError(f"{split}_dataloader: {what} {verb} {_format_found(found)}, expected {wanted}")
 
 
-def _told(value: Any) -> str:
+def _format_found(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{_type(value)} ({', '.join(map(str, value.shape))}{',' * (value.ndim == 1)})"
+        return f"{_format_type(value)} ({', '.join(map(str, value.shape))}{',' * (value.ndim == 1)})"
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value))}"
     if isinstance(value, (tuple, list)):
@@ -205,9 +206,9 @@ def _told(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
-def _type(value: Tensor) -> str:
+def _format_type(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _shape(task: Task) -> str:
+def _format_shape(task: Task) -> str:
     return "(B,)" if task.name == "multiclass" else f"(B, {task.num_outputs})"

@@ -1,4 +1,4 @@
-"""Decides what stands between the backbone's features and the logits: a linear or cosine layer, or a small MLP."""
+"""Heads: a linear or cosine layer, or a small MLP, from the backbone's features to the logits."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class HeadConfig:
         zero_init: Start the last layer, weight and bias, at zero; for linear. For regression it always does.
         prior_bias: Start the last bias at the log of the training data's class shares or the log-odds of its labels,
             and for regression at the mean of its targets; for linear.
+
+    Raises:
+        UserError: If a size is below 1, the dropout is not in [0, 1), the kind is unknown, or options exclude another.
     """
 
     hidden: list[int] = field(default_factory=list)
@@ -36,6 +39,18 @@ class HeadConfig:
     kind: HeadKind = "linear"
     zero_init: bool = False
     prior_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"`model.head.dropout`: must be at least 0 and below 1, got {self.dropout}")
+        if any(size < 1 for size in self.hidden):
+            raise UserError(f"`model.head.hidden`: sizes must be at least 1, got {self.hidden}")
+        if self.kind not in get_args(HeadKind):
+            raise unknown("kind", str(self.kind), get_args(HeadKind), "`model.head.kind`")
+        if self.zero_init and self.kind == "cosine":  # a weight of zeros has no direction
+            raise UserError("`model.head.zero_init`: is for `model.head.kind` linear, not cosine")
+        if self.prior_bias and self.kind == "cosine":  # which has no bias
+            raise UserError("`model.head.prior_bias`: is for `model.head.kind` linear, not cosine")
 
 
 class CosineLinear(nn.Module):
@@ -68,32 +83,11 @@ class CosineLinear(nn.Module):
         return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
 
     def extra_repr(self) -> str:
-        """The sizes, as `torch.nn.Linear` tells them."""
+        """The sizes, as `torch.nn.Linear` has them."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def check_head(config: HeadConfig) -> None:
-    """Refuses a head that cannot be built.
-
-    Args:
-        config: The layers.
-
-    Raises:
-        UserError: If a size is below 1, the dropout is not in [0, 1), the kind is unknown, or options exclude another.
-    """
-    if not 0.0 <= config.dropout < 1.0:
-        raise UserError(f"`model.head.dropout`: must be at least 0 and below 1, got {config.dropout}")
-    if any(size < 1 for size in config.hidden):
-        raise UserError(f"`model.head.hidden`: sizes must be at least 1, got {config.hidden}")
-    if config.kind not in get_args(HeadKind):
-        raise unknown("kind", str(config.kind), get_args(HeadKind), "`model.head.kind`")
-    if config.zero_init and config.kind == "cosine":  # a weight of zeros has no direction
-        raise UserError("`model.head.zero_init`: is for `model.head.kind` linear, not cosine")
-    if config.prior_bias and config.kind == "cosine":  # which has no bias
-        raise UserError("`model.head.prior_bias`: is for `model.head.kind` linear, not cosine")
-
-
-def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Sequential:
+def build_head(num_features: int, num_outputs: int, config: HeadConfig, task: str = "multiclass") -> nn.Sequential:
     """The head ``(B, D) -> (B, K)``: dropout and a layer, once for each hidden size and once for the outputs.
 
     With ``prior_bias`` the last bias is zero until `set_prior_bias`.
@@ -102,9 +96,8 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Se
         num_features: D, the number of features that the backbone gives.
         num_outputs: K, the number of classes or regression targets.
         config: The layers and how they start.
-
-    Raises:
-        UserError: As `check_head`.
+        task: Name of the task. A linear layer for regression starts at zero: random weights for large features would
+            begin far from the mean of the targets, and partly stay there.
 
     >>> build_head(512, 10, HeadConfig(hidden=[64]))
     Sequential(
@@ -113,7 +106,6 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Se
       (2): Linear(in_features=64, out_features=10, bias=True)
     )
     """
-    check_head(config)
     layers: list[nn.Module] = []
     for size in [*config.hidden, num_outputs]:
         if config.dropout:
@@ -124,9 +116,10 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig) -> nn.Se
     last = cast(nn.Linear, layers[-1])
     if config.kind == "cosine":
         layers[-1] = CosineLinear(last.in_features, last.out_features)
-    if config.zero_init:
+    zero_init = config.zero_init or (task == "regression" and config.kind == "linear")
+    if zero_init:
         nn.init.zeros_(last.weight)
-    if config.zero_init or config.prior_bias:
+    if zero_init or config.prior_bias:
         nn.init.zeros_(last.bias)
     return nn.Sequential(*layers)
 
@@ -137,7 +130,7 @@ def set_prior_bias(
     sizes: Callable[[], Mapping[str, int]] | None = None,
     task: str = "multiclass",
 ) -> None:
-    """Starts the last bias ``(K,)`` so that with weights of zero the answers are the shares of the training images.
+    """Starts the last bias ``(K,)`` so that with weights of zero the predictions are the shares of the training images.
 
     That is the log of the class shares, or for ``multilabel`` the log-odds of each label. The idea is that of
     `Lin et al. 2017 <https://arxiv.org/abs/1708.02002>`_, sec. 4.1. A class without an image counts as if it had one,
@@ -146,12 +139,12 @@ def set_prior_bias(
 
     Args:
         head: A head that was built with ``prior_bias``.
-        counts: Gives the number of training images of each class, under ``train``; None where nobody knows them.
+        counts: Gives the number of training images of each class, under ``train``; None where they are unknown.
         sizes: For ``multilabel`` gives the number of training images, likewise.
         task: Name of the task.
 
     Raises:
-        UserError: If the numbers are needed and nobody knows them.
+        UserError: If the numbers are needed and unknown.
     """
     bias = cast(nn.Linear, head[-1]).bias
     if bias.any():

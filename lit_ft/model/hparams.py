@@ -1,4 +1,4 @@
-"""Hyperparameters of a module as plain values, and those that a subclass with a signature of its own takes."""
+"""Hyperparameters as plain values, also of subclasses with a signature of their own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from types import FrameType, FunctionType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities.parsing import collect_init_args
+
+from lit_ft.compat import collect_constructor_arguments
+
+ConfigT = TypeVar("ConfigT")
 
 
 def plain(value: Any) -> Any:
@@ -37,8 +40,13 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
+def as_config(cls: type[ConfigT], given: Any) -> ConfigT:
+    """The dataclass itself, or built from the dict that a checkpoint holds."""
+    return cls(**given) if isinstance(given, dict) else cast(ConfigT, given)
+
+
 class PlainHyperparameters(HyperparametersMixin):
-    """Hyperparameters that are plain, and of which a subclass gets back what its own constructor takes."""
+    """Plain hyperparameters, of which a checkpoint gives a subclass those that its own constructor takes."""
 
     _given: Collection[str] = ()
 
@@ -50,14 +58,13 @@ class PlainHyperparameters(HyperparametersMixin):
         """
         frame = inspect.currentframe()
         constructor = cast(FrameType, cast(FrameType, frame).f_back)
-        *_, outermost = collect_init_args(constructor, [], classes=(HyperparametersMixin,))
-        self._given = sorted(outermost)
+        self._given = sorted(collect_constructor_arguments(constructor))
         super().save_hyperparameters(frame=constructor)
         self.hparams.update(settled)
         self.hparams.update(plain(dict(self.hparams)))
 
     def save_hyperparameters(self, *args: Any, **options: Any) -> None:
-        """Adds those of a subclass, as Lightning does; what is settled stays."""
+        """Adds those of a subclass, as Lightning does; those that are settled stay."""
         settled = dict(self.hparams)
         frame = inspect.currentframe()
         super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **options})
@@ -72,7 +79,7 @@ class PlainHyperparameters(HyperparametersMixin):
         """Puts into a checkpoint what the constructor takes, and where that is not all, beside it all of them.
 
         Args:
-            checkpoint: What is saved.
+            checkpoint: The content of the checkpoint.
             base: The class that names all hyperparameters but a subclass's own.
         """
         if type(self) is not base:

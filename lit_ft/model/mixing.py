@@ -1,4 +1,4 @@
-"""Decides how the images of a training batch are erased and mixed, on the device and with the targets that follow."""
+"""Erasing and mixing of the images of a training batch, on the device, with the targets that follow."""
 
 from __future__ import annotations
 
@@ -25,11 +25,26 @@ class MixConfig:
         mixup: Alpha of the Beta distribution of the shares of two images that are laid over each other; 0 is off.
         cutmix: Likewise of the share of an image that stays where a rectangle of another is put into it; 0 is off.
         erase: Probability with which a rectangle of an image, each its own, becomes the mean colour; 0 is off.
+
+    Raises:
+        UserError: If a number is out of range.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("mixup", "cutmix"):
+            if not 0.0 <= (alpha := getattr(self, key)) < math.inf:
+                raise UserError(f"`model.mix.{key}`: must be a number that is at least 0, got {alpha}")
+        if not 0.0 <= self.erase <= 1.0:
+            raise UserError(f"`model.mix.erase`: must be at least 0 and at most 1, got {self.erase}")
+
+    def check_task(self, task: str) -> None:
+        """Raises `UserError` where a kind of mixing does not fit the task."""
+        if self.cutmix and task == "regression":
+            raise UserError("`model.mix.cutmix`: is for classes, not `model.task` regression; take `model.mix.mixup`")
 
 
 class BatchMix:
@@ -45,17 +60,11 @@ class BatchMix:
         num_outputs: K, the number of classes or of regression targets.
 
     Raises:
-        UserError: If a number is out of range, or a mixing does not fit the task.
+        UserError: If a kind of mixing does not fit the task.
     """
 
     def __init__(self, config: MixConfig, task: str, num_outputs: int) -> None:
-        for key in ("mixup", "cutmix"):
-            if not 0.0 <= (alpha := getattr(config, key)) < math.inf:
-                raise UserError(f"`model.mix.{key}`: must be a number that is at least 0, got {alpha}")
-        if not 0.0 <= config.erase <= 1.0:
-            raise UserError(f"`model.mix.erase`: must be at least 0 and at most 1, got {config.erase}")
-        if config.cutmix and task == "regression":
-            raise UserError("`model.mix.cutmix`: is for classes, not `model.task` regression; take `model.mix.mixup`")
+        config.check_task(task)
         self._erase = config.erase
         self._num_outputs = num_outputs
         self._are_numbers = task == "regression"

@@ -1,4 +1,4 @@
-"""Decides what a network gets of a batch of images: channels, float values, normalisation and memory format."""
+"""Input normalisation: channels, float values, mean and deviation, and memory format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides what the objective adds to the loss to keep weights small, or close to where they started."""
+"""Penalties that keep weights small, or close to where they started."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ class PenaltyConfig:
         kind: ``none``, ``l2`` towards zero, or ``l2_sp``: the backbone towards its starting point, the head to zero.
         strength: Factor for the backbone (alpha).
         head_strength: Factor for the head (beta).
+
+    Raises:
+        UserError: If a factor is negative.
     """
 
     kind: Literal["none", "l2", "l2_sp"] = "none"
     strength: float = 0.01
     head_strength: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key in ("strength", "head_strength"):
+            if getattr(self, key) < 0:
+                raise UserError(f"`model.penalty.{key}`: must not be negative, got {getattr(self, key)}")
 
 
 class WeightPenalty(nn.Module):
@@ -31,25 +39,24 @@ class WeightPenalty(nn.Module):
 
     ``start`` is zero for ``l2`` and the pretrained weights for ``l2_sp`` (Li et al. 2018,
     `Explicit Inductive Bias for Transfer Learning <https://arxiv.org/abs/1802.01483>`_, eq. 3). The starting point is
-    kept in the checkpoint, so that a resumed run is drawn to the same place.
+    in the checkpoint, so that a resumed run is drawn to the same place.
 
     Args:
         backbone: The backbone at its starting point.
         config: The kind and the factors.
-
-    Raises:
-        UserError: If a factor is negative.
     """
 
     def __init__(self, backbone: nn.Module, config: PenaltyConfig) -> None:
         super().__init__()
-        for key in ("strength", "head_strength"):
-            if getattr(config, key) < 0:
-                raise UserError(f"`model.penalty.{key}`: must not be negative, got {getattr(config, key)}")
         self.config = config
         if config.kind == "l2_sp":
             for name, parameter in backbone.named_parameters():
                 self.register_buffer(_buffer(name), parameter.detach().clone())
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a penalty at all."""
+        return self.config.kind != "none"
 
     def forward(self, backbone: nn.Module, head: nn.Module) -> Tensor:
         """The penalty of the weights that train: a scalar."""

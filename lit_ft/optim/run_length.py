@@ -43,3 +43,12 @@ class RunLength:
         """The same run in which an epoch counts as one step, for what goes on epoch by epoch."""
         known = math.isfinite(self.epoch_steps)
         return RunLength(1, self.total_steps / self.epoch_steps if known else self.max_epochs)
+
+    def format_no_end(self, name: str) -> str:
+        """The error of a scheduler that must know where the run ends, where that is unknown."""
+        if math.isinf(self.max_epochs):
+            return f"`lr_scheduler`: {name} needs a run with an end; set `trainer.max_epochs`"
+        return (
+            f"`lr_scheduler`: {name} needs the number of steps, but data without a length does not tell that of an "
+            "epoch; set `trainer.max_steps`, or take WarmupCosine"
+        )

@@ -1,4 +1,4 @@
-"""Decides how much the images of each class count in the training loss."""
+"""Class weights of the training loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run takes from its data module: classes, the scale of its targets, and which classes a split lacks."""
+"""Classes and target scale of a data module, and the classes that a split lacks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TakeClasses(Callback):
             trainer.callbacks.insert(0, cls())
 
 
-def classes_of(data: Any) -> int | list[str] | None:
+def read_classes(data: Any) -> int | list[str] | None:
     """The names of a data module's classes, or else their number, or None where it has neither, or not yet."""
     names = getattr(data, "class_names", None)
     if names is not None and len(names):
@@ -52,17 +52,17 @@ def refuse_no_classes(data: Any) -> NoReturn:
     raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
 
 
-def names_of(classes: int | Sequence[str]) -> list[str]:
+def name_classes(classes: int | Sequence[str]) -> list[str]:
     """The names of classes, which are numbers where there is none.
 
-    >>> names_of(3)
+    >>> name_classes(3)
     ['0', '1', '2']
     """
     return [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
 
 
 def refuse_other_task(data: Any, task: str) -> None:
-    """Raises `UserError` where a data module says that its targets are for another task."""
+    """Raises `UserError` where the targets of a data module are for another task."""
     own = getattr(data, "task", None)
     if own in MAIN_METRIC and own != task:
         raise UserError(
@@ -71,7 +71,7 @@ def refuse_other_task(data: Any, task: str) -> None:
         )
 
 
-def standardisation_of(data: Any, num: int, is_needed: bool) -> Standardisation | None:
+def read_standardisation(data: Any, num: int, is_needed: bool) -> Standardisation | None:
     """Mean and scale of a data module's training targets for regression, or None where it does not give them.
 
     Args:
@@ -93,12 +93,22 @@ def standardisation_of(data: Any, num: int, is_needed: bool) -> Standardisation 
     return None
 
 
-def told(names: Sequence[str]) -> str:
-    """How many classes, and the first of them."""
+def refuse_other_classes(own: list[str], given: int | list[str]) -> None:
+    """Raises `UserError` where a data module's classes are others than those of the model."""
+    names = name_classes(given)
+    if len(names) != len(own) or (not isinstance(given, int) and names != own):
+        raise UserError(
+            f"the model has {format_classes(own)}, but the data has {format_classes(names)}; give the data the "
+            "model was trained on, or start from the backbone alone with `model.weights` CHECKPOINT"
+        )
+
+
+def format_classes(names: Sequence[str]) -> str:
+    """The number of classes, and the first of them."""
     return f"{len(names)} classes ({_first(names)})"
 
 
-def warn_of_absent(metrics: MetricCollection, split: str, names: Sequence[str]) -> None:
+def warn_absent_classes(metrics: MetricCollection, split: str, names: Sequence[str]) -> None:
     """Warns of classes that no image of a split has, as the means over classes are without them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Metrics beside torchmetrics' own: sums that lose no digits, and means over the classes that a split has."""
+"""Metrics: sums in full precision, R2, and means over the classes that a split has."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class R2(PreciseSums):
             self.num.reshape(-1, 1), self.mean.reshape(shape), self.deviations.reshape(shape)
         )
         errors = self.errors.reshape(shape).sum(dim=0)
-        # What is left of equal numbers by rounding is no deviation.
+        # The rounding errors of equal numbers are no deviation.
         is_defined = deviations > num * (4 * torch.finfo(mean.dtype).eps * mean.abs()).square()
         values = (1 - errors / deviations).where(is_defined, 0)
         return (values.sum() / is_defined.sum()).float()

@@ -1,4 +1,4 @@
-"""Standardisation of regression targets: mean 0 and standard deviation 1 to train on, the user's units in answers."""
+"""Standardisation of regression targets: mean 0 and deviation 1 in training, the user's units in predictions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Standardisation:
     """Mean and scale of each regression target.
 
     Args:
-        mean: What is subtracted from each of the K targets.
-        scale: What each is then divided by.
+        mean: The mean that is subtracted from each of the K targets.
+        scale: The scale by which each is then divided.
     """
 
     mean: tuple[float, ...]
@@ -24,7 +24,7 @@ class Standardisation:
 
     @classmethod
     def of(cls, targets: Tensor) -> Standardisation:
-        """That of the training targets ``(N, K)``: mean and standard deviation, and a scale of 1 for a constant."""
+        """The mean and standard deviation of training targets ``(N, K)``, and a scale of 1 for a constant."""
         targets = targets.detach().cpu().double()
         mean = targets.mean(dim=0)
         deviations = targets - mean
@@ -36,16 +36,16 @@ class Standardisation:
 
     @classmethod
     def from_plain(cls, given: Mapping[str, Sequence[float]]) -> Standardisation:
-        """That which `plain` wrote."""
+        """The standardisation in the plain form of a checkpoint."""
         return cls(tuple(given["mean"]), tuple(given["scale"]))
 
     def plain(self) -> dict[str, list[float]]:
-        """As a checkpoint holds it."""
+        """The plain form of a checkpoint."""
         return {"mean": list(self.mean), "scale": list(self.scale)}
 
     @classmethod
     def none(cls, num: int) -> Standardisation:
-        """That which leaves all as it is."""
+        """The standardisation that changes nothing."""
         return cls((0.0,) * num, (1.0,) * num)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # numbers that become tensors would break the graph
@@ -56,7 +56,7 @@ class Standardisation:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def restore(self, values: Tensor) -> Tensor:
-        """What `standardise` made, or the model's answer to it, ``(B, K)`` -> in the units of the targets."""
+        """Standardised targets or predictions ``(B, K)`` -> in the units of the targets."""
         centred: Tensor = self.centred(values)
         return centred + _tensor(self.mean, values.device)
 

@@ -1,4 +1,4 @@
-"""Decides what a task means: its loss, its metrics, the metric that chooses the best model, and its answers."""
+"""Tasks: losses, metrics, the metric that chooses the best model, and predictions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics import classification as C
@@ -24,12 +25,29 @@ MAIN_METRIC: dict[str, tuple[str, Mode]] = {
     "regression": ("val/mse", "min"),
 }
 
-# What each task logs for validation and test, and whether its least or its greatest value is best.
+# The metrics that each task logs for validation and test, and whether the least or the greatest value is best.
 METRICS: dict[str, dict[str, Mode]] = {
     "multiclass": {"acc": "max", "acc_top5": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
     "multilabel": {"acc": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
     "regression": {"mse": "min", "mae": "min", "r2": "max", "loss": "min"},
 }
+
+
+def check_task(name: str, label_smoothing: float) -> None:
+    """Raises `UserError` for a task that is unknown, or a smoothing that is out of range."""
+    if name not in MAIN_METRIC:
+        raise unknown("task", name, MAIN_METRIC, "`model.task`")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UserError(f"`model.label_smoothing`: must be at least 0 and below 1, got {label_smoothing}")
+
+
+def check_precision(name: str, precision: str) -> None:
+    """Raises `UserError` for a precision of the trainer in which Lightning would round targets of regression."""
+    if name == "regression" and precision in ("16-true", "bf16-true"):
+        raise UserError(
+            f"`trainer.precision`: {precision} would round the numbers that are to be learnt; give "
+            f"{precision.replace('true', 'mixed')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,10 @@ class Task:
             cross-entropy) or ``regression`` (numbers, mean squared error).
         num_outputs: K, the number of classes or of regression targets.
         label_smoothing: Share of the target that is spread over all classes; for ``multiclass``, else it is left out.
-        standardisation: What ``regression`` standardises its targets by; when not given, they are taken as they are.
+        standardisation: Mean and scale by which ``regression`` standardises its targets; without it they are unchanged.
 
     Raises:
-        UserError: If the name is unknown, the smoothing is out of range, or there is nothing to tell apart.
+        UserError: If the name is unknown, the smoothing is out of range, or there are too few classes.
     """
 
     name: TaskName
@@ -54,14 +72,17 @@ class Task:
     _units: Standardisation = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.name not in MAIN_METRIC:
-            raise unknown("task", self.name, MAIN_METRIC, "`model.task`")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(f"`model.label_smoothing`: must be at least 0 and below 1, got {self.label_smoothing}")
+        check_task(self.name, self.label_smoothing)
         if self.num_outputs < 2 and self.name != "regression":
             raise UserError(f"`model.task`: {self.name} needs at least 2 classes, got {self.num_outputs}")
         units = self.standardisation or Standardisation.none(self.num_outputs)
         object.__setattr__(self, "_units", units)  # as the class is frozen
+
+    @property
+    def logged(self) -> dict[str, Mode]:
+        """The names of what an evaluation logs, and which value of each is best."""
+        can_fail = self.num_outputs > 5  # else the top five are all classes
+        return {name: mode for name, mode in METRICS[self.name].items() if name != "acc_top5" or can_fail}
 
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, in float32 at least; for ``regression`` that of standardised targets.
@@ -100,7 +121,7 @@ class Task:
                 "recall": _Recall(num, average="none"),
                 "f1": _F1(num, average="none"),
             }
-            if num > 5:
+            if "acc_top5" in self.logged:
                 metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5, **unchecked)
         elif self.name == "multilabel":
             metrics = {
@@ -131,14 +152,21 @@ class Task:
             logits, targets = (self._units.centred(one) for one in (logits, self._units.standardise(targets)))
         metrics.update(logits, targets)
 
-    def answers(self, logits: Tensor) -> Tensor:
-        """What a user reads ``(B, K)``: probabilities, float32, or for ``regression`` the numbers in their own units.
+    def predict(self, logits: Tensor) -> Tensor:
+        """Predictions ``(B, K)``: probabilities, float32, or for ``regression`` the numbers in the targets' units.
 
-        These are float64, as float32 cannot tell apart numbers of a small scale at a large offset.
+        The latter are float64, as float32 cannot resolve numbers of a small scale at a large offset.
         """
         if self.name == "multiclass":
             return logits.float().softmax(dim=1)
         return logits.float().sigmoid() if self.name == "multilabel" else self._units.restore(logits)
+
+
+def warn_unused_smoothing(task: Task) -> None:
+    """Warns of label smoothing for a task without probabilities to smooth."""
+    if task.label_smoothing and task.name != "multiclass":
+        reason = f"as it is for `model.task` multiclass, not {task.name}"
+        rank_zero_warn(f"`model.label_smoothing`: {task.label_smoothing} is left out, {reason}")
 
 
 class _MeanSquaredError(PreciseSums, MeanSquaredError):
@@ -162,17 +190,19 @@ class _LabelF1(OverPresent, C.MultilabelF1Score):
 
 
 class _ByClass(OverPresent, C.MulticlassStatScores):
-    """Counts a batch class by class.
+    """Counts of a batch, class by class.
 
     torchmetrics takes the counts from a matrix ``(K, K)`` of each batch, which is 800 MB for 10,000 classes.
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds a batch: logits ``(B, K)``, and classes ``(B,)``."""
-        told = preds.argmax(dim=1)
-        hits = told == target
-        tp, fp, fn = (self._counts(*one) for one in ((target, hits), (told, ~hits), (target, ~hits)))
-        self._update_state(tp, fp, len(target) - tp - fp - fn, fn)
+        found = preds.argmax(dim=1)
+        hits = found == target
+        tp, fp, fn = (self._counts(*one) for one in ((target, hits), (found, ~hits), (target, ~hits)))
+        counts = {"tp": tp, "fp": fp, "tn": len(target) - tp - fp - fn, "fn": fn}
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
 
     def _counts(self, classes: Tensor, which: Tensor) -> Tensor:
         """How often each class comes where ``which`` is true."""

@@ -6,7 +6,7 @@ from small_runs import FewDigits, small_module, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
-from lit_ft.model.divergence import LossWatch, diverged, largest_gradient
+from lit_ft.model.divergence import LossWatch, build_divergence_error, find_largest_gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -141,19 +141,19 @@ def test_losses_on_a_device_are_looked_at_when_something_is_logged_and_before_a_
 
 def test_largest_gradient_is_of_the_stage_with_the_largest_number():
     module = small_module(classes=10)
-    assert largest_gradient(module) is None
+    assert find_largest_gradient(module) is None
     for stage, size in (("conv", 1.0), ("dense", 3.0), ("head", 2.0)):
         for parameter in torch.nn.ModuleList(module.stage_modules()[stage]).parameters():
             parameter.grad = torch.full_like(parameter, -size)
-    assert largest_gradient(module) == "dense"
+    assert find_largest_gradient(module) == "dense"
     module.head[0].bias.grad[0] = torch.nan
-    assert largest_gradient(module) == "head"
+    assert find_largest_gradient(module) == "head"
     module.backbone.stages["conv"].conv[0].bias.grad[0] = torch.inf
-    assert largest_gradient(module) == "head"
+    assert find_largest_gradient(module) == "head"
 
 
 def test_error_without_a_trainer_names_what_is_known():
-    assert str(diverged(small_module(classes=10), "train/loss", 3, "head")) == (
+    assert str(build_divergence_error(small_module(classes=10), "train/loss", 3, "head")) == (
         "train/loss is not finite in step 3 (largest gradient in head): lower model.lr, or give "
         "trainer.gradient_clip_val 1"
     )

@@ -49,7 +49,7 @@ CLASSES_WANTED = "expected int64 (B,) from 0 to 3, or shares (B, 4)"
         (
             "regression", (IMAGES, torch.zeros(4, 4, dtype=torch.bfloat16)),
             "targets are bfloat16, which has too few digits, and so rounds them; expected float32 or float64: give "
-            "trainer.precision bf16-mixed or 16-mixed in the place of bf16-true or 16-true",
+            "trainer.precision bf16-mixed or 16-mixed instead of bf16-true or 16-true",
         ),
         (
             "multiclass", (255 * UNIFORM, CLASSES),

@@ -5,7 +5,7 @@ from torch import nn
 from lit_ft.errors import UserError
 from lit_ft.model.heads import START_SCALE, HeadConfig, build_head, set_prior_bias
 from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.optim.optimizers import param_groups
+from lit_ft.optim.parameter_groups import build_param_groups
 
 
 def layers(head):
@@ -45,25 +45,25 @@ def test_logits_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize(
-    ("config", "text"),
+    ("options", "text"),
     [
-        (HeadConfig(dropout=1.0), "model.head.dropout: must be at least 0 and below 1, got 1.0"),
-        (HeadConfig(dropout=-0.1), "model.head.dropout: must be at least 0 and below 1, got -0.1"),
-        (HeadConfig(hidden=[5, 0]), r"model.head.hidden: sizes must be at least 1, got \[5, 0\]"),
-        (HeadConfig(kind="cosin"), r"model.head.kind: unknown kind 'cosin'; nearest: cosine .*"),
+        ({"dropout": 1.0}, "model.head.dropout: must be at least 0 and below 1, got 1.0"),
+        ({"dropout": -0.1}, "model.head.dropout: must be at least 0 and below 1, got -0.1"),
+        ({"hidden": [5, 0]}, r"model.head.hidden: sizes must be at least 1, got \[5, 0\]"),
+        ({"kind": "cosin"}, r"model.head.kind: unknown kind 'cosin'; nearest: cosine .*"),
         (
-            HeadConfig(kind="cosine", zero_init=True),
+            {"kind": "cosine", "zero_init": True},
             "model.head.zero_init: is for model.head.kind linear, not cosine",
         ),
         (
-            HeadConfig(kind="cosine", prior_bias=True),
+            {"kind": "cosine", "prior_bias": True},
             "model.head.prior_bias: is for model.head.kind linear, not cosine",
         ),
     ],
 )
-def test_impossible_head_is_refused(config, text):
+def test_impossible_head_is_refused(options, text):
     with pytest.raises(UserError, match=f"^{text}$"):
-        build_head(8, 3, config)
+        HeadConfig(**options)
 
 
 def test_cosine_layer_is_the_last_and_follows_its_formula():
@@ -100,7 +100,7 @@ def test_scale_of_cosines_trains_but_neither_decay_nor_penalty_draws_it_to_zero(
     head = build_head(8, 3, HeadConfig(kind="cosine"))
     head(torch.randn(4, 8))[:, 0].sum().backward()
     assert head[-1].scale_bias.grad.abs() > 0
-    decay, none = param_groups({"head": [head]}, 1.0, 1.0)
+    decay, none = build_param_groups({"head": [head]}, 1.0, 1.0)
     assert "weight_decay" not in decay
     assert decay["params"] == [head[-1].weight]
     assert none["weight_decay"] == 0.0

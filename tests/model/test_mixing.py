@@ -184,9 +184,9 @@ def test_whole_number_is_taken_for_alpha():
         ({"mixup": float("nan")}, "multilabel", "model.mix.mixup: must be a number that is at least 0, got nan"),
         ({"erase": 1.1}, "multiclass", "model.mix.erase: must be at least 0 and at most 1, got 1.1"),
         ({"erase": -0.5}, "regression", "model.mix.erase: must be at least 0 and at most 1, got -0.5"),
-        ({"cutmix": 1.0}, "regression", "model.mix.cutmix: is for classes, not model.task regression; take --mo"),
+        ({"cutmix": 1.0}, "regression", "model.mix.cutmix: is for classes, not model.task regression; take model.mix"),
     ],
 )
 def test_mixing_that_cannot_be_is_refused(options, task, text):
     with pytest.raises(UserError, match=f"^{re.escape(text)}"):
-        BatchMix(MixConfig(**options), task, K)
+        MixConfig(**options).check_task(task)

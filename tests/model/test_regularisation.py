@@ -91,4 +91,4 @@ def test_other_kinds_keep_no_start(kind):
 @pytest.mark.parametrize("key", ["strength", "head_strength"])
 def test_negative_factor_is_refused(key):
     with pytest.raises(UserError, match=f"^model.penalty.{key}: must not be negative, got -1.0$"):
-        WeightPenalty(nn.Linear(1, 1), PenaltyConfig("l2", **{key: -1.0}))
+        PenaltyConfig("l2", **{key: -1.0})

@@ -14,8 +14,8 @@ from torch import nn
 from lit_ft.backbones.freezing import Staged
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
-from lit_ft.optim.optimizers import WarmupCosine
 from lit_ft.optim.run_length import RunLength
+from lit_ft.optim.warmup_cosine import WarmupCosine
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 pytestmark = pytest.mark.filterwarnings("ignore")

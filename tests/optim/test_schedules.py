@@ -1,157 +1,160 @@
-"""Every scheduler of torch through a fit with two thaws: its rates by its published formula, and resumed in mid-run."""
-
-import math
-
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import FewDigits, Recorder, differences, final_state, small_module, small_trainer
+from parameter_rates import rates, two_groups
+from torch import nn
 from torch.optim import lr_scheduler
 
-from lit_ft.model.module import FineTuneModule
-from lit_ft.unfreezing.callback import GradualUnfreezing
+from lit_ft.errors import UserError
+from lit_ft.optim.run_length import RunLength
+from lit_ft.optim.schedules import build_scheduler, settle_plateau
+from lit_ft.optim.warmup_cosine import WarmupCosine
 
-SGD = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
-LR, EPOCHS, STEPS_PER_EPOCH = 0.08, 3, 4
-STEPS = EPOCHS * STEPS_PER_EPOCH
-THAWS = {"head": 0, "dense": 4, "conv": 8}
-CONSTANT = {"class_path": "ConstantLR", "init_args": {"factor": 0.5, "total_iters": 2}}
-HALVING = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}
+TEN = RunLength(max_steps=10)
 
 
-def harmonic(epoch):
-    return 1 / (1 + epoch)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("StepLR", {"step_size": 3}),
+        ("MultiStepLR", {"milestones": [2, 5]}),
+        ("ConstantLR", {"factor": 0.5, "total_iters": 2}),
+        ("LinearLR", {"total_iters": 4}),
+        ("ExponentialLR", {"gamma": 0.9}),
+        ("PolynomialLR", {"total_iters": 6, "power": 2.0}),
+        ("CosineAnnealingLR", {"T_max": 8}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3}),
+        ("ReduceLROnPlateau", {"patience": 1}),
+    ],
+)
+def test_torch_scheduler_steps_each_epoch_with_its_own_rates(name, options):
+    theirs, ours = two_groups(), two_groups()
+    expected = rates(theirs, getattr(lr_scheduler, name)(theirs, **options), 10)
+    assert len({tuple(pair) for pair in expected}) > 1
+    spec = {"class_path": f"torch.optim.lr_scheduler.{name}", "init_args": options}
+    scheduler, interval = build_scheduler(spec, ours, RunLength())
+    assert interval == "epoch"
+    assert rates(ours, scheduler, 10) == expected
 
 
-def cosine(share):
-    """Half a cosine from 1 down to 0."""
-    return (1 + math.cos(math.pi * share)) / 2
+def test_one_cycle_rises_to_the_rate_of_each_group():
+    optimizer = two_groups()
+    scheduler, interval = build_scheduler("OneCycleLR", optimizer, TEN)
+    assert interval == "step"
+    seen = rates(optimizer, scheduler, 9)
+    assert seen[0] == pytest.approx([1 / 25, 0.1 / 25])
+    assert [max(column) for column in zip(*seen, strict=True)] == pytest.approx([1.0, 0.1])
 
 
-def triangle(step, up=3, down=2):
-    place = step % (up + down)
-    return place / up if place <= up else (up + down - place) / down
+def test_cycle_is_below_the_rate_of_each_group():
+    optimizer = two_groups()
+    scheduler, interval = build_scheduler({"class_path": "CyclicLR", "init_args": {"step_size_up": 2}}, optimizer, TEN)
+    assert interval == "step"
+    assert rates(optimizer, scheduler, 4) == [pytest.approx([f, 0.1 * f]) for f in (0.25, 0.625, 1.0, 0.625)]
+    given = {"base_lr": 0.5, "max_lr": [2.0, 3.0], "step_size_up": 2}
+    optimizer = two_groups()
+    scheduler, _ = build_scheduler({"class_path": "CyclicLR", "init_args": given}, optimizer, RunLength())
+    assert rates(optimizer, scheduler, 3)[::2] == [[0.5, 0.5], [2.0, 3.0]]
 
 
-def one_cycle(step):
-    """From 1/25 to 1 at the last step of the first quarter, then to 1/250000 at the last step of all."""
-    top = STEPS // 4 - 1
-    if step <= top:
-        return 1 + (1 / 25 - 1) * cosine(step / top)
-    return 1 / 250000 + (1 - 1 / 250000) * cosine((step - top) / (STEPS - 1 - top))
+def test_list_that_holds_one_scheduler_of_steps_steps_each_step():
+    for name, milestones in (("ChainedScheduler", {}), ("SequentialLR", {"milestones": [4]})):
+        for last, expected in (
+            ("OneCycleLR", "step"),
+            ({"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}, "epoch"),
+        ):
+            spec = {"class_path": name, "init_args": {"schedulers": ["ConstantLR", last], **milestones}}
+            assert build_scheduler(spec, two_groups(), TEN)[1] == expected
 
 
-def cosine_after_four_steps(step, thaw):
-    if step < 4:
-        return 0.5
-    step, thaw = step - 4, max(0, thaw - 4)
-    rise = min(1.0, (step - thaw + 1) / 2) if step >= thaw else 0.0
-    return rise * cosine(max(0, step - 2) / 6)
+def test_one_of_a_list_lasts_until_the_next_and_has_the_rate_of_each_group():
+    parts = ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
+    spec = {"class_path": "SequentialLR", "init_args": {"schedulers": parts, "milestones": [3, 8, 9]}}
+    scheduler, _ = build_scheduler(spec, two_groups(), RunLength(max_steps=20))
+    _, cosine, _, cycle = scheduler._schedulers
+    assert (cosine.first_step, cosine.total_steps, cycle.total_steps) == (3, 5, 11)
+    assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [1.0, 0.1]
+    # What is saved with the model stays as it was given.
+    assert spec["init_args"]["schedulers"] == ["LinearLR", "WarmupCosine", "LinearLR", "OneCycleLR"]
 
 
-# For each class its options, and the share of a group's own rate in an epoch (e) and step (s), for a group with that
-# base rate (b) that thaws at a step (t). Frozen groups are on the same schedule as others, but for WarmupCosine.
-SCHEDULES = {
-    "LambdaLR": ({"lr_lambda": f"{__name__}.harmonic"}, lambda e, s, b, t: 1 / (1 + e)),
-    "MultiplicativeLR": ({"lr_lambda": f"{__name__}.harmonic"}, lambda e, s, b, t: 1 / math.factorial(e + 1)),
-    "StepLR": ({"step_size": 2, "gamma": 0.1}, lambda e, s, b, t: 0.1 ** (e // 2)),
-    "MultiStepLR": ({"milestones": [1, 2], "gamma": 0.5}, lambda e, s, b, t: 0.5 ** ((e >= 1) + (e >= 2))),
-    "ConstantLR": (CONSTANT["init_args"], lambda e, s, b, t: 0.5 if e < 2 else 1.0),
-    "LinearLR": ({"start_factor": 0.25, "total_iters": 2}, lambda e, s, b, t: 0.25 + 0.75 * e / 2),
-    "ExponentialLR": (HALVING["init_args"], lambda e, s, b, t: 0.5**e),
-    "PolynomialLR": ({"total_iters": 4, "power": 2.0}, lambda e, s, b, t: (1 - e / 4) ** 2),
-    "CosineAnnealingLR": (
-        {"T_max": 2, "eta_min": 0.01},
-        lambda e, s, b, t: (0.01 + (b - 0.01) * cosine(e / 2)) / b,
-    ),
-    "CosineAnnealingWarmRestarts": ({"T_0": 2}, lambda e, s, b, t: cosine(e % 2 / 2)),
-    "CyclicLR": ({"step_size_up": 3, "step_size_down": 2}, lambda e, s, b, t: 0.25 + 0.75 * triangle(s)),
-    "OneCycleLR": ({"pct_start": 0.25}, lambda e, s, b, t: one_cycle(s)),
-    # No loss is 100 below the first one: each later epoch is a bad one.
-    "ReduceLROnPlateau": (
-        {"patience": 0, "factor": 0.5, "threshold": 100.0, "threshold_mode": "abs"},
-        lambda e, s, b, t: 0.5 ** max(0, e - 1),
-    ),
-    "SequentialLR": (
-        {"schedulers": [CONSTANT, HALVING], "milestones": [1]},
-        lambda e, s, b, t: 0.5 if e == 0 else 0.5 ** (e - 1),
-    ),
-    "ChainedScheduler": (
-        {"schedulers": [CONSTANT, HALVING]},
-        lambda e, s, b, t: 0.5**e * (0.5 if e < 2 else 1.0),
-    ),
-}
-OF_STEPS = {
-    "SequentialLR of steps": (
-        {
-            "schedulers": [
-                {"class_path": "ConstantLR", "init_args": {"factor": 0.5, "total_iters": 99}},
-                {"class_path": "WarmupCosine", "init_args": {"warmup_fraction": 0.25}},
-            ],
-            "milestones": [4],
-        },
-        lambda e, s, b, t: cosine_after_four_steps(s, t),
-    ),
-    "ChainedScheduler of steps": (
-        {"schedulers": [{"class_path": "OneCycleLR", "init_args": {"pct_start": 0.25}}]},
-        lambda e, s, b, t: one_cycle(s),
-    ),
-}
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"class_path": "CyclicLR"}, "CyclicLR: optimizer must support momentum or beta1 with `cycle_momentum` option"),
+        ({"class_path": "OneCycleLR"}, "OneCycleLR: optimizer must support momentum or beta1"),
+        ({"class_path": "StepLR"}, r"StepLR: .*missing 1 required positional argument: 'step_size'"),
+        ({"class_path": "StepLR", "init_args": {"stepsize": 2}}, r"StepLR: .*unexpected keyword argument 'stepsize'"),
+        ({"class_path": "ChainedScheduler"}, "ChainedScheduler: .*missing 1 required positional argument"),
+        (
+            {"class_path": "ChainedScheduler", "init_args": {"schedulers": ["ReduceLROnPlateau"]}},
+            "ChainedScheduler: .* does not support `ReduceLROnPlateau`",
+        ),
+        (
+            {"class_path": "SequentialLR", "init_args": {"schedulers": ["ConstantLR"] * 3, "milestones": [1]}},
+            "SequentialLR: .*number of schedulers 3 and the number of milestones to be equal to 1",
+        ),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "math.nix"}}, "there is no function 'math.nix'"),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "math.pi"}}, "there is no function 'math.pi'"),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": "nix.f"}}, r"cannot import 'nix.f' \(No module .*\)"),
+    ],
+)
+def test_what_a_scheduler_refuses_is_told_in_one_line(spec, text):
+    optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))], lr=1.0)  # without momentum
+    with pytest.raises(UserError, match=f"^lr_scheduler: {text}") as caught:
+        build_scheduler(spec, optimizer, TEN)
+    assert "\n" not in str(caught.value)
 
 
-def test_table_has_every_scheduler_of_torch():
-    classes = {
-        name
-        for name, thing in vars(lr_scheduler).items()
-        if isinstance(thing, type) and issubclass(thing, lr_scheduler.LRScheduler) and not name.startswith("_")
-    }
-    assert set(SCHEDULES) == classes - {"LRScheduler"}
+def test_given_options_of_a_scheduler_go_before_those_of_the_run():
+    spec = {"class_path": "OneCycleLR", "init_args": {"max_lr": 5.0, "total_steps": 20}}
+    scheduler, _ = build_scheduler(spec, two_groups(), TEN)
+    assert [group["max_lr"] for group in scheduler.optimizer.param_groups] == [5.0, 5.0]
+    assert scheduler.total_steps == 20
 
 
-def scheduled_run(name, options, folder, seed, ckpt_path=None):
-    L.seed_everything(seed)
-    spec = {"class_path": name.split()[0], "init_args": options}
-    module = small_module(lr=LR, lr_decay=0.5, optimizer=SGD, lr_scheduler=spec, head={"dropout": 0.5})
-    checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=6, save_top_k=-1, enable_version_counter=False)
-    recorder = Recorder()
-    trainer = small_trainer(EPOCHS, GradualUnfreezing("gradual"), recorder, checkpoint, limit_val_batches=1)
-    trainer.fit(module, datamodule=FewDigits(batch_size=5), ckpt_path=ckpt_path)
-    return recorder, final_state(trainer, module)
+def test_own_scheduler_gets_the_length_of_the_run():
+    scheduler, interval = build_scheduler("WarmupCosine", two_groups(), RunLength(epoch_steps=8, max_epochs=5))
+    assert (type(scheduler), interval) == (WarmupCosine, "step")
+    assert (scheduler.total_steps, scheduler.warmup_steps) == (40, 2)
 
 
-@pytest.fixture(scope="module", params=[*SCHEDULES, *OF_STEPS])
-def whole_run(request, tmp_path_factory):
-    options, factor = {**SCHEDULES, **OF_STEPS}[request.param]
-    folder = tmp_path_factory.mktemp("run")
-    return request.param, options, factor, folder, *scheduled_run(request.param, options, folder, seed=1)
+@pytest.mark.parametrize("name", ["OneCycleLR", "WarmupCosine"])
+def test_scheduler_that_must_know_the_end_is_refused_without_one(name):
+    with pytest.raises(UserError, match=f"^lr_scheduler: {name} needs a run with an end; set trainer.max_epochs$"):
+        build_scheduler(name, two_groups(), RunLength(epoch_steps=8))
 
 
-def test_each_group_has_the_rate_of_the_formula_at_each_step(whole_run):
-    _, _, factor, _, recorder, _ = whole_run
-    assert len(recorder.rates) == STEPS
-    for depth, (stage, thaw) in enumerate(THAWS.items()):
-        base = LR * 0.5**depth
-        expected = [base * factor(step // STEPS_PER_EPOCH, step, base, thaw) for step in range(STEPS)]
-        for name in (stage, f"{stage}/no_decay"):
-            assert [rates[name] for rates in recorder.rates] == pytest.approx(expected)
-    assert recorder.moved() == [{"head"}, {"dense", "head"}, {"conv", "dense", "head"}]
+@pytest.mark.parametrize(
+    ("spec", "monitor", "mode"),
+    [
+        ("ReduceLROnPlateau", "val/loss", "min"),
+        ({"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acc"}}, "val/acc", "max"),
+        ({"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acc", "mode": "min"}}, "val/acc", "max"),
+        (
+            {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau", "init_args": {"monitor": "val/acc"}},
+            "val/acc",
+            "max",
+        ),
+        ({"class_path": f"{__name__}.OwnPlateau", "init_args": {"monitor": "val/acc", "floor": 3}}, "val/acc", "max"),
+    ],
+)
+def test_plateau_waits_for_what_is_best_of_its_metric(spec, monitor, mode):
+    settled, found = settle_plateau(spec, {"val/acc": "max", "val/loss": "min"}, known=True)
+    scheduler, _ = build_scheduler(settled, two_groups(), TEN)
+    assert (found, scheduler.mode) == (monitor, mode)
+    assert getattr(scheduler, "floor", 3) == 3
 
 
-def test_resumed_run_has_the_same_rates_and_ends_bit_for_bit_the_same(whole_run, tmp_path):
-    name, options, _, folder, recorder, final = whole_run
-    path = folder / "step=6.ckpt"
-    assert torch.load(path, weights_only=True)["global_step"] == 6
-    resumed, end = scheduled_run(name, options, tmp_path, seed=2, ckpt_path=path)
-    assert resumed.rates == recorder.rates[6:]
-    assert differences(final, end) == []
+def test_plateau_of_a_metric_that_is_not_logged_is_refused_with_the_nearest():
+    spec = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acd", "mode": "max"}}
+    told = r"^lr_scheduler.monitor: unknown metric 'val/acd'; nearest: val/acc \(choose from val/acc\)$"
+    with pytest.raises(UserError, match=told):
+        settle_plateau(spec, {"val/acc": "max"}, known=True)
+    settled, monitor = settle_plateau(spec, {"val/acc": "max"}, known=False)
+    assert (settled["init_args"], monitor) == ({"mode": "max"}, "val/acd")
 
 
-def test_function_is_kept_as_its_path(tmp_path):
-    spec = {"class_path": "LambdaLR", "init_args": {"lr_lambda": harmonic}}
-    module = small_module(lr_scheduler=spec)
-    trainer = small_trainer(1, limit_val_batches=0, limit_train_batches=1)
-    trainer.fit(module, datamodule=FewDigits())
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    again = FineTuneModule.load_from_checkpoint(tmp_path / "run.ckpt")
-    assert again.hparams["lr_scheduler"]["init_args"] == {"lr_lambda": f"{__name__}.harmonic"}
+class OwnPlateau(lr_scheduler.ReduceLROnPlateau):
+    def __init__(self, optimizer, floor, **options):
+        super().__init__(optimizer, **options)
+        self.floor = floor

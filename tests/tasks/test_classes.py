@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
-from lit_ft.tasks.classes import TakeClasses, classes_of
+from lit_ft.tasks.classes import TakeClasses, read_classes
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -99,8 +99,8 @@ def test_number_of_classes_may_be_anybodys_whole_number(number):
         class_names = None
         num_classes = number
 
-    assert classes_of(Data()) == 3
-    assert type(classes_of(Data())) is int
+    assert read_classes(Data()) == 3
+    assert type(read_classes(Data())) is int
 
 
 class Another(L.LightningModule):

@@ -268,13 +268,13 @@ def test_main_metric_is_measured_and_its_mode_is_right(name, logits, classes, la
 def test_answers_are_what_a_user_reads():
     logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.bfloat16)
     precise = logits.float()
-    answers = {name: Task(name, 2).answers(logits) for name in MAIN_METRIC}
+    answers = {name: Task(name, 2).predict(logits) for name in MAIN_METRIC}
     assert {answer.dtype for answer in answers.values()} == {torch.float32, torch.float64}
     torch.testing.assert_close(answers["multiclass"], torch.tensor([[0.25, 0.75]]), atol=1e-3, rtol=0)
     torch.testing.assert_close(answers["multilabel"], torch.tensor([[0.5, 0.75]]), atol=1e-3, rtol=0)
     torch.testing.assert_close(answers["regression"], precise.double())
     years = Task("regression", 2, standardisation=Standardisation((1990.0, 0.0), (6.0, 1e-6)))
-    assert years.answers(logits)[0].tolist() == pytest.approx([1990, 1e-6 * float(precise[0, 1])], rel=1e-12)
+    assert years.predict(logits)[0].tolist() == pytest.approx([1990, 1e-6 * float(precise[0, 1])], rel=1e-12)
 
 
 @pytest.mark.parametrize(

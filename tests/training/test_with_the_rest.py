@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWei
 from small_runs import FewDigits, Recorder, differences, final_state, small_module, small_resnet, small_trainer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lit_ft.compat import is_compiled
 from lit_ft.errors import UserError
 from lit_ft.model.compiling import Compiling
 from lit_ft.model.module import FineTuneModule
@@ -149,7 +150,7 @@ def test_option_compiles_in_a_fit_alone_and_tells_each_phase(tmp_path, capsys):
     module = FineTuneModule.load_from_checkpoint(tmp_path / "epoch=2.ckpt")
     assert module.hparams["compile"]
     small_trainer(1).validate(module, datamodule=FewDigits(), verbose=False)
-    assert not module._is_compiled()
+    assert not is_compiled(module)
 
 
 def test_steps_are_timed_where_others_train_than_before(capsys):

@@ -425,7 +425,7 @@ def test_next_phase_begins_when_the_loss_has_stopped_to_fall(capsys):
 
         def on_validation_epoch_start(self, trainer, pl_module):
             value = torch.tensor(next(values))
-            pl_module.losses["val_"].compute = lambda: value
+            pl_module.metrics["val"].loss.compute = lambda: value
 
     plateau = {"patience": 2, "monitor": "val/loss"}
     rates = {"class_path": "WarmupCosine", "init_args": {"warmup_fraction": 0.1}}

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from small_runs import FewDigits, small_module, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ft.model.checkpoints import trained_head
+from lit_ft.model.trained_head import read_trained_head
 
 DIGITS = [str(i) for i in range(10)]
 
@@ -111,8 +111,8 @@ def test_other_files_of_weights_have_no_trained_head(trained, tmp_path):
     save_file(states, tmp_path / "net.safetensors")
     torch.save(states, tmp_path / "net.pth")
     torch.save(torch.load(path, weights_only=True), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    assert all(trained_head(str(tmp_path / name)) is None for name in ("net.safetensors", "net.pth", "old.ckpt"))
-    assert trained_head(path).classes == DIGITS
+    assert all(read_trained_head(str(tmp_path / name)) is None for name in ("net.safetensors", "net.pth", "old.ckpt"))
+    assert read_trained_head(path).classes == DIGITS
 
 
 def test_command_line_tells_of_the_head(trained, run):
