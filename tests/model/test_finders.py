@@ -25,10 +25,11 @@ def test_run_goes_on_as_one_that_was_given_what_was_found(run, found_by):
     options = ["--trainer.max_epochs", 4, "--model.lr_decay", 0.5, "--lr_scheduler.warmup_fraction", 0.3]
     printed = run("fit", *options, "--name", "finds", *found_by)
     (found,) = re.findall(r"Found +(.*)", printed)
-    values = dict(re.findall(r"(--\S+) (\S+)", found))
+    values = dict(re.findall(r"(\S+) (\S+)", found))
     assert 1e-4 < float(values["model.lr"]) < 0.1
     assert int(values["data.batch_size"]) == (8 if "BatchSizeFinder" in found_by else 32)
-    given = run("fit", *options, "--name", "given", "--data", "DigitsDataModule", "--data.shots", 10, *found.split())
+    flags = [part for name, value in values.items() for part in (f"--{name}", value)]
+    given = run("fit", *options, "--name", "given", "--data", "DigitsDataModule", "--data.shots", 10, *flags)
     plans = [re.findall(r" +[12] +\d.*head +.*", text) for text in (printed, given)]
     assert plans[0] == plans[1] != []
     checkpoints = [torch.load(f"logs/{name}/version_0/checkpoints/last.ckpt") for name in ("finds", "given")]
