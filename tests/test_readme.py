@@ -38,15 +38,14 @@ def test_recipes_and_links_exist():
 
 
 def test_options_in_the_table_are_accepted(monkeypatch, tmp_path, capsys):
-    from lit_ft.__main__ import main
+    from lit_ft.cli import main
 
     monkeypatch.chdir(tmp_path)
     options = [text for text in re.findall(r"^\| `(--[^`]+)`", README, flags=re.M) if "phases" not in text]
     assert len(options) > 7
     args = [arg for text in options for arg in shlex.split(text)]
-    monkeypatch.setattr("sys.argv", ["lit-ft", "fit", *args, "--print_config"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        main(["fit", *args, "--print_config"])
     assert stop.value.code == 0
     assert "lr_decay: 0.6" in capsys.readouterr().out
 
