@@ -107,8 +107,7 @@ def default_data(command: str, ckpt_path: str | None) -> Namespace:
     hint = f", or --config {format_path(config)} for those of the run" if ckpt_path and config.is_file() else ""
     images = "predict" if command == "predict" else "root"
     raise UserError(
-        f"--data: lit-ft {command} must be told which images; give --data ImageFolderDataModule --data.{images} FOLDER"
-        f"{hint}"
+        f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{images} FOLDER{hint}"
     )
 
 

@@ -83,11 +83,11 @@ def test_no_data_is_taken_for_that_of_a_command_which_needs_some(run, refused):
     best = ("--ckpt_path", f"{folder}/checkpoints/best.ckpt")
     for command, images in (("predict", "predict"), ("test", "root"), ("validate", "root")):
         assert refused(command, *best) == (
-            f"lit-ft: --data: lit-ft {command} must be told which images; give --data ImageFolderDataModule "
+            f"lit-ft: --data: lit-ft {command} needs images; give --data ImageFolderDataModule "
             f"--data.{images} FOLDER, or --config {folder}/config.yaml for those of the run"
         )
     for command in (["check"], ["convert", "--folder", "set"]):
-        assert f"--data: lit-ft {command[0]} must be told which images; give --data ImageF" in refused(*command)
+        assert f"--data: lit-ft {command[0]} needs images; give --data ImageF" in refused(*command)
     assert not Path("predictions.csv").exists()
     assert not Path(folder, "predictions.csv").exists()
 
@@ -221,7 +221,8 @@ def test_optimizer_and_schedule_by_short_name(run):
     assert "momentum" in groups[0]
 
 
-def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run):
+def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "optim")
     steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "test_schedules.harmonic")
     run("fit", "--trainer.max_epochs", 2, "--model.lr", 0.1, *steps)
     run("fit", "--config", "logs/run/version_0/config.yaml")
