@@ -22,7 +22,7 @@ from lit_ft.model.module import FineTuneModule
 _PHOTOS = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What a run comes to.
 
@@ -117,10 +117,10 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
 def without_flags(message: str) -> str:
     """A message of the command line with its flags as options of a config.
 
-    >>> without_flags("--model.lr: must be above 0; see --help-me or a--b")
-    'model.lr: must be above 0; see help-me or a--b'
+    >>> without_flags("--model.lr: must be above 0, not a--b (--debug shows where)")
+    'model.lr: must be above 0, not a--b'
     """
-    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message.removesuffix(" (--debug shows where)"))
 
 
 def _result(cli: FineTuneCLI, history: list[dict[str, float]]) -> Result:

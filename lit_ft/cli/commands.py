@@ -1,4 +1,4 @@
-"""The commands of ``lit-ft``, listed before anything is loaded that takes seconds."""
+"""The commands of ``lit-ft``, which are printed before anything is loaded that takes seconds."""
 
 from __future__ import annotations
 

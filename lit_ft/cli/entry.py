@@ -49,7 +49,7 @@ def _run(args: Sequence[str]) -> int:
     """
     _refuse_undecoded(args)
     if not args:
-        raise UserError(f"which command? One of {', '.join(COMMANDS)}; lit-ft --help tells what each does")
+        raise UserError(f"which command? One of {', '.join(COMMANDS)}; see lit-ft --help")
     command, *options = args
     if command in _HELP:
         print_commands()

@@ -1,4 +1,4 @@
-"""Failures of a command told apart: a user error, a checkpoint that cannot be used, a full disk, an interrupt."""
+"""Failures of a command: a user error, a checkpoint that cannot be used, a full disk, an interrupt."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def raise_user_errors(
         raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
 
 
-def raise_again(mistake: UserError, error: Exception) -> NoReturn:
-    """Raises a mistake that was found behind an exception, with all that it came of.
+def raise_again(user_error: UserError, error: Exception) -> NoReturn:
+    """Raises a user error that was found behind an exception, with all that it came of.
 
-    It is made anew, as ``raise mistake from error`` would put that exception in the place of what the mistake came of.
+    It is made anew, as ``raise user_error from error`` would replace what the user error came of by that exception.
     """
-    if mistake is error:
-        raise mistake
-    raise UserError(*mistake.args) from error
+    if user_error is error:
+        raise user_error
+    raise UserError(*user_error.args) from error
 
 
 def explain_failure(error: Exception, checkpoint: str | None, folder: Path) -> UserError | None:
