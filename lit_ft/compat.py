@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+BATCH_NORM: type[_BatchNorm] = _BatchNorm
+"""Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
+
+INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
+"""Base of torch's instance norms, for the same reason."""
 
 
 def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
@@ -100,3 +110,79 @@ def parsing_settings(**settings: Any) -> Iterator[None]:
         yield
     finally:
         _common.parsing_settings.update(before)
+
+
+def rewrap_ddp(strategy: Any) -> None:
+    """Wraps the bare module of a `DDPStrategy` once more; replicas are equal already, so nothing is sent.
+
+    Lightning (2.5 to 2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
+
+    Args:
+        strategy: The strategy, in a fit.
+    """
+    strategy.model = strategy.lightning_module
+    kwargs = strategy._ddp_kwargs
+    strategy._ddp_kwargs = {**kwargs, "init_sync": False}
+    strategy.configure_ddp()
+    strategy._ddp_kwargs = kwargs
+
+
+def epochs_done(trainer: Any) -> tuple[int, int]:
+    """The epochs that a fit has completed, and the batches trained in the epoch under way.
+
+    Lightning (2.5 to 2.6) counts both in its loops, whose counters are no public API; ``trainer.current_epoch`` does
+    not tell whether an epoch is under way.
+
+    Args:
+        trainer: The trainer of a fit.
+    """
+    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
+
+
+def state_versions(state: Any) -> dict[str, dict[str, Any]]:
+    """The versions of the modules that wrote a state dict, by module; empty where they are not known.
+
+    torch (2.8 to 2.14) keeps them in an attribute without a public name, by which modules load what earlier versions
+    of them wrote.
+
+    Args:
+        state: The state dict.
+    """
+    return getattr(state, "_metadata", None) or {}
+
+
+def set_state_versions(state: Any, versions: dict[str, dict[str, Any]]) -> None:
+    """Gives a state dict the versions of the modules that wrote it; see `state_versions`.
+
+    Args:
+        state: The state dict, which must be no plain dict.
+        versions: The versions by module.
+    """
+    state._metadata = versions
+
+
+def loads_in_its_own_way(module: nn.Module) -> bool:
+    """Whether a module or a part of it overrides how torch loads a state dict.
+
+    torch (2.8 to 2.14) has no public hook that converts earlier versions, so that networks override this method.
+
+    Args:
+        module: The module.
+    """
+    return any(not type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules())
+
+
+def group_by_matcher(names: Iterable[str], matcher: dict[str, Any]) -> list[list[str]]:
+    """Names of parameters in the groups of one of timm's matchers, shallow to deep.
+
+    timm (1.0) has ``group_matcher`` on its networks, and applies it by a function in a private module alone.
+
+    Args:
+        names: The names of the parameters.
+        matcher: What ``group_matcher`` returns.
+    """
+    from timm.models._manipulate import group_with_matcher
+
+    return list(group_with_matcher(iter([(name, name) for name in names]), matcher).values())

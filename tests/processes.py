@@ -130,8 +130,8 @@ def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None, **opti
 UNEVEN = [9, 5] + [2] * 8
 
 
-def watch_thaws(folder, rank):
-    """Several thaws of a network without norm layers."""
+def watch_unfreezing(folder, rank):
+    """Several stages unfrozen, of a network without norm layers."""
     watch = Watch(keep_steps=True)
     L.seed_everything(1 + rank)  # the replicas must become equal although their heads are made differently
     sgd = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
@@ -141,7 +141,7 @@ def watch_thaws(folder, rank):
 
 
 def watch_norms(folder, rank):
-    """Several thaws, and a phase that is the same as the one before, of a network with batch norm."""
+    """Several stages unfrozen, and a phase that is the same as the one before, of a network with batch norm."""
     watch = Watch()
     L.seed_everything(1)
     train = [["head"], ["layer4", "head"], ["layer4", "head"], ["*"]]
@@ -203,7 +203,11 @@ def choose_by_gradient(folder, rank):
     L.seed_everything(1)
     module, unfreezing, watch = small_module(lr_scheduler=None), GradualUnfreezing("auto", auto_batches=2), Watch()
     fit(module, FewDigits(batch_size=5), unfreezing, 2, watch)
-    return {"gradients": unfreezing.gradients, "trainable": unfreezing.plan.phases[1].trainable, **watch.found()}
+    return {
+        "gradients": unfreezing.state.gradients,
+        "trainable": unfreezing.state.plan.phases[1].trainable,
+        **watch.found(),
+    }
 
 
 def stream(folder, rank):
@@ -243,7 +247,7 @@ def disagree(folder, rank):
     class Misled(Callback):
         def on_train_start(self, trainer, pl_module):
             if rank == 1:
-                unfreezing.plan = make_plan("lp_ft", ["conv", "dense", "head"], 3, head_epochs=2)
+                unfreezing.state.plan = make_plan("lp_ft", ["conv", "dense", "head"], 3, head_epochs=2)
 
     try:
         fit(small_module(), FewDigits(), unfreezing, 2, Misled())

@@ -1,5 +1,6 @@
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,19 @@ def test_public_name_is_the_thing_itself(name):
 def test_name_that_is_not_public_is_refused():
     with pytest.raises(AttributeError, match="module 'lit_ft' has no attribute 'Nothing'"):
         lit_ft.Nothing  # noqa: B018
+
+
+def test_flags_stand_in_the_command_line_alone():
+    """Messages of the library name options as a config does; flags of other programs are no ours."""
+    flag = re.compile(r"(?<![\w-])--[a-z{]")
+    others = ("pip install", "tensorboard")
+    found = []
+    for path in FILES:
+        if path.parts[0] in ("cli", "__main__.py"):
+            continue
+        tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found += [(str(path), text.value) for text in texts if id(text) not in docs and flag.search(text.value)]
+    found = [(path, text) for path, text in found if not any(other in text for other in others)]
+    assert not found

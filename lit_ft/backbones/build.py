@@ -1,9 +1,9 @@
-"""Decides which backbone a name means: `build_backbone` turns a name and weights into ordered stages."""
+"""Building of backbones: from a name and weights to ordered stages."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone, StageOutput
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
-from lit_ft.backbones.partition.cut import cut
+from lit_ft.backbones.partition.cut import Network, cut
 from lit_ft.backbones.partition.equivalence import check_same, takes_channels_last
 from lit_ft.backbones.pooling import Pool, make_pool
 from lit_ft.backbones.sources import mnist_cnn, torchvision
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 NetworkName = str | dict[str, Any]
-"""A name that `backbone_names` lists, or what `OwnNetwork` says of a network of one's own."""
+"""A name that `backbone_names` lists, or the arguments of `OwnNetwork`."""
 
 
 def backbone_names(start: str = "") -> list[str]:
     """All names of torchvision and lit_ft, or of timm.
 
     Args:
-        start: How the names that are wanted begin; those of timm begin with ``timm/``.
+        start: ``timm/`` for the names of timm.
 
     Raises:
         UserError: If timm is needed and not installed.
@@ -56,7 +56,7 @@ def backbone_names(start: str = "") -> list[str]:
 
 
 def source_of(name: NetworkName) -> Source:
-    """Where a network comes from.
+    """The collection that a network is from.
 
     Raises:
         UserError: If there is no such network, or timm is needed and not installed.
@@ -83,11 +83,11 @@ def _timm(name: str) -> Any:
 
 
 def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:
-    """The images that a backbone expects, without building it.
+    """The input format of a backbone, without building it.
 
     Args:
         name: The network.
-        weights: A tag, a file or ``None``; for the latter two it is the spec of the network's first published weights.
+        weights: A tag, a file or ``None``; the latter two give the spec of the network's first published weights.
 
     Raises:
         UserError: If the name or the tag is unknown.
@@ -115,12 +115,10 @@ def build_backbone(
         name: One of `backbone_names`, ``timm/`` and a name of timm's, or what `OwnNetwork` takes.
         weights: A tag of the network's published weights (``DEFAULT`` for the best), a ``.pth``, ``.pt`` or
             ``.safetensors`` file, a lit_ft checkpoint, or ``None`` for random weights.
-        pool: From the last stage to the features: the network's ``own``, the ``avg`` over all places, ``flatten``, or
-            the class ``token``.
-        spec: The images that will come, where they differ from `input_spec`; weights are fitted to their size and
-            number of channels.
+        pool: The network's ``own`` pooling, the ``avg`` over all places, ``flatten``, or the class ``token``.
+        spec: The images, where they differ from `input_spec`; weights are fitted to their size and channels.
         stem: The network's ``own``, or ``small``: stride 1 and no pooling, for images of 28 to 64 pixels.
-        partial: Whether to load what fits of the weights, and warn of the rest, rather than refuse.
+        partial: Whether to load the weights that fit and warn of the others, rather than refuse.
         key: Where in a file with several state dicts the weights are, such as ``teacher``.
 
     Raises:
@@ -132,32 +130,49 @@ def build_backbone(
     spec = spec or native
     network = source.build(str(name), spec)
     convolutions = set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
+    backbone = _assemble(network, pool, stem, spec, is_own=isinstance(source, OwnNetwork))
+    if weights is not None:
+        state = _state(source, str(name), weights, backbone, network.module, key)
+        state = _fitted(source, network.module, state, spec, weights)
+        state |= _adapted(state, convolutions, native.channels, spec.channels)
+        needed = list(_network_names(backbone, network.module).values())
+        weights_.load(network.module, state, needed, weights, partial)
+    return backbone
+
+
+def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:
+    """Cuts a network into stages, and puts stem and pooling as asked for.
+
+    Args:
+        network: The network, with the channels of ``spec``.
+        pool: See `build_backbone`.
+        stem: See `build_backbone`.
+        spec: The images that will come.
+        is_own: Whether it is a user's network, of which no test has shown that it can be cut.
+    """
     pieces = cut(network, spec)
     channels_last = True
-    if isinstance(source, OwnNetwork) and not any(parameter.is_meta for parameter in network.module.parameters()):
-        check_same(network.module, pieces, spec)  # of the others, tests do so
+    if is_own and not any(parameter.is_meta for parameter in network.module.parameters()):
+        check_same(network.module, pieces, spec)
         channels_last = takes_channels_last(network.module, spec)
     if stem == "small":
         make_small(pieces.stages.get("stem"), spec)
     pooling = make_pool(pool, pieces, network)
     try:
-        backbone = Backbone(pieces.stages, pooling, spec, channels_last)
+        return Backbone(pieces.stages, pooling, spec, channels_last)
     except UserError as error:
         if stem == "own":
             raise
-        told = error.args[0].partition(": ")[2]
+        reason = error.args[0].partition(": ")[2]
         raise UserError(
-            f"`model.stem`: small: the stages after it do not take what it gives; give own ({told})"
+            f"`model.stem`: small: the stages after it do not take its output; give own ({reason})"
         ) from error
-    if weights is not None:
-        state = _state(source, str(name), weights, backbone, network.module, key)
-        state = _fitted(source, network.module, state, spec, weights)
-        for key in convolutions:
-            if key in state and state[key].shape[1:2] == (native.channels,):
-                state[key] = adapted(state[key], spec.channels)
-        needed = list(_network_names(backbone, network.module).values())
-        weights_.load(network.module, state, needed, weights, partial)
-    return backbone
+
+
+def _adapted(state: Mapping[str, Tensor], names: Sequence[str], given: int, wanted: int) -> dict[str, Tensor]:
+    """Those tensors that are weights of convolutions for ``given`` channels, for another number of channels."""
+    found = {name: state[name] for name in names if name in state and state[name].shape[1:2] == (given,)}
+    return {name: adapted(weight, wanted) for name, weight in found.items()}
 
 
 def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
@@ -188,7 +203,7 @@ def _fitted(
 def _state(
     source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module, key: str | None
 ) -> Mapping[str, Tensor]:
-    """Tensors by the names that the network has for them, from a file in any dress or from those who published them."""
+    """Tensors by the network's own names, from a file or as published."""
     if not weights_.is_file_name(weights):
         if key is not None:
             raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
@@ -202,7 +217,7 @@ def _state(
 
 
 def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
-    """The backbone's names of its tensors, and the network's for them; the classifier's are not among them."""
+    """The network's names of the backbone's tensors, by the backbone's names; without the classifier's."""
     names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
     own = backbone.state_dict(keep_vars=True)
     return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}

@@ -1,24 +1,42 @@
-"""Decides what a frozen stage is: no gradients, eval mode whoever calls `train`, and norm layers as asked for."""
+"""Freezing of stages: gradients, eval mode and norm layers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from typing import Literal, TypeVar, cast
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_ft.backbones.selector import NORMS, Kind, norm_layers, select_parameters
 from lit_ft.errors import UserError
 
 FrozenNorm = Literal["eval", "stats", "train"]
 
-NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-
 StagedT = TypeVar("StagedT", bound="Staged")
 
 
+def trainable_kinds(stages: Iterable[str], names: Collection[str], frozen_norm: FrozenNorm) -> dict[str, Kind]:
+    """What trains in each stage, as `select_parameters` takes it; a stage in which nothing trains is left out.
+
+    Args:
+        stages: All stages, shallow to deep.
+        names: The stages that train.
+        frozen_norm: What norm layers of the other stages do.
+
+    >>> trainable_kinds(["stem", "head"], ["head"], "train")
+    {'stem': 'norms', 'head': 'all'}
+    """
+    kinds: dict[str, Kind] = {}
+    for stage in stages:
+        if stage in names:
+            kinds[stage] = "all"
+        elif frozen_norm == "train":
+            kinds[stage] = "norms"
+    return kinds
+
+
 class Staged:
-    """A module that names its stages, and of which any can be frozen; to be mixed in before ``nn.Module``.
+    """A module that names its stages, of which any can be frozen; to be mixed in before ``nn.Module``.
 
     A class needs to define `stage_modules`, and no more.
     """
@@ -38,30 +56,33 @@ class Staged:
             frozen_norm: What norm layers of frozen stages do: ``eval`` nothing, ``stats`` follow the running
                 statistics of the batches, ``train`` train on.
         """
-        self._frozen = frozenset(self.stage_modules()) - frozenset(names)
-        self._frozen_norm = frozen_norm
-        trained = self.trained(names, frozen_norm)
+        self.mark_frozen(names, frozen_norm)
+        selected = {id(parameter) for parameter in self.trainable_parameters(names, frozen_norm)}
         module = cast(nn.Module, self)
         for parameter in module.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
-            if not parameter.requires_grad:
+            trains = id(parameter) in selected
+            if parameter.requires_grad != trains:
+                parameter.requires_grad_(trains)
+            if not trains:
                 parameter.grad = None  # else the optimizer would step once more with the last gradient
         module.train(module.training)
 
-    def trained(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> set[int]:
-        """The ids of the parameters that `set_trainable` with the same arguments lets train."""
-        found: set[int] = set()
-        for name, parts in self.stage_modules().items():
-            whole = parts if name in names else [norm for part in parts for norm in _norms(part)]
-            if name in names or frozen_norm == "train":
-                found |= {id(parameter) for part in whole for parameter in part.parameters()}
-        return found
+    def mark_frozen(self, names: Collection[str], frozen_norm: FrozenNorm) -> None:
+        """Sets which stages `train` leaves in eval mode: all but ``names``. Gradients are left to `set_trainable`."""
+        self._frozen = frozenset(self.stage_modules()) - frozenset(names)
+        self._frozen_norm = frozen_norm
+
+    def trainable_parameters(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> list[nn.Parameter]:
+        """The parameters that `set_trainable` with the same arguments lets train, each once, shallow to deep."""
+        stages = self.stage_modules()
+        selected = select_parameters(stages, trainable_kinds(stages, names, frozen_norm))
+        return [parameter for parameters in selected.values() for parameter in parameters]
 
     def fixed_prefix(self) -> tuple[str, ...]:
-        """The first stages, as many as give always the same for an image: they are frozen, and so are their norms."""
+        """The first stages whose output for an image never changes: they are frozen, and so are their norm layers."""
         fixed = []
         for name, parts in self.stage_modules().items():
-            moves = self._frozen_norm != "eval" and any(True for part in parts for _ in _norms(part))
+            moves = self._frozen_norm != "eval" and bool(norm_layers(parts))
             trains = any(parameter.requires_grad for part in parts for parameter in part.parameters())
             if name not in self._frozen or moves or trains:  # who froze it may not be the last to decide
                 break
@@ -75,8 +96,8 @@ class Staged:
         for name in self._frozen & stages.keys():
             for part in stages[name]:
                 part.eval()
-                for norm in _norms(part) if self._frozen_norm != "eval" else ():
-                    norm.train()
+            for norm in norm_layers(stages[name]) if self._frozen_norm != "eval" else ():
+                norm.train()
         return self
 
     def check_stages(self) -> None:
@@ -96,15 +117,8 @@ class Staged:
                 )
             homes |= dict.fromkeys(own, stage)
         held = {part for parts in self.stage_modules().values() for whole in parts for part in whole.modules()}
-        norms = (name for name, part in cast(nn.Module, self).named_modules() if part not in held and _is_norm(part))
-        left = [*(f"parameter {names[one]}" for one in names.keys() - homes.keys()), *(f"{name}" for name in norms)]
+        modules = cast(nn.Module, self).named_modules()
+        norms = (name for name, part in modules if part not in held and isinstance(part, NORMS))
+        left = [*(f"parameter {names[one]}" for one in names.keys() - homes.keys()), *norms]
         if left:
             raise UserError(f"{type(self).__name__}.stage_modules: {left[0]} is in no stage; it must be in exactly one")
-
-
-def _norms(part: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in part.modules() if _is_norm(module))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS)

@@ -1,4 +1,4 @@
-"""Decides how a network wants its images: size, interpolation, channels and normalisation."""
+"""Input formats of networks: size, interpolation, channels and normalisation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class InputSpec:
         return torch.empty(1, self.channels, self.size, self.size, device="meta")
 
     def refused(self, error: Exception) -> UserError:
-        """What to tell the user of a network that cannot take such images."""
+        """The user error for a network that cannot take such images."""
         reason = str(error).partition("\n")[0]
         if "meta" in reason:  # torch has no exception of its own for it
             return UserError(

@@ -1,4 +1,4 @@
-"""Decides how the last stage's output, a map or tokens, becomes one vector an image."""
+"""Pooling: from the last stage's output, a map or tokens, to one vector an image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Mean(nn.Module):
         self.stop = stop
 
     def forward(self, places: Tensor) -> Tensor:
-        """Averages."""
+        """Averages over the axes."""
         return places[:, self.start : self.stop].mean(dim=self.axes)
 
 
@@ -47,7 +47,7 @@ def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
         pool: The network's ``own``, the mean (``avg``) over all places, ``flatten``, or the class ``token``. Where its
             own leaves places, the mean over them follows, or over the tokens that are no patches, where there are such.
         pieces: The network, cut.
-        network: Tells how its maps and tokens lie.
+        network: Has the layout of its maps and tokens.
 
     Raises:
         UserError: If the last stage's output cannot be pooled so.

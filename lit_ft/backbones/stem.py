@@ -1,8 +1,9 @@
-"""Decides how a network takes other images than its weights were trained on: more or fewer channels, or few pixels."""
+"""Stems for other images than the weights were trained on: more or fewer channels, or few pixels."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -36,18 +37,18 @@ def adapted(weight: Tensor, channels: int) -> Tensor:
 
 
 def set_channels(module: nn.Module, spec: InputSpec, wanted: int) -> list[str]:
-    """Makes the convolutions that read the images take another number of channels.
+    """Changes the number of channels of the convolutions that read the images.
 
     Args:
         module: The network; these convolutions are changed.
         spec: The images that it takes.
-        wanted: The number of channels that it shall take.
+        wanted: The number of channels to take.
 
     Returns:
-        The names of the weights that have another shape now.
+        The names of the weights whose shape has changed.
 
     Raises:
-        UserError: If there is no such convolution, and the numbers differ.
+        UserError: If the number differs, and there is no such convolution.
     """
     if wanted == spec.channels:
         return []
@@ -60,24 +61,30 @@ def set_channels(module: nn.Module, spec: InputSpec, wanted: int) -> list[str]:
         raise UserError(
             f"`model.input.channels`: the network has no first convolution of {spec.channels} channels to change"
         )
-    images = spec.meta_images()
-    reading: list[nn.Module] = []
-
-    def noted(conv: nn.Module, given: tuple[Tensor]) -> None:
-        if given[0] is images:
-            reading.append(conv)
-
-    hooks = [conv.register_forward_pre_hook(noted) for conv in convs.values()]
-    try:
-        of_an_image(module, spec, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    reading = _reading_images(module, list(convs.values()), spec)
     first = [name for name, conv in convs.items() if conv in reading] or [next(iter(convs))]  # or after some padding
     for name in first:
         convs[name].weight = nn.Parameter(adapted(convs[name].weight.detach(), wanted))
         convs[name].in_channels = wanted
     return [f"{name}.weight" for name in first]
+
+
+def _reading_images(module: nn.Module, convs: Sequence[nn.Module], spec: InputSpec) -> list[nn.Module]:
+    """Those of some convolutions that get the images themselves."""
+    images = spec.meta_images()
+    reading: list[nn.Module] = []
+
+    def note(conv: nn.Module, given: tuple[Tensor]) -> None:
+        if given[0] is images:
+            reading.append(conv)
+
+    hooks = [conv.register_forward_pre_hook(note) for conv in convs]
+    try:
+        of_an_image(module, spec, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return reading
 
 
 def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
@@ -90,7 +97,7 @@ def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
         spec: The images that it takes.
 
     Raises:
-        UserError: If there is none, or it shrinks images otherwise, such as by cutting them into patches.
+        UserError: If there is none, or it shrinks images in another way, such as by cutting them into patches.
     """
     if stem is None:
         raise UserError("`model.stem`: small: the network has no stage called stem; give own")

@@ -26,7 +26,7 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.plan import Phase
 from lit_ft.unfreezing.preconditions import epochs_of_steps, is_replicated
-from lit_ft.unfreezing.view import run_plan, run_starts, told_span
+from lit_ft.unfreezing.view import format_epoch_span, run_plan, run_starts
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -253,7 +253,7 @@ class FeatureCache(Callback):
         for reason in dict.fromkeys(reasons.values()):
             splits = [split for split, own in reasons.items() if own == reason]
             parts.append(f"{' and '.join(splits)} from images, as {reason}")
-        epochs = told_span(phase.first_epoch, None if phase.plateau else phase.num_epochs)
+        epochs = format_epoch_span(phase.first_epoch, None if phase.plateau else phase.num_epochs)
         epochs = f"epoch{'' if epochs.isdigit() else 's'} {epochs}{', to a plateau' if phase.plateau else ''}"
         rank_zero_print(f"Features  {epochs}: {'; '.join(parts)}")
 

@@ -21,7 +21,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_ft.backbones import HEAD
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.backbones.build import NetworkName, build_backbone, input_spec
-from lit_ft.backbones.freezing import NORMS, FrozenNorm, Staged
+from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.backbones.pooling import Pool
 from lit_ft.backbones.stem import Stem
@@ -239,11 +239,11 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
                 "compiled; leave one out, or use torch 2.15 or newer"
             )
         trained = [parameter.requires_grad for parameter in self.parameters()]
-        self.backbone.set_trainable(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
+        self.backbone.mark_frozen(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
         super().set_trainable(names, frozen_norm)
         if compiled and trained != [parameter.requires_grad for parameter in self.parameters()]:
             # What was compiled for the last phase fits no more, but would count to torch's limit of 8 versions, past
-            # which all runs uncompiled: a ResNet that thaws stage by stage has 12.
+            # which all runs uncompiled: a ResNet that is unfrozen stage by stage has 12.
             torch.compiler.reset()
 
     def forward(self, images: Tensor | StageOutput) -> Tensor:
@@ -438,7 +438,7 @@ class FineTuneModule(PlainHyperparameters, Staged, L.LightningModule):
             refuse_on_resume(self.trainer)
         for key in self._of_checkpoint:
             refuse_foreign_names(self.hparams[key], key)
-        groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"], NORMS)
+        groups = param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"])
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], self._may_fuse())
         if self.hparams["lr_scheduler"] is None:
             return optimizer

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lit_ft.backbones.selector import select_parameters
 from lit_ft.errors import UserError, unknown
 from lit_ft.optim.run_length import RunLength
 
@@ -25,9 +26,7 @@ _BASES: dict[str, type[Any]] = {"optimizer": Optimizer, "lr_scheduler": LRSchedu
 _FORMS = ("fused", "foreach", "capturable", "differentiable")
 
 
-def param_groups(
-    stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float, norms: tuple[type[nn.Module], ...]
-) -> list[dict[str, Any]]:
+def param_groups(stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float) -> list[dict[str, Any]]:
     """One parameter group a stage and decay class, head first; all exist from the first step.
 
     The head has the learning rate ``lr``, and each shallower stage that of the stage above it times ``lr_decay``.
@@ -38,24 +37,20 @@ def param_groups(
         stages: The modules of each stage, shallow to deep, with the head last.
         lr: Learning rate of the head.
         lr_decay: Factor from a stage to the next shallower one.
-        norms: The classes of norm layers.
 
     Returns:
         Groups with ``params``, ``lr``, ``stage``, ``name`` and, for what must not decay, ``weight_decay`` 0.
 
     >>> [(g["name"], g["lr"]) for g in param_groups({"conv": [nn.Conv2d(1, 1, 3)], "head": [nn.Linear(2, 2)]},
-    ...                                             lr=1.0, lr_decay=0.5, norms=())]
+    ...                                             lr=1.0, lr_decay=0.5)]
     [('head', 1.0), ('head/no_decay', 1.0), ('conv', 0.5), ('conv/no_decay', 0.5)]
     """
     groups: list[dict[str, Any]] = []
     for depth, (stage, modules) in enumerate(reversed(list(stages.items()))):
-        decay: list[nn.Parameter] = []
-        no_decay: list[nn.Parameter] = []
-        for part in (part for module in modules for part in module.modules()):
-            for name, parameter in part.named_parameters(recurse=False):
-                # By name, as a scale (C, 1, 1) and a class token (1, 1, C) have as many axes as a weight.
-                decays = "weight" in name and parameter.ndim > 1 and not isinstance(part, norms)
-                (decay if decays else no_decay).append(parameter)
+        own = {stage: modules}
+        decay = select_parameters(own, {stage: "weights"})[stage]
+        weights = {id(parameter) for parameter in decay}
+        no_decay = [p for p in select_parameters(own, {stage: "all"})[stage] if id(p) not in weights]
         rate = lr * lr_decay**depth
         if decay:
             groups.append({"params": decay, "lr": rate, "stage": stage, "name": stage})

@@ -23,7 +23,7 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.runs import Run
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
-from lit_ft.unfreezing.preconditions import refuse_options
+from lit_ft.training.trainer_options import refuse_options
 
 # Of mallopt, as in malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4

@@ -1,31 +1,34 @@
-"""Decides what trains in an epoch: a plan, its phases, and what ends them. No torch."""
+"""Plans: which stages train in which epochs, and what ends a phase. No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
+
+Mode = Literal["min", "max"]
+T = TypeVar("T")
 
 Scores = Mapping[int, Mapping[str, float]]
-"""What was measured in each epoch, by the metric's name; an epoch without validation has nothing."""
+"""The metrics of each epoch by name; an epoch without validation has none."""
 
 
 @dataclass
 class PlateauConfig:
-    """When a metric counts as having stopped to improve, which ends a phase.
+    """When a metric has stopped improving, which ends a phase.
 
-    Each phase has a best value of its own, so that a thaw that sets the metric back at first is not held against it.
+    Each phase has its own best value: unfreezing a stage may worsen the metric at first.
 
     Args:
         patience: Epochs without improvement, of those that validate, after which the next phase begins.
-        min_epochs: Epochs that the phase lasts at least.
-        min_delta: The least change that counts as an improvement.
-        baseline: Value that must be surpassed to count as an improvement at all; null counts the first one.
+        min_epochs: Minimum length of the phase, in epochs.
+        min_delta: Minimum change that counts as an improvement.
+        baseline: Value that the metric must surpass to improve; null is the first value.
         monitor: The metric; null is val/loss.
-        mode: Whether its min or max is best; null follows from the metric, if that is one of lit_ft's or a loss.
+        mode: Whether its min or max is best; null infers it for losses and for the metrics of lit_ft.
     """
 
     patience: int = 2
@@ -33,10 +36,10 @@ class PlateauConfig:
     min_delta: float = 0.0
     baseline: float | None = None
     monitor: str | None = None
-    mode: Literal["min", "max"] | None = None
+    mode: Mode | None = None
 
     def check(self, key: str) -> None:
-        """Refuses numbers that make no sense.
+        """Refuses numbers that are out of range.
 
         Raises:
             UserError: If one is too small.
@@ -47,14 +50,31 @@ class PlateauConfig:
 
     @property
     def least_epochs(self) -> int:
-        """The number of epochs, if all validate, after which it can be reached at the earliest."""
+        """The number of epochs before it can be reached, if all validate."""
         return max(self.min_epochs, self.patience + (self.baseline is None))
 
-    def reached_after(self, values: Sequence[float | None]) -> int | None:
-        """The number of epochs after which the plateau is reached, or ``None`` if it is not yet.
+    def resolve(self, modes: Mapping[str, Mode]) -> PlateauConfig:
+        """Fills in the metric, and whether its least or its greatest value is best, where the user does not say.
 
         Args:
-            values: The metric of each epoch of the phase so far; ``None`` where it was not measured.
+            modes: Which value is best, by the metrics that are logged; empty if these are not known.
+
+        Raises:
+            UserError: If the metric is not logged, or it is not known which of its values is best.
+        """
+        monitor = self.monitor or "val/loss"
+        if modes and monitor not in modes:
+            raise unknown("metric", monitor, modes, "`unfreeze.plateau.monitor`")
+        mode = self.mode or modes.get(monitor) or ("min" if "loss" in monitor else None)
+        if mode is None:
+            raise UserError(f"`unfreeze.plateau.mode`: say whether the min or the max of {monitor} is best")
+        return replace(self, monitor=monitor, mode=mode)
+
+    def reached_after(self, values: Sequence[float | None]) -> int | None:
+        """The number of epochs after which the plateau is reached, or ``None`` if it is not reached yet.
+
+        Args:
+            values: The metric of each epoch of the phase so far; ``None`` where the epoch had no validation.
 
         >>> PlateauConfig(patience=2).reached_after([1.0, 0.8, 0.9, 0.8, 0.7])
         4
@@ -74,18 +94,22 @@ class PlateauConfig:
 
 @dataclass
 class PhaseConfig:
-    """One phase as a user writes it.
+    """One phase of a config.
 
     Args:
         train: Names or patterns of the stages that train, such as ``[head, "layer[34]"]``.
-        epochs: How long the phase lasts, in epochs; with a plateau, at most. The last phase may leave it out and then
+        epochs: Length of the phase, in epochs; with a plateau, its maximum. The last phase may leave it out and then
             lasts to the end.
-        plateau: Ends the phase when a metric has stopped to improve.
+        plateau: Ends the phase when a metric has stopped improving.
     """
 
     train: list[str]
     epochs: int | None = None
     plateau: PlateauConfig | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.plateau, dict):
+            self.plateau = PlateauConfig(**self.plateau)
 
 
 @dataclass(frozen=True)
@@ -94,10 +118,10 @@ class Phase:
 
     Args:
         first_epoch: The epoch in which the phase begins, counted from 0; the earliest, if one before ends by plateau.
-        num_epochs: How long it lasts, in epochs; at most, if it ends by plateau. ``None`` lasts to the end of a run
-            without a maximum.
+        num_epochs: Length in epochs; the maximum, if it ends by plateau. ``None`` lasts to the end of a run without a
+            maximum.
         trainable: The stages that train, shallow to deep, with the head last.
-        plateau: What ends it before that.
+        plateau: Ends the phase earlier.
         latest_end: The epoch before which it must end, so that every later phase is reached.
     """
 
@@ -116,19 +140,52 @@ class Plan:
         stages: All stages, shallow to deep, with the head last.
         phases: The phases, the first of which starts at epoch 0.
         undecided: Whether the stages of the last phase are still to be chosen, among those that it names.
+
+    >>> plan = Plan(("stem", "layer1", "head"), (Phase(0, 2, ("stem", "layer1", "head")),), undecided=True)
+    >>> plan.decide(["layer1"]).phases[-1].trainable
+    ('layer1', 'head')
     """
 
     stages: tuple[str, ...]
     phases: tuple[Phase, ...]
     undecided: bool = False
 
+    def decide(self, chosen: Collection[str]) -> Plan:
+        """Lets just the chosen stages train in the last phase, beside the head, if that was to be chosen.
+
+        Args:
+            chosen: The stages; none leave the plan undecided.
+        """
+        if not (self.undecided and chosen):
+            return self
+        *phases, last = self.phases
+        trainable = tuple(stage for stage in self.stages if stage in chosen or stage == self.stages[-1])
+        return replace(self, phases=(*phases, replace(last, trainable=trainable)), undecided=False)
+
+    def resolve_plateaus(self, modes: Mapping[str, Mode]) -> Plan:
+        """Fills in the metrics of all plateaus; see `PlateauConfig.resolve`."""
+        phases = (replace(phase, plateau=phase.plateau and phase.plateau.resolve(modes)) for phase in self.phases)
+        return replace(self, phases=tuple(phases))
+
+    def monitored(self, metrics: Mapping[str, T]) -> dict[str, T]:
+        """Those of the metrics that plateaus watch.
+
+        Raises:
+            UserError: If one of them is missing.
+        """
+        watched = [str(phase.plateau.monitor) for phase in self.phases if phase.plateau]
+        for monitor in watched:
+            if monitor not in metrics:
+                raise unknown("metric", monitor, metrics, "`unfreeze.plateau.monitor`")
+        return {monitor: metrics[monitor] for monitor in watched}
+
     def phase_starts(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> list[int]:
         """The first epoch of each phase that has begun by ``epoch``.
 
         Args:
             epoch: Counted from 0.
-            scores: What was measured in the epochs before it.
-            begun: The first epochs of phases that are known to have begun, also under a plan of another length.
+            scores: The metrics of the epochs before it.
+            begun: The first epochs of phases that have begun already, also under a plan of another length.
 
         >>> plan = Plan(("stem", "head"), (Phase(0, 4, ("head",)), Phase(4, 5, ("stem", "head"))))
         >>> plan.phase_starts(3), plan.phase_starts(4)
@@ -144,7 +201,7 @@ class Plan:
 
     @staticmethod
     def _length(phase: Phase, epochs: range, scores: Scores) -> int | None:
-        """How long a phase lasts, as far as that is known after some epochs of it."""
+        """The length of a phase, as far as it is known after some of its epochs."""
         ends = [phase.num_epochs, None if phase.latest_end is None else phase.latest_end - epochs.start]
         if phase.plateau is not None:
             monitor = phase.plateau.monitor or ""

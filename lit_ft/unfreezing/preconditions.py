@@ -1,4 +1,4 @@
-"""Decides which runs cannot be, or cannot carry out a plan, and says so before anything is trained."""
+"""Preconditions of a plan: what a trainer, a module and a checkpoint must fulfil, checked before training."""
 
 from __future__ import annotations
 
@@ -7,83 +7,72 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
-from lit_ft.errors import UserError, unknown
+from lit_ft.compat import BATCH_NORM, epochs_done
+from lit_ft.errors import UserError
 from lit_ft.optim.run_length import RunLength
 from lit_ft.unfreezing.plan import Plan
 
-_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
-
-def refuse_options(given: Mapping[str, Any]) -> None:
-    """Refuses options of the trainer that Lightning takes, to fail later, or does not explain.
-
-    Args:
-        given: The options by name.
+def refuse_unstaged(module: L.LightningModule) -> None:
+    """Refuses a module without stages.
 
     Raises:
-        UserError: If one is out of range, or of no strategy or GPU that there is.
+        UserError: If it names no stages, or they do not hold every parameter exactly once.
     """
-    for option, least in _LEAST.items():
-        if (value := given.get(option)) is not None and value < least:
-            raise UserError(f"`trainer.{option}`: must be at least {least}, got {value}")
-    for option in ("limit_train_batches", "devices"):
-        if given.get(option) in (0, "0"):
-            raise UserError(f"`trainer.{option}`: 0 leaves nothing to train; give more, or leave it out")
-    refuse_unknown_names(given)
-    if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
-        raise UserError("`trainer.accelerator`: torch finds no GPU here; give cpu or auto")
+    if not isinstance(module, Staged):
+        raise UserError(
+            f"GradualUnfreezing: {type(module).__name__} names no stages; derive it from lit_ft.Staged, too, and "
+            "define its stage_modules()"
+        )
+    module.check_stages()
 
 
-def refuse_unknown_names(given: Mapping[str, Any]) -> None:
-    """Refuses a strategy and an accelerator that no machine has.
-
-    Args:
-        given: The options of the trainer by name.
+def check_plan(trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm) -> None:
+    """Refuses a plan that the trainer or the module cannot carry out, before any training.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If they cannot.
     """
-    registries: dict[str, Iterable[str]] = {
-        "strategy": StrategyRegistry.available_strategies(),
-        "accelerator": ("gpu", *sorted(AcceleratorRegistry.available_accelerators())),
-    }
-    for option, registered in registries.items():
-        name, names = given.get(option), ["auto", *registered]
-        if isinstance(name, str) and name not in names:
-            raise unknown(option, name, names, f"`trainer.{option}`")
+    refuse_sharding(trainer.strategy, plan)
+    stages = cast(Staged, module).stage_modules()
+    refuse_averaging(cast(Any, trainer).callbacks, stages, plan, frozen_norm)
+    refuse_unseen_plateaus(trainer, plan)
+    warn_of_early_stopping(trainer, plan)
+    if plan.undecided and not module.automatic_optimization:
+        raise UserError("`unfreeze.strategy`: auto measures the losses of training_step, which must be automatic")
 
 
 def is_replicated(strategy: Any) -> bool:
-    """Whether each process has the whole model, alone or in a wrapper that can be made anew."""
+    """Whether each process holds the whole model, alone or in a wrapper that can be renewed."""
     others = (DeepSpeedStrategy, XLAStrategy)  # no DDP, although derived from it
     return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
 
 
 def refuse_sharding(strategy: Any, plan: Plan) -> None:
-    """Refuses to thaw where a process has not the whole model, alone or in a wrapper that can be made anew.
+    """Refuses to unfreeze where a process does not hold the whole model, alone or in a wrapper that can be renewed.
 
     Raises:
         UserError: If the plan has several phases and the strategy shards.
     """
     if len(plan.phases) > 1 and not is_replicated(strategy):
         name = type(strategy).__name__
-        raise UserError(f"`trainer.strategy`: {name} cannot thaw stages in mid-run; use ddp, or a plan of one phase")
+        raise UserError(
+            f"`trainer.strategy`: {name} cannot unfreeze stages in mid-run; use ddp, or a plan of one phase"
+        )
 
 
 def refuse_unseen_plateaus(trainer: L.Trainer, plan: Plan) -> None:
-    """Refuses a plateau that no run could come to.
+    """Refuses a plateau that the run cannot reach.
 
     Raises:
-        UserError: If there is one, as nothing is validated, or the phase is too short.
+        UserError: If nothing is validated, or the phase is too short.
     """
     for phase in plan.phases:
         if phase.plateau is None:
@@ -118,20 +107,23 @@ def warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
                 )
 
 
-def refuse_another_plan(saved: Sequence[Sequence[str]], plan: Plan) -> None:
-    """Refuses to go on from a checkpoint with other phases.
+def refuse_another_plan(saved: Sequence[Mapping[str, Any]] | None, plan: Plan) -> None:
+    """Refuses to resume a checkpoint with other phases.
 
     Args:
-        saved: What trains in each phase of the checkpoint's plan.
+        saved: The phases of the checkpoint's plan, if it has one, in plain types.
         plan: The plan of this run.
 
     Raises:
-        UserError: If something else trains in a phase.
+        UserError: If other stages train in a phase.
     """
-    if [list(stages) for stages in saved] != [list(phase.trainable) for phase in plan.phases]:
-        told = "; ".join(", ".join(stages) for stages in saved)
+    if saved is None:
+        return
+    stages = [list(phase["trainable"]) for phase in saved]
+    if stages != [list(phase.trainable) for phase in plan.phases]:
+        phases = "; ".join(", ".join(names) for names in stages)
         raise UserError(
-            f"`unfreeze`: the checkpoint is of a run with other phases ({told}); give the same, or start from its "
+            f"`unfreeze`: the checkpoint is of a run with other phases ({phases}); give the same, or start from its "
             "weights with `model.weights`"
         )
 
@@ -139,7 +131,7 @@ def refuse_another_plan(saved: Sequence[Sequence[str]], plan: Plan) -> None:
 def refuse_missing_in_optimizers(
     trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm
 ) -> None:
-    """Refuses a thaw of what no optimizer has, which would do nothing.
+    """Refuses to unfreeze parameters that no optimizer has, which would have no effect.
 
     Raises:
         UserError: If a parameter that will train is in no optimizer.
@@ -147,7 +139,7 @@ def refuse_missing_in_optimizers(
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     optimized = {id(parameter) for group in groups for parameter in group["params"]}
     for phase in plan.phases:
-        trained = cast(Staged, module).trained(phase.trainable, frozen_norm)
+        trained = {id(p) for p in cast(Staged, module).trainable_parameters(phase.trainable, frozen_norm)}
         for name, parameter in module.named_parameters():
             if id(parameter) in trained - optimized:
                 raise UserError(
@@ -163,14 +155,13 @@ def epochs_of_steps(trainer: L.Trainer) -> float:
     if trainer.max_steps <= 0 or math.isinf(length.epoch_steps) or cast(Any, trainer).fast_dev_run:
         return math.inf
     # From here on, as the epochs before may have had other lengths.
-    loop: Any = trainer.fit_loop
-    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
-    done = math.ceil(batches.processed / trainer.accumulate_grad_batches) if epochs.ready > epochs.processed else 0
-    return int(epochs.processed) + math.ceil((length.max_steps - trainer.global_step + done) / length.epoch_steps)
+    epochs, batches = epochs_done(trainer)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    return epochs + math.ceil((length.max_steps - trainer.global_step + steps) / length.epoch_steps)
 
 
 def refuse_too_few_steps(trainer: L.Trainer, plan: Plan) -> None:
-    """Refuses a number of steps in which the last phase is not reached.
+    """Refuses a number of steps that ends the run before its last phase.
 
     Raises:
         UserError: If there are too few.
@@ -188,13 +179,13 @@ def refuse_averaging(
 ) -> None:
     """Refuses stochastic weight averaging that would lose the statistics of frozen batch norm.
 
-    After the last epoch Lightning's callback sets all statistics back and gathers them in one more pass over the data,
-    from which frozen layers gather none: they would be left with mean 0 and variance 1.
+    After the last epoch Lightning's callback resets all statistics and estimates them in one more pass over the data,
+    in which frozen layers estimate none: they would keep mean 0 and variance 1.
 
     Args:
-        callbacks: Those of the trainer.
+        callbacks: The trainer's callbacks.
         stages: The modules of each stage.
-        plan: What trains when; at that pass it is in its last phase.
+        plan: The plan; that pass is in its last phase.
         frozen_norm: What norm layers of frozen stages do.
 
     Raises:
@@ -206,11 +197,11 @@ def refuse_averaging(
         name
         for name, parts in stages.items()
         if name not in plan.phases[-1].trainable
-        and any(isinstance(module, _BatchNorm) for part in parts for module in part.modules())
+        and any(isinstance(module, BATCH_NORM) for part in parts for module in part.modules())
     ]
     if frozen:
         raise UserError(
             "`trainer.callbacks`: StochasticWeightAveraging would reset the batch norm of the stages that stay frozen "
-            f"({', '.join(frozen)}); thaw them in the last phase, give `unfreeze.frozen_norm` stats, or use "
+            f"({', '.join(frozen)}); unfreeze them in the last phase, give `unfreeze.frozen_norm` stats, or use "
             "EMAWeightAveraging"
         )

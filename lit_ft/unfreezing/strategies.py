@@ -1,8 +1,8 @@
-"""Decides how a strategy becomes a plan: stages and a number of epochs are laid out as phases. No torch."""
+"""Gradual-unfreezing strategies: from stages and a number of epochs to the phases of a plan. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ Strategy = Literal["full", "linear_probe", "gradual", "lp_ft", "phases", "platea
 
 @dataclass(frozen=True)
 class _Span:
-    """The stages that train, for how many epochs (at most, with a plateau), and what ends it before that."""
+    """Stages that train, for how many epochs (the maximum, with a plateau), and what ends it earlier."""
 
     trainable: tuple[str, ...]
     epochs: int | None = None
@@ -23,7 +23,7 @@ class _Span:
 
     @property
     def least(self) -> int:
-        """The number of epochs that it lasts at least."""
+        """Minimum length, in epochs."""
         return self.plateau.min_epochs if self.plateau else self.epochs or 1
 
 
@@ -35,21 +35,19 @@ def make_plan(
     head_epochs: int = 1,
     phases: Sequence[PhaseConfig] | None = None,
     plateau: PlateauConfig | None = None,
-    chosen: Sequence[str] | None = None,
 ) -> Plan:
     """Turns a strategy into the phases of a run.
 
     Args:
-        strategy: ``full`` trains everything, ``linear_probe`` the head alone, ``gradual`` thaws one stage after the
-            other, deepest first, ``plateau`` likewise, each when the one before has come to its plateau, ``lp_ft`` the
-            head and then everything, ``auto`` the head and then what is chosen, ``phases`` what the user lists.
+        strategy: ``full`` trains everything, ``linear_probe`` the head alone, ``lp_ft`` the head and then everything,
+            ``gradual`` unfreezes one stage after the other, deepest first, ``plateau`` likewise, each at a plateau,
+            ``auto`` the head and then the stages that `Plan.decide` gets, ``phases`` what the user lists.
         stages: All stages, shallow to deep, with the head last.
         max_epochs: Length of the run in epochs; ``None`` where it has none.
-        epochs_per_stage: Epochs between two thaws of ``gradual``.
+        epochs_per_stage: Epochs from one stage to the next of ``gradual``.
         head_epochs: Epochs in which ``gradual``, ``lp_ft`` and ``auto`` train the head alone; with a plateau, at most.
         phases: The phases of ``phases``.
-        plateau: What ends the phases of ``plateau``, and the first one of ``lp_ft``.
-        chosen: The stages that ``auto`` trains beside the head, where they have been chosen.
+        plateau: Ends the phases of ``plateau``, and the first one of ``lp_ft``.
 
     Raises:
         UserError: If a pattern matches no stage, a phase would never be reached or lasts less than an epoch, the
@@ -58,28 +56,43 @@ def make_plan(
     >>> [phase.trainable for phase in make_plan("gradual", ["stem", "layer1", "head"], max_epochs=3).phases]
     [('head',), ('layer1', 'head'), ('stem', 'layer1', 'head')]
     """
-    stages = tuple(stages)
     _check_options(strategy, epochs_per_stage, head_epochs, phases, plateau)
-    head, thawed = stages[-1:], [stages[i:] for i in range(len(stages) - 1, -1, -1)]
+    if strategy == "phases":
+        spans = _user_spans(phases or [], tuple(stages))
+    else:
+        spans = _spans(strategy, tuple(stages), epochs_per_stage, head_epochs, plateau)
+    return Plan(tuple(stages), _lay_out(spans, strategy, max_epochs), undecided=strategy == "auto")
+
+
+def _spans(
+    strategy: Strategy, stages: tuple[str, ...], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
+) -> list[_Span]:
+    """The spans of a strategy that lays them out by itself."""
+    head, unfrozen = stages[-1:], [stages[i:] for i in range(len(stages) - 1, -1, -1)]
     match strategy:
         case "full":
-            spans = [_Span(stages)]
+            return [_Span(stages)]
         case "linear_probe":
-            spans = [_Span(head)]
+            return [_Span(head)]
         case "lp_ft":
-            spans = [_Span(head, head_epochs, plateau), _Span(stages)]
+            return [_Span(head, head_epochs, plateau), _Span(stages)]
         case "auto":
-            spans = [_Span(head, head_epochs), _Span(_matched(chosen, stages, head) if chosen else stages)]
+            return [_Span(head, head_epochs), _Span(stages)]
         case "gradual":
-            spans = [_Span(head, head_epochs), *(_Span(t, epochs_per_stage) for t in thawed[1:-1]), _Span(stages)]
+            return [_Span(head, head_epochs), *(_Span(u, epochs_per_stage) for u in unfrozen[1:-1]), _Span(stages)]
         case "plateau":
-            spans = [*(_Span(t, plateau=plateau or PlateauConfig()) for t in thawed[:-1]), _Span(stages)]
-        case "phases":
-            spans = _listed(phases or [], stages)
-        case _:
-            raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
-    undecided = strategy == "auto" and not chosen
-    return Plan(stages, _laid_out(spans, strategy, max_epochs), undecided)
+            return [*(_Span(u, plateau=plateau or PlateauConfig()) for u in unfrozen[:-1]), _Span(stages)]
+    raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
+
+
+def choose_stages(gradients: Mapping[str, float], threshold: float) -> tuple[str, ...]:
+    """The stages that ``auto`` trains: those whose relative gradient is at least a share of the largest one.
+
+    >>> choose_stages({"stem": 0.1, "layer1": 0.6, "layer2": 1.0}, threshold=0.5)
+    ('layer1', 'layer2')
+    """
+    largest = max(gradients.values(), default=0.0)
+    return tuple(stage for stage, value in gradients.items() if value >= threshold * largest)
 
 
 def _check_options(
@@ -89,7 +102,7 @@ def _check_options(
     phases: Sequence[PhaseConfig] | None,
     plateau: PlateauConfig | None,
 ) -> None:
-    """Refuses options that are out of range, or of another strategy."""
+    """Refuses options that are out of range, or belong to another strategy."""
     for key, value in (("epochs_per_stage", epochs_per_stage), ("head_epochs", head_epochs)):
         if value < 1:
             raise UserError(f"`unfreeze.{key}`: must be at least 1 epoch, got {value}")
@@ -109,12 +122,12 @@ def _check_options(
         )
 
 
-def _matched(patterns: Sequence[str], stages: tuple[str, ...], always: tuple[str, ...] = ()) -> tuple[str, ...]:
-    return tuple(s for s in stages if s in always or any(fnmatchcase(s, pattern) for pattern in patterns))
+def _match(patterns: Sequence[str], stages: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(stage for stage in stages if any(fnmatchcase(stage, pattern) for pattern in patterns))
 
 
-def _listed(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
-    """The spans that the user listed, with their patterns matched against the stages."""
+def _user_spans(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
+    """The spans that the user lists, with their patterns matched against the stages."""
     if not phases:
         raise UserError("`unfreeze.phases`: is empty; list at least one phase, such as {train: [head], epochs: 2}")
     head = stages[-1]
@@ -122,9 +135,9 @@ def _listed(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Spa
     for i, phase in enumerate(phases):
         key = f"`unfreeze.phases`[{i}]"
         for pattern in phase.train:
-            if not _matched([pattern], stages):
+            if not _match([pattern], stages):
                 raise unknown("stage", pattern, stages, f"{key}.train")
-        trainable = _matched(phase.train, stages)
+        trainable = _match(phase.train, stages)
         if not trainable:
             raise UserError(f"{key}.train: is empty, so nothing would train; choose from {', '.join(stages)}")
         if i == 0 and head not in trainable:
@@ -135,7 +148,7 @@ def _listed(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Spa
 
 
 def _check_length(phase: PhaseConfig, key: str, last: bool) -> None:
-    """Refuses a phase that would not end, or not last."""
+    """Refuses a phase without an end, or without a length."""
     if phase.epochs is None and phase.plateau is None and not last:
         raise UserError(f"{key}.epochs: only the last phase may leave it out, or one with a plateau")
     if phase.epochs is not None and phase.epochs < 1:
@@ -149,7 +162,7 @@ def _check_length(phase: PhaseConfig, key: str, last: bool) -> None:
         raise UserError(f"{key}.plateau.min_epochs: is {phase.plateau.min_epochs}, more than epochs, {phase.epochs}")
 
 
-def _laid_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
+def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
     """Puts the spans one after the other; the last one lasts to the end of the run, whatever it asked for."""
     starts = [sum(span.least for span in spans[:i]) for i in range(len(spans))]
     if max_epochs is not None and starts[-1] >= max_epochs:

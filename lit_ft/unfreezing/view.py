@@ -1,4 +1,4 @@
-"""Decides how a plan is shown before and during a run."""
+"""Tables of plans, before and during a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.console import format_bytes
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
 from lit_ft.unfreezing.plan import Phase, Plan
+from lit_ft.unfreezing.state import UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 
 
 def run_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
-    """The callback of a run that thaws stages."""
+    """The callback of a run that unfreezes stages, if it has one."""
     callbacks = cast(Any, trainer).callbacks
     return next((callback for callback in callbacks if isinstance(callback, GradualUnfreezing)), None)
 
 
 def run_plan(trainer: L.Trainer, module: L.LightningModule) -> Plan:
-    """The plan that the run follows; without a callback that thaws, everything trains."""
+    """The plan of a run; without a callback that unfreezes, everything trains."""
     unfreezing = run_unfreezing(trainer)
     if unfreezing is None:
         return make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer))
-    return unfreezing.plan or unfreezing.make_plan(module, run_epochs(trainer))
+    if unfreezing.state is None:
+        return unfreezing.make_plan(module, run_epochs(trainer))
+    return unfreezing.state.plan
 
 
 def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[int]:
@@ -36,14 +39,15 @@ def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> lis
     unfreezing = run_unfreezing(trainer)
     if unfreezing is None:
         return [0]
-    return run_plan(trainer, module).phase_starts(epoch, unfreezing.scores, unfreezing.starts)
+    state = unfreezing.state or UnfreezingState(run_plan(trainer, module))
+    return state.plan.phase_starts(epoch, state.scores, state.starts)
 
 
 def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Phase, epochs, what trains, parameters, learning rates, share of compute, and what DDP sends in each step.
+    """The phases of a plan: epochs, stages, parameters, learning rates, compute, and what DDP reduces in each step.
 
     Args:
-        trainer: The trainer, with the callback that thaws, if any, and optimizers, if there are some already.
+        trainer: The trainer, with its callbacks, and with its optimizers, if there are some already.
         module: Names its stages.
     """
     plan, unfreezing = run_plan(trainer, module), run_unfreezing(trainer)
@@ -54,20 +58,19 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     rates = stage_rates(trainer, initial=True)
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
     for i, phase in enumerate(plan.phases):
-        ids = cast(Staged, module).trained(phase.trainable, frozen_norm)
-        trained = [parameter for parameter in everything if id(parameter) in ids]
+        trained = cast(Staged, module).trainable_parameters(phase.trainable, frozen_norm)
         num = sum(parameter.numel() for parameter in trained)
-        stages_told = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)
+        names = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)
         if plan.undecided and i == len(plan.phases) - 1:
-            stages_told = f"chosen after phase {i}, {plan.stages[-1]}"
+            names = f"chosen after phase {i}, {plan.stages[-1]}"
         trains = [stage in phase.trainable for stage in plan.stages]
         rows.append(
             (
                 str(i + 1),
-                told_epochs(phase, after_plateau=any(p.plateau for p in plan.phases[:i])),
-                stages_told,
+                format_epochs(phase, after_plateau=any(p.plateau for p in plan.phases[:i])),
+                names,
                 f"{num:,} ({num / whole:.1%})",
-                _told_rates([rates[stage] for stage in phase.trainable if stage in rates]),
+                _format_rates([rates[stage] for stage in phase.trainable if stage in rates]),
                 f"{training_share(macs, trains):.0%}" if macs else "-",
                 format_bytes(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
             )
@@ -78,10 +81,10 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", *table])
 
 
-def told_epochs(phase: Phase, after_plateau: bool) -> str:
-    """The epochs of a phase as a person reads them.
+def format_epochs(phase: Phase, after_plateau: bool) -> str:
+    """The epochs of a phase, counted from 0.
 
-    >>> told_epochs(Phase(2, 3, ("head",)), after_plateau=False)
+    >>> format_epochs(Phase(2, 3, ("head",)), after_plateau=False)
     '2-4'
     """
     first, num = phase.first_epoch, phase.num_epochs
@@ -90,13 +93,13 @@ def told_epochs(phase: Phase, after_plateau: bool) -> str:
         return f"{least} or more, to a plateau" if num is None else f"{min(least, num)} to {num}, to a plateau"
     if after_plateau:
         return "then the rest" if num is None or phase.latest_end == first + num else f"then {num}"
-    return told_span(first, num)
+    return format_epoch_span(first, num)
 
 
-def told_span(first: int, num: int | None) -> str:
-    """Some epochs, from the first one on, to the end of a run without a maximum where the number is none.
+def format_epoch_span(first: int, num: int | None) -> str:
+    """The epochs from the first one on; without a number, to the end of a run without a maximum.
 
-    >>> told_span(2, 3), told_span(2, 1), told_span(2, None)
+    >>> format_epoch_span(2, 3), format_epoch_span(2, 1), format_epoch_span(2, None)
     ('2-4', '2', '2-…')
     """
     last = None if num is None else first + num - 1
@@ -104,11 +107,11 @@ def told_span(first: int, num: int | None) -> str:
 
 
 def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
-    """The learning rate of each stage, head first.
+    """The learning rates of the stages, head first.
 
     Args:
         trainer: Has the optimizers.
-        initial: Whether it is that from which each starts, before any schedule, rather than the present one.
+        initial: Whether to give the rates before any schedule, rather than the current ones.
     """
     rates: dict[str, float] = {}
     for optimizer in trainer.optimizers:
@@ -119,7 +122,7 @@ def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
 
 
 def _macs(module: L.LightningModule) -> list[int]:
-    """The arithmetic of each stage in a forward pass, with the head last; none of a module without a `Backbone`."""
+    """The arithmetic of each stage in a forward pass, with the head last; empty without a `Backbone`."""
     backbone = getattr(module, "backbone", None)
     if not isinstance(backbone, Backbone):
         return []
@@ -133,7 +136,7 @@ def _title(module: L.LightningModule) -> str:
     return str(network if isinstance(network, str) else network["class_path"])
 
 
-def _told_rates(rates: Sequence[float]) -> str:
+def _format_rates(rates: Sequence[float]) -> str:
     if not rates:
         return "-"
     return f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{rates[0]:.2g} to {rates[-1]:.2g}"

@@ -10,9 +10,9 @@ from torchvision.ops import StochasticDepth
 
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.build import build_backbone
-from lit_ft.backbones.freezing import NORMS
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.meta import without_data
+from lit_ft.backbones.selector import NORMS
 
 WITH_BATCH_NORM = [
     "resnet18",
@@ -112,7 +112,7 @@ def test_frozen_prefix_is_unchanged_by_training(name):
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "swin_t", pytest.param(OWN, id="own network")])
-def test_thawed_stages_are_random_again(name):
+def test_unfrozen_stages_are_random_again(name):
     backbone, frozen, _, images = frozen_but_the_last(name)
     backbone.set_trainable(list(backbone.stages))
     torch.manual_seed(1)

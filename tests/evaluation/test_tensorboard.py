@@ -11,6 +11,7 @@ from lit_ft.backbones.freezing import Staged
 from lit_ft.evaluation import tensorboard as report
 from lit_ft.evaluation.tensorboard import RunReport, confusion_figure, data_table
 from lit_ft.unfreezing.callback import GradualUnfreezing
+from lit_ft.unfreezing.state import UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import stage_rates
 
@@ -52,7 +53,7 @@ class Three(Staged, L.LightningModule):
 
 def trainer(plan=None, lr_decay=0.5, **options):
     callback = GradualUnfreezing("full")
-    callback.plan = plan
+    callback.state = plan and UnfreezingState(plan)
     groups = [
         {"stage": stage, "lr": 0.0, "initial_lr": 0.01 * lr_decay**depth}
         for depth, stage in enumerate(["head", "layer1", "stem"])

@@ -683,7 +683,7 @@ def test_stages_are_chosen_by_gradient_as_from_images(tmp_path):
     chosen = []
     for cache in (True, False):
         trainer, _ = fit(tmp_path, cache=cache, unfreezing={"strategy": "auto", "head_epochs": 2})
-        chosen.append(next(c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)).gradients)
+        chosen.append(next(c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)).state.gradients)
     assert chosen[0] == pytest.approx(chosen[1], rel=1e-3)
     assert set(chosen[0]) == {"conv", "dense"}
 

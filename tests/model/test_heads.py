@@ -100,7 +100,7 @@ def test_scale_of_cosines_trains_but_neither_decay_nor_penalty_draws_it_to_zero(
     head = build_head(8, 3, HeadConfig(kind="cosine"))
     head(torch.randn(4, 8))[:, 0].sum().backward()
     assert head[-1].scale_bias.grad.abs() > 0
-    decay, none = param_groups({"head": [head]}, 1.0, 1.0, norms=())
+    decay, none = param_groups({"head": [head]}, 1.0, 1.0)
     assert "weight_decay" not in decay
     assert decay["params"] == [head[-1].weight]
     assert none["weight_decay"] == 0.0

@@ -6,7 +6,6 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from lit_ft.backbones.build import build_backbone
-from lit_ft.backbones.freezing import NORMS
 from lit_ft.backbones.partition.meta import without_data
 from lit_ft.errors import UserError
 from lit_ft.model.heads import HeadConfig, build_head
@@ -40,14 +39,14 @@ def stages(request):
 
 
 def test_every_parameter_is_in_exactly_one_group(stages):
-    counts = Counter(id(p) for group in param_groups(stages, 1.0, 0.5, NORMS) for p in group["params"])
+    counts = Counter(id(p) for group in param_groups(stages, 1.0, 0.5) for p in group["params"])
     expected = {id(p) for modules in stages.values() for module in modules for p in module.parameters()}
     assert set(counts) == expected
     assert set(counts.values()) == {1}
 
 
 def test_groups_hold_their_own_stage_head_first(stages):
-    groups = param_groups(stages, 1.0, 0.5, NORMS)
+    groups = param_groups(stages, 1.0, 0.5)
     for group in groups:
         own = {id(p) for module in stages[group["stage"]] for p in module.parameters()}
         assert {id(p) for p in group["params"]} <= own
@@ -58,14 +57,14 @@ def test_groups_hold_their_own_stage_head_first(stages):
 
 def test_rate_decays_with_depth(stages):
     depths = {stage: depth for depth, stage in enumerate(reversed(stages))}
-    for group in param_groups(stages, 0.2, 0.5, NORMS):
+    for group in param_groups(stages, 0.2, 0.5):
         assert group["lr"] == pytest.approx(0.2 * 0.5 ** depths[group["stage"]])
-    assert {group["lr"] for group in param_groups(stages, 0.2, 1.0, NORMS)} == {0.2}
+    assert {group["lr"] for group in param_groups(stages, 0.2, 1.0)} == {0.2}
 
 
 def test_norms_and_biases_have_no_weight_decay(stages):
     # In these networks all other parameters but scales, tokens and position embeddings have more than one dimension.
-    for group in param_groups(stages, 1.0, 1.0, NORMS):
+    for group in param_groups(stages, 1.0, 1.0):
         assert "weight_decay" in group or {p.ndim > 1 for p in group["params"]} == {True}
         assert group.get("weight_decay", 0.0) == 0.0
 
@@ -83,7 +82,7 @@ def test_norms_and_biases_have_no_weight_decay(stages):
 )
 def test_scales_tokens_and_positions_do_not_decay_and_all_weights_do(network, few, num_weights):
     backbone = without_data(lambda: build_backbone(network, weights=None))
-    groups = param_groups(backbone.stage_modules(), 1.0, 1.0, NORMS)
+    groups = param_groups(backbone.stage_modules(), 1.0, 1.0)
     decays = {id(p): "weight_decay" not in group for group in groups for p in group["params"]}
     names = {name: p for name, p in backbone.named_parameters() if decays[id(p)]}
     assert len(names) == num_weights
@@ -101,15 +100,14 @@ def test_weight_of_one_output_decays_and_a_vector_does_not():
             self.weights_of_channels = nn.Parameter(torch.ones(3))
 
     layer = Scaled()
-    decay, none = param_groups({"head": [layer]}, 1.0, 1.0, NORMS)
+    decay, none = param_groups({"head": [layer]}, 1.0, 1.0)
     assert [id(p) for p in decay["params"]] == [id(layer.weight)]
     assert {id(p) for p in none["params"]} == {id(layer.bias), id(layer.weights_of_channels)}
 
 
-def test_weights_of_norms_over_several_axes_decay_where_these_are_not_named():
-    for norms, names in (((), ["head", "head/no_decay"]), (NORMS, ["head/no_decay"])):
-        groups = param_groups({"head": [nn.LayerNorm((2, 3))]}, 1.0, 1.0, norms)
-        assert [group["name"] for group in groups] == names
+def test_weights_of_norms_over_several_axes_do_not_decay():
+    groups = param_groups({"head": [nn.LayerNorm((2, 3))]}, 1.0, 1.0)
+    assert [group["name"] for group in groups] == ["head/no_decay"]
 
 
 @pytest.mark.parametrize(

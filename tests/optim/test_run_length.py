@@ -153,10 +153,10 @@ def test_second_fit_keeps_to_the_phases_that_have_begun(tmp_path):
     trainer = small_trainer(5, unfreezing, limit_val_batches=1)
     module, data = small_module(lr_scheduler=None), FewDigits()
     trainer.fit(module, datamodule=data)
-    assert unfreezing.starts == [0, 2, 4]
+    assert unfreezing.state.starts == [0, 2, 4]
     trainer.fit_loop.max_epochs = 7
     trainer.fit(module, datamodule=data)
-    assert unfreezing.starts == [0, 2, 4]
+    assert unfreezing.state.starts == [0, 2, 4]
     assert trainer.current_epoch == 7
 
 

@@ -319,7 +319,7 @@ def test_stochastic_weight_averaging_that_would_reset_frozen_batch_norm_is_refus
         refuse_averaging([callback], stages, plan, frozen_norm)
 
 
-@pytest.mark.filterwarnings("ignore:--early_stopping.patience")
+@pytest.mark.filterwarnings("ignore:.early_stopping.patience")
 def test_early_stopping_ends_the_plan_where_it_is():
     module = small_module()
     trainer, moved, _ = fit(module, EarlyStopping(patience=1, min_delta=1e9), epochs=6)

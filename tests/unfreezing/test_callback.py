@@ -17,6 +17,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
+from lit_ft.unfreezing.strategies import make_plan
 
 SGD = {"class_path": "SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
 ADAMW = {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}
@@ -94,14 +95,14 @@ def test_frozen_norm_layers_do_what_the_option_says(frozen_norm):
 
 @pytest.fixture(scope="module")
 def gradual_run():
-    """Three epochs of four steps, one thaw after each of the first two, with a warm-up of three steps."""
+    """Three epochs of four steps, one stage unfrozen after each of the first two, with a warm-up of three steps."""
     module = small_module(
         lr=0.8, lr_decay=0.5, lr_scheduler={"class_path": "WarmupCosine", "init_args": {"warmup_fraction": 0.25}}
     )
     return fit(module, GradualUnfreezing("gradual"), 3, batch_size=5)
 
 
-def test_learning_rates_warm_up_from_each_thaw(gradual_run):
+def test_learning_rates_warm_up_from_each_unfreezing(gradual_run):
     _, recorder = gradual_run
     assert len(recorder.rates) == 12
     # (1 + cos(pi k / 9)) / 2 after the warm-up of the head, k = 0 at step 3.
@@ -116,7 +117,7 @@ def test_learning_rates_warm_up_from_each_thaw(gradual_run):
         assert {rates["conv" + name] for rates in recorder.rates[1:8]} == {0.0}
 
 
-def test_groups_stay_and_each_knows_when_it_thaws(gradual_run):
+def test_groups_stay_and_each_knows_when_it_is_unfrozen(gradual_run):
     trainer, recorder = gradual_run
     names = ["head", "head/no_decay", "dense", "dense/no_decay", "conv", "conv/no_decay"]
     assert all(list(rates) == names for rates in recorder.rates)
@@ -124,7 +125,7 @@ def test_groups_stay_and_each_knows_when_it_thaws(gradual_run):
     assert [group["unfreeze_epoch"] for group in groups] == [0, 0, 1, 1, 2, 2]
 
 
-def test_optimizer_state_survives_a_thaw(gradual_run):
+def test_optimizer_state_survives_unfreezing(gradual_run):
     trainer, _ = gradual_run
     optimizer = trainer.optimizers[0]
     steps = [{int(optimizer.state[p]["step"]) for p in group["params"]} for group in optimizer.param_groups]
@@ -183,12 +184,12 @@ def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, 
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
-def test_sharded_strategy_cannot_thaw(kind):
+def test_sharded_strategy_cannot_unfreeze(kind):
     strategy = object.__new__(kind)  # as some need a library to be made
     options = {"max_epochs": 2, "current_epoch": 0, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
     trainer = SimpleNamespace(strategy=strategy, **options)
     module = small_module(classes=10)
-    with pytest.raises(UserError, match=rf"trainer.strategy: {kind.__name__} cannot thaw .* use ddp"):
+    with pytest.raises(UserError, match=rf"trainer.strategy: {kind.__name__} cannot unfreeze .* use ddp"):
         GradualUnfreezing("lp_ft").setup(trainer, module, "fit")
     GradualUnfreezing("linear_probe").setup(trainer, module, "fit")
 
@@ -255,11 +256,11 @@ def test_schedule_that_needs_what_nobody_knows_is_refused(schedule, options, tex
 @pytest.fixture(scope="module")
 def both_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    scenarios = ("watch_thaws", "watch_norms", "resume", "choose_by_gradient", "keep_features", "disagree")
+    scenarios = ("watch_unfreezing", "watch_norms", "resume", "choose_by_gradient", "keep_features", "disagree")
     return processes.launch(folder, *scenarios), folder
 
 
-@pytest.mark.parametrize("scenario", ["watch_thaws", "watch_norms"])
+@pytest.mark.parametrize("scenario", ["watch_unfreezing", "watch_norms"])
 def test_replicas_are_equal_after_every_epoch(both_ranks, scenario):
     for found in both_ranks[0]:
         assert found[scenario]["equal_replicas"] == [True] * 4
@@ -267,7 +268,7 @@ def test_replicas_are_equal_after_every_epoch(both_ranks, scenario):
 
 def test_each_phase_trains_its_stages_on_every_process(both_ranks):
     for found in both_ranks[0]:
-        assert found["watch_thaws"]["moved"] == [{"head"}, {"dense", "head"}, {"dense", "head"}, EVERYTHING]
+        assert found["watch_unfreezing"]["moved"] == [{"head"}, {"dense", "head"}, {"dense", "head"}, EVERYTHING]
         some = {"layer4", "head"}
         everything = {"stem", "layer1", "layer2", "layer3", *some}
         assert found["watch_norms"]["moved"] == [{"head"}, some, some, everything]
@@ -279,18 +280,18 @@ HEAD, DENSE, CONV = 128 * 10 + 10, 32 * 13 * 13 * 128 + 128, 32 * 9 + 32
 def test_what_is_reduced_follows_the_phase(both_ranks):
     expected = [HEAD] * 3 + [HEAD + DENSE] * 6 + [HEAD + DENSE + CONV] * 3
     for found in both_ranks[0]:
-        assert found["watch_thaws"]["reduced"] == expected
+        assert found["watch_unfreezing"]["reduced"] == expected
 
 
-def test_model_is_wrapped_anew_at_a_thaw_alone_and_the_old_wrapper_is_gone(both_ranks):
+def test_model_is_wrapped_anew_at_an_unfreezing_alone_and_the_old_wrapper_is_gone(both_ranks):
     for found in both_ranks[0]:
-        assert found["watch_thaws"]["wrapped"] == [(1, 1)] * 3 + [(2, 1)] * 6 + [(3, 1)] * 3
+        assert found["watch_unfreezing"]["wrapped"] == [(1, 1)] * 3 + [(2, 1)] * 6 + [(3, 1)] * 3
         assert found["watch_norms"]["wrapped"] == [(1, 1)] * 2 + [(2, 1)] * 4 + [(3, 1)] * 2
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 3])
 def test_gradient_is_that_of_the_joined_batch_on_one_process(both_ranks, epoch):
-    first, second = (found["watch_thaws"]["steps"][epoch] for found in both_ranks[0])
+    first, second = (found["watch_unfreezing"]["steps"][epoch] for found in both_ranks[0])
     assert not first["batch"][0].equal(second["batch"][0])
     assert all(first["gradients"][name].equal(second["gradients"][name]) for name in first["gradients"])
     module = small_module(weights=None, classes=10)
@@ -334,9 +335,9 @@ def test_run_on_two_processes_resumes_from_everywhere_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_four_processes_stay_equal_and_send_what_trains(tmp_path):
     expected = [HEAD] * 2 + [HEAD + DENSE] * 4 + [HEAD + DENSE + CONV] * 2
-    for found in processes.launch(tmp_path, "watch_thaws", num_processes=4):
-        assert found["watch_thaws"]["equal_replicas"] == [True] * 4
-        assert found["watch_thaws"]["reduced"] == expected
+    for found in processes.launch(tmp_path, "watch_unfreezing", num_processes=4):
+        assert found["watch_unfreezing"]["equal_replicas"] == [True] * 4
+        assert found["watch_unfreezing"]["reduced"] == expected
 
 
 def test_two_processes_keep_the_features_that_one_does(both_ranks):
@@ -389,18 +390,22 @@ def test_auto_trains_the_stages_with_the_largest_relative_gradients(tmp_path):
     kept, unfreezing = Kept(), GradualUnfreezing("auto", auto_batches=2, auto_threshold=0.99)
     module, data = small_module(lr_scheduler=None), FewDigits(batch_size=10)
     small_trainer(3, unfreezing, kept).fit(module, datamodule=data)
-    (chosen,) = [stage for stage, value in unfreezing.gradients.items() if value == max(unfreezing.gradients.values())]
+    (chosen,) = [
+        stage
+        for stage, value in unfreezing.state.gradients.items()
+        if value == max(unfreezing.state.gradients.values())
+    ]
     assert kept.moved() == [{"head"}, {chosen, "head"}, {chosen, "head"}]
     twin = small_module(weights=None, classes=10)
     twin.load_state_dict(kept.weights)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(1)
     expected = gradients_by_hand(twin, list(loader))
-    assert unfreezing.gradients == pytest.approx(expected, rel=1e-4)
+    assert unfreezing.state.gradients == pytest.approx(expected, rel=1e-4)
 
 
 def test_measuring_gradients_changes_nothing_else():
-    """A run that thaws all by name equals one that measures first, and then chooses all."""
+    """A run that unfreezes all by name equals one that measures first, and then chooses all."""
 
     def run(unfreezing):
         L.seed_everything(1)
@@ -431,13 +436,13 @@ def test_next_phase_begins_when_the_loss_has_stopped_to_fall(capsys):
     )
     trainer = small_trainer(10, unfreezing, recorder, Told(), limit_val_batches=1)
     trainer.fit(module, datamodule=FewDigits())
-    assert [scores["val/loss"] for scores in unfreezing.scores.values()] == pytest.approx(
+    assert [scores["val/loss"] for scores in unfreezing.state.scores.values()] == pytest.approx(
         [2.0, 1.0, 1.1, 1.2, 0.9, 0.8, 0.8, 0.9, 0.1, 0.1]
     )
     assert recorder.moved() == [{"head"}] * 4 + [{"dense", "head"}] * 4 + [EVERYTHING] * 2
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("From")]
     assert told == ["From epoch 4 on dense, head train", "From epoch 8 on conv, dense, head train"]
-    # Two steps an epoch: the thaws at steps 8 and 16 warm up from their own first step, two of the run's 20 steps long.
+    # Two steps an epoch: the stages unfrozen at steps 8 and 16 warm up from there, for two of the run's 20 steps.
     factor = trainer.lr_scheduler_configs[0].scheduler.factor
     for step, stage, rate in ((8, "dense", 0.8), (16, "conv", 0.8)):
         assert [recorder.rates[step - 1][stage], recorder.rates[step][stage], recorder.rates[step + 1][stage]] == (
@@ -469,10 +474,10 @@ def test_early_stopping_that_could_end_the_run_before_the_last_phase_is_warned_o
             unfreezing = GradualUnfreezing("gradual", head_epochs=3, epochs_per_stage=2)
             trainer = small_trainer(9, unfreezing, EarlyStopping("val/loss", patience=patience))
             unfreezing.setup(trainer, small_module(classes=10), "fit")
-        return [str(one.message) for one in caught if "--early_stopping.patience" in str(one.message)]
+        return [str(one.message) for one in caught if "early_stopping.patience" in str(one.message)]
 
     assert warned(4) == [
-        "early_stopping.patience: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
+        "`early_stopping.patience`: 4 can end the run after 5 epochs, but the plan's last phase begins after 5; "
         "raise it to 5 or more"
     ]
     assert warned(5) == []
@@ -519,7 +524,7 @@ class Plain(Staged, L.LightningModule):
         ),
     ],
 )
-def test_any_module_that_names_its_stages_thaws(options, expected):
+def test_any_module_that_names_its_stages_is_unfrozen(options, expected):
     module, recorder = Plain(), Recorder()
     before = digests(module)
     # Plain has one group of parameters, without a name.
@@ -568,7 +573,7 @@ class HeadAlone(Plain):
         return torch.optim.SGD(self.last.parameters(), lr=0.1)
 
 
-def test_thaw_of_what_no_optimizer_has_is_refused():
+def test_unfreezing_what_no_optimizer_has_is_refused():
     with pytest.raises(UserError, match=r"^HeadAlone.configure_optimizers: first.weight shall train from epoch 1 on"):
         small_trainer(3, GradualUnfreezing("lp_ft")).fit(HeadAlone(), datamodule=FewDigits())
     small_trainer(1, GradualUnfreezing("linear_probe")).fit(HeadAlone(), datamodule=FewDigits())
@@ -617,10 +622,10 @@ def checkpointed(folder, max_epochs, unfreezing, module=None, ckpt_path=None):
 def test_longer_run_keeps_to_the_phases_that_have_begun(tmp_path):
     first = GradualUnfreezing(**PLATEAU)
     checkpointed(tmp_path / "first", 5, first)
-    assert first.starts == [0, 2, 4]
+    assert first.state.starts == [0, 2, 4]
     longer = GradualUnfreezing("plateau", plateau={"patience": 3})
     recorder, _ = checkpointed(tmp_path / "longer", 12, longer, ckpt_path=tmp_path / "first" / "end.ckpt")
-    assert longer.starts == [0, 2, 4]
+    assert longer.state.starts == [0, 2, 4]
     assert recorder.moved() == [EVERYTHING] * 7
 
 
@@ -678,7 +683,7 @@ def test_second_fit_measures_again():
     for seed in (1, 2):
         L.seed_everything(seed)
         small_trainer(2, unfreezing).fit(small_module(lr_scheduler=None), datamodule=FewDigits())
-        gradients.append(unfreezing.gradients)
+        gradients.append(unfreezing.state.gradients)
     assert gradients[0] != gradients[1]
 
 
@@ -689,3 +694,41 @@ def test_auto_is_refused_where_it_cannot_measure():
         UserError, match=r"^unfreeze.strategy: auto measures the losses of training_step, which must be"
     ):
         small_trainer(2, GradualUnfreezing("auto")).fit(module, datamodule=FewDigits())
+
+
+# What a fit costs
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "written"),
+    [
+        # Conv and dense have two parameters each, and so has the head, which trains from the start.
+        ({"strategy": "full"}, 2, [0, 0]),
+        ({"strategy": "linear_probe"}, 2, [4, 0]),
+        ({"strategy": "lp_ft"}, 3, [4, 4, 0]),
+        ({"strategy": "gradual", "head_epochs": 2}, 4, [4, 0, 2, 2]),
+    ],
+)
+def test_plan_is_made_once_and_gradients_are_switched_where_a_phase_changes_them(monkeypatch, options, epochs, written):
+    made, switched = [], []
+
+    def counted(*args):
+        made.append(args)
+        return make_plan(*args)
+
+    class Switches(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            switched.append(len(calls))
+            calls.clear()
+
+    calls = []
+    module = small_module(lr_scheduler=None)
+    switch = nn.Parameter.requires_grad_
+    monkeypatch.setattr("lit_ft.unfreezing.callback.make_plan", counted)
+    monkeypatch.setattr(
+        nn.Parameter, "requires_grad_", lambda self, on: (calls.append(on), switch(self, on))[1], raising=False
+    )
+    trainer = small_trainer(epochs, GradualUnfreezing(**options), Switches(), limit_val_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    assert len(made) == 1
+    assert switched == written

@@ -69,8 +69,7 @@ def plans(draw):
     options = {"epochs_per_stage": draw(st.integers(1, 3)), "head_epochs": draw(st.integers(1, 9))}
     if strategy == "plateau" or (strategy == "lp_ft" and draw(st.booleans())):
         options["plateau"] = draw(plateaus)
-    if strategy == "auto":
-        options["chosen"] = draw(st.none() | st.lists(st.sampled_from(stages), min_size=1))
+    chosen = draw(st.lists(st.sampled_from(stages))) if strategy == "auto" else []
     if strategy == "phases":
         sets = draw(st.lists(st.sets(st.sampled_from(stages), min_size=1), min_size=1, max_size=4))
         lengths = [draw(st.integers(1, 6)) for _ in sets[1:]]
@@ -80,7 +79,7 @@ def plans(draw):
     values = draw(st.lists(st.none() | st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, math.nan]), max_size=40))
     scores = {epoch: {"val/loss": value} for epoch, value in enumerate(values) if value is not None}
     try:
-        return strategy, make_plan(strategy, stages, max_epochs, **options), max_epochs, scores
+        return strategy, make_plan(strategy, stages, max_epochs, **options).decide(chosen), max_epochs, scores
     except UserError as error:
         assert re.search(r"needs at least \d+ epochs|ends the first phase|more than epochs", str(error))  # noqa: PT017
         reject()
@@ -143,7 +142,7 @@ def test_a_plateau_is_reached_when_nothing_improves():
 def test_each_phase_has_a_best_value_of_its_own():
     plateau = PlateauConfig(patience=2, monitor="val/loss", mode="min")
     plan = make_plan("plateau", ALL, 20, plateau=plateau)
-    # The thaw in epoch 3 sets the loss back; it then falls, though never below that of the first phase.
+    # Unfreezing in epoch 3 sets the loss back; it then falls, though never below that of the first phase.
     values = [0.5, 0.6, 0.6, 2.0, 1.5, 1.2, 1.3, 1.4, 1.0]
     scores = {epoch: {"val/loss": value} for epoch, value in enumerate(values)}
     assert plan.phase_starts(9, scores) == [0, 3, 8]
@@ -165,7 +164,7 @@ def test_auto_trains_what_is_chosen_beside_the_head():
     undecided = make_plan("auto", ALL, 5, head_epochs=2)
     assert undecided.undecided
     assert [(phase.first_epoch, phase.trainable) for phase in undecided.phases] == [(0, HEAD), (2, ALL)]
-    plan = make_plan("auto", ALL, 5, head_epochs=2, chosen=["layer1"])
+    plan = undecided.decide(["layer1"])
     assert not plan.undecided
     assert plan.phases[1].trainable == ("layer1", "head")
 

@@ -10,6 +10,7 @@ from lit_ft.evaluation.plan_figure import plan_figure
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PlateauConfig
+from lit_ft.unfreezing.state import UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import plan_table, run_plan
 
@@ -69,7 +70,8 @@ def test_table_of_auto_tells_what_will_be_chosen():
     rows = plan_table(trainer(GradualUnfreezing("auto")), Three()).splitlines()[2:]
     assert "1-9     chosen after phase 1, head  2,000 (100.0%)" in rows[1]
     decided = GradualUnfreezing("auto")
-    decided.gradients = {"stem": 0.1, "layer1": 1.0}
+    decided.state = UnfreezingState(decided.make_plan(Three(), 10))
+    decided.state.decide({"stem": 0.1, "layer1": 1.0}, decided.auto_threshold)
     assert "1-9     layer1, head      1,900 (95.0%)" in plan_table(trainer(decided), Three()).splitlines()[3]
 
 
@@ -97,7 +99,7 @@ def test_share_of_compute(trains, share):
     assert training_share([2, 3, 5], list(map(bool, trains))) == pytest.approx(share)
 
 
-def test_without_a_callback_that_thaws_everything_trains():
+def test_without_a_callback_that_unfreezes_everything_trains():
     plan = run_plan(trainer(), Three())
     assert [phase.trainable for phase in plan.phases] == [("stem", "layer1", "head")]
     assert "norms" not in plan_table(trainer(), Three())

@@ -1,4 +1,4 @@
-"""Decides where a network is cut: where the parameters of one stage end and those of the next begin."""
+"""Cutting of networks: where the parameters of one stage end and those of the next begin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.trace import Chain
+from lit_ft.backbones.partition.chain import Chain
 from lit_ft.errors import UserError
 
 Stages = OrderedDict[str, nn.Module]
@@ -26,7 +26,7 @@ class Network:
         module: Images ``(B, C, H, W)`` -> logits, or features where it has no classifier.
         stages: The names of the stages, shallow to deep.
         stage_of: The stage of each parameter, by the parameter's name; what is not in it is the classifier's.
-        wrapped: Functions that are not to be looked into while the graph is drawn.
+        wrapped: Functions that are not traced into.
         strict: Whether each stage must be found; else those that cannot be cut apart become one.
         prefix_tokens: Number of tokens before those of the patches, for transformers.
         class_token: Whether the first of these is a class token.
@@ -45,7 +45,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A network in pieces; each takes just what the one before it gives, and all share the network's parameters.
+    """A network in pieces: each takes only the output of the one before it; all share the network's parameters.
 
     Args:
         stages: Shallow to deep; the first takes images.
@@ -67,7 +67,7 @@ def assign(module: nn.Module, stages: Mapping[str, str], classifier: str | None 
         module: The network.
         stages: A regular expression for each stage; it must fit the beginning of a parameter's name, up to a dot or
             its end.
-        classifier: Likewise, for what is not wanted.
+        classifier: Likewise, for the parameters that are left out.
 
     Raises:
         UserError: If a parameter fits no pattern or several, or a pattern fits no parameter.
@@ -81,8 +81,8 @@ def assign(module: nn.Module, stages: Mapping[str, str], classifier: str | None 
     for name, parameter in module.named_parameters(remove_duplicate=False):
         fitting = [title for title, pattern in patterns if re.match(rf"(?:{pattern})(?:\.|$)", name)]
         if len(fitting) != 1:
-            told = f"in {' and in '.join(fitting)}" if fitting else "in no stage"
-            raise UserError(f"`model.backbone.stages`: parameter {name} is {told}; it must be in exactly one")
+            homes_found = f"in {' and in '.join(fitting)}" if fitting else "in no stage"
+            raise UserError(f"`model.backbone.stages`: parameter {name} is {homes_found}; it must be in exactly one")
         found[name] = fitting[0]
         if homes.setdefault(id(parameter), fitting[0]) != fitting[0]:
             raise UserError(

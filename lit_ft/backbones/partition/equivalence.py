@@ -1,4 +1,4 @@
-"""Decides whether a network that was cut still is what it was: its graph shows only what tensors go where."""
+"""Equivalence of a network and its pieces: a graph shows only which tensors go where."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ELSE = "let a module within a stage do so"
 
 
 def check_same(module: nn.Module, pieces: Pieces, spec: InputSpec) -> None:
-    """Refuses pieces that do not give what the whole network gives, in result and gradients, for any weights.
+    """Refuses pieces that differ from the whole network in result or gradients, for any weights.
 
-    Constants that were worked out of weights or drawn at random while the graph was drawn, branches on the training
-    mode and contexts such as ``torch.no_grad`` are not in a graph. All weights are moved for the comparison, and put
-    back.
+    Constants that were computed of weights or drawn at random while the network was traced, branches on the training
+    mode and contexts such as ``torch.no_grad`` are not in a graph. All weights are moved for the comparison, and
+    restored.
 
     Args:
         module: The whole network.
@@ -74,7 +74,7 @@ def _outcome(run: nn.Module, module: nn.Module, images: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _moved(module: nn.Module) -> Iterator[None]:
-    """Moves every weight and statistic a little, so that none is what it was when the graph was drawn."""
+    """Moves every weight and statistic a little, so that none is what it was when the network was traced."""
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     kept = [tensor.detach().clone() for tensor in tensors]
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ class _Mode:
 
 
 def _refuse_asking(module: nn.Module, chain: nn.Module, images: Tensor) -> None:
-    """Refuses a network of which a module that was looked into asks for its mode, which the caller puts back."""
+    """Refuses a network in which a module that was traced into asks for its mode, which the caller restores."""
     graphs = [piece.graph for piece in chain if isinstance(piece, fx.GraphModule)]  # type: ignore[attr-defined]
     whole = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
     for name, part in module.named_modules():

@@ -1,4 +1,4 @@
-"""Decides how a network is looked at without its data: shapes, counts and features at no cost in memory or time."""
+"""Networks without data: shapes and counts at no cost in memory or time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lit_ft.backbones.input_spec import InputSpec
 Made = TypeVar("Made")
 
 NOT_TAKEN = (RuntimeError, AssertionError, ValueError, TypeError, ArithmeticError, LookupError)
-"""What networks raise for images of a size or number of channels that they cannot take."""
+"""Errors of networks for images of a size or number of channels that they cannot take."""
 
 
 def without_data(make: Callable[[], Made]) -> Made:
-    """What ``make`` gives, with parameters without data, which take no memory and no time to draw.
+    """Calls ``make`` so that parameters have no data, which takes no memory, and no time to draw them.
 
     Args:
         make: Makes networks. Some compute with their parameters as they are made; these keep their data.
@@ -44,7 +44,7 @@ def without_data(make: Callable[[], Made]) -> Made:
 
 @contextmanager
 def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Sets modules to eval mode, and each part of them back to the mode that it had."""
+    """Sets modules to eval mode, and restores the mode of each part of them."""
     modes = {part: part.training for module in modules for part in module.modules()}
     try:
         for module in modules:
@@ -56,7 +56,7 @@ def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What a module gives, in eval mode, for tensors without data: the shapes of its results."""
+    """The output of a module, in eval mode, for tensors without data: the shapes of its results."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     with in_eval_mode(module):  # of one image, batch norm would have no statistics
@@ -64,12 +64,12 @@ def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def of_an_image(module: nn.Module, spec: InputSpec, images: Tensor | None = None) -> Any:
-    """What a network gives for one image, as `on_meta` does.
+    """The output of a network for one image without data; see `on_meta`.
 
     Args:
         module: Takes images.
-        spec: Of which kind they are.
-        images: Such images, if they are at hand.
+        spec: Their format.
+        images: Such images, if given.
 
     Raises:
         UserError: If the network cannot take them.

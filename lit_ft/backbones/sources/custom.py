@@ -1,4 +1,4 @@
-"""Decides how anybody's own network becomes a backbone: a class path, and a pattern for each stage."""
+"""Networks of one's own: a class path, and a pattern for each stage."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class OwnNetwork:
     Args:
         class_path: Where the class is, such as ``mypackage.models.MyNet``.
         stages: For each stage, shallow to deep, a regular expression that the names of its parameters begin with.
-        classifier: Such an expression for the parameters that the new head takes the place of.
-        init_args: What the class is made with.
+        classifier: Such an expression for the parameters that the new head replaces.
+        init_args: Arguments of the class.
         channels: Number of channels of the images that it takes.
         channels_last: Whether its last stage gives maps ``(B, h, w, D)`` rather than ``(B, D, h, w)``.
         prefix_tokens: For transformers, the number of tokens before those of patches; the first is the class token.
@@ -76,7 +76,7 @@ class OwnNetwork:
         return {}
 
     def input_spec(self, name: str, tag: str | None) -> InputSpec:
-        """The usual images of 224 pixels; `model.input` tells of others."""
+        """The usual images of 224 pixels; `model.input` changes them."""
         if self.channels == 3:
             return InputSpec()
         return InputSpec(mean=(0.5,) * self.channels, std=(0.5,) * self.channels)

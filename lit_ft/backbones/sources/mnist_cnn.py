@@ -1,4 +1,4 @@
-"""Decides the small network of the MNIST recipe, which comes with weights inside the package."""
+"""The small network of the MNIST recipe, whose weights come with the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides what lit_ft must know of a collection of networks, such as torchvision, to make backbones of them."""
+"""The protocol of a collection of networks, such as torchvision, from which backbones are built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_ft.backbones.weights.pretrained import Published
 
 
 class Source(Protocol):
-    """A collection of networks; the modules of this package that hold one have these functions."""
+    """A collection of networks; each module of this package that holds one has these functions."""
 
     def tags(self, name: str) -> dict[str, Published]:
         """The published weights of a network by their tag, with ``DEFAULT`` for the best of them."""

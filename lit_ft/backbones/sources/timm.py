@@ -1,4 +1,4 @@
-"""Decides how timm's networks are cut into stages, and which images their weights expect. Needs ``lit_ft[timm]``."""
+"""Networks of timm: their stages, published weights and input formats. Needs ``lit_ft[timm]``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import timm
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from timm.data.config import resolve_data_config
-from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
-from timm.models._features_fx import get_notrace_functions
-from timm.models._manipulate import group_with_matcher
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_notrace_functions, get_pretrained_cfg
 from torch import Tensor, nn
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.cut import Network
 from lit_ft.backbones.weights.pretrained import Published
+from lit_ft.compat import group_by_matcher
 from lit_ft.errors import UserError
 
 PREFIX = "timm/"
@@ -125,10 +124,9 @@ def _stages(name: str, module: nn.Module) -> dict[str, str]:
     rest = "~"  # fits nothing, so that its group is that of all which fits nothing: norms after the last stage
     refusal = f"`model.backbone`: timm has no groups of layers for {name}; give it as a class path with its stages"
     try:
-        groups = group_with_matcher(iter([(key, key) for key in [*own, rest]]), network.group_matcher(coarse=True))
+        parts = group_by_matcher([*own, rest], network.group_matcher(coarse=True))
     except (AttributeError, AssertionError) as error:
         raise UserError(refusal) from error
-    parts = list(groups.values())
     if len(parts) == 1:  # that of what fits nothing
         raise UserError(refusal)
     last = next(i for i, part in enumerate(parts) if rest in part)

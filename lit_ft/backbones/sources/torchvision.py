@@ -1,4 +1,4 @@
-"""Decides which parameters of torchvision's networks make a stage, and which images their weights expect."""
+"""Networks of torchvision: their stages, published weights and input formats."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.cut import Network, assign
 from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
+from lit_ft.compat import state_versions
 from lit_ft.errors import UserError
 
 Patterns = Mapping[str, str]
@@ -62,8 +63,8 @@ def _quarters(network: Any) -> Patterns:
 
 _RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "layer4": "layer4"}
 
-# The first prefix that fits a name tells its stages, each by a pattern that the names of its parameters begin with: cut
-# where the resolution halves, and before the last convolution.
+# The stages of names that begin with a prefix (the first that fits), each by a pattern that the names of its parameters
+# begin with: cut where the resolution halves, and before the last convolution.
 STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
     "alexnet": {f"conv{i}": rf"features\.{child}" for i, child in enumerate((0, 3, 6, 8, 10), start=1)},
     "convnext": {
@@ -150,7 +151,7 @@ STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
     "wide_resnet": _RESNET,
 }
 
-# What is not wanted of each: the classifier, and heads that help in training only.
+# Left out of each: the classifier, and heads for training only.
 _CLASSIFIERS = {"convnext": r"classifier\.2", "maxvit": r"classifier\.[35]"}
 _CLASSIFIER = "fc|heads?|classifier|AuxLogits|aux[12]"
 
@@ -211,7 +212,7 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
     Raises:
         UserError: If the network had other layers when it wrote them.
     """
-    versions = getattr(state, "_metadata", {})
+    versions = state_versions(state)
     if isinstance(module, MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
         raise UserError(
             "`model.weights`: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "

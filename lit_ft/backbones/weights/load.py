@@ -1,4 +1,4 @@
-"""Decides how weights get into a network: read safely, checked whole, then loaded; or refused."""
+"""Loading of weights: read without running code, checked as a whole, then loaded or refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_ft.backbones.weights.state_dicts import State, content, state_of
+from lit_ft.compat import loads_in_its_own_way, set_state_versions, state_versions
 from lit_ft.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -50,16 +51,15 @@ def read(path: str | Path, namings: Sequence[Collection[str]] = (), key: str | N
 
 
 def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors by the names that the network has for them now, where its own loading knows older ones.
+    """The tensors by the network's current names, where its own loading converts those of earlier versions.
 
-    The network's parts may load files of their earlier versions. Here a copy without data does, which keeps the tensors
-    that it is given.
+    A copy of the network without data loads them, and keeps the tensors that it is given.
 
     Args:
         module: The network.
-        state: Tensors by name, with the versions of the modules that wrote them, as far as these are known.
+        state: Tensors by name, with the versions of the modules that wrote them, if known.
     """
-    if all(type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules()):
+    if not loads_in_its_own_way(module):
         return state
     own = module.state_dict(keep_vars=True)
     blank = {id(tensor): tensor.detach().to("meta") for tensor in own.values()}
@@ -67,9 +67,9 @@ def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
     copy = deepcopy(module, blank)
     kept = {name: tensor for name, tensor in state.items() if name in own and own[name].shape != tensor.shape}
     given = State((name, tensor) for name, tensor in state.items() if name not in kept)
-    # Files of other formats than torch's tell no version; that of today is the likely one.
-    versions = dict(getattr(state, "_metadata", {}))
-    given._metadata = {**versions, "": {"version": getattr(module, "_version", None), **versions.get("", {})}}
+    # Files of other formats than torch's have no version; the current one is the likely one.
+    versions = state_versions(state)
+    set_state_versions(given, {**versions, "": {**state_versions(own).get("", {}), **versions.get("", {})}})
     unexpected = copy.load_state_dict(given, strict=False, assign=True).unexpected_keys
     loaded = {name: tensor for name, tensor in copy.state_dict().items() if not tensor.is_meta}
     return {**loaded, **kept, **{name: given[name] for name in unexpected}}
@@ -83,9 +83,9 @@ def load(
     Args:
         target: The module to fill.
         state: Tensors by the names that ``target`` uses.
-        needed: The names that ``state`` must have; the others, such as a classifier's, are passed over.
-        source: Where ``state`` is from, for the message.
-        partial: Whether to load what fits and warn of the rest, as long as anything fits.
+        needed: The names that ``state`` must have; others, such as a classifier's, are ignored.
+        source: The origin of ``state``, for messages.
+        partial: Whether to load the tensors that fit, if any, and warn of the others.
 
     Raises:
         UserError: If a needed tensor is missing or has another shape, or ``state`` has names that ``target`` lacks.
@@ -109,5 +109,5 @@ def load(
         hint = "" if not fitting or partial else "; to load what fits: `model.partial_weights` true"
         raise UserError(f"`model.weights`: {source} is of another network: {'; '.join(problems)}{hint}")
     current = State(fitting)
-    current._metadata = own._metadata  # type: ignore[attr-defined]  # some networks load nothing without their version
+    set_state_versions(current, state_versions(own))  # some networks load nothing without their version
     target.load_state_dict(current, strict=False)

@@ -1,4 +1,4 @@
-"""Decides where published weights lie on this machine, and how they get there."""
+"""Published weights: where they are on this machine, and their download."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Published:
     Args:
         title: Network and tag, for messages.
         file: Its name in the folder of weights.
-        url: Where it is fetched from; none if it comes with the package.
-        sha256: The first digits of its checksum, where they are known.
-        others: Where else it may lie already, such as in a library's cache.
+        url: Its address; none if it comes with the package.
+        sha256: The first digits of its checksum, if known.
+        others: Other paths of it, such as in a library's cache.
     """
 
     title: str
@@ -45,15 +45,15 @@ class Published:
     others: tuple[Path, ...] = ()
 
     def places(self) -> list[Path]:
-        """Where the file is looked for, in this order."""
+        """The paths at which the file is searched, in this order."""
         return [weights_folder() / self.file, *self.others]
 
     def local(self) -> Path | None:
-        """Where the file lies on this machine."""
+        """The path of the file on this machine, if it is here."""
         return next((place for place in self.places() if place.is_file()), None)
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors, from this machine or fetched into torch's cache.
+        """The tensors, from this machine or downloaded into torch's cache.
 
         Raises:
             UserError: If they are not here and cannot be fetched, or the file is damaged.
@@ -81,18 +81,18 @@ class Published:
         return self.sha256 is None or checksum(place).startswith(self.sha256)
 
     def fetch(self, folder: Path, by_hand: Path | None = None) -> Path:
-        """Fetches the file into a folder, whole or not at all.
+        """Downloads the file into a folder, atomically.
 
         Args:
-            folder: Where it will lie.
-            by_hand: Where a user whom that fails can put it, if not there.
+            folder: The folder.
+            by_hand: The path that the error names to a user who downloads it by hand, if not in that folder.
 
         Raises:
-            UserError: If that fails.
+            UserError: If the download fails.
         """
         assert self.url is not None  # else it comes with the package, and is never missing
         place = folder / self.file
-        partial = folder / f".partial-{self.file}"  # the suffix tells how it is read
+        partial = folder / f".partial-{self.file}"  # it is read by its suffix
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Bars are for people; elsewhere they would surround the one line after a failure.

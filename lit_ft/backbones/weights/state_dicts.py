@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_ft.backbones.weights import torch_files
+from lit_ft.compat import set_state_versions, state_versions
 from lit_ft.errors import UserError, unknown
 
 # What stands beside weights in many a file: options, paths, and numbers of numpy's. It is read as nothing.
@@ -33,9 +34,7 @@ _RIVAL = 0.9
 
 
 class State(OrderedDict[str, Tensor]):
-    """Tensors by name, and under ``_metadata`` the versions of the modules that wrote them, as torch keeps both."""
-
-    _metadata: dict[str, dict[str, Any]]
+    """Tensors by name, with the versions of the modules that wrote them (`lit_ft.compat.state_versions`)."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,13 @@ def _state(tensors: Mapping[Any, Any], prefix: str = "") -> State:
     """The tensors whose names begin with a prefix, without it, and the versions of their modules."""
     named = ((str(name), value) for name, value in tensors.items() if isinstance(value, Tensor))
     state = State((name[len(prefix) :], value) for name, value in named if name.startswith(prefix))
-    versions = getattr(tensors, "_metadata", None) or {}
     # A prefix ends with a dot, a module's own name does not.
-    state._metadata = {
+    versions = {
         f"{module}."[len(prefix) :].rstrip("."): dict(version)
-        for module, version in versions.items()
+        for module, version in state_versions(tensors).items()
         if f"{module}.".startswith(prefix)
     }
+    set_state_versions(state, versions)
     return state
 
 

@@ -50,7 +50,7 @@ def refuse_foreign(saved: Any, named: Any) -> None:
         if path not in known and not (is_of_libraries(path) and _is_plain_network(path)):
             raise UserError(
                 f"`ckpt_path`: the checkpoint names {path}, whose code would run; if you trust it, name "
-                f"it, too: `model.backbone.class_path` {path}, or the --config of its run, or from Python "
+                f"it, too: `model.backbone.class_path` {path}, or the config of its run, or from Python "
                 "load_from_checkpoint(..., backbone={...})"
             )
 
