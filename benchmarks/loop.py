@@ -19,7 +19,6 @@ import contextlib
 import io
 import json
 import logging
-import sys
 import tempfile
 import time
 import warnings
@@ -38,7 +37,7 @@ from torchvision.models import resnet18
 from watch import HERE, Pace, Pacing, fit, in_process
 
 from lit_ft import FineTuneModule
-from lit_ft.__main__ import main as lit_ft
+from lit_ft.cli import main as lit_ft
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
@@ -200,8 +199,8 @@ def arguments(case: dict[str, Any], epochs: int, folder: str) -> list[str]:
 
 def command_line(case: dict[str, Any], epochs: int, folder: str) -> None:
     """``lit-ft fit`` in this process, with the clock."""
-    sys.argv = ["lit-ft", "fit", *arguments(case, epochs, folder), f"--trainer.callbacks+={__name__}.Clock"]
-    if code := lit_ft():
+    args = ["fit", *arguments(case, epochs, folder), f"--trainer.callbacks+={__name__}.Clock"]
+    if code := lit_ft(args):
         raise SystemExit(code)
 
 

@@ -22,10 +22,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lit_ft.cli.defaults import TRAINER
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
 from lit_ft.training.progress import progress_bar
-from lit_ft.training.trainer import TRAINER, Trainer
+from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 HERE = Path(__file__).parent

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_ft.backbones.build import build_backbone
     from lit_ft.backbones.freezing import Staged
     from lit_ft.backbones.input_spec import InputSpec
+    from lit_ft.cli.api import Result, finetune, run
     from lit_ft.data import (
         CIFAR10DataModule,
         DigitsDataModule,
@@ -55,13 +56,16 @@ __all__ = [
     "Plan",
     "PlateauConfig",
     "PredictionWriter",
+    "Result",
     "RunReport",
     "Staged",
     "StreamDataModule",
     "Trainer",
     "UserError",
     "build_backbone",
+    "finetune",
     "make_plan",
+    "run",
 ]
 
 _HOMES = {
@@ -69,6 +73,7 @@ _HOMES = {
     "lit_ft.backbones.build": ["build_backbone"],
     "lit_ft.backbones.freezing": ["Staged"],
     "lit_ft.backbones.input_spec": ["InputSpec"],
+    "lit_ft.cli.api": ["Result", "finetune", "run"],
     "lit_ft.data": [
         "CIFAR10DataModule",
         "DigitsDataModule",

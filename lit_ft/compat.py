@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -228,6 +229,23 @@ def _validates_after(epoch: int, trainer: Any) -> bool:
     every = trainer.check_val_every_n_epoch
     whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
     return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
+
+
+@contextmanager
+def parsing_settings(**settings: Any) -> Iterator[None]:
+    """Sets global settings of jsonargparse for a while; it has no public way to read or reset them (4.51 to 4.53).
+
+    Args:
+        **settings: As of jsonargparse's `set_parsing_settings`.
+    """
+    from jsonargparse import _common, set_parsing_settings
+
+    before = dict(_common.parsing_settings)
+    set_parsing_settings(**settings)
+    try:
+        yield
+    finally:
+        _common.parsing_settings.update(before)
 
 
 def rewrap_ddp(strategy: Any) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small_runs import FewDigits, differences, final_state, small_module, small_trainer
 
 from lit_ft import AtomicCheckpointIO
-from lit_ft.__main__ import main as lit_ft_main
+from lit_ft.cli import main as lit_ft_main
 from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoints import newest
@@ -103,12 +103,12 @@ def train(folder, teller, attempt):
 def train_by_command(folder, teller, attempt):
     """Three phases of ten steps by `lit-ft fit`, which saves the best and the last epoch."""
     _, path = seed_and_checkpoint(folder, attempt)
-    sys.argv = ["lit-ft", "fit", "--config", str(QUICKSTART), "--trainer.default_root_dir", str(folder.parent)]
-    sys.argv += ["--name", folder.name, "--seed_everything", str(SEED), "--model.head.dropout", "0.5"]
-    sys.argv += ["--unfreeze.head_epochs", "1", "--unfreeze.epochs_per_stage", "1", "--trainer.max_epochs", "3"]
-    sys.argv += ["--ckpt_path", "last"] if path is not None else []
+    args = ["fit", "--config", str(QUICKSTART), "--trainer.default_root_dir", str(folder.parent)]
+    args += ["--name", folder.name, "--seed_everything", str(SEED), "--model.head.dropout", "0.5"]
+    args += ["--unfreeze.head_epochs", "1", "--unfreeze.epochs_per_stage", "1", "--trainer.max_epochs", "3"]
+    args += ["--ckpt_path", "last"] if path is not None else []
     teller.tell("started")
-    if lit_ft_main() != 0:
+    if lit_ft_main(args) != 0:
         raise RuntimeError("lit-ft failed")
     # A run that was killed before its first checkpoint is started anew, in another folder.
     path = Path(newest(str(folder), "last"))

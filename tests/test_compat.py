@@ -2,9 +2,11 @@
 
 import inspect
 
+import jsonargparse
 import lightning as L
 import pytest
 import torch
+from jsonargparse import _common
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.strategies import DDPStrategy
@@ -28,6 +30,7 @@ from lit_ft.compat import (
     is_compiled,
     loads_in_its_own_way,
     log_repeatedly,
+    parsing_settings,
     set_state_versions,
     setup_train_data,
     setup_validation_loaders,
@@ -201,3 +204,15 @@ def test_schedulers_within_others_are_found_at_any_depth():
     assert list(inner_schedulers(whole)) == [chained, first, second, third]
     assert [inner_states(state) != () for state in inner_states(whole.state_dict())] == [True, False]
     assert inner_states(first.state_dict()) == ()
+
+
+def test_settings_of_the_parser_are_set_for_a_while():
+    before = dict(_common.parsing_settings)
+    with parsing_settings(instantiate_subclass_spec_in_any=True, validate_defaults=True):
+        assert _common.get_parsing_setting("instantiate_subclass_spec_in_any") is True
+        assert _common.get_parsing_setting("validate_defaults") is True
+    assert _common.parsing_settings == before
+
+
+def test_parser_has_no_public_way_to_read_settings():
+    assert not hasattr(jsonargparse, "get_parsing_setting")

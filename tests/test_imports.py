@@ -72,7 +72,10 @@ def test_no_modules_import_each_other_in_a_circle():
     assert not needs
 
 
-@pytest.mark.parametrize("name", ["errors", "assets", "unfreezing/plan", "unfreezing/strategies", "cli/commands"])
+_LOWEST = ["errors", "assets", "unfreezing/plan", "unfreezing/strategies", "cli/commands", "cli/entry", "cli/process"]
+
+
+@pytest.mark.parametrize("name", _LOWEST)
 def test_lowest_files_need_only_the_standard_library(name):
     roots = {module.split(".")[0] for module in imported(Path(f"{name}.py"), nested=False)}
     assert roots <= sys.stdlib_module_names | {"lit_ft"}
@@ -99,8 +102,16 @@ def test_networks_and_optimizers_need_no_lightning(path):
             ],
         ),
         (
-            "from lit_ft.__main__ import main; sys.argv = ['lit-ft', '--help']; main()",
-            ["lit_ft", "lit_ft.__main__", "lit_ft.assets", "lit_ft.cli", "lit_ft.cli.commands", "lit_ft.errors"],
+            "from lit_ft.cli import main; main(['--help'])",
+            [
+                "lit_ft",
+                "lit_ft.assets",
+                "lit_ft.cli",
+                "lit_ft.cli.commands",
+                "lit_ft.cli.entry",
+                "lit_ft.cli.process",
+                "lit_ft.errors",
+            ],
         ),
     ],
     ids=["package", "error", "plan", "help"],
@@ -150,13 +161,16 @@ def test_public_names():
         "Plan",
         "PlateauConfig",
         "PredictionWriter",
+        "Result",
         "RunReport",
         "Staged",
         "StreamDataModule",
         "Trainer",
         "UserError",
         "build_backbone",
+        "finetune",
         "make_plan",
+        "run",
     ]
 
 

@@ -69,15 +69,14 @@ def test_links_lead_to_a_file_and_a_heading(page):
     [("README.md", "lr_decay: 0.6"), ("docs/settings.md", "lr_decay: 0.6"), ("docs/model.md", "kind: cosine")],
 )
 def test_options_in_the_tables_are_accepted(monkeypatch, tmp_path, capsys, page, value):
-    from lit_ft.__main__ import main
+    from lit_ft.cli import main
 
     monkeypatch.chdir(tmp_path)
     options = re.findall(r"^\| `(--[^`]+ [^`]+)`", (ROOT / page).read_text(encoding="utf-8"), flags=re.M)
     assert len(options) > 7
     args = [arg for text in options for arg in shlex.split(text)]
-    monkeypatch.setattr("sys.argv", ["lit-ft", "fit", *args, "--print_config"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        main(["fit", *args, "--print_config"])
     assert stop.value.code == 0
     assert value in capsys.readouterr().out
 

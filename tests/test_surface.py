@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import lit_ft as package
-from lit_ft.cli.lightning import FineTuneCLI
+from lit_ft.cli.commands import COMMANDS
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 
@@ -47,7 +47,7 @@ def check_of_versions(name, text):
     check(name, header + text)
 
 
-@pytest.mark.parametrize("command", ["", *FineTuneCLI.subcommands(), "models", "describe"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(lit_ft, capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "120")
     if command:

@@ -72,7 +72,7 @@ def source_of(name: NetworkName) -> Source:
     if not name.startswith("timm/") and find_spec("timm") and f"timm/{network}" in backbone_names("timm/"):
         weights = f" and `model.weights` {tag}" if tag else ""
         raise UserError(f"`model.backbone`: {name} is a network of timm; give timm/{network}{weights}")
-    raise UserError(f"{unknown('backbone', name, names, '`model.backbone`')}; see lit-ft models")
+    raise UserError(f"{unknown('backbone', name, names, '`model.backbone`').args[0]}; see lit-ft models")
 
 
 def _timm(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Decides what a config needs of the network: fetches it into one folder, or lists what is missing of it."""
+"""``lit-ft download``: published weights and data fetched into one folder."""
 
 from __future__ import annotations
 
@@ -9,96 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_ft.assets import MANIFEST, data_root, entry_name, is_intact, read_manifest, record, weights_folder
-from lit_ft.backbones.build import input_spec, source_of
+from lit_ft.assets import MANIFEST, data_root, entry_name, is_intact, is_offline, read_manifest, record, weights_folder
 from lit_ft.backbones.weights.load import is_file_name
-from lit_ft.backbones.weights.pretrained import Published
-from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.cli.offline import published_weights, same_options
+from lit_ft.cli.parser import ConfigCLI
 from lit_ft.errors import UserError
 
 MakeData = Callable[[Path | None, Path | None], Any]
 """Makes the data module that fetches: into the first folder if the config names none, or anyway into the second."""
 
-# What only some commands take, and the others would not know.
-_OWN_OPTIONS = ("--ckpt_path", "--weights_only", "--verbose", "--return_predictions", "--folder")
+
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """Adds what the command alone takes."""
+    about = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
+    parser.add_argument("--folder", type=str | None, default=None, help=about)
 
 
-def published_weights(model: Mapping[str, Any]) -> Published | None:
-    """The published weights that ``--model`` asks for, if any.
-
-    Args:
-        model: ``backbone`` and ``weights``.
-
-    Raises:
-        UserError: If the backbone or the tag is unknown.
-    """
-    name, tag = model.get("backbone"), model.get("weights")
-    if name is None or tag is None or is_file_name(tag):
-        return None
-    input_spec(name, tag)  # refuses what is unknown
-    found = source_of(name).tags(str(name))[tag]
-    return found if found.url is not None else None
-
-
-def same_command(arguments: list[str], command: str, other: str) -> str:
-    """The command line that does ``other`` with the config of ``command``.
-
-    >>> same_command(["test", "--config", "a b.yaml", "--ckpt_path", "x.ckpt", "--model.lr=1"], "test", "download")
-    "lit-ft download --config 'a b.yaml' --model.lr=1"
-    """
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if not skip and name not in _OWN_OPTIONS:
-            kept.append(other if argument == command and other not in kept else argument)
-        skip = name in _OWN_OPTIONS and not equals
-    return shlex.join(["lit-ft", *kept])
-
-
-def refuse_missing(model: Mapping[str, Any], data: Any, command: str) -> None:
-    """Refuses to start where something is not on this machine, and lists all of it.
-
-    Args:
-        model: ``backbone`` and ``weights``.
-        data: The data module.
-        command: What fetches the files where there is a network.
+def run(cli: ConfigCLI) -> int:
+    """Fetches what a config needs, and prints the command that runs it offline.
 
     Raises:
-        UserError: If a file is missing.
+        UserError: If something cannot be fetched.
     """
-    weights = published_weights(model)
-    missing = []
-    if weights is not None and weights.local() is None:
-        missing.append(f"{weights.places()[0].absolute()} (from {weights.url})")
-    missing += [str(path.absolute()) for path in getattr(data, "missing_files", list)()]
-    if missing:
-        folder = shlex.quote(str(data_root()))
-        raise UserError(
-            f"--offline: {len(missing)} {'file is' if len(missing) == 1 else 'files are'} missing: "
-            f"{', '.join(missing)}; to fetch them where there is a network: {command} --folder {folder}"
-        )
-
-
-def must_fetch(model: Mapping[str, Any]) -> bool:
-    """Whether the weights that ``--model`` asks for are published and not on this machine."""
-    weights = published_weights(model)
-    return weights is not None and weights.local() is None
-
-
-def read_before_fetching(data: Any) -> None:
-    """Reads the data of a run, so that what is missing or wrong there is told before weights are fetched.
-
-    Args:
-        data: The data module. What it will fetch by itself is not read, and neither is what is of no module of lit_ft.
-
-    Raises:
-        UserError: If the data cannot be read.
-    """
-    fetches = getattr(data, "download", False) and data.missing_files()
-    if isinstance(data, ImageDataModule) and not fetches:
-        data.read()
+    if is_offline():
+        raise UserError("`offline`: lit-ft download fetches files; run it without --offline and LIT_FT_OFFLINE")
+    folder = data_root(cli.config["folder"])
+    download(cli.model_options(), cli.make_data, folder)
+    print(f"Run: LIT_FT_DATA={shlex.quote(str(folder))} {same_options('finetune', cli.args)} --offline")
+    return 0
 
 
 def download(model: Mapping[str, Any], make_data: MakeData, folder: Path) -> None:
@@ -122,7 +62,7 @@ def download(model: Mapping[str, Any], make_data: MakeData, folder: Path) -> Non
         if not there:
             print(f"Fetching {weights.url}", flush=True)
             weights.fetch(place.parent)
-        _tell(folder, place, None if there else weights.url)
+        _record_file(folder, place, None if there else weights.url)
     _download_data(make_data, folder)
     if (folder / MANIFEST).is_file():
         print(f"Manifest: {folder / MANIFEST}")
@@ -154,7 +94,7 @@ def _download_data(make_data: MakeData, folder: Path) -> None:
         print(f"Fetching {title} from {', '.join(sorted({url for p in wanted if (url := files[p])}))}", flush=True)
         _fetch_data(make_data, data, wanted)
     for path, url in files.items():
-        _tell(folder, data.find_file(path), url if path in wanted else None)
+        _record_file(folder, data.find_file(path), url if path in wanted else None)
 
 
 def _fetch_data(make_data: MakeData, data: Any, wanted: set[Path]) -> None:
@@ -182,8 +122,8 @@ def _fetch_data(make_data: MakeData, data: Any, wanted: set[Path]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _tell(folder: Path, path: Path, url: str | None) -> None:
-    """Records a file, and prints its size and whether it was fetched."""
+def _record_file(folder: Path, path: Path, url: str | None) -> None:
+    """Records a file in the manifest, and prints its size and whether it was fetched."""
     if url is not None or entry_name(folder, path) not in read_manifest(folder):
         record(folder, path, url)
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""Decides how the parser's complaints are told: the option, what was given, and the nearest valid choice."""
+"""Messages about options that the parser refuses: the option, what was given, and the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, nearest
-from lit_ft.faults import is_of_own_code, mistake_behind
 
 _GIVEN_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-_UNKNOWN = [
-    re.compile(r"Option '([^']+)' is not accepted"),
-    re.compile(r"[Kk]ey ['\"]([^'\"]+)['\"] is not expected"),
-    re.compile(r"[Uu]nrecognized arguments: (?:--)?([^\s=]+)"),
-    re.compile(r"No action for key ['\"]([^'\"]+)['\"]"),
-    re.compile(r"does not accept option ['\"]([^'\"]+)['\"]"),
-]
-_STRAY = re.compile(r"[Uu]nrecognized arguments: ((?!-)\S.*)$", re.MULTILINE)
-_NEEDED = re.compile(
-    r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s+the following arguments are required: (\S+)"
+_UNKNOWN = (
+    r"Option '([^']+)' is not accepted",
+    r"[Kk]ey ['\"]([^'\"]+)['\"] is not expected",
+    r"[Uu]nrecognized arguments: (?:--)?([^\s=]+)",
+    r"No action for key ['\"]([^'\"]+)['\"]",
+    r"does not accept option ['\"]([^'\"]+)['\"]",
 )
-_OTHER_CLASS = re.compile(r"Import path does not correspond to a subclass of (\w+)")
-_CHOICES = re.compile(r"Literal\[([^\]]*)\]\. Got value: (\S+)")
-_NO_CLASS = re.compile(
+_NO_CLASS = (
     r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)"
     r"|Problem with given class_path '([^']+)':\s+(?:No module named|module '[^']*' has no attribute)"
 )
@@ -44,8 +37,9 @@ _BASES = [
 ]
 
 
-def explain(message: str, options: Iterable[str], classes: dict[str, list[str]], command: str = "fit") -> UserError:
-    """Turns what jsonargparse says into one line.
+@dataclass(frozen=True)
+class Complaint:
+    """What jsonargparse refuses, and what would have been right.
 
     Args:
         message: The parser's message, of many lines.
@@ -53,49 +47,43 @@ def explain(message: str, options: Iterable[str], classes: dict[str, list[str]],
         classes: For an option that takes a class by name: the names that it knows.
         command: The command.
     """
-    if found := _STRAY.search(message):
-        return _stray(found[1].split(), command)
-    parts = [part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", message) if part]
-    # One that is a file of options, were it text, is named twice.
-    key = ".".join(part for part, last in zip(parts, ["", *parts], strict=False) if part != last)
-    option = f"--{key}: " if key else ""
-    for pattern in _UNKNOWN:
-        if found := pattern.search(message):
-            return _unknown_option(found[1].lstrip("-"), key, message, options)
-    if found := _CHOICES.search(message):
-        choices = [choice.strip(" '\"") for choice in found[1].split(",")]
-        close = nearest(found[2], choices, most=1)
-        hint = f"; nearest: {close[0]}" if close else ""
-        return UserError(f"{option}unknown value {found[2]!r}{hint} (choose from {', '.join(choices)})")
-    if (found := _NEEDED.search(message)) and key:
-        return UserError(f"{option}{found[1]} needs {found[2]}; add --{key}.{found[2]} VALUE")
-    if (found := _OTHER_CLASS.search(message)) and (value := re.search(r"Given value: (\S+)$", message, re.MULTILINE)):
-        choices = [name for name in classes.get(key, []) if not name.startswith("_")]
-        hint = f"; choose from {', '.join(choices)}, or derive yours from it" if 0 < len(choices) <= 12 else ""
-        return UserError(f"{option}{value[1]} is no {found[1]}{hint}")
-    if (found := _NO_CLASS.search(message)) and key in classes:
-        given = next(group for group in found.groups() if group)
-        close = nearest(given.rpartition(".")[2], classes[key])
-        return UserError(f"{option}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else ""))
-    if lines := re.findall(r'in "<unicode string>", (line \d+)', message):
-        return UserError(f"--config: not valid YAML: {lines[-1]}")
-    if key and (found := re.search(r'Unable to load config "(.+)"', message)):
-        return UserError(f"{option}{found[1]} does not fit; give its options, as --{key}.NAME VALUE")
-    found = None if "Got value" in message else re.search(r"Given value: (\S.*)$", message, re.MULTILINE)
-    if key and (found := found or re.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)", message)):
-        return UserError(f"{option}{found[1]} does not fit{_fitting(message, found[1], key)}")
-    if key == "config" and (found := re.search(r"File does not exist: '([^']+)'", message)):
-        return UserError(f"{option}{found[0]}{_nearest_config(Path(found[1]))}")
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    telling = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
-    leaf = [line for line in telling if not _GIVEN_CLASS.search(line)] or lines[-1:]
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
-    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
-    return UserError(f"{option}{text.rstrip('.')}")
+
+    message: str
+    options: Collection[str] = ()
+    classes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    command: str = "fit"
+
+    @property
+    def key(self) -> str:
+        """The option, by its full name."""
+        parts = [part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", self.message) if part]
+        # One that is a file of options, were it text, is named twice.
+        return ".".join(part for part, last in zip(parts, ["", *parts], strict=False) if part != last)
+
+    @property
+    def prefix(self) -> str:
+        """What its line begins with."""
+        return f"--{self.key}: " if self.key else ""
+
+    def search(self, pattern: str) -> re.Match[str] | None:
+        """The first match in the message; the end of a line is an end."""
+        return re.search(pattern, self.message, re.MULTILINE)
 
 
-def _stray(words: list[str], command: str) -> UserError:
-    """The error for values that follow no option."""
+def explain(
+    message: str, options: Collection[str], classes: Mapping[str, list[str]], command: str = "fit"
+) -> UserError:
+    """The error, in one line, for what jsonargparse refuses: see `Complaint` for the arguments."""
+    complaint = Complaint(message, options, classes, command)
+    return UserError(next(filter(None, (explanation(complaint) for explanation in _EXPLANATIONS))))
+
+
+def _stray(complaint: Complaint) -> str | None:
+    """Values that follow no option."""
+    found = complaint.search(r"[Uu]nrecognized arguments: ((?!-)\S.*)$")
+    if found is None:
+        return None
+    words = found[1].split()
     typed = []
     for word in words:
         suffix = Path(word).suffix
@@ -103,22 +91,138 @@ def _stray(words: list[str], command: str) -> UserError:
             typed.append(f"--ckpt_path {word}")
         elif suffix in (".yaml", ".yml"):
             typed.append(f"--config {word}")
-        elif command == "predict" or Path(word).is_dir():
-            images = "predict" if command == "predict" else "root"
+        elif complaint.command == "predict" or Path(word).is_dir():
+            images = "predict" if complaint.command == "predict" else "root"
             typed.append(f"--data ImageFolderDataModule --data.{images} {word}")
     if len(typed) < len(words):
-        return UserError(f"{words[0]}: follows no option; each value needs one, as in --trainer.max_epochs 3")
-    return UserError(f"{' '.join(words)}: without the name of an option; type {' '.join(typed)}")
+        return f"{words[0]}: follows no option; each value needs one, as in --trainer.max_epochs 3"
+    return f"{' '.join(words)}: without the name of an option; type {' '.join(typed)}"
 
 
-def _nearest_config(given: Path) -> str:
-    """What to type for a config that is not there: the recipe with that name, beside it or in the folder of recipes."""
+def _unknown_option(complaint: Complaint) -> str | None:
+    """An option that does not exist."""
+    found = next(filter(None, map(complaint.search, _UNKNOWN)), None)
+    if found is None:
+        return None
+    key, name = complaint.key, found[1].lstrip("-")
+    given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
+    paths = _GIVEN_CLASS.findall(complaint.message)
+    if given in ("optimizer.lr", "optimizer.init_args.lr"):
+        return f"--{given}: there is no such option; nearest: --model.lr"
+    for base, what, example in _BASES:
+        if any(path.endswith(base) for path in paths):
+            return f"--{given}: name the {what} first, such as --{key} {example}"
+    known = set(complaint.options)
+    for path in paths:
+        module, _, cls = path.rpartition(".")
+        known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
+    close = nearest(given, sorted(known))
+    return f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else "")
+
+
+def _unknown_choice(complaint: Complaint) -> str | None:
+    """A value that is not among the few that there are."""
+    found = complaint.search(r"Literal\[([^\]]*)\]\. Got value: (\S+)")
+    if found is None:
+        return None
+    choices = [choice.strip(" '\"") for choice in found[1].split(",")]
+    close = nearest(found[2], choices, most=1)
+    hint = f"; nearest: {close[0]}" if close else ""
+    return f"{complaint.prefix}unknown value {found[2]!r}{hint} (choose from {', '.join(choices)})"
+
+
+def _missing_option_of_class(complaint: Complaint) -> str | None:
+    """A class that needs an option."""
+    name = r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s+the following arguments are required: (\S+)"
+    found = complaint.search(name)
+    if found is None or not complaint.key:
+        return None
+    return f"{complaint.prefix}{found[1]} needs {found[2]}; add --{complaint.key}.{found[2]} VALUE"
+
+
+def _class_of_another_kind(complaint: Complaint) -> str | None:
+    """A class that is derived from something else."""
+    found = complaint.search(r"Import path does not correspond to a subclass of (\w+)")
+    value = complaint.search(r"Given value: (\S+)$")
+    if found is None or value is None:
+        return None
+    choices = [name for name in complaint.classes.get(complaint.key, []) if not name.startswith("_")]
+    hint = f"; choose from {', '.join(choices)}, or derive yours from it" if 0 < len(choices) <= 12 else ""
+    return f"{complaint.prefix}{value[1]} is no {found[1]}{hint}"
+
+
+def _unknown_class(complaint: Complaint) -> str | None:
+    """A class that does not exist."""
+    found = complaint.search(_NO_CLASS)
+    if found is None or complaint.key not in complaint.classes:
+        return None
+    given = next(group for group in found.groups() if group)
+    close = nearest(given.rpartition(".")[2], complaint.classes[complaint.key])
+    return f"{complaint.prefix}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else "")
+
+
+def _no_yaml(complaint: Complaint) -> str | None:
+    """A config that is no YAML."""
+    lines = re.findall(r'in "<unicode string>", (line \d+)', complaint.message)
+    return f"--config: not valid YAML: {lines[-1]}" if lines else None
+
+
+def _value_instead_of_options(complaint: Complaint) -> str | None:
+    """A value for what has options of its own."""
+    found = complaint.search(r'Unable to load config "(.+)"')
+    if found is None or not complaint.key:
+        return None
+    return f"{complaint.prefix}{found[1]} does not fit; give its options, as --{complaint.key}.NAME VALUE"
+
+
+def _unfit_value(complaint: Complaint) -> str | None:
+    """A value of another type."""
+    if not complaint.key:
+        return None
+    found = None if "Got value" in complaint.message else complaint.search(r"Given value: (\S.*)$")
+    found = found or complaint.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)")
+    return found and f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
+
+
+def _missing_config(complaint: Complaint) -> str | None:
+    """A config that is not there; proposes the recipe with that name, beside it or in the folder of recipes."""
+    found = complaint.search(r"File does not exist: '([^']+)'")
+    if found is None or complaint.key != "config":
+        return None
+    given = Path(found[1])
     folders = (given.parent, Path("configs"), Path(__file__).parents[2] / "configs")
     files = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
     close = nearest(given.stem, files, most=1)
     if not close:
-        return ""
-    return f"; {'type --config' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
+        return f"{complaint.prefix}{found[0]}"
+    hint = f"{'type --config' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
+    return f"{complaint.prefix}{found[0]}; {hint}"
+
+
+def _anything_else(complaint: Complaint) -> str:
+    """The line of the message that has most to say."""
+    lines = [line.strip(" -") for line in complaint.message.splitlines() if line.strip(" -")]
+    worth = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
+    leaf = [line for line in worth if not _GIVEN_CLASS.search(line)] or lines[-1:]
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
+    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
+    return f"{complaint.prefix}{text.rstrip('.')}"
+
+
+_EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
+    _stray,
+    _unknown_option,
+    _unknown_choice,
+    _missing_option_of_class,
+    _class_of_another_kind,
+    _unknown_class,
+    _no_yaml,
+    _value_instead_of_options,
+    _unfit_value,
+    _missing_config,
+    _anything_else,
+)
+"""Of what the message says, most specific first; `_anything_else` always has an answer."""
 
 
 def _fitting(message: str, given: str, key: str) -> str:
@@ -138,20 +242,18 @@ def _fitting(message: str, given: str, key: str) -> str:
     return f"; give {' or '.join(wanted)}" if wanted else ""
 
 
-def _unknown_option(name: str, key: str, message: str, options: Iterable[str]) -> UserError:
-    """The error for an option that does not exist."""
-    given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
-    known = set(options)
-    for path in _GIVEN_CLASS.findall(message):
-        module, _, cls = path.rpartition(".")
-        known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
-    if given in ("optimizer.lr", "optimizer.init_args.lr"):
-        return UserError(f"--{given}: there is no such option; nearest: --model.lr")
-    for base, what, example in _BASES:
-        if any(path.endswith(base) for path in _GIVEN_CLASS.findall(message)):
-            return UserError(f"--{given}: name the {what} first, such as --{key} {example}")
-    close = nearest(given, sorted(known))
-    return UserError(f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else ""))
+def option_names(defaults: Any) -> set[str]:
+    """The names of all options of a parser, as they are typed.
+
+    Args:
+        defaults: The namespace of its defaults.
+
+    >>> from jsonargparse import Namespace
+    >>> sorted(option_names(Namespace(model=Namespace(class_path="x", init_args=Namespace(lr=1)))))
+    ['model', 'model.lr']
+    """
+    names = [key.replace(".init_args", "").removesuffix(".class_path").split(".") for key in dict(defaults.items())]
+    return {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
 
 
 def class_options(cls: Any) -> list[str]:
@@ -173,47 +275,3 @@ def class_names(base: type) -> list[str]:
     children: list[type] = base.__subclasses__()
     own = [[] if inspect.isabstract(child) else [child.__name__] for child in children]
     return [name for names, child in zip(own, children, strict=True) for name in (*names, *class_names(child))]
-
-
-@contextmanager
-def told_in_one_line(
-    before_training: Callable[[], bool], *kinds: type[Exception], packages: Collection[str] = ()
-) -> Iterator[None]:
-    """Turns what libraries raise over bad options into a mistake of the user's, as long as nothing was trained.
-
-    What was raised in the user's own code, or passed through it, stays as it is, with its traceback.
-
-    Args:
-        before_training: Whether nothing was trained yet.
-        kinds: Exceptions of a library's own that it raises over options alone, be it after an epoch.
-        packages: Installed packages of the user's own.
-    """
-    caught: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, TypeError, ImportError, *kinds)
-    try:
-        yield
-    except caught as error:
-        if (mistake := mistake_behind(error)) is not None:
-            raise_again(mistake, error)
-        if not (before_training() or isinstance(error, kinds)) or is_of_own_code(error, packages):
-            raise
-        raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
-
-
-def raise_again(mistake: UserError, error: Exception) -> NoReturn:
-    """Raises a mistake that was found behind an exception, with all that it came of.
-
-    It is made anew, as ``raise mistake from error`` would put that exception in the place of what the mistake came of.
-    """
-    if mistake is error:
-        raise mistake
-    raise UserError(*mistake.args) from error
-
-
-def _reason(message: str) -> str:
-    """The line that tells most of what a library says in several."""
-    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
-        return f"{found[1]}: {found[2]}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
-    # What a value of another type was expected to be tells less.
-    return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")

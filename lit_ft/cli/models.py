@@ -1,4 +1,4 @@
-"""Decides what ``lit-ft models`` and ``lit-ft describe`` tell of backbones: their sizes, stages, images and weights."""
+"""``lit-ft models`` and ``lit-ft describe``: sizes, stages, images and weights of backbones."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.partition.meta import without_data
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.console import format_table
-from lit_ft.errors import UserError, nearest, printable
+from lit_ft.errors import UserError, for_command_line, nearest, printable
 
 
-def run(args: Sequence[str]) -> None:
-    """Runs ``models`` or ``describe``, the first of ``args``, with the others.
+def run(command: str, args: Sequence[str]) -> None:
+    """Runs ``models`` or ``describe``.
 
     Raises:
-        UserError: After a mistake in the arguments.
+        UserError: After an error in the arguments.
     """
-    command, *rest = args
     parser = _Parser(prog=f"lit-ft {command}", description=COMMANDS[command])
     if command == "models":
         about = "part of a name, or a quoted shell pattern such as 'resnet*' or 'timm/vit_*'; timm's only after timm/"
@@ -36,12 +35,12 @@ def run(args: Sequence[str]) -> None:
         about = "a name that lit-ft models lists, or a config (.yaml), such as that of a network of your own"
         parser.add_argument("name", metavar="NAME", help=about)
         parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")
-    given = parser.parse_args(rest)
+    given = parser.parse_args(args)
     try:
         list_models(given.pattern) if command == "models" else describe(given.name, given.size)
     except UserError as error:
-        told = str(error).removeprefix("model.backbone: ").replace("model.input.size", "--size")
-        raise UserError(f"{command}: {told}") from error
+        text = str(error).removeprefix("model.backbone: ").replace("model.input.size", "--size")
+        raise UserError(f"{command}: {text}") from error
 
 
 def list_models(pattern: str = "") -> None:
@@ -50,16 +49,17 @@ def list_models(pattern: str = "") -> None:
     Raises:
         UserError: If no name fits.
     """
-    names = matching(pattern)
+    names = match_names(pattern)
     width = max(map(len, names))
     columns = (f"<{width}", ">8", ">8", ">5", ">6")
     print(format_table([("name", "M params", "GFLOPs", "input", "stages", "weights here")], columns))
     for name in names:
         here = ", ".join(tag for tag, notes in weights_tags(name).items() if "here" in notes) or "-"
         try:
-            backbone, stages = measured(name)
+            backbone, stages = measure(name)
         except Exception as error:  # a network can fail in any way, and the others are still wanted
-            reason = printable(" ".join(str(error).split())) or type(error).__name__
+            text = for_command_line(error.args[0]) if isinstance(error, UserError) else str(error)
+            reason = printable(" ".join(text.split())) or type(error).__name__
             print(f"{name:{width}}  cannot be used: {reason}", flush=True)
             continue
         whole = total(stages)
@@ -77,12 +77,12 @@ def describe(name: str, size: int | None = None) -> None:
     Raises:
         UserError: If there is no such backbone, or it cannot be cut or take images of the size.
     """
-    model: dict[str, Any] = _configured(name) if name.endswith((".yaml", ".yml")) else {"backbone": name}
+    model: dict[str, Any] = _read_model(name) if name.endswith((".yaml", ".yml")) else {"backbone": name}
     network, images = model["backbone"], model.get("input", InputConfig())
     if size is not None:
         images = replace(images, size=size, resize=None)
     options = {key: model[key] for key in ("weights", "pool", "stem") if key in model}
-    backbone, stages = measured(network, images, **options)
+    backbone, stages = measure(network, images, **options)
     whole = total(stages)
     names = [printable(stage.name) for stage in (*stages, whole)]
     rows = [("stage", "parameters", "share", "GFLOPs", "share", "output")]
@@ -100,13 +100,13 @@ def describe(name: str, size: int | None = None) -> None:
     print(f"weights  {', '.join(tags) or 'none published'}")
 
 
-def matching(pattern: str) -> list[str]:
+def match_names(pattern: str) -> list[str]:
     """The names that a shell pattern fits, or, without a wildcard, that contain it.
 
     Raises:
         UserError: If there are none.
 
-    >>> matching("resnet1*")
+    >>> match_names("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']
     """
     names = backbone_names(pattern)
@@ -119,7 +119,7 @@ def matching(pattern: str) -> list[str]:
     return fitting
 
 
-def measured(
+def measure(
     name: NetworkName, images: InputConfig | None = None, weights: str | None = "DEFAULT", **options: Any
 ) -> tuple[Backbone, list[StageCost]]:
     """A backbone without data, and what its stages cost.
@@ -149,8 +149,8 @@ def weights_tags(name: NetworkName) -> dict[str, list[str]]:
     }
 
 
-def _configured(path: str) -> dict[str, Any]:
-    """What a config says of the model.
+def _read_model(path: str) -> dict[str, Any]:
+    """The options of the model in a config.
 
     Raises:
         UserError: If there is no such config, or it has no backbone.
@@ -171,5 +171,5 @@ def _configured(path: str) -> dict[str, Any]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Tells a mistake in one line, without the usage."""
+        """Raises the error in one line, without the usage."""
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")

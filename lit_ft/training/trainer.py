@@ -1,67 +1,33 @@
-"""Decides what ``lit-ft`` adds to Lightning's trainer: its commands, its defaults, what a run saves and tells."""
+"""Lightning's trainer with ``finetune`` and ``plan``, atomic checkpoints and memory that is kept."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import sys
 from contextlib import nullcontext, suppress
 from copy import copy
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_ft.console import format_path, format_value
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.errors import printable
-from lit_ft.faults import names_file
 from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.runs import Run
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
-from lit_ft.training.run_options import run_options
 from lit_ft.training.trainer_options import refuse_options
-
-CHECKPOINT: dict[str, Any] = {
-    "filename": "best",
-    "auto_insert_metric_name": False,
-    "enable_version_counter": False,
-}
-
-TRAINER: dict[str, Any] = {
-    "max_epochs": 10,
-    "default_root_dir": "logs",
-    "enable_model_summary": False,  # the plan tells it
-    "log_every_n_steps": 10,
-}
 
 # Of mallopt, as in malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MALLOC = ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD")
-
-# Said by libraries of things that are as they should be here.
-NOISE = (
-    r".*does not have many workers.*",
-    r".*smaller than the logging interval.*",
-    r".*module\(s\) in eval mode at the start of training.*",
-    r".*`LeafSpec\(\)`.*",
-    r".*treespec, LeafSpec.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*Experiment logs directory .* exists and is not empty.*",  # what is in it was renamed
-    r".*callbacks used to create the checkpoint need to be provided.*",
-)
 
 
 class Trainer(L.Trainer):
@@ -128,12 +94,12 @@ class Trainer(L.Trainer):
         return self.strategy.broadcast(str(self.run.folder))  # not all processes know it
 
     def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
-        """Fits, then tests with the best checkpoint, then tells where everything is.
+        """Fits, then tests the best checkpoint.
 
         Args:
             model: The module to fine-tune.
             datamodule: Its data.
-            ckpt_path: Checkpoint of an interrupted run to go on from.
+            ckpt_path: Checkpoint of an interrupted run to resume.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         best = getattr(best_checkpoint(self), "best_model_path", "") or None
@@ -146,7 +112,7 @@ class Trainer(L.Trainer):
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
 
     def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
-        """Shows what a fit would do, phase by phase, and refuses what it would refuse, without training.
+        """Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.
 
         Args:
             model: The module to fine-tune.
@@ -163,30 +129,6 @@ class Trainer(L.Trainer):
                 self.fit(model, datamodule=datamodule)
         finally:
             own.callbacks = callbacks  # also without those that the module added
-
-    def check(self, folder: str | None = None) -> None:
-        """Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.
-
-        Args:
-            folder: The folder that check.html, a page of pictures, and check.json go to; null writes neither.
-        """
-        raise NotImplementedError("the command line does this, without a model and a trainer")
-
-    def download(self, folder: str | None = None) -> None:
-        """Fetches the weights and data that a config needs into one folder, for machines without a network.
-
-        Args:
-            folder: The folder of data and weights; null takes the variable LIT_FT_DATA, or data.
-        """
-        raise NotImplementedError("the command line does this, without a model and a trainer")
-
-    def convert(self, folder: str) -> None:
-        """Writes the photos of a config for StreamDataModule, which streams them from a folder or a bucket.
-
-        Args:
-            folder: The folder to make.
-        """
-        raise NotImplementedError("the command line does this, without a model and a trainer")
 
 
 def keep_freed_memory() -> None:
@@ -223,54 +165,3 @@ class _EndOfPlan(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ends it."""
         raise _PlanShown
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves what any command can be given again, that is, without the options of this one command."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        config = config.clone()
-        for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
-            config.pop(key, None)
-        super().__init__(parser, config, **kwargs)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
-        self._folder = Path(trainer.log_dir or ".")  # asks all ranks, as `save_config` on the first alone may not
-        self.already_saved |= trainer.strategy.broadcast((self._folder / self.config_filename).is_file())
-        super().setup(trainer, pl_module, stage)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the options of the run, for one that resumes it."""
-        checkpoint["run_options"] = run_options(self.config.as_dict())
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Also saves which image is in which split, where the data can tell."""
-        write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
-        if stage == "fit" and write_split is not None:
-            with names_file(self._folder / "split.csv"):
-                write_split(self._folder / "split.csv")
-
-
-def tell(trainer: Any, command: str) -> None:
-    """Tells where everything of a finished run is, and the commands that use it."""
-    log_dir = trainer.log_dir  # asks all ranks
-    if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:
-        return
-    run = format_path(Path(log_dir))
-    chosen = best_checkpoint(trainer)
-    best = getattr(chosen, "best_model_path", "")
-    has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    lines = [f"Run folder   {run}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
-    if best:
-        score = chosen.best_model_score
-        # None where a checkpoint that was moved is resumed after its last epoch; not defined is r2 of a single number.
-        told = "is not known" if score is None else format_value(score) if math.isfinite(score) else "is not defined"
-        lines.append(f"Best model   {format_path(Path(best))}  ({chosen.monitor} {told})")
-        arguments = f"--config {run / 'config.yaml'} --ckpt_path {format_path(Path(best))}"
-        lines.append(f"Predict      lit-ft predict {arguments}")
-        if command == "fit":
-            lines.append(f"Test         lit-ft test {arguments}")
-    if has_events:
-        lines.append(f"Watch        tensorboard --logdir {run.parent}")
-    print("\n" + "\n".join(map(printable, lines)))

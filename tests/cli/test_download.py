@@ -317,7 +317,7 @@ def test_offline_run_opens_no_socket(mnist_root):
     place.parent.mkdir()
     torch.save(torchvision.build(NET, InputSpec()).module.state_dict(), place)
     record(mnist_root, place)
-    code = f"{HOOKED}\nfrom lit_ft.__main__ import main\nsys.exit(main())"
+    code = f"{HOOKED}\nfrom lit_ft.cli import main\nsys.exit(main())"
     args = [
         "finetune",
         "--model.backbone",

@@ -10,7 +10,7 @@ from torchvision.models import get_model_weights
 
 from lit_ft.backbones.cost import StageCost
 from lit_ft.cli import models as catalog
-from lit_ft.cli.models import measured, weights_tags
+from lit_ft.cli.models import measure, weights_tags
 
 # One of each family, and the parameters of what is cut off; without those whose classifier has much of the compute.
 FAMILIES = {
@@ -39,7 +39,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_counts_are_those_of_torchvision_less_the_classifier(name):
-    _, stages = measured(name)
+    _, stages = measure(name)
     meta = get_model_weights(name).DEFAULT.meta
     assert sum(stage.parameters for stage in stages) == meta["num_params"] - FAMILIES[name]
     assert sum(stage.macs for stage in stages) / 1e9 == pytest.approx(meta["_ops"], rel=0.02)
@@ -47,7 +47,7 @@ def test_counts_are_those_of_torchvision_less_the_classifier(name):
 
 def test_attention_is_counted():
     # The first blocks of ViT-B/16, by hand: 197 tokens of 768; queries, keys, values, output and an MLP of 4 x 768.
-    _, stages = measured("vit_b_16")
+    _, stages = measure("vit_b_16")
     tokens, width = 197, 768
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
     assert stages[1] == StageCost("blocks1", 3 * 7_087_872, 3 * block, (197, 768))
@@ -56,7 +56,7 @@ def test_attention_is_counted():
 def test_a_network_that_needs_data_to_be_made_is_measured_too():
     timm = pytest.importorskip("timm")
     network = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0)
-    _, stages = measured("timm/vit_tiny_r_s16_p8_224")
+    _, stages = measure("timm/vit_tiny_r_s16_p8_224")
     assert sum(stage.parameters for stage in stages) == sum(p.numel() for p in network.parameters())
 
 
@@ -77,8 +77,8 @@ def test_models_without_a_wildcard_finds_parts_of_names(run):
 
 def test_models_without_a_pattern_lists_all_but_those_of_timm(monkeypatch, run):
     stage = StageCost("stem", 1, 1, (1,))
-    backbone, _ = measured("mnist_cnn")
-    monkeypatch.setattr(catalog, "measured", lambda name: (backbone, [stage]))
+    backbone, _ = measure("mnist_cnn")
+    monkeypatch.setattr(catalog, "measure", lambda name: (backbone, [stage]))
     names = [row.split()[0] for row in run("models").splitlines()[1:]]
     assert names[0] == "mnist_cnn"
     assert len(names) == len(set(names)) > 80
@@ -219,7 +219,7 @@ def test_timm_missing_is_told(refused, monkeypatch):
 
 def test_the_commands_load_no_lightning():
     code = (
-        "import sys; sys.argv = ['lit-ft', 'describe', 'mnist_cnn']; from lit_ft.__main__ import main; main(); "
+        "import sys; from lit_ft.cli import main; main(['describe', 'mnist_cnn']); "
         "print({'lightning', 'jsonargparse', 'torchmetrics'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -187,7 +187,7 @@ def test_recipe_with_label_smoothing_takes_any_task_and_tells_what_is_left_out(l
     recipe = Path(__file__).parents[2] / "configs" / "image_folder_gradual.yaml"
     data = ("--data", "ImageTableDataModule", "--data.table", shades, "--data.label_columns", columns)
     quick = ("--trainer.fast_dev_run", 2, "--model.backbone", "mnist_cnn", "--model.weights", "null")
-    with pytest.warns(UserWarning, match="model.label_smoothing: 0.1 is left out, as it is for model.task multicl"):
+    with pytest.warns(UserWarning, match="`model.label_smoothing`: 0.1 is left out, as it is for `model.task` multicl"):
         code, _, lines = lit_ft("finetune", "--config", recipe, *data, *quick, "--model.task", task)
     assert code == 0, lines
 

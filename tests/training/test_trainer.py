@@ -110,7 +110,7 @@ def test_plan_that_is_refused_leaves_the_callbacks_as_they_were():
 
 FAULTS = """
 import resource, torch
-from lit_ft.trainer import Trainer
+from lit_ft.training.trainer import Trainer
 Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,0 +1,62 @@
+"""A command run, with libraries that are quiet and the parser's errors in one line."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import lit_ft.cli.check as check
+import lit_ft.cli.convert as convert
+import lit_ft.cli.download as download
+from lit_ft.cli.failures import raise_again, raise_user_errors
+from lit_ft.cli.lightning import FineTuneCLI
+from lit_ft.cli.messages import explain
+from lit_ft.cli.parser import ConfigCLI
+from lit_ft.cli.process import quiet_libraries
+from lit_ft.compat import parsing_settings
+from lit_ft.faults import is_of_own_code, mistake_behind, own_packages
+
+_WITHOUT_TRAINER = {
+    "check": (check.add_arguments, check.run),
+    "convert": (convert.add_arguments, convert.run),
+    "download": (download.add_arguments, download.run),
+}
+
+
+def run_command(command: str, args: Sequence[str]) -> int:
+    """Runs a command with its options, and returns the exit code.
+
+    Raises:
+        UserError: After an error in the arguments, the config, or what they name.
+    """
+    with quiet_command():
+        if command not in _WITHOUT_TRAINER:
+            FineTuneCLI(command, args).execute()
+            return 0
+        add_arguments, run = _WITHOUT_TRAINER[command]
+        cli = ConfigCLI(command, args, add_arguments)
+        with raise_user_errors(own_packages(cli.config.as_dict())):
+            return run(cli)
+
+
+@contextmanager
+def quiet_command() -> Iterator[None]:
+    """Quiets libraries, and finds the user error behind what they raise.
+
+    Raises:
+        UserError: If there is one.
+    """
+    quiet_libraries()
+    # Else a config or a checkpoint could have any class called, below a dict of options that may have any value.
+    with parsing_settings(instantiate_subclass_spec_in_any=False):
+        try:
+            yield
+        except ArgumentError as error:
+            if is_of_own_code(error):
+                raise
+            raise explain(str(error), [], {}) from error
+        except Exception as error:
+            if (mistake := mistake_behind(error)) is not None:
+                raise_again(mistake, error)
+            raise
