@@ -40,10 +40,10 @@ from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.tensorboard import RunReport
 from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_behind, own_packages, quiet_threads
 from lit_ft.features.cache import FeatureCache
-from lit_ft.model.checkpoints import hyper_parameters, newest, refuse_other_model, saved_options, whole_checkpoints
+from lit_ft.model.checkpoints import hyper_parameters, refuse_other_model, saved_options
 from lit_ft.model.module import FineTuneModule
 from lit_ft.optim.optimizers import WarmupCosine  # noqa: F401 - likewise
-from lit_ft.runs import Run, begin_run
+from lit_ft.runs import Run, begin_run, find_checkpoint, find_run, find_run_of_checkpoint, format_intact_checkpoints
 from lit_ft.tasks.task import METRICS
 from lit_ft.training.early_stopping import EarlyStopping
 from lit_ft.training.progress import progress_bar
@@ -141,7 +141,7 @@ class FineTuneCLI(LightningCLI):
         config["name"] = config["name"] or _name(config)
         if config.get("ckpt_path") in ("best", "last"):
             folder = f"{config['trainer']['default_root_dir']}/{config['name']}"
-            config["ckpt_path"] = newest(folder, config["ckpt_path"], config["config"] or [])
+            config["ckpt_path"] = find_checkpoint(folder, config["ckpt_path"], config["config"] or [])
         if self.subcommand in EVALUATIONS:
             files = config["config"] or []
             root = config["trainer"]["default_root_dir"]
@@ -191,12 +191,12 @@ class FineTuneCLI(LightningCLI):
             trainer: Any = super().instantiate_trainer(**kwargs)
         except BaseException:
             if self._run is not None:
-                self._run.give_back()
+                self._run.release()
             raise
         trainer.run = self._run
         for callback in trainer.checkpoint_callbacks:
-            if callback.dirpath is None and self._run is not None and self._run.folder is not None:
-                callback.dirpath = str(self._run.folder / "checkpoints")
+            if callback.dirpath is None and self._run is not None:
+                callback.dirpath = str(self._run.checkpoints)
         return cast(L.Trainer, trainer)
 
     def _begin_run(self, config: Namespace) -> Any:
@@ -296,7 +296,7 @@ class FineTuneCLI(LightningCLI):
         except UserError as error:
             # TensorBoard could not close its file on a full disk.
             if self.trainer.global_step == 0 and self._run is not None and full_disk(error) is None:
-                self._run.give_back(self.trainer.loggers)
+                self._run.release(self.trainer.loggers)
             raise
 
     def _run_interruptibly(self, subcommand: str) -> None:
@@ -306,7 +306,7 @@ class FineTuneCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            last = Path(self.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
+            last = (find_run(self.trainer) or Run(Path())).last
             hint = f"; to go on: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
             raise KeyboardInterrupt(f"interrupted{hint}") from None
         except Exception as error:
@@ -321,9 +321,9 @@ class FineTuneCLI(LightningCLI):
             if full is None:
                 raise
             # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
-            folder = Path((self._run and self._run.folder) or self.trainer.default_root_dir)
-            left = whole_checkpoints(folder / "checkpoints")
-            raise UserError(f"{format_path(folder)}: cannot be written to ({full.strerror}); {left}") from error
+            run = self._run or Run(Path(self.trainer.default_root_dir))
+            left = format_intact_checkpoints(run.checkpoints)
+            raise UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}") from error
 
     def before_finetune(self) -> None:
         """Refuses to resume from a checkpoint of another run."""
@@ -418,8 +418,8 @@ def _default_data(command: str, ckpt_path: str | None) -> Namespace:
     """
     if command not in (*EVALUATIONS, "check", "convert"):
         return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
-    config = Path(ckpt_path or "").parent.parent / "config.yaml"
-    hint = f", or --config {format_path(config)} for those of the run" if ckpt_path and config.is_file() else ""
+    run = find_run_of_checkpoint(ckpt_path)
+    hint = f", or --config {format_path(run.config)} for those of the run" if run else ""
     images = "predict" if command == "predict" else "root"
     raise UserError(
         f"--data: lit-ft {command} must be told which images; give --data ImageFolderDataModule --data.{images} FOLDER"

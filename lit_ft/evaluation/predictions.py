@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_ft.data.files.cells import guarded
 from lit_ft.errors import UserError
 from lit_ft.faults import names_file
+from lit_ft.runs import Run, find_run
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -107,8 +108,8 @@ class PredictionWriter(Callback):
             unfinished.unlink(missing_ok=True)
 
     def _place(self, trainer: L.Trainer) -> Path:
-        log_dir = trainer.log_dir  # asks all ranks
-        return Path(self.file) if self.file else Path(log_dir or trainer.default_root_dir) / "predictions.csv"
+        run = find_run(trainer) or Run(Path(trainer.default_root_dir))
+        return Path(self.file) if self.file else run.predictions
 
     def _refusal(self, path: Path) -> str | None:
         """Why a file cannot be written, or must not be."""

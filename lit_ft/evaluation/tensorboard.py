@@ -20,16 +20,16 @@ from lit_ft.console import rank_zero_print
 from lit_ft.errors import printable
 from lit_ft.evaluation.figure_text import drawable
 from lit_ft.evaluation.plan_figure import plan_figure
-from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.tasks.classes import classes_of, names_of
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.view import plan_table, run_plan, run_starts, stage_rates
 
+SKIPPED = Run(Path()).skipped_images.name
 MAX_PICTURED_CLASSES = 100
 MAX_LISTED_LABELS = 100
 PICTURE_SECONDS = 10.0
-SKIPPED = "skipped_images.txt"
 
 # What a task learns: one of it, and several.
 _CALLED = {"multiclass": ("class", "classes"), "multilabel": ("label", "labels"), "regression": ("number", "numbers")}
@@ -64,13 +64,13 @@ class RunReport(Callback):
         if isinstance(module, FineTuneModule):
             module.follow_finders()  # else the plan would show the rates of before
         self._undecided = run_plan(trainer, pl_module).undecided
-        folder = trainer.log_dir  # asks all ranks
+        run = find_run(trainer)
         if trainer.is_global_zero:  # the others would count the arithmetic of the network for nobody
             screen = "\n\n".join([data_table(cast(Any, trainer).datamodule), plan_table(trainer, pl_module)])
             rank_zero_print(f"\n{screen}\n")
-            if folder and (skipped := _skipped(cast(Any, trainer).datamodule)):
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                (Path(folder) / SKIPPED).write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
+            if run and (skipped := _skipped(cast(Any, trainer).datamodule)):
+                run.folder.mkdir(parents=True, exist_ok=True)
+                run.skipped_images.write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
             if board := _tensorboard(trainer):
                 board.add_text("plan", "```\n" + screen + "\n```", 0)
                 _picture_plan(trainer, pl_module, trainer.current_epoch)
@@ -140,7 +140,7 @@ class RunReport(Callback):
         plan = run_plan(trainer, pl_module)
         if _tensorboard(trainer) and (self._undecided or any(phase.plateau for phase in plan.phases)):
             _picture_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))
-        best = getattr(best_checkpoint(trainer), "best_model_score", None)
+        best = getattr(find_best_callback(trainer), "best_model_score", None)
         for logger in trainer.loggers:
             if best is not None and isinstance(logger, TensorBoardLogger):
                 # Now, and not at the start: TensorBoard shows the first score that comes with them.

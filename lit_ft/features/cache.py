@@ -23,6 +23,7 @@ from lit_ft.features.frozen_part import FrozenPart
 from lit_ft.features.source import FeatureSource, Layout, told
 from lit_ft.features.store import FeatureFile, node_folder, remove_files, remove_strays
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run, find_run
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.plan import Phase
 from lit_ft.unfreezing.preconditions import epochs_of_steps, is_replicated
@@ -85,13 +86,13 @@ class FeatureCache(Callback):
             return
         if not isinstance(pl_module, FineTuneModule):
             raise UserError(f"FeatureCache: {type(pl_module).__name__} is no FineTuneModule; leave the callback out")
-        if folder := trainer.log_dir:  # asks all ranks
-            self._folder = Path(folder, node_folder(trainer))
+        if run := find_run(trainer):
+            self._folder = node_folder(trainer, run)
             logger = trainer.logger
             if logger is not None and not isinstance(logger, (TensorBoardLogger, CSVLogger)):
                 # Of a service: its runs share a folder, and each would remove what others keep.
-                run = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
-                self._folder = Path(folder, run, node_folder(trainer))
+                name = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
+                self._folder = node_folder(trainer, Run(run.folder / name))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stands in for the images, also in an epoch that is resumed in the middle."""
@@ -163,7 +164,7 @@ class FeatureCache(Callback):
         trainer.strategy.barrier("features")
         folder = cast(Path, self._folder)
         remove_files(trainer, folder, but=f"phase{index}-")
-        remove_strays(trainer, folder.parent)
+        remove_strays(trainer, Run(folder.parent))
         phase = self._phase(trainer, module, index)
         loaders = _loaders(trainer)
         if not stages:

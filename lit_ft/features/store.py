@@ -18,8 +18,7 @@ from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
 from lit_ft.features.frozen_part import FrozenPart
 from lit_ft.features.source import FeatureSource, Layout, write_outputs
-
-_FOLDER, _NODE_FOLDER = "features", "features-node{}"
+from lit_ft.runs import Run
 
 _CHECKED = 16
 """Images whose outputs are computed once more."""
@@ -156,20 +155,20 @@ class FeatureFile:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
 
 
-def node_folder(trainer: L.Trainer) -> str:
-    """The name of the folder of outputs: one for each node, as they may share a file system, and need not.
+def node_folder(trainer: L.Trainer, run: Run) -> Path:
+    """The folder of outputs of this node.
 
     In one folder, a node would remove what another one has just made, if only the folder itself.
     """
-    return _NODE_FOLDER.format(trainer.node_rank) if trainer.num_nodes > 1 else _FOLDER
+    return run.features(trainer.node_rank if trainer.num_nodes > 1 else None)
 
 
-def remove_strays(trainer: L.Trainer, run: Path) -> None:
+def remove_strays(trainer: L.Trainer, run: Run) -> None:
     """Removes the outputs of a run that is resumed on another number of nodes, which no node of this one goes by."""
     nodes = trainer.num_nodes
-    own = {_NODE_FOLDER.format(node) for node in range(nodes)} if nodes > 1 else {_FOLDER}
-    for folder in (run / _FOLDER, *run.glob(_NODE_FOLDER.format("[0-9]*"))):
-        if folder.name not in own:
+    own = {run.features(node) for node in range(nodes)} if nodes > 1 else {run.features()}
+    for folder in (run.features(), *run.folder.glob(run.features("[0-9]*").name)):
+        if folder not in own:
             remove_files(trainer, folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import best_checkpoint
+from lit_ft.runs import find_best_path
 
 EVERY = 50
 """Steps between two looks where the trainer logs nothing."""
@@ -95,7 +95,7 @@ def diverged(module: Any, name: str, step: int | None, stage: str | None) -> Use
     advice = "lower `model.lr`, or give `trainer.gradient_clip_val` 1"
     if step == 0:
         advice = "look for weights, images or targets that are not"
-    best = getattr(best_checkpoint(trainer), "best_model_path", "") if trainer else ""
+    best = find_best_path(trainer) if trainer else None
     kept = f"; best model before that: {best}" if best else ""
     return UserError(f"{name} is not finite in step {step}{told}: {advice}{kept}")
 

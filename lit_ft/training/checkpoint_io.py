@@ -17,7 +17,7 @@ from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
 from lit_ft.errors import UserError
 from lit_ft.faults import chain
-from lit_ft.model.checkpoints import whole_checkpoints
+from lit_ft.runs import format_intact_checkpoints
 
 # Of files that are being written: hidden, and nothing that Lightning takes for a checkpoint. It reads all digits of any
 # name with "ckpt_" in it as the number of a checkpoint, so theirs has no part of the checkpoint's own name.
@@ -72,7 +72,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
             folder, reason = format_path(target.parent), failed.strerror or failed
             raise UserError(
-                f"{folder}: {target.name} cannot be written ({reason}); {whole_checkpoints(folder)}"
+                f"{folder}: {target.name} cannot be written ({reason}); {format_intact_checkpoints(folder)}"
             ) from error
         finally:
             part.unlink(missing_ok=True)

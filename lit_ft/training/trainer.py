@@ -28,8 +28,7 @@ from lit_ft.console import format_path, format_value
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import printable
 from lit_ft.faults import names_file
-from lit_ft.model.checkpoints import best_checkpoint
-from lit_ft.runs import Run
+from lit_ft.runs import Run, find_best_callback, find_best_path, find_run
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.run_options import run_options
 from lit_ft.unfreezing.preconditions import refuse_options
@@ -136,7 +135,7 @@ class Trainer(L.Trainer):
             ckpt_path: Checkpoint of an interrupted run to go on from.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = getattr(best_checkpoint(self), "best_model_path", "") or None
+        best = find_best_path(self)
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
         owners = [owner for owner in (datamodule, model) if owner is not None]
@@ -236,8 +235,9 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
-        self._folder = Path(trainer.log_dir or ".")  # asks all ranks, as `save_config` on the first alone may not
-        self.already_saved |= trainer.strategy.broadcast((self._folder / self.config_filename).is_file())
+        # Now, as it asks all ranks, and `save_config` is called on the first alone.
+        self._run = find_run(trainer) or Run(Path("."))
+        self.already_saved |= trainer.strategy.broadcast(self._run.config.is_file())
         super().setup(trainer, pl_module, stage)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -248,29 +248,29 @@ class SaveConfig(SaveConfigCallback):
         """Also saves which image is in which split, where the data can tell."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
-            with names_file(self._folder / "split.csv"):
-                write_split(self._folder / "split.csv")
+            with names_file(self._run.split_table):
+                write_split(self._run.split_table)
 
 
 def tell(trainer: Any, command: str) -> None:
     """Tells where everything of a finished run is, and the commands that use it."""
-    log_dir = trainer.log_dir  # asks all ranks
-    if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:
+    found = find_run(trainer)
+    if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
         return
-    run = format_path(Path(log_dir))
-    chosen = best_checkpoint(trainer)
+    run = Run(format_path(found.folder))
+    chosen = find_best_callback(trainer)
     best = getattr(chosen, "best_model_path", "")
     has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    lines = [f"Run folder   {run}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
+    lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
     if best:
         score = chosen.best_model_score
         # None where a checkpoint that was moved is resumed after its last epoch; not defined is r2 of a single number.
         told = "is not known" if score is None else format_value(score) if math.isfinite(score) else "is not defined"
         lines.append(f"Best model   {format_path(Path(best))}  ({chosen.monitor} {told})")
-        arguments = f"--config {run / 'config.yaml'} --ckpt_path {format_path(Path(best))}"
+        arguments = f"--config {run.config} --ckpt_path {format_path(Path(best))}"
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit":
             lines.append(f"Test         lit-ft test {arguments}")
     if has_events:
-        lines.append(f"Watch        tensorboard --logdir {run.parent}")
+        lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
     print("\n" + "\n".join(map(printable, lines)))
