@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from pathlib import Path
 from typing import Any
+
+from lit_ft.errors import iterate_causes
 
 
 def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
@@ -75,6 +78,13 @@ def _is_within(path: str, folder: str) -> bool:
     if "://" in path or "::" in path:
         return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
     return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
+def is_from_restoring_checkpoint(error: BaseException) -> bool:
+    """Whether an exception was raised as Lightning restored what a checkpoint holds."""
+    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
+    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
 
 
 def _validates_after(epoch: int, trainer: Any) -> bool:

@@ -31,14 +31,24 @@ from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.cli.messages import class_names, class_options, explain, raise_again, told_in_one_line
+from lit_ft.cli.threads import quiet_threads
+from lit_ft.compat import is_from_restoring_checkpoint
 from lit_ft.console import format_path
 from lit_ft.data.checks import check, tell_check
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.convert import convert
-from lit_ft.errors import UserError, for_command_line, printable, unknown
+from lit_ft.errors import (
+    UserError,
+    find_full_disk,
+    find_user_error,
+    find_user_packages,
+    for_command_line,
+    is_from_user_code,
+    printable,
+    unknown,
+)
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.tensorboard import RunReport
-from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_behind, own_packages, quiet_threads
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.checkpoints import hyper_parameters, refuse_other_model, saved_options
 from lit_ft.model.module import FineTuneModule
@@ -116,7 +126,7 @@ class FineTuneCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            if is_of_own_code(error):  # such as a module with a fault, which could not be imported
+            if is_from_user_code(error):  # such as a module with a fault, which could not be imported
                 raise
             command = next((arg for arg in sys.argv if arg in self._subcommand_parsers), "fit")
             options = [str(action.dest) for action in self._subcommand_parsers[command]._actions]
@@ -245,7 +255,7 @@ class FineTuneCLI(LightningCLI):
             super().instantiate_classes()
 
     def _told_in_one_line(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
-        packages = own_packages(_plain(self.config))
+        packages = find_user_packages(_plain(self.config))
         return told_in_one_line(before_training, MisconfigurationException, packages=packages)
 
     def _model_options(self) -> dict[str, Any]:
@@ -295,7 +305,7 @@ class FineTuneCLI(LightningCLI):
                 self._run_interruptibly(subcommand)
         except UserError as error:
             # TensorBoard could not close its file on a full disk.
-            if self.trainer.global_step == 0 and self._run is not None and full_disk(error) is None:
+            if self.trainer.global_step == 0 and self._run is not None and find_full_disk(error) is None:
                 self._run.release(self.trainer.loggers)
             raise
 
@@ -310,10 +320,10 @@ class FineTuneCLI(LightningCLI):
             hint = f"; to go on: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
             raise KeyboardInterrupt(f"interrupted{hint}") from None
         except Exception as error:
-            if mistake_behind(error) or is_of_own_code(error):
+            if find_user_error(error) or is_from_user_code(error):
                 raise
-            full, path = full_disk(error), self.config[subcommand].get("ckpt_path")
-            if full is None and path is not None and is_of_checkpoint(error):
+            full, path = find_full_disk(error), self.config[subcommand].get("ckpt_path")
+            if full is None and path is not None and is_from_restoring_checkpoint(error):
                 reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
                 fault = "it is damaged or of another program"
                 told = str(error) if isinstance(error, MisconfigurationException) else f"{fault} ({reason})"
@@ -387,11 +397,11 @@ def run() -> int:
             parser_kwargs={**quiet, "prog": "lit-ft", **told},
         ).exit_code
     except ArgumentError as error:
-        if is_of_own_code(error):
+        if is_from_user_code(error):
             raise
         raise explain(str(error), [], {}) from error
     except Exception as error:
-        if (mistake := mistake_behind(error)) is not None:
+        if (mistake := find_user_error(error)) is not None:
             raise_again(mistake, error)
         raise
 

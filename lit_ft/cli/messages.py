@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_ft.console import format_path
-from lit_ft.errors import UserError, nearest
-from lit_ft.faults import is_of_own_code, mistake_behind
+from lit_ft.errors import UserError, find_user_error, is_from_user_code, nearest
 
 _GIVEN_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = [
@@ -192,9 +191,9 @@ def told_in_one_line(
     try:
         yield
     except caught as error:
-        if (mistake := mistake_behind(error)) is not None:
+        if (mistake := find_user_error(error)) is not None:
             raise_again(mistake, error)
-        if not (before_training() or isinstance(error, kinds)) or is_of_own_code(error, packages):
+        if not (before_training() or isinstance(error, kinds)) or is_from_user_code(error, packages):
             raise
         raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
 

@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_ft.data.files.cells import guarded
-from lit_ft.errors import UserError
-from lit_ft.faults import names_file
+from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_run
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -101,7 +100,7 @@ class PredictionWriter(Callback):
         place = path.resolve()
         unfinished = _unfinished(place)
         try:
-            with names_file(path):
+            with refuse_unwritable(path):
                 self._write(unfinished, rows, paths, pl_module)
                 unfinished.replace(place)
         finally:

@@ -15,8 +15,7 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load, 
 
 from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
-from lit_ft.errors import UserError
-from lit_ft.faults import chain
+from lit_ft.errors import UserError, iterate_causes
 from lit_ft.runs import format_intact_checkpoints
 
 # Of files that are being written: hidden, and nothing that Lightning takes for a checkpoint. It reads all digits of any
@@ -68,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (RuntimeError, OSError) as error:  # torch's writer raises the first on its way out of the second
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
-            if (failed := next((link for link in chain(error) if isinstance(link, OSError)), None)) is None:
+            if (failed := next((link for link in iterate_causes(error) if isinstance(link, OSError)), None)) is None:
                 raise
             folder, reason = format_path(target.parent), failed.strerror or failed
             raise UserError(

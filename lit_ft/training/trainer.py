@@ -26,8 +26,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.console import format_path, format_value
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.errors import printable
-from lit_ft.faults import names_file
+from lit_ft.errors import printable, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_best_path, find_run
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.run_options import run_options
@@ -248,7 +247,7 @@ class SaveConfig(SaveConfigCallback):
         """Also saves which image is in which split, where the data can tell."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
-            with names_file(self._run.split_table):
+            with refuse_unwritable(self._run.split_table):
                 write_split(self._run.split_table)
 
 
