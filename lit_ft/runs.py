@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
@@ -15,7 +16,7 @@ from typing import Any, cast
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, refuse_unwritable
 
 FOLDER_VARIABLE = "LIT_FT_RUN"
 """Names the claimed folder to the processes of the other ranks, which Lightning starts by the same command."""
@@ -74,6 +75,16 @@ class Run:
     def predictions(self) -> Path:
         """The table of predictions."""
         return self.folder / "predictions.csv"
+
+    @property
+    def history(self) -> Path:
+        """The table of metrics and learning rates, a row an epoch."""
+        return self.folder / "history.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics of each split, with the checkpoint that they are of."""
+        return self.folder / "metrics.json"
 
     def features(self, node: int | str | None = None) -> Path:
         """The folder of cached features; of one node, where there are several, which may share a file system or not."""
@@ -240,6 +251,24 @@ def claim(places: Sequence[Path]) -> tuple[Path, ...]:
                 f"`trainer.default_root_dir`: cannot make a folder for the run in {places[len(made)]} "
                 f"({error.strerror}); name one that can be written"
             ) from error
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Gives the path of a file to write, which then replaces the one that is there, whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with refuse_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            unfinished.replace(path)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def is_first_process() -> bool:

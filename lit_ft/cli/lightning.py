@@ -56,7 +56,8 @@ from lit_ft.optim.optimizers import WarmupCosine  # noqa: F401 - likewise
 from lit_ft.runs import Run, begin_run, find_checkpoint, find_run, find_run_of_checkpoint, format_intact_checkpoints
 from lit_ft.tasks.task import METRICS
 from lit_ft.training.early_stopping import EarlyStopping
-from lit_ft.training.progress import progress_bar
+from lit_ft.training.history import HistoryWriter
+from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.run_options import refuse_other_options, run_options
 from lit_ft.training.trainer import CHECKPOINT, NOISE, TRAINER, SaveConfig, Trainer, tell
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -229,7 +230,9 @@ class FineTuneCLI(LightningCLI):
         theirs = config["callbacks"] or []
         theirs = theirs if isinstance(theirs, list) else [theirs]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
-            callbacks = [*callbacks, progress_bar()]
+            callbacks = [*callbacks, build_progress_bar()]
+        if self.subcommand not in ("plan", "predict"):
+            callbacks = [*callbacks, HistoryWriter()]
         if self.config[self.subcommand]["checkpoint"] is not None:
             # Of its own, as `save_last` writes only when there is a new best.
             last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
