@@ -31,6 +31,7 @@ from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.download import download, must_fetch, read_before_fetching, refuse_missing, same_command
 from lit_ft.cli.messages import class_names, class_options, explain, raise_again, told_in_one_line
+from lit_ft.cli.saved_data import add_saved_data
 from lit_ft.cli.threads import quiet_threads
 from lit_ft.compat import is_from_restoring_checkpoint
 from lit_ft.console import format_path
@@ -125,7 +126,11 @@ class FineTuneCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and tells a mistake with the nearest valid choice."""
         try:
-            super().parse_arguments(parser, args)
+            given = add_saved_data(sys.argv[1:]) if args is None else args
+            if isinstance(given, list):  # by the parser itself, as Lightning warns of arguments that it is given
+                self.config = parser.parse_args(given)
+            else:
+                super().parse_arguments(parser, given)
         except ArgumentError as error:
             if is_from_user_code(error):  # such as a module with a fault, which could not be imported
                 raise

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ft.module import FineTuneModule
+from lit_ft import FineTuneModule
 
 
 class Numbered(L.LightningDataModule):

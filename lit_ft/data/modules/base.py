@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
 from lit_ft.data.loading.sampler import EpochSampler
+from lit_ft.data.modules.hparams import as_input_spec, save_plain_hyperparameters
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots
 from lit_ft.errors import UserError, unknown
 from lit_ft.tasks.task import TaskName
@@ -76,6 +78,7 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         spec: InputSpec | None = None,
     ) -> None:
         super().__init__()
+        save_plain_hyperparameters(self, inspect.currentframe())
         if batch_size < 1:
             raise UserError(f"`data.batch_size`: {batch_size} is less than 1")
         check_choice("augment", augment, get_args(Augment))
@@ -94,8 +97,8 @@ class ImageDataModule(L.LightningDataModule, ABC, Generic[SetT]):
         self.fraction = fraction
         self.sampling = sampling
         self.split_seed = split_seed
-        self.spec = spec
-        self.input_spec = spec or InputSpec()
+        self.spec = as_input_spec(spec)
+        self.input_spec = self.spec or InputSpec()
         self.order_seed: int | None = None
         self.splits: dict[Split, SetT] = {}
         self._is_read = False
