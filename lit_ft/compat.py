@@ -1,9 +1,13 @@
-"""Private and undocumented APIs of Lightning and torch, each with its reason and the versions it was seen in."""
+"""Private and undocumented APIs of other libraries, each with the reason for its use.
+
+`tests/test_compat.py` fails when one of them changes upstream, and when another file uses one.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +19,24 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lit_ft.errors import iterate_causes
+
 BATCH_NORM: type[_BatchNorm] = _BatchNorm
 """Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
 
 INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
 """Base of torch's instance norms, for the same reason."""
 
+# Lightning (2.5.0 to 2.6.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
+# It has no public way to set them.
+
 
 def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
-    """Lets the epoch's validation come first, where a checkpoint was written between the last step and that.
+    """Resumes with the validation of an epoch, where a checkpoint was written between its last step and that.
 
-    Lightning (2.5.0 to 2.6.6) would resume such a checkpoint with the next epoch: no best score, early stopping or
-    plateau would know of this one. In its place the progress becomes that of a run which has completed the step and has
-    begun the first batch of the validation. This is for one validation an epoch: where ``val_check_interval`` is other
-    than the whole epoch, all stays as Lightning does it.
+    Lightning would resume such a checkpoint with the next epoch: no best score, early stopping or plateau would know of
+    this one. Instead the counts become those of a run which has completed the step and has begun the first batch of the
+    validation. This is for one validation an epoch: with another ``val_check_interval`` all stays as Lightning does it.
 
     Args:
         checkpoint: The checkpoint that is resumed from; one of weights alone is left as it is.
@@ -85,9 +93,9 @@ def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) 
 
 
 def keep_last_batch(trainer: Any) -> None:
-    """Leaves an epoch of which the last batch was trained at its end, also where it now has more or fewer batches.
+    """Ends an epoch of which the last batch was trained, also where it now has more or fewer batches.
 
-    Lightning tells its end by the number of batches, and would train the images of the further ones once more.
+    Lightning finds its end by the number of batches, and would train the images of the further ones once more.
 
     Args:
         trainer: The trainer of a fit, at its start.
@@ -99,11 +107,14 @@ def keep_last_batch(trainer: Any) -> None:
             setattr(batches.current, name, getattr(batches.current, name) + more)
 
 
+# Lightning (2.5.0 to 2.6.6): what its checkpoint callback believes of the paths in a checkpoint.
+
+
 def forget_files_elsewhere(trainer: Any) -> None:
-    """Lets no callback remove or read what a checkpoint names as an earlier one, but lies outside of its folder.
+    """Removes from checkpoint callbacks the paths of earlier checkpoints that are outside of their folders.
 
     Lightning removes the last best checkpoint, with all that is below it, by the path that is in the present one. Its
-    own look at where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
+    own check of where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
 
     Args:
         trainer: The trainer of a fit, at its start.
@@ -223,6 +234,16 @@ def _is_within(path: str, folder: str) -> bool:
     if "://" in path or "::" in path:
         return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
     return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
+# Lightning (2.5.0 to 2.6.6): an error while a checkpoint is restored has no class of its own.
+
+
+def is_from_restoring_checkpoint(error: BaseException) -> bool:
+    """Whether an exception was raised as Lightning restored the content of a checkpoint."""
+    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
+    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
 
 
 def _validates_after(epoch: int, trainer: Any) -> bool:

@@ -24,7 +24,7 @@ from lit_ft import AtomicCheckpointIO
 from lit_ft.cli import main as lit_ft_main
 from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import newest
+from lit_ft.runs import find_checkpoint
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 SEED = 1
@@ -79,7 +79,7 @@ class TellSaved(Callback):
 def seed_and_checkpoint(folder, attempt):
     """Of a first start, and of those that go on from the newest checkpoint and must take up the first one's seed."""
     try:
-        return 1000 + attempt, newest(str(folder), "last")
+        return 1000 + attempt, find_checkpoint(str(folder), "last")
     except UserError:
         return SEED, None
 
@@ -111,7 +111,7 @@ def train_by_command(folder, teller, attempt):
     if lit_ft_main(args) != 0:
         raise RuntimeError("lit-ft failed")
     # A run that was killed before its first checkpoint is started anew, in another folder.
-    path = Path(newest(str(folder), "last"))
+    path = Path(find_checkpoint(str(folder), "last"))
     best, last = (torch.load(path.with_stem(name), weights_only=True) for name in ("best", "last"))
     final = {name: last[name] for name in ("state_dict", "optimizer_states", "lr_schedulers")}
     scores = [state.get("best_model_score") for state in last["callbacks"].values()]
@@ -203,7 +203,8 @@ def main(folder, kills):
         wrong += [
             f"{run.name}: {path}" for path in differences(whole, torch.load(run / "final.pt", weights_only=False))
         ]
-        wrong += [f"{run.name}: {path.name} is left" for path in Path(newest(str(run), "last")).parent.glob(".*")]
+        left = Path(find_checkpoint(str(run), "last")).parent.glob(".*")
+        wrong += [f"{run.name}: {path.name} is left" for path in left]
     counts = {"kills": len(killed_in_write), "in_writes": sum(killed_in_write), "runs": runs, "steps": whole["steps"]}
     return {**counts, "best_step": whole["best"][1], "wrong": wrong, "seconds": round(time.monotonic() - begin)}
 

@@ -15,7 +15,6 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # The rooms of the package. Each file may import those of its own room, and of the rooms above it in this list.
 ROOMS = [
     "errors",
-    "faults",
     "console",
     "compat",
     "assets",

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
-
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import restored_process, set_offline
 from lit_ft.cli.run import quiet_command
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import best_checkpoint
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import find_best_callback
+from lit_ft.training.history import Row, read_history
 
 _PHOTOS = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
 
@@ -28,7 +26,7 @@ class Result:
 
     Args:
         metrics: The monitored metric of the best checkpoint, and the test metrics.
-        history: A row an epoch: ``epoch`` and its metrics.
+        history: A row an epoch, as in ``history.csv``: epoch, step, learning rates and metrics.
         folder: The folder of the run, if it has one.
         config: Its config.
         best: The best checkpoint.
@@ -37,7 +35,7 @@ class Result:
     """
 
     metrics: dict[str, float]
-    history: list[dict[str, float]]
+    history: list[Row]
     folder: Path | None
     config: Path | None
     best: Path | None
@@ -63,15 +61,14 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
     for part in (config, options):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
-    history = _History()
     try:
         with restored_process(), quiet_command():
             set_offline(False)
-            cli = FineTuneCLI("finetune", args, [history])
+            cli = FineTuneCLI("finetune", args)
             cli.execute()
     except UserError as error:
         raise UserError(without_flags(error.args[0])) from error
-    return _result(cli, history.rows)
+    return _result(cli)
 
 
 def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None = None, **options: Any) -> Result:
@@ -123,11 +120,10 @@ def without_flags(message: str) -> str:
     return re.sub(r"(?<![\w-])--(?=[a-z])", "", message.removesuffix(" (--debug shows where)"))
 
 
-def _result(cli: FineTuneCLI, history: list[dict[str, float]]) -> Result:
+def _result(cli: FineTuneCLI) -> Result:
     trainer = cast(Any, cli.trainer)
-    chosen = best_checkpoint(trainer)
+    chosen = find_best_callback(trainer)
     best = _existing(getattr(chosen, "best_model_path", ""))
-    folder = cli.run.folder if cli.run is not None else None
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best is not None and chosen.best_model_score is not None:
         metrics[chosen.monitor] = float(chosen.best_model_score)
@@ -136,26 +132,14 @@ def _result(cli: FineTuneCLI, history: list[dict[str, float]]) -> Result:
         model = type(model).load_from_checkpoint(best, map_location="cpu")
     return Result(
         metrics=metrics,
-        history=history,
-        folder=folder,
-        config=folder and _existing(folder / "config.yaml"),
+        history=read_history(cli.run.history) if cli.run else [],
+        folder=cli.run.folder if cli.run else None,
+        config=_existing(cli.run.config) if cli.run else None,
         best=best,
-        last=folder and _existing(folder / "checkpoints" / "last.ckpt"),
+        last=_existing(cli.run.last) if cli.run else None,
         model=model.eval(),
     )
 
 
 def _existing(path: str | Path) -> Path | None:
     return Path(path) if str(path) and Path(path).is_file() else None
-
-
-class _History(Callback):
-    """Keeps the metrics of each epoch."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds a row."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch, **metrics})

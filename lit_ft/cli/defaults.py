@@ -11,8 +11,9 @@ from jsonargparse import Namespace
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoints import hyper_parameters, newest, refuse_other_model
+from lit_ft.model.checkpoints import hyper_parameters, refuse_other_model
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import find_checkpoint, find_run_of_checkpoint
 from lit_ft.tasks.task import METRICS
 
 EVALUATIONS = ("validate", "test", "predict")
@@ -47,7 +48,7 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
     config["name"] = config["name"] or run_name(config_files(config))
     if config.get("ckpt_path") in ("best", "last"):
         folder = f"{config['trainer']['default_root_dir']}/{config['name']}"
-        config["ckpt_path"] = newest(folder, config["ckpt_path"], config_files(config))
+        config["ckpt_path"] = find_checkpoint(folder, config["ckpt_path"], config_files(config))
     if command in EVALUATIONS:
         take_checkpoint_model(config, command, args)
     if config["data"] is None:
@@ -103,8 +104,8 @@ def default_data(command: str, ckpt_path: str | None) -> Namespace:
     """
     if command in _TRIED_WITHOUT_DATA:
         return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
-    config = Path(ckpt_path or "").parent.parent / "config.yaml"
-    hint = f", or --config {format_path(config)} for those of the run" if ckpt_path and config.is_file() else ""
+    run = find_run_of_checkpoint(ckpt_path)
+    hint = f", or --config {format_path(run.config)} for those of the run" if run else ""
     images = "predict" if command == "predict" else "root"
     raise UserError(
         f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{images} FOLDER{hint}"

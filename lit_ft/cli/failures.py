@@ -11,10 +11,10 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lit_ft.compat import is_from_restoring_checkpoint
 from lit_ft.console import format_path
-from lit_ft.errors import UserError
-from lit_ft.faults import full_disk, is_of_checkpoint, is_of_own_code, mistake_behind
-from lit_ft.model.checkpoints import whole_checkpoints
+from lit_ft.errors import UserError, find_full_disk, find_user_error, is_from_user_code
+from lit_ft.runs import Run, format_intact_checkpoints
 
 
 @contextmanager
@@ -33,9 +33,10 @@ def raise_user_errors(
     try:
         yield
     except (ValueError, RuntimeError, OSError, TypeError, ImportError, MisconfigurationException) as error:
-        if (mistake := mistake_behind(error)) is not None:
+        if (mistake := find_user_error(error)) is not None:
             raise_again(mistake, error)
-        if is_of_own_code(error, packages) or not (before_training() or isinstance(error, MisconfigurationException)):
+        is_over_options = isinstance(error, MisconfigurationException) or before_training()
+        if is_from_user_code(error, packages) or not is_over_options:
             raise
         raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
 
@@ -50,21 +51,21 @@ def raise_again(user_error: UserError, error: Exception) -> NoReturn:
     raise UserError(*user_error.args) from error
 
 
-def explain_failure(error: Exception, checkpoint: str | None, folder: Path) -> UserError | None:
+def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserError | None:
     """The user error that a failure of the trainer comes to, if it is none of lit_ft or of the user's code.
 
     Args:
         error: What was raised.
         checkpoint: The checkpoint that is resumed or evaluated.
-        folder: The folder of the run.
+        run: The run.
     """
-    if mistake_behind(error) or is_of_own_code(error):
+    if find_user_error(error) or is_from_user_code(error):
         return None
-    full = full_disk(error)
+    full = find_full_disk(error)
     if full is not None:
-        left = whole_checkpoints(folder / "checkpoints")
-        return UserError(f"{format_path(folder)}: cannot be written to ({full.strerror}); {left}")
-    if checkpoint is None or not is_of_checkpoint(error):
+        left = format_intact_checkpoints(run.checkpoints)
+        return UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}")
+    if checkpoint is None or not is_from_restoring_checkpoint(error):
         return None
     reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
     fault = f"it is damaged or of another program ({reason})"
@@ -73,9 +74,9 @@ def explain_failure(error: Exception, checkpoint: str | None, folder: Path) -> U
     return UserError(f"`ckpt_path`: {checkpoint} cannot be used: {fault} (--debug shows where)")
 
 
-def interruption(folder: Path) -> KeyboardInterrupt:
+def interruption(run: Run | None) -> KeyboardInterrupt:
     """The end of a run that was interrupted, and how to resume it."""
-    last = folder / "checkpoints" / "last.ckpt"
+    last = (run or Run(Path())).last
     hint = f"; to resume: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
     return KeyboardInterrupt(f"interrupted{hint}")
 

@@ -21,11 +21,12 @@ from lit_ft.cli.plan import remove_effects
 from lit_ft.cli.resume import refuse_other_run
 from lit_ft.cli.save_config import SaveConfig
 from lit_ft.cli.summary import print_summary
-from lit_ft.errors import UserError, printable
+from lit_ft.cli.threads import quiet_threads
+from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable
 from lit_ft.evaluation.predictions import PredictionWriter
-from lit_ft.faults import full_disk, own_packages, quiet_threads
-from lit_ft.runs import Run, begin_run
-from lit_ft.training.progress import progress_bar
+from lit_ft.runs import Run, begin_run, find_run
+from lit_ft.training.history import HistoryWriter
+from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.trainer import Trainer
 
 _LOGGER = "lightning.pytorch.loggers.TensorBoardLogger"
@@ -38,13 +39,11 @@ class FineTuneCLI(ConfigCLI):
     Args:
         command: The command, a method of `Trainer`.
         args: Its options.
-        callbacks: Further callbacks.
     """
 
     run: Run | None = None
 
-    def __init__(self, command: str, args: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
-        self._callbacks = [*callbacks]
+    def __init__(self, command: str, args: Sequence[str]) -> None:
         saved = None if command == "plan" else SaveConfig
         options = {"save_config_callback": saved, "save_config_kwargs": {"overwrite": True}}
         super().__init__(command, args, self._add_method_arguments, **options)
@@ -94,12 +93,12 @@ class FineTuneCLI(ConfigCLI):
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except BaseException:
             if self.run is not None:
-                self.run.give_back()
+                self.run.release()
             raise
         trainer.run = self.run
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and self.run and self.run.folder:
-                callback.dirpath = str(self.run.folder / "checkpoints")
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and self.run:
+                callback.dirpath = str(self.run.checkpoints)
         return trainer
 
     def _begin_run(self) -> Any:
@@ -114,13 +113,13 @@ class FineTuneCLI(ConfigCLI):
         return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
 
     def _further_callbacks(self) -> list[Callback]:
-        """A progress bar where the user has none, and the checkpoint to resume from."""
+        """The history, a progress bar where the user has none, and the checkpoint to resume from."""
         config = self.config_init["trainer"]
         theirs = config["callbacks"] or []
         theirs = theirs if isinstance(theirs, list) else [theirs]
-        further = [*self._callbacks]
+        further: list[Callback] = [] if self.command in ("plan", "predict") else [HistoryWriter()]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
-            further.append(progress_bar())
+            further.append(build_progress_bar())
         if self.config["checkpoint"] is not None:
             # Of its own, as `save_last` writes only when there is a new best.
             further.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
@@ -138,8 +137,8 @@ class FineTuneCLI(ConfigCLI):
                 self._call_method()
         except UserError as error:
             # TensorBoard could not close its file on a full disk.
-            if self.trainer.global_step == 0 and self.run is not None and full_disk(error) is None:
-                self.run.give_back(self.trainer.loggers)
+            if self.trainer.global_step == 0 and self.run is not None and find_full_disk(error) is None:
+                self.run.release(self.trainer.loggers)
             raise
 
     def _call_method(self) -> None:
@@ -153,11 +152,11 @@ class FineTuneCLI(ConfigCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            raise interruption(Path(self.trainer.log_dir or "")) from None
+            raise interruption(find_run(self.trainer)) from None
         except Exception as error:
             # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
-            folder = Path((self.run and self.run.folder) or self.trainer.default_root_dir)
-            if failure := explain_failure(error, options.get("ckpt_path"), folder):
+            run = self.run or Run(Path(self.trainer.default_root_dir))
+            if failure := explain_failure(error, options.get("ckpt_path"), run):
                 raise failure from error
             raise
         self._print_results()
@@ -170,4 +169,4 @@ class FineTuneCLI(ConfigCLI):
                 print(f"Predictions: {printable(str(callback.path))}")
 
     def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
-        return raise_user_errors(own_packages(as_plain(self.config)), before_training)
+        return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)

@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.defaults import CHECKPOINT, TRAINER, as_plain, settle
 from lit_ft.cli.messages import class_names, explain, option_names
+from lit_ft.errors import is_from_user_code
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.run_report import RunReport
-from lit_ft.faults import is_of_own_code
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known without a module
@@ -117,7 +117,7 @@ class ConfigCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            if is_of_own_code(error):  # such as a module with a fault, which could not be imported
+            if is_from_user_code(error):  # such as a module with a fault, which could not be imported
                 raise
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
             raise explain(str(error), option_names(parser.get_defaults()), classes, self.command) from error

@@ -14,8 +14,9 @@ from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.messages import explain
 from lit_ft.cli.parser import ConfigCLI
 from lit_ft.cli.process import quiet_libraries
+from lit_ft.cli.saved_data import add_saved_data
 from lit_ft.compat import parsing_settings
-from lit_ft.faults import is_of_own_code, mistake_behind, own_packages
+from lit_ft.errors import find_user_error, find_user_packages, is_from_user_code
 
 _WITHOUT_TRAINER = {
     "check": (check.add_arguments, check.run),
@@ -32,11 +33,11 @@ def run_command(command: str, args: Sequence[str]) -> int:
     """
     with quiet_command():
         if command not in _WITHOUT_TRAINER:
-            FineTuneCLI(command, args).execute()
+            FineTuneCLI(command, add_saved_data(command, args)).execute()
             return 0
         add_arguments, run = _WITHOUT_TRAINER[command]
         cli = ConfigCLI(command, args, add_arguments)
-        with raise_user_errors(own_packages(cli.config.as_dict())):
+        with raise_user_errors(find_user_packages(cli.config.as_dict())):
             return run(cli)
 
 
@@ -53,10 +54,10 @@ def quiet_command() -> Iterator[None]:
         try:
             yield
         except ArgumentError as error:
-            if is_of_own_code(error):
+            if is_from_user_code(error):
                 raise
             raise explain(str(error), [], {}) from error
         except Exception as error:
-            if (mistake := mistake_behind(error)) is not None:
+            if (mistake := find_user_error(error)) is not None:
                 raise_again(mistake, error)
             raise

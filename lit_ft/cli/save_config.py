@@ -9,7 +9,8 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from lit_ft.faults import names_file
+from lit_ft.errors import refuse_unwritable
+from lit_ft.runs import Run, find_run
 from lit_ft.training.run_options import run_options
 
 
@@ -24,8 +25,9 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
-        self._folder = Path(trainer.log_dir or ".")  # asks all ranks, as `save_config` on the first alone may not
-        self.already_saved |= trainer.strategy.broadcast((self._folder / self.config_filename).is_file())
+        # Now, as it asks all ranks, and `save_config` is called on the first alone.
+        self._run = find_run(trainer) or Run(Path("."))
+        self.already_saved |= trainer.strategy.broadcast(self._run.config.is_file())
         super().setup(trainer, pl_module, stage)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -36,5 +38,5 @@ class SaveConfig(SaveConfigCallback):
         """Also saves which image is in which split, where the data module can write it."""
         write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
         if stage == "fit" and write_split is not None:
-            with names_file(self._folder / "split.csv"):
-                write_split(self._folder / "split.csv")
+            with refuse_unwritable(self._run.split_table):
+                write_split(self._run.split_table)

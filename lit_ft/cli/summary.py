@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_ft.console import format_path, format_value
 from lit_ft.errors import printable
-from lit_ft.model.checkpoints import best_checkpoint
+from lit_ft.runs import Run, find_best_callback, find_run
 
 
 def print_summary(trainer: Any, command: str) -> None:
@@ -20,23 +20,23 @@ def print_summary(trainer: Any, command: str) -> None:
         trainer: The trainer.
         command: ``fit``, after which there is still to test, or ``finetune``.
     """
-    log_dir = trainer.log_dir  # asks all ranks
-    if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:
+    found = find_run(trainer)
+    if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
         return
-    run = format_path(Path(log_dir))
-    chosen = best_checkpoint(trainer)
+    run = Run(format_path(found.folder))
+    chosen = find_best_callback(trainer)
     best = getattr(chosen, "best_model_path", "")
     has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    lines = [f"Run folder   {run}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
+    lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
     if best:
         best, score = format_path(Path(best)), format_score(chosen.best_model_score)
-        arguments = f"--config {run / 'config.yaml'} --ckpt_path {best}"
+        arguments = f"--config {run.config} --ckpt_path {best}"
         lines.append(f"Best model   {best}  ({chosen.monitor} {score})")
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit":
             lines.append(f"Test         lit-ft test {arguments}")
     if has_events:
-        lines.append(f"Watch        tensorboard --logdir {run.parent}")
+        lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
     print("\n" + "\n".join(map(printable, lines)))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lit_ft.console import format_table
 from lit_ft.errors import printable
+from lit_ft.runs import Run
 from lit_ft.tasks.classes import name_classes, read_classes
 
 MAX_LABELS = 100
 MAX_NAMES = 10
-SKIPPED = "skipped_images.txt"
+SKIPPED = Run(Path()).skipped_images.name
 
 # What each task predicts, singular and plural.
 _NOUNS = {"multiclass": ("class", "classes"), "multilabel": ("label", "labels"), "regression": ("number", "numbers")}

@@ -12,7 +12,7 @@ from typing import TextIO
 import torch
 
 from lit_ft.data.files.formulas import escape_formula
-from lit_ft.faults import names_file
+from lit_ft.errors import refuse_unwritable
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -63,7 +63,7 @@ def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
     target = path.resolve()  # of a link
     unfinished = _name_unfinished(target)
     try:
-        with names_file(path):
+        with refuse_unwritable(path):
             with _open(unfinished) as file:
                 csv.writer(file, delimiter=separator).writerows(rows)
             unfinished.replace(target)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_ft.errors import UserError
 from lit_ft.evaluation.prediction_file import SEPARATORS, build_rows, check_target, is_device, write_rows
+from lit_ft.runs import Run, find_run
 
 _DIGITS = {torch.float64: 17}  # that give the number back
 _DIGITS_OF_FLOAT32 = 9
@@ -91,5 +92,5 @@ class PredictionWriter(Callback):
         write_rows(path, build_rows(predictions, module.class_names, paths, is_multiclass, self._digits))
 
     def _find_path(self, trainer: L.Trainer) -> Path:
-        log_dir = trainer.log_dir  # asks all ranks
-        return Path(self.file) if self.file else Path(log_dir or trainer.default_root_dir) / "predictions.csv"
+        run = find_run(trainer) or Run(Path(trainer.default_root_dir))
+        return Path(self.file) if self.file else run.predictions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -10,9 +9,10 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_ft.console import rank_zero_print
 from lit_ft.evaluation.confusion import ConfusionPicture
-from lit_ft.evaluation.data_table import SKIPPED, format_data_table, format_skipped
+from lit_ft.evaluation.data_table import format_data_table, format_skipped
 from lit_ft.evaluation.tensorboard import find_board, log_best_score, log_images, log_plan, log_rates
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import find_run
 from lit_ft.unfreezing.view import plan_table, run_plan
 
 MAX_PICTURED_CLASSES = 100
@@ -42,14 +42,14 @@ class RunReport(Callback):
         if isinstance(pl_module, FineTuneModule):
             pl_module.follow_finders()  # else the plan would have the rates from before
         self._is_undecided = run_plan(trainer, pl_module).undecided
-        folder = trainer.log_dir  # asks all ranks
+        run = find_run(trainer)
         if trainer.is_global_zero:  # the others would count the arithmetic of the network in vain
             data = cast(Any, trainer).datamodule
             screen = f"{format_data_table(data)}\n\n{plan_table(trainer, pl_module)}"
             rank_zero_print(f"\n{screen}\n")
-            if folder and (skipped := format_skipped(data)):
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                (Path(folder) / SKIPPED).write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
+            if run and (skipped := format_skipped(data)):
+                run.folder.mkdir(parents=True, exist_ok=True)
+                run.skipped_images.write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
             if board := find_board(trainer):
                 board.add_text("plan", f"```\n{screen}\n```", 0)
             log_plan(trainer, pl_module, trainer.current_epoch)

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.evaluation.plan_figure import draw_plan
-from lit_ft.model.checkpoints import best_checkpoint
+from lit_ft.runs import find_best_callback
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
 
@@ -81,7 +81,7 @@ def log_best_score(trainer: L.Trainer, module: L.LightningModule) -> None:
 
     At the end of a fit only, as TensorBoard shows the first score that comes with them.
     """
-    best = getattr(best_checkpoint(trainer), "best_model_score", None)
+    best = getattr(find_best_callback(trainer), "best_model_score", None)
     for logger in trainer.loggers:
         if best is not None and isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(module.hparams), {"hp_metric": float(best)})

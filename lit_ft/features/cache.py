@@ -20,6 +20,7 @@ from lit_ft.features.facts import find_loaders
 from lit_ft.features.folder import node_folder, remove_files
 from lit_ft.features.phase import CachedPhase
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run, find_run
 from lit_ft.unfreezing.view import run_plan, run_starts
 
 
@@ -60,13 +61,13 @@ class FeatureCache(Callback):
             return
         if not isinstance(pl_module, FineTuneModule):
             raise UserError(f"FeatureCache: {type(pl_module).__name__} is no FineTuneModule; leave the callback out")
-        if folder := trainer.log_dir:  # asks all ranks
-            self._folder = Path(folder, node_folder(trainer))
+        if run := find_run(trainer):
+            self._folder = node_folder(trainer, run)
             logger = trainer.logger
             if logger is not None and not isinstance(logger, (TensorBoardLogger, CSVLogger)):
                 # The runs of an online service share a folder, and each would remove what others cache.
-                run = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
-                self._folder = Path(folder, run, node_folder(trainer))
+                name = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
+                self._folder = node_folder(trainer, Run(run.folder / name))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replaces the images, also in an epoch that is resumed in the middle."""

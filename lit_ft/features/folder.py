@@ -7,23 +7,23 @@ from pathlib import Path
 
 import lightning as L
 
-_FOLDER, _NODE_FOLDER = "features", "features-node{}"
+from lit_ft.runs import Run
 
 
-def node_folder(trainer: L.Trainer) -> str:
-    """The name of this node's folder; each node has its own, as nodes may share a file system.
+def node_folder(trainer: L.Trainer, run: Run) -> Path:
+    """This node's folder; each node has its own, as nodes may share a file system.
 
     In a shared folder, a node could remove the folder that another one has just made.
     """
-    return _NODE_FOLDER.format(trainer.node_rank) if trainer.num_nodes > 1 else _FOLDER
+    return run.features(trainer.node_rank if trainer.num_nodes > 1 else None)
 
 
-def remove_strays(trainer: L.Trainer, run: Path) -> None:
+def remove_strays(trainer: L.Trainer, run: Run) -> None:
     """Removes the folders that a run left when it ran on another number of nodes."""
     nodes = trainer.num_nodes
-    own = {_NODE_FOLDER.format(node) for node in range(nodes)} if nodes > 1 else {_FOLDER}
-    for folder in (run / _FOLDER, *run.glob(_NODE_FOLDER.format("[0-9]*"))):
-        if folder.name not in own:
+    own = {run.features(node) for node in range(nodes)} if nodes > 1 else {run.features()}
+    for folder in (run.features(), *run.folder.glob(run.features("[0-9]*").name)):
+        if folder not in own:
             remove_files(trainer, folder)
 
 

@@ -17,6 +17,7 @@ from lit_ft.features.layout import Layout
 from lit_ft.features.source import FeatureSource
 from lit_ft.features.store import FeatureFile
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run
 
 
 class CachedPhase:
@@ -47,7 +48,7 @@ class CachedPhase:
         """Removes the files of other phases, and decides what is cached."""
         self._trainer.strategy.barrier("features")
         remove_files(self._trainer, self._folder, but=f"phase{self.index}-")
-        remove_strays(self._trainer, self._folder.parent)
+        remove_strays(self._trainer, Run(self._folder.parent))
         facts = collect_facts(self._trainer, self._module, self.index, self.stages)
         self._decision = decide(facts, options, self._measure)
         if self._decision.layouts or self._decision.reasons:

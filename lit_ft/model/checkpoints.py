@@ -11,39 +11,10 @@ import yaml
 
 from lit_ft.backbones.weights import torch_files
 from lit_ft.errors import UserError, nearest
+from lit_ft.runs import suggest_checkpoint
 
 # What makes another model of it, however it was trained.
 _OF_THE_MODEL = ("backbone", "stem", "pool", "input", "head", "task", "classes")
-
-
-def best_checkpoint(trainer: Any) -> Any:
-    """The callback that keeps the best checkpoint: of those that watch a metric the last, as the user's come first."""
-    return next((callback for callback in reversed(trainer.checkpoint_callbacks) if callback.monitor), None)
-
-
-def newest(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
-    """The ``best`` or ``last`` checkpoint of the run whose config is given, or else the newest of the runs in a folder.
-
-    Args:
-        folder: The folder.
-        name: ``best`` or ``last``.
-        configs: The configs that the user gave.
-
-    Raises:
-        UserError: If there is none.
-    """
-    found = _beside(configs, name) or _by_age(folder, f"*/checkpoints/{name}.ckpt")
-    if not found:
-        raise UserError(f"`ckpt_path`: there is no {folder}/*/checkpoints/{name}.ckpt")
-    return str(found[-1])
-
-
-def whole_checkpoints(folder: Path) -> str:
-    """What is left in a folder of checkpoints where no more can be written, and what to do about it."""
-    found = _by_age(str(folder), "*.ckpt")
-    if not found:
-        return "no checkpoint was written before; make room, and start again"
-    return f"whole are {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
 
 
 def hyper_parameters(path: str | None, command: str, root: str, configs: Sequence[Any] = ()) -> dict[str, Any]:
@@ -59,9 +30,7 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
         UserError: If no file is given, it does not exist, or is not a lit_ft checkpoint.
     """
     if path is None:
-        beside = _beside(configs, "best")
-        found = [] if configs else _by_age(root, "*/*/checkpoints/best.ckpt")
-        hint = f"; that of this config is {beside[-1]}" if beside else f"; the newest is {found[-1]}" if found else ""
+        hint = suggest_checkpoint(root, configs)
         raise UserError(f"`ckpt_path`: lit-ft {command} needs the checkpoint of a run{hint}")
     if not Path(path).is_file():
         near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
@@ -139,13 +108,3 @@ def _differences(option: str, given: Any, kept: Any) -> Iterator[tuple[str, Any,
             yield from _differences(f"{option}.{key}", value, kept.get(key))
     elif given is not None and given != (tuple(kept) if isinstance(given, tuple) else kept):
         yield option, given, kept
-
-
-def _beside(configs: Sequence[Any], name: str) -> list[Path]:
-    """The checkpoints of that name beside configs, which are then those of runs."""
-    return [file for config in configs for file in _by_age(str(Path(str(config)).parent), f"checkpoints/{name}.ckpt")]
-
-
-def _by_age(folder: str, pattern: str) -> list[Path]:
-    """The files that match, the newest last."""
-    return sorted(Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime)

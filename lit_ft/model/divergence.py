@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_ft.compat import attached_trainer
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import best_checkpoint
+from lit_ft.runs import find_best_path
 
 EVERY = 50
 """Steps between two looks where the trainer logs nothing."""
@@ -96,7 +96,7 @@ def build_divergence_error(module: Any, name: str, step: int | None, stage: str 
     advice = "lower `model.lr`, or give `trainer.gradient_clip_val` 1"
     if step == 0:
         advice = "look for weights, images or targets that are not"
-    best = getattr(best_checkpoint(trainer), "best_model_path", "") if trainer else ""
+    best = find_best_path(trainer) if trainer else None
     kept = f"; best model before that: {best}" if best else ""
     return UserError(f"{name} is not finite in step {step}{details}: {advice}{kept}")
 

@@ -10,8 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.backbones.backbone import StageOutput
-from lit_ft.errors import UserError
-from lit_ft.faults import is_of_own_code
+from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.model.normalisation import Normalise
 from lit_ft.tasks.task import Task
 
@@ -95,7 +94,7 @@ def refuse_other_size(images: Any, size: int, error: Exception) -> None:
     """
     if not isinstance(images, Tensor) or images.shape[2:] == (size, size):
         return
-    if isinstance(error, torch.OutOfMemoryError) or is_of_own_code(error):
+    if isinstance(error, torch.OutOfMemoryError) or is_from_user_code(error):
         return
     height, width = images.shape[2:]
     square = f", or `model.input.size` {height}" if height == width else ""

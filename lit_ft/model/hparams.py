@@ -5,39 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, is_dataclass
-from enum import Enum
-from pathlib import PurePath
-from types import FrameType, FunctionType
+from types import FrameType
 from typing import Any, TypeVar, cast
 
-import numpy as np
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
+from lit_ft.backbones.weights.torch_files import plain
 from lit_ft.compat import collect_constructor_arguments
 
 ConfigT = TypeVar("ConfigT")
-
-
-def plain(value: Any) -> Any:
-    """A value as YAML has it, and as a checkpoint may that loads with ``weights_only=True``.
-
-    Dataclasses are dicts, tuples lists, numpy's numbers Python's, and functions, classes and paths text.
-
-    >>> plain({"size": (32, np.float64(0.5)), "at": PurePath("a/b")})
-    {'size': [32, 0.5], 'at': 'a/b'}
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (np.generic, Enum)):
-        return plain(value.item() if isinstance(value, np.generic) else value.value)
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, (FunctionType, type)):
-        return f"{value.__module__}.{value.__qualname__}"
-    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def as_config(cls: type[ConfigT], given: Any) -> ConfigT:

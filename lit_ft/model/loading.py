@@ -20,7 +20,7 @@ ModuleT = TypeVar("ModuleT", bound="SafeLoading")
 class SafeLoading:
     """A module that is loaded without running code of its checkpoint; to be mixed in before ``LightningModule``."""
 
-    _of_checkpoint: Collection[str] = ()
+    unverified_options: Collection[str] = ()
     """The options that name classes, and were taken from the checkpoint."""
 
     @classmethod
@@ -60,7 +60,9 @@ class SafeLoading:
             options["weights_only"] = weights_only
         load: Any = super().load_from_checkpoint  # type: ignore[misc]  # that of the module it is mixed into
         module: ModuleT = load(checkpoint_path, map_location, hparams_file, strict, **options)
-        module._of_checkpoint = [key for key in ("optimizer", "lr_scheduler") if key in saved and key not in options]
+        module.unverified_options = [
+            key for key in ("optimizer", "lr_scheduler") if key in saved and key not in options
+        ]
         return module
 
 

@@ -266,7 +266,7 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
         """One optimizer with a group a stage and decay class, and its schedule."""
         if not self._has_followed:
             refuse_on_resume(self.trainer)
-        for key in self._of_checkpoint:
+        for key in self.unverified_options:
             refuse_foreign_names(self.hparams[key], key)
         groups = build_param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"])
         # Fused optimizers undo the scaling of float16 themselves, after callbacks have seen the gradients, and

@@ -1,4 +1,4 @@
-"""Decides how a checkpoint gets onto the disk, whole or not at all, and how it is read without running code."""
+"""Checkpoint files: atomic writes, and reads that run no code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, _load, get_filesystem
 
 from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
-from lit_ft.errors import UserError
-from lit_ft.faults import chain
-from lit_ft.model.checkpoints import whole_checkpoints
+from lit_ft.errors import UserError, iterate_causes
+from lit_ft.runs import format_intact_checkpoints
 
 # Of files that are being written: hidden, and nothing that Lightning takes for a checkpoint. It reads all digits of any
 # name with "ckpt_" in it as the number of a checkpoint, so theirs has no part of the checkpoint's own name.
@@ -25,11 +25,11 @@ _SUFFIX = ".saving"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each local checkpoint beside its place and then puts it there in one step.
+    """Writes local checkpoints atomically: each to a file beside its own, which then replaces that.
 
-    A run that is killed while it writes leaves the checkpoint that was there before, whole. Lightning writes to the
-    folder for temporary files, from where the checkpoint is copied if that is on another disk, and a kill while it is
-    copied leaves a part of it. Remote checkpoints (s3:// and others) are written as Lightning does.
+    A run that is killed while it writes leaves the checkpoint that was there before. Lightning writes to the folder for
+    temporary files, from where a checkpoint is copied if that is on another disk, and a kill during the copy leaves a
+    part of it. Remote checkpoints (s3:// and others) are written as Lightning does.
 
     What a killed run left behind is removed with the next save in its folder.
 
@@ -43,18 +43,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes a checkpoint.
 
         Args:
-            checkpoint: What the trainer saves.
-            path: Where it will be.
+            checkpoint: The state that the trainer saves.
+            path: The file to write.
             storage_options: Lightning's plugins for checkpoints take none.
 
         Raises:
             TypeError: If there are storage options.
             UserError: If it cannot be written, as where the disk is full; the checkpoints that were there stay.
         """
-        if storage_options is not None or not _is_local_file_protocol(path):
+        system, place = url_to_fs(str(path))
+        if storage_options is not None or not isinstance(system, LocalFileSystem):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = _local(path)
+        target = Path(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers(target.parent)
         # A name of its own, as two runs can write to one folder.
@@ -68,40 +69,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (RuntimeError, OSError) as error:  # torch's writer raises the first on its way out of the second
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
-            if (failed := next((link for link in chain(error) if isinstance(link, OSError)), None)) is None:
+            if (failed := next((link for link in iterate_causes(error) if isinstance(link, OSError)), None)) is None:
                 raise
             folder, reason = format_path(target.parent), failed.strerror or failed
             raise UserError(
-                f"{folder}: {target.name} cannot be written ({reason}); {whole_checkpoints(folder)}"
+                f"{folder}: {target.name} cannot be written ({reason}); {format_intact_checkpoints(folder)}"
             ) from error
         finally:
             part.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Reads a checkpoint, to the CPU, unless it is to be elsewhere.
+        """Reads a checkpoint, to the CPU unless another device is given.
 
         Args:
-            path: Where it is.
+            path: The file to read.
             map_location: As of `torch.load`.
             weights_only: False lets it run code; otherwise it does not, also where Lightning would let it by default.
 
         Raises:
             FileNotFoundError: If there is none.
         """
-        if not get_filesystem(path).exists(str(path)):
+        system, place = url_to_fs(str(path))
+        if not system.exists(place):
             raise FileNotFoundError(f"there is no checkpoint {path}")
-        if map_location is None and _is_local_file_protocol(path):
-            return torch_files.load(_local(path), weights_only=weights_only is not False)
-        return _load(path, map_location or "cpu", weights_only is not False)
+        if map_location is None and isinstance(system, LocalFileSystem):
+            return torch_files.load(place, weights_only=weights_only is not False)
+        with system.open(place, "rb") as file:
+            return torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False)
 
     def _remove_leftovers(self, folder: Path) -> None:
-        """Removes what no run writes any more: a file that one still writes has changed since this run began."""
+        """Removes files that no run writes any more; one that is being written has changed since this run began."""
         for part in folder.glob(f".*{_SUFFIX}"):
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < self._made_at:
                     part.unlink()
-
-
-def _local(path: str | Path) -> Path:
-    """The path without ``file://``."""
-    return Path(get_filesystem(path)._strip_protocol(str(path)))

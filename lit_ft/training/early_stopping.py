@@ -1,4 +1,4 @@
-"""Decides when a run ends early: Lightning's early stopping, watching what every task logs."""
+"""Early stopping that monitors what every task logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how a run shows that it moves: a bar in a terminal, a line an epoch in a log file."""
+"""Progress of a run: a bar in a terminal, a line an epoch in a log file."""
 
 from __future__ import annotations
 
@@ -16,40 +16,58 @@ from lit_ft.console import format_value
 REFRESH_SECONDS = 0.5
 
 
-class _Shows(ProgressBar):
-    """What a bar and lines show: the training loss, as the mean of the epoch so far, and the metrics."""
+class MeanLoss:
+    """The mean of the training losses of an epoch, on the device where these are, so that no step waits for it.
+
+    Args:
+        total: The sum of the losses so far.
+        num_steps: Their number.
+    """
+
+    def __init__(self, total: Any = 0.0, num_steps: int = 0) -> None:
+        self.total = total
+        self.num_steps = num_steps
+
+    def add(self, outputs: Any) -> None:
+        """Adds the loss of a training step, if it gave one."""
+        if isinstance(outputs, Mapping) and "loss" in outputs:
+            self.total, self.num_steps = self.total + outputs["loss"], self.num_steps + 1
+
+    def compute(self, accumulate_grad_batches: int) -> float | None:
+        """The mean; none without a loss. Lightning has divided each by the number of batches of an optimizer step."""
+        return float(self.total) / self.num_steps * accumulate_grad_batches if self.num_steps else None
+
+
+class _MetricsDisplay(ProgressBar):
+    """Metrics of a bar or a line: the mean training loss of the epoch so far, and what else is logged for it."""
 
     fetches = ("train/loss",)
-    """What is worked out when something is drawn, so that Lightning need not fetch it at each step."""
+    """Metrics that are computed when something is drawn, so that Lightning need not fetch them at each step."""
 
-    _losses: Any = 0.0
-    _steps = 0
+    _loss = MeanLoss()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins a new mean."""
         super().on_train_epoch_start(trainer, pl_module)
-        self._losses, self._steps = 0.0, 0
+        self._loss = MeanLoss()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds a step to it, where the loss is, so that nothing is fetched."""
-        if isinstance(outputs, Mapping) and "loss" in outputs:
-            self._losses, self._steps = self._losses + outputs["loss"], self._steps + 1
+        """Adds the loss of a step to the mean."""
+        self._loss.add(outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The metrics, without the number of the run, which the last screen tells."""
+        """The metrics, without the number of the run, which is printed at its end."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        if self._steps:
-            # Lightning has divided each by the number of batches that a step takes together.
-            mean = float(self._losses) / self._steps * trainer.accumulate_grad_batches
+        if (mean := self._loss.compute(trainer.accumulate_grad_batches)) is not None:
             metrics = {"train/loss": mean, **metrics}
         return metrics
 
 
-class Bar(_Shows, TQDMProgressBar):
+class Bar(_MetricsDisplay, TQDMProgressBar):
     """Lightning's bar, drawn twice a second, of which each finished epoch stays on the screen.
 
     Lightning draws it every so many steps: with each of a small network's it would take longer than the step, and on a
@@ -69,46 +87,46 @@ class Bar(_Shows, TQDMProgressBar):
         return due
 
 
-class Lines(_Shows):
+class Lines(_MetricsDisplay):
     """One line an epoch, and one every minute within it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._began = self._spoke = 0.0
+        self._began = self._printed = 0.0
 
     @property
     def is_enabled(self) -> bool:
-        """Whether it speaks; ``LightningModule.print`` asks for it."""
+        """Whether it prints; ``LightningModule.print`` asks for it."""
         return self._enabled
 
     def disable(self) -> None:
-        """Keeps quiet, as Lightning asks of all ranks but the first."""
+        """Stops printing, as Lightning asks of all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speaks again."""
+        """Prints again."""
         self._enabled = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         super().on_train_epoch_start(trainer, pl_module)
-        self._began = self._spoke = time.monotonic()
+        self._began = self._printed = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Speaks up once a minute."""
+        """Prints a line once a minute."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if time.monotonic() - self._spoke > 60:
-            self._spoke = time.monotonic()
-            self._say(trainer, pl_module, f"batch {batch_idx + 1}/{trainer.num_training_batches}")
+        if time.monotonic() - self._printed > 60:
+            self._printed = time.monotonic()
+            self._print(trainer, pl_module, f"batch {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tells the epoch's metrics."""
-        self._say(trainer, pl_module, "done")
+        """Prints the metrics of the epoch."""
+        self._print(trainer, pl_module, "done")
 
-    def _say(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
         if not self._enabled:
             return
         metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
@@ -119,6 +137,6 @@ class Lines(_Shows):
         print(f"epoch {trainer.current_epoch}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
 
 
-def progress_bar() -> ProgressBar:
-    """What suits the place where the output goes."""
+def build_progress_bar() -> ProgressBar:
+    """The progress bar for the place where the output goes."""
     return Bar() if sys.stdout.isatty() else Lines()

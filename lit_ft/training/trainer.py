@@ -20,8 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.model.checkpoints import best_checkpoint
-from lit_ft.runs import Run
+from lit_ft.runs import Run, find_best_callback
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.trainer_options import refuse_options
 
@@ -102,7 +101,7 @@ class Trainer(L.Trainer):
             ckpt_path: Checkpoint of an interrupted run to resume.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = getattr(best_checkpoint(self), "best_model_path", "") or None
+        best = getattr(find_best_callback(self), "best_model_path", "") or None
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
         owners = [owner for owner in (datamodule, model) if owner is not None]

@@ -81,6 +81,9 @@ def test_no_data_is_taken_for_that_of_a_command_which_needs_some(run, refused):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
     folder = "logs/run/version_0"
     best = ("--ckpt_path", f"{folder}/checkpoints/best.ckpt")
+    checkpoint = torch.load(best[1], weights_only=True)
+    checkpoint["run_options"]["data"] = "mine.Data"  # which must be named
+    torch.save(checkpoint, best[1])
     for command, images in (("predict", "predict"), ("test", "root"), ("validate", "root")):
         assert refused(command, *best) == (
             f"lit-ft: --data: lit-ft {command} needs images; give --data ImageFolderDataModule "

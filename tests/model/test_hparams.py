@@ -1,5 +1,3 @@
-from pathlib import PurePosixPath
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from small_runs import FewDigits, small_trainer
 
 from lit_ft.model.checkpoints import hyper_parameters
 from lit_ft.model.heads import HeadConfig
-from lit_ft.model.hparams import plain
 from lit_ft.model.mixing import MixConfig
 from lit_ft.model.module import FineTuneModule
 
@@ -101,14 +98,3 @@ def test_argument_of_a_subclass_may_be_an_array(tmp_path):
     module = Own(np.array([1, 2]), weights=None)
     assert module.hparams["backbone"] == "mnist_cnn"
     assert module.hparams["sizes"].tolist() == [1, 2]
-
-
-def test_plain_values():
-    given = {"a": (1, np.float32(0.5)), "b": MixConfig(mixup=0.25), "c": plain, "d": PurePosixPath("x/y"), "e": dict}
-    assert plain(given) == {
-        "a": [1, 0.5],
-        "b": {"mixup": 0.25, "cutmix": 0.0, "erase": 0.0},
-        "c": "lit_ft.model.hparams.plain",
-        "d": "x/y",
-        "e": "builtins.dict",
-    }

@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lit_ft import AtomicCheckpointIO
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import newest
+from lit_ft.runs import find_checkpoint
 from lit_ft.training.trainer import Trainer
 
 
@@ -110,11 +110,7 @@ def test_newest_checkpoint_is_a_whole_one(tmp_path):
     (tmp_path / "version_2" / "checkpoints").mkdir(parents=True)
     for run in ("version_0", "version_2"):
         leave_part(tmp_path / run / "checkpoints", age_seconds=0)
-    assert newest(str(tmp_path), "last") == str(tmp_path / "version_1" / "checkpoints" / "last.ckpt")
-    # Of a run that is named by its config, its own; a recipe has none beside it.
-    older = tmp_path / "version_0"
-    assert newest(str(tmp_path), "last", [older / "config.yaml"]) == str(older / "checkpoints" / "last.ckpt")
-    assert newest(str(tmp_path), "last", ["quickstart.yaml"]) == newest(str(tmp_path), "last")
+    assert find_checkpoint(str(tmp_path), "last") == str(tmp_path / "version_1" / "checkpoints" / "last.ckpt")
 
 
 def test_remote_checkpoints_are_lightnings():

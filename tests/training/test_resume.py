@@ -1,56 +1,9 @@
-import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small_runs import FewDigits, small_module, small_trainer
-
-from lit_ft.compat import validate_first
-
-WHOLE = {"enable_validation": True, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
-
-
-def counts(ready, processed, completed):
-    return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
-
-
-def saved(is_last_batch=True, completed=5):
-    """A checkpoint of the third step of the second epoch, whose validations have two batches."""
-    batches = {"total": counts(6, 6, completed), "current": counts(3, 3, completed - 3), "is_last_batch": is_last_batch}
-    validation = {"total": counts(0, 0, 0), "current": counts(2, 2, 2), "is_last_batch": True}
-    progress = {"epoch_loop.batch_progress": batches, "epoch_loop.val_loop.batch_progress": validation}
-    return {"epoch": 1, "loops": {"fit_loop": progress}}
-
-
-@pytest.mark.parametrize("every", [1, 2])
-def test_run_saved_before_its_validation_starts_with_it(every):
-    checkpoint = saved()
-    validate_first(checkpoint, SimpleNamespace(**{**WHOLE, "check_val_every_n_epoch": every}))
-    progress = checkpoint["loops"]["fit_loop"]
-    assert progress["epoch_loop.batch_progress"]["total"] == counts(6, 6, 6)
-    assert progress["epoch_loop.batch_progress"]["current"] == counts(3, 3, 3)
-    assert progress["epoch_loop.val_loop.batch_progress"]["total"] == counts(1, 0, 0)
-    assert progress["epoch_loop.val_loop.batch_progress"]["current"] == counts(0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "options"),
-    [
-        pytest.param(saved(is_last_batch=False), {}, id="within_the_epoch"),
-        pytest.param(saved(completed=6), {}, id="after_the_validation"),
-        pytest.param({"epoch": 1, "state_dict": {}}, {}, id="weights_alone"),
-        pytest.param(saved(), {"enable_validation": False}, id="no_validation"),
-        pytest.param(saved(), {"check_val_every_n_epoch": 3}, id="no_validation_in_this_epoch"),
-        pytest.param(saved(), {"check_val_every_n_epoch": None}, id="validation_by_steps"),
-        pytest.param(saved(), {"val_check_interval": 0.5}, id="several_validations_an_epoch"),
-    ],
-)
-def test_other_checkpoints_are_left_as_they_are(checkpoint, options):
-    before = copy.deepcopy(checkpoint)
-    validate_first(checkpoint, SimpleNamespace(**{**WHOLE, **options}))
-    assert checkpoint == before
 
 
 class Ends(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lit_ft.data.loading.position import Position
 from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.modules.facts import DownloadFacts, SplitFacts
+from lit_ft.data.modules.hparams import as_input_spec, save_plain_hyperparameters
 from lit_ft.data.modules.options import Sampling, check_options
 from lit_ft.data.split import keep_fraction, keep_shots
 from lit_ft.errors import UserError
@@ -59,6 +61,7 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         spec: InputSpec | None = None,
     ) -> None:
         super().__init__()
+        save_plain_hyperparameters(self, inspect.currentframe())
         check_options(batch_size, augment, shots, fraction, sampling, split_seed)
         self.batch_size = batch_size
         self.augment = augment
@@ -66,8 +69,8 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         self.fraction = fraction
         self.sampling = sampling
         self.split_seed = split_seed
-        self.spec = spec
-        self.input_spec = spec or InputSpec()
+        self.spec = as_input_spec(spec)
+        self.input_spec = self.spec or InputSpec()
         self.order_seed: int | None = None
         self.position = Position(self._batches_processed)
         self.splits: dict[Split, SetT] = {}

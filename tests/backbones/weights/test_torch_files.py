@@ -1,12 +1,16 @@
 """Files of torch, whatever is in them."""
 
 import zipfile
+from pathlib import PurePosixPath
 
+import numpy as np
 import pytest
 import torch
 from small_runs import FewDigits, small_module, small_trainer
 
 from lit_ft.backbones.weights import torch_files
+from lit_ft.backbones.weights.torch_files import is_plain, plain
+from lit_ft.model.mixing import MixConfig
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 
 
@@ -65,3 +69,22 @@ def test_resume_runs_no_code_whatever_torch_does_by_default(tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists()
     io.load_checkpoint(tmp_path / "bad.ckpt", weights_only=False)["callbacks"].close()
     assert (tmp_path / "ran").exists()
+
+
+def test_plain_values():
+    given = {"a": (1, np.float32(0.5)), "b": MixConfig(mixup=0.25), "c": plain, "d": PurePosixPath("x/y"), "e": dict}
+    assert plain(given) == {
+        "a": [1, 0.5],
+        "b": {"mixup": 0.25, "cutmix": 0.0, "erase": 0.0},
+        "c": "lit_ft.backbones.weights.torch_files.plain",
+        "d": "x/y",
+        "e": "builtins.dict",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [([1, {"a": None}], True), ("x", True), (np.float32(1), False), ({"a": [torch.zeros(1)]}, False), ((1,), False)],
+)
+def test_plain_values_are_of_types_that_yaml_has(value, expected):
+    assert is_plain(value) == expected
