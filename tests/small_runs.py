@@ -207,3 +207,7 @@ def differences(left, right, path=""):
         pairs = zip(left, right, strict=True)
         return [found for i, (one, other) in enumerate(pairs) for found in differences(one, other, f"{path}/{i}")]
     return [] if left == right else [path]
+
+
+def harmonic(epoch):
+    return 1 / (1 + epoch)

@@ -89,7 +89,7 @@ def test_memory_of_a_long_image(tmp_path):
     """8.7 GB were taken for it."""
     code = (
         "import resource, torch\n"
-        "from lit_ft.backbones import InputSpec\n"
+        "from lit_ft import InputSpec\n"
         "image = torch.zeros(3, 1, 20_000, dtype=torch.uint8)\n"
         "InputSpec().geometry()(image[:, :, :30])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

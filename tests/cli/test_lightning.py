@@ -226,12 +226,12 @@ def test_optimizer_and_schedule_by_short_name(run):
 
 def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "optim")
-    steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "test_schedules.harmonic")
+    steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "small_runs.harmonic")
     run("fit", "--trainer.max_epochs", 2, "--model.lr", 0.1, *steps)
     run("fit", "--config", "logs/run/version_0/config.yaml")
     for version in (0, 1):
         saved = torch.load(f"logs/run/version_{version}/checkpoints/last.ckpt", weights_only=True)
-        assert saved["hyper_parameters"]["lr_scheduler"]["init_args"]["lr_lambda"] == "test_schedules.harmonic"
+        assert saved["hyper_parameters"]["lr_scheduler"]["init_args"]["lr_lambda"] == "small_runs.harmonic"
         # It is saved after the step of the second epoch's end.
         assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.1 / 3)
 

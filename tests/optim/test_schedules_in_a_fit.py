@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import FewDigits, Recorder, differences, final_state, small_module, small_trainer
+from small_runs import FewDigits, Recorder, differences, final_state, harmonic, small_module, small_trainer
 from torch.optim import lr_scheduler
 
 from lit_ft.model.module import FineTuneModule
@@ -18,10 +18,6 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 UNFROZEN = {"head": 0, "dense": 4, "conv": 8}
 CONSTANT = {"class_path": "ConstantLR", "init_args": {"factor": 0.5, "total_iters": 2}}
 HALVING = {"class_path": "ExponentialLR", "init_args": {"gamma": 0.5}}
-
-
-def harmonic(epoch):
-    return 1 / (1 + epoch)
 
 
 def cosine(share):
@@ -53,8 +49,8 @@ def cosine_after_four_steps(step, thaw):
 # For each class its options, and the share of a group's own rate in an epoch (e) and step (s), for a group with that
 # base rate (b) that thaws at a step (t). Frozen groups are on the same schedule as others, but for WarmupCosine.
 SCHEDULES = {
-    "LambdaLR": ({"lr_lambda": f"{__name__}.harmonic"}, lambda e, s, b, t: 1 / (1 + e)),
-    "MultiplicativeLR": ({"lr_lambda": f"{__name__}.harmonic"}, lambda e, s, b, t: 1 / math.factorial(e + 1)),
+    "LambdaLR": ({"lr_lambda": "small_runs.harmonic"}, lambda e, s, b, t: 1 / (1 + e)),
+    "MultiplicativeLR": ({"lr_lambda": "small_runs.harmonic"}, lambda e, s, b, t: 1 / math.factorial(e + 1)),
     "StepLR": ({"step_size": 2, "gamma": 0.1}, lambda e, s, b, t: 0.1 ** (e // 2)),
     "MultiStepLR": ({"milestones": [1, 2], "gamma": 0.5}, lambda e, s, b, t: 0.5 ** ((e >= 1) + (e >= 2))),
     "ConstantLR": (CONSTANT["init_args"], lambda e, s, b, t: 0.5 if e < 2 else 1.0),
@@ -154,4 +150,4 @@ def test_function_is_kept_as_its_path(tmp_path):
     trainer.fit(module, datamodule=FewDigits())
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     again = FineTuneModule.load_from_checkpoint(tmp_path / "run.ckpt")
-    assert again.hparams["lr_scheduler"]["init_args"] == {"lr_lambda": f"{__name__}.harmonic"}
+    assert again.hparams["lr_scheduler"]["init_args"] == {"lr_lambda": "small_runs.harmonic"}
