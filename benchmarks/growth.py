@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from watch import command_line_trainer
 
 from lit_ft import FineTuneModule, GradualUnfreezing
-from lit_ft.cli.defaults import CHECKPOINT
+from lit_ft.cli.config.defaults import CHECKPOINT
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit

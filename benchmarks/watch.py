@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lit_ft.cli.defaults import TRAINER
+from lit_ft.cli.config.defaults import TRAINER
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
 from lit_ft.training.progress import build_progress_bar

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.imports import RequirementCache
 
 from lit_ft.data import DigitsDataModule
-from lit_ft.data.files import split_table
+from lit_ft.data.tables import split_table
 from lit_ft.errors import (
     UserError,
     check_torchvision,

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_ft.cli.commands import COMMANDS, print_commands
+from lit_ft.cli.command_list import COMMANDS, print_commands
 from lit_ft.cli.process import allow_any_character, import_from_here, restored_process, set_offline, warn_in_one_line
 from lit_ft.errors import UserError, check_torchvision, for_command_line, printable, unknown
 
@@ -60,7 +60,7 @@ def _run(args: Sequence[str]) -> int:
         raise unknown("command", command, COMMANDS)
     check_torchvision()
     if command in ("models", "describe"):  # need no Lightning, which is slow to load
-        from lit_ft.cli.models import run as run_catalog
+        from lit_ft.cli.commands.models import run as run_catalog
 
         run_catalog(command, options)
         return 0

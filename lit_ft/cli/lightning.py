@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_ft.assets import is_offline
-from lit_ft.cli.defaults import EVALUATIONS, as_plain, settle_monitor
+from lit_ft.cli.commands.plan import remove_effects
+from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, settle_monitor
+from lit_ft.cli.config.offline import must_fetch, read_before_fetching, refuse_missing, same_options
+from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.config.resume import refuse_other_run
+from lit_ft.cli.config.save_config import SaveConfig
 from lit_ft.cli.failures import explain_failure, interruption, raise_user_errors
-from lit_ft.cli.offline import must_fetch, read_before_fetching, refuse_missing, same_options
-from lit_ft.cli.parser import ConfigCLI
-from lit_ft.cli.plan import remove_effects
-from lit_ft.cli.resume import refuse_other_run
-from lit_ft.cli.save_config import SaveConfig
 from lit_ft.cli.summary import print_summary
 from lit_ft.cli.threads import quiet_threads
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable

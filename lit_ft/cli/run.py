@@ -6,15 +6,15 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import lit_ft.cli.check as check
-import lit_ft.cli.convert as convert
-import lit_ft.cli.download as download
+import lit_ft.cli.commands.check as check
+import lit_ft.cli.commands.convert as convert
+import lit_ft.cli.commands.download as download
+from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.config.saved_data import add_saved_data
 from lit_ft.cli.failures import raise_again, raise_user_errors
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.messages import explain
-from lit_ft.cli.parser import ConfigCLI
 from lit_ft.cli.process import quiet_libraries
-from lit_ft.cli.saved_data import add_saved_data
 from lit_ft.compat import parsing_settings
 from lit_ft.errors import find_user_error, find_user_packages, is_from_user_code
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import torch
 
-from lit_ft.data.files.formulas import escape_formula
+from lit_ft.data.tables.formulas import escape_formula
 from lit_ft.errors import refuse_unwritable
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -29,21 +29,21 @@ from lit_ft.compat import (
 )
 from lit_ft.data.loading.position import adopt_earlier_position
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoints import all_hyperparameters
+from lit_ft.model.checkpoint.content import all_hyperparameters
+from lit_ft.model.checkpoint.hparams import PlainHyperparameters, as_config
+from lit_ft.model.checkpoint.loading import SafeLoading
+from lit_ft.model.checkpoint.trained_head import read_trained_head
 from lit_ft.model.compiling import Compiling, recompiling
-from lit_ft.model.divergence import LossWatch
-from lit_ft.model.finders import finders, format_found, refuse_on_resume
-from lit_ft.model.first_batch import BatchCheck, check_images, refuse_no_batch, refuse_other_size
-from lit_ft.model.fit_state import FitState
+from lit_ft.model.fit.divergence import LossWatch
+from lit_ft.model.fit.finders import finders, format_found, refuse_on_resume
+from lit_ft.model.fit.first_batch import BatchCheck, check_images, refuse_no_batch, refuse_other_size
+from lit_ft.model.fit.fit_state import FitState
+from lit_ft.model.fit.split_metrics import SplitMetrics, refuse_unlogged
 from lit_ft.model.heads import HeadConfig, build_head, set_prior_bias
-from lit_ft.model.hparams import PlainHyperparameters, as_config
-from lit_ft.model.loading import SafeLoading
 from lit_ft.model.mixing import BatchMix, MixConfig
 from lit_ft.model.normalisation import Normalise
 from lit_ft.model.objective import Batch, Objective
 from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.model.split_metrics import SplitMetrics, refuse_unlogged
-from lit_ft.model.trained_head import read_trained_head
 from lit_ft.optim.class_spec import ClassSpec
 from lit_ft.optim.optimizers import build_optimizer
 from lit_ft.optim.parameter_groups import build_param_groups

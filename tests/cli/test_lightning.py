@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_ft.cli.commands import COMMANDS
+from lit_ft.cli.command_list import COMMANDS
 from lit_ft.cli.process import warn_in_one_line
 from lit_ft.training.trainer import Trainer
 
@@ -225,7 +225,6 @@ def test_optimizer_and_schedule_by_short_name(run):
 
 
 def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "optim")
     steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "small_runs.harmonic")
     run("fit", "--trainer.max_epochs", 2, "--model.lr", 0.1, *steps)
     run("fit", "--config", "logs/run/version_0/config.yaml")

@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit, find_images_to_predict
-from lit_ft.data.files.split_table import Columns, write_split_table
 from lit_ft.data.held_out import HoldOut, check_groups
 from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.split_caches import SplitCaches
@@ -23,6 +22,7 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.options import check_choice, check_held_out
+from lit_ft.data.tables.split_table import Columns, write_split_table
 from lit_ft.errors import UserError
 
 

@@ -468,7 +468,7 @@ def test_table_that_does_not_fit_into_memory_is_told_in_a_line(photo_root, monke
         raise MemoryError
 
     (photo_root / "big.csv").write_text("path,label\nant/0.png,ant\n")
-    monkeypatch.setattr("lit_ft.data.files.tables.csv.reader", full)
+    monkeypatch.setattr("lit_ft.data.tables.tables.csv.reader", full)
     with pytest.raises(UserError, match=r"^data.table: .*big.csv holds more rows than fit into memory$"):
         ImageTableDataModule(str(photo_root / "big.csv")).setup()
 
