@@ -224,7 +224,7 @@ def test_optimizer_and_schedule_by_short_name(run):
     assert "momentum" in groups[0]
 
 
-def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run, monkeypatch):
+def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run):
     steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "small_runs.harmonic")
     run("fit", "--trainer.max_epochs", 2, "--model.lr", 0.1, *steps)
     run("fit", "--config", "logs/run/version_0/config.yaml")

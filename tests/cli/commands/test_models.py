@@ -9,7 +9,7 @@ import pytest
 from torchvision.models import get_model_weights
 
 from lit_ft.backbones.cost import StageCost
-from lit_ft.cli.command_list import models as catalog
+from lit_ft.cli.commands import models as catalog
 from lit_ft.cli.commands.models import measure, weights_tags
 
 # One of each family, and the parameters of what is cut off; without those whose classifier has much of the compute.
