@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from lit_ft import FineTuneModule
-from lit_ft.backbones import InputConfig
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import Augment, Split
-from lit_ft.data.transforms import ShiftFlip
+from lit_ft.backbones.input_spec import InputConfig
+from lit_ft.data.images.transforms import ShiftFlip
+from lit_ft.data.loading.protocols import Augment, Split
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
 
 ROUNDS = 5
 Turn = Callable[[], float]

@@ -29,8 +29,8 @@ from torchvision.datasets import EMNIST
 from watch import HERE, Race, Racing, accuracy, fit, in_process
 
 import lit_ft.backbones
-from lit_ft.data.mnist import CLASS_NAMES
-from lit_ft.trainer import keep_freed_memory
+from lit_ft.data.modules.mnist import CLASS_NAMES
+from lit_ft.training.trainer import keep_freed_memory
 
 GOALS = [0.80, 0.84, 0.86, 0.90]
 BY_HAND, RECIPE, FAST = "by hand, SGD 0.01", "lit_ft, emnist_finetune", "lit_ft, emnist_fast"
@@ -47,7 +47,7 @@ def network(num_classes: int) -> nn.Module:
             head=nn.Linear(128, num_classes),
         )
     )
-    weights = Path(lit_ft.backbones.__file__).with_name("mnist_cnn.safetensors")
+    weights = Path(lit_ft.backbones.__file__).with_name("sources") / "mnist_cnn.safetensors"
     missing = model.load_state_dict(load_file(weights), strict=False).missing_keys
     assert missing == ["head.weight", "head.bias"]
     return model

@@ -31,11 +31,11 @@ from torch.nn import functional as F
 from watch import Pace, Pacing, command_line_trainer
 
 from lit_ft import FineTuneModule, GradualUnfreezing, ImageFolderDataModule
-from lit_ft.backbones import InputConfig
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import Split
-from lit_ft.data.transforms import ShiftFlip
-from lit_ft.plan import PhaseConfig
+from lit_ft.backbones.input_spec import InputConfig
+from lit_ft.data.images.transforms import ShiftFlip
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
+from lit_ft.unfreezing.plan import PhaseConfig
 
 CLASSES = 10
 Turn = Callable[[Path], float]

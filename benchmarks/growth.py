@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from watch import command_line_trainer
 
 from lit_ft import FineTuneModule, GradualUnfreezing
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import Split
+from lit_ft.cli.config.defaults import CHECKPOINT
+from lit_ft.data.images.transforms import ShiftFlip
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
 from lit_ft.data.split import hold_out
-from lit_ft.data.transforms import ShiftFlip
-from lit_ft.trainer import CHECKPOINT
 
 BATCH, SKIP = 100, 5
 Found = dict[str, float]

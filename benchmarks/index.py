@@ -45,7 +45,7 @@ def image_folder(root: str) -> tuple[int, Callable[[int], Any]]:
 
 def index(root: str) -> tuple[int, Callable[[int], Any]]:
     """Finds the images with lit_ft's index."""
-    from lit_ft.data.index import index_images
+    from lit_ft.data.files.image_index import index_images
 
     paths = index_images(Path(root), "--data.root").paths
     return len(paths), paths.full

@@ -19,7 +19,6 @@ import contextlib
 import io
 import json
 import logging
-import sys
 import tempfile
 import time
 import warnings
@@ -38,10 +37,10 @@ from torchvision.models import resnet18
 from watch import HERE, Pace, Pacing, fit, in_process
 
 from lit_ft import FineTuneModule
-from lit_ft.__main__ import main as lit_ft
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import Split
-from lit_ft.data.transforms import ShiftFlip
+from lit_ft.cli import main as lit_ft
+from lit_ft.data.images.transforms import ShiftFlip
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
 
 CASES: dict[str, dict[str, Any]] = {
     "cnn": {"backbone": "mnist_cnn", "strategy": "full", "shape": [1, 28, 28], "batch_size": 128, "batches": 40},
@@ -200,8 +199,8 @@ def arguments(case: dict[str, Any], epochs: int, folder: str) -> list[str]:
 
 def command_line(case: dict[str, Any], epochs: int, folder: str) -> None:
     """``lit-ft fit`` in this process, with the clock."""
-    sys.argv = ["lit-ft", "fit", *arguments(case, epochs, folder), f"--trainer.callbacks+={__name__}.Clock"]
-    if code := lit_ft():
+    args = ["fit", *arguments(case, epochs, folder), f"--trainer.callbacks+={__name__}.Clock"]
+    if code := lit_ft(args):
         raise SystemExit(code)
 
 

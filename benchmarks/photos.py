@@ -20,8 +20,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from lit_ft import FineTuneModule, ImageFolderDataModule
-from lit_ft.backbones.spec import InputSpec
-from lit_ft.data.files import find_folder
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.files.folders import find_folder
 
 SPEC = InputSpec()
 SCALE = (0.5, 1.0)  # of the area: what `--data.augment basic` takes, for both

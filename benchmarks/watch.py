@@ -22,9 +22,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lit_ft.callbacks import FeatureCache, GradualUnfreezing, RunReport
-from lit_ft.callbacks.progress import progress_bar
-from lit_ft.trainer import TRAINER, Trainer
+from lit_ft.cli.config.defaults import TRAINER
+from lit_ft.evaluation.run_report import RunReport
+from lit_ft.features.cache import FeatureCache
+from lit_ft.training.progress import build_progress_bar
+from lit_ft.training.trainer import Trainer
+from lit_ft.unfreezing.callback import GradualUnfreezing
 
 HERE = Path(__file__).parent
 
@@ -72,7 +75,7 @@ def command_line_trainer(
         thaw: What trains when; all, unless given.
         **options: Of the trainer.
     """
-    usual = [thaw or GradualUnfreezing("full"), FeatureCache(), RunReport(), progress_bar()]
+    usual = [thaw or GradualUnfreezing("full"), FeatureCache(), RunReport(), build_progress_bar()]
     own = {"logger": TensorBoardLogger(folder), "default_root_dir": folder, "enable_checkpointing": False}
     return Trainer(**{**TRAINER, **own, "callbacks": [*callbacks, *usual], **options})
 

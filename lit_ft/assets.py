@@ -1,10 +1,15 @@
-"""Decides where data and weights lie on this machine, whether anything may be fetched, and which files are intact."""
+"""Data and weights on this machine: their folders, downloads, and the manifest of intact files."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +19,15 @@ OFFLINE = "LIT_FT_OFFLINE"
 MANIFEST = "manifest.json"
 
 
+def shared_folder() -> Path | None:
+    """The folder of data sets and weights in the variable LIT_FT_DATA, if that is set."""
+    given = os.environ.get("LIT_FT_DATA")
+    return Path(given).expanduser() if given else None
+
+
 def data_root(root: str | None = None) -> Path:
-    """The folder that holds data sets and weights: what was given, else the variable LIT_FT_DATA, else ``data``."""
-    return Path(root or os.environ.get("LIT_FT_DATA") or "data").expanduser()
+    """The folder of data sets and weights: the one that is given, else that in LIT_FT_DATA, else ``data``."""
+    return Path(root).expanduser() if root else shared_folder() or Path("data")
 
 
 def weights_folder(root: Path | None = None) -> Path:
@@ -25,19 +36,39 @@ def weights_folder(root: Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for what can be worked out anew: the variable LIT_FT_CACHE, else ``lit_ft`` in the user's cache."""
+    """The folder of what can be derived again: the variable LIT_FT_CACHE, else ``lit_ft`` in the user's cache."""
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("LIT_FT_CACHE") or Path(user) / "lit_ft").expanduser()
-
-
-def shown(path: Path) -> Path:
-    """A path as a person in this folder would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def is_offline() -> bool:
     """Whether nothing may be fetched: ``--offline``, or the variable LIT_FT_OFFLINE."""
     return os.environ.get(OFFLINE, "0") not in ("", "0")
+
+
+def download_dataset(dataset: Callable[..., object], folder: Path, **options: Any) -> None:
+    """Downloads one of torchvision's data sets.
+
+    Args:
+        dataset: A class of ``torchvision.datasets``.
+        folder: The folder of its files, for messages.
+        **options: Arguments of the class.
+
+    Raises:
+        UserError: The download failed, or nothing may be fetched.
+    """
+    if is_offline():
+        raise UserError(f"`offline`: files are missing in {folder}; fetch them elsewhere with lit-ft download")
+    try:
+        # Bars are for people; elsewhere they would surround the one line after a failure.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            dataset(download=True, **options)
+    # URLError is an OSError; a wrong checksum is a RuntimeError
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"`data.download`: failed ({reason}); fetch the files yourself and put them in {folder}"
+        ) from error
 
 
 def checksum(path: Path) -> str:
@@ -50,13 +81,13 @@ def checksum(path: Path) -> str:
 
 
 def entry_name(folder: Path, path: Path) -> str:
-    """What a file is called in the manifest of a folder: its path within, or in full where it lies elsewhere."""
+    """Name of a file in the manifest of a folder: its path within, or in full where it is elsewhere."""
     whole, base = path.absolute(), folder.absolute()
     return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """What ``lit-ft download`` wrote of each file in a folder: ``bytes``, ``sha256`` and, where known, ``url``.
+    """Manifest of a folder that ``lit-ft download`` wrote: ``bytes``, ``sha256`` and perhaps ``url`` of each file.
 
     Raises:
         UserError: If the manifest is damaged.
@@ -66,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         files = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
         for entry in files.values():
             if type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
-                raise TypeError(f"{entry} does not say what a file holds")
+                raise TypeError(f"{entry} is no entry of a file")
         return files
     except FileNotFoundError:
         return {}
@@ -87,6 +118,6 @@ def record(folder: Path, path: Path, url: str | None = None) -> None:
 
 
 def is_intact(folder: Path, path: Path) -> bool:
-    """Whether a file is as the manifest of a folder says; one that it does not know is taken as it is."""
+    """Whether a file is as in the manifest of a folder; a file that is not in it counts as intact."""
     entry = read_manifest(folder).get(entry_name(folder, path))
     return entry is None or (path.stat().st_size == entry["bytes"] and checksum(path) == entry["sha256"])

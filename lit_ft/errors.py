@@ -1,16 +1,56 @@
-"""Decides how a user's mistake is told: one line that names the key, what was given, and what to change."""
+"""User errors: one line that names the option, what was given, and what to change; and whose fault an exception is."""
 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
+import site
+import sysconfig
+import traceback
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Libraries put other things in backquotes.
+_SECTIONS = (
+    "model|data|trainer|unfreeze|checkpoint|early_stopping|feature_cache|report|predictions|optimizer|lr_scheduler|"
+    "seed_everything|ckpt_path|folder|offline"
+)
+_OPTION = re.compile(rf"`((?:{_SECTIONS})(?:\.\w+)*)`")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; its message is the one line they read."""
+    """An error that the user can correct; its message is the one line they read.
+
+    Options are named as in a config, in backquotes. In Python the message is without these, and on the command line
+    `for_command_line` makes flags of them.
+
+    >>> str(UserError("`model.lr`: must be above 0, got -1"))
+    'model.lr: must be above 0, got -1'
+    """
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
+
+
+def plain(text: str) -> str:
+    """A message with the names of options as they are."""
+    return _OPTION.sub(r"\1", text)
+
+
+def for_command_line(text: str) -> str:
+    """A message with options in backquotes as flags.
+
+    >>> for_command_line("`model.lr`: must be above 0, got -1")
+    '--model.lr: must be above 0, got -1'
+    """
+    return _OPTION.sub(r"--\1", text)
 
 
 # Joiners within a word, which some scripts and emoji need; all other characters of format are invisible or turn the
@@ -57,8 +97,8 @@ def unknown(what: str, given: str, choices: Iterable[str], key: str | None = Non
         choices: All names that would have been right.
         key: The option under which the user wrote it.
 
-    >>> str(unknown("stage", "layer5", ["layer4", "head"], key="--unfreeze.phases"))
-    "--unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
+    >>> str(unknown("stage", "layer5", ["layer4", "head"], key="`unfreeze.phases`"))
+    "unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
     """
     names = list(choices)
     close = nearest(given, names)
@@ -97,3 +137,105 @@ def _mismatch(torch: str, torchvision: str, wanted: str) -> UserError:
         f"torch {torch} and torchvision {torchvision} do not belong together: torchvision {torchvision} is built for "
         f"torch {wanted}; run: pip install --force-reinstall torch=={wanted} torchvision=={torchvision.split('+')[0]}"
     )
+
+
+_INSTALLED = ("site-packages", "dist-packages")
+
+# What lit_ft is made of; a class path in a config that begins with another name is of the user's own package.
+_BASE = frozenset(
+    {"lit_ft", "lightning", "pytorch_lightning", "torch", "torchvision", "torchmetrics", "timm", "litdata"}
+)
+
+_FULL = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+
+# As in the traceback that a worker process hands on as text.
+_FRAME = re.compile(r'^\s*File "([^"]+)", line \d+', re.MULTILINE)
+
+
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that caused it, each once: ``raise e from e`` makes a circle."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The user error that an exception wraps: jsonargparse and Lightning raise their own instead of it.
+
+    An exception that the user's own code raised instead of it wraps nothing: it is a fault of that code.
+    """
+    for cause in iterate_causes(error):
+        if isinstance(cause, UserError):
+            return cause
+        if _passed_user_file(cause, ()):
+            return None
+    return None
+
+
+def is_from_user_code(error: BaseException, packages: Collection[str] = ()) -> bool:
+    """Whether an exception, or one that caused it, was raised in the user's own code, or passed through it.
+
+    That is any file that belongs neither to lit_ft, nor to the standard library, nor to the installed packages, except
+    those of the user.
+
+    Args:
+        error: The exception.
+        packages: The user's own among the installed packages, as `find_user_packages` finds them.
+    """
+    return any(_passed_user_file(cause, packages) for cause in iterate_causes(error))
+
+
+def find_user_packages(config: Any) -> set[str]:
+    """The packages of the classes that a config names, except those that lit_ft is made of."""
+    if isinstance(config, str):
+        return set()
+    if not isinstance(config, Mapping):
+        is_list = isinstance(config, (list, tuple))
+        return {name for item in config for name in find_user_packages(item)} if is_list else set()
+    path = config.get("class_path")
+    named = {path.partition(".")[0]} - _BASE if isinstance(path, str) and "." in path else set()
+    return named | {name for item in config.values() for name in find_user_packages(item)}
+
+
+def find_full_disk(error: BaseException | None) -> OSError | None:
+    """The error of a disk, or of a user's share of it, that is full, if that caused an exception."""
+    causes = (cause for cause in iterate_causes(error) if isinstance(cause, OSError))
+    return next((cause for cause in causes if cause.errno in _FULL), None)
+
+
+@contextmanager
+def refuse_unwritable(path: Path | str) -> Iterator[None]:
+    """Names the file that cannot be written, which Python does not where a disk is full.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _passed_user_file(error: BaseException, packages: Collection[str]) -> bool:
+    frames: Iterable[str] = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    return any(_is_user_file(file, packages) for file in (*frames, *_FRAME.findall(str(error))))
+
+
+def _is_user_file(file: str, packages: Collection[str]) -> bool:
+    if not Path(file).is_file():  # made of a string, as dataclasses make their methods, or by Cython
+        return False
+    parts = Path(file).parts
+    for folder in _INSTALLED:
+        if folder in parts[:-1]:
+            return parts[parts.index(folder) + 1].removesuffix(".py") in packages
+    place = Path(os.path.realpath(file))
+    return not any(place.is_relative_to(folder) for folder in _library_folders())
+
+
+@cache
+def _library_folders() -> tuple[Path, ...]:
+    shared = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    folders = [*shared, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    return tuple(Path(folder).resolve() for folder in folders)

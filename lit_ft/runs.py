@@ -1,11 +1,12 @@
-"""The folder of a run: claimed by one process alone, and given back where the run is refused."""
+"""The folder of a run: its paths, its checkpoints, and how one process claims it."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
@@ -15,29 +16,82 @@ from typing import Any, cast
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, refuse_unwritable
 
 FOLDER_VARIABLE = "LIT_FT_RUN"
-"""Tells processes that Lightning starts for the other ranks, by the same command, what folder the first has claimed."""
+"""Names the claimed folder to the processes of the other ranks, which Lightning starts by the same command."""
 
-# What is in the folder of a run before the trainer logs its hyperparameters, and data is read.
-_BEGINNINGS = ("config.yaml", "split.csv", "skipped_images.txt", "events.out.tfevents.*")
+# Files that are in the folder of a run before the trainer logs its hyperparameters, and data is read.
+_FIRST_FILES = ("config.yaml", "split.csv", "skipped_images.txt", "events.out.tfevents.*")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run, and those that its loggers have beside it.
+    """The folder of a run, and the paths of all that is in it.
 
     Args:
-        folder: The folder, absolute; none on a process that has not claimed it and cannot know.
-        claimed: The folders that this process has made.
+        folder: The folder of the run.
+        claimed: The folders that this process has made for it: that one, and those of its loggers elsewhere.
     """
 
-    folder: Path | None
+    folder: Path
     claimed: tuple[Path, ...] = ()
 
-    def give_back(self, loggers: Sequence[Any] = ()) -> None:
-        """Removes what was claimed, if there is no more in it than what each run begins with.
+    @property
+    def config(self) -> Path:
+        """The config that gives the same run again."""
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best score."""
+        return self.checkpoint("best")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch."""
+        return self.checkpoint("last")
+
+    def checkpoint(self, name: str) -> Path:
+        """The checkpoint of a name, such as ``best``."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    @property
+    def split_table(self) -> Path:
+        """The table that says which image is in which split."""
+        return self.folder / "split.csv"
+
+    @property
+    def skipped_images(self) -> Path:
+        """The list of the images that cannot be read."""
+        return self.folder / "skipped_images.txt"
+
+    @property
+    def predictions(self) -> Path:
+        """The table of predictions."""
+        return self.folder / "predictions.csv"
+
+    @property
+    def history(self) -> Path:
+        """The table of metrics and learning rates, a row an epoch."""
+        return self.folder / "history.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics of each split, with the checkpoint that they are of."""
+        return self.folder / "metrics.json"
+
+    def features(self, node: int | str | None = None) -> Path:
+        """The folder of cached features; of one node, where there are several, which may share a file system or not."""
+        return self.folder / ("features" if node is None else f"features-node{node}")
+
+    def release(self, loggers: Sequence[Any] = ()) -> None:
+        """Removes the claimed folders that hold no more than the files that each run begins with.
 
         Args:
             loggers: Those of the trainer, which may have files open.
@@ -47,13 +101,88 @@ class Run:
                 logger.finalize("failed")
         for folder in self.claimed:
             files = list(folder.iterdir())
-            if all(any(fnmatch(file.name, name) for name in _BEGINNINGS) for file in files):
+            if all(any(fnmatch(file.name, name) for name in _FIRST_FILES) for file in files):
                 for file in files:
                     file.unlink()
                 folder.rmdir()
 
 
-def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> Run:
+def find_run(trainer: Any) -> Run | None:
+    """The run of a trainer, if that writes anything; asks all ranks, so each must call it."""
+    folder = trainer.log_dir
+    return Run(Path(folder)) if folder else None
+
+
+def find_run_of_checkpoint(checkpoint: str | None) -> Run | None:
+    """The run that wrote a checkpoint, if the checkpoint is still in its folder."""
+    run = Run(Path(checkpoint or "").resolve().parent.parent)
+    return run if checkpoint and run.config.is_file() else None
+
+
+def find_best_callback(trainer: Any) -> Any:
+    """The callback that keeps the best checkpoint: the last that monitors a metric, as the user's come first."""
+    return next((callback for callback in reversed(trainer.checkpoint_callbacks) if callback.monitor), None)
+
+
+def find_best_path(trainer: Any) -> str | None:
+    """The path of the best checkpoint that a trainer has written, if any."""
+    return getattr(find_best_callback(trainer), "best_model_path", "") or None
+
+
+def find_checkpoint(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
+    """The ``best`` or ``last`` checkpoint of the run whose config is given, or else the newest of the runs in a folder.
+
+    Args:
+        folder: The folder of all runs of one name.
+        name: ``best`` or ``last``.
+        configs: The configs that the user gave.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = _find_beside(configs, name) or _find_below(folder, "*", name)
+    if not found:
+        raise UserError(f"`ckpt_path`: there is no {Run(Path(folder, '*')).checkpoint(name)}")
+    return str(found[-1])
+
+
+def suggest_checkpoint(root: str, configs: Sequence[Any]) -> str:
+    """The end of a message to a user who gave no checkpoint: the one they may mean, or nothing.
+
+    Args:
+        root: The folder of all runs.
+        configs: The configs that the user gave.
+    """
+    if beside := _find_beside(configs, "best"):
+        return f"; that of this config is {beside[-1]}"
+    found = [] if configs else _find_below(root, "*/*", "best")
+    return f"; the newest is {found[-1]}" if found else ""
+
+
+def format_intact_checkpoints(folder: Path) -> str:
+    """The checkpoints that a folder has where no more can be written, and what to do about it."""
+    found = _sort_by_age(folder.glob("*.ckpt"))
+    if not found:
+        return "no checkpoint was written before; make room, and start again"
+    return f"whole are {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
+
+
+def _find_beside(configs: Sequence[Any], name: str) -> list[Path]:
+    """The checkpoints of a name beside configs, which are then those of runs."""
+    files = [Run(Path(str(config)).parent).checkpoint(name) for config in configs]
+    return [file for file in files if file.exists()]
+
+
+def _find_below(folder: str, pattern: str, name: str) -> list[Path]:
+    """The checkpoints of a name in the runs that match, the newest last."""
+    return _sort_by_age(Path(folder).glob(str(Run(Path(pattern)).checkpoint(name))))
+
+
+def _sort_by_age(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: file.stat().st_mtime)
+
+
+def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> Run | None:
     """Claims the folder of a run, or finds that of a checkpoint, and directs the loggers there.
 
     It is a new ``version_N`` where the first logger that writes files would have it, or, without such a one, in the
@@ -66,7 +195,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
         checkpoint: The checkpoint that is resumed or evaluated; what comes of it goes to the run that wrote it.
 
     Returns:
-        The run, as far as this process knows it.
+        The run; none on a process that has not claimed it and cannot know it.
 
     Raises:
         UserError: If the folder cannot be made.
@@ -74,12 +203,12 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
     options = [logger["init_args"] for logger in loggers if issubclass(_class(logger), (TensorBoardLogger, CSVLogger))]
     # Absolute, so that a resumed run finds its best score again, which is kept with the path.
     places = [Path(given["save_dir"], given.get("name") or "").absolute() for given in options] or [folder.absolute()]
-    earlier = Path(checkpoint or "").resolve().parent.parent
+    earlier = find_run_of_checkpoint(checkpoint)
     asked = [version for given in options if (version := given.get("version")) is not None]
     name: str | None = None
     claimed: tuple[Path, ...] = ()
-    if checkpoint and (earlier / "config.yaml").is_file():
-        places[0], name = earlier.parent, earlier.name
+    if earlier is not None:
+        places[0], name = earlier.folder.parent, earlier.folder.name
     elif asked:  # the user has chosen it, and may want to add to it
         name = f"version_{asked[0]}" if isinstance(asked[0], int) else str(asked[0])
     elif is_first_process():
@@ -91,8 +220,8 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
     for given, place in zip(options, places, strict=False):
         given["save_dir"], given["name"], given["version"] = str(place.parent), place.name, name
         if name is not None and is_first_process():
-            _keep_metrics(place / name)
-    return Run(None if name is None else places[0] / name, claimed)
+            _keep_logged_metrics(place / name)
+    return None if name is None else Run(places[0] / name, claimed)
 
 
 def claim(places: Sequence[Path]) -> tuple[Path, ...]:
@@ -119,9 +248,27 @@ def claim(places: Sequence[Path]) -> tuple[Path, ...]:
                 folder.rmdir()
         except OSError as error:
             raise UserError(
-                f"--trainer.default_root_dir: cannot make a folder for the run in {places[len(made)]} "
+                f"`trainer.default_root_dir`: cannot make a folder for the run in {places[len(made)]} "
                 f"({error.strerror}); name one that can be written"
             ) from error
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Gives the path of a file to write, which then replaces the one that is there, whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with refuse_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            unfinished.replace(path)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def is_first_process() -> bool:
@@ -130,7 +277,7 @@ def is_first_process() -> bool:
     return bool(cast(Any, rank_zero_only).rank == 0) and int(node) == 0
 
 
-def _keep_metrics(folder: Path) -> None:
+def _keep_logged_metrics(folder: Path) -> None:
     """Renames what a CSV logger has written in a folder, as another one would remove it."""
     path = folder / "metrics.csv"
     if path.is_file():

@@ -1,10 +1,8 @@
 """What all tests share: small image sets in the real formats, and one thread unless OMP_NUM_THREADS says otherwise."""
 
 import gzip
-import logging
 import os
 import pickle
-import sys
 import warnings
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import torch
 from image_files import noise, save_photo, write_idx
 
-from lit_ft.__main__ import main
+from lit_ft.cli import main
 
 # Two threads on two shared cores can take four times as long as one. Also for the processes that tests start.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
@@ -27,30 +25,21 @@ def _no_data_from_outside(tmp_path, monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def lit_ft(tmp_path, monkeypatch, capsys):
-    """Runs commands in an empty folder, as ``lit-ft`` does: exit code, what was printed, and the lines on stderr.
-
-    Variables, warnings and loggers are left as they were.
-    """
+    """Runs commands in an empty folder, as ``lit-ft`` does: exit code, what was printed, and the lines on stderr."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("LIT_FT_OFFLINE", "0")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
-    form = warnings.formatwarning
 
     def command(*args):
-        monkeypatch.setattr(sys, "argv", ["lit-ft", *map(str, args)])
-        code = main()
+        code = main([*map(str, args)])
         printed = capsys.readouterr()
         return code, printed.out, [line for line in printed.err.splitlines() if "warning" not in line]
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module="lit_ft")  # what it tells its user is no fault
         yield command
-    warnings.formatwarning = form
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture

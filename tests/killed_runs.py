@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small_runs import FewDigits, differences, final_state, small_module, small_trainer
 
 from lit_ft import AtomicCheckpointIO
-from lit_ft.__main__ import main as lit_ft_main
-from lit_ft.callbacks import GradualUnfreezing
-from lit_ft.checkpoints import newest
-from lit_ft.cli import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
+from lit_ft.cli import main as lit_ft_main
+from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 from lit_ft.errors import UserError
+from lit_ft.runs import find_checkpoint
+from lit_ft.unfreezing.callback import GradualUnfreezing
 
 SEED = 1
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -79,7 +79,7 @@ class TellSaved(Callback):
 def seed_and_checkpoint(folder, attempt):
     """Of a first start, and of those that go on from the newest checkpoint and must take up the first one's seed."""
     try:
-        return 1000 + attempt, newest(str(folder), "last")
+        return 1000 + attempt, find_checkpoint(str(folder), "last")
     except UserError:
         return SEED, None
 
@@ -103,15 +103,15 @@ def train(folder, teller, attempt):
 def train_by_command(folder, teller, attempt):
     """Three phases of ten steps by `lit-ft fit`, which saves the best and the last epoch."""
     _, path = seed_and_checkpoint(folder, attempt)
-    sys.argv = ["lit-ft", "fit", "--config", str(QUICKSTART), "--trainer.default_root_dir", str(folder.parent)]
-    sys.argv += ["--name", folder.name, "--seed_everything", str(SEED), "--model.head.dropout", "0.5"]
-    sys.argv += ["--unfreeze.head_epochs", "1", "--unfreeze.epochs_per_stage", "1", "--trainer.max_epochs", "3"]
-    sys.argv += ["--ckpt_path", "last"] if path is not None else []
+    args = ["fit", "--config", str(QUICKSTART), "--trainer.default_root_dir", str(folder.parent)]
+    args += ["--name", folder.name, "--seed_everything", str(SEED), "--model.head.dropout", "0.5"]
+    args += ["--unfreeze.head_epochs", "1", "--unfreeze.epochs_per_stage", "1", "--trainer.max_epochs", "3"]
+    args += ["--ckpt_path", "last"] if path is not None else []
     teller.tell("started")
-    if lit_ft_main() != 0:
+    if lit_ft_main(args) != 0:
         raise RuntimeError("lit-ft failed")
     # A run that was killed before its first checkpoint is started anew, in another folder.
-    path = Path(newest(str(folder), "last"))
+    path = Path(find_checkpoint(str(folder), "last"))
     best, last = (torch.load(path.with_stem(name), weights_only=True) for name in ("best", "last"))
     final = {name: last[name] for name in ("state_dict", "optimizer_states", "lr_schedulers")}
     scores = [state.get("best_model_score") for state in last["callbacks"].values()]
@@ -203,7 +203,8 @@ def main(folder, kills):
         wrong += [
             f"{run.name}: {path}" for path in differences(whole, torch.load(run / "final.pt", weights_only=False))
         ]
-        wrong += [f"{run.name}: {path.name} is left" for path in Path(newest(str(run), "last")).parent.glob(".*")]
+        left = Path(find_checkpoint(str(run), "last")).parent.glob(".*")
+        wrong += [f"{run.name}: {path.name} is left" for path in left]
     counts = {"kills": len(killed_in_write), "in_writes": sum(killed_in_write), "runs": runs, "steps": whole["steps"]}
     return {**counts, "best_step": whole["best"][1], "wrong": wrong, "seconds": round(time.monotonic() - begin)}
 

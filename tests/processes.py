@@ -33,12 +33,15 @@ from small_runs import (
     small_trainer,
 )
 
-from lit_ft.backbones.spec import InputSpec
-from lit_ft.callbacks import FeatureCache, GradualUnfreezing, feature_file
-from lit_ft.data import StreamDataModule, features
-from lit_ft.data.features import Layout
-from lit_ft.plan import PhaseConfig
-from lit_ft.strategies import make_plan
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data import StreamDataModule
+from lit_ft.features import layout as features
+from lit_ft.features import store as feature_file
+from lit_ft.features.cache import FeatureCache
+from lit_ft.features.layout import Layout
+from lit_ft.unfreezing.callback import GradualUnfreezing
+from lit_ft.unfreezing.plan import PhaseConfig
+from lit_ft.unfreezing.strategies import make_plan
 
 EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 SECONDS = 240  # after which a process that waits for the other one is ended
@@ -127,8 +130,8 @@ def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None, **opti
 UNEVEN = [9, 5] + [2] * 8
 
 
-def watch_thaws(folder, rank):
-    """Several thaws of a network without norm layers."""
+def watch_unfreezing(folder, rank):
+    """Several stages unfrozen, of a network without norm layers."""
     watch = Watch(keep_steps=True)
     L.seed_everything(1 + rank)  # the replicas must become equal although their heads are made differently
     sgd = {"class_path": "SGD", "init_args": {"momentum": 0.9}}
@@ -138,7 +141,7 @@ def watch_thaws(folder, rank):
 
 
 def watch_norms(folder, rank):
-    """Several thaws, and a phase that is the same as the one before, of a network with batch norm."""
+    """Several stages unfrozen, and a phase that is the same as the one before, of a network with batch norm."""
     watch = Watch()
     L.seed_everything(1)
     train = [["head"], ["layer4", "head"], ["layer4", "head"], ["*"]]
@@ -200,7 +203,11 @@ def choose_by_gradient(folder, rank):
     L.seed_everything(1)
     module, unfreezing, watch = small_module(lr_scheduler=None), GradualUnfreezing("auto", auto_batches=2), Watch()
     fit(module, FewDigits(batch_size=5), unfreezing, 2, watch)
-    return {"gradients": unfreezing.gradients, "trainable": unfreezing.plan.phases[1].trainable, **watch.found()}
+    return {
+        "gradients": unfreezing.state.gradients,
+        "trainable": unfreezing.state.plan.phases[1].trainable,
+        **watch.found(),
+    }
 
 
 def stream(folder, rank):
@@ -240,7 +247,7 @@ def disagree(folder, rank):
     class Misled(Callback):
         def on_train_start(self, trainer, pl_module):
             if rank == 1:
-                unfreezing.plan = make_plan("lp_ft", ["conv", "dense", "head"], 3, head_epochs=2)
+                unfreezing.state.plan = make_plan("lp_ft", ["conv", "dense", "head"], 3, head_epochs=2)
 
     try:
         fit(small_module(), FewDigits(), unfreezing, 2, Misled())
@@ -250,7 +257,7 @@ def disagree(folder, rank):
 
 
 def keep_features(folder, rank):
-    """Two phases from outputs that are kept, and the same from images."""
+    """Two phases from cached features, and the same from images."""
     images, kinds = [], set()
 
     class Note(Callback):
@@ -352,7 +359,7 @@ def diverge(folder, rank):
 def race_for_features(folder, rank):
     """Two nodes on one file system: the first removes what it finds just when the second has made its folder."""
     made, removed, tried = (folder / name for name in ("made", "removed", "tried"))
-    reserve, remove = Layout.reserve, feature_file.remove_files
+    reserve, remove = Layout.reserve_file, feature_file.remove_files
     kinds = set()
 
     def wait_for(path):
@@ -389,12 +396,12 @@ def race_for_features(folder, rank):
     if rank == 0:
         feature_file.remove_files = remove_late
     else:
-        Layout.reserve = reserve_late
+        Layout.reserve_file = reserve_late
     L.seed_everything(1)
     note, module = Note(), small_module(optimizer="SGD", lr_scheduler=None)
     unfreezing = GradualUnfreezing("linear_probe")
     fit(module, FewDigits(batch_size=5), unfreezing, 3, note, FeatureCache(), default_root_dir=folder)
-    feature_file.remove_files, Layout.reserve = remove, reserve
+    feature_file.remove_files, Layout.reserve_file = remove, reserve
     dist.barrier()  # the other node removes its own
     left = sorted(path.name for path in folder.glob("features*"))
     return {"kinds": kinds, "files": note.files, "left": left, "weights": module.state_dict()}

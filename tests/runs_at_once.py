@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lit_ft.__main__ import main as lit_ft_main
-from lit_ft.cli import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
+from lit_ft.cli import main as lit_ft_main
+from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 
 CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
 KINDS = {
@@ -41,13 +41,13 @@ def start(number):
         log = os.open(f"{number}.log", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.argv = ["lit-ft", "fit", "--trainer.max_epochs", "1", "--unfreeze", "null", "--model.weights", "null"]
-        sys.argv += ["--report", "null", "--trainer.limit_val_batches", "1", "--trainer.limit_train_batches", "1"]
-        sys.argv += ["--seed_everything", str(number), *KINDS[RUNS[number]]]
+        args = ["fit", "--trainer.max_epochs", "1", "--unfreeze", "null", "--model.weights", "null"]
+        args += ["--report", "null", "--trainer.limit_val_batches", "1", "--trainer.limit_train_batches", "1"]
+        args += ["--seed_everything", str(number), *KINDS[RUNS[number]]]
         Path(f"{number}.ready").touch()
         while len(list(Path().glob("*.ready"))) < len(RUNS):
             time.sleep(0.001)
-        code = lit_ft_main()
+        code = lit_ft_main(args)
     except BaseException:
         traceback.print_exc()
     finally:

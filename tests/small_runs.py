@@ -6,10 +6,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.data import DigitsDataModule
-from lit_ft.module import FineTuneModule
-from lit_ft.run_length import RunLength
+from lit_ft.model.module import FineTuneModule
+from lit_ft.optim.run_length import RunLength
 
 NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
 
@@ -44,6 +45,10 @@ CASES = {
 }
 
 
+UNEVEN = [5, 2] + [1] * 8
+SHARES = torch.tensor(UNEVEN) / 15
+
+
 class FewDigits(DigitsDataModule):
     """Digits with few images to train and to validate on; two of each class to train on, or as many as ``numbers``."""
 
@@ -70,6 +75,23 @@ def small_resnet(**options):
     return FineTuneModule(
         **{"backbone": "resnet18", "weights": None, "input": {"size": 32, "resize": 32}, "lr": 0.01, **options}
     )
+
+
+def images_of(channels=1, size=28, num=6):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (num, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+def loader(num=8, classes=10):
+    return DataLoader(TensorDataset(images_of(num=num), torch.arange(num) % classes), batch_size=4)
+
+
+def one_epoch(batch_size=10, **options):
+    L.seed_everything(1)
+    module = small_module(**options)
+    trainer = small_trainer(1, limit_val_batches=0)
+    trainer.fit(module, datamodule=FewDigits(batch_size=batch_size))
+    return trainer, module
 
 
 def filled(module):
@@ -185,3 +207,7 @@ def differences(left, right, path=""):
         pairs = zip(left, right, strict=True)
         return [found for i, (one, other) in enumerate(pairs) for found in differences(one, other, f"{path}/{i}")]
     return [] if left == right else [path]
+
+
+def harmonic(epoch):
+    return 1 / (1 + epoch)

@@ -1,5 +1,6 @@
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,50 +12,27 @@ import lit_ft
 PACKAGE = Path(lit_ft.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-# Each may import those of lower levels, and of its own package.
-LEVELS = {
-    "errors": 0,
-    "plan": 1,
-    "freezing": 1,
-    "faults": 1,
-    "explain": 2,
-    "assets": 1,
-    "commands": 1,
-    "metrics": 1,
-    "standardise": 1,
-    "torch_files": 1,
-    "strategies": 2,
-    "checkpoints": 2,
-    "resume": 2,
-    "run_length": 1,
-    "run_options": 1,
-    "optim": 2,
-    "schedules": 3,
-    "runs": 3,
-    "heads": 2,
-    "tasks": 2,
-    "penalty": 2,
-    "mixing": 2,
-    "normalise": 2,
-    "class_weight": 2,
-    "backbones": 2,
-    "catalog": 3,
-    "compiling": 3,
-    "classes": 3,
-    "divergence": 3,
-    "finders": 3,
-    "first_batch": 3,
-    "hparams": 3,
-    "checkpoint_io": 3,
-    "data": 3,
-    "download": 4,
-    "module": 4,
-    "callbacks": 5,
-    "trainer": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
-}
+# The rooms of the package. Each file may import those of its own room, and of the rooms above it in this list.
+ROOMS = [
+    "errors",
+    "console",
+    "compat",
+    "assets",
+    "runs",
+    "backbones",
+    "optim",
+    "tasks",
+    "data",
+    "model",
+    "unfreezing",
+    "features",
+    "training",
+    "evaluation",
+    "callbacks",
+    "cli",
+    "__main__",
+    "__init__",
+]
 
 
 def unit(path):
@@ -74,25 +52,44 @@ def imported(path, nested=True):
             yield from names
 
 
-def test_every_file_has_a_level():
-    assert {unit(path) for path in FILES} == set(LEVELS)
+def test_every_file_is_in_a_room():
+    assert {unit(path) for path in FILES} == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_imports_point_downward(path):
+def test_imports_point_upward_in_the_list_of_rooms(path):
     own = unit(path)
     used = {name.split(".")[1] for name in imported(path) if name.startswith("lit_ft.")}
-    assert not {name for name in used - {own} if LEVELS[name] >= LEVELS[own]}
+    assert not {name for name in used - {own} if ROOMS.index(name) >= ROOMS.index(own)}
 
 
-@pytest.mark.parametrize("name", ["errors", "plan", "strategies", "explain", "assets", "commands"])
+def test_no_modules_import_each_other_in_a_circle():
+    names = {".".join(("lit_ft", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
+    needs = {name: {used for used in imported(path) if used in names} - {name} for name, path in names.items()}
+    while free := {name for name, used in needs.items() if not used}:
+        needs = {name: used - free for name, used in needs.items() if name not in free}
+    assert not needs
+
+
+_LOWEST = [
+    "errors",
+    "assets",
+    "unfreezing/plan",
+    "unfreezing/strategies",
+    "cli/command_list",
+    "cli/entry",
+    "cli/process",
+]
+
+
+@pytest.mark.parametrize("name", _LOWEST)
 def test_lowest_files_need_only_the_standard_library(name):
     roots = {module.split(".")[0] for module in imported(Path(f"{name}.py"), nested=False)}
     assert roots <= sys.stdlib_module_names | {"lit_ft"}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if LEVELS[unit(path)] <= 2], ids=str)
-def test_lower_files_need_no_lightning(path):
+@pytest.mark.parametrize("path", [path for path in FILES if unit(path) in ("assets", "backbones", "optim")], ids=str)
+def test_networks_and_optimizers_need_no_lightning(path):
     assert not {"lightning", "pytorch_lightning", "jsonargparse"} & {name.split(".")[0] for name in imported(path)}
 
 
@@ -103,11 +100,25 @@ def test_lower_files_need_no_lightning(path):
         ("import lit_ft; lit_ft.UserError, lit_ft.__all__", ["lit_ft", "lit_ft.errors"]),
         (
             "import lit_ft; lit_ft.make_plan('full', ['stem', 'head'], 1)",
-            ["lit_ft", "lit_ft.errors", "lit_ft.plan", "lit_ft.strategies"],
+            [
+                "lit_ft",
+                "lit_ft.errors",
+                "lit_ft.unfreezing",
+                "lit_ft.unfreezing.plan",
+                "lit_ft.unfreezing.strategies",
+            ],
         ),
         (
-            "from lit_ft.__main__ import main; sys.argv = ['lit-ft', '--help']; main()",
-            ["lit_ft", "lit_ft.__main__", "lit_ft.assets", "lit_ft.commands", "lit_ft.errors"],
+            "from lit_ft.cli import main; main(['--help'])",
+            [
+                "lit_ft",
+                "lit_ft.assets",
+                "lit_ft.cli",
+                "lit_ft.cli.command_list",
+                "lit_ft.cli.entry",
+                "lit_ft.cli.process",
+                "lit_ft.errors",
+            ],
         ),
     ],
     ids=["package", "error", "plan", "help"],
@@ -142,6 +153,7 @@ def test_public_names():
         "Backbone",
         "CIFAR10DataModule",
         "DigitsDataModule",
+        "EarlyStopping",
         "FeatureCache",
         "FineTuneModule",
         "GradualUnfreezing",
@@ -156,13 +168,16 @@ def test_public_names():
         "Plan",
         "PlateauConfig",
         "PredictionWriter",
+        "Result",
         "RunReport",
         "Staged",
         "StreamDataModule",
         "Trainer",
         "UserError",
         "build_backbone",
+        "finetune",
         "make_plan",
+        "run",
     ]
 
 
@@ -176,3 +191,19 @@ def test_public_name_is_the_thing_itself(name):
 def test_name_that_is_not_public_is_refused():
     with pytest.raises(AttributeError, match="module 'lit_ft' has no attribute 'Nothing'"):
         lit_ft.Nothing  # noqa: B018
+
+
+def test_flags_stand_in_the_command_line_alone():
+    """Messages of the library name options as a config does; flags of other programs are no ours."""
+    flag = re.compile(r"(?<![\w-])--[a-z{]")
+    others = ("pip install", "tensorboard")
+    found = []
+    for path in FILES:
+        if path.parts[0] in ("cli", "__main__.py"):
+            continue
+        tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found += [(str(path), text.value) for text in texts if id(text) not in docs and flag.search(text.value)]
+    found = [(path, text) for path, text in found if not any(other in text for other in others)]
+    assert not found

@@ -1,4 +1,4 @@
-"""The README's own commands and code."""
+"""Commands, links and code of the README and of the pages below docs/."""
 
 import re
 import shlex
@@ -6,13 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_files import save_photo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+]
 
 
 def commands(word):
     return [line for line in README.splitlines() if line.startswith(word)]
+
+
+def anchors(text):
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_setup_is_two_commands_each_complete_in_itself():
@@ -29,31 +42,65 @@ def test_continuous_integration_runs_these_commands():
         assert len([line for line in commands("python3 -m venv") if pattern in line]) == 1
 
 
-def test_recipes_and_links_exist():
+def test_recipes_are_linked():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(targets) > 8
-    assert [target for target in targets if not (ROOT / target).exists()] == []
     linked = {target for target in targets if target.startswith("configs/")}
     assert linked == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
 
 
-def test_options_in_the_table_are_accepted(monkeypatch, tmp_path, capsys):
-    from lit_ft.__main__ import main
+def test_pages_are_linked():
+    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", README))
+    assert linked == {page for page in PAGES if page.startswith("docs/")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_a_file_and_a_heading(page):
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8").replace("\n", " "))
+    for link in links:
+        target, _, anchor = link.partition("#")
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize(
+    ("page", "value"),
+    [("README.md", "lr_decay: 0.6"), ("docs/settings.md", "lr_decay: 0.6"), ("docs/model.md", "kind: cosine")],
+)
+def test_options_in_the_tables_are_accepted(monkeypatch, tmp_path, capsys, page, value):
+    from lit_ft.cli import main
 
     monkeypatch.chdir(tmp_path)
-    options = [text for text in re.findall(r"^\| `(--[^`]+)`", README, flags=re.M) if "phases" not in text]
+    options = re.findall(r"^\| `(--[^`]+ [^`]+)`", (ROOT / page).read_text(encoding="utf-8"), flags=re.M)
     assert len(options) > 7
     args = [arg for text in options for arg in shlex.split(text)]
-    monkeypatch.setattr("sys.argv", ["lit-ft", "fit", *args, "--print_config"])
     with pytest.raises(SystemExit) as stop:
-        main()
+        main(["fit", *args, "--print_config"])
     assert stop.value.code == 0
-    assert "lr_decay: 0.6" in capsys.readouterr().out
+    assert value in capsys.readouterr().out
 
 
 def test_python_example_trains_a_good_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    for name, grey in (("dark", 40), ("bright", 210)):
+        for i in range(12):
+            split = ["val", "test"][i % 2] if i < 4 else "train"
+            save_photo(tmp_path / "photos" / split / name / f"{i}.png", (grey + i, grey - i, grey))
     code = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
+    code = code.replace('"PHOTOS"', repr("photos")).replace('"configs', f'"{ROOT}/configs')
+    options = "trainer={'max_epochs': 8}, model={'backbone': 'mnist_cnn', 'weights': 'MNIST'}"
+    assert 'trainer={"max_epochs": 20}' in code
+    names = {"images": torch.zeros(2, 3, 28, 28, dtype=torch.uint8)}
+    exec(code.replace('trainer={"max_epochs": 20}', options), names)
+    assert names["result"].metrics["test/acc"] > 0.8
+    assert names["probabilities"].sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_lightning_example_trains_a_good_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(import lightning.*?)```", page, flags=re.S)[1]
     names = {}
     torch.manual_seed(0)
     exec(code.replace("max_epochs=40", "max_epochs=12, enable_progress_bar=False, logger=False"), names)

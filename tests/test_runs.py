@@ -1,5 +1,6 @@
 """Each run has a folder of its own, also where several begin at once, whatever the logger."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+import lit_ft
 from lit_ft import runs
 from lit_ft.errors import UserError
-from lit_ft.runs import FOLDER_VARIABLE, begin_run, claim
+from lit_ft.runs import FOLDER_VARIABLE, Run, begin_run, claim, find_checkpoint
 
 FIT = ("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null")
 
@@ -67,7 +69,7 @@ def test_number_is_taken_by_making_the_folder(tmp_path, monkeypatch):
 
 def test_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "logs").write_text("")
-    with pytest.raises(UserError, match=r"^--trainer.default_root_dir: cannot make a folder .*\(Not a directory\);"):
+    with pytest.raises(UserError, match=r"^trainer.default_root_dir: cannot make a folder .*\(Not a directory\);"):
         claim([tmp_path / "logs" / "run"])
 
 
@@ -112,8 +114,42 @@ def test_other_processes_take_the_folder_that_the_first_has_claimed(tmp_path, mo
     monkeypatch.delenv(FOLDER_VARIABLE)  # with a launcher of others, that knows of no folder
     given["init_args"]["version"] = None
     unknown = begin_run(tmp_path, [given], None)
-    assert (unknown.folder, given["init_args"]["version"]) == (None, None)
+    assert (unknown, given["init_args"]["version"]) == (None, None)
     assert [folder.name for folder in (tmp_path / "x").iterdir()] == ["version_0"]
+
+
+def test_checkpoint_is_the_one_of_a_named_config_or_the_newest(tmp_path):
+    for name, age_seconds in (("version_0", 20), ("version_1", 10)):
+        path = Run(tmp_path / name).last
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - age_seconds,) * 2)
+    older, newer = Run(tmp_path / "version_0"), Run(tmp_path / "version_1")
+    assert find_checkpoint(str(tmp_path), "last") == str(newer.last)
+    assert find_checkpoint(str(tmp_path), "last", [older.config]) == str(older.last)
+    assert find_checkpoint(str(tmp_path), "last", ["quickstart.yaml"]) == str(newer.last)  # a recipe has none beside it
+    with pytest.raises(UserError, match=rf"^ckpt_path: there is no {tmp_path}/\*/checkpoints/best.ckpt$"):
+        find_checkpoint(str(tmp_path), "best")
+
+
+def test_no_other_file_joins_the_paths_of_a_run():
+    run, joined = Run(Path()), set()
+    names = {path.fget(run).name for path in vars(Run).values() if isinstance(path, property)}
+    assert {"best.ckpt", "checkpoints", "config.yaml", "split.csv"} < names
+    package = Path(lit_ft.__file__).parent
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and Path(node.value).name in names:
+                joined.add((name, node.value))
+            if isinstance(node, ast.Attribute) and node.attr == "log_dir":
+                joined.add((name, ".log_dir"))
+    assert {name for name in joined if name[0] != "runs.py"} == {
+        ("training/trainer.py", ".log_dir"),  # where it is defined
+        # Of torch's own folder of downloads.
+        ("backbones/sources/torchvision.py", "checkpoints"),
+        ("backbones/weights/pretrained.py", "checkpoints"),
+    }
 
 
 @pytest.mark.parametrize("kind", runs_at_once.KINDS)

@@ -10,7 +10,7 @@ import torch
 from job import BATCH_SIZE, LR, Clock, Job
 from lightning_epochs import Epochs
 
-from lit_ft.__main__ import main
+from lit_ft.cli import main
 
 job = Job.given()
 torch.set_num_threads(1)
@@ -49,5 +49,4 @@ with tempfile.TemporaryDirectory() as folder:
         options |= {"unfreeze.head_epochs": job.head_epochs, "model.lr_decay": 0.6}
     else:
         options |= {"lr_scheduler": "null"}  # constant, as that of all others
-    sys.argv = ["lit-ft", "fit", *(f"--{key}={value}" for key, value in options.items()), *sys.argv[2:]]
-    sys.exit(main())
+    sys.exit(main(["fit", *(f"--{key}={value}" for key, value in options.items()), *sys.argv[2:]]))

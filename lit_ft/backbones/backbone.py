@@ -1,26 +1,26 @@
-"""Decides what a backbone is: an ordered chain of named stages, then pooling, of which any stages can be frozen."""
+"""Backbones: ordered chains of named stages, then pooling, of which any stages can be frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_ft.backbones.meta import of_an_image
+from lit_ft.backbones.freezing import Staged
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.partition.meta import of_an_image
 from lit_ft.backbones.recompute import recomputed
-from lit_ft.backbones.spec import InputSpec
 from lit_ft.errors import UserError
-from lit_ft.freezing import Staged
 
 
 class StageOutput:
-    """What the first stages gave for a batch, from which the rest can go on; callbacks can ask it what they ask images.
+    """The output of the first stages for a batch; passed instead of images, it lets the other stages go on from it.
 
     Args:
-        values: The output of the last of them, ``(B, ...)``, or where these are all stages, the features ``(B, D)``.
-        depth: Their number.
+        values: The output of the last of these stages, ``(B, ...)``, or of all stages the features ``(B, D)``.
+        depth: The number of these stages.
     """
 
     def __init__(self, values: Tensor, depth: int) -> None:
@@ -33,20 +33,20 @@ class StageOutput:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the values."""
+        """Shape of the values."""
         return self.values.shape
 
     def size(self, dim: int | None = None) -> Any:
-        """That of the values."""
+        """Size of the values."""
         return self.values.size(dim)
 
     @property
     def device(self) -> torch.device:
-        """That of the values."""
+        """Device of the values."""
         return self.values.device
 
     def to(self, *args: Any, **kwargs: Any) -> StageOutput:
-        """The same with its values moved; Lightning calls it for each batch."""
+        """Moves the values; Lightning calls it for each batch."""
         return StageOutput(self.values.to(*args, **kwargs), self.depth)
 
 
@@ -92,7 +92,7 @@ class Backbone(Staged, nn.Module):
         return self._rest(values.clone(), depth)  # a copy, as autograd saves nothing of inference mode
 
     def prefix(self, images: Tensor, depth: int) -> Tensor:
-        """What the first stages give.
+        """The output of the first stages.
 
         Args:
             images: Normalised images ``(B, C, H, W)``.
@@ -101,6 +101,27 @@ class Backbone(Staged, nn.Module):
         for stage in list(self.stages.values())[:depth]:
             images = stage(images)
         outputs: Tensor = self.pool(images) if depth == len(self.stages) else images
+        return outputs
+
+    def activations(self, images: Tensor, differentiable: Collection[str] = ()) -> dict[str, Tensor]:
+        """The output of each stage, shallow to deep, before the pooling; ``pool`` makes features of the last one.
+
+        Args:
+            images: Normalised images ``(B, C, H, W)``.
+            differentiable: Stages by whose outputs gradients are taken, also where the stages up to there are frozen.
+                The graph begins at the first of them; without any, there is none.
+
+        >>> backbone = Backbone({"stem": nn.Conv2d(3, 2, 3), "body": nn.ReLU()}, nn.Flatten(), InputSpec(4, 4))
+        >>> {stage: tuple(output.shape) for stage, output in backbone.activations(torch.zeros(1, 3, 4, 4)).items()}
+        {'stem': (1, 2, 2, 2), 'body': (1, 2, 2, 2)}
+        """
+        outputs: dict[str, Tensor] = {}
+        for name, stage in self.stages.items():
+            with torch.set_grad_enabled(not outputs.keys().isdisjoint(differentiable)):
+                images = stage(images)
+            if name in differentiable and not images.requires_grad:
+                images = images.detach().requires_grad_()
+            outputs[name] = images
         return outputs
 
     def _rest(self, values: Tensor, depth: int) -> Tensor:
@@ -136,5 +157,5 @@ class Backbone(Staged, nn.Module):
         """D, found by a pass without data or arithmetic."""
         features = of_an_image(self, self.spec)
         if features.ndim != 2:
-            raise UserError(f"--model.pool: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
+            raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
         return int(features.shape[1])

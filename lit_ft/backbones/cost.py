@@ -1,4 +1,4 @@
-"""Decides what a stage costs: parameters and arithmetic, counted without data."""
+"""Costs of stages: parameters and arithmetic, counted without data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_ft.backbones.backbone import Backbone
-from lit_ft.backbones.meta import on_meta
+from lit_ft.backbones.partition.meta import on_meta
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage costs; the pooling counts to the last stage.
+    """The cost of a stage; the pooling counts to the last stage.
 
     Args:
         name: The stage.
@@ -30,8 +30,8 @@ class StageCost:
 
 
 def stage_costs(backbone: Backbone) -> list[StageCost]:
-    """What each stage of a backbone costs, shallow to deep."""
-    # In the type that the weights have in a run with --trainer.precision bf16-true and the like.
+    """The cost of each stage of a backbone, shallow to deep."""
+    # In the type that the weights have in a run with `trainer.precision` bf16-true and the like.
     dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), None)
     places, costs = backbone.spec.meta_images().to(dtype), []
     for name, (stage, *rest) in backbone.stage_modules().items():
@@ -45,7 +45,7 @@ def stage_costs(backbone: Backbone) -> list[StageCost]:
 
 
 def total(costs: Sequence[StageCost]) -> StageCost:
-    """What all stages cost together; it has no shape."""
+    """The cost of all stages together; it has no shape."""
     return StageCost("all", sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs), ())
 
 

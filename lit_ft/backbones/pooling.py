@@ -1,4 +1,4 @@
-"""Decides how the last stage's output, a map or tokens, becomes one vector an image."""
+"""Pooling: from the last stage's output, a map or tokens, to one vector an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lit_ft.backbones.cutting import Network, Pieces
+from lit_ft.backbones.partition.cut import Network, Pieces
 from lit_ft.errors import UserError
 
 Pool = Literal["own", "avg", "flatten", "token"]
@@ -28,7 +28,7 @@ class Mean(nn.Module):
         self.stop = stop
 
     def forward(self, places: Tensor) -> Tensor:
-        """Averages."""
+        """Averages over the axes."""
         return places[:, self.start : self.stop].mean(dim=self.axes)
 
 
@@ -47,7 +47,7 @@ def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
         pool: The network's ``own``, the mean (``avg``) over all places, ``flatten``, or the class ``token``. Where its
             own leaves places, the mean over them follows, or over the tokens that are no patches, where there are such.
         pieces: The network, cut.
-        network: Tells how its maps and tokens lie.
+        network: Has the layout of its maps and tokens.
 
     Raises:
         UserError: If the last stage's output cannot be pooled so.
@@ -63,7 +63,7 @@ def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
         return nn.Flatten()
     if pool == "token":
         if axes != 3 or not network.class_token:
-            raise UserError("--model.pool: token: the network has no class token; choose own or avg")
+            raise UserError("`model.pool`: token: the network has no class token; choose own or avg")
         return ClassToken()
     return _average(axes, network)
 
@@ -72,5 +72,5 @@ def _average(axes: int, network: Network) -> nn.Module:
     if axes == 3:
         return Mean((1,), network.prefix_tokens)
     if axes != 4:
-        raise UserError(f"--model.pool: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
+        raise UserError(f"`model.pool`: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
     return Mean((1, 2)) if network.channels_last else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -1,4 +1,4 @@
-"""Decides how a stage is run without keeping its activations, which are computed again in the backward pass."""
+"""Gradient checkpointing: activations of a stage are computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(stage: nn.Module, inputs: Tensor) -> Tensor:
-    """What a stage gives; for the backward pass just its inputs are kept (`Chen et al. 2016`_).
+    """The output of a stage; only its inputs are kept for the backward pass (`Chen et al. 2016`_).
 
     Dropout repeats its masks. Whatever the stage keeps in its buffers, such as batch norm's statistics, is written
     once, and is at the second time what it was at the first, which matters to spectral norm.
 
     Args:
         stage: May write into its buffers, but not into its inputs.
-        inputs: What the stage before it gave.
+        inputs: The output of the stage before it.
 
     .. _Chen et al. 2016: https://arxiv.org/abs/1604.06174
     """

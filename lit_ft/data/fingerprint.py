@@ -1,18 +1,16 @@
-"""What tells whether a run is resumed with the same images in the same splits."""
+"""Fingerprint of the images and splits of a run, compared when it is resumed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from lit_ft.data.loading.protocols import ImageSet, Split
 from lit_ft.data.split import rows_by_class
-
-if TYPE_CHECKING:
-    from lit_ft.data.base import ImageDataModule
 
 Fingerprint = dict[str, Any]
 """Plain types, for a checkpoint.
@@ -32,20 +30,20 @@ def digest(parts: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def fingerprint(data: ImageDataModule[Any]) -> Fingerprint:
-    """The fingerprint of the splits of a data module; needs `setup`.
+def fingerprint(image_sets: Mapping[Split, ImageSet], num_classes: int) -> Fingerprint:
+    """The fingerprint of the splits of a data module.
 
     It has the names of all images, and the content of one image of each class, by which two classes that were swapped
-    are told although their files are called the same. Where the images lie does not matter.
+    are found although their files have the same names. The folder of the images does not matter.
     """
     splits: dict[str, list[list[Any]]] = {}
     first: list[tuple[str, str]] = []
-    for split, images in data.splits.items():
+    for split, images in image_sets.items():
         if split == "predict":
             continue
         targets = images.targets
         has_classes = targets.ndim == 1 and not targets.is_floating_point()
-        rows = rows_by_class(targets, data.num_classes) if has_classes else [torch.arange(len(targets))]
+        rows = rows_by_class(targets, num_classes) if has_classes else [torch.arange(len(targets))]
         parts = [images.part(some) for some in rows]
         labels = [] if has_classes else [targets.contiguous().numpy().tobytes()]
         splits[split] = [[len(part), digest([part.names_digest().encode(), *labels])] for part in parts]
@@ -79,7 +77,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any], class_names: lis
         for (count, _), (present, _), words in zip(before[split], after[split], of, strict=True):
             if count != present:
                 return f"with {count} images{words} in {split}, but now there are {present}"
-    # Of each class what can tell it: the content of an image, and the names of all.
+    # Of each class the content of an image, and the names of all.
     marks = [[splits["first"], *([digests for _, digests in part] for part in splits["splits"].values())]
              for splits in (then, now)]  # fmt: skip
     changed = [i for i in range(len(of)) if any(old[i] != new[i] for old, new in zip(*marks, strict=True))]

@@ -1,4 +1,4 @@
-"""Decides which images are held out, and which few are kept for training."""
+"""Held-out splits, stratified by class or by group, and choices of few images to train on."""
 
 from __future__ import annotations
 
@@ -35,15 +35,7 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
     """
     classes = targets.numpy() if targets.ndim == 1 else np.zeros(len(targets), np.int64)
     if groups is not None:
-        taken = _take_groups(classes, groups.numpy(), part if part < 1 else part / len(classes), seed)
-        if not len(taken):
-            count = f"{len(np.unique(groups.numpy()))} group(s)"
-            raise UserError(
-                f"{key}: {part} of {len(classes)} images in {count} cannot be held out so that images of each class "
-                "are left to train on; add groups"
-            )
-        is_held = np.isin(groups.numpy(), taken)
-        return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
+        return _hold_out_groups(classes, groups.numpy(), part, seed, key)
     from sklearn.model_selection import train_test_split  # slow to load, and for many data there is nothing to split
 
     try:
@@ -57,6 +49,19 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
             f"be held out with each class in proportion; change it or add images ({error})"
         ) from error
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
+
+
+def _hold_out_groups(
+    classes: NDArray[np.int64], groups: NDArray[np.int64], part: float, seed: int, key: str
+) -> tuple[Tensor, Tensor]:
+    taken = _take_groups(classes, groups, part if part < 1 else part / len(classes), seed)
+    if not len(taken):
+        raise UserError(
+            f"{key}: {part} of {len(classes)} images in {len(np.unique(groups))} group(s) cannot be held out so that "
+            "images of each class are left to train on; add groups"
+        )
+    is_held = np.isin(groups, taken)
+    return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
 
 
 def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
@@ -123,7 +128,7 @@ def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str
     """
     for name, count in zip(class_names, class_counts(targets, len(class_names)), strict=True):
         if count < shots:
-            raise UserError(f"--data.shots: class {name!r} has {count} images to train on, {shots} were asked")
+            raise UserError(f"`data.shots`: class {name!r} has {count} images to train on, {shots} were asked")
     return _keep(targets, [shots] * len(class_names), seed)
 
 

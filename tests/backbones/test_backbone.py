@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ft.backbones import Backbone, InputSpec, StageOutput
+from lit_ft.backbones.backbone import Backbone, StageOutput
+from lit_ft.backbones.build import build_backbone
+from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=8, resize=8)
@@ -168,13 +170,13 @@ def test_training_step_leaves_frozen_stages_bit_identical_and_moves_the_others(b
 
 def test_images_that_are_too_small_are_refused():
     stages = OrderedDict(stem=nn.Conv2d(3, 4, 11))
-    with pytest.raises(UserError, match=r"^--model.input.size: the backbone cannot take 3 x 8 x 8 images \(.+\)$"):
+    with pytest.raises(UserError, match=r"^model.input.size: the backbone cannot take 3 x 8 x 8 images \(.+\)$"):
         Backbone(stages, nn.Flatten(), SPEC)
 
 
 def test_features_that_are_no_vector_are_refused():
     with pytest.raises(
-        UserError, match=r"^--model.pool: gives features of shape \(1, 4, 6, 6\), not \(B, D\); choose avg"
+        UserError, match=r"^model.pool: gives features of shape \(1, 4, 6, 6\), not \(B, D\); choose avg"
     ):
         Backbone(OrderedDict(stem=nn.Conv2d(3, 4, 3)), nn.Sequential(), SPEC)
 
@@ -240,3 +242,88 @@ def test_stage_output_answers_as_a_batch_of_images_does():
     assert output.values.dtype == torch.float64
     assert output.depth == 1
     assert output.device == torch.device("cpu")
+
+
+class Own(nn.Module):
+    """An own network whose second stage is one module, with a residual and a function in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.mid, self.high = nn.Conv2d(3, 4, 3, padding=1), Residual(), block(4, 6)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(6, 2)
+
+    def forward(self, images):
+        return self.fc(self.pool(self.high(self.mid(self.low(images)))).flatten(1))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, places):
+        return torch.relu(places + self.conv(places))
+
+
+OWN = {
+    "class_path": f"{__name__}.Own",
+    "stages": {"low": "low", "mid": "mid", "high": "high"},
+    "classifier": "fc",
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=["resnet18", pytest.param("timm/resnetv2_18", id="timm"), pytest.param(OWN, id="own network")],
+)
+def built(request):
+    """A backbone in eval mode, and a batch of images."""
+    if "timm" in str(request.param):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    backbone = build_backbone(request.param, weights=None, spec=InputSpec(size=64, resize=64)).eval()
+    return backbone, torch.randn(2, 3, 64, 64)
+
+
+def test_activations_are_the_outputs_of_the_stages_run_one_by_one(built):
+    backbone, images = built
+    activations = backbone.activations(images)
+    assert list(activations) == list(backbone.stages)
+    places = images
+    with torch.no_grad():
+        for depth, (name, stage) in enumerate(backbone.stages.items(), start=1):
+            places = stage(places)
+            assert activations[name].equal(places)
+            assert not activations[name].requires_grad
+            if depth < len(backbone.stages):
+                assert backbone.prefix(images, depth).equal(places)
+        assert backbone.pool(places).equal(backbone(images))
+
+
+def test_gradients_by_activations_are_those_of_the_rest_of_the_network(built):
+    backbone, images = built
+    backbone.set_trainable([])  # an explanation looks at networks in which nothing trains
+    first, *_, last = backbone.stages
+    activations = backbone.activations(images, [first, last])
+    assert activations[first].is_leaf
+    gradients = torch.autograd.grad(
+        backbone.pool(activations[last])[:, 0].sum(), [activations[first], activations[last]]
+    )
+    by_hand = activations[first].detach().requires_grad_()
+    backbone(StageOutput(by_hand, 1))[:, 0].sum().backward()
+    assert gradients[0].equal(by_hand.grad)
+    assert gradients[0].abs().max() > 0
+    # The pooling of the last stage alone.
+    alone = activations[last].detach().requires_grad_()
+    backbone.pool(alone)[:, 0].sum().backward()
+    assert gradients[1].equal(alone.grad)
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_no_graph_is_kept_of_the_stages_before_the_first_that_is_asked_for(built):
+    backbone, images = built
+    backbone.set_trainable(list(backbone.stages))
+    *before, last = backbone.stages
+    activations = backbone.activations(images, [last])
+    assert {name for name, output in activations.items() if output.requires_grad} == {last}
+    assert before

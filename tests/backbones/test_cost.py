@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_ft.backbones import build_backbone
+from lit_ft.backbones.build import build_backbone
 from lit_ft.backbones.cost import stage_costs
 
 

@@ -8,8 +8,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lit_ft.backbones import backbone as backbone_file
 from lit_ft.backbones.recompute import recomputed
-from lit_ft.callbacks import GradualUnfreezing
 from lit_ft.errors import UserError
+from lit_ft.unfreezing.callback import GradualUnfreezing
 
 VIT = {
     "class_path": "torchvision.models.VisionTransformer",
@@ -181,7 +181,7 @@ def test_compilation_is_refused_where_torch_would_count_batch_norm_twice(monkeyp
     module = small_resnet(classes=10, gradient_checkpointing=True)
     module.compile(backend="eager")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
-    with pytest.raises(UserError, match=r"^--model.gradient_checkpointing: torch 2.8.0 counts batch norm twice"):
+    with pytest.raises(UserError, match=r"^model.gradient_checkpointing: torch 2.8.0 counts batch norm twice"):
         module.set_trainable(("head",))
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.15.0"))
     module.set_trainable(("head",))

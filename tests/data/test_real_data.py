@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_ft.backbones.spec import InputSpec
+from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
 
 ROOT = os.environ.get("LIT_FT_DATA", "")

@@ -8,7 +8,7 @@ TARGETS = torch.tensor([0] * 40 + [1] * 20)
 
 
 def test_hold_out_keeps_the_proportions_and_loses_nothing():
-    kept, held = hold_out(TARGETS, 0.25, 0, "--data.val_fraction")
+    kept, held = hold_out(TARGETS, 0.25, 0, "`data.val_fraction`")
     assert torch.cat([kept, held]).sort().values.equal(torch.arange(60))
     assert class_counts(TARGETS[held], 2) == [10, 5]
     assert kept.equal(kept.sort().values)
@@ -21,8 +21,8 @@ def test_hold_out_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize(("targets", "part"), [([0, 0, 0, 1], 0.5), ([0, 0, 1, 1, 2, 2], 0.1)])
 def test_hold_out_of_too_few_images(targets, part):
-    with pytest.raises(UserError, match=r"^--data.val_fraction: .* of \d images of \d classes \(the smallest has \d\)"):
-        hold_out(torch.tensor(targets), part, 0, "--data.val_fraction")
+    with pytest.raises(UserError, match=r"^data.val_fraction: .* of \d images of \d classes \(the smallest has \d\)"):
+        hold_out(torch.tensor(targets), part, 0, "`data.val_fraction`")
 
 
 def test_shots_nest_and_are_balanced():
@@ -33,7 +33,7 @@ def test_shots_nest_and_are_balanced():
 
 
 def test_more_shots_than_images():
-    with pytest.raises(UserError, match=r"^--data.shots: class 'b' has 20 images to train on, 21 were asked"):
+    with pytest.raises(UserError, match=r"^data.shots: class 'b' has 20 images to train on, 21 were asked"):
         keep_shots(TARGETS, 21, 0, ["a", "b"])
 
 
@@ -106,9 +106,9 @@ def test_where_all_groups_are_large_the_nearest_is_held_out():
 
 def test_hold_out_of_too_few_groups():
     with pytest.raises(
-        UserError, match=r"^--data.val_fraction: 4 of 20 images in 1 group\(s\) cannot be held out so that"
+        UserError, match=r"^data.val_fraction: 4 of 20 images in 1 group\(s\) cannot be held out so that"
     ):
-        hold_out(torch.arange(20) % 2, 4, 0, "--data.val_fraction", torch.zeros(20, dtype=torch.long))
+        hold_out(torch.arange(20) % 2, 4, 0, "`data.val_fraction`", torch.zeros(20, dtype=torch.long))
     with pytest.raises(UserError, match=r"in 2 group\(s\) cannot be held out so that images of each class are left"):
         hold_out(torch.arange(20) % 2, 4, 0, "k", torch.arange(20) % 2)
 

@@ -1,6 +1,7 @@
-"""Decides what is checked of a data set before any training: see `check`."""
+"""Checks of a data set before any training."""
 
-from lit_ft.data.checks.findings import Checked, Finding, check
-from lit_ft.data.checks.report import tell_check
+from lit_ft.data.checks.check_data import check
+from lit_ft.data.checks.findings import Checked, Finding
+from lit_ft.data.checks.report import print_check
 
-__all__ = ["Checked", "Finding", "check", "tell_check"]
+__all__ = ["Checked", "Finding", "check", "print_check"]

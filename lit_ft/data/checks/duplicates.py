@@ -1,4 +1,4 @@
-"""Decides which images show the same: exact copies by a checksum, near copies by two measures that must agree."""
+"""Exact and near copies of images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Group:
     same: Same
 
 
-def duplicates(checksums: NDArray[Any], thumbs: Tensor | None) -> list[Group]:
+def find_duplicates(checksums: NDArray[Any], thumbs: Tensor | None) -> list[Group]:
     """Groups the images that show the same.
 
     Args:

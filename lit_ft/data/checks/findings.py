@@ -1,43 +1,34 @@
-"""Decides what is wrong with a data set: what of it will hurt a training, and what to do about it."""
+"""Findings of a check of a data set: what hurts a training, and what to do about it."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lit_ft.data.arrays import ArrayDataModule, ArraySplit
-from lit_ft.data.base import ImageDataModule, Split
-from lit_ft.data.checks.duplicates import Group, duplicates
-from lit_ft.data.checks.look import Look, look, suits
-from lit_ft.data.checks.placeholders import MANY, placeholders
-from lit_ft.data.files import is_ignored
-from lit_ft.data.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
-from lit_ft.data.photo_data import PhotoDataModule
-from lit_ft.data.split import class_counts
-from lit_ft.data.workers import sweep
-from lit_ft.errors import UserError
+from lit_ft.data.checks.duplicates import Group
+from lit_ft.data.checks.inspection import Inspected, matches_format
+from lit_ft.data.checks.placeholders import MANY
+from lit_ft.data.files.folders import is_ignored
+from lit_ft.data.images.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
+from lit_ft.data.loading.protocols import Split
 
 IMBALANCE = 10.0
 """Largest class by smallest, from which on weights or balanced sampling are advised."""
 
 FEW = 10
-"""A class with fewer training images is said to have few; one with less than 2 hurts."""
+"""A class with fewer training images has few; one with less than 2 hurts."""
 
 TINY = 32
-"""An image whose shorter side has fewer pixels is told."""
+"""An image whose shorter side has fewer pixels is reported."""
 
 LONG = 4.0
-"""An image whose longer side is more than so many times the shorter is told: most of it is cropped away."""
+"""An image whose longer side is more than so many times the shorter is reported: most of it is cropped away."""
 
 
 @dataclass(frozen=True)
@@ -102,94 +93,13 @@ class Checked:
         return any(finding.hurts for finding in self.findings)
 
 
-def check(data: ImageDataModule[Any]) -> Checked:
-    """Looks at every image of every split once.
-
-    Args:
-        data: A data module, not yet set up. Of photos every file is read; of sets in memory exact copies are found.
-
-    Raises:
-        UserError: The data cannot be found, or are of another kind.
-    """
-    began = time.monotonic()
-    if not isinstance(data, PhotoDataModule | ArrayDataModule):
-        raise UserError(f"--data: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
-    findings = []
-    splits, refusal = _splits(data)
-    if refusal:
-        advice = "add images to the classes concerned, or change the option"
-        findings.append(Finding("split", True, refusal, advice, 1))
-    images = [Image(*row) for name, split in splits.items() for row in _rows(data, name, split)]
-    counts = {
-        name: class_counts(split.targets, data.num_classes) for name, split in splits.items() if _has_classes(split)
-    }
-    if isinstance(data, PhotoDataModule):
-        paths = [Path(image.path) for image in images]
-        looks = list(sweep(paths, look, "checking"))
-        findings += _files(images, looks) + _ignored(paths)
-        checksums = np.array([seen.checksum for seen in looks], dtype="S16").view("V16")
-        blank = np.zeros((3, 32, 32), np.uint8)
-        stacked = np.stack([blank if seen.thumb is None else seen.thumb for seen in looks])
-        groups = duplicates(checksums, torch.from_numpy(stacked))
-        # What is the same when it is small is the same picture, whatever its size, format and metadata.
-        same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in looks]
-        # In one class, many near copies may be frames of a film.
-        mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
-        often = placeholders(same, stacked, mixed if counts else [])
-    else:
-        pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
-        sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
-        groups = duplicates(np.array(sums, dtype="S16").view("V16"), None)
-        often = placeholders(sums)
-    findings = _placeholders(images, often) + _copies(images, groups, often) + findings
-    findings += _classes(data.class_names, counts)
-    findings.sort(key=lambda finding: not finding.hurts)
-    named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
-    sizes = {str(name): len(split) for name, split in splits.items()}
-    return Checked(type(data).__name__, time.monotonic() - began, sizes, named, findings)
-
-
-def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
-    """The splits as training gets them; where they cannot be made, what is given, and why."""
-    if isinstance(data, PhotoDataModule):
-        data.verifies = False
-    try:
-        data.setup()
-    except UserError as error:
-        if not isinstance(data, PhotoDataModule):
-            raise
-        return dict(data.read_given()), str(error)  # which raises what is wrong with the folder itself
-    return {name: split for name, split in data.splits.items() if name != "predict"}, ""
-
-
-def _has_classes(split: Any) -> bool:
-    return not split.targets.is_floating_point()
-
-
-def _rows(data: ImageDataModule[Any], name: str, split: Any) -> Iterator[tuple[str, str, str]]:
-    labels = _labels(split.targets, data.class_names)
-    if isinstance(split, ArraySplit):
-        paths: Iterator[str] = (f"{type(data).__name__}/{name}/{row}" for row in range(len(split)))
-    else:
-        paths = (os.path.abspath(path) for path in split.paths)
-    return ((path, name, label) for path, label in zip(paths, labels, strict=True))
-
-
-def _labels(targets: Tensor, names: Sequence[str]) -> list[str]:
-    if targets.ndim == 1 and not targets.is_floating_point():
-        return [names[label] for label in targets.tolist()]
-    if targets.is_floating_point():
-        return [", ".join(f"{number:g}" for number in row) for row in targets.reshape(len(targets), -1).tolist()]
-    return [", ".join(n for n, has in zip(names, row, strict=True) if has) for row in targets.tolist()]
-
-
 def _item(image: Image, **more: Any) -> dict[str, Any]:
     return {"path": image.path, "split": image.split, "class": image.label, **more}
 
 
-def _files(images: Sequence[Image], looks: Sequence[Look]) -> list[Finding]:
+def check_files(images: Sequence[Image], inspected: Sequence[Inspected]) -> list[Finding]:
     """What is wrong with single files."""
-    both = list(zip(images, looks, strict=True))
+    both = list(zip(images, inspected, strict=True))
     known = [(image, seen, f"{seen.width}x{seen.height}") for image, seen in both if seen.format]
     read = [(image, seen, text) for image, seen, text in known if not seen.problem and not seen.is_huge]
     empty = [_item(image, reason="0 bytes") for image, seen in both if seen.size == 0]
@@ -198,11 +108,13 @@ def _files(images: Sequence[Image], looks: Sequence[Look]) -> list[Finding]:
     tiny = [_item(i, reason=text) for i, seen, text in read if min(seen.width, seen.height) < TINY]
     sides = [(i, text, sorted((seen.width, seen.height))) for i, seen, text in read]
     long = [_item(i, reason=text) for i, text, (short, far) in sides if far > LONG * short]
-    wrong = [_item(i, reason=f"is {s.format}") for i, s, _ in known if not suits(Path(i.path).suffix, s.format)]
+    wrong = [
+        _item(i, reason=f"is {s.format}") for i, s, _ in known if not matches_format(Path(i.path).suffix, s.format)
+    ]
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
-    out = "or leave them out with --data.on_bad_image skip"
-    return _those(
-        ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"mend or remove them, {out}", broken),
+    out = "or leave them out with `data.on_bad_image` skip"
+    return _file_findings(
+        ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"fix or remove them, {out}", broken),
         ("empty", True, "have no content", f"copy them again or remove them, {out}", empty),
         ("huge", True, "have so many pixels that decoding them takes gigabytes", "scale them down", huge),
         ("suffix", False, "have the suffix of another format", "rename them; lit_ft reads them by content", wrong),
@@ -212,7 +124,13 @@ def _files(images: Sequence[Image], looks: Sequence[Look]) -> list[Finding]:
     )
 
 
-def _ignored(paths: Sequence[Path]) -> list[Finding]:
+def check_split(refusal: str) -> list[Finding]:
+    """Why the splits cannot be made, if so."""
+    advice = "add images to the classes concerned, or change the option"
+    return [Finding("split", True, refusal, advice, 1)] if refusal else []
+
+
+def check_ignored(paths: Sequence[Path]) -> list[Finding]:
     """Files beside the images that are passed over."""
     found = []
     for folder in sorted({path.parent for path in paths}):
@@ -223,12 +141,12 @@ def _ignored(paths: Sequence[Path]) -> list[Finding]:
     listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
     heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
     advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
-    return _those(
+    return _file_findings(
         ("ignored", False, "beside the images are passed over", advice, sorted(found, key=lambda i: i["path"]))
     )
 
 
-def _those(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> list[Finding]:
+def _file_findings(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> list[Finding]:
     return [
         Finding(kind, hurts, f"{len(items):,} file(s) {what}", advice, len(items), items)
         for kind, hurts, what, advice, items in kinds
@@ -236,7 +154,7 @@ def _those(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> list[Fin
     ]
 
 
-def _placeholders(images: Sequence[Image], often: Sequence[Sequence[int]]) -> list[Finding]:
+def check_placeholders(images: Sequence[Image], often: Sequence[Sequence[int]]) -> list[Finding]:
     """Pictures that are there so often that they are no photos of something."""
     if not often:
         return []
@@ -247,10 +165,10 @@ def _placeholders(images: Sequence[Image], often: Sequence[Sequence[int]]) -> li
     return [Finding("placeholder", True, what, advice, count, groups=groups)]
 
 
-def _copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Sequence[int]]) -> list[Finding]:
+def check_copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Sequence[int]]) -> list[Finding]:
     """Images that are there more than once: in two splits, in two classes, or needlessly."""
     leaks, contradictions, others = [], [], []
-    told = {row for rows in often for row in rows}
+    reported = {row for rows in often for row in rows}
     for group in groups:
         members = [images[row] for row in group.rows]
         found = {"same": group.same, "images": [_item(image) for image in members]}
@@ -259,7 +177,7 @@ def _copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Se
             leaks.append(found)
         if len(labels) > 1:
             contradictions.append(found)
-        if len(splits) == len(labels) == 1 and not told.issuperset(group.rows):
+        if len(splits) == len(labels) == 1 and not reported.issuperset(group.rows):
             others.append(found)
     copies = []
     for kind, hurts, what, advice, those in (
@@ -274,7 +192,7 @@ def _copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Se
     return copies
 
 
-def _classes(names: Sequence[str], counts: Mapping[Split, Sequence[int]]) -> list[Finding]:
+def check_classes(names: Sequence[str], counts: Mapping[Split, Sequence[int]]) -> list[Finding]:
     """Classes that are too small, too different in size, or not everywhere."""
     findings = []
     train = counts.get("train")
@@ -300,5 +218,5 @@ def _classes(names: Sequence[str], counts: Mapping[Split, Sequence[int]]) -> lis
         ends = [(names[i], train[i]) for i in (int(np.argmax(train)), int(np.argmin(train)))]
         what = f"classes differ {max(train) / min(train):.0f}-fold: " + ", ".join(f"{name} {n:,}" for name, n in ends)
         items = [{"class": name, "images": n} for name, n in ends]
-        findings.append(Finding("imbalance", False, what, "try --data.sampling balanced", 1, items))
+        findings.append(Finding("imbalance", False, what, "try `data.sampling` balanced", 1, items))
     return findings

@@ -28,7 +28,7 @@ LEAST_CORRELATION = 0.98
 """So much flat pictures that are nearly equal are correlated at least."""
 
 
-def placeholders(
+def find_placeholders(
     pictures: Sequence[bytes], thumbs: NDArray[np.uint8] | None = None, copies: Iterable[Sequence[int]] = ()
 ) -> list[list[int]]:
     """Groups of at least `MANY` images that show one picture.
@@ -60,7 +60,7 @@ def placeholders(
 def _pairs_of_flat(thumbs: NDArray[np.uint8], known: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Flat pictures, with the first that each is nearly equal to.
 
-    Their hashes do not tell it: those of a plain background are chance.
+    Not by their hashes: those of a plain background are chance.
     """
     contrast = np.concatenate([part.std(axis=(1, 2, 3)) for part in np.array_split(thumbs, len(thumbs) // 4096 + 1)])
     flat = np.flatnonzero((contrast <= MOST_CONTRAST) & known)

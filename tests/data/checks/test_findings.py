@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
 from lit_ft.data.checks import check
-from lit_ft.data.checks.look import look
+from lit_ft.data.checks.inspection import inspect_file
+from lit_ft.errors import plain
 
 
 def photo(seed, size=(96, 72)):
@@ -314,7 +315,7 @@ def test_what_cannot_be_split_is_checked_all_the_same(clean):
     cut_short(clean)
     findings = found(clean / "train")
     assert list(findings)[:3] == ["split", "unreadable", "too_few"]
-    assert "--data.val_fraction: " in findings["split"].what
+    assert "data.val_fraction: " in plain(findings["split"].what)
 
 
 def test_the_same_file_in_two_places_is_a_leak(clean):
@@ -332,8 +333,8 @@ def test_sets_in_memory_are_checked_for_exact_copies(mnist_root):
 
 
 def test_looking_never_decodes_what_is_huge(clean, monkeypatch):
-    monkeypatch.setattr("lit_ft.data.checks.look.problem_or_pixels", None)
-    assert look(bomb(clean)).is_huge
+    monkeypatch.setattr("lit_ft.data.checks.inspection.problem_or_pixels", None)
+    assert inspect_file(bomb(clean)).is_huge
 
 
 def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):

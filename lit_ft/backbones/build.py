@@ -1,0 +1,223 @@
+"""Building of backbones: from a name and weights to ordered stages."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_ft.backbones.backbone import Backbone, StageOutput
+from lit_ft.backbones.input_spec import InputConfig, InputSpec
+from lit_ft.backbones.partition.cut import Network, cut
+from lit_ft.backbones.partition.equivalence import check_same, takes_channels_last
+from lit_ft.backbones.pooling import Pool, make_pool
+from lit_ft.backbones.sources import mnist_cnn, torchvision
+from lit_ft.backbones.sources.custom import OwnNetwork
+from lit_ft.backbones.sources.source import Source
+from lit_ft.backbones.stem import Stem, adapted, make_small, set_channels
+from lit_ft.backbones.weights import load as weights_
+from lit_ft.errors import UserError, unknown
+
+__all__ = [
+    "Backbone",
+    "InputConfig",
+    "InputSpec",
+    "NetworkName",
+    "Pool",
+    "StageOutput",
+    "Stem",
+    "backbone_names",
+    "build_backbone",
+    "input_spec",
+    "source_of",
+]
+
+NetworkName = str | dict[str, Any]
+"""A name that `backbone_names` lists, or the arguments of `OwnNetwork`."""
+
+
+def backbone_names(start: str = "") -> list[str]:
+    """All names of torchvision and lit_ft, or of timm.
+
+    Args:
+        start: ``timm/`` for the names of timm.
+
+    Raises:
+        UserError: If timm is needed and not installed.
+    """
+    if not start.startswith("timm/"):
+        return [*mnist_cnn.names(), *torchvision.names()]
+    names: list[str] = _timm(start).names()
+    return names
+
+
+def source_of(name: NetworkName) -> Source:
+    """The collection that a network is from.
+
+    Raises:
+        UserError: If there is no such network, or timm is needed and not installed.
+    """
+    if isinstance(name, Mapping):
+        return OwnNetwork.of(name)
+    names = backbone_names(name)
+    if name in names:
+        return _timm(name) if name.startswith("timm/") else mnist_cnn if name == mnist_cnn.NAME else torchvision
+    network, _, tag = name.partition(".")
+    if tag and network in names:
+        raise UserError(f"`model.backbone`: {name} has a tag; give {network} and `model.weights` {tag}")
+    if not name.startswith("timm/") and find_spec("timm") and f"timm/{network}" in backbone_names("timm/"):
+        weights = f" and `model.weights` {tag}" if tag else ""
+        raise UserError(f"`model.backbone`: {name} is a network of timm; give timm/{network}{weights}")
+    raise UserError(f"{unknown('backbone', name, names, '`model.backbone`').args[0]}; see lit-ft models")
+
+
+def _timm(name: str) -> Any:
+    try:
+        return importlib.import_module("lit_ft.backbones.sources.timm")
+    except ModuleNotFoundError as error:
+        raise UserError(f"`model.backbone`: {name} needs {error.name}; run: pip install 'lit_ft[timm]'") from error
+
+
+def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:
+    """The input format of a backbone, without building it.
+
+    Args:
+        name: The network.
+        weights: A tag, a file or ``None``; the latter two give the spec of the network's first published weights.
+
+    Raises:
+        UserError: If the name or the tag is unknown.
+
+    >>> input_spec("resnet50", "IMAGENET1K_V1").size
+    224
+    """
+    source = source_of(name)
+    _check_tag(source, name, weights)
+    return source.input_spec(str(name), weights)
+
+
+def build_backbone(
+    name: NetworkName,
+    weights: str | None = "DEFAULT",
+    pool: Pool = "own",
+    spec: InputSpec | None = None,
+    stem: Stem = "own",
+    partial: bool = False,
+    key: str | None = None,
+) -> Backbone:
+    """The network without its classifier, cut into stages, with its weights.
+
+    Args:
+        name: One of `backbone_names`, ``timm/`` and a name of timm's, or what `OwnNetwork` takes.
+        weights: A tag of the network's published weights (``DEFAULT`` for the best), a ``.pth``, ``.pt`` or
+            ``.safetensors`` file, a lit_ft checkpoint, or ``None`` for random weights.
+        pool: The network's ``own`` pooling, the ``avg`` over all places, ``flatten``, or the class ``token``.
+        spec: The images, where they differ from `input_spec`; weights are fitted to their size and channels.
+        stem: The network's ``own``, or ``small``: stride 1 and no pooling, for images of 28 to 64 pixels.
+        partial: Whether to load the weights that fit and warn of the others, rather than refuse.
+        key: Where in a file with several state dicts the weights are, such as ``teacher``.
+
+    Raises:
+        UserError: If the name, the tag or the file is wrong, or the network cannot be cut or take the images.
+    """
+    source = source_of(name)
+    _check_tag(source, name, weights)
+    native = source.input_spec(str(name), weights)
+    spec = spec or native
+    network = source.build(str(name), spec)
+    convolutions = set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
+    backbone = _assemble(network, pool, stem, spec, is_own=isinstance(source, OwnNetwork))
+    if weights is not None:
+        state = _state(source, str(name), weights, backbone, network.module, key)
+        state = _fitted(source, network.module, state, spec, weights)
+        state |= _adapted(state, convolutions, native.channels, spec.channels)
+        needed = list(_network_names(backbone, network.module).values())
+        weights_.load(network.module, state, needed, weights, partial)
+    return backbone
+
+
+def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:
+    """Cuts a network into stages, and puts stem and pooling as asked for.
+
+    Args:
+        network: The network, with the channels of ``spec``.
+        pool: See `build_backbone`.
+        stem: See `build_backbone`.
+        spec: The images that will come.
+        is_own: Whether it is a user's network, of which no test has shown that it can be cut.
+    """
+    pieces = cut(network, spec)
+    channels_last = True
+    if is_own and not any(parameter.is_meta for parameter in network.module.parameters()):
+        check_same(network.module, pieces, spec)
+        channels_last = takes_channels_last(network.module, spec)
+    if stem == "small":
+        make_small(pieces.stages.get("stem"), spec)
+    pooling = make_pool(pool, pieces, network)
+    try:
+        return Backbone(pieces.stages, pooling, spec, channels_last)
+    except UserError as error:
+        if stem == "own":
+            raise
+        reason = error.args[0].partition(": ")[2]
+        raise UserError(
+            f"`model.stem`: small: the stages after it do not take its output; give own ({reason})"
+        ) from error
+
+
+def _adapted(state: Mapping[str, Tensor], names: Sequence[str], given: int, wanted: int) -> dict[str, Tensor]:
+    """Those tensors that are weights of convolutions for ``given`` channels, for another number of channels."""
+    found = {name: state[name] for name in names if name in state and state[name].shape[1:2] == (given,)}
+    return {name: adapted(weight, wanted) for name, weight in found.items()}
+
+
+def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
+    if weights is None or weights_.is_file_name(weights):
+        return
+    tags = source.tags(str(name))
+    if weights not in tags:
+        if not tags:
+            raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
+        raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
+
+
+def _fitted(
+    source: Source, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec, weights: str
+) -> dict[str, Tensor]:
+    try:
+        return dict(source.fitted(module, state, spec))
+    except UserError:
+        raise
+    except Exception as error:  # timm's and torchvision's own conversions take the tensors of their network for granted
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"`model.weights`: {weights} is of another network: {type(module).__name__} cannot take its tensors "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _state(
+    source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module, key: str | None
+) -> Mapping[str, Tensor]:
+    """Tensors by the network's own names, from a file or as published."""
+    if not weights_.is_file_name(weights):
+        if key is not None:
+            raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
+        return source.tags(name)[weights].read()
+    names = _network_names(backbone, network)
+    state = weights_.read(weights, [names.keys(), names.values()], key)
+    if not any(own in names for own in state):
+        return state
+    # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
+    return {names.get(own, own): value for own, value in state.items() if own in names or not own.startswith("pool.")}
+
+
+def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
+    """The network's names of the backbone's tensors, by the backbone's names; without the classifier's."""
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    own = backbone.state_dict(keep_vars=True)
+    return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}

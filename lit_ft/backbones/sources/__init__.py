@@ -1,0 +1,1 @@
+"""Collections of networks that a backbone can be built from."""

@@ -1,0 +1,1 @@
+"""Weights: reading, checking, loading and downloading."""

@@ -1,0 +1,109 @@
+"""Classes named by a dotted path: what they must be, and whose code a checkpoint may run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from lit_ft.backbones.freezing import Staged
+from lit_ft.errors import UserError
+
+LIBRARIES = ("lit_ft", "torch", "torchvision", "timm")
+"""The packages whose classes a checkpoint may name."""
+
+
+def network_class(path: str) -> type[nn.Module]:
+    """The class that a dotted path names; it is imported and not called.
+
+    Raises:
+        UserError: If it cannot be imported, or is no class derived from ``nn.Module``.
+    """
+    home, _, title = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(home), title)
+    except Exception as error:  # anybody's code can fail in any way
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"`model.backbone`: cannot make {path} ({reason})") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"`model.backbone.class_path`: {path} is no class derived from torch.nn.Module")
+    return found
+
+
+def refuse_foreign(saved: Any, named: Any) -> None:
+    """Refuses a checkpoint's network of somebody's own, unless the user names its classes, too.
+
+    To import a module runs its code, so that this decides by the name and imports nothing else. What a checkpoint calls
+    with arguments of its own must not load files either, as lit_ft's modules do.
+
+    Args:
+        saved: The ``backbone`` of a checkpoint, or all of its hyperparameters.
+        named: What the user gives of the same.
+
+    Raises:
+        UserError: If a class is neither the user's nor of `LIBRARIES`.
+    """
+    known = set(_class_paths(named))
+    for path in _class_paths(saved):
+        if path not in known and not (is_of_libraries(path) and _is_plain_network(path)):
+            raise UserError(
+                f"`ckpt_path`: the checkpoint names {path}, whose code would run; if you trust it, name "
+                f"it, too: `model.backbone.class_path` {path}, or the config of its run, or from Python "
+                "load_from_checkpoint(..., backbone={...})"
+            )
+
+
+def refuse_foreign_names(spec: Any, option: str) -> None:
+    """Refuses a checkpoint's optimizer or schedule of somebody's own, before it is imported for a fit.
+
+    Args:
+        spec: Its names of classes and functions, with their options.
+        option: The argument that the user can give it by.
+
+    Raises:
+        UserError: If a dotted path in it is not of `LIBRARIES`.
+    """
+    for path in _texts(spec):
+        if "." in path and not is_of_libraries(path):
+            raise UserError(
+                f"`model.{option}`: the checkpoint names {path}, whose code would run; if you trust it, name it, too: "
+                f"load_from_checkpoint(..., {option}=...)"
+            )
+
+
+def is_of_libraries(path: str) -> bool:
+    """Whether a dotted path begins with one of `LIBRARIES`.
+
+    >>> is_of_libraries("torch.nn.Linear"), is_of_libraries("torchy.Net")
+    (True, False)
+    """
+    return path.partition(".")[0] in LIBRARIES
+
+
+def _is_plain_network(path: str) -> bool:
+    found = network_class(path)
+    return is_of_libraries(found.__module__) and not issubclass(found, Staged)
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """What stands under ``class_path``, at any depth."""
+    if isinstance(value, Mapping):
+        yield from (str(item) for key, item in value.items() if key == "class_path")
+    for item in _items(value):
+        yield from _class_paths(item)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts, at any depth."""
+    if isinstance(value, str):
+        yield value
+    for item in _items(value):
+        yield from _texts(item)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple, set)) else ()

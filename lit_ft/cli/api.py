@@ -1,0 +1,145 @@
+"""Runs from Python: what ``lit-ft finetune`` does, with its result as objects."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from lit_ft.cli.lightning import FineTuneCLI
+from lit_ft.cli.process import restored_process, set_offline
+from lit_ft.cli.run import quiet_command
+from lit_ft.errors import UserError
+from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import find_best_callback
+from lit_ft.training.history import Row, read_history
+
+_PHOTOS = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run comes to.
+
+    Args:
+        metrics: The monitored metric of the best checkpoint, and the test metrics.
+        history: A row an epoch, as in ``history.csv``: epoch, step, learning rates and metrics.
+        folder: The folder of the run, if it has one.
+        config: Its config.
+        best: The best checkpoint.
+        last: The checkpoint to resume from.
+        model: The module of the best checkpoint, or without one of the last step, in eval mode.
+    """
+
+    metrics: dict[str, float]
+    history: list[Row]
+    folder: Path | None
+    config: Path | None
+    best: Path | None
+    last: Path | None
+    model: FineTuneModule
+
+
+def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
+    """Fine-tunes as a config says, and tests the best checkpoint.
+
+    Args:
+        config: The path of a config, such as a recipe, or its content.
+        **options: What is laid over it: sections of a config, or options by their full names.
+
+    Raises:
+        UserError: If the config is wrong, or what it names.
+
+    Example:
+        >>> import lit_ft
+        >>> lit_ft.run("configs/quickstart.yaml", model={"lr": 1e-3}, **{"trainer.max_epochs": 3})  # doctest: +SKIP
+    """
+    args = []
+    for part in (config, options):
+        if part:
+            args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
+    try:
+        with restored_process(), quiet_command():
+            set_offline(False)
+            cli = FineTuneCLI("finetune", args)
+            cli.execute()
+    except UserError as error:
+        raise UserError(without_flags(error.args[0])) from error
+    return _result(cli)
+
+
+def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None = None, **options: Any) -> Result:
+    """Fine-tunes on a folder of photos with one folder a class, and tests the best checkpoint.
+
+    Args:
+        folder: The folder.
+        recipe: The path of a config, or its content; ``None`` takes a ResNet-50 with the defaults of the command line.
+        **options: What is laid over it: sections of a config, or options by their full names.
+
+    Raises:
+        UserError: If the folder or an option is wrong.
+
+    Example:
+        >>> import lit_ft
+        >>> result = lit_ft.finetune("PHOTOS", "configs/image_folder_gradual.yaml")  # doctest: +SKIP
+        >>> result.metrics, result.best  # doctest: +SKIP
+    """
+    return run(_PHOTOS if recipe is None else recipe, **options, **{"data.root": folder})
+
+
+def nest(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their full names as the sections of a config; the last of two that say the same counts.
+
+    >>> nest({"trainer": {"max_epochs": 3}, "trainer.devices": 1})
+    {'trainer': {'max_epochs': 3, 'devices': 1}}
+    """
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        *sections, last = name.split(".")
+        place = nested
+        for section in sections:
+            given = place.get(section) or {}
+            given = place[section] = {"class_path": given} if isinstance(given, str) else dict(given)
+            if "class_path" in given:
+                given["init_args"] = dict(given.get("init_args") or {})
+            place = given.get("init_args", given)
+        both = isinstance(value, Mapping) and isinstance(place.get(last), Mapping)
+        place[last] = {**place[last], **value} if both else value
+    return nested
+
+
+def without_flags(message: str) -> str:
+    """A message of the command line with its flags as options of a config.
+
+    >>> without_flags("--model.lr: must be above 0, not a--b (--debug shows where)")
+    'model.lr: must be above 0, not a--b'
+    """
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message.removesuffix(" (--debug shows where)"))
+
+
+def _result(cli: FineTuneCLI) -> Result:
+    trainer = cast(Any, cli.trainer)
+    chosen = find_best_callback(trainer)
+    best = _existing(getattr(chosen, "best_model_path", ""))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if best is not None and chosen.best_model_score is not None:
+        metrics[chosen.monitor] = float(chosen.best_model_score)
+    model: FineTuneModule = cli.model
+    if best is not None:
+        model = type(model).load_from_checkpoint(best, map_location="cpu")
+    return Result(
+        metrics=metrics,
+        history=read_history(cli.run.history) if cli.run else [],
+        folder=cli.run.folder if cli.run else None,
+        config=_existing(cli.run.config) if cli.run else None,
+        best=best,
+        last=_existing(cli.run.last) if cli.run else None,
+        model=model.eval(),
+    )
+
+
+def _existing(path: str | Path) -> Path | None:
+    return Path(path) if str(path) and Path(path).is_file() else None

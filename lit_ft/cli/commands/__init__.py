@@ -1,0 +1,1 @@
+"""The commands beside Lightning's: check, convert, download, plan, models and describe."""

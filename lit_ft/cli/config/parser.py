@@ -1,0 +1,154 @@
+"""The parser of a command: trainer, model, data, named callbacks, optimizer and schedule."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
+from lit_ft.cli.messages import class_names, explain, option_names
+from lit_ft.errors import is_from_user_code
+from lit_ft.evaluation.predictions import PredictionWriter
+from lit_ft.evaluation.run_report import RunReport
+from lit_ft.features.cache import FeatureCache
+from lit_ft.model.module import FineTuneModule
+from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known without a module
+from lit_ft.training.early_stopping import EarlyStopping
+from lit_ft.training.trainer import Trainer
+from lit_ft.unfreezing.callback import GradualUnfreezing
+
+AddArguments = Callable[[LightningArgumentParser], object]
+"""Adds a command's own arguments to its parser."""
+
+_CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
+    ("unfreeze", GradualUnfreezing, {}),
+    ("feature_cache", FeatureCache, {}),
+    ("checkpoint", ModelCheckpoint, CHECKPOINT),
+    ("early_stopping", EarlyStopping, None),
+    ("report", RunReport, {}),
+    ("predictions", PredictionWriter, {}),
+)
+"""The named callbacks: key, class, and options where it is on by default."""
+
+_CLASSES: dict[str, type] = {
+    "model": FineTuneModule,
+    "data": L.LightningDataModule,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+    "trainer.logger": Logger,
+    "trainer.callbacks": Callback,
+}
+"""The options that take a class by name, and what it is derived from."""
+
+
+class ConfigCLI(LightningCLI):
+    """LightningCLI up to a config that is complete: nothing is made of it.
+
+    Args:
+        command: The command.
+        args: Its options.
+        add_arguments: Adds those that it alone has.
+        options: As of `LightningCLI`.
+    """
+
+    def __init__(self, command: str, args: Sequence[str], add_arguments: AddArguments, **options: Any) -> None:
+        self.command = command
+        self.args = [*args]
+        self._add_arguments_of_command = add_arguments
+        super().__init__(
+            FineTuneModule,
+            trainer_class=Trainer,
+            trainer_defaults=TRAINER,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": f"lit-ft {command}",
+                "description": COMMANDS[command],
+            },
+            args=self.args,
+            run=False,  # each command has a parser of its own, as building all takes long
+            load_from_checkpoint_support=False,  # the module collects its hyperparameters itself
+            **options,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the name of the run, the named callbacks, optimizer and schedule, and what the command alone takes."""
+        about = "Runs go to logs/NAME; null takes the name of the last config."
+        parser.add_argument("--name", type=str | None, default=None, help=about)
+        for key, callback, default in _CALLBACKS:
+            parser.add_lightning_class_args(callback, key, subclass_mode=True, required=False)
+            if default is not None:
+                path = f"{callback.__module__}.{callback.__qualname__}"
+                parser.set_defaults({key: {"class_path": path, "init_args": default}})
+        for key, bases, skip in (
+            ("optimizer", (Optimizer,), {"params", "lr"}),
+            ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "first_step", "max_lr", "base_lr"}),
+        ):
+            parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
+            parser.link_arguments(key, f"model.init_args.{key}", compute_fn=as_plain)
+        parser.set_defaults(
+            {
+                "model": {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}},
+                "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"},
+            }
+        )
+        self._add_arguments_of_command(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the options.
+
+        Raises:
+            UserError: With the nearest valid choice.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            if is_from_user_code(error):  # such as a module with a fault, which could not be imported
+                raise
+            classes = {key: class_names(base) for key, base in _CLASSES.items()}
+            raise explain(str(error), option_names(parser.get_defaults()), classes, self.command) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Settles what follows from the rest of the config."""
+        settle(self.config, self.command, self.args)
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+    def model_options(self) -> dict[str, Any]:
+        """The options of the model, as plain values."""
+        return dict(as_plain(self.config["model"]["init_args"]))
+
+    def make_data(self, default_root: Path | None = None, root: Path | None = None) -> Any:
+        """Makes a data module, apart from the one that is trained on.
+
+        Args:
+            default_root: Where it fetches files to, if the config names no folder.
+            root: Where it fetches files to, whatever the config names.
+        """
+        config = self.config["data"].clone()
+        options = config["init_args"]
+        if "root" in options and (root or (default_root and options["root"] is None)):
+            options["root"] = str(root or default_root)
+        if "download" in options and (root or default_root):
+            options["download"] = True
+        return self.make(data=config)["data"]
+
+    def make(self, **parts: Any) -> Namespace:
+        """Makes the objects of some parts of a config."""
+        made: Namespace = self.parser.instantiate(Namespace(parts), instantiate_groups=False)
+        return made

@@ -1,0 +1,91 @@
+"""Failures of a command: a user error, a checkpoint that cannot be used, a full disk, an interrupt."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lit_ft.compat import is_from_restoring_checkpoint
+from lit_ft.console import format_path
+from lit_ft.errors import UserError, find_full_disk, find_user_error, is_from_user_code
+from lit_ft.runs import Run, format_intact_checkpoints
+
+
+@contextmanager
+def raise_user_errors(
+    packages: Collection[str] = (), before_training: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Turns what libraries raise over bad options into a user error, as long as nothing was trained.
+
+    What was raised in the user's own code, or passed through it, stays as it is, with its traceback. Lightning raises a
+    `MisconfigurationException` over options alone, be it after an epoch.
+
+    Args:
+        packages: Installed packages of the user's own.
+        before_training: Whether nothing was trained yet.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, TypeError, ImportError, MisconfigurationException) as error:
+        if (mistake := find_user_error(error)) is not None:
+            raise_again(mistake, error)
+        is_over_options = isinstance(error, MisconfigurationException) or before_training()
+        if is_from_user_code(error, packages) or not is_over_options:
+            raise
+        raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
+
+
+def raise_again(user_error: UserError, error: Exception) -> NoReturn:
+    """Raises a user error that was found behind an exception, with all that it came of.
+
+    It is made anew, as ``raise user_error from error`` would replace what the user error came of by that exception.
+    """
+    if user_error is error:
+        raise user_error
+    raise UserError(*user_error.args) from error
+
+
+def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserError | None:
+    """The user error that a failure of the trainer comes to, if it is none of lit_ft or of the user's code.
+
+    Args:
+        error: What was raised.
+        checkpoint: The checkpoint that is resumed or evaluated.
+        run: The run.
+    """
+    if find_user_error(error) or is_from_user_code(error):
+        return None
+    full = find_full_disk(error)
+    if full is not None:
+        left = format_intact_checkpoints(run.checkpoints)
+        return UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}")
+    if checkpoint is None or not is_from_restoring_checkpoint(error):
+        return None
+    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
+    fault = f"it is damaged or of another program ({reason})"
+    if isinstance(error, MisconfigurationException):
+        fault = str(error)
+    return UserError(f"`ckpt_path`: {checkpoint} cannot be used: {fault} (--debug shows where)")
+
+
+def interruption(run: Run | None) -> KeyboardInterrupt:
+    """The end of a run that was interrupted, and how to resume it."""
+    last = (run or Run(Path())).last
+    hint = f"; to resume: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
+    return KeyboardInterrupt(f"interrupted{hint}")
+
+
+def _reason(message: str) -> str:
+    """The line of a library's message that has most to say."""
+    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
+        return f"{found[1]}: {found[2]}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+    # What a value of another type was expected to be tells less.
+    return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")

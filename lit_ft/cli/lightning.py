@@ -1,0 +1,172 @@
+"""The commands that take a model, data and a trainer: ``finetune``, ``plan``, and Lightning's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_ft.assets import is_offline
+from lit_ft.cli.commands.plan import remove_effects
+from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, settle_monitor
+from lit_ft.cli.config.offline import must_fetch, read_before_fetching, refuse_missing, same_options
+from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.config.resume import refuse_other_run
+from lit_ft.cli.config.save_config import SaveConfig
+from lit_ft.cli.failures import explain_failure, interruption, raise_user_errors
+from lit_ft.cli.summary import print_summary
+from lit_ft.cli.threads import quiet_threads
+from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable
+from lit_ft.evaluation.predictions import PredictionWriter
+from lit_ft.runs import Run, begin_run, find_run
+from lit_ft.training.history import HistoryWriter
+from lit_ft.training.progress import build_progress_bar
+from lit_ft.training.trainer import Trainer
+
+_LOGGER = "lightning.pytorch.loggers.TensorBoardLogger"
+_OBJECTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+
+
+class FineTuneCLI(ConfigCLI):
+    """A command of the trainer, with a folder of its own for whatever the run writes.
+
+    Args:
+        command: The command, a method of `Trainer`.
+        args: Its options.
+    """
+
+    run: Run | None = None
+
+    def __init__(self, command: str, args: Sequence[str]) -> None:
+        saved = None if command == "plan" else SaveConfig
+        options = {"save_config_callback": saved, "save_config_kwargs": {"overwrite": True}}
+        super().__init__(command, args, self._add_method_arguments, **options)
+
+    def _add_method_arguments(self, parser: LightningArgumentParser) -> None:
+        self._method_options = parser.add_method_arguments(Trainer, self.command, skip={*_OBJECTS})
+
+    def before_instantiate_classes(self) -> None:
+        """Settles what follows from the rest of the config, and leaves out the callbacks that are switched off."""
+        super().before_instantiate_classes()
+        config = self.config
+        if self.command == "plan":
+            with self._user_errors():
+                self.make(trainer=Namespace(logger=config["trainer"]["logger"]))  # which the plan does not use
+            remove_effects(config)
+        self.parser.callback_keys = [key for key in self.parser.callback_keys if config[key] is not None]
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; what these refuse is an error in their options."""
+        with self._user_errors():
+            if is_offline():
+                refuse_missing(self.model_options(), self.make_data(), same_options("download", self.args))
+            if self.command not in EVALUATIONS and must_fetch(self.model_options()):
+                read_before_fetching(self.make_data())
+            trainer = self.config["trainer"]
+            # A plan has none. Others are made when their folder is known.
+            self._logger, trainer["logger"] = trainer["logger"], False if self.command == "plan" else None
+            # And what watches a metric when the model is made, which knows its own.
+            self._monitoring = {key: self.config[key] for key in ("checkpoint", "early_stopping")}
+            self.config.update(Namespace(dict.fromkeys(self._monitoring)))
+            super(ConfigCLI, self).instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Makes the trainer and claims the folder of its run."""
+        config = self.config
+        for key, callback in self._monitoring.items():
+            config[key] = callback
+            if callback is not None:
+                settle_monitor(key, callback["init_args"], self.model)
+                self.config_init[key] = self.make(**{key: callback})[key]
+        if self.command != "plan":
+            config["trainer"]["logger"] = self._logger
+            if not config["trainer"]["fast_dev_run"]:
+                kwargs["logger"] = self._begin_run()
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._further_callbacks()}
+        try:
+            trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
+        except BaseException:
+            if self.run is not None:
+                self.run.release()
+            raise
+        trainer.run = self.run
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and self.run:
+                callback.dirpath = str(self.run.checkpoints)
+        return trainer
+
+    def _begin_run(self) -> Any:
+        """Claims the run's folder, and makes the loggers that write there; the config keeps what was asked for."""
+        folder = Path(self.config["trainer"]["default_root_dir"] or ".") / self.config["name"]
+        given = self._logger
+        if given in (None, True):
+            options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
+            given = Namespace(class_path=_LOGGER, init_args=options)
+        loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
+        self.run = begin_run(folder, loggers, self.config["ckpt_path"])
+        return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
+
+    def _further_callbacks(self) -> list[Callback]:
+        """The history, a progress bar where the user has none, and the checkpoint to resume from."""
+        config = self.config_init["trainer"]
+        theirs = config["callbacks"] or []
+        theirs = theirs if isinstance(theirs, list) else [theirs]
+        further: list[Callback] = [] if self.command in ("plan", "predict") else [HistoryWriter()]
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
+            further.append(build_progress_bar())
+        if self.config["checkpoint"] is not None:
+            # Of its own, as `save_last` writes only when there is a new best.
+            further.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
+        return further
+
+    def execute(self) -> None:
+        """Runs the command; what fails before the first step is an error in the options.
+
+        Raises:
+            UserError: If the run cannot begin, or cannot be written.
+            KeyboardInterrupt: If it was interrupted; the message has how to resume it.
+        """
+        try:
+            with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads():
+                self._call_method()
+        except UserError as error:
+            # TensorBoard could not close its file on a full disk.
+            if self.trainer.global_step == 0 and self.run is not None and find_full_disk(error) is None:
+                self.run.release(self.trainer.loggers)
+            raise
+
+    def _call_method(self) -> None:
+        options = {name: self.config_init[name] for name in self._method_options}
+        if self.datamodule is not None:
+            options["datamodule"] = self.datamodule
+        if self.command in ("fit", "finetune"):
+            refuse_other_run(self.config, self.command, self.model, self.datamodule)
+        try:
+            getattr(self.trainer, self.command)(self.model, **options)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            raise interruption(find_run(self.trainer)) from None
+        except Exception as error:
+            # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
+            run = self.run or Run(Path(self.trainer.default_root_dir))
+            if failure := explain_failure(error, options.get("ckpt_path"), run):
+                raise failure from error
+            raise
+        self._print_results()
+
+    def _print_results(self) -> None:
+        if self.command in ("fit", "finetune"):
+            print_summary(self.trainer, self.command)
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, PredictionWriter) and callback.path is not None:
+                print(f"Predictions: {printable(str(callback.path))}")
+
+    def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
+        return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)

@@ -1,0 +1,277 @@
+"""Messages about options that the parser refuses: the option, what was given, and the nearest valid choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_ft.console import format_path
+from lit_ft.errors import UserError, nearest
+
+_GIVEN_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_UNKNOWN = (
+    r"Option '([^']+)' is not accepted",
+    r"[Kk]ey ['\"]([^'\"]+)['\"] is not expected",
+    r"[Uu]nrecognized arguments: (?:--)?([^\s=]+)",
+    r"No action for key ['\"]([^'\"]+)['\"]",
+    r"does not accept option ['\"]([^'\"]+)['\"]",
+)
+_NO_CLASS = (
+    r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)"
+    r"|Problem with given class_path '([^']+)':\s+(?:No module named|module '[^']*' has no attribute)"
+)
+
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+
+# What jsonargparse takes for the class where an option is given, but no class.
+_BASES = [
+    (".LightningDataModule", "data module", "DigitsDataModule"),
+    (".Optimizer", "optimizer", "AdamW"),
+    (".LRScheduler", "scheduler", "WarmupCosine"),
+]
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What jsonargparse refuses, and what would have been right.
+
+    Args:
+        message: The parser's message, of many lines.
+        options: The names of all options of the command, without dashes.
+        classes: For an option that takes a class by name: the names that it knows.
+        command: The command.
+    """
+
+    message: str
+    options: Collection[str] = ()
+    classes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    command: str = "fit"
+
+    @property
+    def key(self) -> str:
+        """The option, by its full name."""
+        parts = [part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", self.message) if part]
+        # One that is a file of options, were it text, is named twice.
+        return ".".join(part for part, last in zip(parts, ["", *parts], strict=False) if part != last)
+
+    @property
+    def prefix(self) -> str:
+        """What its line begins with."""
+        return f"--{self.key}: " if self.key else ""
+
+    def search(self, pattern: str) -> re.Match[str] | None:
+        """The first match in the message; the end of a line is an end."""
+        return re.search(pattern, self.message, re.MULTILINE)
+
+
+def explain(
+    message: str, options: Collection[str], classes: Mapping[str, list[str]], command: str = "fit"
+) -> UserError:
+    """The error, in one line, for what jsonargparse refuses: see `Complaint` for the arguments."""
+    complaint = Complaint(message, options, classes, command)
+    return UserError(next(filter(None, (explanation(complaint) for explanation in _EXPLANATIONS))))
+
+
+def _stray(complaint: Complaint) -> str | None:
+    """Values that follow no option."""
+    found = complaint.search(r"[Uu]nrecognized arguments: ((?!-)\S.*)$")
+    if found is None:
+        return None
+    words = found[1].split()
+    typed = []
+    for word in words:
+        suffix = Path(word).suffix
+        if suffix == ".ckpt":
+            typed.append(f"--ckpt_path {word}")
+        elif suffix in (".yaml", ".yml"):
+            typed.append(f"--config {word}")
+        elif complaint.command == "predict" or Path(word).is_dir():
+            images = "predict" if complaint.command == "predict" else "root"
+            typed.append(f"--data ImageFolderDataModule --data.{images} {word}")
+    if len(typed) < len(words):
+        return f"{words[0]}: follows no option; each value needs one, as in --trainer.max_epochs 3"
+    return f"{' '.join(words)}: without the name of an option; type {' '.join(typed)}"
+
+
+def _unknown_option(complaint: Complaint) -> str | None:
+    """An option that does not exist."""
+    found = next(filter(None, map(complaint.search, _UNKNOWN)), None)
+    if found is None:
+        return None
+    key, name = complaint.key, found[1].lstrip("-")
+    given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
+    paths = _GIVEN_CLASS.findall(complaint.message)
+    if given in ("optimizer.lr", "optimizer.init_args.lr"):
+        return f"--{given}: there is no such option; nearest: --model.lr"
+    for base, what, example in _BASES:
+        if any(path.endswith(base) for path in paths):
+            return f"--{given}: name the {what} first, such as --{key} {example}"
+    known = set(complaint.options)
+    for path in paths:
+        module, _, cls = path.rpartition(".")
+        known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
+    close = nearest(given, sorted(known))
+    return f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else "")
+
+
+def _unknown_choice(complaint: Complaint) -> str | None:
+    """A value that is not among the few that there are."""
+    found = complaint.search(r"Literal\[([^\]]*)\]\. Got value: (\S+)")
+    if found is None:
+        return None
+    choices = [choice.strip(" '\"") for choice in found[1].split(",")]
+    close = nearest(found[2], choices, most=1)
+    hint = f"; nearest: {close[0]}" if close else ""
+    return f"{complaint.prefix}unknown value {found[2]!r}{hint} (choose from {', '.join(choices)})"
+
+
+def _missing_option_of_class(complaint: Complaint) -> str | None:
+    """A class that needs an option."""
+    name = r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s+the following arguments are required: (\S+)"
+    found = complaint.search(name)
+    if found is None or not complaint.key:
+        return None
+    return f"{complaint.prefix}{found[1]} needs {found[2]}; add --{complaint.key}.{found[2]} VALUE"
+
+
+def _class_of_another_kind(complaint: Complaint) -> str | None:
+    """A class that is derived from something else."""
+    found = complaint.search(r"Import path does not correspond to a subclass of (\w+)")
+    value = complaint.search(r"Given value: (\S+)$")
+    if found is None or value is None:
+        return None
+    choices = [name for name in complaint.classes.get(complaint.key, []) if not name.startswith("_")]
+    hint = f"; choose from {', '.join(choices)}, or derive yours from it" if 0 < len(choices) <= 12 else ""
+    return f"{complaint.prefix}{value[1]} is no {found[1]}{hint}"
+
+
+def _unknown_class(complaint: Complaint) -> str | None:
+    """A class that does not exist."""
+    found = complaint.search(_NO_CLASS)
+    if found is None or complaint.key not in complaint.classes:
+        return None
+    given = next(group for group in found.groups() if group)
+    close = nearest(given.rpartition(".")[2], complaint.classes[complaint.key])
+    return f"{complaint.prefix}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else "")
+
+
+def _no_yaml(complaint: Complaint) -> str | None:
+    """A config that is no YAML."""
+    lines = re.findall(r'in "<unicode string>", (line \d+)', complaint.message)
+    return f"--config: not valid YAML: {lines[-1]}" if lines else None
+
+
+def _value_instead_of_options(complaint: Complaint) -> str | None:
+    """A value for what has options of its own."""
+    found = complaint.search(r'Unable to load config "(.+)"')
+    if found is None or not complaint.key:
+        return None
+    return f"{complaint.prefix}{found[1]} does not fit; give its options, as --{complaint.key}.NAME VALUE"
+
+
+def _unfit_value(complaint: Complaint) -> str | None:
+    """A value of another type."""
+    if not complaint.key:
+        return None
+    found = None if "Got value" in complaint.message else complaint.search(r"Given value: (\S.*)$")
+    found = found or complaint.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)")
+    return found and f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
+
+
+def _missing_config(complaint: Complaint) -> str | None:
+    """A config that is not there; proposes the recipe with that name, beside it or in the folder of recipes."""
+    found = complaint.search(r"File does not exist: '([^']+)'")
+    if found is None or complaint.key != "config":
+        return None
+    given = Path(found[1])
+    folders = (given.parent, Path("configs"), Path(__file__).parents[2] / "configs")
+    files = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
+    close = nearest(given.stem, files, most=1)
+    if not close:
+        return f"{complaint.prefix}{found[0]}"
+    hint = f"{'type --config' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
+    return f"{complaint.prefix}{found[0]}; {hint}"
+
+
+def _anything_else(complaint: Complaint) -> str:
+    """The line of the message that has most to say."""
+    lines = [line.strip(" -") for line in complaint.message.splitlines() if line.strip(" -")]
+    worth = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
+    leaf = [line for line in worth if not _GIVEN_CLASS.search(line)] or lines[-1:]
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
+    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
+    return f"{complaint.prefix}{text.rstrip('.')}"
+
+
+_EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
+    _stray,
+    _unknown_option,
+    _unknown_choice,
+    _missing_option_of_class,
+    _class_of_another_kind,
+    _unknown_class,
+    _no_yaml,
+    _value_instead_of_options,
+    _unfit_value,
+    _missing_config,
+    _anything_else,
+)
+"""Of what the message says, most specific first; `_anything_else` always has an answer."""
+
+
+def _fitting(message: str, given: str, key: str) -> str:
+    """What would fit, as the innermost of the parser's complaints says: the nearest choices, or all, or a type."""
+    # The first is the innermost; those around it repeat its choices, and its last line that the whole may be null.
+    innermost = message.partition("Given value")[0].rpartition("Errors:")[2]
+    choices = dict.fromkeys(re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message))))
+    types = re.findall(r"Expected a <class '(\w+)'>", innermost)
+    null = ["null"] * ("NoneType" in types)
+    if close := nearest(given, choices):
+        return f"; nearest: {', '.join(close)}"
+    if choices:
+        return f"; choose from {', '.join([*choices, *null])}"
+    wanted = [*(_WORDS[name] for name in types if name in _WORDS), *null]
+    if wanted == null == ["null"]:
+        return f"; give null, or an option that --{key}.help lists, as --{key}.NAME VALUE"
+    return f"; give {' or '.join(wanted)}" if wanted else ""
+
+
+def option_names(defaults: Any) -> set[str]:
+    """The names of all options of a parser, as they are typed.
+
+    Args:
+        defaults: The namespace of its defaults.
+
+    >>> from jsonargparse import Namespace
+    >>> sorted(option_names(Namespace(model=Namespace(class_path="x", init_args=Namespace(lr=1)))))
+    ['model', 'model.lr']
+    """
+    names = [key.replace(".init_args", "").removesuffix(".class_path").split(".") for key in dict(defaults.items())]
+    return {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
+
+
+def class_options(cls: Any) -> list[str]:
+    """The options of a class, with those that it hands on to its parents and those of the dataclasses among them."""
+    options = []
+    for home in cls.__mro__:
+        parameters = list(inspect.signature(home.__init__).parameters.values())[1:]
+        for parameter in parameters:
+            options.append(parameter.name)
+            if dataclasses.is_dataclass(parameter.default):
+                options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return options
+
+
+def class_names(base: type) -> list[str]:
+    """The names of all classes below ``base`` that are known by now and can be made."""
+    children: list[type] = base.__subclasses__()
+    own = [[] if inspect.isabstract(child) else [child.__name__] for child in children]
+    return [name for names, child in zip(own, children, strict=True) for name in (*names, *class_names(child))]

@@ -1,0 +1,345 @@
+"""Private and undocumented APIs of other libraries, each with the reason for its use.
+
+`tests/test_compat.py` fails when one of them changes upstream, and when another file uses one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from lit_ft.errors import iterate_causes
+
+BATCH_NORM: type[_BatchNorm] = _BatchNorm
+"""Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
+
+INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
+"""Base of torch's instance norms, for the same reason."""
+
+# Lightning (2.5.0 to 2.6.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
+# It has no public way to set them.
+
+
+def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
+    """Resumes with the validation of an epoch, where a checkpoint was written between its last step and that.
+
+    Lightning would resume such a checkpoint with the next epoch: no best score, early stopping or plateau would know of
+    this one. Instead the counts become those of a run which has completed the step and has begun the first batch of the
+    validation. This is for one validation an epoch: with another ``val_check_interval`` all stays as Lightning does it.
+
+    Args:
+        checkpoint: The checkpoint that is resumed from; one of weights alone is left as it is.
+        trainer: The trainer that resumes.
+    """
+    progress = checkpoint.get("loops", {}).get("fit_loop")
+    if not progress:
+        return
+    batches = progress["epoch_loop.batch_progress"]
+    # `on_train_batch_end` is called when a batch is processed and not yet completed.
+    is_before_end = batches["is_last_batch"] and batches["total"]["completed"] == batches["total"]["processed"] - 1
+    if not (is_before_end and _validates_after(checkpoint["epoch"], trainer)):
+        return
+    for count in ("total", "current"):
+        batches[count]["completed"] = batches[count]["processed"]
+    validation = progress["epoch_loop.val_loop.batch_progress"]
+    done = validation["total"]["completed"]
+    validation["total"].update(ready=done + 1, started=done + 1, processed=done)
+    validation["current"].update(ready=0, started=0, processed=0, completed=0)
+
+
+def reuse_image_memory() -> None:
+    """Lets Pillow keep 64 MB of memory in each process for the next images.
+
+    Otherwise it gives the memory of each image back, and the system clears it again: a third of the time that a large
+    image takes. Pillow (11 to 13) has the variable PILLOW_BLOCKS_MAX for this, which it reads once, when it is loaded;
+    after that only its private ``Image.core`` sets it.
+    """
+    if "PILLOW_BLOCKS_MAX" not in os.environ:
+        from PIL import Image
+
+        Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+
+
+def download_from_bucket(root: str, name: str, folder: str) -> None:
+    """Downloads a file of a bucket into a folder, by the same means as litdata its chunks.
+
+    litdata (0.2.74 to 0.2.76) has no public function for other files than chunks.
+    """
+    from litdata.streaming.downloader import get_downloader
+
+    get_downloader(root, folder, []).download_file(f"{root}/{name}", f"{folder}/{name}")
+
+
+def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) -> Any:
+    """The index of a sample for litdata's ``StreamingDataset``, with the chunks to fetch ahead.
+
+    Its public index is a number alone, with which litdata (0.2.74 to 0.2.76) fetches single samples. Releases differ
+    in the order of the fields, hence the names.
+    """
+    from litdata.streaming.sampler import ChunkedIndex
+
+    return ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=is_last)
+
+
+def keep_last_batch(trainer: Any) -> None:
+    """Ends an epoch of which the last batch was trained, also where it now has more or fewer batches.
+
+    Lightning finds its end by the number of batches, and would train the images of the further ones once more.
+
+    Args:
+        trainer: The trainer of a fit, at its start.
+    """
+    batches, num_batches = trainer.fit_loop.epoch_loop.batch_progress, trainer.num_training_batches
+    more = num_batches - batches.current.ready
+    if batches.is_last_batch and math.isfinite(more):
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(batches.current, name, getattr(batches.current, name) + more)
+
+
+# Lightning (2.5.0 to 2.6.6): what its checkpoint callback believes of the paths in a checkpoint.
+
+
+def forget_files_elsewhere(trainer: Any) -> None:
+    """Removes from checkpoint callbacks the paths of earlier checkpoints that are outside of their folders.
+
+    Lightning removes the last best checkpoint, with all that is below it, by the path that is in the present one. Its
+    own check of where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
+
+    Args:
+        trainer: The trainer of a fit, at its start.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        folder = str(callback.dirpath)
+        for name in ("best_model_path", "last_model_path"):
+            if not _is_within(str(getattr(callback, name, "")), folder):
+                setattr(callback, name, "")
+        ranked = (*getattr(callback, "best_k_models", ()), getattr(callback, "kth_best_model_path", ""))
+        if not all(_is_within(str(path), folder) for path in ranked):
+            callback.best_k_models, callback.kth_best_model_path = {}, ""
+
+
+def setup_validation_loaders(trainer: Any) -> None:
+    """Makes the validation loaders of a fit before its first validation.
+
+    Lightning (2.5.0 to 2.6.6) makes them at the first epoch that validates, and ``Trainer.val_dataloaders`` is ``None``
+    before. There is no public way to ask for them. Calling this again does nothing.
+
+    Args:
+        trainer: The trainer of a fit that has started.
+    """
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+
+
+def inner_schedulers(scheduler: Any) -> Iterator[Any]:
+    """The schedulers within a scheduler that chains others, at any depth.
+
+    torch (2.8 to 2.14) has no public name for those of ``SequentialLR`` and ``ChainedScheduler``.
+    """
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield part
+        yield from inner_schedulers(part)
+
+
+def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The states of those schedulers, in that of the scheduler that chains them."""
+    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
+    return states
+
+
+def attached_trainer(module: Any) -> Any:
+    """The trainer of a module, or None, where Lightning's ``trainer`` raises ``RuntimeError``."""
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # as it would be for each name and phase
+def log_repeatedly(module: Any, name: str, value: Any, **options: Any) -> None:
+    """Logs a scalar at each step of an epoch with the same options, as ``module.log`` does.
+
+    Lightning (2.5 to 2.6.6) checks all options at every call, which takes a tenth of a small network's step. After the
+    first call of an epoch the value goes straight to what that call made.
+
+    Args:
+        module: The module that logs.
+        name: The name of the scalar.
+        value: The scalar tensor.
+        options: Those of ``log``.
+    """
+    trainer = attached_trainer(module)
+    results: Any = getattr(trainer, "_results", None)
+    known = results.get(f"{module._current_fx_name}.{name}") if results else None
+    if known is None or known.has_reset:
+        module.log(name, value, **options)
+    else:
+        known.forward(value.detach(), 1)
+
+
+def setup_train_data(trainer: Any) -> None:
+    """Sets up the training loader of a fit before its loop does, so that the number of steps is known.
+
+    Lightning's public ``estimated_stepping_batches`` does it with a message, and cannot for data without a length.
+
+    Args:
+        trainer: The trainer of a fit.
+    """
+    trainer.fit_loop.setup_data()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module, or one within it, is compiled, in place or by the trainer.
+
+    Neither torch (2.8 to 2.14) nor Lightning has a public name for this.
+    """
+    if getattr(module, "_compiler_ctx", None) is not None:  # set by Lightning for a compiled `LightningModule`
+        return True
+    from torch._dynamo import OptimizedModule
+
+    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in module.modules())
+
+
+def collect_constructor_arguments(frame: FrameType) -> dict[str, Any]:
+    """The arguments of the outermost constructor, of those of an object's classes that are being called.
+
+    Lightning's ``save_hyperparameters`` gives those of all classes together.
+
+    Args:
+        frame: The frame of the innermost constructor.
+    """
+    from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+    from lightning.pytorch.utilities.parsing import collect_init_args
+
+    *_, outermost = collect_init_args(frame, [], classes=(HyperparametersMixin,))
+    return outermost
+
+
+NO_INSTANTIATOR: Mapping[str, Any] = {"_instantiator": None}
+"""For ``load_from_checkpoint``: else Lightning (2.5 to 2.6.6) imports and calls what a checkpoint names so."""
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
+    if "://" in path or "::" in path:
+        return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
+    return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
+# Lightning (2.5.0 to 2.6.6): an error while a checkpoint is restored has no class of its own.
+
+
+def is_from_restoring_checkpoint(error: BaseException) -> bool:
+    """Whether an exception was raised as Lightning restored the content of a checkpoint."""
+    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
+    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
+
+
+def _validates_after(epoch: int, trainer: Any) -> bool:
+    every = trainer.check_val_every_n_epoch
+    whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
+    return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
+
+
+@contextmanager
+def parsing_settings(**settings: Any) -> Iterator[None]:
+    """Sets global settings of jsonargparse for a while; it has no public way to read or reset them (4.51 to 4.53).
+
+    Args:
+        **settings: As of jsonargparse's `set_parsing_settings`.
+    """
+    from jsonargparse import _common, set_parsing_settings
+
+    before = dict(_common.parsing_settings)
+    set_parsing_settings(**settings)
+    try:
+        yield
+    finally:
+        _common.parsing_settings.update(before)
+
+
+def rewrap_ddp(strategy: Any) -> None:
+    """Wraps the bare module of a `DDPStrategy` once more; replicas are equal already, so nothing is sent.
+
+    Lightning (2.5 to 2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
+
+    Args:
+        strategy: The strategy, in a fit.
+    """
+    strategy.model = strategy.lightning_module
+    kwargs = strategy._ddp_kwargs
+    strategy._ddp_kwargs = {**kwargs, "init_sync": False}
+    strategy.configure_ddp()
+    strategy._ddp_kwargs = kwargs
+
+
+def epochs_done(trainer: Any) -> tuple[int, int]:
+    """The epochs that a fit has completed, and the batches trained in the epoch under way.
+
+    Lightning (2.5 to 2.6) counts both in its loops, whose counters are no public API; ``trainer.current_epoch`` does
+    not tell whether an epoch is under way.
+
+    Args:
+        trainer: The trainer of a fit.
+    """
+    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
+
+
+def state_versions(state: Any) -> dict[str, dict[str, Any]]:
+    """The versions of the modules that wrote a state dict, by module; empty where they are not known.
+
+    torch (2.8 to 2.14) keeps them in an attribute without a public name, by which modules load what earlier versions
+    of them wrote.
+
+    Args:
+        state: The state dict.
+    """
+    return getattr(state, "_metadata", None) or {}
+
+
+def set_state_versions(state: Any, versions: dict[str, dict[str, Any]]) -> None:
+    """Gives a state dict the versions of the modules that wrote it; see `state_versions`.
+
+    Args:
+        state: The state dict, which must be no plain dict.
+        versions: The versions by module.
+    """
+    state._metadata = versions
+
+
+def loads_in_its_own_way(module: nn.Module) -> bool:
+    """Whether a module or a part of it overrides how torch loads a state dict.
+
+    torch (2.8 to 2.14) has no public hook that converts earlier versions, so that networks override this method.
+
+    Args:
+        module: The module.
+    """
+    return any(not type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules())
+
+
+def group_by_matcher(names: Iterable[str], matcher: dict[str, Any]) -> list[list[str]]:
+    """Names of parameters in the groups of one of timm's matchers, shallow to deep.
+
+    timm (1.0) has ``group_matcher`` on its networks, and applies it by a function in a private module alone.
+
+    Args:
+        names: The names of the parameters.
+        matcher: What ``group_matcher`` returns.
+    """
+    from timm.models._manipulate import group_with_matcher
+
+    return list(group_with_matcher(iter([(name, name) for name in names]), matcher).values())

@@ -1,0 +1,64 @@
+"""Printing on the terminal, and formatting of bytes, values and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lit_ft.errors import plain, printable
+
+
+def rank_zero_print(text: str) -> None:
+    """Prints a line on the first process, without what would act upon the terminal."""
+    from lightning.pytorch.utilities import rank_zero_only  # here, as commands that train nothing do without it
+
+    rank_zero_only(print)(printable(plain(text), lines=True), flush=True)
+
+
+def format_bytes(size: int) -> str:
+    """Bytes, as a person reads them.
+
+    >>> format_bytes(12_345_678_901), format_bytes(3_456_789), format_bytes(5160)
+    ('12.3 GB', '3.5 MB', '5.2 kB')
+    """
+    if size < 1e6:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def format_value(value: float) -> str:
+    """A metric in four decimals, or where that leaves less than three digits of it, in four digits.
+
+    >>> format_value(0.81), format_value(12345.678), format_value(6.25e-7), format_value(0.0)
+    ('0.8100', '12345.6780', '6.25e-07', '0.0000')
+    """
+    return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
+
+
+def format_path(path: Path) -> Path:
+    """A path as a person in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def format_table(rows: Iterable[Sequence[str]], columns: Sequence[str] = (), gap: str = "  ") -> str:
+    """Rows of cells as lines with aligned columns.
+
+    Args:
+        rows: The cells of each row; a row may end early.
+        columns: Alignment of each column, ``<`` or ``>``, and its least width, such as ``>8``. A column that is not
+            given is aligned to the left.
+        gap: Text between columns.
+
+    >>> print(format_table([("stage", "share"), ("layer1", "3%"), ("head", "-")], ("<", ">7")))
+    stage     share
+    layer1       3%
+    head          -
+    """
+    cells = list(rows)
+    widths: list[str] = []
+    for i in range(max(map(len, cells), default=0)):
+        spec = columns[i] if i < len(columns) else "<"
+        least = int(spec[1:] or 0)
+        widths.append(f"{spec[0]}{max(least, *(len(row[i]) for row in cells if i < len(row)))}")
+    lines = [gap.join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,125 @@
+"""Check of a data set before any training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_ft.data.checks.duplicates import Group, find_duplicates
+from lit_ft.data.checks.findings import (
+    Checked,
+    Finding,
+    Image,
+    check_classes,
+    check_copies,
+    check_files,
+    check_ignored,
+    check_placeholders,
+    check_split,
+)
+from lit_ft.data.checks.inspection import inspect_file
+from lit_ft.data.checks.placeholders import find_placeholders
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.loading.workers import sweep
+from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.split import class_counts
+from lit_ft.errors import UserError
+
+Repeated = tuple[list[Group], list[list[int]]]
+"""Images that show the same, and the rows of those that are there so often that they are placeholders."""
+
+
+def check(data: ImageDataModule[Any]) -> Checked:
+    """Reads every image of every split once.
+
+    Args:
+        data: A data module, not yet set up. Of photos every file is read; of sets in memory exact copies are found.
+
+    Raises:
+        UserError: The data cannot be found, or are of another kind.
+    """
+    began = time.monotonic()
+    if not isinstance(data, PhotoDataModule | ArrayDataModule):
+        raise UserError(f"`data`: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
+    splits, refusal = _splits(data)
+    images = [Image(*row) for name, split in splits.items() for row in _rows(data, name, split)]
+    targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
+    counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
+    if isinstance(data, PhotoDataModule):
+        findings, (groups, often) = _check_photos(images, bool(counts))
+    else:
+        findings, (groups, often) = [], _find_copies(splits)
+    findings = [
+        *check_placeholders(images, often),
+        *check_copies(images, groups, often),
+        *check_split(refusal),
+        *findings,
+        *check_classes(data.class_names, counts),
+    ]
+    findings.sort(key=lambda finding: not finding.hurts)
+    named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    return Checked(type(data).__name__, time.monotonic() - began, sizes, named, findings)
+
+
+def _check_photos(images: Sequence[Image], have_classes: bool) -> tuple[list[Finding], Repeated]:
+    """What is wrong with single files, and which show the same."""
+    paths = [Path(image.path) for image in images]
+    inspected = list(sweep(paths, inspect_file, "checking"))
+    checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
+    blank = np.zeros((3, 32, 32), np.uint8)
+    thumbs = np.stack([blank if seen.thumb is None else seen.thumb for seen in inspected])
+    groups = find_duplicates(checksums, torch.from_numpy(thumbs))
+    # What is the same when it is small is the same picture, whatever its size, format and metadata.
+    same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in inspected]
+    # In one class, many near copies may be frames of a film.
+    mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
+    often = find_placeholders(same, thumbs, mixed if have_classes else [])
+    return check_files(images, inspected) + check_ignored(paths), (groups, often)
+
+
+def _find_copies(splits: dict[Split, Any]) -> Repeated:
+    """Exact copies in sets in memory."""
+    pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
+    sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
+    return find_duplicates(np.array(sums, dtype="S16").view("V16"), None), find_placeholders(sums)
+
+
+def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
+    """The splits as training gets them; where they cannot be made, what is given, and why."""
+    if isinstance(data, PhotoDataModule):
+        data.verifies = False
+    try:
+        data.setup()
+    except UserError as error:
+        if not isinstance(data, PhotoDataModule):
+            raise
+        return dict(data.read_given()), error.args[0]  # which raises what is wrong with the folder itself
+    return {name: split for name, split in data.splits.items() if name != "predict"}, ""
+
+
+def _rows(data: ImageDataModule[Any], name: str, split: Any) -> Iterator[tuple[str, str, str]]:
+    labels = _labels(split.targets, data.class_names)
+    if isinstance(split, ArraySplit):
+        paths: Iterator[str] = (f"{type(data).__name__}/{name}/{row}" for row in range(len(split)))
+    else:
+        paths = (os.path.abspath(path) for path in split.paths)
+    return ((path, name, label) for path, label in zip(paths, labels, strict=True))
+
+
+def _labels(targets: Tensor, names: Sequence[str]) -> list[str]:
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return [names[label] for label in targets.tolist()]
+    if targets.is_floating_point():
+        return [", ".join(f"{number:g}" for number in row) for row in targets.reshape(len(targets), -1).tolist()]
+    return [", ".join(n for n, has in zip(names, row, strict=True) if has) for row in targets.tolist()]

@@ -1,0 +1,118 @@
+"""Folders of data: looking them up, class folders, and files that are not the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_ft.assets import shared_folder
+from lit_ft.errors import UserError, nearest
+
+# What operating systems, network drives and file managers leave behind, in small letters. What begins with a dot is
+# passed over anyway.
+_SKIPPED = frozenset({
+    "__macosx", "__pycache__", "desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db",
+    "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot",
+    "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found",
+})  # fmt: skip
+
+
+def find_folder(given: str, key: str) -> Path:
+    """The folder that an option names, itself or below the folder in the variable LIT_FT_DATA.
+
+    Raises:
+        UserError: There is none, or it is a file.
+    """
+    folder = _find(given, key)
+    if folder.is_file():
+        raise UserError(f"{key}: {folder} is a file, not a folder")
+    return folder
+
+
+def find_file(given: str, key: str) -> Path:
+    """The file that an option names, itself or below the folder in the variable LIT_FT_DATA.
+
+    Raises:
+        UserError: There is none, or it is a folder.
+    """
+    file = _find(given, key)
+    if file.is_dir():
+        raise UserError(f"{key}: {file} is a folder, not a file")
+    return file
+
+
+def _find(given: str, key: str) -> Path:
+    path = Path(given).expanduser()
+    try:
+        return _found(path, key)
+    except PermissionError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); change or move it") from error
+
+
+def _found(path: Path, key: str) -> Path:
+    shared = shared_folder()
+    if not path.exists() and shared and (shared / path).exists():
+        return shared / path
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
+        close = nearest(path.name, beside)
+        raise UserError(f"{key}: {path} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
+    return path
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is not the user's: hidden, or left behind by a tool.
+
+    >>> is_ignored("@eaDir"), is_ignored("$RECYCLE.BIN"), is_ignored(".ipynb_checkpoints"), is_ignored("ant")
+    (True, True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _SKIPPED
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders within, by name.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:  # which knows what is a folder, without a look at each of a million files
+            return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and _is_folder(entry))
+    except OSError as error:
+        raise UserError(f"`data.root`: {folder} cannot be read ({error.strerror}); change or move it") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders of at least two classes.
+
+    Raises:
+        UserError: There are fewer.
+    """
+    classes = subfolders(folder)
+    if len(classes) >= 2:
+        return classes
+    wanted = "put the images of each class into a folder of its own"
+    if not classes:
+        files = sorted(p.name for p in folder.iterdir() if not is_ignored(p.name))
+        there_is = f"only {format_some(files)}" if files else "it is empty"
+        raise UserError(f"`data.root`: {folder} has no class folders, {there_is}; {wanted}")
+    inner = [p.name for p in subfolders(classes[0])]
+    hint = f"if the classes are {format_some(inner)}: `data.root` {classes[0]}" if inner else wanted
+    raise UserError(f"`data.root`: {folder} has only one class, {classes[0].name!r}, and two are needed; {hint}")
+
+
+def format_some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are.
+
+    >>> format_some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,241 @@
+"""Index of the images below a folder, cached between runs while no folder changes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
+from lit_ft.data.files.folders import is_ignored
+from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.images.formats import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
+from lit_ft.errors import UserError
+
+# The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
+# since, at the same time by its clock.
+_COARSEST_CLOCK_NS = 2 * 10**9
+
+_SHOWN = 5  # kinds of files that are passed over
+_LIKE = {"text": (torch.uint8, 1), "stops": (torch.int64, 1)}
+
+# As `os.fsencode`, which takes longer than all else for a million names.
+_FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images below a folder.
+
+    Args:
+        paths: All of them, at any depth, in the order of `pathlib.Path`.
+        folders: The first and the last but one of those below each folder directly within, by name, sorted.
+        passed_over: Number of the files that are no images, by their suffix.
+    """
+
+    paths: PackedPaths
+    folders: dict[str, tuple[int, int]]
+    passed_over: Counter[str]
+
+
+def index_images(folder: Path, key: str) -> ImageIndex:
+    """Finds all images below a folder; links are followed, and what is hidden or left behind by tools is passed over.
+
+    Args:
+        folder: An existing folder.
+        key: The option that names it, for the message.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+    # Another list of suffixes would find other files, as would another version of this; and names are kept as text.
+    name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(image_suffixes())])
+    arrays, facts = load_or_derive("index", name, _Holds(folder), _Scan(str(folder), key))
+    stops = arrays["stops"].numpy()
+    starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]
+    folders = {name: (first, last) for name, (first, last) in facts["folders"].items()}
+    paths = PackedPaths(str(folder), arrays["text"].numpy(), starts, stops)
+    return ImageIndex(paths, folders, Counter(facts["passed_over"]))
+
+
+def warn_passed_over(folder: Path, key: str, passed_over: Counter[str]) -> None:
+    """Says in one line how many files below a folder are no images, if there are any.
+
+    Args:
+        folder: The folder.
+        key: The option that names it.
+        passed_over: Their number, by suffix.
+    """
+    if passed_over:
+        kinds = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in passed_over.most_common(_SHOWN)]
+        if len(passed_over) > _SHOWN:
+            kinds.append(f"{sum(passed_over.values()) - sum(n for _, n in passed_over.most_common(_SHOWN)):,} others")
+        heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, passed_over)) else ""
+        count = sum(passed_over.values())
+        rank_zero_warn(f"{key}: {count:,} file(s) below {folder} are no images, and not used: {', '.join(kinds)}{heic}")
+
+
+def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> tuple[list[str], set[str]]:
+    """The names of images and folders in order, and which are folders; counts what is neither."""
+    names, folders, suffixes = [], set(), image_suffixes()
+    for entry in entries:
+        name = entry.name
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link that leads nowhere
+            is_folder = False
+        if is_ignored(name):
+            continue
+        if is_folder:
+            folders.add(name)
+            names.append(name)
+        elif name[name.rfind(".") :].lower() in suffixes:
+            if not _is_special(entry):
+                names.append(name)
+        elif _is_file(entry):
+            if is_image(entry.path):
+                names.append(name)
+            else:
+                passed_over[suffix_of(name)] += 1
+    return sorted(names), folders
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether what is no folder is a pipe, socket or device, which could be read from for ever."""
+    try:  # a link that leads nowhere counts as an image, so that it is reported as one that cannot be read
+        return not _is_file(entry) and os.path.exists(entry.path)
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:  # costs no look at the file where it is one
+        return entry.is_file()
+    except OSError:  # a link that leads nowhere
+        return False
+
+
+@dataclass
+class _Holds:
+    """Checks that an index is one, and that no folder has changed since: to add or rename a file changes its folder.
+
+    Args:
+        folder: The folder above all.
+    """
+
+    folder: Path
+
+    def __call__(self, found: Derived) -> bool:
+        arrays, facts = found
+        if not (match_layout(arrays, _LIKE) and self._is_of_arrays(arrays) and self._is_of_folders(arrays, facts)):
+            return False
+        try:
+            return all(
+                change_time(os.stat(os.path.join(self.folder, name))) == then
+                for name, then in zip(facts["below"], facts["changed"], strict=True)
+            )
+        except (OSError, ValueError):  # gone, or no name of a file
+            return False
+
+    @staticmethod
+    def _is_of_arrays(arrays: dict[str, Tensor]) -> bool:
+        text, stops = arrays["text"], arrays["stops"]
+        bounds = torch.cat([torch.zeros(1, dtype=torch.long), stops])
+        if not bool((bounds.diff() > 0).all()) or int(bounds[-1]) != len(text):
+            return False  # an empty name, or something after the last
+        # No name leads out of the folder: a scan finds none that begins with a dot.
+        first, raw = text[bounds[:-1]], text.numpy().tobytes()
+        return not bool(((first == ord("/")) | (first == ord("."))).any()) and b"/." not in raw and b"//" not in raw
+
+    @staticmethod
+    def _is_of_folders(arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+        folders, below, times, others = (facts.get(name) for name in ("folders", "below", "changed", "passed_over"))
+        if not (isinstance(folders, dict) and isinstance(below, list) and isinstance(times, list)):
+            return False
+        if not (isinstance(others, dict) and all(type(count) is int and count > 0 for count in others.values())):
+            return False
+        number = len(arrays["stops"])
+        return (
+            facts.get("settled") is True
+            and len(below) == len(times) > 0
+            and below[0] == ""
+            and all(isinstance(name, str) for name in below)
+            and all(
+                isinstance(span, list)
+                and [type(row) for row in span] == [int, int]
+                and 0 <= span[0] <= span[1] <= number
+                for span in folders.values()
+            )
+        )
+
+
+class _Scan:
+    """Reads every folder below one once.
+
+    Args:
+        folder: The folder above all.
+        key: The option that names it, for the message.
+    """
+
+    def __init__(self, folder: str, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self.text = bytearray()  # the names of the images, one after the other
+        self.stops = array("q")  # where each ends
+        self.folders: dict[str, list[int]] = {}
+        self.below: list[str] = []  # every folder, and when it changed
+        self.changed: list[int] = []
+        self.passed_over = Counter[str]()
+
+    def __call__(self) -> Derived:
+        began = time.time_ns()
+        self._read(self.folder, "", ())
+        arrays = {
+            # Copied, as an array that grew has room to spare, and one of no bytes has no memory to share.
+            "text": torch.from_numpy(np.array(self.text, np.uint8)),
+            "stops": torch.from_numpy(np.array(self.stops, np.int64)),
+        }
+        settled = max(self.changed) < began - _COARSEST_CLOCK_NS
+        facts = {"folders": self.folders, "below": self.below, "changed": self.changed, "settled": settled}
+        return arrays, {**facts, "passed_over": self.passed_over}
+
+    def _read(self, folder: str, within: str, above: tuple[tuple[int, int], ...]) -> None:
+        """Adds the images below a folder.
+
+        Args:
+            folder: Where it is.
+            within: The same, as seen from the folder above all, with a slash at the end.
+            above: The folders that it is in.
+        """
+        try:
+            facts = os.stat(folder)  # before it is read: what changes meanwhile is seen the next time
+            itself = (facts.st_dev, facts.st_ino)
+            if itself in above:  # a link to a folder that it is in
+                return
+            with os.scandir(folder) as entries:
+                names, folders = _wanted(entries, self.passed_over)
+        except OSError as error:
+            raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
+        self.below.append(within)
+        self.changed.append(change_time(facts))
+        start, text, stops = os.fsencode(within), self.text, self.stops
+        for name in names:
+            if name in folders:
+                first = len(self.stops)
+                self._read(os.path.join(folder, name), f"{within}{name}/", (*above, itself))
+                if not within:
+                    self.folders[name] = [first, len(self.stops)]
+            else:
+                text += start + name.encode(*_FILE_NAMES)
+                stops.append(len(text))

@@ -1,0 +1,1 @@
+"""Images from files: decoding, transforms, the cache of resized photos, verification."""

@@ -1,0 +1,205 @@
+"""Decoding of image files of all formats: upright, in three colours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from lit_ft.compat import reuse_image_memory
+from lit_ft.data.images.formats import HEIC_ADVICE, SIGNATURE_BYTES, formats, is_unread_heif, suffix_of
+from lit_ft.errors import UserError
+
+reuse_image_memory()
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_RESAMPLING = {
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+}
+
+
+def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
+    """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
+
+    Pillow reads all formats: torchvision's own decoders know fewer, and are deprecated since 0.29. Images of more
+    pixels than Pillow deems safe (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) are refused.
+
+    Args:
+        file: Its path, or its content.
+        name: Its name in errors; the path when not given.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    with _opened(file, name) as image:
+        return _pixels(_upright(image))
+
+
+def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: str | None = None) -> Tensor:
+    """What a random crop makes of an image, ``(3, h, w)``, without decoding finer than it needs.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the part that is cut out has then still as
+    many pixels as the result; all others give the very pixels of ``crop(decode(file))``. The random numbers are the
+    same in any case.
+
+    Args:
+        file: Its path, or its content.
+        crop: Draws the part; its randomness comes from torch.
+        name: Its name in errors; the path when not given.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    with _opened(file, name) as image:
+        if not isinstance(image, JpegImageFile):
+            return cut(_pixels(_upright(image)), crop)
+        top, left, height, width = _draw(crop, *_upright_size(image))
+        shrink = _shrink(image, height, width, crop)
+        if shrink == 1:
+            part = _upright(image).crop((left, top, left + width, top + height))
+            # As Pillow holds it, with a fourth byte a pixel: to pack three would take longer than to resize four.
+            pixels = torch.frombuffer(part.tobytes("raw", "RGBX"), dtype=torch.uint8).view(height, width, 4)
+            resized = _resized(pixels.permute(2, 0, 1), crop).permute(1, 2, 0).contiguous().numpy()
+            # Back through Pillow, which leaves the fourth bytes out several times as fast as torch or numpy.
+            packed = Image.frombuffer("RGBX", resized.shape[1::-1], resized, "raw", "RGBX", 0, 1).tobytes("raw", "RGB")
+            return torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(*crop.size, 3).permute(2, 0, 1)
+        image.draft(None, (image.width // shrink, image.height // shrink))
+        box = (left / shrink, top / shrink, (left + width) / shrink, (top + height) / shrink)
+        size = (crop.size[1], crop.size[0])
+        return _pixels(_upright(image).resize(size, _RESAMPLING[InterpolationMode(crop.interpolation)], box))
+
+
+def cut(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
+    """The same as ``crop(image)``, faster for images whose pixels lie together, as decoded ones do.
+
+    Args:
+        image: uint8 ``(3, H, W)``.
+        crop: Draws the part; its randomness comes from torch.
+
+    Returns:
+        uint8 ``(3, h, w)``.
+    """
+    top, left, height, width = _draw(crop, *image.shape[1:])
+    part = image[:, top : top + height, left : left + width]
+    # In the memory format of decoded images: torch's resize is fastest for that, if there are no gaps.
+    return _resized(part.permute(1, 2, 0).contiguous().permute(2, 0, 1), crop)
+
+
+def upright_size(file: Path) -> tuple[int, int]:
+    """Height and width of the decoded image, from the file's header alone.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    with _opened(file, None) as image:
+        if image.format == "TIFF":
+            image.load()  # turns it; before, not every Pillow has its final size
+        return _upright_size(image)
+
+
+@contextmanager
+def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
+    """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    try:
+        # Whatever the rest of the program says, what is missing must not be filled with grey.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
+            with Image.open(file, formats=formats()) as image:
+                yield image
+    except Exception as error:  # a damaged file raises nearly anything
+        raise UserError(
+            f"{name or file}: cannot be read as an image ({why_unread(file, error)}); fix or remove it"
+        ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
+    """Why an image cannot be read, in a line.
+
+    Args:
+        file: Its path, or its content.
+        error: What was raised.
+    """
+    if isinstance(error, UnidentifiedImageError):
+        if isinstance(file, BytesIO):
+            suffix, head = "", file.getvalue()[:SIGNATURE_BYTES]
+        else:
+            with open(file, "rb") as opened:
+                suffix, head = suffix_of(str(file)), opened.read(SIGNATURE_BYTES)
+        return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_turned(image: Image.Image) -> bool:
+    # Pillow turns TIFF itself as it loads it.
+    return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = _is_turned(image) and image.getexif()[_ORIENTATION] >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _draw(crop: v2.RandomResizedCrop, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the part to cut out."""
+    drawn = crop.make_params([torch.empty(1, height, width, device="meta")])
+    return drawn["top"], drawn["left"], drawn["height"], drawn["width"]
+
+
+def _shrink(image: JpegImageFile, height: int, width: int, crop: v2.RandomResizedCrop) -> int:
+    """The factor by which a JPEG may be decoded smaller, for a part of it; 1 is not at all."""
+    if InterpolationMode(crop.interpolation) not in _RESAMPLING:
+        return 1  # the nearest pixel is one of the original's
+    room = min(height // crop.size[0], width // crop.size[1])
+    # Of a turned image the odd pixels would be at the other end.
+    fits = [s for s in (8, 4, 2) if not _is_turned(image) or (image.width % s == 0 and image.height % s == 0)]
+    return next((s for s in fits if room >= s), 1)
+
+
+def _resized(part: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
+    resized: Tensor = F.resize(part, list(crop.size), crop.interpolation, antialias=crop.antialias)
+    return resized
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _grey(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        visible = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    """Eight bits of numbers of 16 bits, or of fractions; Pillow would cut off all above 255."""
+    is_float = values.dtype.kind == "f"
+    lowest, highest = values.min(), values.max()
+    if not (lowest >= 0 and highest <= (1 if is_float else 65535)):  # nor nan
+        scale = "from 0 to 1" if is_float else "of 16 bits"
+        raise ValueError(f"its values are from {lowest:g} to {highest:g}, and should be {scale}")
+    return Image.fromarray((np.round(values * 255) if is_float else values >> 8).astype(np.uint8))

@@ -1,0 +1,90 @@
+"""Verification of the splits before a run: images that cannot be read stop it, or are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.images.verify import find_unreadable
+from lit_ft.data.loading.protocols import Split
+from lit_ft.errors import UserError
+
+OnBadImage = Literal["error", "skip"]
+
+_MAX_NAMED = 10
+"""Images that a message names."""
+
+
+class Verification:
+    """The images of each split that cannot be read; each split is verified once."""
+
+    def __init__(self) -> None:
+        self._bad: dict[Split, dict[int, str]] = {}
+        self.left_out: dict[Split, list[str]] = {}
+        """By split, the images left out, and why; splits that were not used yet are missing."""
+
+    def find(self, split: Split, files: FileSplit) -> dict[int, str]:
+        """The rows of a split that cannot be read, and why; a process that has prepared the data has them already."""
+        if split not in self._bad:
+            self._bad[split] = find_unreadable(files.paths)
+        return self._bad[split]
+
+    def apply(
+        self, used: Mapping[Split, FileSplit], on_bad_image: OnBadImage, class_names: Sequence[str]
+    ) -> dict[Split, FileSplit]:
+        """The splits that are used, without the images that cannot be read.
+
+        Raises:
+            UserError: Some cannot be read and ``on_bad_image`` is ``error``, or too few are left.
+        """
+        bad = {split: self.find(split, files) for split, files in used.items()}
+        lines = [f"{used[split].paths[row]} ({why})" for split, rows in bad.items() for row, why in rows.items()]
+        message = format_unreadable(lines, sum(map(len, used.values())))
+        if lines and on_bad_image == "error":
+            hint = "fix or remove them, or leave them out with `data.on_bad_image` skip; lit-ft check lists all"
+            raise UserError(f"`data.on_bad_image`: {message}; {hint}")
+        kept = {split: drop_unreadable(split, files, bad[split], class_names) for split, files in used.items()}
+        for split, rows in bad.items():
+            self.left_out[split] = [f"{used[split].paths[row]}: {why}" for row, why in rows.items()]
+        if lines:
+            rank_zero_warn(f"`data.on_bad_image` skip: {message}; they are left out")
+        return kept
+
+
+def splits_to_verify(stage: str | None, splits: Collection[Split], tested: Split) -> list[Split]:
+    """The splits that a stage of the Trainer uses, or all but ``predict``."""
+    used: dict[str | None, list[Split]] = {"validate": ["val"], "test": [tested], "predict": ["predict"]}
+    return used.get(stage, [split for split in splits if split != "predict"])
+
+
+def format_unreadable(lines: Sequence[str], num_images: int) -> str:
+    """How many images cannot be read, and the first of them.
+
+    >>> format_unreadable(["a.png (cut short)"], 30)
+    '1 of 30 images cannot be read: a.png (cut short)'
+    """
+    more = f" and {len(lines) - _MAX_NAMED:,} more" if len(lines) > _MAX_NAMED else ""
+    return f"{len(lines):,} of {num_images:,} images cannot be read: {', '.join(lines[:_MAX_NAMED])}{more}"
+
+
+def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_names: Sequence[str]) -> FileSplit:
+    """A split without the rows that cannot be read.
+
+    Raises:
+        UserError: Nothing is left, or no training image of a class.
+    """
+    if not bad:
+        return files
+    rest = files.part(torch.tensor([row for row in range(len(files)) if row not in bad], dtype=torch.long))
+    message = f"`data.on_bad_image`: skip leaves no images of {split}"
+    if not len(rest):
+        raise UserError(f"{message}, as none of {len(files):,} can be read; fix them")
+    if split == "train" and rest.targets.ndim == 1 and not rest.targets.is_floating_point():
+        lost = [class_names[k] for k in sorted(set(files.targets.tolist()) - set(rest.targets.tolist()))]
+        if lost:
+            raise UserError(f"{message} of {', '.join(lost)}, as none can be read; fix them")
+    return rest.indexed() if split == "predict" else rest

@@ -1,0 +1,139 @@
+"""Batches of photos, decoded and transformed when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from lit_ft.data.files.derived_cache import hash_tensors
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.images.decode import cut, decode, decode_crop
+from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
+from lit_ft.data.images.transforms import random_from
+from lit_ft.data.loading.protocols import Batch
+from lit_ft.data.loading.sampler import Picks
+from lit_ft.data.loading.workers import InWorkers, Workers
+from lit_ft.errors import UserError
+
+Sample = tuple[int, int]
+"""Index of an image and the seed of its augmentation."""
+
+
+class _Photos(Dataset[Batch]):
+    """Reads whole batches, in a worker process or not."""
+
+    def __init__(self, split: FileSplit, transform: v2.Compose, cache: PhotoCache | None) -> None:
+        self.split = split
+        self.transform = transform
+        self.cache = cache
+
+    def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
+        try:
+            images = stack_images([self._image(*sample) for sample in samples])
+        except UserError as error:
+            return error
+        return images, self.split.targets[[index for index, _ in samples]]
+
+    def _image(self, index: int, seed: int) -> Tensor:
+        path = self.split.paths.full(index)
+        return transform_seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
+
+
+def transform_seeded(
+    transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None
+) -> Tensor:
+    """What a transform makes of an image, its random numbers following from a seed alone.
+
+    Where it begins with a random crop, no more is decoded than that needs.
+
+    Args:
+        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
+        image: A file, its content, or the pixels.
+        seed: The seed.
+        name: Its name in errors; the path when not given.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    made: Tensor
+    with random_from(seed):
+        first, *others = transform.transforms
+        try:
+            if not isinstance(first, v2.RandomResizedCrop):
+                made = first(image if isinstance(image, Tensor) else decode(image, name))
+            elif isinstance(image, Tensor):
+                made = cut(image, first)
+            else:
+                made = decode_crop(image, first, name)
+            for step in others:
+                made = step(made)
+        except (RuntimeError, MemoryError) as error:  # such as no memory
+            reason = str(error).partition("\n")[0] or "out of memory"
+            named = name if isinstance(image, Tensor) else name or image
+            raise UserError(f"{named}: cannot be brought to the size of the network's images ({reason})") from error
+    return made
+
+
+def is_random(transform: v2.Compose) -> bool:
+    """Whether a transform may make of an image something else each time."""
+    return not all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in transform.transforms)
+
+
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """A batch ``(B, 3, H, W)`` in channels_last, the memory format of decoded images and of most networks.
+
+    Any other would be a copy pixel by pixel here, and another one back for the network.
+    """
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+class PhotoSource:
+    """Batches of a `FileSplit`.
+
+    Args:
+        split: The images.
+        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
+        workers: The processes that decode; when not given, none but this one.
+        cache: Resized copies of the same images, in the same order, to read in their place.
+    """
+
+    def __init__(
+        self,
+        split: FileSplit,
+        transform: v2.Compose,
+        workers: Workers | None = None,
+        cache: PhotoCache | None = None,
+    ) -> None:
+        self.split = split
+        self._transform = transform
+        self._cache = cache
+        self._loader = InWorkers(_Photos(split, transform, cache), workers)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.split)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether an image is read otherwise each time."""
+        return is_random(self._transform)
+
+    def identity(self) -> str:
+        """The files as they are now, the cache, and what is done to them."""
+        keys = PhotoFiles.of(self.split.paths).keys
+        cache = None if self._cache is None else self._cache.made
+        return f"{hash_tensors([torch.from_numpy(keys)])} {cache} {self._transform}"
+
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields each batch; raises `UserError` for an image that cannot be read."""
+        seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
+        # One batch at a time: a list of all would take seconds for a million images, before the first batch.
+        asked = (list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches)
+        for batch in self._loader.batches(asked):
+            images, targets = batch
+            yield images, targets

@@ -1,0 +1,194 @@
+"""Worker processes that read images: their number, and how far they read ahead."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lit_ft.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CHUNK = 16
+"""Things that a process of `sweep` takes at a time."""
+_FEW = 64
+"""Fewer for each process are looked at before it has started."""
+_SHARED = Path("/dev/shm")
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_MOST = 8
+"""Beyond so many processes a training process seldom gets its batches faster."""
+_AHEAD = 4
+"""Batches that a worker is ahead where there is room: one slow image holds nothing up."""
+
+
+class Workers(NamedTuple):
+    """Processes that read images.
+
+    Args:
+        number: Their number; 0 for none but this one.
+        prefetch: Batches that each has ready, or is at.
+        pin_memory: Whether batches come to lie where a GPU fetches them from fastest.
+    """
+
+    number: int
+    prefetch: int = 2
+    pin_memory: bool = False
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use: by its affinity, and by the limit of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_LIMIT.read_text().split()
+        return min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cpus
+
+
+def check_workers(asked: int | None) -> None:
+    """Raises `UserError` for a number of processes that there cannot be."""
+    if asked is not None and asked < 0:
+        raise UserError(f"`data.num_workers`: {asked} is less than 0")
+
+
+def shared_memory() -> int | None:
+    """Bytes of shared memory, through which workers hand batches on, that are free; null where it has no bound."""
+    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else None
+
+
+def choose_workers(
+    batch_bytes: int, num_batches: int, processes_per_node: int = 1, asked: int | None = None
+) -> Workers:
+    """The processes that read for one training process: as many as asked, else the CPUs it may count on, less itself.
+
+    Args:
+        batch_bytes: Size of a batch.
+        num_batches: Number of batches in an epoch; a handful is read before as many processes have started.
+        processes_per_node: Number of training processes on this machine.
+        asked: What the user wants.
+    """
+    cpus = max(0, min(_MOST, usable_cpus() // processes_per_node - 1))
+    count = min(cpus if asked is None else asked, num_batches)
+    free = shared_memory()
+    if free is None:
+        return Workers(count, _AHEAD)
+    # Containers have 64 MB by default, and who writes beyond it is killed. Half is left to others.
+    room = free // 2 // processes_per_node // batch_bytes
+    if asked is None:
+        count = min(count, room // 2)
+    return Workers(count, max(1, min(_AHEAD, room // max(1, count))))
+
+
+def workers_for(trainer: Any, num_images: int, batch_size: int, image_bytes: int, asked: int | None) -> Workers:
+    """The processes that read a split for this training process; see `choose_workers`.
+
+    Args:
+        trainer: The trainer, or nothing.
+        num_images: Number of images in the split.
+        batch_size: Number of images in a batch.
+        image_bytes: Size of one.
+        asked: How many processes the user wants.
+    """
+    processes = trainer.num_devices if trainer else 1
+    workers = choose_workers(batch_size * image_bytes, math.ceil(num_images / batch_size), processes, asked)
+    on_gpu = trainer.strategy.root_device.type == "cuda" if trainer else torch.cuda.is_available()
+    return workers._replace(pin_memory=on_gpu)
+
+
+class _Each(Dataset[Any]):
+    """Looks at things, some at a time, in a worker process or not."""
+
+    def __init__(self, things: Sequence[Any], look: Callable[[Any], Any]) -> None:
+        self._things = things
+        self._look = look
+
+    def __getitem__(self, chunk: range) -> list[Any] | UserError:
+        try:
+            return [self._look(self._things[i]) for i in chunk]
+        except UserError as error:  # returned, see `InWorkers`
+            return error
+
+
+def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int | None = None) -> Iterator[R]:
+    """Looks at each of many things, in order, in several processes; in a terminal, a bar shows how far it is.
+
+    Args:
+        things: The things, such as paths.
+        look: What to do with each; it must be possible to pickle it.
+        doing: What the bar says.
+        workers: Number of processes, 0 for none but this one; when not given, one a CPU, if there is enough to do.
+
+    Raises:
+        UserError: What ``look`` raised of this kind.
+    """
+    chunks = [range(start, min(start + _CHUNK, len(things))) for start in range(0, len(things), _CHUNK)]
+    if workers is None:
+        workers = min(usable_cpus(), len(things) // _FEW)
+        workers = workers if workers > 1 else 0
+    loader: DataLoader[Any] = DataLoader(
+        _Each(things, look),
+        batch_size=None,
+        sampler=chunks,
+        num_workers=min(workers, len(chunks)),
+        generator=torch.Generator(),  # one of its own: a run must not depend on whether this was done before
+    )
+    with tqdm(total=len(things), desc=doing, unit=" images", disable=None, leave=False) as bar:
+        for done in loader:
+            if isinstance(done, UserError):
+                raise done
+            yield from done
+            bar.update(len(done))
+
+
+class _Epoch:
+    """The sampler of a DataLoader, whose batches change from epoch to epoch while its workers live on."""
+
+    def __init__(self) -> None:
+        self.batches: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+class InWorkers:
+    """Worker processes that live on from epoch to epoch, and make batches in the order in which they are asked for.
+
+    Args:
+        dataset: Makes a batch of what it is asked for. It returns a `UserError` rather than raises it: a worker's
+            exception reaches the main process with the whole traceback as its text, what is returned as it is.
+        workers: The processes; none but this one when not given.
+    """
+
+    def __init__(self, dataset: Dataset[Any], workers: Workers | None = None) -> None:
+        workers = workers or Workers(0)
+        self.dataset = dataset
+        self._epoch = _Epoch()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=None,  # the sampler's batches are read as they are
+            sampler=self._epoch,
+            num_workers=workers.number,
+            prefetch_factor=workers.prefetch if workers.number else None,
+            persistent_workers=workers.number > 0,
+            pin_memory=workers.pin_memory,
+            # One of its own: without it, each epoch draws a number from the global generator, and a run resumed in
+            # the middle of an epoch would see other dropout than one that was not interrupted.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, asked: Iterable[Any]) -> Iterator[Any]:
+        """Yields what is made of each thing asked; raises `UserError` where that was returned."""
+        self._epoch.batches = asked
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch

@@ -1,0 +1,1 @@
+"""Data modules: folders, tables, arrays and streams of images."""

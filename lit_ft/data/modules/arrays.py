@@ -1,0 +1,216 @@
+"""Data modules of image sets that fit into memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
+from lit_ft.data.fingerprint import digest
+from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
+from lit_ft.data.loading.protocols import Batch, Split
+from lit_ft.data.loading.sampler import Picks
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.options import check_fraction
+from lit_ft.data.split import hold_out
+
+_PARTS = ("train", "test")
+_LIKE = {
+    f"{part}_{what}": like
+    for part in _PARTS
+    for what, like in (("images", (torch.uint8, 4)), ("targets", (torch.int64, 1)))
+}
+_PARSER = 1
+"""Version of the parsed arrays; to be raised when files are parsed in another way."""
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Some rows of an image array; splits share the array rather than copy it.
+
+    Args:
+        images: All images, uint8 ``(M, C, H, W)``.
+        rows: Which of them belong to the split, int64 ``(N,)``.
+        targets: The targets of these, int64 ``(N,)``.
+    """
+
+    images: Tensor
+    rows: Tensor
+    targets: Tensor
+
+    @classmethod
+    def whole(cls, images: Tensor, targets: Tensor) -> ArraySplit:
+        """The split that has every row."""
+        return cls(images, torch.arange(len(targets)), targets)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def part(self, rows: Tensor) -> ArraySplit:
+        """The split of these images of this one."""
+        return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def names_digest(self) -> str:
+        """A hash of the rows."""
+        return digest([self.rows.numpy().tobytes()])
+
+    def first_image(self) -> tuple[str, bytes]:
+        """The row of the first image, and what it holds."""
+        return f"{int(self.rows[0]):012}", self.images[int(self.rows[0])].cpu().contiguous().numpy().tobytes()
+
+    def indexed(self) -> ArraySplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
+
+
+class ArraySource:
+    """Batches of an `ArraySplit`.
+
+    Args:
+        split: The images.
+        spec: The size to bring them to.
+        augments: What to do to them at random, one after the other.
+    """
+
+    def __init__(self, split: ArraySplit, spec: InputSpec, augments: Sequence[ShiftFlip | PerImage] = ()) -> None:
+        self.split = split
+        self._spec = spec
+        self._augments = augments
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.split)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether something is done to them at random."""
+        return bool(self._augments)
+
+    def identity(self) -> str:
+        """The images themselves, the size, and what is done to them."""
+        images = self.split.images.cpu()
+        content = hash_tensors([images, self.split.rows])
+        return f"{content} {tuple(images.shape)} {self._spec} {self._augments}"
+
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields each batch, its images where all images are."""
+        drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
+        for rows, places in batches:
+            everything = self.split.images
+            images = everything.index_select(0, self.split.rows[rows].to(everything.device))
+            for augment, parameters in drawn:
+                images = augment(images, parameters[places])
+            yield resize_square(images, self._spec), self.split.targets[rows]
+
+
+class ArrayDataModule(ImageDataModule[ArraySplit]):
+    """Image sets that fit into memory.
+
+    With a GPU, all images are copied to it once if they take at most a quarter of its free memory, and augmented there.
+    With the augmentations that take one image at a time they stay where they are.
+
+    Args:
+        **common: The options of every data module.
+    """
+
+    basic_augment: ShiftFlip
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self._near: dict[tuple[int, torch.device], Tensor] = {}
+
+    @property
+    @abstractmethod
+    def test_name(self) -> str:
+        """Prefix of the names in `predict_paths`."""
+
+    @property
+    def predict_paths(self) -> list[str]:
+        """The name of each test image, such as ``MNIST/test/17``."""
+        return [f"{self.test_name}/{i}" for i in range(len(self.splits["test"]))]
+
+    def source(self, split: Split, augment: bool) -> ArraySource:
+        """The images of a split; those of ``predict`` are the test images with their index as target."""
+        data = self.splits["test"].indexed() if split == "predict" else self.splits[split]
+        further = policy(self.augment) if augment else None
+        if further is not None:
+            return ArraySource(data, self.input_spec, [self.basic_augment, PerImage(further)])
+        near = replace(data, images=self._near_model(data.images))
+        return ArraySource(near, self.input_spec, [self.basic_augment] if augment else [])
+
+    def _near_model(self, images: Tensor) -> Tensor:
+        """The images on the device of the model if they fit there; splits that share them share the copy."""
+        device = self.trainer.strategy.root_device if self.trainer else images.device
+        place = (id(images), device)
+        if place not in self._near and images.nbytes <= free_memory(device) / 4:
+            self._near[place] = images.to(device)
+        return self._near.get(place, images)
+
+
+class HeldOutArrayDataModule(ArrayDataModule):
+    """Image sets with an official test set, whose validation images are held out from the training images.
+
+    Args:
+        val_fraction: Fraction of the training images held out for validation, of each class in proportion.
+        **common: The options of every data module.
+    """
+
+    def __init__(self, val_fraction: float = 0.1, **common: Any) -> None:
+        super().__init__(**common)
+        check_fraction("val_fraction", val_fraction)
+        self.val_fraction = val_fraction
+
+    root: Path
+
+    @abstractmethod
+    def parse(self) -> Derived:
+        """Reads the files: ``train_images``, ``train_targets``, ``test_images``, ``test_targets``, and facts of them.
+
+        Images are uint8 ``(N, C, H, W)``, targets int64 ``(N,)``.
+        """
+
+    def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+        """Whether these are arrays and facts that `parse` may have given."""
+        if not match_layout(arrays, _LIKE):
+            return False
+        images, targets = ([arrays[f"{part}_{what}"] for part in _PARTS] for what in ("images", "targets"))
+        return (
+            images[0].shape[1:] == images[1].shape[1:]
+            and all(len(x) == len(y) > 0 and x.numel() > 0 for x, y in zip(images, targets, strict=True))
+            and all(0 <= int(y.min()) <= int(y.max()) < self.num_classes for y in targets)
+        )
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Checks the facts at each start, whether the files were parsed in this run or in an earlier one."""
+
+    def read_splits(self) -> dict[Split, ArraySplit]:
+        """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
+        found = [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]
+        of = [_PARSER, found]
+        arrays, facts = load_or_derive(
+            "arrays",
+            f"{self.test_name} {self.root.absolute()}",
+            lambda found: found[1].get("of") == of and self.is_parsed(*found),
+            lambda: self._parsed(of),
+        )
+        self.check(facts)
+        train, test = (ArraySplit.whole(arrays[f"{part}_images"], arrays[f"{part}_targets"]) for part in _PARTS)
+        rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
+        return {"train": train.part(rest), "val": train.part(held), "test": test}
+
+    def _parsed(self, of: list[Any]) -> Derived:
+        arrays, facts = self.parse()
+        return arrays, {**facts, "of": of}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for any other device, where images need not be copied to."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -1,0 +1,116 @@
+"""Data module of a set that litdata streams from a folder or bucket."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from torch import Tensor
+
+from lit_ft.data.files.folders import find_folder
+from lit_ft.data.images.transforms import train_transform
+from lit_ft.data.loading.protocols import Augment, Split
+from lit_ft.data.loading.sampler import ChunkSampler
+from lit_ft.data.loading.workers import check_workers, workers_for
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.streaming.chunked_split import ChunkedSplit
+from lit_ft.data.streaming.set_files import is_bucket
+from lit_ft.data.streaming.stream_set import StreamSet
+from lit_ft.data.streaming.stream_source import StreamSource
+from lit_ft.errors import UserError
+from lit_ft.tasks.task import TaskName
+
+
+class StreamDataModule(ImageDataModule[ChunkedSplit]):
+    """Streaming data sets that ``lit-ft convert`` wrote, read by litdata. Needs ``lit_ft[stream]``.
+
+    Training goes through the chunks in an order that is shuffled, and through each chunk in an order that is, too;
+    the converter has dealt the images out to the chunks at random. Each process reads chunks of its own, and no image
+    is dropped or repeated, whatever the number of processes.
+
+    Args:
+        root: What was converted: a folder, which may also lie in the folder that the environment variable LIT_FT_DATA
+            names, or where it was copied to in a bucket, such as ``s3://BUCKET/SET``.
+        num_workers: Number of processes that decode images, for each training process. When not given, chosen by the
+            number of CPUs.
+        chunk_cache: Folder for what comes from a bucket. When not given, the one in the environment variable
+            LITDATA_CACHE_DIR, or ``~/.lightning/chunks``. The variable MAX_CACHE_SIZE, such as ``100GB``, is its
+            maximum size; by default three quarters of the free space.
+        augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
+        **common: The options of every data module; ``sampling`` is always ``shuffle``.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        num_workers: int | None = None,
+        chunk_cache: str | None = None,
+        augment: Augment = "basic",
+        **common: Any,
+    ) -> None:
+        super().__init__(augment=augment, **common)
+        check_workers(num_workers)
+        if self.sampling != "shuffle":
+            raise UserError(f"`data.sampling`: {self.sampling} is not for a streamed set; use shuffle")
+        self.root = root.rstrip("/")
+        self.num_workers = num_workers
+        self.chunk_cache = chunk_cache
+        self._about: StreamSet | None = None
+
+    @property
+    def about(self) -> StreamSet:
+        """Content of ``set.json``."""
+        if self._about is None:
+            self._about = StreamSet.read(self.root)
+        return self._about
+
+    @property
+    def task(self) -> TaskName:
+        """That of the set that was converted."""
+        return self.about.task
+
+    @property
+    def class_names(self) -> list[str]:
+        """Those of the set that was converted."""
+        return list(self.about.class_names)
+
+    @property
+    def predict_paths(self) -> list[str]:
+        """Where each test image lay in the folder that was converted."""
+        return self.about.names[self.tested]
+
+    def read_splits(self) -> dict[Split, ChunkedSplit]:
+        """Opens each split."""
+        base = self.root if is_bucket(self.root) else str(find_folder(self.root, "`data.root`"))
+        splits = {
+            split: ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
+            for split in get_args(Split)
+            if split in self.about.images
+        }
+        for split, images in splits.items():
+            self._refuse_strange(split, images.targets)
+        return {**splits, "predict": splits["test" if "test" in splits else "val"].indexed()}
+
+    def _refuse_strange(self, split: Split, targets: Tensor) -> None:
+        """Refuses targets that are not of the set's task and classes: they would index what is not there."""
+        number = len(self.class_names)
+        fits = targets.shape[1:] == (() if self.task == "multiclass" else (number,))
+        if self.task == "regression":
+            fits = fits and targets.is_floating_point() and bool(targets.isfinite().all())
+        else:
+            most = number if self.task == "multiclass" else 2
+            fits = fits and not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
+        if not fits:
+            raise UserError(
+                f"`data.root`: the targets of {self.root}/{split} are not of {self.task} with {number} classes; "
+                "convert the set again"
+            )
+
+    def sampler(self, source: Any, **options: Any) -> ChunkSampler:
+        """An order that stays within a chunk until all of it is read."""
+        return ChunkSampler(source.split.chunk_sizes(), self.batch_size, **options)
+
+    def source(self, split: Split, augment: bool) -> StreamSource:
+        """The images of a split; those of ``predict`` are the test images with their index as target."""
+        spec, images = self.input_spec, self.splits[split]
+        workers = workers_for(self.trainer, len(images), self.batch_size, spec.size**2 * 3, self.num_workers)
+        return StreamSource(images, train_transform(spec, self.augment) if augment else spec.geometry(), workers)

@@ -1,0 +1,167 @@
+"""Data module of images that a table lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.folders import find_file, find_folder
+from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.loading.protocols import Augment, Split
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.tables.label_columns import read_labels
+from lit_ft.data.tables.label_lists import format_labels
+from lit_ft.data.tables.split_table import Columns
+from lit_ft.data.tables.table_rows import read_row_splits, unescape_table, unique_rows
+from lit_ft.data.tables.tables import Table, read_table
+from lit_ft.errors import UserError, unknown
+from lit_ft.tasks.task import MAIN_METRIC, TaskName
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class ImageTableDataModule(PhotoDataModule):
+    """Photos that a table lists, one row an image, with what is to be learnt of each: CSV, TSV or Parquet.
+
+    Splits without rows are held out from the training images, stratified where there are classes. The ``split.csv`` of
+    a run is such a table, and gives the same split again. An apostrophe before =, +, - or @ keeps
+    spreadsheets from running a cell as a formula, and is no part of it but in the column with the paths.
+
+    Args:
+        table: The file, which must be given, with a line of column names; a relative one may also lie in the folder
+            that the environment variable LIT_FT_DATA names. What ends in .tsv has tabs, and .parquet takes pyarrow.
+        root: The folder that the paths start from, where they are not absolute. When not given, that of the table.
+        path_column: The column with the path of each image.
+        label_columns: For multiclass one column, with any text; the classes are in its order, by number where all are
+            whole numbers. For regression columns of numbers. For multilabel several columns of 0 and 1, or one with the
+            labels of each image: lists, as in JSON, Python or Parquet, or text with ``label_separator`` in it.
+        split_column: The column with train, val (or valid, validation, dev) or test. When not given, that which is
+            called split, if there is one.
+        group_column: The column with the group of each image, such as the patient; a group is kept in one split.
+        task: The task of the labels. When not given, the model's task.
+        augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
+        label_separator: Text between the labels of an image. When not given, | if that occurs in the column
+            anywhere, else ; or else a comma or else spaces.
+        **common: The options of all sets of photos.
+    """
+
+    def __init__(
+        self,
+        table: str | None = None,
+        root: str | None = None,
+        path_column: str = "path",
+        label_columns: Sequence[str] | str = ("label",),
+        split_column: str | None = None,
+        group_column: str | None = None,
+        task: TaskName | None = None,
+        augment: Augment = "basic",
+        label_separator: str | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(augment=augment, **common)
+        if not table:
+            raise UserError("`data.table`: is missing; name the CSV, TSV or Parquet file")
+        if task is not None and task not in MAIN_METRIC:
+            raise unknown("task", task, MAIN_METRIC, "`data.task`")
+        self._task: TaskName = task or "multiclass"
+        label_columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
+        _check_labels(self._task, label_columns, label_separator)
+        self.table = table
+        self.root = root
+        self.path_column = path_column
+        self.label_columns = label_columns
+        self.label_separator = label_separator
+        self.split_column = split_column
+        self.group_column = group_column
+        self._read: tuple[list[str], dict[Split, FileSplit]] | None = None
+
+    @property
+    def task(self) -> TaskName:
+        """What the labels are for."""
+        return self._task
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes or labels in order, or the columns of numbers."""
+        return list(self._rows()[0])
+
+    @property
+    def group_key(self) -> str:
+        """The option that names groups."""
+        return "`data.group_column`"
+
+    @property
+    def columns(self) -> Columns:
+        """The columns by the names that they have in this table."""
+        labels = tuple(self.label_columns)
+        return Columns(self.path_column, labels, self.split_column or "split", self.group_column or "group")
+
+    def label_cells(self, targets: Tensor) -> Iterator[list[str]]:
+        """The cells of the label columns, for each target."""
+        if self.task == "multiclass":
+            return super().label_cells(targets)
+        if self.task == "regression":
+            return ([repr(number) for number in row] for row in targets.tolist())  # all digits that it has
+        if len(self.label_columns) > 1:
+            return ([str(number) for number in row] for row in targets.tolist())
+        names = self.class_names
+        return ([format_labels(names, row, self.label_separator)] for row in targets.tolist())
+
+    def read_given(self) -> dict[Split, FileSplit]:
+        """The rows of each split that has any."""
+        return dict(self._rows()[1])
+
+    def _rows(self) -> tuple[list[str], dict[Split, FileSplit]]:
+        """The names of the classes, and the rows of each split; read once."""
+        if self._read is None:
+            file = find_file(self.table, "`data.table`")
+            table = unescape_table(read_table(file, "`data.table`"), self.path_column)
+            split_of = read_row_splits(table, self.split_column, (*self.label_columns, self.path_column))
+            root = find_folder(self.root, "`data.root`") if self.root is not None else file.parent
+            names = table.column(self.path_column, "`data.path_column`")
+            paths = _find_images(table, root, names)
+            class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
+            rows = torch.tensor(unique_rows(table, paths, self.columns))
+            images = FileSplit(PackedPaths.pack(root, names), targets, self._read_groups(table))
+            by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in _SPLITS}
+            self._read = class_names, {split: images.part(some) for split, some in by_split.items() if len(some)}
+        return self._read
+
+    def _read_groups(self, table: Table) -> Tensor | None:
+        """The group of each row, int64 ``(N,)``."""
+        if self.group_column is None:
+            return None
+        cells = table.column(self.group_column, "`data.group_column`")
+        table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
+        return self.number_groups(cells)
+
+
+def _find_images(table: Table, root: Path, names: Sequence[str]) -> list[str]:
+    """The normal form of the path of each row; raises `UserError` where there is no such file."""
+    table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
+    paths = [os.path.normpath(os.path.join(root, name)) for name in names]
+    missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
+    advice = "fix them, or name the folder that they start from: `data.root`"
+    table.refuse(missing, "`data.table`", "name no file", paths, advice)
+    return paths
+
+
+def _check_labels(task: TaskName, columns: Sequence[str], separator: str | None) -> None:
+    """Raises `UserError` for label columns, or a separator of labels, that the task does not take."""
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise UserError(f"`data.label_columns`: {twice[0]!r} is given twice; leave one out")
+    if not columns or (task == "multiclass" and len(columns) > 1):
+        wanted = "one column" if task == "multiclass" else "at least one column"
+        raise UserError(
+            f"`data.label_columns`: {task} takes {wanted}, got {', '.join(columns) or 'none'}; for several: "
+            "`model.task` multilabel or regression"
+        )
+    if separator is not None and (not separator or task != "multilabel" or columns[1:]):
+        wanted = "is for one column of labels, with `model.task` multilabel" if separator else "is empty"
+        raise UserError(f"`data.label_separator`: {separator!r} {wanted}; change it or leave it out")

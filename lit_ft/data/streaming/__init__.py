@@ -1,0 +1,1 @@
+"""Streaming datasets: chunks in a folder or bucket, and writing them."""

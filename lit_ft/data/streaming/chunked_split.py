@@ -1,0 +1,145 @@
+"""Splits of a streamed set, in the chunks that litdata reads."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_ft.compat import chunked_index
+from lit_ft.data.fingerprint import digest
+from lit_ft.data.streaming.chunk_index import DATA_FORMAT, INDEX_FILE, ChunkIndex
+from lit_ft.data.streaming.set_files import TARGETS_FILE, check_litdata, format_reason, is_bucket, read_set_file
+from lit_ft.errors import UserError
+
+
+def pack(name: str, image: bytes) -> bytes:
+    """A sample: a name and the content of an image file in one.
+
+    Apart, litdata would store them in Arrow's format where that is installed, which cannot be read where it is not.
+    """
+    return os.fsencode(name) + b"\0" + image
+
+
+def unpack(sample: bytes) -> tuple[str, bytes]:
+    """The name and the content of the file."""
+    name, _, image = sample.partition(b"\0")
+    return os.fsdecode(name), image
+
+
+@dataclass(frozen=True)
+class ChunkedSplit:
+    """One split of a set, or some images of it, in the chunks that litdata reads.
+
+    Args:
+        folder: The folder of the split, or where it is in a bucket.
+        cache: Folder for chunks that come from a bucket; litdata's own when not given.
+        index: The chunks.
+        stops: Where in the whole split each chunk ends, int64.
+        rows: Which images of the whole split these are, ascending, int64 ``(N,)``.
+        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
+    """
+
+    folder: str
+    cache: str | None
+    index: ChunkIndex
+    stops: Tensor
+    rows: Tensor
+    targets: Tensor
+
+    @classmethod
+    def read(cls, folder: str, cache: str | None, images: int) -> ChunkedSplit:
+        """Reads the index of the chunks.
+
+        Raises:
+            UserError: If the split is missing, damaged, or not as ``lit-ft convert`` writes it.
+        """
+        check_litdata("`data.root`")
+        content, chunks = read_set_file(folder, TARGETS_FILE), read_set_file(folder, INDEX_FILE)
+        try:
+            targets = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+            index = ChunkIndex.parse(chunks)
+        except Exception as error:  # numpy's errors have no class in common
+            raise UserError(f"`data.root`: cannot read the index of {folder} ({format_reason(error)})") from error
+        held, count = sum(index.samples), len(targets) if targets.numel() else 0
+        if index.data_format != DATA_FORMAT or {held, count} != {images}:
+            held_text = f"{held} samples of {index.data_format} and {count} targets, not {images} of {DATA_FORMAT}"
+            raise UserError(f"`data.root`: {folder} holds {held_text}; convert the set again")
+        for name, size in () if is_bucket(folder) else zip(index.names, index.sizes, strict=True):
+            path = Path(folder, name)
+            if not path.is_file() or path.stat().st_size < size:
+                raise UserError(f"`data.root`: {path} is missing or cut short; copy or convert the set again")
+        targets = targets if targets.is_floating_point() else targets.long()
+        return cls(folder, cache, index, torch.tensor(index.samples).cumsum(0), torch.arange(images), targets)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def part(self, rows: Tensor) -> ChunkedSplit:
+        """The split of these images of this one, which are given in ascending order."""
+        return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def names_digest(self) -> str:
+        """A hash of the places in the set, which is never changed once it is written."""
+        return digest([self.rows.numpy().tobytes(), self.stops.numpy().tobytes()])
+
+    def first_image(self) -> tuple[str, bytes]:
+        """Nothing, as the image may have to be fetched from a bucket."""
+        return "", b""
+
+    def indexed(self) -> ChunkedSplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
+
+    def chunk_sizes(self) -> list[int]:
+        """How many of these images are in each chunk, without chunks that have none."""
+        return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
+
+    def samples(self, positions: Tensor) -> Iterator[bytes]:
+        """Yields what `pack` made; chunks are fetched ahead, in the order in which they are come to.
+
+        Raises:
+            UserError: If a chunk does not come, or is not what the index says.
+        """
+        rows = self.rows[positions]
+        chunks = self._chunks_of(rows)
+        wanted = [chunk for chunk, _ in groupby(chunks)]
+        dataset = self._opened()
+        dataset[:0]  # after this, whole chunks are fetched of a bucket, and not one sample at a time
+        last = len(chunks) - 1
+        for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
+            ahead = wanted if i == 0 else None
+            place = chunked_index(row, chunk, ahead, is_last=i == last)
+            try:
+                sample = dataset[place]
+            except Exception as error:  # what litdata makes of the content of a chunk can fail in any way
+                name = f"{self.folder}/{self.index.names[chunk]}"
+                raise UserError(
+                    f"`data.root`: {name} cannot be read ({format_reason(error)}); copy or convert the set again"
+                ) from error
+            yield sample
+
+    def _opened(self) -> Any:
+        """A reader without a past: one that was left in the middle of an epoch still fetches what it was asked for."""
+        from litdata import StreamingDataset
+
+        # One sample at a time: those beside it are wanted later, in another order.
+        dataset = StreamingDataset(self.folder, cache_dir=self.cache, batch_decode=0)
+        copy = Path(dataset.input_dir.path, INDEX_FILE)
+        if copy.read_bytes() != self.index.content:
+            # What litdata goes by is not what was checked: it was in the cache before, or changed since.
+            raise UserError(f"`data.root`: {copy} is not the index of {self.folder}; delete its folder and start again")
+        return dataset
+
+    def _chunks_of(self, rows: Tensor) -> list[int]:
+        found: list[int] = torch.searchsorted(self.stops, rows, right=True).tolist()
+        return found

@@ -1,0 +1,106 @@
+"""Conversion of photos into a streamed set, which `StreamDataModule` reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_ft.console import rank_zero_print
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.streaming.chunked_split import pack
+from lit_ft.data.streaming.set_files import TARGETS_FILE, check_litdata
+from lit_ft.data.streaming.stream_set import SPLITS, StreamSet
+from lit_ft.errors import UserError
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def convert(
+    data: PhotoDataModule,
+    folder: str | Path,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Path:
+    """Writes the splits of a data module into a new folder, each image file as it is.
+
+    The training images are written in a random order, the others in their own. The write is atomic.
+
+    Args:
+        data: Photos in files, with the splits that its options ask for.
+        folder: The folder to make; ``train``, ``val``, ``test`` and ``set.json`` are in it.
+        chunk_bytes: Most bytes in one chunk, of which a bucket gives one after the other.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If the folder exists or cannot be written, or an image cannot be read.
+    """
+    check_litdata("`folder`")
+    made = Path(folder).expanduser()
+    if made.exists() or made.is_symlink():
+        raise UserError(f"`folder`: {made} exists; name a folder that does not")
+    data.setup()
+    partial = made.absolute().with_name(f".{made.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_set(partial, data, chunk_bytes)
+        partial.rename(made)
+    except OSError as error:
+        raise UserError(f"`folder`: cannot write {made} ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return made
+
+
+def _write_set(folder: Path, data: PhotoDataModule, chunk_bytes: int) -> None:
+    splits = {name: split for name, split in data.splits.items() if name in SPLITS}
+    names = _names(splits)
+    for name, split in splits.items():
+        order = torch.arange(len(split))
+        if name == "train":  # so that a chunk holds all classes
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(data.split_seed))
+        _write_split(folder / name, split, names[name], order, chunk_bytes)
+    StreamSet(
+        task=data.task,
+        class_names=data.class_names,
+        images={str(name): len(split) for name, split in splits.items()},
+        names={str(name): names[name] for name in splits if name != "train"},
+    ).write(folder)
+
+
+def _names(splits: dict[Split, FileSplit]) -> dict[Split, list[str]]:
+    """The path of each image, from the folder that holds all of them."""
+    base = os.path.commonpath([path.absolute().parent for split in splits.values() for path in split.paths])
+    return {n: [path.absolute().relative_to(base).as_posix() for path in s.paths] for n, s in splits.items()}
+
+
+def _write_split(folder: Path, split: FileSplit, names: list[str], order: Tensor, chunk_bytes: int) -> None:
+    """Writes one split, and prints its size."""
+    from litdata.streaming import Cache
+
+    cache = Cache(str(folder), chunk_bytes=chunk_bytes)
+    rows = order.tolist()
+    for i, row in enumerate(tqdm(rows, folder.name, unit=" images", leave=False, disable=None)):
+        try:
+            content = split.paths[row].read_bytes()
+        except OSError as error:  # gone since the set was found to be readable
+            raise UserError(f"{split.paths[row]}: cannot be read ({error.strerror}); fix or remove it") from error
+        cache[i] = pack(names[row], content)
+    cache.done()
+    cache.merge()
+    targets = split.targets[order].numpy()
+    if targets.dtype == np.int64:
+        targets = targets.astype(np.min_scalar_type(int(targets.max())))
+    np.save(folder / TARGETS_FILE, targets)
+    chunks = list(folder.glob("*.bin"))
+    size = sum(path.stat().st_size for path in chunks)
+    rank_zero_print(f"  {folder.name:<6}{len(rows):>12,} images {size / 1e6:>12,.1f} MB  {len(chunks):>6,} chunks")

@@ -1,0 +1,1 @@
+"""Tables of images: columns, labels, class names and splits."""

@@ -1,0 +1,1 @@
+"""What is seen and kept of a run: predictions, TensorBoard, figures."""

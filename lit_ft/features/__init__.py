@@ -1,0 +1,1 @@
+"""Cached features: outputs of the frozen stages, computed once."""

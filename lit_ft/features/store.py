@@ -1,0 +1,172 @@
+"""Files of cached features: found or written by all processes, then verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import lightning as L
+import torch
+from tqdm import tqdm
+
+from lit_ft.console import rank_zero_print
+from lit_ft.data.loading.loader import Loader
+from lit_ft.data.modules.arrays import free_memory
+from lit_ft.features.folder import remove_files
+from lit_ft.features.frozen_stages import FrozenStages
+from lit_ft.features.layout import Layout
+from lit_ft.features.source import FeatureSource, compute_features
+
+_NUM_RECOMPUTED = 16
+"""Images whose features are computed again to verify a file."""
+
+
+class FeatureFile:
+    """The file of a split's cached features in a phase.
+
+    Its name is a hash of the weights, the images, the precision and the layout, so that only a file that still holds is
+    found. The checksums of a file that an earlier run left are verified before any process reads it: the processes of
+    a machine share the blocks, and all decide alike.
+
+    Args:
+        trainer: The trainer, which knows the processes.
+        stages: The frozen stages, which compute the features.
+        layout: Layout of the file.
+        loader: Loader of the images.
+        folder: Folder of this machine's files.
+        phase: Index of the phase.
+        split: Name of the split.
+    """
+
+    def __init__(
+        self, trainer: L.Trainer, stages: FrozenStages, layout: Layout, loader: Loader, folder: Path, phase: int,
+        split: str,
+    ) -> None:  # fmt: skip
+        self._trainer = trainer
+        self._stages = stages
+        self._layout = layout
+        self._loader = loader
+        self._seed = loader.sampler.seed
+        content = f"{stages.identity()} {loader.source.identity()} {layout} {self._seed}"
+        self._path = folder / f"phase{phase}-{split}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.bin"
+        self._others = f"phase*-{split}-*"
+        # The images that this process computes, and the blocks that it sums up, of those of its machine.
+        self._rows, self._blocks = (self._share(number) for number in (layout.images, layout.blocks))
+
+    def _share(self, number: int) -> range:
+        ranks = (self._trainer.local_rank, self._trainer.local_rank + 1)
+        return range(*(number * rank // self._trainer.num_devices for rank in ranks))
+
+    def read(self) -> FeatureSource | str:
+        """The cached features, or the reason why there are none.
+
+        They are mapped into memory, or moved to the device if they take at most a quarter of its free memory. All
+        processes must call this; either all get features or none does.
+        """
+        is_found = self._agree(self._path.is_file()) and self._is_intact() and self._is_right()
+        failure = None if is_found else self._write()
+        if not is_found and failure is None and not self._is_right():
+            failure = "features computed twice differ"
+        if failure is not None:
+            remove_files(self._trainer, self._path.parent, self._others)
+            return failure
+        mapped, device = self._layout.map_file(self._path), self._trainer.strategy.root_device
+        features = mapped.to(device) if mapped.nbytes <= free_memory(device) / 4 else mapped
+        return FeatureSource(features, self._layout, self._loader.source, self._stages.depth)
+
+    def _write(self) -> str | None:
+        """Writes the file, each process its share of the images; returns the reason if that fails."""
+        # A name of its own, as another run may use the same folder.
+        unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(os.getpid())}")
+        # What other settings cached would take space beyond the limit.
+        remove_files(self._trainer, unfinished.parent, self._others)
+        try:
+            for step in (self._reserve, self._fill, self._sum_up, self._finish):
+                failure = self._attempt(step, unfinished)
+                if not self._agree(failure is None):
+                    return failure or "another process failed"
+        except BaseException:  # an interrupt, too: no later run would know the name
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+        return None
+
+    def _attempt(self, step: Callable[[Path], None], unfinished: Path) -> str | None:
+        """Takes a step of writing; returns the reason if it fails."""
+        try:
+            step(unfinished)
+        except OverflowError as error:
+            return f"{error}; choose another `feature_cache.dtype`"
+        except OSError as error:
+            if step == self._fill:  # an image cannot be read
+                raise
+            return f"{self._path if step == self._finish else unfinished.parent} cannot be written ({error.strerror})"
+        return None
+
+    def _reserve(self, unfinished: Path) -> None:
+        if self._trainer.local_rank == 0:
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            self._layout.reserve_file(unfinished)
+
+    def _fill(self, unfinished: Path) -> None:
+        features, size = self._layout.map_file(unfinished), self._loader.sampler.batch_size
+        done = compute_features(features, self._layout, self._loader.source, self._stages, self._rows, size, self._seed)
+        _log_progress(done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
+
+    def _sum_up(self, unfinished: Path) -> None:
+        self._layout.write_checksums(unfinished, self._blocks)
+
+    def _finish(self, unfinished: Path) -> None:
+        if self._trainer.local_rank == 0:
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())  # else a power cut could leave the name, and zeros
+            unfinished.replace(self._path)
+
+    def _is_intact(self) -> bool:
+        try:
+            is_intact = self._layout.is_intact(self._path, self._blocks)
+        except OSError:  # it cannot be read
+            is_intact = False
+        return self._agree(is_intact)
+
+    def _is_right(self) -> bool:
+        """Whether a few features of each view, computed again in other batches, equal those in the file."""
+        count = min(_NUM_RECOMPUTED, len(self._rows))
+        first, last = self._rows.start, self._rows.stop - 1
+        rows = torch.linspace(first, last, count, dtype=torch.float64).round().long()
+        views = self._layout.views
+        by_view = [(view, rows[view % max(1, len(rows)) :: views]) for view in range(views)]
+        return self._agree(all(self._is_close(some, view) for view, some in by_view if len(some)))
+
+    def _is_close(self, rows: torch.Tensor, view: int) -> bool:
+        again = self._stages.compute_rows(self._loader.source, rows, self._seed, view).float().cpu()
+        written = self._layout.map_file(self._path)[view * self._layout.images + rows]
+        # A few roundings, relative to the largest value.
+        tolerance = max(1e-4, 4 * self._stages.rounding, 4 * torch.finfo(self._layout.stored).eps)
+        difference = (again - self._layout.decode(written).float()).abs().max()
+        return bool(difference <= tolerance * again.abs().max())
+
+    def _agree(self, decision: bool) -> bool:
+        return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
+
+
+def _log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
+    """Consumes the numbers of finished images; the first process shows a bar in a terminal, else a line every minute.
+
+    Args:
+        done: Number of images of each batch.
+        total: Number of all images.
+        is_first: Whether this is the first process.
+    """
+    logged, count = time.monotonic(), 0
+    with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
+        for number in done:
+            count += number
+            bar.update(number)
+            if bar.disable and time.monotonic() - logged > 60:
+                logged = time.monotonic()
+                rank_zero_print(f"Features  {count:,} of {total:,} images")

@@ -1,0 +1,1 @@
+"""The module that is trained: backbone, head and task, input normalisation, mixing and regularisation."""

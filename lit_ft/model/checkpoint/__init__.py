@@ -1,0 +1,1 @@
+"""What is in a checkpoint, and loading of modules from one."""

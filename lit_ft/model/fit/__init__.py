@@ -1,0 +1,1 @@
+"""What a module does around its steps in a fit: checks, metrics, divergence, finders, state."""

@@ -1,0 +1,213 @@
+"""Checks of the first batch of each split: images, targets, and their normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_ft.backbones.backbone import StageOutput
+from lit_ft.errors import UserError, is_from_user_code
+from lit_ft.model.normalisation import Normalise
+from lit_ft.tasks.task import Task
+
+FAR = 8.0
+"""By which factor floats lie beyond the largest normalised value where they were certainly not normalised."""
+
+
+class BatchCheck:
+    """Checks the first batch of each split of a run, and on a CPU, where nothing waits for it, the classes of all."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def pair(self, batch: Any, split: str, task: Task, normalise: Normalise) -> tuple[Any, Tensor]:
+        """The images and targets of a batch, which is checked as by `check_pair`."""
+        if split not in self._seen:
+            check_pair(batch, split, task, normalise)
+            self._seen.add(split)
+        images, targets = batch
+        if task.name == "multiclass" and targets.ndim == 1 and targets.device.type == "cpu":
+            check_range(targets, split, task.num_outputs)
+        return images, targets
+
+
+def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None:
+    """Refuses a batch that is no pair of images and targets for the task.
+
+    Args:
+        batch: The batch from the loader.
+        split: ``train``, ``val`` or ``test``.
+        task: The task of the targets.
+        normalise: The normalisation that float images should have had.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise _unexpected(split, "a batch", batch, f"a pair of images (B, C, H, W) and targets {_format_shape(task)}")
+    images, targets = batch
+    check_images(images, split, normalise)
+    if not isinstance(targets, Tensor):
+        raise _unexpected(split, "targets", targets, f"a tensor {_format_shape(task)}")
+    check = {"multiclass": _check_classes, "multilabel": _check_labels, "regression": _check_numbers}[task.name]
+    check(targets, split, task)
+    if isinstance(images, Tensor) and len(images) != len(targets):
+        raise UserError(
+            f"{split}_dataloader: a batch has {len(images)} images and {len(targets)} targets, expected one for each"
+        )
+
+
+def check_images(images: Any, split: str, normalise: Normalise) -> None:
+    """Refuses anything but a batch of images, uint8 or normalised, and warns of floats that may not be normalised.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if isinstance(images, StageOutput):  # computed from images that were uint8
+        return
+    wanted = f"uint8 or normalised float (B, {normalise.channels}, H, W)"
+    is_batch = isinstance(images, Tensor) and images.ndim == 4
+    if not is_batch or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise _unexpected(split, "images", images, wanted)
+    if images.shape[1] not in (1, 3, normalise.channels) and images.shape[3] in (1, 3, normalise.channels):
+        raise _unexpected(split, "images", images, f"{wanted}, with the channels first")
+    if images.is_floating_point() and images.numel():
+        _check_normalised(images, split, normalise)
+
+
+def refuse_other_size(images: Any, size: int, error: Exception) -> None:
+    """Refuses images that a network has failed on, and that are of another size than it was made for.
+
+    Most networks take any size, so that the size is checked only after one has failed.
+
+    Args:
+        images: ``(B, C, H, W)``, or cached features.
+        size: Height and width that it was made for.
+        error: The error of the network.
+
+    Raises:
+        UserError: If they have another size, and the cause is neither the user's own code nor a lack of memory.
+    """
+    if not isinstance(images, Tensor) or images.shape[2:] == (size, size):
+        return
+    if isinstance(error, torch.OutOfMemoryError) or is_from_user_code(error):
+        return
+    height, width = images.shape[2:]
+    square = f", or `model.input.size` {height}" if height == width else ""
+    raise UserError(
+        f"the images are {height} x {width}, and the network, made for {size} x {size}, does not take them "
+        f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); give those{square}"
+    ) from error
+
+
+def check_range(targets: Tensor, split: str, num: int) -> None:
+    """Refuses class indices out of range.
+
+    Args:
+        targets: int ``(B,)``.
+        split: The split that they are of.
+        num: The number of classes.
+
+    Raises:
+        UserError: If there is one below 0 or above the last.
+    """
+    if not len(targets):
+        return
+    low, high = (int(one) for one in targets.aminmax())
+    if low < 0 or high >= num:
+        hint = "; count classes from 0" if low > 0 and high == num else ""
+        raise UserError(f"{split}_dataloader: targets run from {low} to {high}, expected 0 to {num - 1}{hint}")
+
+
+def refuse_no_batch(trainer: Any) -> None:
+    """Refuses a fit that has ended without a step, unless none was asked for.
+
+    Args:
+        trainer: The trainer, at the end of a fit.
+
+    Raises:
+        UserError: If there was no batch to train on.
+    """
+    if trainer.global_step or 0 in (trainer.max_epochs, trainer.max_steps):
+        return
+    loader = trainer.train_dataloader
+    dataset: Any = getattr(loader, "dataset", None)
+    if getattr(loader, "drop_last", False) and loader.batch_size and hasattr(dataset, "__len__"):
+        processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        raise UserError(
+            f"train_dataloader: nothing was trained, as drop_last leaves no batch: {len(dataset)} images make none of "
+            f"{loader.batch_size}{processes}; give a smaller batch_size, or set drop_last to false"
+        )
+    raise UserError("train_dataloader: nothing was trained, as it gives no batch")
+
+
+def _check_normalised(images: Tensor, split: str, normalise: Normalise) -> None:
+    low, high = (float(one) for one in images.aminmax())
+    if not (low > -torch.inf and high < torch.inf):
+        raise UserError(f"{split}_dataloader: images have values that are not finite")
+    least = float((-normalise.mean / normalise.std).min())
+    most = float(((255 - normalise.mean) / normalise.std).max())
+    found = f"{split}_dataloader: images are float from {low:.3g} to {high:.3g}"
+    wanted = f"uint8, or float that is normalised, which lies within {least:.3g} and {most:.3g}"
+    if low >= 0 and high > FAR * max(most, 1.0):
+        raise UserError(f"{found}, expected {wanted}")
+    if low >= 0 and least < -0.1:  # no pixel is darker than the mean: it may be so
+        rank_zero_warn(f"{found}, as if they were not normalised; expected {wanted}")
+
+
+def _check_classes(targets: Tensor, split: str, task: Task) -> None:
+    is_float = targets.is_floating_point()
+    if targets.shape[1:] not in ((), (task.num_outputs,)) or (is_float and targets.ndim == 1):
+        shares = f"shares (B, {task.num_outputs})"
+        raise _unexpected(split, "targets", targets, f"int64 (B,) from 0 to {task.num_outputs - 1}, or {shares}")
+    if targets.ndim == 1:
+        check_range(targets, split, task.num_outputs)
+
+
+def _check_labels(targets: Tensor, split: str, task: Task) -> None:
+    wanted = f"{_format_shape(task)} from 0 to 1"
+    if targets.shape[1:] != (task.num_outputs,):
+        raise _unexpected(split, "targets", targets, wanted)
+    if targets.numel() and not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise UserError(f"{split}_dataloader: targets run to {float(targets.max()):g}, expected {wanted}")
+
+
+def _check_numbers(targets: Tensor, split: str, task: Task) -> None:
+    shapes = [(task.num_outputs,)] + [()] * (task.num_outputs == 1)
+    if targets.shape[1:] not in shapes or targets.is_complex():
+        raise _unexpected(split, "targets", targets, f"numbers {_format_shape(task)}")
+    if targets.is_floating_point() and targets.dtype.itemsize < 4:
+        raise UserError(
+            f"{split}_dataloader: targets are {_format_type(targets)}, which has too few digits, and so rounds them; "
+            "expected float32 or float64: give `trainer.precision` bf16-mixed or 16-mixed instead of bf16-true or "
+            "16-true"
+        )
+    if not bool(targets.isfinite().all()):
+        raise UserError(f"{split}_dataloader: targets have values that are not finite")
+
+
+def _unexpected(split: str, what: str, found: Any, wanted: str) -> UserError:
+    verb = "is" if what == "a batch" else "are"
+    return UserError(f"{split}_dataloader: {what} {verb} {_format_found(found)}, expected {wanted}")
+
+
+def _format_found(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{_format_type(value)} ({', '.join(map(str, value.shape))}{',' * (value.ndim == 1)})"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value))}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"of type {type(value).__name__}"
+
+
+def _format_type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _format_shape(task: Task) -> str:
+    return "(B,)" if task.name == "multiclass" else f"(B, {task.num_outputs})"

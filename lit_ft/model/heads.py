@@ -1,0 +1,167 @@
+"""Heads: a linear or cosine layer, or a small MLP, from the backbone's features to the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_ft.errors import UserError, unknown
+
+HeadKind = Literal["linear", "cosine"]
+
+# What the authors' own code starts from: scale_cls in github.com/gidariss/FewShotWithoutForgetting.
+START_SCALE = 10.0
+
+
+@dataclass
+class HeadConfig:
+    """The layers for the new task.
+
+    Args:
+        hidden: Sizes of the hidden layers, each followed by a ReLU; none makes a head of one layer.
+        dropout: Probability with which an input of each layer is dropped in training.
+        kind: The last layer: linear, or cosine, a learnt scale times the cosine of features and class weights.
+        zero_init: Start the last layer, weight and bias, at zero; for linear. For regression it always does.
+        prior_bias: Start the last bias at the log of the training data's class shares or the log-odds of its labels,
+            and for regression at the mean of its targets; for linear.
+
+    Raises:
+        UserError: If a size is below 1, the dropout is not in [0, 1), the kind is unknown, or options exclude another.
+    """
+
+    hidden: list[int] = field(default_factory=list)
+    dropout: float = 0.0
+    kind: HeadKind = "linear"
+    zero_init: bool = False
+    prior_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"`model.head.dropout`: must be at least 0 and below 1, got {self.dropout}")
+        if any(size < 1 for size in self.hidden):
+            raise UserError(f"`model.head.hidden`: sizes must be at least 1, got {self.hidden}")
+        if self.kind not in get_args(HeadKind):
+            raise unknown("kind", str(self.kind), get_args(HeadKind), "`model.head.kind`")
+        if self.zero_init and self.kind == "cosine":  # a weight of zeros has no direction
+            raise UserError("`model.head.zero_init`: is for `model.head.kind` linear, not cosine")
+        if self.prior_bias and self.kind == "cosine":  # which has no bias
+            raise UserError("`model.head.prior_bias`: is for `model.head.kind` linear, not cosine")
+
+
+class CosineLinear(nn.Module):
+    """Logits ``scale * cos(features, weight_k)``: features ``(B, D)`` -> ``(B, K)``.
+
+    The lengths of features and class weights do not count, nor is there a bias, so that classes with few images are not
+    outdone by those whose weights grew long (`Gidaris and Komodakis 2018 <https://arxiv.org/abs/1804.09458>`_; it is
+    the head of "Baseline++" in `Chen et al. 2019 <https://arxiv.org/abs/1904.04232>`_).
+
+    Args:
+        in_features: D, the number of features.
+        out_features: K, the number of classes.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(nn.Linear(in_features, out_features, bias=False).weight.detach())
+        # What the scale is above its start: a bias, so that neither weight decay nor a penalty draws the scale to zero.
+        self.scale_bias = nn.Parameter(torch.zeros(1))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the cosines ``(1,)``."""
+        return START_SCALE + self.scale_bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(B, D)`` -> logits ``(B, K)``."""
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+    def extra_repr(self) -> str:
+        """The sizes, as `torch.nn.Linear` has them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def build_head(num_features: int, num_outputs: int, config: HeadConfig, task: str = "multiclass") -> nn.Sequential:
+    """The head ``(B, D) -> (B, K)``: dropout and a layer, once for each hidden size and once for the outputs.
+
+    With ``prior_bias`` the last bias is zero until `set_prior_bias`.
+
+    Args:
+        num_features: D, the number of features that the backbone gives.
+        num_outputs: K, the number of classes or regression targets.
+        config: The layers and how they start.
+        task: Name of the task. A linear layer for regression starts at zero: random weights for large features would
+            begin far from the mean of the targets, and partly stay there.
+
+    >>> build_head(512, 10, HeadConfig(hidden=[64]))
+    Sequential(
+      (0): Linear(in_features=512, out_features=64, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=64, out_features=10, bias=True)
+    )
+    """
+    layers: list[nn.Module] = []
+    for size in [*config.hidden, num_outputs]:
+        if config.dropout:
+            layers.append(nn.Dropout(config.dropout))
+        layers += [nn.Linear(num_features, size), nn.ReLU()]
+        num_features = size
+    layers.pop()  # no ReLU on the logits
+    last = cast(nn.Linear, layers[-1])
+    if config.kind == "cosine":
+        layers[-1] = CosineLinear(last.in_features, last.out_features)
+    zero_init = config.zero_init or (task == "regression" and config.kind == "linear")
+    if zero_init:
+        nn.init.zeros_(last.weight)
+    if zero_init or config.prior_bias:
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers)
+
+
+def set_prior_bias(
+    head: nn.Sequential,
+    counts: Callable[[], Mapping[str, Sequence[int]]] | None,
+    sizes: Callable[[], Mapping[str, int]] | None = None,
+    task: str = "multiclass",
+) -> None:
+    """Starts the last bias ``(K,)`` so that with weights of zero the predictions are the shares of the training images.
+
+    That is the log of the class shares, or for ``multilabel`` the log-odds of each label. The idea is that of
+    `Lin et al. 2017 <https://arxiv.org/abs/1708.02002>`_, sec. 4.1. A class without an image counts as if it had one,
+    and a label that all images have as if one had it not. A bias other than zero was set, trained or loaded before, and
+    is left as it is.
+
+    Args:
+        head: A head that was built with ``prior_bias``.
+        counts: Gives the number of training images of each class, under ``train``; None where they are unknown.
+        sizes: For ``multilabel`` gives the number of training images, likewise.
+        task: Name of the task.
+
+    Raises:
+        UserError: If the numbers are needed and unknown.
+    """
+    bias = cast(nn.Linear, head[-1]).bias
+    if bias.any():
+        return
+    if counts is None:
+        raise UserError(
+            "`model.head.prior_bias`: the data module has no counts() of the images of each class; add that method "
+            "to it, or set prior_bias to false"
+        )
+    images = torch.tensor(counts()["train"], dtype=torch.float64)
+    others = images.clamp(min=1).sum()
+    if task == "multilabel":
+        if sizes is None:
+            raise UserError(
+                "`model.head.prior_bias`: the data module has no sizes() of the number of images of each split; add "
+                "that method to it, or set prior_bias to false"
+            )
+        others = (sizes()["train"] - images).clamp(min=1)
+    with torch.no_grad():
+        bias.copy_((images.clamp(min=1) / others).log())

@@ -1,0 +1,132 @@
+"""Erasing and mixing of the images of a training batch, on the device, with the targets that follow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lit_ft.errors import UserError
+
+# Of Zhong et al., Random Erasing Data Augmentation (https://arxiv.org/abs/1708.04896), as torchvision has them.
+AREA = (0.02, 0.33)
+ASPECT = (0.3, 3.3)
+ATTEMPTS = 10
+
+
+@dataclass
+class MixConfig:
+    """What is done to the images of a training batch on the device; where two kinds of mixing are on, one at random.
+
+    Args:
+        mixup: Alpha of the Beta distribution of the shares of two images that are laid over each other; 0 is off.
+        cutmix: Likewise of the share of an image that stays where a rectangle of another is put into it; 0 is off.
+        erase: Probability with which a rectangle of an image, each its own, becomes the mean colour; 0 is off.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("mixup", "cutmix"):
+            if not 0.0 <= (alpha := getattr(self, key)) < math.inf:
+                raise UserError(f"`model.mix.{key}`: must be a number that is at least 0, got {alpha}")
+        if not 0.0 <= self.erase <= 1.0:
+            raise UserError(f"`model.mix.erase`: must be at least 0 and at most 1, got {self.erase}")
+
+    def check_task(self, task: str) -> None:
+        """Raises `UserError` where a kind of mixing does not fit the task."""
+        if self.cutmix and task == "regression":
+            raise UserError("`model.mix.cutmix`: is for classes, not `model.task` regression; take `model.mix.mixup`")
+
+
+class BatchMix:
+    """Erases and mixes a training batch, in this order, as torchvision's and timm's own trainings do.
+
+    Mixup is `Zhang et al. 2018 <https://arxiv.org/abs/1710.09412>`_ and cutmix `Yun et al. 2019
+    <https://arxiv.org/abs/1905.04899>`_, both by torchvision. All random numbers come from torch's generator on the
+    CPU, so that they are the same on every kind of device.
+
+    Args:
+        config: What to do.
+        task: Name of the task.
+        num_outputs: K, the number of classes or of regression targets.
+
+    Raises:
+        UserError: If a kind of mixing does not fit the task.
+    """
+
+    def __init__(self, config: MixConfig, task: str, num_outputs: int) -> None:
+        config.check_task(task)
+        self._erase = config.erase
+        self._num_outputs = num_outputs
+        self._are_numbers = task == "regression"
+        kinds = {v2.MixUp: config.mixup, v2.CutMix: config.cutmix}
+        mixes = [kind(alpha=float(alpha), num_classes=num_outputs) for kind, alpha in kinds.items() if alpha]
+        self._mix = v2.RandomChoice(mixes) if len(mixes) > 1 else next(iter(mixes), None)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it does anything."""
+        return self._erase > 0 or self._mix is not None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # numbers drawn on the CPU would break the graph
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Erases, then mixes each image with the one before it in the batch.
+
+        Args:
+            images: Normalised, ``(B, C, H, W)``.
+            targets: Class indices ``(B,)``, or ``(B, K)`` of labels, probabilities or numbers.
+
+        Returns:
+            Images of the same shape, and the targets; where images are mixed, these are floats ``(B, K)``.
+        """
+        if self._erase:
+            images = erase(images, self._erase)
+        if self._mix is not None:
+            if self._are_numbers:
+                targets = targets.reshape(len(targets), self._num_outputs)
+            images, targets = self._mix(images, targets)
+        return images, targets
+
+
+def erase(images: Tensor, probability: float) -> Tensor:
+    """Sets a rectangle of some images to 0, which is the mean after normalisation; each image has its own.
+
+    Args:
+        images: Normalised, ``(B, C, H, W)``.
+        probability: With which an image has a rectangle.
+    """
+    num, _, height, width = images.shape
+    corners = draw_rectangles(num, height, width) * (torch.rand(num) < probability)
+    top, left, bottom, right = corners.to(images.device).unsqueeze(-1)
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
+
+
+def draw_rectangles(num: int, height: int, width: int) -> Tensor:
+    """Draws a rectangle for each of so many images, as torchvision's ``RandomErasing`` draws one.
+
+    Its share of the area is uniform, its aspect (height by width) uniform in the logarithm, and its place uniform among
+    those within the image. Where none of `ATTEMPTS` shapes is smaller than the image, it is empty.
+
+    Returns:
+        int64 ``(4, num)``: top, left, bottom and right, the last two outside.
+    """
+    area = height * width * torch.empty(ATTEMPTS, num).uniform_(*AREA)
+    aspect = torch.empty(ATTEMPTS, num).uniform_(math.log(ASPECT[0]), math.log(ASPECT[1])).exp()
+    sides = torch.stack([area.mul(aspect), area.div(aspect)]).sqrt().round()
+    image = torch.tensor([height, width])[:, None]
+    fits = (sides < image[:, None]).all(dim=0)
+    first = fits.int().argmax(dim=0)
+    size = sides[:, first, torch.arange(num)] * fits.any(dim=0)
+    start = (torch.rand(2, num) * (image - size + 1)).floor()
+    return torch.cat([start, start + size]).long()

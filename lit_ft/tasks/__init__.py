@@ -1,0 +1,1 @@
+"""Tasks: loss, metrics, targets and classes of multiclass, multilabel and regression."""

@@ -1,0 +1,222 @@
+"""Tasks: losses, metrics, the metric that chooses the best model, and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import classification as C
+
+from lit_ft.errors import UserError, unknown
+from lit_ft.tasks.metrics import R2, OverPresent, PreciseSums
+from lit_ft.tasks.standardisation import Standardisation
+
+TaskName = Literal["multiclass", "multilabel", "regression"]
+Mode = Literal["min", "max"]
+
+MAIN_METRIC: dict[str, tuple[str, Mode]] = {
+    "multiclass": ("val/acc", "max"),
+    "multilabel": ("val/f1", "max"),
+    "regression": ("val/mse", "min"),
+}
+
+# The metrics that each task logs for validation and test, and whether the least or the greatest value is best.
+METRICS: dict[str, dict[str, Mode]] = {
+    "multiclass": {"acc": "max", "acc_top5": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
+    "multilabel": {"acc": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
+    "regression": {"mse": "min", "mae": "min", "r2": "max", "loss": "min"},
+}
+
+
+def check_task(name: str, label_smoothing: float) -> None:
+    """Raises `UserError` for a task that is unknown, or a smoothing that is out of range."""
+    if name not in MAIN_METRIC:
+        raise unknown("task", name, MAIN_METRIC, "`model.task`")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UserError(f"`model.label_smoothing`: must be at least 0 and below 1, got {label_smoothing}")
+
+
+def check_precision(name: str, precision: str) -> None:
+    """Raises `UserError` for a precision of the trainer in which Lightning would round targets of regression."""
+    if name == "regression" and precision in ("16-true", "bf16-true"):
+        raise UserError(
+            f"`trainer.precision`: {precision} would round the numbers that are to be learnt; give "
+            f"{precision.replace('true', 'mixed')}"
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with K outputs.
+
+    Args:
+        name: ``multiclass`` (one class an image, cross-entropy), ``multilabel`` (any number of classes, binary
+            cross-entropy) or ``regression`` (numbers, mean squared error).
+        num_outputs: K, the number of classes or of regression targets.
+        label_smoothing: Share of the target that is spread over all classes; for ``multiclass``, else it is left out.
+        standardisation: Mean and scale by which ``regression`` standardises its targets; without it they are unchanged.
+
+    Raises:
+        UserError: If the name is unknown, the smoothing is out of range, or there are too few classes.
+    """
+
+    name: TaskName
+    num_outputs: int
+    label_smoothing: float = 0.0
+    standardisation: Standardisation | None = None
+    _units: Standardisation = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_task(self.name, self.label_smoothing)
+        if self.num_outputs < 2 and self.name != "regression":
+            raise UserError(f"`model.task`: {self.name} needs at least 2 classes, got {self.num_outputs}")
+        units = self.standardisation or Standardisation.none(self.num_outputs)
+        object.__setattr__(self, "_units", units)  # as the class is frozen
+
+    @property
+    def logged(self) -> dict[str, Mode]:
+        """The names of what an evaluation logs, and which value of each is best."""
+        can_fail = self.num_outputs > 5  # else the top five are all classes
+        return {name: mode for name, mode in METRICS[self.name].items() if name != "acc_top5" or can_fail}
+
+    def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The mean loss of a batch, in float32 at least; for ``regression`` that of standardised targets.
+
+        With weights it is the sum divided by B, and not by the sum of the weights, as torch would have it: neither the
+        classes that a batch happens to have nor the number of processes that share it scale its gradient.
+
+        Args:
+            logits: ``(B, K)``.
+            targets: For ``multiclass`` class indices ``(B,)`` or probabilities ``(B, K)``, else ``(B, K)`` of numbers,
+                for ``multilabel`` from 0 to 1.
+            weight: What each class counts ``(K,)``; for ``multilabel`` what its positives count.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weight = None if weight is None else weight.to(logits.dtype)
+        if self.name == "multiclass":
+            targets = targets.to(logits.dtype) if targets.ndim == 2 else targets.long()
+            if weight is None:
+                return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+            total = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing, reduction="sum")
+            return total / len(targets)
+        if self.name == "multilabel":
+            return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight)
+        return F.mse_loss(logits, self._units.standardise(targets).to(logits.dtype))
+
+    def metrics(self, prefix: str) -> MetricCollection:
+        """Fresh metrics whose names begin with ``prefix``; they see raw logits."""
+        num = self.num_outputs
+        metrics: dict[str, Metric | MetricCollection]
+        # The loss has checked what they see; they would fetch it from the device to do so again.
+        unchecked: Any = {"validate_args": False}
+        if self.name == "multiclass":
+            metrics = {
+                "acc": C.MulticlassAccuracy(num, average="micro", **unchecked),
+                "precision": _Precision(num, average="none"),
+                "recall": _Recall(num, average="none"),
+                "f1": _F1(num, average="none"),
+            }
+            if "acc_top5" in self.logged:
+                metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5, **unchecked)
+        elif self.name == "multilabel":
+            metrics = {
+                "acc": C.MultilabelAccuracy(num, **unchecked),
+                "precision": _LabelPrecision(num, average="none", **unchecked),
+                "recall": _LabelRecall(num, average="none", **unchecked),
+                "f1": _LabelF1(num, average="none", **unchecked),
+            }
+        else:
+            metrics = {"mse": _MeanSquaredError(), "mae": _MeanAbsoluteError(), "r2": R2(num)}
+        # No groups: metrics that are equal after the first batch would share one state from then on, although that can
+        # be by chance, and in one process but not in the other.
+        return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+    def hard(self, targets: Tensor) -> Tensor:
+        """The targets that metrics count: of probabilities the most probable class ``(B,)``, or the likely labels."""
+        if self.name == "multiclass":
+            return targets.argmax(dim=1) if targets.ndim == 2 else targets
+        return (targets > 0.5).int() if self.name == "multilabel" else targets
+
+    def update(self, metrics: MetricCollection, logits: Tensor, targets: Tensor) -> None:
+        """Adds a batch to the metrics."""
+        targets = self.hard(targets)
+        if self.name == "multilabel":
+            # torchmetrics would take logits that all happen to lie in [0, 1] for probabilities.
+            logits = logits.sigmoid()
+        elif self.name == "regression":
+            logits, targets = (self._units.centred(one) for one in (logits, self._units.standardise(targets)))
+        metrics.update(logits, targets)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Predictions ``(B, K)``: probabilities, float32, or for ``regression`` the numbers in the targets' units.
+
+        The latter are float64, as float32 cannot resolve numbers of a small scale at a large offset.
+        """
+        if self.name == "multiclass":
+            return logits.float().softmax(dim=1)
+        return logits.float().sigmoid() if self.name == "multilabel" else self._units.restore(logits)
+
+
+def warn_unused_smoothing(task: Task) -> None:
+    """Warns of label smoothing for a task without probabilities to smooth."""
+    if task.label_smoothing and task.name != "multiclass":
+        reason = f"as it is for `model.task` multiclass, not {task.name}"
+        rank_zero_warn(f"`model.label_smoothing`: {task.label_smoothing} is left out, {reason}")
+
+
+class _MeanSquaredError(PreciseSums, MeanSquaredError):
+    pass
+
+
+class _MeanAbsoluteError(PreciseSums, MeanAbsoluteError):
+    pass
+
+
+class _LabelPrecision(OverPresent, C.MultilabelPrecision):
+    pass
+
+
+class _LabelRecall(OverPresent, C.MultilabelRecall):
+    pass
+
+
+class _LabelF1(OverPresent, C.MultilabelF1Score):
+    pass
+
+
+class _ByClass(OverPresent, C.MulticlassStatScores):
+    """Counts of a batch, class by class.
+
+    torchmetrics takes the counts from a matrix ``(K, K)`` of each batch, which is 800 MB for 10,000 classes.
+    """
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a batch: logits ``(B, K)``, and classes ``(B,)``."""
+        found = preds.argmax(dim=1)
+        hits = found == target
+        tp, fp, fn = (self._counts(*one) for one in ((target, hits), (found, ~hits), (target, ~hits)))
+        counts = {"tp": tp, "fp": fp, "tn": len(target) - tp - fp - fn, "fn": fn}
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def _counts(self, classes: Tensor, which: Tensor) -> Tensor:
+        """How often each class comes where ``which`` is true."""
+        none = torch.zeros(cast(int, self.num_classes), dtype=torch.long, device=classes.device)
+        return none.index_add_(0, classes, which.long())
+
+
+class _Precision(_ByClass, C.MulticlassPrecision):
+    pass
+
+
+class _Recall(_ByClass, C.MulticlassRecall):
+    pass
+
+
+class _F1(_ByClass, C.MulticlassF1Score):
+    pass

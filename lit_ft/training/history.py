@@ -1,0 +1,225 @@
+"""The history of a run, a row an epoch, and the metrics of its checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lit_ft.errors import refuse_unwritable
+from lit_ft.runs import Run, find_best_callback, find_run, replace_atomically
+from lit_ft.training.progress import MeanLoss
+
+Row = dict[str, int | float | None]
+
+
+class HistoryWriter(Callback):
+    """Writes ``history.csv``, a row an epoch, and ``metrics.json``, the metrics of each split, to the folder of a run.
+
+    A row has the epoch, the optimizer steps until its end, the learning rate of each stage at its beginning (0 while
+    the stage is frozen), the mean training loss, and the metrics that were logged in the epoch. A resumed run continues
+    the table.
+    """
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+        self._loss = MeanLoss()
+        self._rates: dict[str, float] = {}
+        self._earlier: dict[str, Tensor] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds the folder of the run; a ``fast_dev_run`` has none."""
+        run = find_run(trainer)
+        self._run = None if trainer.fast_dev_run else run  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Removes the rows of epochs that a resumed run trains again."""
+        if self._run is not None and trainer.is_global_zero:
+            keep_rows_before(self._run.history, trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins a row."""
+        self._loss = MeanLoss()
+        self._rates = read_rates(trainer.optimizers)
+        self._earlier = dict(trainer.callback_metrics)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the loss of a step to the mean."""
+        self._loss.add(outputs)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Appends the row, before the checkpoint of the epoch is written."""
+        if self._run is None or not trainer.is_global_zero:
+            return
+        metrics = read_new_metrics(trainer.callback_metrics, self._earlier)
+        mean = self._loss.compute(trainer.accumulate_grad_batches)
+        loss = {} if mean is None else {"train/loss": mean}
+        row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row.update({f"lr/{stage}": rate for stage, rate in self._rates.items()})
+        row.update({**loss, **metrics, **loss})  # first, and not that of the last step
+        append_row(self._run.history, row)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the validation metrics of the best checkpoint, or where there is none, of the last epoch."""
+        if self._run is None or not trainer.is_global_zero or not (rows := read_history(self._run.history)):
+            return
+        best = find_best_callback(trainer)
+        row = find_best_row(rows, best.monitor, best.best_model_score) if best is not None else None
+        chosen = rows[-1] if row is None else row
+        metrics = {name: value for name, value in chosen.items() if name.startswith("val/") and value is not None}
+        if metrics:
+            self._write_metrics("val", metrics, best.best_model_path if row is not None else None)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the metrics of a validation that is no part of a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write_evaluation(trainer, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the metrics of a test."""
+        self._write_evaluation(trainer, "test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The row as far as it is known, for a run that is resumed within the epoch."""
+        return {"rates": self._rates, "total": float(self._loss.total), "num_steps": self._loss.num_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the row of the run that is resumed."""
+        self._rates = state_dict["rates"]
+        self._loss = MeanLoss(state_dict["total"], state_dict["num_steps"])
+
+    def _write_evaluation(self, trainer: L.Trainer, split: str) -> None:
+        if self._run is not None and trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._write_metrics(split, metrics, trainer.ckpt_path)
+
+    def _write_metrics(self, split: str, metrics: Mapping[str, float | None], checkpoint: str | Path | None) -> None:
+        assert self._run is not None
+        path = None
+        if checkpoint:
+            path = Path(os.path.relpath(Path(checkpoint).resolve(), self._run.folder.resolve())).as_posix()
+        write_metrics(self._run.metrics, split, {"checkpoint": path, **metrics})
+
+
+def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
+    """The learning rate of each stage, 0 where nothing of it is trained; of its parameter groups the highest.
+
+    Args:
+        optimizers: Their parameter groups name the stage that they are of.
+    """
+    rates: dict[str, float] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            stage, trains = group.get("stage", "model"), any(p.requires_grad for p in group["params"])
+            rates[stage] = max(rates.get(stage, 0.0), float(group["lr"]) if trains else 0.0)
+    return rates
+
+
+def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics that were logged since an earlier look: Lightning keeps the others, such as of an earlier validation.
+
+    Args:
+        now: The metrics that callbacks get.
+        earlier: Those that they got then; a value that was logged again is another tensor.
+    """
+    pointers = {name: value.data_ptr() for name, value in earlier.items()}
+    return {name: float(value) for name, value in now.items() if value.data_ptr() != pointers.get(name)}
+
+
+def read_history(path: Path) -> list[Row]:
+    """The rows of a history, an empty cell as None; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    # A row that was cut short by a kill is of an epoch that is trained again.
+    return [{key: _number(cell) for key, cell in row.items()} for row in rows if None not in row.values()]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds a row to a history; the file is written anew only where the row has new columns.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    columns = _read_columns(path)
+    if not columns or not row.keys() <= set(columns):
+        _write_rows(path, [*read_history(path), row])
+        return
+    with refuse_unwritable(path), path.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+
+
+def keep_rows_before(path: Path, epoch: int) -> None:
+    """Removes the rows of an epoch and those after it from a history, if there are any.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    if not path.is_file():
+        return
+    kept = [row for row in read_history(path) if cast(float, row["epoch"]) < epoch]
+    if not kept:
+        path.unlink()
+    elif len(path.read_text("utf-8").splitlines()) != len(kept) + 1:  # also where the last row was cut short
+        _write_rows(path, kept)
+
+
+def find_best_row(rows: Sequence[Row], monitor: str, score: Any) -> Row | None:
+    """The first row with the score of the best checkpoint, if any."""
+    if score is None:
+        return None
+    return next((row for row in rows if row.get(monitor) == float(score)), None)
+
+
+def write_metrics(path: Path, split: str, entry: Mapping[str, Any]) -> None:
+    """Sets the entry of a split in a file of metrics; those of other splits stay.
+
+    Args:
+        path: The file, which is made if it is missing.
+        split: Such as ``test``.
+        entry: The checkpoint, and the metrics; a number that is not finite becomes null.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    finite = {key: value if _is_plain(value) else None for key, value in entry.items()}
+    with replace_atomically(path) as unfinished:
+        unfinished.write_text(json.dumps({**known, split: finite}, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _number(cell: str | None) -> float | None:
+    if not cell:
+        return None
+    return int(cell) if cell.isdigit() else float(cell)
+
+
+def _read_columns(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with replace_atomically(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

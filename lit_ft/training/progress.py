@@ -1,0 +1,142 @@
+"""Progress of a run: a bar in a terminal, a line an epoch in a log file."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+from lit_ft.console import format_value
+
+REFRESH_SECONDS = 0.5
+
+
+class MeanLoss:
+    """The mean of the training losses of an epoch, on the device where these are, so that no step waits for it.
+
+    Args:
+        total: The sum of the losses so far.
+        num_steps: Their number.
+    """
+
+    def __init__(self, total: Any = 0.0, num_steps: int = 0) -> None:
+        self.total = total
+        self.num_steps = num_steps
+
+    def add(self, outputs: Any) -> None:
+        """Adds the loss of a training step, if it gave one."""
+        if isinstance(outputs, Mapping) and "loss" in outputs:
+            self.total, self.num_steps = self.total + outputs["loss"], self.num_steps + 1
+
+    def compute(self, accumulate_grad_batches: int) -> float | None:
+        """The mean; none without a loss. Lightning has divided each by the number of batches of an optimizer step."""
+        return float(self.total) / self.num_steps * accumulate_grad_batches if self.num_steps else None
+
+
+class _MetricsDisplay(ProgressBar):
+    """Metrics of a bar or a line: the mean training loss of the epoch so far, and what else is logged for it."""
+
+    fetches = ("train/loss",)
+    """Metrics that are computed when something is drawn, so that Lightning need not fetch them at each step."""
+
+    _loss = MeanLoss()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins a new mean."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self._loss = MeanLoss()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the loss of a step to the mean."""
+        self._loss.add(outputs)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The metrics, without the number of the run, which is printed at its end."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        if (mean := self._loss.compute(trainer.accumulate_grad_batches)) is not None:
+            metrics = {"train/loss": mean, **metrics}
+        return metrics
+
+
+class Bar(_MetricsDisplay, TQDMProgressBar):
+    """Lightning's bar, drawn twice a second, of which each finished epoch stays on the screen.
+
+    Lightning draws it every so many steps: with each of a small network's it would take longer than the step, and on a
+    GPU each step would wait until the metrics that it shows are known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
+        self._drawn = -math.inf
+
+    def _should_update(self, current: int, total: float) -> bool:
+        """Whether it is time to draw a bar again; the last step of each always is."""
+        now = time.monotonic()
+        due = self.is_enabled and (now - self._drawn >= REFRESH_SECONDS or current == total)
+        if due:
+            self._drawn = now
+        return due
+
+
+class Lines(_MetricsDisplay):
+    """One line an epoch, and one every minute within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._began = self._printed = 0.0
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it prints; ``LightningModule.print`` asks for it."""
+        return self._enabled
+
+    def disable(self) -> None:
+        """Stops printing, as Lightning asks of all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Prints again."""
+        self._enabled = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self._began = self._printed = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Prints a line once a minute."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if time.monotonic() - self._printed > 60:
+            self._printed = time.monotonic()
+            self._print(trainer, pl_module, f"batch {batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the metrics of the epoch."""
+        self._print(trainer, pl_module, "done")
+
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
+        if not self._enabled:
+            return
+        metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
+        values = "  ".join(f"{name} {format_value(float(value))}" for name, value in metrics.items())
+        # Counted from 0, as in the plan, in TensorBoard and in Lightning's bar.
+        last = trainer.max_epochs - 1 if trainer.max_epochs not in (None, -1) else "…"
+        seconds = time.monotonic() - self._began
+        print(f"epoch {trainer.current_epoch}/{last} {what}  {values}  {seconds:.1f} s", flush=True)
+
+
+def build_progress_bar() -> ProgressBar:
+    """The progress bar for the place where the output goes."""
+    return Bar() if sys.stdout.isatty() else Lines()

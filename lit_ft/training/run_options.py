@@ -1,0 +1,123 @@
+"""The options of a run, and which of them may differ when it is resumed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from lit_ft.errors import UserError
+
+MAY_DIFFER = frozenset(
+    {
+        # The machine. What it can do decides on precision, too; in any mixed one, weights are kept in float32.
+        "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.precision",
+        "trainer.plugins", "trainer.sync_batchnorm", "trainer.use_distributed_sampler", "trainer.deterministic",
+        "trainer.benchmark", "trainer.inference_mode", "model.compile", "model.gradient_checkpointing",
+        # How many images make a step: learning rates follow the progress in epochs.
+        "data.batch_size", "trainer.accumulate_grad_batches",
+        # Where the run ends.
+        "trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time",
+        # What is shown, logged, or done beside the training.
+        "trainer.fast_dev_run", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_checkpointing",
+        "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_autolog_hparams",
+        "trainer.num_sanity_val_steps", "trainer.limit_test_batches", "trainer.limit_predict_batches",
+        "trainer.profiler", "trainer.detect_anomaly", "trainer.barebones", "trainer.model_registry",
+        # Where files are and how they are read: the images themselves are compared.
+        "trainer.default_root_dir", "data.root", "data.table", "data.class_names_from", "data.download",
+        "data.predict", "data.num_workers", "data.cache", "data.chunk_cache", "data.on_bad_image",
+        # The weights that it began with, and the classes, which are compared by name.
+        "model.weights", "model.source_weights", "model.partial_weights", "model.classes",
+    }
+)  # fmt: skip
+"""What a resumed run may have otherwise than the run that wrote its checkpoint; all else must be the same."""
+
+_CLASSES = ("model", "data", "unfreeze")
+
+
+def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the class of the model, of data, plan, seed and trainer, by the options, in plain types.
+
+    Of callbacks it has those alone that average weights; others follow a run without changing it.
+
+    Args:
+        config: The config of a command, as dicts.
+    """
+    trainer = dict(config["trainer"])
+    callbacks = [_plain(callback) for callback in trainer.pop("callbacks", None) or ()]
+    unfreeze = _of_class("unfreeze", config.get("unfreeze"))
+    if phases := unfreeze.get("unfreeze.phases"):
+        unfreeze["unfreeze.phases"] = [*phases[:-1], {**phases[-1], "epochs": None}]  # the last lasts to the end
+    return {
+        "seed_everything": config.get("seed_everything"),
+        "model": _of_class("model", config.get("model"))["model"],  # its options are in the hyperparameters
+        **_of_class("data", config.get("data")),
+        **unfreeze,
+        **{f"trainer.{name}": _plain(value) for name, value in trainer.items()},
+        "trainer.callbacks": [c for c in callbacks if isinstance(c, dict) and "Averaging" in c.get("class_path", "")],
+    }
+
+
+def refuse_other_options(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to resume a run with another value of an option that may not differ.
+
+    Args:
+        path: The checkpoint.
+        saved: The options of the run that wrote it; one that it does not have, as of an earlier version, may be any.
+        now: Those of this run.
+
+    Raises:
+        UserError: If one differs.
+    """
+    saved = {**saved, **{key: _class_name(str(saved[key])) for key in _CLASSES if saved.get(key) is not None}}
+    for key in now:
+        if key in saved and key not in MAY_DIFFER and saved[key] != now[key]:
+            then, given = ("null" if value is None else value for value in (saved[key], now[key]))
+            raise UserError(
+                f"`ckpt_path`: {path} is of a run with `{key}` {then}, but this one has {given}; give the same, or "
+                f"start from its weights with `model.weights` {path}"
+            )
+
+
+def _of_class(key: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A class and its options, with the defaults of those that are not given."""
+    if given is None:
+        return {key: None}
+    home, _, name = given["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(home), name)
+    options = {**_defaults(cls), **(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
+    plain = {f"{key}.{option}": _plain(value) for option, value in options.items()}
+    return {key: _class_name(f"{cls.__module__}.{cls.__qualname__}"), **plain}
+
+
+def _class_name(path: str) -> str:
+    """The path of a class; of one of lit_ft without the module, which differs between its releases."""
+    return f"lit_ft.{path.rpartition('.')[2]}" if path.startswith("lit_ft.") else path
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The options of a class that have a default, with those that it hands on to its parents."""
+    found: dict[str, Any] = {}
+    for home in cls.__mro__:
+        parameters = list(inspect.signature(home.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.default is not parameter.empty:
+                found.setdefault(parameter.name, parameter.default)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value in types that a checkpoint can hold and be read without running code."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,166 @@
+"""Lightning's trainer with ``finetune`` and ``plan``, atomic checkpoints and memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import nullcontext, suppress
+from copy import copy
+from datetime import timedelta
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.runs import Run, find_best_callback
+from lit_ft.training.checkpoint_io import AtomicCheckpointIO
+from lit_ft.training.trainer_options import refuse_options
+
+# Of mallopt, as in malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_MALLOC = ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD")
+
+
+class Trainer(L.Trainer):
+    """Lightning's trainer, with the main job as one call, and checkpoints that no kill can tear.
+
+    On CUDA it lets float32 matrices be multiplied in TF32, unless another precision than torch's default is set. On a
+    CPU, where that is Linux, the process keeps memory that it frees for its next step.
+
+    Args:
+        *args: As of Lightning's trainer.
+        limit_train_batches: A number of batches of an epoch, such as 1, or a share of them, such as 1.0, all.
+        limit_val_batches: Likewise, of a validation.
+        limit_test_batches: Likewise, of a test.
+        limit_predict_batches: Likewise, of a prediction.
+        overfit_batches: Likewise, to train and validate on the same few.
+        val_check_interval: The batches after which to validate: a number of them, or a share of an epoch.
+        **kwargs: As of Lightning's trainer. A plugin for checkpoints replaces `AtomicCheckpointIO`.
+
+    Raises:
+        UserError: If an option is out of range, or of no strategy or GPU that there is.
+    """
+
+    run: Run | None = None
+
+    # Listed, so that the command line tries whole numbers first: for Lightning's `Union[int, float]` typing may give
+    # `Union[float, int]`, which it takes for the same and had in its cache, and 1 would then be read as 1.0.
+    def __init__(
+        self,
+        *args: Any,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {
+            "limit_train_batches": limit_train_batches,
+            "limit_val_batches": limit_val_batches,
+            "limit_test_batches": limit_test_batches,
+            "limit_predict_batches": limit_predict_batches,
+            "overfit_batches": overfit_batches,
+            "val_check_interval": val_check_interval,
+        }
+        refuse_options(kwargs)
+        super().__init__(*args, **kwargs)
+        if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":
+            torch.set_float32_matmul_precision("high")  # matrices in TF32, as cuDNN has its convolutions anyway
+        if isinstance(self.accelerator, CPUAccelerator):
+            keep_freed_memory()
+        if type(cast(Any, self).profiler) is PassThroughProfiler:
+            self.profiler = _NoProfiler()
+        # Not as a default of `plugins`, which the user's own would replace, whatever they are for; nor for strategies
+        # that have a way of their own.
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the run that ``lit-ft`` has claimed, whatever the logger; else that of the first logger."""
+        if self.run is None:
+            return super().log_dir
+        return self.strategy.broadcast(str(self.run.folder))  # not all processes know it
+
+    def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Fits, then tests the best checkpoint.
+
+        Args:
+            model: The module to fine-tune.
+            datamodule: Its data.
+            ckpt_path: Checkpoint of an interrupted run to resume.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        best = getattr(find_best_callback(self), "best_model_path", "") or None
+        if best is None and not cast(Any, self).fast_dev_run:
+            rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
+        owners = [owner for owner in (datamodule, model) if owner is not None]
+        if not any(is_overridden("test_dataloader", owner) for owner in owners):
+            rank_zero_warn(f"nothing is tested, as {type(owners[0]).__name__} has no test_dataloader()")
+            return
+        self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
+
+    def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
+        """Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.
+
+        Args:
+            model: The module to fine-tune.
+            datamodule: Its data.
+        """
+        if isinstance(datamodule, PhotoDataModule):
+            datamodule = copy(datamodule)
+            datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
+        own = cast(Any, self)
+        callbacks = list(own.callbacks)
+        own.callbacks.append(_EndOfPlan())
+        try:
+            with suppress(_PlanShown):
+                self.fit(model, datamodule=datamodule)
+        finally:
+            own.callbacks = callbacks  # also without those that the module added
+
+
+def keep_freed_memory() -> None:
+    """Lets the process keep memory that it frees, rather than hand it back to the system after each layer.
+
+    The system would give it anew page by page, and zero each.
+    It is done where memory comes from glibc, and the user has set none of its variables for that.
+    """
+    if sys.platform != "linux" or any(f"MALLOC_{name}_" in os.environ for name in _MALLOC):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)  # large blocks, too, come from the heap
+        mallopt(_M_TRIM_THRESHOLD, -1)  # whose end is not given back
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Does nothing, in a fifth of the time in which Lightning's does: it is asked to some 150 times a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
+        """Nothing around an action."""
+        return self._nothing
+
+
+class _PlanShown(Exception):  # noqa: N818 - no error
+    """Ends a fit that is there to show its plan."""
+
+
+class _EndOfPlan(Callback):
+    """Ends a fit when all is set up and shown."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ends it."""
+        raise _PlanShown

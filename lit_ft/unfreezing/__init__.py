@@ -1,0 +1,1 @@
+"""Gradual unfreezing: plan, strategies and the callback that applies them."""

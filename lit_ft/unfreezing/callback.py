@@ -1,0 +1,180 @@
+"""The callback that unfreezes stages: `GradualUnfreezing` applies the phase of each epoch, on every rank."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from lit_ft.backbones.freezing import FrozenNorm, Staged
+from lit_ft.compat import forget_files_elsewhere, keep_last_batch, validate_first
+from lit_ft.console import rank_zero_print
+from lit_ft.errors import UserError
+from lit_ft.unfreezing import preconditions
+from lit_ft.unfreezing.ddp import broadcast_buffers, check_ranks_agree, rewrap
+from lit_ft.unfreezing.gradients import relative_gradients
+from lit_ft.unfreezing.groups import set_unfreeze_epochs
+from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig
+from lit_ft.unfreezing.state import UnfreezingState
+from lit_ft.unfreezing.strategies import Strategy, make_plan
+
+
+class GradualUnfreezing(Callback):
+    """Trains in each epoch the stages that the plan names, and freezes all others.
+
+    It is level-triggered: at the start of each epoch, and on resume, the phase is looked up and applied. Under DDP a
+    new phase wraps the model anew, because DDP reduces only the gradients of parameters that were trainable when it
+    wrapped (https://github.com/Lightning-AI/pytorch-lightning/issues/20340).
+
+    The module must be a `FineTuneModule`, or any other LightningModule that names its stages, by `Staged`.
+
+    Args:
+        strategy: full trains everything, linear_probe the head alone, gradual unfreezes one stage after the other,
+            deepest first, plateau likewise, each when a metric has stopped improving, lp_ft the head and then
+            everything, auto the head and then the stages with the largest gradients, phases what is listed there.
+        head_epochs: Epochs in which gradual, lp_ft and auto train the head alone; in lp_ft with a plateau, at most.
+        epochs_per_stage: Epochs from one stage to the next of gradual.
+        phases: For strategy phases: a list of {train: [stage names or patterns], epochs: n, plateau: {...}}.
+        plateau: For plateau, and for the first phase of lp_ft: what ends a phase; null is two epochs without a new
+            best for plateau, and head_epochs alone for lp_ft.
+        frozen_norm: Norm layers of frozen stages: eval keeps them fixed, stats updates their statistics, train trains
+            them.
+        auto_threshold: For auto: stages train whose relative gradient is at least this share of the largest one.
+        auto_batches: For auto: the number of training batches in which gradients are measured.
+
+    Raises:
+        UserError: At the start of a fit, if the plan does not fit the model or the run.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy = "lp_ft",
+        head_epochs: int = 1,
+        epochs_per_stage: int = 1,
+        phases: list[PhaseConfig] | None = None,
+        plateau: PlateauConfig | None = None,
+        frozen_norm: FrozenNorm = "eval",
+        auto_threshold: float = 0.5,
+        auto_batches: int = 8,
+    ) -> None:
+        if not 0.0 < auto_threshold <= 1.0:
+            raise UserError(f"`unfreeze.auto_threshold`: must be above 0 and at most 1, got {auto_threshold}")
+        if auto_batches < 1:
+            raise UserError(f"`unfreeze.auto_batches`: must be at least 1, got {auto_batches}")
+        self.strategy = strategy
+        self.head_epochs = head_epochs
+        self.epochs_per_stage = epochs_per_stage
+        self.phases = None if phases is None else [PhaseConfig(**p) if isinstance(p, dict) else p for p in phases]
+        self.plateau = PlateauConfig(**plateau) if isinstance(plateau, dict) else plateau
+        self.frozen_norm = frozen_norm
+        self.auto_threshold = auto_threshold
+        self.auto_batches = auto_batches
+        self.state: UnfreezingState | None = None
+        # The names of the parameters whose gradients DDP reduces.
+        self._reduced: frozenset[str] = frozenset()
+
+    def make_plan(self, module: L.LightningModule, max_epochs: int | None) -> Plan:
+        """The plan for a module, as far as the options decide it.
+
+        Args:
+            module: Its stages are the plan's.
+            max_epochs: Length of the run in epochs; ``None`` where it has none.
+
+        Raises:
+            UserError: If the module names no stages, or the plan does not fit them.
+        """
+        preconditions.refuse_unstaged(module)
+        stages = list(cast(Staged, module).stage_modules())
+        options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau
+        plan = make_plan(self.strategy, stages, max_epochs, *options)
+        return plan.resolve_plateaus(cast(Any, module).monitored() if hasattr(module, "monitored") else {})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes the plan, and refuses one that cannot be carried out, before any training."""
+        if stage != "fit":
+            return
+        before, self.state = self.state, UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
+        if before is not None and trainer.current_epoch > 0:  # a second fit of the same trainer continues the first
+            self.state.load_plain(before.to_plain(), self.auto_threshold)
+        preconditions.check_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes what DDP wrapped, and refuses to unfreeze parameters that no optimizer has."""
+        self._reduced = _trainable(pl_module)
+        preconditions.refuse_missing_in_optimizers(trainer, pl_module, self._running.plan, self.frozen_norm)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Applies the phase of this epoch, also on resume inside it.
+
+        Raises:
+            UserError: If the run has too few steps to reach the last phase.
+        """
+        keep_last_batch(trainer)
+        forget_files_elsewhere(trainer)
+        preconditions.refuse_too_few_steps(trainer, self._running.plan)
+        self._apply(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Applies the phase of the epoch."""
+        self._apply(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the buffers of all ranks equal."""
+        broadcast_buffers(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records the metrics that end phases."""
+        if self.state is not None and trainer.state.fn == "fit":
+            metrics = self.state.plan.monitored(trainer.callback_metrics)
+            if not trainer.sanity_checking:
+                self.state.record(trainer.current_epoch, {name: float(value) for name, value in metrics.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The phases that have begun, what decided them, and the plan."""
+        return {} if self.state is None else self.state.to_plain()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes the phases of a checkpoint.
+
+        Raises:
+            UserError: If the checkpoint is of another plan.
+        """
+        if self.state is not None:
+            self.state.load_plain(state_dict, self.auto_threshold)
+            preconditions.refuse_another_plan(state_dict.get("plan"), self.state.plan)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lets a run of any module go on with the validation that its checkpoint was written before."""
+        validate_first(checkpoint, trainer)
+
+    @property
+    def _running(self) -> UnfreezingState:
+        return cast(UnfreezingState, self.state)
+
+    def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        state, module = self._running, cast(Any, pl_module)
+        state.enter(trainer.current_epoch)
+        check_ranks_agree(trainer, state.index)
+        if state.plan.undecided and state.index > 0:
+            state.decide(relative_gradients(trainer, pl_module, self.auto_batches), self.auto_threshold)
+            values = ", ".join(f"{stage} {value:.2g}" for stage, value in state.gradients.items())
+            rank_zero_print(f"Norm of the gradient by that of the weights: {values}")
+        set_unfreeze_epochs(trainer, module, state, self.frozen_norm, run_epochs(trainer))
+        module.set_trainable(state.phase.trainable, self.frozen_norm)
+        if (trainable := _trainable(pl_module)) == self._reduced:
+            return
+        self._reduced = trainable
+        rewrap(trainer)
+        if state.index and state.is_adaptive:  # no table could tell it before the run
+            rank_zero_print(f"From epoch {trainer.current_epoch} on {', '.join(state.phase.trainable)} train")
+
+
+def run_epochs(trainer: L.Trainer) -> int | None:
+    """The length of a run in epochs, or ``None`` where it has none."""
+    endless = cast(Any, trainer).fast_dev_run or trainer.max_epochs in (None, -1)
+    return None if endless else trainer.max_epochs
+
+
+def _trainable(module: L.LightningModule) -> frozenset[str]:
+    return frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,209 @@
+"""Plans: which stages train in which epochs, and what ends a phase. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from lit_ft.errors import UserError, unknown
+
+Mode = Literal["min", "max"]
+T = TypeVar("T")
+
+Scores = Mapping[int, Mapping[str, float]]
+"""The metrics of each epoch by name; an epoch without validation has none."""
+
+
+@dataclass
+class PlateauConfig:
+    """When a metric has stopped improving, which ends a phase.
+
+    Each phase has its own best value: unfreezing a stage may worsen the metric at first.
+
+    Args:
+        patience: Epochs without improvement, of those that validate, after which the next phase begins.
+        min_epochs: Minimum length of the phase, in epochs.
+        min_delta: Minimum change that counts as an improvement.
+        baseline: Value that the metric must surpass to improve; null is the first value.
+        monitor: The metric; null is val/loss.
+        mode: Whether its min or max is best; null infers it for losses and for the metrics of lit_ft.
+    """
+
+    patience: int = 2
+    min_epochs: int = 1
+    min_delta: float = 0.0
+    baseline: float | None = None
+    monitor: str | None = None
+    mode: Mode | None = None
+
+    def check(self, key: str) -> None:
+        """Refuses numbers that are out of range.
+
+        Raises:
+            UserError: If one is too small.
+        """
+        for name, least in (("patience", 1), ("min_epochs", 1), ("min_delta", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{key}.{name}: must be at least {least}, got {getattr(self, name)}")
+
+    @property
+    def least_epochs(self) -> int:
+        """The number of epochs before it can be reached, if all validate."""
+        return max(self.min_epochs, self.patience + (self.baseline is None))
+
+    def resolve(self, modes: Mapping[str, Mode]) -> PlateauConfig:
+        """Fills in the metric, and whether its least or its greatest value is best, where the user does not say.
+
+        Args:
+            modes: Which value is best, by the metrics that are logged; empty if these are not known.
+
+        Raises:
+            UserError: If the metric is not logged, or it is not known which of its values is best.
+        """
+        monitor = self.monitor or "val/loss"
+        if modes and monitor not in modes:
+            raise unknown("metric", monitor, modes, "`unfreeze.plateau.monitor`")
+        mode = self.mode or modes.get(monitor) or ("min" if "loss" in monitor else None)
+        if mode is None:
+            raise UserError(f"`unfreeze.plateau.mode`: say whether the min or the max of {monitor} is best")
+        return replace(self, monitor=monitor, mode=mode)
+
+    def reached_after(self, values: Sequence[float | None]) -> int | None:
+        """The number of epochs after which the plateau is reached, or ``None`` if it is not reached yet.
+
+        Args:
+            values: The metric of each epoch of the phase so far; ``None`` where the epoch had no validation.
+
+        >>> PlateauConfig(patience=2).reached_after([1.0, 0.8, 0.9, 0.8, 0.7])
+        4
+        """
+        sign = -1.0 if self.mode == "max" else 1.0
+        best = math.inf if self.baseline is None else sign * self.baseline
+        waited = 0
+        for num_epochs, value in enumerate(values, start=1):
+            if value is not None and sign * value < best - self.min_delta:
+                best, waited = sign * value, 0
+            elif value is not None:  # also nan, which is no improvement
+                waited += 1
+            if waited >= self.patience and num_epochs >= self.min_epochs:
+                return num_epochs
+        return None
+
+
+@dataclass
+class PhaseConfig:
+    """One phase of a config.
+
+    Args:
+        train: Names or patterns of the stages that train, such as ``[head, "layer[34]"]``.
+        epochs: Length of the phase, in epochs; with a plateau, its maximum. The last phase may leave it out and then
+            lasts to the end.
+        plateau: Ends the phase when a metric has stopped improving.
+    """
+
+    train: list[str]
+    epochs: int | None = None
+    plateau: PlateauConfig | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.plateau, dict):
+            self.plateau = PlateauConfig(**self.plateau)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A span of epochs with one set of trainable stages.
+
+    Args:
+        first_epoch: The epoch in which the phase begins, counted from 0; the earliest, if one before ends by plateau.
+        num_epochs: Length in epochs; the maximum, if it ends by plateau. ``None`` lasts to the end of a run without a
+            maximum.
+        trainable: The stages that train, shallow to deep, with the head last.
+        plateau: Ends the phase earlier.
+        latest_end: The epoch before which it must end, so that every later phase is reached.
+    """
+
+    first_epoch: int
+    num_epochs: int | None
+    trainable: tuple[str, ...]
+    plateau: PlateauConfig | None = None
+    latest_end: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The phases of a run, in order; they leave no gap.
+
+    Args:
+        stages: All stages, shallow to deep, with the head last.
+        phases: The phases, the first of which starts at epoch 0.
+        undecided: Whether the stages of the last phase are still to be chosen, among those that it names.
+
+    >>> plan = Plan(("stem", "layer1", "head"), (Phase(0, 2, ("stem", "layer1", "head")),), undecided=True)
+    >>> plan.decide(["layer1"]).phases[-1].trainable
+    ('layer1', 'head')
+    """
+
+    stages: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    undecided: bool = False
+
+    def decide(self, chosen: Collection[str]) -> Plan:
+        """Lets just the chosen stages train in the last phase, beside the head, if that was to be chosen.
+
+        Args:
+            chosen: The stages; none leave the plan undecided.
+        """
+        if not (self.undecided and chosen):
+            return self
+        *phases, last = self.phases
+        trainable = tuple(stage for stage in self.stages if stage in chosen or stage == self.stages[-1])
+        return replace(self, phases=(*phases, replace(last, trainable=trainable)), undecided=False)
+
+    def resolve_plateaus(self, modes: Mapping[str, Mode]) -> Plan:
+        """Fills in the metrics of all plateaus; see `PlateauConfig.resolve`."""
+        phases = (replace(phase, plateau=phase.plateau and phase.plateau.resolve(modes)) for phase in self.phases)
+        return replace(self, phases=tuple(phases))
+
+    def monitored(self, metrics: Mapping[str, T]) -> dict[str, T]:
+        """Those of the metrics that plateaus watch.
+
+        Raises:
+            UserError: If one of them is missing.
+        """
+        watched = [str(phase.plateau.monitor) for phase in self.phases if phase.plateau]
+        for monitor in watched:
+            if monitor not in metrics:
+                raise unknown("metric", monitor, metrics, "`unfreeze.plateau.monitor`")
+        return {monitor: metrics[monitor] for monitor in watched}
+
+    def phase_starts(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> list[int]:
+        """The first epoch of each phase that has begun by ``epoch``.
+
+        Args:
+            epoch: Counted from 0.
+            scores: The metrics of the epochs before it.
+            begun: The first epochs of phases that have begun already, also under a plan of another length.
+
+        >>> plan = Plan(("stem", "head"), (Phase(0, 4, ("head",)), Phase(4, 5, ("stem", "head"))))
+        >>> plan.phase_starts(3), plan.phase_starts(4)
+        ([0], [0, 4])
+        """
+        starts = list(begun)
+        for phase in self.phases[len(starts) - 1 : -1]:
+            length = self._length(phase, range(starts[-1], epoch), scores or {})
+            if length is None or starts[-1] + length > epoch:
+                break
+            starts.append(starts[-1] + length)
+        return starts
+
+    @staticmethod
+    def _length(phase: Phase, epochs: range, scores: Scores) -> int | None:
+        """The length of a phase, as far as it is known after some of its epochs."""
+        ends = [phase.num_epochs, None if phase.latest_end is None else phase.latest_end - epochs.start]
+        if phase.plateau is not None:
+            monitor = phase.plateau.monitor or ""
+            ends.append(phase.plateau.reached_after([scores.get(epoch, {}).get(monitor) for epoch in epochs]))
+        return min((end for end in ends if end is not None), default=None)

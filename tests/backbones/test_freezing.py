@@ -1,0 +1,152 @@
+"""Frozen means unchanged: weights, buffers and what a frozen prefix gives, for each family of torchvision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_runs import digests, filled
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import StochasticDepth
+
+from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.build import build_backbone
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.partition.meta import without_data
+from lit_ft.backbones.selector import NORMS
+
+WITH_BATCH_NORM = [
+    "resnet18",
+    "vgg11_bn",
+    "densenet121",
+    "googlenet",
+    "inception_v3",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "maxvit_t",
+]
+WITHOUT = ["squeezenet1_1", "convnext_tiny", "swin_t", "swin_v2_t", "vit_b_32"]
+RANDOM_PATHS = {"efficientnet_b0", "efficientnet_v2_s", "maxvit_t", "convnext_tiny", "swin_t", "swin_v2_t"}
+SIZES = {"inception_v3": 96, "maxvit_t": 224}
+
+
+class Noisy(nn.Module):
+    """Drops activations with a function rather than a module, and counts its calls."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, images):
+        if self.training:
+            self.calls += 1
+        return F.dropout(self.norm(self.conv(images)).relu(), 0.5, self.training)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low, self.mid, self.high = Noisy(3), nn.Sequential(Noisy(8), nn.Dropout2d(0.5)), Noisy(8)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images):
+        return self.pool(self.high(self.mid(self.low(images)))).flatten(1)
+
+
+OWN = {"class_path": f"{__name__}.Mixed", "stages": {"low": "low", "mid": "mid", "high": "high"}}
+
+
+def frozen_but_the_last(name, frozen_norm="eval"):
+    """The backbone in training mode, the names of its frozen stages, the last one, and a batch."""
+    size = SIZES.get(str(name), 64)
+    spec = InputSpec(size=size, resize=size)
+    backbone = filled(without_data(lambda: build_backbone(name, weights=None, spec=spec))).train()
+    *frozen, last = backbone.stages
+    backbone.set_trainable([last], frozen_norm)
+    return backbone, frozen, last, torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def train(backbone: Backbone, images, steps=2):
+    """Some steps of everything that has a gradient, with a validation between them."""
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.1)
+    for step in range(steps):
+        loss = backbone(images + step).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        backbone.eval()
+        with torch.no_grad():
+            backbone(images)
+        backbone.train()
+
+
+@torch.no_grad()
+def outputs(backbone, stages, images):
+    for name in stages:
+        images = backbone.stages[name](images)
+    return images
+
+
+@pytest.mark.parametrize("name", [*WITH_BATCH_NORM, *WITHOUT, pytest.param(OWN, id="own network")])
+def test_frozen_prefix_is_unchanged_by_training(name):
+    backbone, frozen, last, images = frozen_but_the_last(name)
+    parts = [part for stage in frozen for part in backbone.stages[stage].modules()]
+    assert any(isinstance(part, _BatchNorm) for part in parts) == (name in WITH_BATCH_NORM or name is OWN)
+    assert any(isinstance(part, StochasticDepth) for part in parts) == (str(name) in RANDOM_PATHS)
+    before = digests(backbone)
+    expected = outputs(backbone.eval(), frozen, images)
+    train(backbone.train(), images)
+    after = digests(backbone)
+    assert {stage: after[stage] for stage in frozen} == {stage: before[stage] for stage in frozen}
+    assert after[last][0] != before[last][0]
+    assert (after[last][1] != before[last][1]) == (name in WITH_BATCH_NORM or name is OWN)
+    # In training mode, too, neither dropout nor stochastic depth nor the statistics of the batch act.
+    assert backbone.training
+    assert outputs(backbone, frozen, images).equal(expected)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "swin_t", pytest.param(OWN, id="own network")])
+def test_unfrozen_stages_are_random_again(name):
+    backbone, frozen, _, images = frozen_but_the_last(name)
+    backbone.set_trainable(list(backbone.stages))
+    torch.manual_seed(1)
+    first, second = (outputs(backbone, frozen, images) for _ in range(2))
+    assert not first.equal(second)
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", pytest.param(OWN, id="own network")])
+@pytest.mark.parametrize("frozen_norm", ["stats", "train"])
+def test_norm_layers_alone_may_change_when_the_option_says_so(name, frozen_norm):
+    backbone, frozen, _, images = frozen_but_the_last(name, frozen_norm)
+    stages = nn.ModuleList([backbone.stages[stage] for stage in frozen])
+    norms = {
+        f"{path}.{key}" for path, part in stages.named_modules() if isinstance(part, NORMS) for key in part._parameters
+    }
+    before = {key: tensor.clone() for key, tensor in stages.state_dict().items()}
+    train(backbone, images)
+    moved = {key for key, tensor in stages.state_dict().items() if not tensor.equal(before[key])}
+    counted = {key for key, _ in stages.named_buffers() if key.endswith(("running_mean", "running_var", "tracked"))}
+    assert moved == counted | (norms if frozen_norm == "train" else set())
+    # One batch has one set of statistics, so that all that could differ is what dropout and stochastic depth draw.
+    assert outputs(backbone, frozen, images).equal(outputs(backbone, frozen, images))
+
+
+def test_stage_that_is_frozen_again_is_not_moved_by_what_the_optimizer_remembers():
+    backbone, frozen, last, images = frozen_but_the_last("resnet18")
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    backbone.set_trainable(list(backbone.stages))
+    backbone(images).mean().backward()
+    optimizer.step()
+    backbone.set_trainable([last])
+    before = digests(backbone)
+    backbone(images).mean().backward()
+    optimizer.step()
+    after = digests(backbone)
+    assert {stage for stage in after if after[stage] != before[stage]} == {last}
+    assert frozen

@@ -1,0 +1,30 @@
+import pytest
+from jsonargparse import Namespace
+
+from lit_ft.cli.config.defaults import config_files, default_data
+from lit_ft.errors import UserError
+
+
+@pytest.mark.parametrize("command", ["finetune", "plan", "fit", "download"])
+def test_data_to_try_a_fit_with(command):
+    assert default_data(command, None).class_path == "lit_ft.data.DigitsDataModule"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("predict", "predict"), ("test", "root"), ("validate", "root"), ("check", "root")]
+)
+def test_other_commands_need_to_be_given_data(tmp_path, command, option):
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    message = f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{option} FOLDER"
+    with pytest.raises(UserError) as caught:
+        default_data(command, str(checkpoint))
+    assert caught.value.args[0] == message
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError) as caught:
+        default_data(command, str(checkpoint))
+    assert caught.value.args[0] == f"{message}, or --config {tmp_path / 'config.yaml'} for those of the run"
+
+
+def test_config_from_python_is_no_file():
+    assert config_files(Namespace(config=["a.yaml", None])) == ["a.yaml"]
+    assert config_files(Namespace(config=None)) == []

@@ -1,0 +1,129 @@
+"""Evaluations with the data of their checkpoint."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import small_module, small_trainer
+
+from lit_ft.cli.config.saved_data import add_saved_data, read_saved_data
+from lit_ft.data import DigitsDataModule, ImageFolderDataModule
+
+SAVED = {
+    "run_options": {"data": "lit_ft.DigitsDataModule", "data.shots": 10},
+    "datamodule_hyper_parameters": {"shots": 5, "download": True, "chunk_cache": "/"},
+}
+FOUND = {"class_path": "lit_ft.data.DigitsDataModule", "init_args": {"shots": 5}}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Writes a checkpoint, and gives its path."""
+
+    def write(content):
+        torch.save(content, tmp_path / "x.ckpt")
+        return str(tmp_path / "x.ckpt")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        pytest.param(SAVED, FOUND, id="hyperparameters"),
+        pytest.param(
+            {"run_options": {"data": "lit_ft.data.digits.DigitsDataModule", "data.shots": 5}}, FOUND, id="before_0.2"
+        ),
+        pytest.param(
+            {"DigitsDataModule": {}, "datamodule_hyper_parameters": {"shots": 5}}, FOUND, id="without_command_line"
+        ),
+        pytest.param({**SAVED, "run_options": {"data": "mine.DigitsDataModule"}}, None, id="class_of_the_user"),
+        pytest.param({**SAVED, "run_options": {"data": "lit_ft.data.modules.base.os"}}, None, id="no_data_module"),
+        pytest.param({"state_dict": {}}, None, id="nothing"),
+        pytest.param([1], None, id="no_checkpoint"),
+    ],
+)
+def test_saved_data_is_of_lit_ft_alone_and_has_no_effects(checkpoint, content, found):
+    assert read_saved_data(checkpoint(content)) == found
+
+
+def test_file_that_cannot_be_read_has_no_data(tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(b"no checkpoint")
+    assert read_saved_data(str(tmp_path / "x.ckpt")) is None
+    assert read_saved_data(str(tmp_path / "none.ckpt")) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "adds"),
+    [
+        (["test", "--ckpt_path", "CKPT"], True),
+        (["validate", "--ckpt_path=CKPT", "--data.batch_size", "7"], True),
+        (["test", "--ckpt_path", "CKPT", "--config", "recipe.yaml"], True),
+        (["test", "--ckpt_path", "CKPT", "--config", "data.yaml"], False),
+        (["test", "--ckpt_path", "CKPT", "--config", "missing.yaml"], False),
+        (["test", "--ckpt_path", "CKPT", "--data", "DigitsDataModule"], False),
+        (["test", "--ckpt_path", "CKPT", "--data=DigitsDataModule"], False),
+        (["predict", "--ckpt_path", "CKPT"], False),
+        (["predict", "--ckpt_path", "CKPT", "--data.predict", "photos"], True),
+        (["fit", "--ckpt_path", "CKPT"], False),
+        (["test", "--ckpt_path", "best"], False),
+        (["test"], False),
+    ],
+)
+def test_saved_data_is_added_where_no_other_is_given(checkpoint, tmp_path, monkeypatch, given, adds):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("model: {backbone: mnist_cnn}\n")
+    Path("data.yaml").write_text("data: DigitsDataModule\n")
+    path = checkpoint(SAVED)
+    args = [arg.replace("CKPT", path) for arg in given]
+    command, *options = args
+    assert add_saved_data(command, options) == (["--data", json.dumps(FOUND), *options] if adds else options)
+
+
+def test_checkpoint_is_evaluated_on_its_own_data_and_options_override(run):
+    fit = ("--data", "DigitsDataModule", "--data.split_seed", 3, "--data.shots", 5, "--unfreeze", "null")
+    score = r"test/acc +│? *([0-9.]+)"
+    trained = re.search(score, run("finetune", *fit, "--trainer.max_epochs", 1))[1]
+    best = ("--ckpt_path", "logs/run/version_0/checkpoints/best.ckpt")
+    assert re.search(score, run("test", *best))[1] == trained
+    assert re.search(score, run("test", *best, "--data.batch_size", 7))[1] == trained
+    assert re.search(score, run("test", *best, "--data.split_seed", 4))[1] != trained
+    assert "val/acc" in run("validate", *best)
+
+
+def test_photos_are_predicted_by_their_checkpoint_alone(run, photo_root):
+    small = ["--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 64]
+    data = ["--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0]
+    run("fit", *small, *data, "--trainer.max_epochs", 1, "--unfreeze", "null")
+    folder = next(path for path in Path(photo_root).rglob("*") if path.is_dir() and any(path.glob("*.*")))
+    run("predict", "--ckpt_path", "logs/run/version_0/checkpoints/best.ckpt", "--data.predict", folder)
+    rows = Path("logs/run/version_0/predictions.csv").read_text().splitlines()
+    assert len(rows) == 1 + len([path for path in folder.rglob("*") if path.is_file()])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hyperparameters_of_data_are_plain_and_give_the_same_data(tmp_path, photo_root):
+    data = ImageFolderDataModule(Path(photo_root), val_fraction=0.25, groups=None)
+    assert data.hparams == {
+        **data.hparams,
+        "root": str(photo_root),
+        "augment": "basic",
+        "val_fraction": 0.25,
+        "split_seed": 0,
+        "spec": None,
+    }
+    trainer = small_trainer(1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(small_module(), datamodule=DigitsDataModule(shots=3, spec=small_module().input_spec))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = DigitsDataModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    assert (again.shots, again.spec) == (3, small_module().input_spec)
+
+
+def test_argument_of_a_subclass_that_is_not_plain_is_left_out():
+    class Own(DigitsDataModule):
+        def __init__(self, transform, size=3, **common):
+            super().__init__(**common)
+
+    assert Own(torch.nn.Identity(), shots=2).hparams == {**DigitsDataModule(shots=2).hparams, "size": 3}

@@ -1,0 +1,97 @@
+"""Runs from Python, on small data: results, errors, and that the process stays as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import lit_ft as package
+from lit_ft.cli.api import nest
+from lit_ft.errors import UserError
+
+pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+TWO_EPOCHS = {"trainer": {"max_epochs": 2, "accelerator": "cpu"}, "unfreeze": None}
+
+
+def weights(result):
+    return result.model.state_dict()
+
+
+def test_run_of_a_recipe_gives_metrics_history_paths_and_the_best_model():
+    result = package.run(QUICKSTART, **TWO_EPOCHS)
+    assert result.folder == Path("logs/quickstart/version_0").absolute()
+    assert result.config == result.folder / "config.yaml"
+    assert (result.best, result.last) == tuple(result.folder / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
+    assert [row["epoch"] for row in result.history] == [0, 1]
+    assert result.metrics["val/loss"] == pytest.approx(min(row["val/loss"] for row in result.history))
+    assert 0.5 < result.metrics["test/acc"] < 1
+    assert not result.model.training
+    saved = torch.load(result.best, weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in weights(result).items())
+
+
+def test_two_runs_in_one_process_are_the_same_run():
+    torch.manual_seed(5)
+    config = yaml.safe_load(QUICKSTART.read_text())
+    first, second = (package.run(config, **TWO_EPOCHS) for _ in range(2))
+    assert (first.folder.name, second.folder.name) == ("version_0", "version_1")
+    assert first.metrics == second.metrics
+    assert first.history == second.history
+    assert all(torch.equal(weights(first)[name], tensor) for name, tensor in weights(second).items())
+    other = package.run(config, **TWO_EPOCHS, seed_everything=3)
+    assert other.metrics != first.metrics
+
+
+def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
+    small = {"model.backbone": "mnist_cnn", "model.weights": None, "data": {"num_workers": 0}}
+    results = [
+        package.finetune(photo_root, recipe, **TWO_EPOCHS, **small)
+        for recipe in (None, QUICKSTART.with_name("image_folder_gradual.yaml"))
+    ]
+    assert [result.folder.parent.name for result in results] == ["run", "image_folder_gradual"]
+    for result in results:
+        assert result.model.class_names == ["ant", "bee", "cat"]
+        config = yaml.safe_load(result.config.read_text())
+        assert config["data"]["class_path"] == "lit_ft.ImageFolderDataModule"
+        assert config["data"]["init_args"]["root"] == str(photo_root)
+    assert config["model"]["init_args"]["label_smoothing"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": {"backbon": "x"}}, "model.backbon: there is no such option; nearest: model.backbone"),
+        ({"model.lr": -1}, "model.lr: must be above 0, got -1.0"),
+        ({"data": "ImageFolderDataModule", "data.root": "nix"}, "data.root: nix does not exist"),
+        ({"checkpoint": {"monitor": "val/acd"}}, "checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc"),
+        ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
+    ],
+)
+def test_user_error_names_the_option_as_a_config_does(options, message):
+    with pytest.raises(UserError) as caught:
+        package.run(QUICKSTART if "data" not in options else {}, **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_folder_without_photos_is_a_user_error():
+    with pytest.raises(UserError, match=r"^data.root: nowhere does not exist"):
+        package.finetune("nowhere", model={"backbone": "mnist_cnn"})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"model.lr": 1}, {"model": {"lr": 1}}),
+        ({"model": {"lr": 1}, "model.lr": 2}, {"model": {"lr": 2}}),
+        ({"model.lr": 1, "model": {"pool": "x"}}, {"model": {"lr": 1, "pool": "x"}}),
+        ({"unfreeze": None}, {"unfreeze": None}),
+        ({"data": "X", "data.root": "y"}, {"data": {"class_path": "X", "init_args": {"root": "y"}}}),
+        ({"model.head.hidden": [8]}, {"model": {"head": {"hidden": [8]}}}),
+    ],
+)
+def test_options_by_full_name_become_sections(options, expected):
+    assert nest(options) == expected

@@ -1,0 +1,79 @@
+"""The entry called from Python: twice in one process, which stays as it was."""
+
+import io
+import logging
+import os
+import sys
+import warnings
+
+import pytest
+import torch
+from jsonargparse import _common
+
+from lit_ft.cli import main
+
+FIT = ("fit", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--unfreeze=null", "--model.weights=null")
+
+
+def process():
+    """What a command could change of the process."""
+    return {
+        "argv": list(sys.argv),
+        "path": list(sys.path),
+        "variables": dict(os.environ),
+        "filters": list(warnings.filters),
+        "format": warnings.formatwarning,
+        "show": warnings.showwarning,
+        "levels": {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")},
+        "parser": dict(_common.parsing_settings),
+        "streams": [(stream, stream.errors) for stream in (sys.stdout, sys.stderr)],
+        "folder": os.getcwd(),
+    }
+
+
+@pytest.mark.usefixtures("lit_ft")
+@pytest.mark.filterwarnings("ignore")
+def test_two_calls_give_the_same_and_leave_the_process_as_it_was(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script.py", "of", "another"])
+    before = process()
+    assert main(FIT) == 0
+    assert process() == before
+    assert main(FIT) == 0
+    assert process() == before
+    first, second = (torch.load(f"logs/run/version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 1))
+    assert all(torch.equal(first["state_dict"][name], tensor) for name, tensor in second["state_dict"].items())
+
+
+@pytest.mark.usefixtures("lit_ft")
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--offline", "models", "mnist_cnn"], 0),
+        (["fit", "--model.lr", "-1", "--offline"], 2),
+        (["fot"], 2),
+        (["--help"], 0),
+    ],
+)
+def test_process_is_as_it_was_also_after_an_error(monkeypatch, args, code):
+    monkeypatch.delenv("LIT_FT_OFFLINE")
+    before = process()
+    assert main(args) == code
+    assert process() == before
+
+
+def test_streams_are_restored(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert main(["--help"]) == 0
+    assert stream.errors == "strict"
+
+
+def test_arguments_of_the_process_are_taken_where_none_are_given(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lit-ft", "fot"])
+    assert main() == 2
+    assert "unknown command 'fot'; nearest: fit" in capsys.readouterr().err
+
+
+def test_option_before_the_command_is_refused(capsys):
+    assert main(["--config", "x.yaml", "fit"]) == 2
+    assert capsys.readouterr().err.startswith("lit-ft: --config: the command comes first, one of finetune, plan, ")

@@ -1,0 +1,140 @@
+"""The messages are made by the parser itself, so that a change of its wording shows."""
+
+import re
+from argparse import ArgumentError
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
+from torch.optim import Optimizer
+
+import lit_ft.data  # noqa: F401 - whose classes are then known
+from lit_ft.cli.messages import class_names, class_options, explain
+from lit_ft.model.heads import HeadConfig
+
+
+class Model:
+    def __init__(
+        self,
+        backbone: str,
+        lr: float = 0.1,
+        task: Literal["multiclass", "regression"] = "multiclass",
+        head: HeadConfig = HeadConfig(),  # noqa: B008
+        weight: Literal["balanced"] | None = None,
+    ) -> None:
+        pass
+
+
+class Needy(Optimizer):
+    def __init__(self, params, horizon: int) -> None:
+        pass
+
+
+OPTIONS = ["model", "optimizer", "trainer.max_epochs", "trainer.max_steps", "model.backbone", "model.lr", "model.task"]
+CLASSES = {"model": ["Model"], "optimizer": ["Adam", "AdamW", "SGD"]}
+
+
+def told(*arguments):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--trainer.max_epochs", type=int | None, default=1)
+    parser.add_argument("--trainer.precision", type=Literal[64, 32] | Literal["bf16", "64"] | None, default=None)
+    parser.add_argument("--feature_cache", type=HeadConfig | None, default=None)
+    parser.add_subclass_arguments(Model, "model", required=False)
+    parser.add_subclass_arguments(Optimizer, "optimizer", required=False, skip={"params", "lr"})
+    parser.set_defaults({"model": {"class_path": f"{__name__}.Model", "init_args": {"backbone": "resnet18"}}})
+    with pytest.raises(ArgumentError) as caught:
+        parser.parse_args(arguments)
+    return str(explain(str(caught.value), OPTIONS, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model.backbon=x"], "--model.backbon: there is no such option; nearest: --model.backbone"),
+        (["--modle.backbone=x"], "--modle.backbone: there is no such option; nearest: --model.backbone"),
+        (["--trainer.max_epoch_s=3"], "--trainer.max_epoch_s: there is no such option; nearest: --trainer.max_epochs"),
+        (["--model.head.hiden=[3]"], "--model.head.hiden: there is no such option; nearest: --model.head.hidden"),
+        (["--optimizer=AdamW", "--optimizer.lr=3"], "--optimizer.lr: there is no such option; nearest: --model.lr"),
+        (
+            ["--optimizer=AdamW", "--optimizer.beta=3"],
+            "--optimizer.beta: there is no such option; nearest: --optimizer.",
+        ),
+        (
+            ["--model.task=regresion"],
+            "--model.task: unknown value 'regresion'; nearest: regression (choose from multiclass, regression)",
+        ),
+        (["--model.task=zzz"], "--model.task: unknown value 'zzz' (choose from multiclass, regression)"),
+        (["--optimizer=Adm"], "--optimizer: unknown class 'Adm'; nearest: Adam"),
+        (["--optimizer=torch.optim.Adm"], "--optimizer: unknown class 'torch.optim.Adm'; nearest: Adam"),
+        (["--optimizer=nope.SGDD"], "--optimizer: unknown class 'nope.SGDD'; nearest: SGD"),
+        (["--model.lr=abc"], "--model.lr: Expected a float. got abc"),
+        (["--model.head.dropout=x"], "--model.head.dropout: Expected a float. got x"),
+        (["--trainer.max_epochs=few"], "--trainer.max_epochs: few does not fit; give a whole number or null"),
+        (["--trainer.max_epochs=1e1"], "--trainer.max_epochs: 10.0 does not fit; give a whole number or null"),
+        (["--trainer.precision=half"], "--trainer.precision: half does not fit; choose from bf16, 64, null"),
+        (["--model.weight=yes"], "--model.weight: True does not fit; choose from balanced, null"),
+        (["--model.head=3"], "--model.head: 3 does not fit; give its options, as --model.head.NAME VALUE"),
+        (["--feature_cache=off"], "--feature_cache: False does not fit; give null, or an option that"),
+        (["--feature_cache=4"], "--feature_cache: 4 does not fit; give null, or an option that --feature_cache.help"),
+        (["--config=nowhere.yaml"], "--config: File does not exist: "),
+        (
+            ["--optimizer=torch.nn.Linear"],
+            "--optimizer: torch.nn.Linear is no Optimizer; choose from Adam, AdamW, SGD, or derive yours from it",
+        ),
+        (["--optimizer=Needy"], "--optimizer: Needy needs horizon; add --optimizer.horizon VALUE"),
+        (["3"], "3: follows no option; each value needs one, as in --trainer.max_epochs 3"),
+        (["a.yaml"], "a.yaml: without the name of an option; type --config a.yaml"),
+    ],
+)
+def test_mistake_is_told_in_one_line(arguments, text):
+    line = told(*arguments)
+    assert line.startswith(text)
+    assert "\n" not in line
+    assert "Parser key" not in line
+
+
+def test_mistake_in_a_file_is_told_like_one_on_the_command_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model:\n  backbon: x\n")
+    assert told(f"--config={file}").startswith("--model.backbon: there is no such option; nearest: --model.backbone")
+    file.write_text("model: [\n")
+    assert re.fullmatch(r"--config: not valid YAML: line \d+", told(f"--config={file}"))
+
+
+def test_values_without_options_are_told_with_the_options(tmp_path):
+    message = f"unrecognized arguments: best.ckpt {tmp_path}"
+    assert str(explain(message, [], {}, "predict")) == (
+        f"best.ckpt {tmp_path}: without the name of an option; type --ckpt_path best.ckpt --data ImageFolderDataModule "
+        f"--data.predict {tmp_path}"
+    )
+    assert str(explain(message, [], {})).endswith(f" --data ImageFolderDataModule --data.root {tmp_path}")
+
+
+def test_recipe_without_its_folder_is_told_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = Path(__file__).parents[2] / "configs"
+    assert told("--config=image_folder_gradual").endswith(f"; type --config {recipes / 'image_folder_gradual.yaml'}")
+    assert told("--config=image_folder_gradul").endswith(f"; nearest: {recipes / 'image_folder_gradual.yaml'}")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "image_folder_gradual.yaml").touch()
+    assert told("--config=image_folder_gradual").endswith("; type --config configs/image_folder_gradual.yaml")
+
+
+def test_classes_that_cannot_be_made_are_not_offered():
+    names = class_names(LightningDataModule)
+    assert "DigitsDataModule" in names
+    assert not {"ImageDataModule", "PhotoDataModule", "ArrayDataModule"} & set(names)
+
+
+def test_option_like_no_other_has_no_nearest():
+    assert str(explain("unrecognized arguments: --qqqq=1", ["lr"], {})) == "--qqqq: there is no such option"
+
+
+def test_options_of_a_class_hold_those_of_its_dataclasses():
+    expected = ["backbone", "lr", "task", "head", *(f"head.{field.name}" for field in fields(HeadConfig)), "weight"]
+    assert "head.dropout" in expected
+    assert class_options(Model) == expected

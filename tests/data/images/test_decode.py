@@ -1,0 +1,266 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from image_files import save_photo
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.transforms import InterpolationMode, v2
+
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.images.decode import cut, decode, decode_crop, upright_size
+from lit_ft.data.images.transforms import train_transform
+from lit_ft.errors import UserError
+
+ORIENTATION = 0x0112
+MODES = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
+
+
+def scene(height, width, seed=0):
+    """A picture with large and small forms, as photos have, uint8 ``(H, W, 3)``."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for cells in (3, 12, 48):
+        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        picture += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 3.0
+    return picture.astype(np.uint8)
+
+
+def crop_of(size, **options):
+    return v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True, **options)
+
+
+def both(path, crop, seed):
+    """What a crop gives by the short way, and of the whole image."""
+    torch.manual_seed(seed)
+    short = decode_crop(path, crop)
+    after = torch.get_rng_state()
+    torch.manual_seed(seed)
+    whole = crop(decode(path))
+    assert after.equal(torch.get_rng_state())  # what comes next is as random in one as in the other
+    return short, whole
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "gif", "tiff", "PNG"])
+def test_formats_give_the_same_pixels(tmp_path, suffix):
+    save_photo(tmp_path / f"x.{suffix}", (250, 0, 0), (7, 5), **({"lossless": True} if suffix == "webp" else {}))
+    image = decode(tmp_path / f"x.{suffix}")
+    assert image.shape == (3, 5, 7)
+    assert image.dtype == torch.uint8
+    assert image[:, 2, 3].tolist() == [250, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA"])
+def test_colour_modes_become_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / f"x.{suffix}")
+    image = decode(tmp_path / f"x.{suffix}")
+    assert image.shape == (3, 8, 8)
+    assert image.min() >= 250
+
+
+def test_transparent_parts_are_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png").unique().tolist() == [255]
+
+
+def test_16_bit_images_keep_their_scale(tmp_path):
+    Image.fromarray(np.full((4, 4), 128 * 256, np.uint16)).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png").unique().tolist() == [128]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter: left goes up
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", exif=exif)
+    image = decode(tmp_path / "x.jpg").float()
+    assert image.shape == (3, 32, 16)
+    assert image[:, :12].mean() > 240
+    assert image[:, 20:].mean() < 15
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "x.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_orientations_are_upright_in_decoding_cropping_and_the_header(tmp_path, suffix, orientation):
+    pixels = np.zeros((40, 24, 3), np.uint8)
+    pixels[:20, :12], pixels[:20, 12:], pixels[20:, :12] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    # What a camera stores, so that turning it as the tag says gives the picture.
+    turn = Image.Transpose
+    stored = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+              6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}  # fmt: skip
+    image = Image.fromarray(pixels)
+    if orientation > 1:
+        image = image.transpose(stored[orientation])
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"x.{suffix}"
+    image.save(path, exif=exif, **({"quality": 95} if suffix == "jpg" else {"lossless": True}))
+    assert upright_size(path) == (40, 24)
+    decoded = decode(path)
+    assert decoded.shape == (3, 40, 24)
+    whole = v2.RandomResizedCrop((20, 12), scale=(1, 1), ratio=(0.6, 0.6), interpolation=MODES[2])  # shrinks by 2
+    for found, corners in ((decoded, (5, 30, 4, 18)), (decode_crop(path, whole), (3, 15, 2, 9))):
+        top, bottom, left, right = corners
+        assert (found[:, top, left] - torch.tensor([250.0, 0, 0])).abs().max() < 8
+        assert (found[:, top, right] - torch.tensor([0, 250.0, 0])).abs().max() < 8
+        assert (found[:, bottom, left] - torch.tensor([0, 0, 250.0])).abs().max() < 8
+
+
+@pytest.mark.parametrize(("name", "interpolation"), [("x.jpg", 2), ("x.jpg", 3), ("x.jpg", 0), ("x.png", 2)])
+def test_crop_has_the_very_pixels_where_it_is_not_shrunk(tmp_path, name, interpolation):
+    Image.fromarray(scene(375, 500)).save(tmp_path / name)
+    # The nearest pixel is one of the whole image, however large that is.
+    crop = crop_of(224 if interpolation else 32, interpolation=MODES[interpolation])
+    for seed in range(4):
+        short, whole = both(tmp_path / name, crop, seed)
+        assert short.shape == (3, *crop.size)
+        assert short.equal(whole)
+
+
+@pytest.mark.parametrize("size", [(600, 800), (599, 801)])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("interpolation", [2, 3])
+def test_crop_of_a_large_jpeg_is_close_to_the_exact_one(tmp_path, size, orientation, interpolation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(scene(*size)).save(tmp_path / "x.jpg", quality=92, exif=exif)
+    crop = crop_of(64, interpolation=MODES[interpolation])
+    pairs = [both(tmp_path / "x.jpg", crop, seed) for seed in range(4)]
+    wrong = [float((short.float() - whole.float()).abs().mean()) for short, whole in pairs]
+    assert max(wrong) < 2.0  # levels of 255; a shift by one pixel of the result would be 9 or more
+    odd_and_turned = size == (599, 801) and orientation > 1
+    assert all(short.equal(whole) for short, whole in pairs) == odd_and_turned
+
+
+def test_large_jpeg_is_decoded_smaller_but_never_below_the_result(tmp_path, monkeypatch):
+    Image.fromarray(scene(600, 800)).save(tmp_path / "x.jpg")
+    drafts = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *args: drafts.append(args[2]) or draft(*args))
+    for size in (600, 301, 300, 151, 150, 75, 10):
+        decode_crop(tmp_path / "x.jpg", v2.RandomResizedCrop(size, scale=(1, 1), ratio=(4 / 3, 4 / 3)))
+    assert drafts == [(400, 300), (400, 300), (200, 150), (100, 75), (100, 75)]  # from 300 on
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (1, 1), (1, 300), (300, 1)])
+def test_cut_is_the_crop_itself(shape):
+    image = torch.from_numpy(scene(*shape)).permute(2, 0, 1)
+    transform = train_transform(InputSpec(16, 18), "basic")
+    crop = transform.transforms[0]
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = crop(image)
+        torch.manual_seed(seed)
+        assert cut(image, crop).equal(expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5000, 1), (1, 5000)])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_images_of_few_pixels_are_resized_like_any_other(tmp_path, size, suffix):
+    save_photo(tmp_path / f"x.{suffix}", (200, 30, 30), size)
+    short, whole = both(tmp_path / f"x.{suffix}", crop_of(16), 0)
+    assert short.equal(whole)
+    evaluated = InputSpec(16, 18).geometry()(decode(tmp_path / f"x.{suffix}"))
+    for image in (short, evaluated):
+        assert image.shape == (3, 16, 16)
+        assert (image[:, 8, 8].float() - torch.tensor([200.0, 30, 30])).abs().max() < 6
+
+
+def test_palette_with_transparency_becomes_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "x.png", transparency=1)
+    assert decode(tmp_path / "x.png").permute(1, 2, 0).tolist() == [
+        [[10, 20, 30], [255, 255, 255]],
+        [[255, 255, 255], [70, 80, 90]],
+    ]
+
+
+def test_16_bit_colours_keep_their_scale(tmp_path):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    row = b"\0" + struct.pack(">6H", 65535, 32768, 0, 256, 512, 1024)
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(row))
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b""))
+    assert decode(tmp_path / "x.png")[:, 0].T.tolist() == [[255, 128, 0], [1, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0, 128 * 256, 65535]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 128 * 256, 65535]], np.int32), [0, 128, 255]),
+    ],
+)
+def test_tiff_of_numbers_keeps_its_scale(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert decode(tmp_path / "x.tif")[:, 0].tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("values", [[0.0, 80.0], [-0.1, 0.5], [float("nan"), 0.5], [0, 70000], [-5, 9]])
+def test_tiff_of_numbers_without_a_scale_is_refused(tmp_path, values):
+    kind = np.float32 if isinstance(values[0], float) else np.int32
+    Image.fromarray(np.array([values], kind)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"x.tif: cannot be read as an image \(its values are from .*should be"):
+        decode(tmp_path / "x.tif")
+
+
+def test_first_page_of_a_tiff(tmp_path):
+    pages = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    assert decode(tmp_path / "x.tif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.jpg"])
+def test_printing_colours_become_screen_colours(tmp_path, name):
+    Image.new("RGB", (16, 16), (200, 100, 50)).convert("CMYK").save(tmp_path / name)
+    expected = torch.tensor([200.0, 100, 50])
+    assert (decode(tmp_path / name)[:, 8, 8] - expected).abs().max() < 6
+    if name == "x.jpg":
+        assert b"Adobe" in (tmp_path / name).read_bytes()  # which says that the file has its colours inverted
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
+@pytest.mark.parametrize("lenient", [False, True])
+def test_truncated_file_is_an_error_whatever_the_program_allows(tmp_path, monkeypatch, suffix, share, lenient):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(scene(60, 80)).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    for read in (decode, lambda file: decode_crop(file, crop_of(16))):
+        with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*\); fix or remove it$") as told:
+            read(path)
+        assert "\n" not in str(told.value)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
+
+
+def test_bomb_is_refused_and_a_large_photo_is_not(tmp_path, monkeypatch):
+    save_photo(tmp_path / "x.png", size=(50, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1001)  # Pillow warns of more than this, and refuses twice as much
+    assert decode(tmp_path / "x.png").shape == (3, 40, 50)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 999)
+    for read in (decode, upright_size, lambda file: decode_crop(file, crop_of(16))):
+        with pytest.raises(UserError, match=r"x.png: cannot be read as an image \(.*2000 pixels.*limit of 1998 pixels"):
+            read(tmp_path / "x.png")
+
+
+def test_content_without_a_file_is_told_by_its_name(tmp_path):
+    save_photo(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    assert decode(io.BytesIO(content)).equal(decode(tmp_path / "x.png"))
+    with pytest.raises(UserError, match=r"^chunk 3: cannot be read"):
+        decode(io.BytesIO(content[:80]), "chunk 3")

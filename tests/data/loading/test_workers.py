@@ -1,0 +1,70 @@
+from types import SimpleNamespace
+
+import pytest
+
+from lit_ft.data.loading import workers
+from lit_ft.data.loading.workers import Workers, choose_workers, usable_cpus
+
+MB = 10**6
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Sets what the machine has: CPUs of this process, the limit of its container, and free shared memory."""
+
+    def has(cpus, limit="max 100000", shared=None):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus)), raising=False)
+        monkeypatch.setattr(workers, "_CPU_LIMIT", tmp_path / "cpu.max")
+        monkeypatch.setattr(workers, "_SHARED", tmp_path if shared is not None else tmp_path / "none")
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=shared))
+        if limit is not None:
+            (tmp_path / "cpu.max").write_text(limit)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("limit", "cpus"),
+    [(None, 16), ("max 100000\n", 16), ("400000 100000\n", 4), ("50000 100000\n", 1), ("9900000 100000\n", 16)],
+)
+def test_usable_cpus_are_those_of_the_container(machine, limit, cpus):
+    machine(16, limit)
+    assert usable_cpus() == cpus
+
+
+@pytest.mark.parametrize(("processes", "number"), [(1, 8), (2, 7), (4, 3), (16, 0), (32, 0)])
+def test_processes_share_the_cpus_and_keep_one_each(machine, processes, number):
+    machine(16)
+    assert choose_workers(5 * MB, 100, processes) == Workers(number, 4)
+
+
+def test_no_more_workers_than_batches(machine):
+    machine(16)
+    assert [choose_workers(5 * MB, n).number for n in (0, 1, 3, 100)] == [0, 1, 3, 8]
+    assert [choose_workers(5 * MB, n, asked=20).number for n in (3, 100)] == [3, 20]
+
+
+@pytest.mark.parametrize(
+    ("shared", "processes", "chosen"),
+    [
+        (24_000, 1, Workers(8, 4)),
+        (320, 1, Workers(8, 4)),  # half of it are 32 batches of 5 MB
+        (310, 1, Workers(8, 3)),
+        (160, 1, Workers(8, 2)),
+        (64, 1, Workers(3, 2)),  # what containers have by default
+        (64, 2, Workers(1, 3)),
+        (10, 1, Workers(0, 1)),
+    ],
+)
+def test_what_is_prefetched_fits_into_half_of_the_shared_memory(machine, shared, processes, chosen):
+    machine(32, shared=shared * MB)
+    assert choose_workers(5 * MB, 100, processes) == chosen
+    batches = chosen.number * chosen.prefetch * processes
+    assert batches * 5 <= shared / 2
+
+
+def test_as_many_as_asked_are_started_and_prefetch_less(machine):
+    machine(2, shared=64 * MB)
+    assert choose_workers(5 * MB, 100, asked=3) == Workers(3, 2)
+    assert choose_workers(5 * MB, 100, asked=12) == Workers(12, 1)
+    assert choose_workers(5 * MB, 100, asked=0) == Workers(0, 4)

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.images.transforms import ShiftFlip
+from lit_ft.data.loading.sampler import Picks
+from lit_ft.data.modules.arrays import ArraySource, ArraySplit
+from lit_ft.features.layout import Layout
+from lit_ft.features.source import FeatureSource, compute_features, seed_view
+
+NUM, VIEWS = 7, 3
+
+
+@pytest.fixture
+def source():
+    images = torch.arange(NUM * 3 * 64).remainder(251).view(NUM, 3, 8, 8).to(torch.uint8)
+    return ArraySource(ArraySplit.whole(images, 10 * torch.arange(NUM)), InputSpec(8, 8), [ShiftFlip(2, flip=True)])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def features_of(source, shares, seed=0):
+    layout = Layout.like(torch.ones(1, 192), NUM, VIEWS)
+    features = torch.full((VIEWS * NUM, 192), -1.0)
+    for share in shares:
+        done = compute_features(features, layout, source, lambda images: images.flatten(1).float(), share, 3, seed)
+        assert sum(done) == VIEWS * len(share)
+    return layout, features
+
+
+def test_shares_of_processes_make_the_whole_and_views_and_seeds_differ(source):
+    # The last batch is of a single image.
+    _, whole = features_of(source, [range(NUM)])
+    assert (whole >= 0).all()
+    assert features_of(source, [range(4), range(4, NUM)])[1].equal(whole)
+    first, second, third = whole.view(VIEWS, NUM, -1)
+    assert not first.equal(second)
+    assert not second.equal(third)
+    assert not features_of(source, [range(NUM)], seed=1)[1].equal(whole)
+    rows = torch.arange(NUM)
+    ((images, _),) = source.read([Picks(rows, rows)], seed_view(0, 1))
+    assert images.flatten(1).float().equal(second)
+
+
+def test_view_of_an_image_belongs_to_its_place_in_the_epoch(source):
+    layout = Layout.like(torch.ones(1, 1), NUM, VIEWS)
+    values = torch.arange(VIEWS * NUM).view(-1, 1).float()
+    features = FeatureSource(values, layout, source, depth=2)
+
+    def read(*places):
+        rows = torch.full((len(places),), 5)  # an image again and again
+        ((output, targets),) = features.read([Picks(rows, torch.tensor(places))], generator())
+        assert output.depth == 2
+        assert targets.tolist() == [50] * len(places)
+        assert (output.values % NUM == 5).all()
+        return (output.values.flatten() // NUM).int().tolist()
+
+    assert set(read(*range(NUM))) == set(range(VIEWS))
+    assert read(4, 5) == read(*range(NUM))[4:6]  # who reads the rest does not matter

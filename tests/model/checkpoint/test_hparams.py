@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from small_runs import FewDigits, small_trainer
+
+from lit_ft.model.checkpoint.content import hyper_parameters
+from lit_ft.model.heads import HeadConfig
+from lit_ft.model.mixing import MixConfig
+from lit_ft.model.module import FineTuneModule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class WithOptions(FineTuneModule):
+    """Hands on what it does not know."""
+
+    def __init__(self, alpha=0.5, **options):
+        super().__init__("mnist_cnn", **options)
+        self.alpha = alpha
+
+
+class WithSignature(FineTuneModule):
+    """Has options of its own alone."""
+
+    def __init__(self, width=8):
+        super().__init__("mnist_cnn", weights=None, head={"hidden": [width]}, lr=0.02)
+
+
+class WithBackbone(FineTuneModule):
+    def __init__(self, backbone, *, beta=1, **options):
+        super().__init__(backbone, **options)
+        self.save_hyperparameters()  # as Lightning's pages do
+        self.beta = beta
+
+
+class WithAnything(FineTuneModule):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Derived(WithOptions):
+    def __init__(self, gamma, **options):
+        super().__init__(alpha=0.25, **options)
+        self.gamma = gamma
+
+
+HEAD = HeadConfig(hidden=[4])
+MADE = {
+    "options": lambda: WithOptions(alpha=0.75, weights="MNIST", head=HEAD),
+    "no options": lambda: WithOptions(weights=None),
+    "signature": lambda: WithSignature(width=5),
+    "backbone": lambda: WithBackbone("mnist_cnn", beta=3, weights="MNIST", head=HEAD, mix=MixConfig(mixup=0.2)),
+    "anything": lambda: WithAnything("mnist_cnn", weights="MNIST", head=HEAD),
+    "derived": lambda: Derived(7, weights="MNIST", lr=0.125),
+    "itself": lambda: FineTuneModule("mnist_cnn", weights="MNIST", head=HEAD, mix=MixConfig(mixup=0.2)),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_any_subclass_is_loaded_from_its_checkpoint(make, tmp_path):
+    module = make()
+    trainer = small_trainer(1, limit_val_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    loaded = type(module).load_from_checkpoint(path)
+    assert loaded.class_names == module.class_names
+    for name in ("alpha", "beta", "gamma"):
+        assert getattr(loaded, name, None) == getattr(module, name, None)
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    assert loaded.eval()(images).equal(module.eval()(images))
+    settled = {name: value for name, value in module.hparams.items() if name != "source_weights"}
+    assert {name: value for name, value in loaded.hparams.items() if name != "source_weights"} == settled
+    # As the command line sees it, and for a run that is resumed, all of them are there.
+    assert hyper_parameters(str(path), "predict", "") == dict(module.hparams)
+    small_trainer(1).validate(make(), datamodule=FewDigits(), ckpt_path=path, verbose=False)
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+def test_hyperparameters_are_written_as_plain_yaml(make, logger, tmp_path):
+    module = make()
+    trainer = small_trainer(1, limit_val_batches=0, logger=logger(tmp_path, name="run", version=0))
+    trainer.fit(module, datamodule=FewDigits())
+    written = yaml.safe_load((tmp_path / "run/version_0/hparams.yaml").read_text())
+    assert written == dict(module.hparams)
+    assert written["classes"] == [str(i) for i in range(10)]
+    assert written["weights"] is None
+
+
+def test_argument_of_a_subclass_may_be_an_array(tmp_path):
+    class Own(FineTuneModule):
+        def __init__(self, sizes, **options):
+            super().__init__("mnist_cnn", **options)
+            self.sizes = sizes
+
+    module = Own(np.array([1, 2]), weights=None)
+    assert module.hparams["backbone"] == "mnist_cnn"
+    assert module.hparams["sizes"].tolist() == [1, 2]

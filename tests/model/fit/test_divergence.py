@@ -1,0 +1,159 @@
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from small_runs import FewDigits, small_module, small_trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_ft.errors import UserError
+from lit_ft.model.fit.divergence import LossWatch, build_divergence_error, find_largest_gradient
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Explode(Callback):
+    """Makes a weight of a stage infinite before a step, as a step that is far too long does."""
+
+    def __init__(self, step, stage="dense"):
+        self.step, self.stage = step, stage
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            # The gradients of the step before are still there.
+            for parameter in torch.nn.ModuleList(pl_module.stage_modules()[self.stage]).parameters():
+                parameter.grad *= 1e6
+            with torch.no_grad():
+                pl_module.head[-1].weight[0, 0] = torch.nan
+
+
+def test_run_stops_in_the_step_whose_loss_is_not_finite(tmp_path):
+    L.seed_everything(1)
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/loss")
+    trainer = small_trainer(5, Explode(5), best)
+    module = small_module(lr_scheduler=None, lr=0.01)
+    with pytest.raises(UserError) as caught:
+        trainer.fit(module, datamodule=FewDigits())  # two steps an epoch
+    assert str(caught.value) == (
+        "train/loss is not finite in step 5 (learning rate 0.01, largest gradient in dense): lower model.lr, or give "
+        f"trainer.gradient_clip_val 1; best model before that: {tmp_path / 'best.ckpt'}"
+    )
+    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert saved["global_step"] <= 4
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+    assert torch.isfinite(best.best_model_score)
+
+
+def test_learning_rate_that_is_far_too_high_ends_in_one_line():
+    L.seed_everything(1)
+    module = small_module(optimizer="SGD", lr_scheduler=None, lr=1e12, weights=None)
+    with pytest.raises(UserError, match=r"is not finite in step \d+ \(learning rate 1e\+12, largest gradient in "):
+        small_trainer(20).fit(module, datamodule=FewDigits())
+
+
+def test_first_step_blames_no_learning_rate():
+    images = torch.zeros(8, 1, 28, 28)
+    images[7] = torch.nan
+    data = DataLoader(TensorDataset(images - 1, torch.arange(8)), batch_size=4)
+    with pytest.raises(UserError, match=r"^train_dataloader: images have values that are not finite$"):
+        small_trainer(1).fit(small_module(classes=10), DataLoader(data.dataset, batch_size=8))
+    with pytest.raises(UserError, match=r"^train/loss is not finite in step 1 \(learning rate .*lower model.lr"):
+        small_trainer(1).fit(small_module(classes=10), data)
+    module = small_module(classes=10)
+    torch.nn.init.constant_(module.head[0].bias, torch.nan)
+    with pytest.raises(UserError, match=r"^train/loss is not finite in step 0 .*: look for weights, images or targets"):
+        small_trainer(1).fit(module, datamodule=FewDigits())
+
+
+@pytest.mark.parametrize(("how", "split"), [("validate", "val"), ("test", "test")])
+def test_evaluation_whose_loss_is_not_finite_is_an_error(how, split):
+    module = small_module(classes=10)
+    torch.nn.init.constant_(module.head[0].bias, torch.inf)
+    text = rf"^{split}/loss is not finite: look for weights, images or targets that are not$"
+    with pytest.raises(UserError, match=text):
+        getattr(small_trainer(1), how)(module, datamodule=FewDigits(), verbose=False)
+
+
+def test_validation_after_which_nothing_is_saved_as_best(tmp_path):
+    class Spoil(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            torch.nn.init.constant_(pl_module.head[-1].bias, torch.nan)
+
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/loss")
+    text = r"^val/loss is not finite in step 2 \(learning rate 0.05, largest gradient in \w+\): lower"
+    with pytest.raises(UserError, match=text):
+        small_trainer(2, Spoil(), best).fit(small_module(lr_scheduler=None), datamodule=FewDigits())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("few", [{"num_sanity_val_steps": 1, "max_steps": 1}, {"fast_dev_run": 1}])
+def test_validation_before_anything_has_settled_ends_no_run(few):
+    class Spoil(Callback):
+        """As batch norm does that has seen next to nothing, in evaluations alone."""
+
+        def on_validation_start(self, trainer, pl_module):
+            if trainer.sanity_checking or trainer.fast_dev_run:
+                self.bias = pl_module.head[-1].bias.clone()
+                torch.nn.init.constant_(pl_module.head[-1].bias, torch.inf)
+
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.sanity_checking or trainer.fast_dev_run:
+                pl_module.head[-1].bias.data.copy_(self.bias)
+
+    trainer = small_trainer(1, Spoil(), **few)
+    trainer.fit(small_module(lr_scheduler=None), datamodule=FewDigits())
+    assert trainer.global_step == 1
+
+
+def test_r2_that_is_not_defined_ends_no_run():
+    images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+    data = DataLoader(TensorDataset(images, torch.full((4, 1), 5.0)), batch_size=4)
+    trainer = small_trainer(2)
+    trainer.fit(small_module(classes=1, task="regression"), data, data)
+    assert trainer.callback_metrics["val/r2"].isnan()
+    assert trainer.global_step == 2
+
+
+class Elsewhere(LossWatch):
+    """Treats a CPU as a device that should not be waited for."""
+
+    def note(self, module, loss):
+        self._waits = True
+        self._noted.append((module.global_step, loss.detach().clone()))
+
+
+def test_losses_on_a_device_are_looked_at_when_something_is_logged_and_before_a_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setattr("lit_ft.model.module.LossWatch", Elsewhere)
+
+    def stopped(*callbacks, **options):
+        L.seed_everything(1)
+        trainer = small_trainer(9, Explode(9, "conv"), *callbacks, limit_val_batches=0, **options)
+        with pytest.raises(UserError) as caught:
+            trainer.fit(small_module(lr_scheduler=None, lr=0.01), datamodule=FewDigits())
+        assert "train/loss is not finite in step 9 (learning rate 0.01, largest gradient in " in str(caught.value)
+        return trainer.global_step
+
+    assert stopped(log_every_n_steps=6) == 12
+    assert stopped(log_every_n_steps=2) == 10
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    assert stopped(every, log_every_n_steps=6) == 10
+    assert {path.stem for path in tmp_path.iterdir()} == {f"step={step}" for step in range(1, 10)}
+
+
+def test_largest_gradient_is_of_the_stage_with_the_largest_number():
+    module = small_module(classes=10)
+    assert find_largest_gradient(module) is None
+    for stage, size in (("conv", 1.0), ("dense", 3.0), ("head", 2.0)):
+        for parameter in torch.nn.ModuleList(module.stage_modules()[stage]).parameters():
+            parameter.grad = torch.full_like(parameter, -size)
+    assert find_largest_gradient(module) == "dense"
+    module.head[0].bias.grad[0] = torch.nan
+    assert find_largest_gradient(module) == "head"
+    module.backbone.stages["conv"].conv[0].bias.grad[0] = torch.inf
+    assert find_largest_gradient(module) == "head"
+
+
+def test_error_without_a_trainer_names_what_is_known():
+    assert str(build_divergence_error(small_module(classes=10), "train/loss", 3, "head")) == (
+        "train/loss is not finite in step 3 (largest gradient in head): lower model.lr, or give "
+        "trainer.gradient_clip_val 1"
+    )

@@ -1,0 +1,158 @@
+import shutil
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from small_runs import (
+    CASES,
+    FewDigits,
+    differences,
+    final_state,
+    small_module,
+    small_trainer,
+)
+
+from lit_ft.model.module import FineTuneModule
+from lit_ft.unfreezing.callback import GradualUnfreezing
+
+EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
+with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
+
+
+class StopAt(Callback):
+    """Fails in the training step of one batch, as a machine does that is lost."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == self.step:
+            raise RuntimeError("lost")
+
+
+def interrupted_run(folder, case, seed, ckpt_path=None, stop_at=None):
+    """Phases of three steps, with dropout, augmentation and a schedule, and a checkpoint wherever one can be."""
+    L.seed_everything(seed)
+    module = small_module(head={"hidden": [16], "dropout": 0.5}, **case.get("module", {}))
+    options = {"save_top_k": -1, "enable_version_counter": False, "auto_insert_metric_name": False}
+    callbacks = [
+        GradualUnfreezing(**case.get("unfreezing", {"strategy": "gradual"})),
+        ModelCheckpoint(folder, "step{step}", every_n_train_steps=1, **options),
+        ModelCheckpoint(folder, "val{epoch}", monitor="val/loss", save_on_train_epoch_end=False, **options),
+        ModelCheckpoint(folder, "end{epoch}", save_on_train_epoch_end=True, **options),
+    ]
+    if case.get("average"):
+        callbacks.append(EMAWeightAveraging(decay=0.5))
+    if stop_at is not None:
+        callbacks += [StopAt(stop_at), OnExceptionCheckpoint(folder, "exception")]
+    trainer = small_trainer(case.get("max_epochs", 3), *callbacks)
+    data = FewDigits(batch_size=7, augment="basic", **case.get("data", {}))
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return {**final_state(trainer, module), "unfreezing": callbacks[0].state_dict()}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[with_ema] * bool(c.get("average"))) for name, c in CASES.items()]
+)
+def whole_run(request, tmp_path_factory):
+    """An uninterrupted run, what it ended with, and all of its checkpoints."""
+    folder, case = tmp_path_factory.mktemp("whole"), CASES[request.param]
+    return folder, case, interrupted_run(folder / "run", case, seed=1)
+
+
+def differences_after(whole_run, copy, names):
+    """For each checkpoint, what a run that is resumed from it ends with otherwise."""
+    folder, case, final = whole_run
+    # The score is taken up by a callback with the same folder alone, so the folder is put back as it was.
+    shutil.copytree(folder / "run", copy)
+    found = {}
+    for name in names or sorted(path.stem for path in copy.iterdir()):
+        found[name] = differences(final, interrupted_run(folder / "run", case, seed=2, ckpt_path=copy / f"{name}.ckpt"))
+        shutil.rmtree(folder / "run")
+        shutil.copytree(copy, folder / "run")
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("end0", id="epoch_end"),
+        pytest.param("val1", id="validation_end_within_the_last_batch"),
+        pytest.param("step1", id="first_step"),
+        pytest.param("step5", id="mid_epoch_after_a_thaw"),
+        pytest.param("step6", id="last_batch_before_validation_at_a_phase_boundary"),
+        pytest.param("step8", id="mid_epoch_in_the_last_phase"),
+    ],
+)
+def test_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(whole_run, tmp_path, name):
+    epochs = whole_run[1].get("max_epochs", 3)
+    assert (whole_run[2]["steps"], whole_run[2]["epochs"]) == (3 * epochs, epochs)
+    assert differences_after(whole_run, tmp_path / "copy", [name]) == {name: []}
+
+
+@pytest.mark.slow
+def test_resumed_run_ends_as_the_uninterrupted_one_from_every_checkpoint(whole_run, tmp_path):
+    found = differences_after(whole_run, tmp_path / "copy", None)
+    assert len(found) == 5 * whole_run[2]["epochs"]  # three steps an epoch, its validation and its end
+    if whole_run[1].get("average"):
+        del found["end2"]  # of a run that has ended, after which Lightning does not put the average in its place again
+    assert not any(found.values()), found
+
+
+# Lightning looks for a checkpoint of its own beside that of `OnExceptionCheckpoint`, as if none had been given.
+@pytest.mark.filterwarnings(r"ignore:`?\.fit\(ckpt_path=")
+def test_run_that_failed_in_mid_step_is_resumed_with_that_step(whole_run, tmp_path):
+    _, case, final = whole_run
+    with pytest.raises(RuntimeError, match="lost"):
+        interrupted_run(tmp_path, case, seed=1, stop_at=4)
+    resumed = interrupted_run(tmp_path, case, seed=2, ckpt_path=tmp_path / "exception.ckpt")
+    assert differences(final, resumed) == []
+
+
+def test_another_seed_gives_another_run(tmp_path):
+    runs = [interrupted_run(tmp_path, CASES["sgd"], seed)["weights"]["head.4.weight"] for seed in (1, 1, 2)]
+    assert runs[0].equal(runs[1])
+    assert not runs[0].equal(runs[2])
+
+
+def test_dropout_follows_the_seed_of_the_fit_and_not_that_of_an_earlier_checkpoint(tmp_path):
+    interrupted_run(tmp_path, CASES["sgd"], seed=1)
+    seeds = []
+    for seed in (5, 6):
+        L.seed_everything(seed)
+        module = FineTuneModule.load_from_checkpoint(tmp_path / "end2.ckpt")
+        small_trainer(1, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=FewDigits())
+        seeds.append(module._fit_state.seed)
+    assert seeds == [5, 6]
+
+
+def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(monkeypatch):
+    module = small_module(classes=10)
+    module._fit_state.seed, module._trainer = 7, SimpleNamespace(current_epoch=2, global_rank=1)
+    torch.manual_seed(int(np.random.SeedSequence([7, 2, 3, 1]).generate_state(1)[0]))
+    expected = torch.rand(5)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    module.on_train_batch_start(None, 3)
+    assert torch.rand(5).equal(expected)
+
+
+@pytest.mark.parametrize("form", ["fused", "foreach"])
+def test_run_goes_on_with_the_form_of_optimizer_that_it_began_with(form, tmp_path):
+    """Also one that was saved before optimizers were fused."""
+
+    def run(optimizer, ckpt_path=None):
+        L.seed_everything(1)
+        module, every = small_module(optimizer=optimizer), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        trainer = small_trainer(3, GradualUnfreezing("gradual"), every, limit_val_batches=1)
+        trainer.fit(module, datamodule=FewDigits(), ckpt_path=ckpt_path)
+        return final_state(trainer, module)
+
+    given = {"class_path": "AdamW", "init_args": {form: form != "fused"}}
+    whole = run(given)
+    resumed = run("AdamW", tmp_path / "epoch=0.ckpt")
+    assert differences(whole, resumed) == []
+    assert {group["fused"] for group in resumed["optimizer"]["param_groups"]} != {True}

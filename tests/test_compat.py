@@ -1,0 +1,343 @@
+"""Tests of what upstream keeps private: each fails where a release changes it, so that it can go."""
+
+import ast
+import copy
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonargparse
+import lightning as L
+import pytest
+import torch
+from jsonargparse import _common
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.connectors import checkpoint_connector
+from lightning.pytorch.utilities.compile import from_compiled
+from small_runs import FewDigits, small_module, small_trainer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, SequentialLR
+from torch.utils.data import DataLoader, TensorDataset
+
+import lit_ft
+from lit_ft.compat import (
+    BATCH_NORM,
+    INSTANCE_NORM,
+    attached_trainer,
+    collect_constructor_arguments,
+    epochs_done,
+    group_by_matcher,
+    inner_schedulers,
+    inner_states,
+    is_compiled,
+    is_from_restoring_checkpoint,
+    loads_in_its_own_way,
+    log_repeatedly,
+    parsing_settings,
+    set_state_versions,
+    setup_train_data,
+    setup_validation_loaders,
+    state_versions,
+    validate_first,
+)
+
+
+@pytest.mark.parametrize(
+    ("base", "norms"),
+    [
+        (BATCH_NORM, [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LazyBatchNorm2d]),
+        (INSTANCE_NORM, [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LazyInstanceNorm2d]),
+    ],
+)
+def test_norm_layers_of_torch_share_a_base_that_has_no_public_name(base, norms):
+    assert all(issubclass(norm, base) for norm in norms)
+    assert base.__name__.startswith("_")
+    assert base.__name__ not in vars(nn)
+
+
+def test_ddp_takes_its_options_where_they_are_changed_to_wrap_anew():
+    strategy = DDPStrategy(bucket_cap_mb=3)
+    assert strategy._ddp_kwargs == {"bucket_cap_mb": 3}
+    assert "init_sync" in inspect.signature(DistributedDataParallel).parameters
+    assert not inspect.signature(strategy.configure_ddp).parameters
+
+
+def test_loops_count_epochs_and_the_batches_of_the_one_under_way():
+    seen = []
+    module = small_module(lr_scheduler=None)
+    module.on_train_batch_start = lambda *_: seen.append(epochs_done(module.trainer))
+    trainer = small_trainer(2, limit_val_batches=0)
+    trainer.fit(module, datamodule=FewDigits())
+    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert epochs_done(trainer) == (2, 0)
+
+
+def test_state_dicts_have_the_versions_of_the_modules_that_wrote_them():
+    state = nn.Sequential(nn.BatchNorm2d(2)).state_dict()
+    assert state_versions(state) == {"": {"version": 1}, "0": {"version": 2}}
+    assert state_versions({"weight": torch.zeros(1)}) == {}
+    # Without a version, batch norm takes the counter of batches to be missing.
+    del state["0.num_batches_tracked"]
+    set_state_versions(state, {"": {"version": 1}, "0": {"version": 1}})
+    nn.Sequential(nn.BatchNorm2d(2)).load_state_dict(state)
+
+
+def test_module_that_overrides_loading_is_found_at_any_depth():
+    class Own(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+
+    assert loads_in_its_own_way(nn.Sequential(nn.Sequential(Own(1, 1))))
+    assert not loads_in_its_own_way(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm2d(2)))
+
+
+def test_names_are_grouped_by_the_patterns_of_timm():
+    pytest.importorskip("timm")
+    matcher = {"stem": r"^conv", "blocks": [(r"^block\.(\d+)", None), (r"^norm", (9,))]}
+    names = ["block.1.weight", "conv.weight", "block.0.weight", "norm.weight", "block.0.bias"]
+    assert group_by_matcher(names, matcher) == [
+        ["conv.weight"],
+        ["block.0.weight", "block.0.bias"],
+        ["block.1.weight"],
+        ["norm.weight"],
+    ]
+
+
+def test_lightning_makes_validation_loaders_late_and_keeps_those_made_before(tmp_path):
+    class Watch(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.before = trainer.val_dataloaders
+            setup_validation_loaders(trainer)
+            self.made = trainer.val_dataloaders
+
+        def on_validation_start(self, trainer, pl_module):
+            self.used = trainer.val_dataloaders
+
+    L.seed_everything(1)
+    watch = Watch()
+    trainer = small_trainer(2, watch, default_root_dir=tmp_path, check_val_every_n_epoch=2)
+    trainer.fit(small_module(), datamodule=FewDigits())
+    assert watch.before is None  # else setup_validation_loaders is not needed any more
+    assert watch.made is not None
+    assert watch.used is watch.made
+
+
+class Logged(L.LightningModule):
+    """Logs the step, and counts how often Lightning checks it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.num_calls, self.seen = nn.Linear(1, 1), 0, []
+
+    def log(self, *args, **options):
+        self.num_calls += 1
+        super().log(*args, **options)
+
+    def training_step(self, batch, batch_idx):
+        value = self.layer.weight.sum() * 0 + self.global_step
+        log_repeatedly(self, "train/step", value, on_step=True, on_epoch=False)
+        return value
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.seen.append(float(self.trainer.callback_metrics["train/step"]))
+
+    def configure_optimizers(self):
+        return SGD(self.parameters(), 0.1)
+
+
+def loader():
+    return DataLoader(TensorDataset(torch.zeros(3, 1)))
+
+
+def test_repeated_log_has_the_value_of_each_step_and_is_checked_once_an_epoch():
+    module = Logged()
+    assert attached_trainer(module) is None
+    small_trainer(2).fit(module, loader())
+    assert module.seen == [0, 1, 2, 3, 4, 5]
+    assert module.num_calls == 2
+    assert attached_trainer(module) is not None
+
+
+def test_training_data_set_up_early_tells_the_number_of_batches():
+    class Early(Logged):
+        def configure_optimizers(self):
+            setup_train_data(self.trainer)
+            self.num_batches = self.trainer.num_training_batches
+            return super().configure_optimizers()
+
+    module = Early()
+    small_trainer(1).fit(module, loader())
+    assert module.num_batches == 3
+    assert module.seen == [0, 1, 2]
+
+
+def test_compiled_modules_are_known_whoever_compiled_them():
+    def network():
+        return nn.Sequential(nn.Linear(1, 1))
+
+    assert not is_compiled(network())
+    in_place = network()
+    in_place[0].compile(backend="eager")
+    assert is_compiled(in_place)
+    assert is_compiled(nn.Sequential(torch.compile(network(), backend="eager")))
+    module = Logged()
+    assert not is_compiled(module)
+    assert is_compiled(from_compiled(torch.compile(module, backend="eager")))
+
+
+def test_arguments_are_those_of_the_outermost_constructor():
+    class Base(HyperparametersMixin):
+        def __init__(self, size=1, **_):
+            super().__init__()
+            self.collected = collect_constructor_arguments(inspect.currentframe())
+
+    class Own(Base):
+        def __init__(self, depth, rate=2):
+            super().__init__(size=depth)
+
+    assert Own(3).collected == {"depth": 3, "rate": 2}
+    assert Base(4, more=5).collected == {"size": 4, "more": 5}
+
+
+def test_schedulers_within_others_are_found_at_any_depth():
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    first, second, third = ConstantLR(optimizer), ExponentialLR(optimizer, 0.5), ConstantLR(optimizer)
+    optimizer.step()  # else torch warns that it comes after those of the schedulers
+    chained = ChainedScheduler([first, second])
+    whole = SequentialLR(optimizer, [chained, third], milestones=[2])
+    assert list(inner_schedulers(whole)) == [chained, first, second, third]
+    assert [inner_states(state) != () for state in inner_states(whole.state_dict())] == [True, False]
+    assert inner_states(first.state_dict()) == ()
+
+
+def test_settings_of_the_parser_are_set_for_a_while():
+    before = dict(_common.parsing_settings)
+    with parsing_settings(instantiate_subclass_spec_in_any=True, validate_defaults=True):
+        assert _common.get_parsing_setting("instantiate_subclass_spec_in_any") is True
+        assert _common.get_parsing_setting("validate_defaults") is True
+    assert _common.parsing_settings == before
+
+
+def test_parser_has_no_public_way_to_read_settings():
+    assert not hasattr(jsonargparse, "get_parsing_setting")
+
+
+PACKAGE = Path(lit_ft.__file__).parent
+
+
+LIBRARIES = ("lightning", "torch", "jsonargparse", "torchmetrics", "litdata")
+
+
+def own_names(tree):
+    """The private names that a file defines: functions, classes, and attributes of its classes."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (name.id for line in node.body for name in ast.walk(line) if isinstance(name, ast.Name))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+def private_names(tree):
+    """The private names of others that a file imports, or takes as attributes."""
+    own = set(own_names(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
+            yield from (
+                part for part in [*node.module.split("."), *(alias.name for alias in node.names)] if part[0] == "_"
+            )
+        if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr) and node.attr not in own:
+            yield node.attr
+
+
+def test_no_other_file_uses_private_names():
+    used = set()
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        used |= {(name, private) for private in private_names(ast.parse(path.read_text(encoding="utf-8")))}
+    # A method of named tuples, which is public.
+    assert {use for use in used if use[0] != "compat.py"} == {("data/loading/workers.py", "_replace")}
+
+
+WHOLE = {"enable_validation": True, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+
+
+def counts(ready, processed, completed):
+    return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
+
+
+def saved(is_last_batch=True, completed=5):
+    """A checkpoint of the third step of the second epoch, whose validations have two batches."""
+    batches = {"total": counts(6, 6, completed), "current": counts(3, 3, completed - 3), "is_last_batch": is_last_batch}
+    validation = {"total": counts(0, 0, 0), "current": counts(2, 2, 2), "is_last_batch": True}
+    progress = {"epoch_loop.batch_progress": batches, "epoch_loop.val_loop.batch_progress": validation}
+    return {"epoch": 1, "loops": {"fit_loop": progress}}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_run_saved_before_its_validation_starts_with_it(every):
+    checkpoint = saved()
+    validate_first(checkpoint, SimpleNamespace(**{**WHOLE, "check_val_every_n_epoch": every}))
+    progress = checkpoint["loops"]["fit_loop"]
+    assert progress["epoch_loop.batch_progress"]["total"] == counts(6, 6, 6)
+    assert progress["epoch_loop.batch_progress"]["current"] == counts(3, 3, 3)
+    assert progress["epoch_loop.val_loop.batch_progress"]["total"] == counts(1, 0, 0)
+    assert progress["epoch_loop.val_loop.batch_progress"]["current"] == counts(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "options"),
+    [
+        pytest.param(saved(is_last_batch=False), {}, id="within_the_epoch"),
+        pytest.param(saved(completed=6), {}, id="after_the_validation"),
+        pytest.param({"epoch": 1, "state_dict": {}}, {}, id="weights_alone"),
+        pytest.param(saved(), {"enable_validation": False}, id="no_validation"),
+        pytest.param(saved(), {"check_val_every_n_epoch": 3}, id="no_validation_in_this_epoch"),
+        pytest.param(saved(), {"check_val_every_n_epoch": None}, id="validation_by_steps"),
+        pytest.param(saved(), {"val_check_interval": 0.5}, id="several_validations_an_epoch"),
+    ],
+)
+def test_other_checkpoints_are_left_as_they_are(checkpoint, options):
+    before = copy.deepcopy(checkpoint)
+    validate_first(checkpoint, SimpleNamespace(**{**WHOLE, **options}))
+    assert checkpoint == before
+
+
+@pytest.fixture(scope="module")
+def lightnings_checkpoint(tmp_path_factory):
+    """A checkpoint that was written after the last step of an epoch and before its validation."""
+    folder = tmp_path_factory.mktemp("steps")
+    steps = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    small_trainer(1, steps).fit(small_module(), datamodule=FewDigits(batch_size=7))
+    return torch.load(folder / "step=3.ckpt", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightnings_checkpoints_have_the_counts_that_are_set(lightnings_checkpoint):
+    progress = lightnings_checkpoint["loops"]["fit_loop"]
+    names = {"ready", "started", "processed", "completed"}
+    batches, validation = progress["epoch_loop.batch_progress"], progress["epoch_loop.val_loop.batch_progress"]
+    assert batches["is_last_batch"]
+    for counted in (batches, validation):
+        assert set(counted["total"]) == set(counted["current"]) == names
+    # Else nothing would have to be set.
+    assert (batches["total"]["completed"], batches["total"]["processed"]) == (2, 3)
+
+
+def test_lightnings_callback_has_the_paths_that_are_removed(tmp_path):
+    callback = ModelCheckpoint(tmp_path)
+    paths = {name for name in vars(callback) if name.endswith("_path") or name.startswith("best_k")}
+    assert paths == {"best_model_path", "last_model_path", "kth_best_model_path", "best_k_models"}
+
+
+def test_lightning_restores_checkpoints_in_one_file():
+    assert Path(inspect.getfile(checkpoint_connector)).name == "checkpoint_connector.py"
+    connector = vars(checkpoint_connector._CheckpointConnector)
+    assert {"_restore_modules_and_callbacks", "restore_training_state", "restore_model"} <= connector.keys()
+    assert not is_from_restoring_checkpoint(ValueError("elsewhere"))

@@ -1,0 +1,176 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from small_runs import FewDigits, small_module
+from torch import nn
+
+from lit_ft.errors import UserError
+from lit_ft.runs import Run
+from lit_ft.training.history import (
+    HistoryWriter,
+    append_row,
+    find_best_row,
+    keep_rows_before,
+    read_history,
+    read_new_metrics,
+    read_rates,
+    write_metrics,
+)
+from lit_ft.training.trainer import Trainer
+
+FIT = ("fit", "--unfreeze.strategy", "full")
+RUN = Run(Path("logs/run/version_0"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "history.csv"
+
+
+def test_rows_are_appended_and_new_columns_widen_the_table(path):
+    append_row(path, {"epoch": 0, "train/loss": 0.1})
+    first = path.stat().st_ino
+    append_row(path, {"epoch": 1, "train/loss": 1e-7})
+    assert path.stat().st_ino == first
+    append_row(path, {"epoch": 2, "train/loss": 2.0, "val/acc": math.nan})
+    append_row(path, {"epoch": 3, "train/loss": 3.0})
+    assert path.read_text() == "epoch,train/loss,val/acc\n0,0.1,\n1,1e-07,\n2,2.0,nan\n3,3.0,\n"
+    assert read_history(path)[1] == {"epoch": 1, "train/loss": 1e-7, "val/acc": None}
+    assert [entry.name for entry in path.parent.iterdir()] == ["history.csv"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "torn", "left"),
+    [(3, "", [0, 1, 2]), (3, "3,0.", [0, 1, 2]), (1, "", [0]), (0, "", None), (2, "3", [0, 1])],
+)
+def test_rows_of_epochs_that_are_trained_again_are_removed(path, epoch, torn, left):
+    for number in range(3):
+        append_row(path, {"epoch": number, "a": 0.5, "b": 0.25})
+    with path.open("a") as file:
+        file.write(torn)
+    keep_rows_before(path, epoch)
+    assert path.exists() == (left is not None)
+    assert [row["epoch"] for row in read_history(path)] == (left or [])
+    if left:
+        assert path.read_text().endswith(f"{left[-1]},0.5,0.25\n")
+
+
+def test_history_that_does_not_exist_has_no_rows(path):
+    keep_rows_before(path, 1)
+    assert read_history(path) == []
+
+
+def test_history_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"history\.csv: cannot be written \("):
+        append_row(tmp_path / "run" / "history.csv", {"epoch": 0})
+
+
+def test_rates_are_those_of_stages_that_train():
+    frozen, trained = nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1)
+    groups = [
+        {"params": [trained.weight], "lr": 0.25, "stage": "head"},
+        {"params": [trained.bias], "lr": 0.5, "stage": "head"},
+        {"params": list(frozen.parameters()), "lr": 0.5, "stage": "stem"},
+    ]
+    assert read_rates([torch.optim.SGD(groups)]) == {"head": 0.5, "stem": 0.0}
+    assert read_rates([torch.optim.SGD(trained.parameters(), lr=0.25)]) == {"model": 0.25}
+
+
+def test_metrics_of_earlier_epochs_are_left_out():
+    loss, accuracy = torch.tensor(0.5), torch.tensor(0.25)
+    earlier = {"train/loss": loss, "val/acc": accuracy}
+    now = {"train/loss": loss.clone(), "val/acc": accuracy.detach(), "train/penalty": torch.tensor(1.0)}
+    assert read_new_metrics(now, earlier) == {"train/loss": 0.5, "train/penalty": 1.0}
+
+
+@pytest.mark.parametrize(("score", "epoch"), [(torch.tensor(0.1), 1), (torch.tensor(0.3), None), (None, None)])
+def test_best_row_is_the_first_with_the_best_score(score, epoch):
+    of_float32 = float(torch.tensor(0.1))
+    rows = [{"epoch": 0, "val/loss": 0.5}, {"epoch": 1, "val/loss": of_float32}, {"epoch": 2, "val/loss": of_float32}]
+    assert (find_best_row(rows, "val/loss", score) or {"epoch": None})["epoch"] == epoch
+
+
+def test_metrics_of_other_splits_stay(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_metrics(path, "val", {"checkpoint": None, "val/acc": 0.5})
+    write_metrics(path, "test", {"checkpoint": "checkpoints/best.ckpt", "test/r2": math.nan})
+    write_metrics(path, "val", {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75})
+    assert json.loads(path.read_text()) == {
+        "val": {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75},
+        "test": {"checkpoint": "checkpoints/best.ckpt", "test/r2": None},
+    }
+
+
+def rows_of(folder):
+    with Run(folder).history.open() as file:
+        return list(csv.reader(file))
+
+
+def fit(folder, *callbacks, **options):
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        default_root_dir=folder,
+        callbacks=[HistoryWriter(), *callbacks],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    torch.manual_seed(0)
+    trainer.fit(small_module(), datamodule=FewDigits(batch_size=7), **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_table_of_a_run_that_was_interrupted_is_that_of_an_uninterrupted_one(tmp_path):
+    steps = ModelCheckpoint(tmp_path / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(tmp_path / "whole", steps)
+    whole = rows_of(tmp_path / "whole")
+    assert [row[:2] for row in whole] == [["epoch", "step"], ["0", "3"], ["1", "6"], ["2", "9"]]
+    for step in (1, 3, 4, 6, 8, 9):
+        killed = Run(tmp_path / f"killed{step}")
+        killed.folder.mkdir()
+        killed.history.write_text(Run(tmp_path / "whole").history.read_text())  # with rows that come again
+        fit(killed.folder, ModelCheckpoint(killed.checkpoints), ckpt_path=tmp_path / "steps" / f"step={step}.ckpt")
+        assert rows_of(killed.folder) == whole, step
+
+
+def test_run_writes_its_history_and_the_metrics_of_its_best_checkpoint(run):
+    run(*FIT, "--trainer.max_epochs", 3, "--trainer.check_val_every_n_epoch", 2, "--model.lr", 0.001)
+    rows = read_history(RUN.history)
+    columns = ["epoch", "step", "lr/head", "lr/dense", "lr/conv", "train/loss", "val/loss", "val/acc"]
+    assert list(rows[0])[: len(columns)] == columns
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["val/acc"] is None for row in rows] == [True, False, True]  # of epochs without a validation
+    best = torch.load(RUN.best, weights_only=True)
+    written = json.loads(RUN.metrics.read_text())
+    assert written["val"] == {
+        "checkpoint": "checkpoints/best.ckpt",
+        **{name: value for name, value in rows[best["epoch"]].items() if name.startswith("val/")},
+    }
+
+
+def test_evaluations_write_their_metrics_to_the_run_of_the_checkpoint(run):
+    run(*FIT, "--trainer.max_epochs", 1)
+    before = RUN.history.read_bytes()
+    for command in ("validate", "test"):
+        run(command, "--config", RUN.config, "--ckpt_path", RUN.last)
+    written = json.loads(RUN.metrics.read_text())
+    assert {split: list(entry)[:3] for split, entry in written.items()} == {
+        "val": ["checkpoint", "val/loss", "val/acc"],
+        "test": ["checkpoint", "test/loss", "test/acc"],
+    }
+    assert {entry["checkpoint"] for entry in written.values()} == {"checkpoints/last.ckpt"}
+    assert RUN.history.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [("fit", "--trainer.fast_dev_run", "true"), ("plan",)])
+def test_nothing_is_written_without_a_run(run, command):
+    run(*command, "--unfreeze.strategy", "full")
+    assert not list(Path().rglob("history.csv")) + list(Path().rglob("metrics.json"))
