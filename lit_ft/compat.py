@@ -192,10 +192,15 @@ def setup_train_data(trainer: Any) -> None:
 
     Lightning's public ``estimated_stepping_batches`` does it with a message, and cannot for data without a length.
 
+    In a run that is resumed the loop sets it up once more: Lightning (2.5 to 2.6.6) restores the state of loaders, such
+    as a ``StatefulDataLoader`` of the user's, only where it makes them.
+
     Args:
         trainer: The trainer of a fit.
     """
     trainer.fit_loop.setup_data()
+    if trainer.ckpt_path is not None:
+        trainer.fit_loop._combined_loader = None
 
 
 def is_compiled(module: nn.Module) -> bool:

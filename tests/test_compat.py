@@ -176,6 +176,36 @@ def test_training_data_set_up_early_tells_the_number_of_batches():
     assert module.seen == [0, 1, 2]
 
 
+class StatefulLoader:
+    """A loader of the user's that knows how far it was read."""
+
+    def __init__(self):
+        self.start, self.read = 0, []
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        for batch in range(start, len(self)):
+            self.read.append(batch)
+            yield torch.full((2, 1, 28, 28), batch, dtype=torch.uint8), torch.tensor([0, 1])
+
+    def state_dict(self):
+        return {"read": len(self.read)}
+
+    def load_state_dict(self, state_dict):
+        self.start = state_dict["read"]
+
+
+def test_state_of_a_loader_is_restored_though_training_data_is_set_up_early(tmp_path):
+    whole, rest = StatefulLoader(), StatefulLoader()
+    save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    small_trainer(1, save).fit(small_module(classes=2), whole)
+    small_trainer(1).fit(small_module(classes=2), rest, ckpt_path=tmp_path / "step=3.ckpt")
+    assert (whole.read, rest.read) == ([0, 1, 2, 3], [3])
+
+
 def test_compiled_modules_are_known_whoever_compiled_them():
     def network():
         return nn.Sequential(nn.Linear(1, 1))
