@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import restored_process, set_offline
 from lit_ft.cli.run import quiet_command
 from lit_ft.errors import UserError
+from lit_ft.model.checkpoint.loading import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback
 from lit_ft.training.history import Row, read_history
@@ -129,7 +131,10 @@ def _result(cli: FineTuneCLI) -> Result:
         metrics[chosen.monitor] = float(chosen.best_model_score)
     model: FineTuneModule = cli.model
     if best is not None:
-        model = type(model).load_from_checkpoint(best, map_location="cpu")
+        saved = saved_arguments(read_checkpoint(best), inspect.signature(type(model)).parameters)
+        # It is this run's own, whose classes the user has named.
+        named = {key: saved[key] for key in ("backbone", "optimizer", "lr_scheduler") if key in saved}
+        model = type(model).load_from_checkpoint(best, map_location="cpu", **named)
     return Result(
         metrics=metrics,
         history=read_history(cli.run.history) if cli.run else [],

@@ -45,6 +45,28 @@ def test_two_runs_in_one_process_are_the_same_run():
     assert other.metrics != first.metrics
 
 
+OWN = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4, 2)
+"""
+
+
+def test_run_of_a_network_of_the_users_own_gives_its_model(tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = {"class_path": "own_network.Net", "stages": {"conv": "conv"}, "classifier": "fc"}
+    model = {"backbone": backbone, "weights": None, "input": {"size": 28}}
+    result = package.run({"model": model}, **TWO_EPOCHS, **{"trainer.limit_train_batches": 2})
+    assert result.best.is_file()
+    assert weights(result)["head.0.weight"].shape == (10, 4)
+
+
 def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
     small = {"model.backbone": "mnist_cnn", "model.weights": None, "data": {"num_workers": 0}}
     results = [
