@@ -66,7 +66,8 @@ def read_saved_data(path: str) -> dict[str, Any] | None:
 
 def _gives_data(args: Sequence[str]) -> bool:
     """Whether a class of data is given, by an option or in a config."""
-    return bool(_read_values(args, "--data")) or any(map(_has_data, _read_values(args, "--config")))
+    is_named = _read_values(args, "--data") or _read_values(args, "--data.class_path")
+    return bool(is_named) or any(map(_has_data, _read_values(args, "--config")))
 
 
 def _has_data(config: str) -> bool:
@@ -78,6 +79,10 @@ def _has_data(config: str) -> bool:
 
 
 def _read_values(args: Sequence[str], option: str) -> list[str]:
-    """The values of an option, as ``--option value`` or ``--option=value``."""
-    apart = [value for name, value in pairwise(args) if name == option]
-    return apart or [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
+    """The values of an option, as ``--option value`` or ``--option=value``, in their order."""
+    values = []
+    for arg, following in pairwise([*args, ""]):
+        name, equals, value = arg.partition("=")
+        if name == option:
+            values.append(value if equals else following)
+    return values
