@@ -44,16 +44,17 @@ class Loader:
 
         Lightning calls ``iter()`` before it sets the epoch, hence a generator.
         """
-        remaining = self.sampler.batches()[self.position.begin(self.sampler) :]
+        position = self.position.seen_by(self)
+        remaining = self.sampler.batches()[position.begin(self.sampler) :]
         source = self.source if self.stand_in is None else self.stand_in(self)
         for batch in source.read(remaining, self.sampler.augment_generator()):
-            self.position.advance()
+            position.advance()
             yield batch
 
     def of_images(self) -> Loader:
         """A loader of the same batches that gives images, whatever stands in for them, and leaves this one alone."""
         loader = copy(self)
-        loader.position, loader.stand_in = copy(self.position), None
+        loader.position, loader.stand_in = self.position.copy(), None
         return loader
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from lit_ft.data.loading.sampler import EpochSampler
@@ -15,16 +16,31 @@ class Position:
     Args:
         processed: Number of batches of the epoch that the training loop has done, where there is one. It is less than
             the number read when a checkpoint is written because a step failed; that step's batch must come again.
+        owner: The loader of the training loop, where there is one; others of the same data leave the position alone.
     """
 
-    def __init__(self, processed: Callable[[], int | None] | None = None) -> None:
+    def __init__(
+        self, processed: Callable[[], int | None] | None = None, owner: Callable[[], object | None] | None = None
+    ) -> None:
         self._processed = processed
+        self._owner = owner
         self.seed: int | None = None
         """Seed of the order of the run that is resumed; some strategies restore it after the loader is made."""
         self._epoch = 0
         self._read = 0
         self._sizes: dict[str, int] = {}
         self._resume: dict[str, Any] | None = None
+
+    def seen_by(self, loader: object) -> Position:
+        """The position for a loader: this one, or a new one if another loader is that of the training loop."""
+        owner = self._owner() if self._owner else None
+        return self if owner is None or owner is loader else Position()
+
+    def copy(self) -> Position:
+        """The same position for a loader beside that of the training loop."""
+        copied = copy(self)
+        copied._owner = None
+        return copied
 
     def begin(self, sampler: EpochSampler) -> int:
         """Begins the sampler's epoch, and returns the index of its first batch that is not done.

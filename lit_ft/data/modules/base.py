@@ -72,7 +72,7 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         self.spec = as_input_spec(spec)
         self.input_spec = self.spec or InputSpec()
         self.order_seed: int | None = None
-        self.position = Position(self._batches_processed)
+        self.position = Position(self._batches_processed, self._training_loader)
         self.splits: dict[Split, SetT] = {}
         self._is_read = False
 
@@ -168,6 +168,10 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
         )
         return Loader(source, sampler, self.position if training else None)
+
+    def _training_loader(self) -> Loader | None:
+        loader = self.trainer.train_dataloader if self.trainer else None
+        return loader if isinstance(loader, Loader) else None
 
     def _batches_processed(self) -> int | None:
         trainer: Any = self.trainer

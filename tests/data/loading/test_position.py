@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small_runs import FewDigits, small_module, small_trainer
 
 from lit_ft.data.loading.position import adopt_earlier_position, first_batch
@@ -64,5 +64,28 @@ def test_run_is_resumed_exactly_from_present_and_earlier_checkpoints(tmp_path, i
         torch.save(checkpoint, tmp_path / "step=4.ckpt")
     resumed = small_module()
     small_trainer(3).fit(resumed, datamodule=FewDigits(**data), ckpt_path=tmp_path / "step=4.ckpt")
+    for name, value in whole.state_dict().items():
+        assert resumed.state_dict()[name].equal(value), name
+
+
+class ReadsBeside(Callback):
+    """Reads training images in a fit by a loader of its own, as to measure something."""
+
+    def on_train_start(self, trainer, pl_module):
+        next(iter(trainer.datamodule.train_dataloader()))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        next(iter(trainer.datamodule.train_dataloader()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loader_beside_that_of_the_fit_leaves_the_position_alone(tmp_path):
+    whole, resumed = small_module(), small_module()
+    steps = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    small_trainer(2, steps, ReadsBeside()).fit(whole, datamodule=FewDigits(batch_size=7))
+    position = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["FewDigits"]["position"]
+    assert (position["batches"], position["of"]) == (2, 3)
+    path = tmp_path / "step=2.ckpt"
+    small_trainer(2, ReadsBeside()).fit(resumed, datamodule=FewDigits(batch_size=7), ckpt_path=path)
     for name, value in whole.state_dict().items():
         assert resumed.state_dict()[name].equal(value), name
