@@ -60,9 +60,9 @@ class HistoryWriter(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Appends the row, before the checkpoint of the epoch is written."""
+        metrics = read_new_metrics(trainer.callback_metrics, self._earlier)  # on all ranks, which may reduce some
         if self._run is None or not trainer.is_global_zero:
             return
-        metrics = read_new_metrics(trainer.callback_metrics, self._earlier)
         mean = self._loss.compute(trainer.accumulate_grad_batches)
         loss = {} if mean is None else {"train/loss": mean}
         row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step}

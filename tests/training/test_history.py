@@ -174,3 +174,17 @@ def test_evaluations_write_their_metrics_to_the_run_of_the_checkpoint(run):
 def test_nothing_is_written_without_a_run(run, command):
     run(*command, "--unfreeze.strategy", "full")
     assert not list(Path().rglob("history.csv")) + list(Path().rglob("metrics.json"))
+
+
+def test_metrics_are_read_on_every_rank_as_that_may_reduce_them():
+    class OtherRank:
+        is_global_zero, optimizers, num_read = False, (), 0
+
+        @property
+        def callback_metrics(self):
+            self.num_read += 1
+            return {}
+
+    trainer = OtherRank()
+    HistoryWriter().on_train_epoch_end(trainer, None)
+    assert trainer.num_read == 1
