@@ -77,6 +77,16 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         self._is_read = False
 
     @property
+    def hparams_initial(self) -> Any:
+        """The hyperparameters for loggers, where a subclass saves its own: without the options that the model has too.
+
+        Lightning refuses two of one name, such as ``task``, which is open here until the model settles it.
+        """
+        module = self.trainer.lightning_module if self.trainer else None
+        known = getattr(module, "hparams", {})
+        return {key: value for key, value in super().hparams_initial.items() if key not in known}
+
+    @property
     @abstractmethod
     def predict_paths(self) -> list[str]:
         """Path or name of each image to predict; the second part of a prediction batch indexes it."""

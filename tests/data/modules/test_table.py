@@ -1,10 +1,14 @@
 import csv
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from image_files import save_photo
+from lightning.pytorch.loggers import CSVLogger
+from small_runs import small_module, small_trainer
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageTableDataModule
@@ -513,3 +517,18 @@ def test_path_that_begins_with_an_apostrophe_is_that_path(tmp_path):
     data.setup()
     found = sorted(path.name for split in ("train", "val") for path in data.splits[split].paths)
     assert found == ["'=1.png", "3.png", "4.png", "=2.png"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loggers_get_the_hyperparameters_that_a_subclass_saves(table, tmp_path):
+    class Own(ImageTableDataModule):
+        def __init__(self, extra, **options):
+            super().__init__(**options)
+            self.save_hyperparameters()
+
+    data = Own(3, table=table(label=kind_of), num_workers=0, augment="none")
+    logger = CSVLogger(tmp_path)
+    small_trainer(1, logger=logger, limit_train_batches=1, limit_val_batches=0).fit(small_module(), datamodule=data)
+    logger.save()
+    saved = yaml.safe_load(Path(logger.log_dir, "hparams.yaml").read_text())
+    assert (saved["extra"], saved["augment"], saved["task"]) == (3, "none", "multiclass")
