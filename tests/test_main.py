@@ -56,3 +56,13 @@ def test_argument_that_is_no_text_is_told(root):
     done = check("猫", **ASCII[1])
     line = "lit-ft: the argument b'\\xe7\\x8c\\xab' is not in ASCII; set PYTHONUTF8=1\n"
     assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_path):
+    few = {"max_epochs": "1", "limit_train_batches": "1", "limit_val_batches": "0", "accelerator": "cpu"}
+    options = [f"--trainer.{key}={value}" for key, value in {**few, "default_root_dir": str(tmp_path)}.items()]
+    command = [sys.executable, "-m", "lit_ft", "fit", "--unfreeze.strategy", "full", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "lit-ft: warning: `ModelCheckpoint(monitor='val/acc')` could not find" in done.stderr
+    assert "model_checkpoint.py" not in done.stderr

@@ -66,6 +66,7 @@ def _run(args: Sequence[str]) -> int:
         return 0
     from lit_ft.cli.run import run_command
 
+    warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
     return run_command(command, options)
 
 
