@@ -13,13 +13,17 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.errors import refuse_unwritable
+from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run, replace_atomically
 from lit_ft.training.progress import MeanLoss
 
 Row = dict[str, int | float | None]
+
+_ENCODING = "utf-8-sig"  # spreadsheets put a byte order mark before a table
+_TOO_MANY = "more cells than columns"
 
 
 class HistoryWriter(Callback):
@@ -138,23 +142,30 @@ def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -
 
 
 def read_history(path: Path) -> list[Row]:
-    """The rows of a history, an empty cell as None; none where there is no file."""
+    """The rows of a history, an empty cell as None; none where there is no file.
+
+    Raises:
+        UserError: If it is no table of numbers with an epoch in each row, as after an edit by hand.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    # A row that was cut short by a kill is of an epoch that is trained again.
-    return [{key: _number(cell) for key, cell in row.items()} for row in rows if None not in row.values()]
+    try:
+        with path.open(newline="", encoding=_ENCODING) as file:
+            rows = list(csv.DictReader(file, restkey=_TOO_MANY))
+        # A row that was cut short by a kill is of an epoch that is trained again.
+        return [_parse_row(row) for row in rows if None not in row.values()]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not the history of a run ({error}); fix or remove the file") from error
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row to a history; the file is written anew only where the row has new columns.
+    """Adds a row to a history; the file is written anew only for new columns, or after a line that has no end.
 
     Raises:
         UserError: If it cannot be written.
     """
     columns = _read_columns(path)
-    if not columns or not row.keys() <= set(columns):
+    if not columns or not row.keys() <= set(columns) or not _ends_with_line(path):
         _write_rows(path, [*read_history(path), row])
         return
     with refuse_unwritable(path), path.open("a", newline="", encoding="utf-8") as file:
@@ -172,7 +183,7 @@ def keep_rows_before(path: Path, epoch: int) -> None:
     kept = [row for row in read_history(path) if cast(float, row["epoch"]) < epoch]
     if not kept:
         path.unlink()
-    elif len(path.read_text("utf-8").splitlines()) != len(kept) + 1:  # also where the last row was cut short
+    elif len(path.read_text(_ENCODING).splitlines()) != len(kept) + 1:  # also where the last row was cut short
         _write_rows(path, kept)
 
 
@@ -184,7 +195,7 @@ def find_best_row(rows: Sequence[Row], monitor: str, score: Any) -> Row | None:
 
 
 def write_metrics(path: Path, split: str, entry: Mapping[str, Any]) -> None:
-    """Sets the entry of a split in a file of metrics; those of other splits stay.
+    """Sets the entry of a split in a file of metrics; those of other splits stay. A damaged file is replaced.
 
     Args:
         path: The file, which is made if it is missing.
@@ -194,7 +205,7 @@ def write_metrics(path: Path, split: str, entry: Mapping[str, Any]) -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    known = _read_metrics(path)
     finite = {key: value if _is_plain(value) else None for key, value in entry.items()}
     with replace_atomically(path) as unfinished:
         unfinished.write_text(json.dumps({**known, split: finite}, indent=2) + "\n", encoding="utf-8")
@@ -204,17 +215,42 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _number(cell: str | None) -> float | None:
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        known = None
+    if isinstance(known, dict):
+        return known
+    rank_zero_warn(f"{path}: damaged; replaced by the metrics of this command alone")
+    return {}
+
+
+def _parse_row(row: Mapping[str, str]) -> Row:
+    if _TOO_MANY in row:
+        raise ValueError(f"more cells than columns in the row of epoch {row.get('epoch')!r}")
+    if not row.get("epoch", "").isdecimal():
+        raise ValueError(f"a row without an epoch: {','.join(row.values())[:40]!r}")
+    return {key: _number(cell) for key, cell in row.items()}
+
+
+def _number(cell: str) -> float | None:
     if not cell:
         return None
-    return int(cell) if cell.isdigit() else float(cell)
+    return int(cell) if cell.isdecimal() else float(cell)
 
 
 def _read_columns(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding=_ENCODING) as file:
         return next(csv.reader(file), [])
+
+
+def _ends_with_line(path: Path) -> bool:
+    return path.read_bytes().endswith(b"\n")
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

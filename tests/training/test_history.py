@@ -60,6 +60,45 @@ def test_rows_of_epochs_that_are_trained_again_are_removed(path, epoch, torn, le
         assert path.read_text().endswith(f"{left[-1]},0.5,0.25\n")
 
 
+@pytest.mark.parametrize(("text", "is_whole"), [("0,0.5", True), ("0", False)], ids=["whole", "cut short"])
+def test_row_after_a_line_without_an_end_gets_a_line_of_its_own(path, text, is_whole):
+    for change in (lambda: None, lambda: keep_rows_before(path, 1)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"epoch,train/loss\n{text}")
+        change()
+        append_row(path, {"epoch": 1, "train/loss": 0.25})
+        assert path.read_text() == "epoch,train/loss\n" + "0,0.5\n" * is_whole + "1,0.25\n"
+
+
+def test_history_with_a_byte_order_mark_is_read_and_continued(path):
+    path.parent.mkdir()
+    path.write_bytes(b"\xef\xbb\xbfepoch,val/acc\r\n0,0.5\r\n")
+    keep_rows_before(path, 1)
+    append_row(path, {"epoch": 1, "val/acc": 0.75})
+    assert read_history(path) == [{"epoch": 0, "val/acc": 0.5}, {"epoch": 1, "val/acc": 0.75}]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"epoch,a\n0,abc\n", "could not convert string to float: 'abc'"),
+        (b"epoch,a\n0,1,2\n", "more cells than columns in the row of epoch '0'"),
+        (b"epoch;a\n0;1\n", "a row without an epoch: '0;1'"),
+        (b"epoch,a\n,1\n", "a row without an epoch: ',1'"),
+        (b"\xff\xfe\x00", "can't decode byte 0xff"),
+    ],
+)
+def test_history_that_was_damaged_is_named_with_what_to_do(path, content, reason):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        keep_rows_before(path, 1)
+    assert str(caught.value).startswith(f"{path}: not the history of a run (")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("; fix or remove the file")
+    assert path.read_bytes() == content
+
+
 def test_history_that_does_not_exist_has_no_rows(path):
     keep_rows_before(path, 1)
     assert read_history(path) == []
@@ -105,6 +144,15 @@ def test_metrics_of_other_splits_stay(tmp_path):
         "val": {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75},
         "test": {"checkpoint": "checkpoints/best.ckpt", "test/r2": None},
     }
+
+
+@pytest.mark.parametrize("text", ['{"val": ', "[1]", ""])
+def test_damaged_metrics_are_replaced_with_a_warning(tmp_path, text):
+    path = tmp_path / "metrics.json"
+    path.write_text(text)
+    with pytest.warns(UserWarning, match=r"metrics\.json: damaged; replaced"):
+        write_metrics(path, "test", {"checkpoint": None, "test/acc": 0.5})
+    assert json.loads(path.read_text()) == {"test": {"checkpoint": None, "test/acc": 0.5}}
 
 
 def rows_of(folder):
