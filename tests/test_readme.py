@@ -106,3 +106,19 @@ def test_lightning_example_trains_a_good_model(monkeypatch, tmp_path):
     exec(code.replace("max_epochs=40", "max_epochs=12, enable_progress_bar=False, logger=False"), names)
     assert names["trainer"].callback_metrics["test/acc"] > 0.8
     assert names["model"].class_names == list("0123456789")
+
+
+def test_files_and_folders_of_the_architecture_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {name.removeprefix("lit_ft/") for name in re.findall(r"`([\w/]+(?:\.py|/))`", text)}
+    missing = {name for name in named if not (ROOT / "lit_ft" / name).exists() and not (ROOT / name).exists()}
+    assert len(named) > 15
+    assert not missing
+    folder, drawn = "", set()
+    for indented, name in re.findall(r"^(│   )?[├└]── (\w+/?(?:\.py)?)", text, flags=re.M):
+        folder = folder if indented else name
+        drawn.add(f"{folder}{name}" if indented else name)
+    assert {name for name in drawn if not (ROOT / "lit_ft" / name).exists()} == set()
+    package = ROOT / "lit_ft"
+    folders = {f"{path.parent.relative_to(package).as_posix()}/" for path in package.glob("*/**/__init__.py")}
+    assert folders <= drawn
