@@ -198,7 +198,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
         The run; none on a process that has not claimed it and cannot know it.
 
     Raises:
-        UserError: If the folder cannot be made.
+        UserError: If the folder cannot be made or written.
     """
     options = [logger["init_args"] for logger in loggers if issubclass(_class(logger), (TensorBoardLogger, CSVLogger))]
     # Absolute, so that a resumed run finds its best score again, which is kept with the path.
@@ -208,6 +208,8 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
     name: str | None = None
     claimed: tuple[Path, ...] = ()
     if earlier is not None:
+        if options and not os.access(earlier.folder, os.W_OK):  # else TensorBoard fails in a thread of its own
+            raise UserError(f"{earlier.folder}: cannot be written; give write permission, or copy the run and use that")
         places[0], name = earlier.folder.parent, earlier.folder.name
     elif asked:  # the user has chosen it, and may want to add to it
         name = f"version_{asked[0]}" if isinstance(asked[0], int) else str(asked[0])

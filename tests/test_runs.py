@@ -206,3 +206,13 @@ def test_processes_that_lightning_starts_share_the_folder_of_the_first(tmp_path)
         assert [folder.name for folder in (tmp_path / "logs" / name).iterdir()] == ["version_0"]
         assert (tmp_path / "logs" / name / "version_0" / "checkpoints" / "best.ckpt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"]
+
+
+def test_run_whose_folder_cannot_be_written_is_refused_if_a_logger_writes_there(tmp_path, monkeypatch):
+    earlier = Run(tmp_path / "logs" / "version_0")
+    earlier.checkpoints.mkdir(parents=True)
+    earlier.config.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != earlier.folder)
+    with pytest.raises(UserError, match=r"version_0: cannot be written; give write permission"):
+        begin_run(tmp_path, [logger("TensorBoardLogger", save_dir=str(tmp_path))], str(earlier.last))
+    assert begin_run(tmp_path, [], str(earlier.last)) == earlier

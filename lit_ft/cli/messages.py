@@ -6,8 +6,9 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ class Complaint:
         options: The names of all options of the command, without dashes.
         classes: For an option that takes a class by name: the names that it knows.
         command: The command.
+        args: What follows the command.
     """
 
     message: str
     options: Collection[str] = ()
     classes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     command: str = "fit"
+    args: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -71,10 +74,14 @@ class Complaint:
 
 
 def explain(
-    message: str, options: Collection[str], classes: Mapping[str, list[str]], command: str = "fit"
+    message: str,
+    options: Collection[str],
+    classes: Mapping[str, list[str]],
+    command: str = "fit",
+    args: Sequence[str] = (),
 ) -> UserError:
     """The error, in one line, for what jsonargparse refuses: see `Complaint` for the arguments."""
-    complaint = Complaint(message, options, classes, command)
+    complaint = Complaint(message, options, classes, command, args)
     return UserError(next(filter(None, (explanation(complaint) for explanation in _EXPLANATIONS))))
 
 
@@ -138,6 +145,24 @@ def _missing_option_of_class(complaint: Complaint) -> str | None:
     if found is None or not complaint.key:
         return None
     return f"{complaint.prefix}{found[1]} needs {found[2]}; add --{complaint.key}.{found[2]} VALUE"
+
+
+def _missing_option_of_command(complaint: Complaint) -> str | None:
+    """An option that the command needs."""
+    found = complaint.search(r"^the following arguments are required: ([\w.]+)$")
+    return found and f"--{found[1]}: required; add --{found[1]} VALUE"
+
+
+def _missing_value(complaint: Complaint) -> str | None:
+    """An option without its value."""
+    found = complaint.search(r"^argument (?:-\w/)?--([\w.]+): expected one argument")
+    if found is None:
+        return None
+    # jsonargparse names only the part that the option is of, such as --model for --model.lr.
+    option = f"--{found[1]}"
+    bare = [arg for arg, then in pairwise([*complaint.args, "--"]) if then.startswith("--")]
+    option = next((arg for arg in bare if arg.startswith(f"{option}.")), option)
+    return f"{option}: no value follows; add one, as {option} VALUE"
 
 
 def _class_of_another_kind(complaint: Complaint) -> str | None:
@@ -214,6 +239,8 @@ _EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
     _unknown_option,
     _unknown_choice,
     _missing_option_of_class,
+    _missing_option_of_command,
+    _missing_value,
     _class_of_another_kind,
     _unknown_class,
     _no_yaml,

@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch.optim import Optimizer
 
 import lit_ft.data  # noqa: F401 - whose classes are then known
+from lit_ft.cli.entry import main
 from lit_ft.cli.messages import class_names, class_options, explain
 from lit_ft.model.heads import HeadConfig
 
@@ -138,3 +139,29 @@ def test_options_of_a_class_hold_those_of_its_dataclasses():
     expected = ["backbone", "lr", "task", "head", *(f"head.{field.name}" for field in fields(HeadConfig)), "weight"]
     assert "head.dropout" in expected
     assert class_options(Model) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["--model.lr"], "--model.lr"),
+        (["--model.lr", "1", "--model.backbone", "--trainer.max_epochs", "1"], "--model.backbone"),
+        (["--trainer.max_epochs"], "--trainer.max_epochs"),
+        (["--config"], "--config"),
+    ],
+)
+def test_option_without_a_value_is_named(args, option, capsys):
+    assert main(["plan", *args]) == 2
+    assert capsys.readouterr().err == f"lit-ft: {option}: no value follows; add one, as {option} VALUE\n"
+
+
+def test_missing_option_of_a_command_is_named_as_it_is_typed(capsys):
+    assert main(["convert"]) == 2
+    assert capsys.readouterr().err == "lit-ft: --folder: required; add --folder VALUE\n"
+
+
+def test_number_for_the_trainer_in_a_config_is_refused(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("trainer: 3\n")
+    assert main(["plan", "--config", str(tmp_path / "x.yaml")]) == 2
+    text = "lit-ft: --trainer: 3 does not fit; give its options, as --trainer.max_epochs 3\n"
+    assert capsys.readouterr().err == text

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_ft.cli.command_list import COMMANDS
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
 from lit_ft.cli.messages import class_names, explain, option_names
-from lit_ft.errors import is_from_user_code
+from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
@@ -120,7 +120,10 @@ class ConfigCLI(LightningCLI):
             if is_from_user_code(error):  # such as a module with a fault, which could not be imported
                 raise
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
-            raise explain(str(error), option_names(parser.get_defaults()), classes, self.command) from error
+            options = option_names(parser.get_defaults())
+            raise explain(str(error), options, classes, self.command, self.args) from error
+        if not isinstance(trainer := self.config["trainer"], Namespace):  # a number in a config passes the parser
+            raise UserError(f"`trainer`: {trainer} does not fit; give its options, as `trainer.max_epochs` 3")
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config."""

@@ -13,6 +13,7 @@ import yaml
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
+from lit_ft.model.checkpoint.content import refuse_missing_checkpoint
 
 _COMMANDS = ("validate", "test", "predict")
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
@@ -28,10 +29,15 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     Args:
         command: The command.
         args: Its options.
+
+    Raises:
+        UserError: If the checkpoint does not exist.
     """
     args = list(args)
     path = _read_values(args, "--ckpt_path")[-1:]
     if command in _COMMANDS and path and not _gives_data(args):
+        if path[0] not in ("best", "last"):  # which the config finds; else options of unknown data would be blamed
+            refuse_missing_checkpoint(path[0])
         found = read_saved_data(path[0])
         if found is not None and (command != "predict" or _read_values(args, "--data.predict")):
             return ["--data", json.dumps(found), *args]

@@ -17,6 +17,13 @@ from lit_ft.runs import suggest_checkpoint
 _OF_THE_MODEL = ("backbone", "stem", "pool", "input", "head", "task", "classes")
 
 
+def refuse_missing_checkpoint(path: str) -> None:
+    """Raises `UserError` with the nearest checkpoint, if there is no file of that path."""
+    if not Path(path).is_file():
+        near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
+        raise UserError(f"`ckpt_path`: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
+
+
 def hyper_parameters(path: str | None, command: str, root: str, configs: Sequence[Any] = ()) -> dict[str, Any]:
     """The hyperparameters in a lit_ft checkpoint.
 
@@ -32,9 +39,7 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
     if path is None:
         hint = suggest_checkpoint(root, configs)
         raise UserError(f"`ckpt_path`: lit-ft {command} needs the checkpoint of a run{hint}")
-    if not Path(path).is_file():
-        near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
-        raise UserError(f"`ckpt_path`: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))
+    refuse_missing_checkpoint(path)
     try:
         checkpoint = torch_files.load(path, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:

@@ -10,6 +10,7 @@ from small_runs import small_module, small_trainer
 
 from lit_ft.cli.config.saved_data import add_saved_data, read_saved_data
 from lit_ft.data import DigitsDataModule, ImageFolderDataModule
+from lit_ft.errors import UserError
 
 SAVED = {
     "run_options": {"data": "lit_ft.DigitsDataModule", "data.shots": 10},
@@ -130,3 +131,10 @@ def test_argument_of_a_subclass_that_is_not_plain_is_left_out():
             super().__init__(**common)
 
     assert Own(torch.nn.Identity(), shots=2).hparams == {**DigitsDataModule(shots=2).hparams, "size": 3}
+
+
+def test_missing_checkpoint_is_named_before_options_of_its_data(tmp_path):
+    args = ["--ckpt_path", str(tmp_path / "none.ckpt"), "--data.predict", str(tmp_path)]
+    with pytest.raises(UserError, match=r"ckpt_path: no such file: .*none\.ckpt"):
+        add_saved_data("predict", args)
+    assert add_saved_data("predict", ["--ckpt_path", "last", *args[2:]]) == ["--ckpt_path", "last", *args[2:]]
