@@ -95,11 +95,16 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
 def nest(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their full names as the sections of a config; the last of two that say the same counts.
 
+    Raises:
+        UserError: If a name is no text, or begins with a dash.
+
     >>> nest({"trainer": {"max_epochs": 3}, "trainer.devices": 1})
     {'trainer': {'max_epochs': 3, 'devices': 1}}
     """
     nested: dict[str, Any] = {}
     for name, value in options.items():
+        if not isinstance(name, str) or name.startswith("-"):
+            raise UserError(f"{name}: from Python, an option is text without dashes, such as trainer.max_epochs")
         *sections, last = name.split(".")
         place = nested
         for section in sections:

@@ -117,3 +117,10 @@ def test_folder_without_photos_is_a_user_error():
 )
 def test_options_by_full_name_become_sections(options, expected):
     assert nest(options) == expected
+
+
+@pytest.mark.parametrize("name", ["--trainer.max_epochs", 1])
+def test_name_that_is_no_option_from_python_is_refused(name):
+    with pytest.raises(UserError) as caught:
+        package.run({name: 2})
+    assert str(caught.value) == f"{name}: from Python, an option is text without dashes, such as trainer.max_epochs"
