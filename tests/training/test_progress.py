@@ -1,5 +1,6 @@
 import contextlib
 import io
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,7 +15,7 @@ from lit_ft.training.progress import Bar, Lines
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 5]), (0.17, [1, 4, 5]), (0.6, [1, 2, 3, 4, 5])])
 def test_bar_is_drawn_by_time_and_after_the_last_step(monkeypatch, seconds, expected):
     now = [50.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     bar, drawn = Bar(), []
     for step in range(1, 6):
         if bar._should_update(step, 5):
