@@ -28,6 +28,7 @@ class Planted(ArrayDataModule):
             strategy=SimpleNamespace(root_device=torch.device(device)),
             global_rank=rank,
             world_size=world_size,
+            train_dataloader=None,
             fit_loop=SimpleNamespace(epoch_loop=None),
         )
 

@@ -22,6 +22,7 @@ class FakeTrainer(SimpleNamespace):
             "global_rank": 1,
             "world_size": 2,
             "overfit_batches": 0,
+            "train_dataloader": None,
             "fit_loop": SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
         }
         super().__init__(**{**defaults, **options})
