@@ -255,19 +255,25 @@ def claim(places: Sequence[Path]) -> tuple[Path, ...]:
             ) from error
 
 
+def name_unfinished(path: Path) -> Path:
+    """The file beside a file, or beside the one that it links to, which replaces that once it is complete."""
+    target = path.resolve()
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Gives the path of a file to write, which then replaces the one that is there, whole or not at all.
+    """Gives the path of a file to write, which then replaces the one that is there, or that it links to, whole or not.
 
     Raises:
         UserError: If it cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = name_unfinished(path)
     try:
         with refuse_unwritable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield unfinished
-            unfinished.replace(path)
+            unfinished.replace(path.resolve())
     finally:
         with suppress(OSError):
             unfinished.unlink()

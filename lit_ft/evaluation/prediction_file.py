@@ -12,7 +12,7 @@ from typing import TextIO
 import torch
 
 from lit_ft.data.tables.formulas import escape_formula
-from lit_ft.errors import refuse_unwritable
+from lit_ft.runs import name_unfinished, replace_atomically
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -59,16 +59,8 @@ def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
         with _open(path) as file:
             csv.writer(file, delimiter=separator).writerows(rows)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.resolve()  # of a link
-    unfinished = _name_unfinished(target)
-    try:
-        with refuse_unwritable(path):
-            with _open(unfinished) as file:
-                csv.writer(file, delimiter=separator).writerows(rows)
-            unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replace_atomically(path) as unfinished, _open(unfinished) as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
 
 
 def check_target(path: Path, overwrite: bool) -> str | None:
@@ -86,7 +78,7 @@ def check_target(path: Path, overwrite: bool) -> str | None:
         return f"{path} exists; name another file, or to overwrite it: `predictions.overwrite` true"
     if path.exists() and not os.access(path, os.W_OK):
         return f"{path} is read-only; name another file"
-    unfinished = _name_unfinished(path.resolve())
+    unfinished = name_unfinished(path)
     try:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
@@ -114,8 +106,3 @@ def _open(path: Path) -> TextIO:
     target = path if descriptor is None else os.dup(descriptor)
     # Names of files need not be valid text.
     return open(target, "w", newline="", encoding="utf-8", errors="surrogateescape")
-
-
-def _name_unfinished(target: Path) -> Path:
-    """The file beside a target that replaces it once complete."""
-    return target.with_name(f".{target.name}.{os.getpid()}")
