@@ -21,12 +21,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lit_ft.errors import iterate_causes
 
-BATCH_NORM: type[_BatchNorm] = _BatchNorm
-"""Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
-
-INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
-"""Base of torch's instance norms, for the same reason."""
-
 # Lightning (2.5.0 to 2.6.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
 # It has no public way to set them.
 
@@ -58,38 +52,10 @@ def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
 
 
-def reuse_image_memory() -> None:
-    """Lets Pillow keep 64 MB of memory in each process for the next images.
-
-    Otherwise it gives the memory of each image back, and the system clears it again: a third of the time that a large
-    image takes. Pillow (11 to 13) has the variable PILLOW_BLOCKS_MAX for this, which it reads once, when it is loaded;
-    after that only its private ``Image.core`` sets it.
-    """
-    if "PILLOW_BLOCKS_MAX" not in os.environ:
-        from PIL import Image
-
-        Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
-
-
-def download_from_bucket(root: str, name: str, folder: str) -> None:
-    """Downloads a file of a bucket into a folder, by the same means as litdata its chunks.
-
-    litdata (0.2.74 to 0.2.76) has no public function for other files than chunks.
-    """
-    from litdata.streaming.downloader import get_downloader
-
-    get_downloader(root, folder, []).download_file(f"{root}/{name}", f"{folder}/{name}")
-
-
-def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) -> Any:
-    """The index of a sample for litdata's ``StreamingDataset``, with the chunks to fetch ahead.
-
-    Its public index is a number alone, with which litdata (0.2.74 to 0.2.76) fetches single samples. Releases differ
-    in the order of the fields, hence the names.
-    """
-    from litdata.streaming.sampler import ChunkedIndex
-
-    return ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=is_last)
+def _validates_after(epoch: int, trainer: Any) -> bool:
+    every = trainer.check_val_every_n_epoch
+    whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
+    return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
 
 
 def keep_last_batch(trainer: Any) -> None:
@@ -107,7 +73,20 @@ def keep_last_batch(trainer: Any) -> None:
             setattr(batches.current, name, getattr(batches.current, name) + more)
 
 
-# Lightning (2.5.0 to 2.6.6): what its checkpoint callback believes of the paths in a checkpoint.
+def epochs_done(trainer: Any) -> tuple[int, int]:
+    """The epochs that a fit has completed, and the batches trained in the epoch under way.
+
+    Lightning (2.5 to 2.6) counts both in its loops, whose counters are no public API; ``trainer.current_epoch`` does
+    not tell whether an epoch is under way.
+
+    Args:
+        trainer: The trainer of a fit.
+    """
+    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
+
+
+# Lightning: what its checkpoint callback believes of the paths in a checkpoint, and what it raises as it restores one.
 
 
 def forget_files_elsewhere(trainer: Any) -> None:
@@ -129,6 +108,39 @@ def forget_files_elsewhere(trainer: Any) -> None:
             callback.best_k_models, callback.kth_best_model_path = {}, ""
 
 
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
+    if "://" in path or "::" in path:
+        return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
+    return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
+def is_from_restoring_checkpoint(error: BaseException) -> bool:
+    """Whether an exception was raised as Lightning restored the content of a checkpoint."""
+    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
+    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
+
+
+# Lightning: loaders, logs, hyperparameters and the strategy of a fit.
+
+
+def setup_train_data(trainer: Any) -> None:
+    """Sets up the training loader of a fit before its loop does, so that the number of steps is known.
+
+    Lightning's public ``estimated_stepping_batches`` does it with a message, and cannot for data without a length.
+
+    In a run that is resumed the loop sets it up once more: Lightning (2.5 to 2.6.6) restores the state of loaders, such
+    as a ``StatefulDataLoader`` of the user's, only where it makes them.
+
+    Args:
+        trainer: The trainer of a fit.
+    """
+    trainer.fit_loop.setup_data()
+    if trainer.ckpt_path is not None:
+        trainer.fit_loop._combined_loader = None
+
+
 def setup_validation_loaders(trainer: Any) -> None:
     """Makes the validation loaders of a fit before its first validation.
 
@@ -139,22 +151,6 @@ def setup_validation_loaders(trainer: Any) -> None:
         trainer: The trainer of a fit that has started.
     """
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
-
-
-def inner_schedulers(scheduler: Any) -> Iterator[Any]:
-    """The schedulers within a scheduler that chains others, at any depth.
-
-    torch (2.8 to 2.14) has no public name for those of ``SequentialLR`` and ``ChainedScheduler``.
-    """
-    for part in getattr(scheduler, "_schedulers", ()):
-        yield part
-        yield from inner_schedulers(part)
-
-
-def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The states of those schedulers, in that of the scheduler that chains them."""
-    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
-    return states
 
 
 def attached_trainer(module: Any) -> Any:
@@ -187,93 +183,6 @@ def log_repeatedly(module: Any, name: str, value: Any, **options: Any) -> None:
         known.forward(value.detach(), 1)
 
 
-def setup_train_data(trainer: Any) -> None:
-    """Sets up the training loader of a fit before its loop does, so that the number of steps is known.
-
-    Lightning's public ``estimated_stepping_batches`` does it with a message, and cannot for data without a length.
-
-    In a run that is resumed the loop sets it up once more: Lightning (2.5 to 2.6.6) restores the state of loaders, such
-    as a ``StatefulDataLoader`` of the user's, only where it makes them.
-
-    Args:
-        trainer: The trainer of a fit.
-    """
-    trainer.fit_loop.setup_data()
-    if trainer.ckpt_path is not None:
-        trainer.fit_loop._combined_loader = None
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module, or one within it, is compiled, in place or by the trainer.
-
-    Neither torch (2.8 to 2.14) nor Lightning has a public name for this.
-    """
-    if getattr(module, "_compiler_ctx", None) is not None:  # set by Lightning for a compiled `LightningModule`
-        return True
-    from torch._dynamo import OptimizedModule
-
-    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in module.modules())
-
-
-def collect_constructor_arguments(frame: FrameType) -> dict[str, Any]:
-    """The arguments of the outermost constructor, of those of an object's classes that are being called.
-
-    Lightning's ``save_hyperparameters`` gives those of all classes together.
-
-    Args:
-        frame: The frame of the innermost constructor.
-    """
-    from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-    from lightning.pytorch.utilities.parsing import collect_init_args
-
-    *_, outermost = collect_init_args(frame, [], classes=(HyperparametersMixin,))
-    return outermost
-
-
-NO_INSTANTIATOR: Mapping[str, Any] = {"_instantiator": None}
-"""For ``load_from_checkpoint``: else Lightning (2.5 to 2.6.6) imports and calls what a checkpoint names so."""
-
-
-def _is_within(path: str, folder: str) -> bool:
-    """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
-    if "://" in path or "::" in path:
-        return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
-    return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
-
-
-# Lightning (2.5.0 to 2.6.6): an error while a checkpoint is restored has no class of its own.
-
-
-def is_from_restoring_checkpoint(error: BaseException) -> bool:
-    """Whether an exception was raised as Lightning restored the content of a checkpoint."""
-    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
-    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
-    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
-
-
-def _validates_after(epoch: int, trainer: Any) -> bool:
-    every = trainer.check_val_every_n_epoch
-    whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
-    return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
-
-
-@contextmanager
-def parsing_settings(**settings: Any) -> Iterator[None]:
-    """Sets global settings of jsonargparse for a while; it has no public way to read or reset them (4.51 to 4.53).
-
-    Args:
-        **settings: As of jsonargparse's `set_parsing_settings`.
-    """
-    from jsonargparse import _common, set_parsing_settings
-
-    before = dict(_common.parsing_settings)
-    set_parsing_settings(**settings)
-    try:
-        yield
-    finally:
-        _common.parsing_settings.update(before)
-
-
 def rewrap_ddp(strategy: Any) -> None:
     """Wraps the bare module of a `DDPStrategy` once more; replicas are equal already, so nothing is sent.
 
@@ -290,17 +199,59 @@ def rewrap_ddp(strategy: Any) -> None:
     strategy._ddp_kwargs = kwargs
 
 
-def epochs_done(trainer: Any) -> tuple[int, int]:
-    """The epochs that a fit has completed, and the batches trained in the epoch under way.
+def collect_constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:
+    """The arguments of each constructor of an object's classes that is being called, the outermost last.
 
-    Lightning (2.5 to 2.6) counts both in its loops, whose counters are no public API; ``trainer.current_epoch`` does
-    not tell whether an epoch is under way.
+    Lightning's public ``save_hyperparameters`` gives those of all classes together.
 
     Args:
-        trainer: The trainer of a fit.
+        frame: The frame of the innermost constructor.
     """
-    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
-    return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
+    from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+    from lightning.pytorch.utilities.parsing import collect_init_args
+
+    return list(collect_init_args(frame, [], classes=(HyperparametersMixin,)))
+
+
+NO_INSTANTIATOR: Mapping[str, Any] = {"_instantiator": None}
+"""For ``load_from_checkpoint``: else Lightning (2.5 to 2.6.6) imports and calls what a checkpoint names so."""
+
+
+# torch
+
+BATCH_NORM: type[_BatchNorm] = _BatchNorm
+"""Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
+
+INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
+"""Base of torch's instance norms, for the same reason."""
+
+
+def inner_schedulers(scheduler: Any) -> Iterator[Any]:
+    """The schedulers within a scheduler that chains others, at any depth.
+
+    torch (2.8 to 2.14) has no public name for those of ``SequentialLR`` and ``ChainedScheduler``.
+    """
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield part
+        yield from inner_schedulers(part)
+
+
+def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The states of those schedulers, in that of the scheduler that chains them."""
+    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
+    return states
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module, or one within it, is compiled, in place or by the trainer.
+
+    Neither torch (2.8 to 2.14) nor Lightning has a public name for this.
+    """
+    if getattr(module, "_compiler_ctx", None) is not None:  # set by Lightning for a compiled `LightningModule`
+        return True
+    from torch._dynamo import OptimizedModule
+
+    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in module.modules())
 
 
 def state_versions(state: Any) -> dict[str, dict[str, Any]]:
@@ -336,6 +287,26 @@ def loads_in_its_own_way(module: nn.Module) -> bool:
     return any(not type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules())
 
 
+# jsonargparse, timm, Pillow and litdata
+
+
+@contextmanager
+def parsing_settings(**settings: Any) -> Iterator[None]:
+    """Sets global settings of jsonargparse for a while; it has no public way to read or reset them (4.51 to 4.53).
+
+    Args:
+        **settings: As of jsonargparse's `set_parsing_settings`.
+    """
+    from jsonargparse import _common, set_parsing_settings
+
+    before = dict(_common.parsing_settings)
+    set_parsing_settings(**settings)
+    try:
+        yield
+    finally:
+        _common.parsing_settings.update(before)
+
+
 def group_by_matcher(names: Iterable[str], matcher: dict[str, Any]) -> list[list[str]]:
     """Names of parameters in the groups of one of timm's matchers, shallow to deep.
 
@@ -348,3 +319,37 @@ def group_by_matcher(names: Iterable[str], matcher: dict[str, Any]) -> list[list
     from timm.models._manipulate import group_with_matcher
 
     return list(group_with_matcher(iter([(name, name) for name in names]), matcher).values())
+
+
+def reuse_image_memory() -> None:
+    """Lets Pillow keep 64 MB of memory in each process for the next images.
+
+    Otherwise it gives the memory of each image back, and the system clears it again: a third of the time that a large
+    image takes. Pillow (11 to 13) has the variable PILLOW_BLOCKS_MAX for this, which it reads once, when it is loaded;
+    after that only its private ``Image.core`` sets it.
+    """
+    if "PILLOW_BLOCKS_MAX" not in os.environ:
+        from PIL import Image
+
+        Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+
+
+def download_from_bucket(root: str, name: str, folder: str) -> None:
+    """Downloads a file of a bucket into a folder, by the same means as litdata its chunks.
+
+    litdata (0.2.74 to 0.2.76) has no public function for other files than chunks.
+    """
+    from litdata.streaming.downloader import get_downloader
+
+    get_downloader(root, folder, []).download_file(f"{root}/{name}", f"{folder}/{name}")
+
+
+def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) -> Any:
+    """The index of a sample for litdata's ``StreamingDataset``, with the chunks to fetch ahead.
+
+    Its public index is a number alone, with which litdata (0.2.74 to 0.2.76) fetches single samples. Releases differ
+    in the order of the fields, hence the names.
+    """
+    from litdata.streaming.sampler import ChunkedIndex
+
+    return ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=is_last)

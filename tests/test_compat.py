@@ -3,7 +3,10 @@
 import ast
 import copy
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +32,7 @@ from lit_ft.compat import (
     BATCH_NORM,
     INSTANCE_NORM,
     attached_trainer,
+    chunked_index,
     collect_constructor_arguments,
     epochs_done,
     group_by_matcher,
@@ -224,7 +228,7 @@ def test_arguments_are_those_of_the_outermost_constructor():
     class Base(HyperparametersMixin):
         def __init__(self, size=1, **_):
             super().__init__()
-            self.collected = collect_constructor_arguments(inspect.currentframe())
+            self.collected = collect_constructor_arguments(inspect.currentframe())[-1]
 
     class Own(Base):
         def __init__(self, depth, rate=2):
@@ -371,3 +375,33 @@ def test_lightning_restores_checkpoints_in_one_file():
     connector = vars(checkpoint_connector._CheckpointConnector)
     assert {"_restore_modules_and_callbacks", "restore_training_state", "restore_model"} <= connector.keys()
     assert not is_from_restoring_checkpoint(ValueError("elsewhere"))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "4"), ("2", "2")])
+def test_pillow_keeps_memory_unless_its_variable_says_otherwise(given, expected):
+    variables = {name: value for name, value in os.environ.items() if name != "PILLOW_BLOCKS_MAX"}
+    code = "import lit_ft.data.images.decode; from PIL import Image; print(Image.core.get_blocks_max())"
+    environment = variables | ({"PILLOW_BLOCKS_MAX": given} if given else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_pillow_has_no_public_way_to_keep_memory():
+    from PIL import Image
+
+    assert not hasattr(Image, "set_blocks_max")
+
+
+def test_litdata_takes_an_index_with_the_chunks_ahead():
+    pytest.importorskip("litdata")
+    place = chunked_index(7, 2, [2, 5], is_last=True)
+    assert (place.index, place.chunk_index, place.chunk_indexes, place.is_last_index) == (7, 2, [2, 5], True)
+
+
+def test_litdata_downloads_single_files_by_its_downloaders():
+    pytest.importorskip("litdata")
+    from litdata.streaming import downloader
+
+    assert list(inspect.signature(downloader.get_downloader).parameters)[:3] == ["remote_dir", "cache_dir", "chunks"]
+    parameters = list(inspect.signature(downloader.Downloader.download_file).parameters)
+    assert parameters == ["self", "remote_chunkpath", "local_chunkpath"]

@@ -6,9 +6,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import lit_ft.cli.commands.check as check
-import lit_ft.cli.commands.convert as convert
-import lit_ft.cli.commands.download as download
+from lit_ft.cli.commands import check, convert, download
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.saved_data import add_saved_data
 from lit_ft.cli.failures import raise_again, raise_user_errors

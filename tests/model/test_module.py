@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback
 from small_runs import (
     NUM_VAL,
     SGD,
     SHARES,
     UNEVEN,
+    EMAWeightAveraging,
     FewDigits,
     Recorder,
     images_of,
@@ -18,6 +18,7 @@ from small_runs import (
     small_module,
     small_resnet,
     small_trainer,
+    with_ema,
 )
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -29,9 +30,6 @@ from lit_ft.model.heads import HeadConfig
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.regularisation import PenaltyConfig
 from lit_ft.unfreezing.callback import GradualUnfreezing
-
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
-with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 
 
 def refuse(*_, **__):

@@ -4,8 +4,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
-from small_runs import small_module, small_trainer
+from small_runs import EMAWeightAveraging, small_module, small_trainer, with_ema
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
@@ -15,9 +14,6 @@ from lit_ft.tasks.classes import TakeClasses, read_classes
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
-with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 
 
 class Numbered(L.LightningDataModule):

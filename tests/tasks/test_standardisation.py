@@ -7,13 +7,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_runs import FewDigits, small_trainer
+from small_runs import EMAWeightAveraging, FewDigits, small_trainer, with_ema
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.data import ImageTableDataModule
@@ -29,9 +28,6 @@ pytestmark = [
 ]
 
 ROOT = os.environ.get("LIT_FT_DATA")  # read before the tests take the variable away
-
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
-with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 
 
 @pytest.mark.parametrize("offset", [0.0, 3e5, 1.7e9])

@@ -7,11 +7,10 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities.parsing import collect_init_args
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.weights.torch_files import is_plain, plain
+from lit_ft.compat import collect_constructor_arguments
 
 
 def save_plain_hyperparameters(module: L.LightningDataModule, constructor: FrameType | None) -> None:
@@ -26,7 +25,7 @@ def save_plain_hyperparameters(module: L.LightningDataModule, constructor: Frame
     """
     if constructor is None:
         return
-    levels = collect_init_args(constructor, [], classes=(HyperparametersMixin,))
+    levels = collect_constructor_arguments(constructor)
     given = {name: value for level in levels for name, value in level.items()}
     others = [name for name, value in given.items() if not is_plain(plain(value))]
     module.save_hyperparameters(logger=False, frame=constructor, ignore=others)

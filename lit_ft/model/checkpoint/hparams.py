@@ -34,7 +34,7 @@ class PlainHyperparameters(HyperparametersMixin):
         """
         frame = inspect.currentframe()
         constructor = cast(FrameType, cast(FrameType, frame).f_back)
-        self._given = sorted(collect_constructor_arguments(constructor))
+        self._given = sorted(collect_constructor_arguments(constructor)[-1])
         super().save_hyperparameters(frame=constructor)
         self.hparams.update(settled)
         self.hparams.update(plain(dict(self.hparams)))

@@ -5,22 +5,20 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from small_runs import (
     CASES,
+    EMAWeightAveraging,
     FewDigits,
     differences,
     final_state,
     small_module,
     small_trainer,
+    with_ema,
 )
 
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
-
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
-with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 
 
 class StopAt(Callback):
