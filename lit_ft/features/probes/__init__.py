@@ -1,0 +1,1 @@
+"""What is solved on features: linear probes, and what their out-of-fold predictions show."""

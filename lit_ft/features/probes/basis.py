@@ -1,0 +1,101 @@
+"""Standardised and rotated features, on which heads are quickly solved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_BLOCK = 64 << 20
+"""Bytes of features, as float64, that are read at once."""
+
+
+class Basis:
+    """Standardised features ``(N, D)`` in the coordinates of their principal components, and a column of ones.
+
+    The heads of all problems share it. A rotation changes neither predictions nor the L2 penalty, but in these
+    coordinates the Hessian of a head is nearly diagonal, and with fewer images than features there are only N of them.
+
+    Args:
+        features: The features ``(N, D)``, on any device; a file that is mapped into memory is read in blocks.
+        device: Where to compute; by default where the features are.
+        dtype: In which type to compute.
+        keep: Keep the rotated features in memory up to this number of bytes; above, they are computed at each pass.
+    """
+
+    def __init__(
+        self, features: Tensor, device: torch.device | None = None, dtype: torch.dtype = torch.float32,
+        keep: int = 2 << 30,
+    ) -> None:  # fmt: skip
+        self.features, self.dtype = features, dtype
+        self.device = device or features.device
+        self.mean, self.scale = self._moments()
+        rotation, variance = self._principal_components()
+        self.rotation = rotation.to(self.dtype)
+        self.curvature = F.pad(variance, (0, 1), value=1.0).to(self.dtype)
+        self._kept: Tensor | None = None
+        if len(features) * len(self.curvature) * dtype.itemsize <= keep:
+            self._kept = torch.cat([self._rotate(block) for block in self._blocks()])
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def width(self) -> int:
+        """Number of coordinates, the one of the bias included."""
+        return len(self.curvature)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The coordinates of some images ``(stop - start, width)``, the last one being 1."""
+        return self._rotate(self.features[start:stop]) if self._kept is None else self._kept[start:stop]
+
+    def rows_at(self, which: Tensor) -> Tensor:
+        """The coordinates of the images of some indices ``(len(which), width)``."""
+        which = which.to(self.features.device if self._kept is None else self.device)
+        return self._rotate(self.features[which]) if self._kept is None else self._kept[which]
+
+    def heads(self, solved: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``(..., K, D)`` and biases ``(..., K)`` for features as they are, of heads ``(..., K, width)``."""
+        weight = (solved[..., :-1].double() @ self.rotation.double().T) / self.scale
+        return weight, solved[..., -1].double() - weight @ self.mean
+
+    def _blocks(self, step: int = 1) -> Iterator[Tensor]:
+        size = max(1, _BLOCK // (8 * self.features.shape[1]))
+        for start in range(0, len(self.features), size * step):
+            yield self.features[start : start + size * step : step]
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation ``(D,)`` of the features, float64; the deviation of a constant is 1."""
+        mean = torch.stack([self._double(block).sum(dim=0) for block in self._blocks()]).sum(dim=0) / len(self)
+        squares = torch.stack([(self._double(block) - mean).square().sum(dim=0) for block in self._blocks()]).sum(dim=0)
+        scale = (squares / len(self)).sqrt()
+        return mean, scale.masked_fill(scale <= 1e-7 * mean.abs(), 1.0).masked_fill(scale == 0, 1.0)
+
+    def _principal_components(self) -> tuple[Tensor, Tensor]:
+        """The components ``(D, r)`` and the variance ``(r,)`` of the features along each, float64."""
+        num, width = self.features.shape
+        if num <= width:
+            rows = torch.cat([self._standardise(block) for block in self._blocks()])
+            squared, vectors = torch.linalg.eigh(rows @ rows.T)
+            is_kept = squared > 1e-9 * squared[-1]
+            squared, vectors = squared[is_kept], vectors[:, is_kept]
+            return rows.T @ (vectors / squared.sqrt()), squared / num
+        # Any rotation leaves the optimum where it is, so that some images suffice.
+        step = max(1, num // (20 * width))
+        gram, count = torch.zeros(width, width, dtype=torch.float64, device=self.device), 0
+        for block in self._blocks(step):
+            rows = self._standardise(block)
+            gram, count = gram.addmm_(rows.T, rows), count + len(rows)
+        squared, vectors = torch.linalg.eigh(gram)
+        return vectors, squared.clamp(min=0) / count
+
+    def _double(self, block: Tensor) -> Tensor:
+        return block.to(self.device, torch.float64)
+
+    def _standardise(self, block: Tensor) -> Tensor:
+        return (self._double(block) - self.mean) / self.scale
+
+    def _rotate(self, block: Tensor) -> Tensor:
+        return F.pad(self._standardise(block).to(self.dtype) @ self.rotation, (0, 1), value=1.0)

@@ -1,0 +1,126 @@
+"""Folds, and scores of heads on images that they have not seen."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from lit_ft.features.probes.basis import Basis
+from lit_ft.features.probes.cross_validation import (
+    CrossValidation,
+    best_strength,
+    corrected_interval,
+    cross_validate,
+    make_folds,
+    usable_folds,
+)
+from lit_ft.features.probes.solver import Targets
+from tests.features.probes.test_solver import clusters
+
+
+def test_folds_hold_each_image_once_and_classes_evenly() -> None:
+    classes = torch.tensor([0] * 40 + [1] * 10)
+    folds = make_folds(classes, num_folds=5, repeats=3)
+    assert folds.shape == (3, 50)
+    for repeat in folds:
+        assert torch.bincount(repeat[:40]).tolist() == [8] * 5
+        assert torch.bincount(repeat[40:]).tolist() == [2] * 5
+    assert not torch.equal(folds[0], folds[1])
+    assert torch.equal(folds, make_folds(classes, num_folds=5, repeats=3))
+
+
+def test_no_group_is_in_two_folds() -> None:
+    classes, groups = torch.arange(60) % 2, torch.arange(60) // 4
+    for repeat in make_folds(classes, num_folds=4, repeats=2, groups=groups):
+        assert all(len(set(repeat[groups == group].tolist())) == 1 for group in range(15))
+        assert set(repeat.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("classes", "groups", "num_folds"),
+    [
+        ([0] * 9 + [1] * 3, None, 3),
+        ([0] * 9 + [1] * 9, None, 5),
+        ([0, 1] * 6, [0] * 6 + [1] * 6, 2),
+        ([0] * 9 + [2] * 4, None, 4),  # a class without an image does not count
+    ],
+)
+def test_number_of_folds_is_lowered(classes: list[int], groups: list[int] | None, num_folds: int) -> None:
+    given = None if groups is None else torch.tensor(groups)
+    assert usable_folds(torch.tensor(classes), 5, given) == num_folds
+    assert make_folds(torch.tensor(classes), 5, 1, groups=given).max() == num_folds - 1
+
+
+@pytest.mark.parametrize(("classes", "groups"), [([0, 0, 1], None), ([0, 1, 0, 1], [7] * 4)])
+def test_single_image_or_group_cannot_be_held_out(classes: list[int], groups: list[int] | None) -> None:
+    with pytest.raises(ValueError, match="two images of each class, and two groups"):
+        usable_folds(torch.tensor(classes), 5, None if groups is None else torch.tensor(groups))
+
+
+def cross_validated(features: Tensor, classes: Tensor, strengths: tuple[float, ...]) -> CrossValidation:
+    folds = make_folds(classes, num_folds=5, repeats=2)
+    targets = Targets("softmax", classes, int(classes.max()) + 1)
+    return cross_validate(Basis(features, dtype=torch.float64), targets, folds, strengths=strengths)
+
+
+def test_losses_and_choice_are_those_of_scikit_learn() -> None:
+    features, classes = clusters(150, 30, 3)
+    strengths = (0.001, 0.03, 1.0)
+    ours = cross_validated(features, classes, strengths)
+    standardised = StandardScaler().fit_transform(features.double().numpy())
+    for repeat, folds in enumerate(ours.folds.numpy()):
+        for fold, index in itertools.product(range(5), range(3)):
+            peer = LogisticRegression(C=1 / (strengths[index] * 120), tol=1e-8, max_iter=10_000)
+            peer.fit(standardised[folds != fold], classes[folds != fold].numpy())
+            expected = log_loss(classes[folds == fold], peer.predict_proba(standardised[folds == fold]))
+            # To choose a strength, weights are solved to a hundredth of their size.
+            assert ours.losses[repeat, fold, index] == pytest.approx(expected, rel=1e-2)
+    assert ours.best == ours.losses.mean(dim=(0, 1)).argmin() == 1
+
+
+def test_predictions_are_of_heads_that_have_not_seen_the_image() -> None:
+    # Random labels: who has seen an image knows it, with more features than images.
+    generator = torch.Generator().manual_seed(0)
+    features, classes = torch.randn(100, 300, generator=generator), torch.randint(2, (100,), generator=generator)
+    result = cross_validated(features, classes, (0.001,))
+    assert abs(result.accuracy - 0.5) < 0.12
+    assert result.logits.shape == (2, 100, 2)
+
+
+def test_weights_of_images_count_in_training_and_in_the_losses() -> None:
+    features, classes = clusters(100, 8, 2)
+    folds, targets = make_folds(classes, 5, 1), Targets("softmax", classes, 2)
+    basis = Basis(features, dtype=torch.float64)
+    plain = cross_validate(basis, targets, folds, strengths=(0.1,))
+    doubled = cross_validate(basis, targets, folds, torch.full((100,), 2.0), strengths=(0.1,))
+    torch.testing.assert_close(doubled.losses, plain.losses)
+    tilted = cross_validate(basis, targets, folds, torch.where(classes == 0, 10.0, 1.0), strengths=(0.1,))
+    predicted = [(result.logits.argmax(dim=2) == 0).double().mean() for result in (plain, tilted)]
+    assert predicted[1] > predicted[0] + 0.03
+
+
+def test_best_strength_has_the_least_mean_loss() -> None:
+    assert best_strength(torch.tensor([[[1.0, 3.0, 2.0]], [[9.0, 1.0, 3.0]]])) == 1
+
+
+def test_interval_is_that_of_nadeau_and_bengio() -> None:
+    scores = torch.tensor([0.7, 0.8, 0.9, 0.8])
+    # t with 3 degrees of freedom is 3.182; the variance 0.00667 counts (1/4 + 1/3) times.
+    assert corrected_interval(scores, 1 / 3) == pytest.approx((0.8 - 0.19847, 0.8 + 0.19847), abs=1e-4)
+    assert corrected_interval(torch.tensor([1.0, 0.5]), 1.0) == (0.0, 1.0)
+
+
+def test_accuracy_of_labels_is_the_share_that_is_right() -> None:
+    features, classes = clusters(60, 10, 2)
+    labels = torch.stack([classes == 0, torch.ones(60)], dim=1).float()
+    folds = make_folds(classes, 3, 1)
+    result = cross_validate(Basis(features), Targets("sigmoid", labels, 2), folds)
+    right = ((result.logits[0] > 0) == (labels > 0.5)).float().mean()
+    assert result.accuracy == pytest.approx(float(right))
+    assert result.accuracy > 0.7
