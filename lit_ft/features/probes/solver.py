@@ -218,7 +218,8 @@ class _Lbfgs:
         """Which problems are solved, or cannot be solved better in this arithmetic."""
         distance = self.gradient.flatten(1).norm(dim=1) / self.problems.l2.to(self.heads.dtype)
         is_near = distance <= tolerance * self.heads.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return is_near | (self.rate < 1e-3)
+        is_done: Tensor = is_near | (self.rate < 1e-3)
+        return is_done
 
     def keep(self, which: Tensor) -> None:
         """Goes on with some of the problems."""

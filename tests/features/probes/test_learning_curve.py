@@ -1,0 +1,75 @@
+"""Learning curves and what follows from them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lit_ft.features.probes.basis import Basis
+from lit_ft.features.probes.cross_validation import cross_validate, make_folds
+from lit_ft.features.probes.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
+from lit_ft.features.probes.solver import Targets
+from tests.features.probes.test_solver import clusters
+
+
+def curve_of(errors: list[float], sizes: list[int], noise: float = 0.0) -> LearningCurve:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.tensor(errors)[:, None] + noise * torch.randn(len(errors), 12, generator=generator)
+    return LearningCurve(sizes, 1 - draws.double(), torch.zeros(len(errors), 2))
+
+
+def test_more_images_score_higher_and_all_score_as_in_cross_validation() -> None:
+    features, classes = clusters(240, 24, 3)
+    basis, targets, folds = Basis(features), Targets("softmax", classes, 3), make_folds(classes, 4, 2)
+    curve = learning_curve(basis, targets, folds, (0.01, 0.1, 1.0))
+    assert curve.sizes == [3, 5, 10, 20, 60]
+    means = curve.accuracies.mean(dim=1)
+    assert means[0] < means[2] < means[-1]
+    whole = cross_validate(basis, targets, folds, strengths=(0.01, 0.1, 1.0))
+    assert float(means[-1]) == pytest.approx(whole.accuracy, abs=0.01)  # as solved heads differ by rounding
+    # Each class has the same number of images, so that the mean recall is the accuracy.
+    torch.testing.assert_close(curve.recalls.mean(dim=1), means)
+
+
+def test_draws_nest_and_keep_to_what_may_be_drawn() -> None:
+    classes = torch.tensor([0] * 6 + [1] * 4)
+    allowed = torch.ones(2, 10, dtype=torch.bool)
+    allowed[0, :3] = False
+    order = _draw_order(classes, allowed, seed=0)
+    assert sorted(order[0, 3:6].tolist()) == [0, 1, 2]
+    assert (order[0, :3] == 10).all()
+    assert sorted(order[1, :6].tolist()) == [0, 1, 2, 3, 4, 5]
+    assert sorted(order[1, 6:].tolist()) == [0, 1, 2, 3]
+
+
+def test_extrapolation_finds_a_power_law() -> None:
+    sizes = [3, 5, 10, 20, 50, 100]
+    outlook = extrapolate(curve_of([0.05 + 0.6 * n**-0.5 for n in sizes], sizes), gain=0.01)
+    assert outlook is not None
+    # 0.6 n**-0.5 is 0.05 at n = 144, a point less than the 0.06 at 100.
+    assert outlook.more == pytest.approx((44, 44, 44), abs=0.5)
+    assert outlook.limit == pytest.approx((0.95, 0.95, 0.95), abs=1e-3)
+
+
+def test_interval_widens_with_the_noise_of_the_draws() -> None:
+    sizes = [3, 5, 10, 20, 50, 100]
+    outlook = extrapolate(curve_of([0.05 + 0.6 * n**-0.5 for n in sizes], sizes, noise=0.02))
+    assert outlook is not None
+    middle, least, most = outlook.more
+    assert least < 44 < most
+    assert most - least > 10
+    assert least <= middle <= most
+
+
+def test_no_number_of_images_suffices_on_a_plateau() -> None:
+    sizes = [3, 5, 10, 20, 50]
+    outlook = extrapolate(curve_of([0.3, 0.2, 0.2, 0.2, 0.2], sizes))
+    assert outlook is not None
+    assert math.isinf(outlook.more[0])
+    assert outlook.limit[0] == pytest.approx(0.8, abs=0.02)
+
+
+def test_too_few_sizes_have_no_outlook() -> None:
+    assert extrapolate(curve_of([0.3, 0.2, 0.1], [3, 5, 8])) is None
