@@ -47,14 +47,11 @@ class Basis:
         """Number of coordinates, the one of the bias included."""
         return len(self.curvature)
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """The coordinates of some images ``(stop - start, width)``, the last one being 1."""
-        return self._rotate(self.features[start:stop]) if self._kept is None else self._kept[start:stop]
-
-    def rows_at(self, which: Tensor) -> Tensor:
-        """The coordinates of the images of some indices ``(len(which), width)``."""
-        which = which.to(self.features.device if self._kept is None else self.device)
-        return self._rotate(self.features[which]) if self._kept is None else self._kept[which]
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """The coordinates of some images ``(B, width)``, the last one being 1."""
+        if self._kept is None:
+            return self._rotate(self.features[rows if isinstance(rows, slice) else rows.to(self.features.device)])
+        return self._kept[rows if isinstance(rows, slice) else rows.to(self.device)]
 
     def heads(self, solved: Tensor) -> tuple[Tensor, Tensor]:
         """Weights ``(..., K, D)`` and biases ``(..., K)`` for features as they are, of heads ``(..., K, width)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,8 @@ from lit_ft.data.split import class_counts
 from lit_ft.features.probes.basis import Basis
 from lit_ft.features.probes.solver import Problems, Targets, solve
 
+_PATIENCE = 2
+
 STRENGTHS = tuple(10 ** (x / 8) for x in range(-24, 17, 5))
 """L2 penalties that are compared, from 0.001 to 100; with standardised features the best lies well inside."""
 
@@ -24,7 +27,8 @@ def make_folds(
     """The fold of each image, once for each repetition: ``(R, N)``, int64.
 
     Classes are spread evenly over the folds, and no group comes in two of them. There are fewer folds where the
-    smallest class, or the number of groups, does not suffice for so many, but at least 2.
+    smallest class, or the number of groups, does not suffice for so many, but at least 2. The single image of a class
+    is in fold -1, which is never held out.
 
     Args:
         targets: Class of each image ``(N,)``; what has no classes, ``(N, K)``, is split regardless of it.
@@ -34,18 +38,20 @@ def make_folds(
         groups: Group of each image ``(N,)``.
 
     Raises:
-        ValueError: If a class has a single image, or there are fewer than two images or groups.
+        ValueError: If no class has two images, or there are fewer than two groups.
     """
     from sklearn import model_selection as sk  # slow to load
 
     num_folds = usable_folds(targets, num_folds, groups)
-    strata = targets.cpu().numpy() if targets.ndim == 1 else np.zeros(len(targets), np.int64)
-    folds = torch.empty(repeats, len(targets), dtype=torch.long)
+    rows = _foldable(targets, groups)
+    strata = targets[rows].cpu().numpy() if targets.ndim == 1 else np.zeros(len(rows), np.int64)
+    of_groups = None if groups is None else groups[rows].cpu().numpy()
+    folds = torch.full((repeats, len(targets)), -1)
     for repeat in range(repeats):
         options = {"n_splits": num_folds, "shuffle": True, "random_state": seed + repeat}
         splitter = sk.StratifiedKFold(**options) if groups is None else sk.StratifiedGroupKFold(**options)
-        for fold, (_, held) in enumerate(splitter.split(strata, strata, groups)):
-            folds[repeat, torch.from_numpy(held)] = fold
+        for fold, (_, held) in enumerate(splitter.split(strata, strata, of_groups)):
+            folds[repeat, rows[held]] = fold
     return folds
 
 
@@ -55,13 +61,20 @@ def usable_folds(targets: Tensor, num_folds: int, groups: Tensor | None = None) 
     Raises:
         ValueError: If that is below 2.
     """
-    num_units = len(targets) if groups is None else len(np.unique(groups))
-    most = min(num_folds, num_units)
-    if targets.ndim == 1:
-        most = min(most, min(n for n in class_counts(targets, 0) if n))
+    rows = _foldable(targets, groups)
+    most = min(num_folds, len(rows) if groups is None else len(np.unique(groups[rows])))
+    if groups is None and targets.ndim == 1:
+        most = min([most, *(size for size in class_counts(targets[rows], 0) if size)])
     if most < 2:
-        raise ValueError("cross-validation needs at least two images of each class, and two groups")
+        raise ValueError(f"cross-validation needs two {'images of a class' if groups is None else 'groups'} at least")
     return most
+
+
+def _foldable(targets: Tensor, groups: Tensor | None) -> Tensor:
+    """The images that can be held out: of a class that has others, or of any group."""
+    if targets.ndim > 1 or groups is not None:
+        return torch.arange(len(targets))
+    return (torch.bincount(targets)[targets] > 1).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -69,10 +82,11 @@ class CrossValidation:
     """Out-of-fold results of linear heads.
 
     Args:
-        folds: The fold of each image ``(R, N)``.
+        folds: The fold of each image ``(R, N)``; -1 for those that are never held out.
         strengths: L2 penalties ``(S,)``.
-        losses: Mean loss of the held-out images ``(R, F, S)``, with the weights of the classes.
-        logits: Logits ``(R, N, K)`` of each image, of heads with the best strength that have not seen it.
+        losses: Mean loss of the held-out images ``(R, F, S)``, infinite where not computed.
+        logits: Logits ``(R, N, K)`` of each image, of heads with the best strength that have not seen it; NaN for
+            those that are never held out.
         targets: What was to be predicted.
     """
 
@@ -97,7 +111,12 @@ class CrossValidation:
     @property
     def accuracy(self) -> float:
         """Mean out-of-fold accuracy."""
-        return float(self.correct.mean())
+        return float(self.correct[self.folds >= 0].mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the held-out images with the best strength."""
+        return float(self.losses[..., self.best].mean())
 
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95% interval of the accuracy.
@@ -106,11 +125,9 @@ class CrossValidation:
         2003, Inference for the Generalization Error, equation 7, do.
         """
         num_folds = int(self.folds.max()) + 1
-        scores = torch.stack([self.correct[self.folds == fold].mean() for fold in range(num_folds)])
-        if len(self.folds) > 1:
-            scores = torch.stack([r[f == fold].mean() for r, f in zip(self.correct, self.folds, strict=True)
-                                  for fold in range(num_folds)])  # fmt: skip
-        return corrected_interval(scores, 1 / (num_folds - 1))
+        repeats = zip(self.correct, self.folds, strict=True)
+        scores = [correct[folds == fold].mean() for correct, folds in repeats for fold in range(num_folds)]
+        return corrected_interval(torch.stack(scores), 1 / (num_folds - 1))
 
 
 def corrected_interval(scores: Tensor, test_share: float) -> tuple[float, float]:
@@ -134,45 +151,47 @@ def best_strength(losses: Tensor) -> int:
 
 def cross_validate(
     basis: Basis, targets: Targets, folds: Tensor, weights: Tensor | None = None,
-    strengths: tuple[float, ...] = STRENGTHS,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> CrossValidation:  # fmt: skip
-    """Solves the heads of all folds and strengths, chooses the strength, and predicts each image out of fold.
+    """Solves the heads of all folds, one strength after the other, and predicts each image out of fold.
+
+    It begins with the strongest penalty, whose heads are where those of the next begin. Two strengths after the one
+    with the least mean loss it ends, as ever weaker penalties fit ever more and take ever longer.
 
     Args:
         basis: The features of N images.
         targets: Their targets.
         folds: The fold of each image ``(R, N)``.
         weights: What each image counts ``(N,)``, in training and in the losses; by default 1.
-        strengths: L2 penalties.
+        strengths: L2 penalties, ascending.
     """
     num_folds = int(folds.max()) + 1
     weights = torch.ones(len(basis), dtype=torch.float64) if weights is None else weights.double().cpu()
     held = (folds.unsqueeze(1) == torch.arange(num_folds).view(1, -1, 1)).flatten(0, 1)  # (R F, N)
     l2 = torch.tensor(strengths, dtype=torch.float64)
-    samples = torch.arange(len(held)).repeat_interleave(len(l2))
-    problems = Problems(basis, targets, ~held * weights, samples, l2.repeat(len(held)))
-    totals = torch.zeros(len(samples), dtype=torch.float64)
-    for indices, heads in solve(problems, tolerance=1e-2):
-        counted = held[samples[indices.cpu()]] * weights
-        totals[indices.cpu()] = _losses(basis, targets, heads, counted).cpu()
-    losses = (totals.view(len(held), -1) / (held * weights).sum(dim=1, keepdim=True)).view(len(folds), num_folds, -1)
-    best = l2[best_strength(losses)].repeat(len(held))
-    logits = torch.zeros(len(folds), len(basis), targets.num_outputs)
-    for indices, heads in solve(Problems(basis, targets, ~held * weights, torch.arange(len(held)), best), 1e-3):
-        for index, head in zip(indices.tolist(), heads, strict=True):
-            repeat, rows = index // num_folds, held[index].nonzero().squeeze(1)
-            for part in torch.split(rows, 4096):
-                logits[repeat, part] = (basis.rows_at(part) @ head.T).float().cpu()
-    return CrossValidation(folds, l2, losses, logits, targets)
+    losses = torch.full((len(held), len(l2)), math.inf, dtype=torch.float64)
+    best, logits, heads = len(l2), torch.empty(0), None
+    for index in range(len(l2) - 1, -1, -1):
+        problems = Problems(basis, targets, ~held * weights, torch.arange(len(held)), l2[index].expand(len(held)))
+        heads = torch.cat([part for _, part in solve(problems, tolerance=1e-2, start=heads)])
+        losses[:, index], these = _predict_held_out(basis, targets, heads, held, folds, weights)
+        if best == len(l2) or losses[:, index].mean() < losses[:, best].mean():
+            best, logits = index, these
+        elif index <= best - _PATIENCE:
+            break
+    return CrossValidation(folds, l2, losses.view(len(folds), num_folds, -1), logits, targets)
 
 
-def _losses(basis: Basis, targets: Targets, heads: Tensor, counted: Tensor) -> Tensor:
-    """Sums of the losses of heads ``(P, K, width)`` over images that count ``(P, N)``."""
-    total = torch.zeros(len(heads), dtype=torch.float64, device=heads.device)
-    step = max(1, (1 << 20) // (len(heads) * targets.num_outputs))
-    for start in range(0, len(basis), step):
-        rows = basis.rows(start, min(start + step, len(basis)))
-        logits = (rows @ heads.flatten(0, 1).T).view(len(rows), len(heads), -1)
-        losses, _ = targets.losses(logits, start)
-        total += (losses.double() * counted[:, start : start + step].T.to(losses.device)).sum(dim=0)
-    return total
+def _predict_held_out(
+    basis: Basis, targets: Targets, heads: Tensor, held: Tensor, folds: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of the held-out images of each head ``(R F,)``, and the logits ``(R, N, K)``."""
+    total = torch.zeros(len(held), dtype=torch.float64)
+    logits = torch.full((len(folds), len(basis), targets.num_outputs), math.nan)
+    for index, (head, is_held) in enumerate(zip(heads, held, strict=True)):
+        for rows in torch.split(is_held.nonzero().squeeze(1), 4096):
+            found = basis[rows] @ head.T
+            logits[index * len(folds) // len(held), rows] = found.float().cpu()
+            loss, _ = targets.losses(found.unsqueeze(1), rows)
+            total[index] += weights[rows] @ loss.squeeze(1).double().cpu()
+    return total / (held * weights).sum(dim=1), logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class LearningCurve:
 
 
 def learning_curve(
-    basis: Basis, targets: Targets, folds: Tensor, strengths: tuple[float, ...], seed: int = 0
+    basis: Basis, targets: Targets, folds: Tensor, strengths: Sequence[float], seed: int = 0
 ) -> LearningCurve:
     """Solves heads on 3, 5, 10, 20, … images a class, once for each fold and repetition.
 
@@ -77,12 +78,13 @@ def _score(basis: Basis, targets: Targets, problems: Problems, held: Tensor) -> 
     losses, right = (torch.zeros(num_problems, len(basis)) for _ in range(2))
     for indices, heads in solve(problems, tolerance=3e-2):
         for start in range(0, len(basis), 4096):
-            rows = basis.rows(start, min(start + 4096, len(basis)))
-            logits = (rows @ heads.flatten(0, 1).T).view(len(rows), len(heads), -1)
-            wanted = targets.values[start : start + len(rows)].to(logits.device)
-            part = (indices.cpu(), slice(start, start + len(rows)))
+            rows = slice(start, min(start + 4096, len(basis)))
+            features = basis[rows]
+            logits = (features @ heads.flatten(0, 1).T).view(len(features), len(heads), -1)
+            wanted = targets.values[rows].to(logits.device)
+            part = (indices.cpu(), rows)
             right[part] = (wanted == logits.argmax(dim=2).T).float().cpu()
-            losses[part] = targets.losses(logits, start)[0].T.float().cpu()
+            losses[part] = targets.losses(logits, rows)[0].T.float().cpu()
     by_strength = (len(held), num_problems // len(held), len(basis))
     losses, right = losses.view(by_strength), right.view(by_strength)
     best = int((losses * held.unsqueeze(1)).sum(dim=(0, 2)).argmin())

@@ -44,17 +44,17 @@ class Targets:
     num_outputs: int
     positive_weight: Tensor | None = None
 
-    def losses(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """The loss of images from ``start`` on, and its gradient by the logits.
+    def losses(self, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of some images, and its gradient by the logits.
 
         Args:
             logits: ``(B, P, K)`` of P problems; overwritten.
-            start: Index of the first of the B images.
+            rows: Which B images.
 
         Returns:
             Losses ``(B, P)``, summed over labels or numbers, and the gradient ``(B, P, K)``.
         """
-        values = self.values[start : start + len(logits)].to(logits.device)
+        values = self.values[rows].to(logits.device)
         if self.loss == "softmax":
             index = values.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
             chosen = logits.gather(2, index).squeeze(2)
@@ -108,19 +108,22 @@ class Problems:
         gradient = torch.zeros_like(flat)
         step = max(1, _CHUNK_VALUES * (1 if heads.device.type == "cpu" else 256) // len(flat))
         for start in range(0, len(self.basis), step):
-            rows = self.basis.rows(start, min(start + step, len(self.basis)))
-            logits = (rows @ flat.T).view(len(rows), num_problems, num_outputs)
-            losses, errors = self.targets.losses(logits, start)
-            weights = self.weights[start : start + step][:, self.sample]
+            rows = slice(start, min(start + step, len(self.basis)))
+            features = self.basis[rows]
+            logits = (features @ flat.T).view(len(features), num_problems, num_outputs)
+            losses, errors = self.targets.losses(logits, rows)
+            weights = self.weights[rows][:, self.sample]
             value += (losses * weights).sum(dim=0, dtype=torch.float64)
-            gradient.addmm_(errors.mul_(weights.unsqueeze(2)).flatten(1).T, rows)
+            gradient.addmm_(errors.mul_(weights.unsqueeze(2)).flatten(1).T, features)
         gradient = gradient.view_as(heads)
         l2 = self.l2.to(heads.dtype).view(-1, 1, 1)
         gradient[..., :-1] += l2 * heads[..., :-1]
         return value + self.l2 / 2 * heads[..., :-1].double().square().sum(dim=(1, 2)), gradient
 
 
-def solve(problems: Problems, tolerance: float = 1e-4, max_steps: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+def solve(
+    problems: Problems, tolerance: float = 1e-4, max_steps: int = 1000, start: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Solves the problems by L-BFGS, preconditioned with the bound of the Hessian.
 
     Each problem has a step size and stops on its own (Nocedal and Wright 2006, Numerical Optimization, ch. 7).
@@ -130,6 +133,7 @@ def solve(problems: Problems, tolerance: float = 1e-4, max_steps: int = 1000) ->
         tolerance: Stop when the weights are this near to the optimum, relative to their size. By strong convexity
             their distance from it is at most the norm of the gradient divided by ``l2``.
         max_steps: Largest number of steps.
+        start: Heads to begin with ``(P, K, width)``; by default zeros.
 
     Yields:
         The indices ``(p,)`` of some problems and their optimal heads ``(p, K, width)``, as many as fit the memory.
@@ -138,11 +142,13 @@ def solve(problems: Problems, tolerance: float = 1e-4, max_steps: int = 1000) ->
     head_bytes = problems.targets.num_outputs * basis.width * basis.dtype.itemsize
     size = max(1, _MEMORY // (head_bytes * (2 * _HISTORY + 10)))
     for indices in torch.split(torch.arange(len(problems.l2), device=basis.device), size):
-        yield indices, _solve(problems.select(indices), tolerance, max_steps)
+        shape = (len(indices), problems.targets.num_outputs, basis.width)
+        heads = torch.zeros(shape, dtype=basis.dtype, device=basis.device) if start is None else start[indices]
+        yield indices, _solve(problems.select(indices), heads, tolerance, max_steps)
 
 
-def _solve(problems: Problems, tolerance: float, max_steps: int) -> Tensor:
-    state = _Lbfgs(problems)
+def _solve(problems: Problems, heads: Tensor, tolerance: float, max_steps: int) -> Tensor:
+    state = _Lbfgs(problems, heads)
     solved, active = state.heads.clone(), torch.arange(len(state.heads), device=state.heads.device)
     for step in range(max_steps):
         state.step()
@@ -162,10 +168,8 @@ def _solve(problems: Problems, tolerance: float, max_steps: int) -> Tensor:
 class _Lbfgs:
     """The state of L-BFGS for all problems that are not solved yet."""
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems, basis = problems, problems.basis
-        shape = (len(problems.l2), problems.targets.num_outputs, basis.width)
-        self.heads = heads = torch.zeros(shape, dtype=basis.dtype, device=basis.device)
+    def __init__(self, problems: Problems, heads: Tensor) -> None:
+        self.problems, self.heads = problems, heads
         self.value, self.gradient = problems.value_and_gradient(heads)
         self.history: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rate = torch.ones(len(heads), dtype=heads.dtype, device=heads.device)

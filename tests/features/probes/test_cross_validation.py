@@ -49,6 +49,7 @@ def test_no_group_is_in_two_folds() -> None:
         ([0] * 9 + [1] * 9, None, 5),
         ([0, 1] * 6, [0] * 6 + [1] * 6, 2),
         ([0] * 9 + [2] * 4, None, 4),  # a class without an image does not count
+        ([0] * 9 + [1] * 4 + [2], None, 4),  # nor does a single one, which is never held out
     ],
 )
 def test_number_of_folds_is_lowered(classes: list[int], groups: list[int] | None, num_folds: int) -> None:
@@ -57,10 +58,23 @@ def test_number_of_folds_is_lowered(classes: list[int], groups: list[int] | None
     assert make_folds(torch.tensor(classes), 5, 1, groups=given).max() == num_folds - 1
 
 
-@pytest.mark.parametrize(("classes", "groups"), [([0, 0, 1], None), ([0, 1, 0, 1], [7] * 4)])
-def test_single_image_or_group_cannot_be_held_out(classes: list[int], groups: list[int] | None) -> None:
-    with pytest.raises(ValueError, match="two images of each class, and two groups"):
+@pytest.mark.parametrize(
+    ("classes", "groups", "needed"),
+    [([0, 1, 2], None, "two images of a class"), ([0, 1, 0, 1], [7] * 4, "two groups"), ([0], None, "two images")],
+)
+def test_single_image_or_group_cannot_be_held_out(classes: list[int], groups: list[int] | None, needed: str) -> None:
+    with pytest.raises(ValueError, match=f"needs {needed}"):
         usable_folds(torch.tensor(classes), 5, None if groups is None else torch.tensor(groups))
+
+
+def test_single_image_of_a_class_is_trained_on_and_never_scored() -> None:
+    features, classes = clusters(41, 6, 2)
+    classes[-1] = 2
+    result = cross_validated(features, classes, (0.01, 0.1))
+    assert result.folds[:, -1].tolist() == [-1, -1]
+    assert result.logits[:, -1].isnan().all()
+    assert result.logits[:, :-1].isfinite().all()
+    assert result.accuracy == result.correct[:, :-1].mean()
 
 
 def cross_validated(features: Tensor, classes: Tensor, strengths: tuple[float, ...]) -> CrossValidation:
@@ -82,6 +96,13 @@ def test_losses_and_choice_are_those_of_scikit_learn() -> None:
             # To choose a strength, weights are solved to a hundredth of their size.
             assert ours.losses[repeat, fold, index] == pytest.approx(expected, rel=1e-2)
     assert ours.best == ours.losses.mean(dim=(0, 1)).argmin() == 1
+
+
+def test_search_ends_two_strengths_after_the_best() -> None:
+    features, classes = clusters(150, 30, 3)
+    few = cross_validated(features, classes, (1e-5, 1e-4, 0.001, 0.03, 1.0))
+    assert few.losses.isinf().all(dim=(0, 1)).tolist() == [True, False, False, False, False]
+    assert few.best == 3
 
 
 def test_predictions_are_of_heads_that_have_not_seen_the_image() -> None:

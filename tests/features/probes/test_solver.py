@@ -122,7 +122,7 @@ def test_features_in_a_file_are_read_in_blocks(tmp_path: Path, width: int, monke
     expected = solved(whole, Targets("softmax", classes, 3), 0.1)
     torch.testing.assert_close(solved(blocks, Targets("softmax", classes, 3), 0.1), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
-        blocks.rows_at(torch.tensor([299, 4])).abs(), whole.rows_at(torch.tensor([299, 4])).abs(), atol=1e-6, rtol=1e-5
+        blocks[torch.tensor([299, 4])].abs(), whole[torch.tensor([299, 4])].abs(), atol=1e-6, rtol=1e-5
     )
 
 

@@ -1,0 +1,83 @@
+"""Linear probes: a head on fixed features, solved to its optimum with a cross-validated penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_ft.errors import UserError
+from lit_ft.features.probes.basis import Basis
+from lit_ft.features.probes.cross_validation import STRENGTHS, CrossValidation, cross_validate, make_folds
+from lit_ft.features.probes.solver import Problems, Targets, solve
+
+DEFAULT_STRENGTH = STRENGTHS[3]
+"""The penalty where there are too few images to choose one."""
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear head for features as they are, and how well such heads predict images that they have not seen.
+
+    Args:
+        weight: ``(K, D)``, float64.
+        bias: ``(K,)``, float64.
+        l2: Strength of the penalty on the weights for standardised features.
+        validated: Out-of-fold results, or ``None`` where there are too few images.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    l2: float
+    validated: CrossValidation | None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features ``(B, D)`` -> logits ``(B, K)``."""
+        return features @ self.weight.T.to(features) + self.bias.to(features)
+
+
+def fit_linear_probe(
+    features: Tensor,
+    targets: Targets,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_folds: int = 5,
+    repeats: int = 4,
+    seed: int = 0,
+) -> LinearProbe:
+    """Chooses the penalty by cross-validation, and solves the head on all images.
+
+    The features are standardised by all images. The bias has no penalty, so that the mean prediction is the share of
+    each class.
+
+    Args:
+        features: ``(N, D)``.
+        targets: The targets of the N images.
+        weights: What each image counts ``(N,)``.
+        groups: Group of each image ``(N,)``; no group comes in two folds.
+        num_folds: Number of folds, if there are images enough.
+        repeats: How often the images are split into folds.
+        seed: Seed of the folds.
+
+    Raises:
+        UserError: If features are not finite.
+    """
+    finite = torch.cat([part.isfinite().all(dim=1).cpu() for part in torch.split(features, 4096)])
+    if not finite.all():
+        raise UserError(
+            f"the features of {int((~finite).sum())} of {len(finite)} images are not finite, first those of image "
+            f"{int((~finite).nonzero()[0])}; compute them in float32, or take other weights"
+        )
+    try:
+        folds = make_folds(targets.values if targets.loss == "softmax" else targets.values.double(),
+                           num_folds, repeats, seed, groups)  # fmt: skip
+    except ValueError:
+        validated = None
+    else:
+        validated = cross_validate(Basis(features), targets, folds, weights)
+    l2 = DEFAULT_STRENGTH if validated is None else float(validated.strengths[validated.best])
+    basis = Basis(features, dtype=torch.float64)
+    counts = torch.ones(1, len(features), dtype=torch.float64) if weights is None else weights.unsqueeze(0)
+    ((_, heads),) = solve(Problems(basis, targets, counts, torch.tensor([0]), torch.tensor([l2])), tolerance=1e-5)
+    return LinearProbe(*basis.heads(heads[0]), l2, validated)

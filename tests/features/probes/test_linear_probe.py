@@ -1,0 +1,74 @@
+"""Linear probes, from features to logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lit_ft.errors import UserError
+from lit_ft.features.probes.linear_probe import DEFAULT_STRENGTH, fit_linear_probe
+from lit_ft.features.probes.solver import Targets
+from tests.features.probes.test_solver import clusters
+
+
+def test_probabilities_are_those_of_scikit_learn_on_features_as_they_are() -> None:
+    features, classes = clusters(150, 20, 3)
+    probe = fit_linear_probe(features, Targets("softmax", classes, 3))
+    assert probe.validated is not None
+    assert probe.l2 == probe.validated.strengths[probe.validated.best]
+    peer = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (probe.l2 * 150), tol=1e-9, max_iter=10_000))
+    peer.fit(features.double().numpy(), classes.numpy())
+    new, _ = clusters(50, 20, 3, seed=1)
+    expected = torch.from_numpy(peer.predict_proba(new.double().numpy()))
+    torch.testing.assert_close(probe(new.double()).softmax(dim=1), expected, atol=1e-3, rtol=0)
+    assert probe(new).dtype == torch.float32
+
+
+def test_mean_prediction_is_the_share_of_each_class() -> None:
+    features, classes = clusters(120, 10, 2)
+    classes[:30] = 0
+    probe = fit_linear_probe(features, Targets("softmax", classes, 2))
+    shares = torch.bincount(classes) / len(classes)
+    torch.testing.assert_close(probe(features.double()).softmax(dim=1).mean(dim=0).float(), shares, atol=1e-4, rtol=0)
+
+
+def test_class_weights_let_the_rare_class_count_more() -> None:
+    features, classes = clusters(200, 5, 2)
+    classes[20:] = classes[20:].clamp(max=0)
+    rare = (classes == 1).float()
+    weights = torch.where(rare > 0, 10.0, 1.0)
+    targets = Targets("softmax", classes, 2)
+    recalls = [
+        float((probe(features).argmax(dim=1) * rare).sum() / rare.sum())
+        for probe in (fit_linear_probe(features, targets), fit_linear_probe(features, targets, weights))
+    ]
+    assert recalls[1] > recalls[0]
+
+
+def test_regression_and_labels() -> None:
+    features, classes = clusters(90, 12, 3)
+    numbers = (classes - 1).double().unsqueeze(1)
+    probe = fit_linear_probe(features, Targets("squared", numbers, 1))
+    assert float((probe(features.double()) - numbers).square().mean()) < 0.75 * float(numbers.square().mean())
+    labels = torch.stack([classes == 0, classes > 0], dim=1).long()
+    probe = fit_linear_probe(features, Targets("sigmoid", labels, 2))
+    assert float(((probe(features) > 0) == labels.bool()).double().mean()) > 0.85
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 1]])
+def test_too_few_images_to_choose_a_penalty(classes: list[int]) -> None:
+    features = torch.randn(len(classes), 3)
+    probe = fit_linear_probe(features, Targets("softmax", torch.tensor(classes), 2))
+    assert probe.validated is None
+    assert probe.l2 == DEFAULT_STRENGTH
+    assert probe(features).argmax(dim=1).tolist() == classes
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    features, classes = clusters(20, 4, 2)
+    features[7, 1], features[9, 0] = float("nan"), float("inf")
+    with pytest.raises(UserError, match="features of 2 of 20 images are not finite, first those of image 7"):
+        fit_linear_probe(features, Targets("softmax", classes, 2))
