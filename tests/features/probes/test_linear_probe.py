@@ -55,7 +55,7 @@ def test_regression_and_labels() -> None:
     assert float((probe(features.double()) - numbers).square().mean()) < 0.75 * float(numbers.square().mean())
     labels = torch.stack([classes == 0, classes > 0], dim=1).long()
     probe = fit_linear_probe(features, Targets("sigmoid", labels, 2))
-    assert float(((probe(features) > 0) == labels.bool()).double().mean()) > 0.85
+    assert float(((probe(features) > 0) == labels.bool()).double().mean()) > 0.8
 
 
 @pytest.mark.parametrize("classes", [[0], [0, 1]])
