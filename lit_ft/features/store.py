@@ -115,7 +115,7 @@ class FeatureFile:
     def _fill(self, unfinished: Path) -> None:
         features, size = self._layout.map_file(unfinished), self._loader.sampler.batch_size
         done = compute_features(features, self._layout, self._loader.source, self._stages, self._rows, size, self._seed)
-        _log_progress(done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
+        log_progress(done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
 
     def _sum_up(self, unfinished: Path) -> None:
         self._layout.write_checksums(unfinished, self._blocks)
@@ -154,7 +154,7 @@ class FeatureFile:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
 
 
-def _log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
+def log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
     """Consumes the numbers of finished images; the first process shows a bar in a terminal, else a line every minute.
 
     Args:

@@ -1,0 +1,112 @@
+"""The feature pass: the pooled output of every stage for each image, computed once and kept between runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_ft.backbones.backbone import Backbone
+from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_or_derive
+from lit_ft.data.loading.protocols import Source
+from lit_ft.data.loading.sampler import Picks
+from lit_ft.features.source import seed_view
+from lit_ft.features.store import log_progress
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """Pooled outputs of the stages for N images.
+
+    Args:
+        stages: Features of each stage, shallow to deep, ``(N, C)``; those of the last are what a head takes ``(N, D)``.
+        seconds: How long they took to compute, when that was.
+    """
+
+    stages: dict[str, Tensor]
+    seconds: float
+
+    @property
+    def last(self) -> Tensor:
+        """The features ``(N, D)`` that a head takes."""
+        return next(reversed(self.stages.values()))
+
+
+def compute_stage_features(
+    backbone: Backbone, normalise: nn.Module, source: Source, batch_size: int = 32, view: int = 0, seed: int = 0
+) -> StageFeatures:
+    """The pooled output of every stage for all images of a source, from one pass.
+
+    They are kept in the cache folder, and found again for the same weights, images and view.
+
+    Args:
+        backbone: The backbone, in eval mode; where it is, there they are computed.
+        normalise: From uint8 images to what the backbone takes.
+        source: The images.
+        batch_size: Number of images in a batch.
+        view: Which random view, if the source is augmented.
+        seed: Seed of the views.
+    """
+    names = list(backbone.stages)
+    weights = hash_tensors([*backbone.state_dict().values(), *normalise.state_dict().values()])
+    key = json.dumps([weights, names, source.identity(), [view, seed] if source.is_augmented else None])
+    arrays, facts = load_or_derive(
+        "features",
+        key,
+        lambda found: set(found[0]) == set(names) and all(len(one) == len(source) for one in found[0].values()),
+        lambda: _compute(backbone, normalise, source, batch_size, view, seed),
+    )
+    return StageFeatures({name: arrays[name] for name in names}, float(facts["seconds"]))
+
+
+def _compute(
+    backbone: Backbone, normalise: nn.Module, source: Source, batch_size: int, view: int, seed: int
+) -> Derived:
+    features: dict[str, Tensor] = {}
+
+    def fill() -> Iterator[int]:
+        device = next(backbone.parameters()).device
+        batches = [Picks(rows, rows) for rows in torch.split(torch.arange(len(source)), batch_size)]
+        read = source.read(batches, seed_view(seed, view))
+        for (rows, _), (images, _) in zip(batches, read, strict=True):
+            with torch.inference_mode():
+                pooled = pool_stages(backbone, normalise(images.to(device)))
+            for name, values in pooled.items():
+                if name not in features:
+                    features[name] = torch.empty(len(source), values.shape[1])
+                features[name][rows] = values.float().cpu()
+            yield len(rows)
+
+    began = time.perf_counter()
+    log_progress(fill(), len(source), is_first=True)
+    return features, {"seconds": time.perf_counter() - began}
+
+
+def pool_stages(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
+    """The output of each stage for normalised images ``(B, C, H, W)``, averaged over all places, ``(B, C)``.
+
+    The last one goes through the backbone's own pooling.
+    """
+    outputs = backbone.activations(images)
+    pooled = {name: average_places(values) for name, values in outputs.items()}
+    last = next(reversed(outputs))
+    pooled[last] = backbone.pool(outputs[last])
+    return pooled
+
+
+def average_places(values: Tensor) -> Tensor:
+    """The mean over the places of a map ``(B, C, H, W)`` or ``(B, H, W, C)``, or over tokens ``(B, N, C)``: ``(B, C)``.
+
+    The channels come last, as in Swin, where the two sides of a square map stand first.
+
+    >>> average_places(torch.ones(2, 8, 4, 4)).shape, average_places(torch.ones(2, 4, 4, 8)).shape
+    (torch.Size([2, 8]), torch.Size([2, 8]))
+    """
+    if values.ndim == 4:
+        is_last = values.shape[1] == values.shape[2] != values.shape[3]
+        return values.mean(dim=(1, 2) if is_last else (2, 3))
+    return values.flatten(1, -2).mean(dim=1) if values.ndim > 2 else values
