@@ -71,16 +71,28 @@ def _takes_index(training_step: Callable[..., Any]) -> bool:
 
 @contextmanager
 def _measuring(trainer: L.Trainer, module: L.LightningModule, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Lets some parameters have gradients, in eval mode and without logging, and restores all that this changes."""
+    """Lets some parameters have gradients, in eval mode and without logging.
+
+    Restores all that this and training steps change: also the generators of the loader, and metrics.
+    """
+    loader: Any = trainer.train_dataloader
+    owners = (loader, getattr(loader, "sampler", None))
+    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    metrics = {part: copy.deepcopy(vars(part)) for part in module.modules() if isinstance(part, Metric)}
     needed, training = [parameter.requires_grad for parameter in parameters], module.training
     module.eval()
     for parameter in parameters:
         parameter.requires_grad_(True)
     vars(module)["log"] = vars(module)["log_dict"] = lambda *_, **__: None  # these steps are none of the run's
     try:
-        with isolate_rng(), _restored(trainer, module), torch.enable_grad():
+        with isolate_rng(), torch.enable_grad():
             yield
     finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        for metric, kept in metrics.items():
+            vars(metric).update(kept)
         del vars(module)["log"], vars(module)["log_dict"]
         for parameter, needs in zip(parameters, needed, strict=True):
             parameter.requires_grad_(needs)
@@ -99,20 +111,3 @@ def _batches(trainer: L.Trainer) -> Any:
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(trainer.current_epoch)
     return iter(loader)
-
-
-@contextmanager
-def _restored(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """Restores what reading and training steps change beside weights: generators of the loader, and metrics."""
-    loader: Any = trainer.train_dataloader
-    owners = (loader, getattr(loader, "sampler", None))
-    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)]
-    states = [generator.get_state() for generator in generators]
-    metrics = {part: copy.deepcopy(vars(part)) for part in module.modules() if isinstance(part, Metric)}
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        for metric, kept in metrics.items():
-            vars(metric).update(kept)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -57,42 +57,34 @@ def make_plan(
     [('head',), ('layer1', 'head'), ('stem', 'layer1', 'head')]
     """
     _check_options(strategy, epochs_per_stage, head_epochs, phases, plateau)
+    every = tuple(stages)
     if strategy == "phases":
-        spans = _user_spans(phases or [], tuple(stages))
+        spans = _match_phases(phases or [], every)
     else:
-        spans = _spans(strategy, tuple(stages), epochs_per_stage, head_epochs, plateau)
-    return Plan(tuple(stages), _lay_out(spans, strategy, max_epochs), undecided=strategy == "auto")
+        spans = _spans(strategy, every, epochs_per_stage, head_epochs, plateau)
+    return Plan(every, _lay_out(spans, strategy, max_epochs), undecided=strategy == "auto")
 
 
 def _spans(
     strategy: Strategy, stages: tuple[str, ...], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
 ) -> list[_Span]:
     """The spans of a strategy that lays them out by itself."""
-    head, unfrozen = stages[-1:], [stages[i:] for i in range(len(stages) - 1, -1, -1)]
+    head, last = _Span(stages[-1:], head_epochs), _Span(stages)
+    unfrozen = [stages[i:] for i in range(len(stages) - 1, 0, -1)]
     match strategy:
         case "full":
-            return [_Span(stages)]
+            return [last]
         case "linear_probe":
-            return [_Span(head)]
+            return [_Span(stages[-1:])]
         case "lp_ft":
-            return [_Span(head, head_epochs, plateau), _Span(stages)]
+            return [replace(head, plateau=plateau), last]
         case "auto":
-            return [_Span(head, head_epochs), _Span(stages)]
+            return [head, last]
         case "gradual":
-            return [_Span(head, head_epochs), *(_Span(u, epochs_per_stage) for u in unfrozen[1:-1]), _Span(stages)]
+            return [head, *(_Span(own, epochs_per_stage) for own in unfrozen[1:]), last]
         case "plateau":
-            return [*(_Span(u, plateau=plateau or PlateauConfig()) for u in unfrozen[:-1]), _Span(stages)]
+            return [*(_Span(own, plateau=plateau or PlateauConfig()) for own in unfrozen), last]
     raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
-
-
-def choose_stages(gradients: Mapping[str, float], threshold: float) -> tuple[str, ...]:
-    """The stages that ``auto`` trains: those whose relative gradient is at least a share of the largest one.
-
-    >>> choose_stages({"stem": 0.1, "layer1": 0.6, "layer2": 1.0}, threshold=0.5)
-    ('layer1', 'layer2')
-    """
-    largest = max(gradients.values(), default=0.0)
-    return tuple(stage for stage, value in gradients.items() if value >= threshold * largest)
 
 
 def _check_options(
@@ -122,41 +114,36 @@ def _check_options(
         )
 
 
-def _match(patterns: Sequence[str], stages: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(stage for stage in stages if any(fnmatchcase(stage, pattern) for pattern in patterns))
-
-
-def _user_spans(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
+def _match_phases(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
     """The spans that the user lists, with their patterns matched against the stages."""
     if not phases:
         raise UserError("`unfreeze.phases`: is empty; list at least one phase, such as {train: [head], epochs: 2}")
-    head = stages[-1]
     spans = []
     for i, phase in enumerate(phases):
         key = f"`unfreeze.phases`[{i}]"
-        for pattern in phase.train:
-            if not _match([pattern], stages):
-                raise unknown("stage", pattern, stages, f"{key}.train")
-        trainable = _match(phase.train, stages)
-        if not trainable:
+        matches = {pattern: {stage for stage in stages if fnmatchcase(stage, pattern)} for pattern in phase.train}
+        if missed := [pattern for pattern, found in matches.items() if not found]:
+            raise unknown("stage", missed[0], stages, f"{key}.train")
+        if not matches:
             raise UserError(f"{key}.train: is empty, so nothing would train; choose from {', '.join(stages)}")
-        if i == 0 and head not in trainable:
-            raise UserError(f"{key}.train: the head is new and must train in the first phase; add {head}")
-        _check_length(phase, key, last=i == len(phases) - 1)
+        trainable = tuple(stage for stage in stages if stage in set().union(*matches.values()))
+        if i == 0 and stages[-1] not in trainable:
+            raise UserError(f"{key}.train: the head is new and must train in the first phase; add {stages[-1]}")
+        _check_length(phase, key, is_last=i == len(phases) - 1)
         spans.append(_Span(trainable, phase.epochs, phase.plateau))
     return spans
 
 
-def _check_length(phase: PhaseConfig, key: str, last: bool) -> None:
+def _check_length(phase: PhaseConfig, key: str, is_last: bool) -> None:
     """Refuses a phase without an end, or without a length."""
-    if phase.epochs is None and phase.plateau is None and not last:
+    if phase.epochs is None and phase.plateau is None and not is_last:
         raise UserError(f"{key}.epochs: only the last phase may leave it out, or one with a plateau")
     if phase.epochs is not None and phase.epochs < 1:
         raise UserError(f"{key}.epochs: must be at least 1, got {phase.epochs}")
     if phase.plateau is None:
         return
     phase.plateau.check(f"{key}.plateau")
-    if last:
+    if is_last:
         raise UserError(f"{key}.plateau: nothing comes after the last phase; to end the run, use `early_stopping`")
     if phase.epochs is not None and phase.epochs < phase.plateau.min_epochs:
         raise UserError(f"{key}.plateau.min_epochs: is {phase.plateau.min_epochs}, more than epochs, {phase.epochs}")
@@ -165,12 +152,12 @@ def _check_length(phase: PhaseConfig, key: str, last: bool) -> None:
 def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
     """Puts the spans one after the other; the last one lasts to the end of the run, whatever it asked for."""
     starts = [sum(span.least for span in spans[:i]) for i in range(len(spans))]
+    asked = spans[-1].epochs
     if max_epochs is not None and starts[-1] >= max_epochs:
         raise UserError(
             f"`trainer.max_epochs`: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
             f"{len(spans)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
         )
-    asked = spans[-1].epochs
     if max_epochs is not None and asked is not None and any(span.plateau for span in spans):
         raise UserError(
             f"`unfreeze.phases`[{len(spans) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
@@ -183,11 +170,9 @@ def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> t
         )
     phases = []
     for i, (start, span) in enumerate(zip(starts, spans, strict=True)):
-        later = sum(rest.least for rest in spans[i + 1 :])
-        end = None if max_epochs is None else max_epochs - later
-        longest = None if end is None else end - start
-        num_epochs = span.epochs if i < len(spans) - 1 else None
-        if longest is not None:
-            num_epochs = min(num_epochs or longest, longest)
+        num_epochs, end = span.epochs if i < len(spans) - 1 else None, None
+        if max_epochs is not None:
+            end = max_epochs - sum(later.least for later in spans[i + 1 :])
+            num_epochs = min(num_epochs or max_epochs, end - start)
         phases.append(Phase(start, num_epochs, span.trainable, span.plateau, end))
     return tuple(phases)

@@ -11,7 +11,7 @@ from lit_ft.backbones.freezing import Staged
 from lit_ft.evaluation import confusion, run_report, tensorboard
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.unfreezing.callback import GradualUnfreezing
-from lit_ft.unfreezing.state import UnfreezingState
+from lit_ft.unfreezing.plan import UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import stage_rates
 
