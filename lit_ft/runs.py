@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -132,11 +132,6 @@ def find_best_path(trainer: Any) -> str | None:
 def find_checkpoint(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
     """The ``best`` or ``last`` checkpoint of the run whose config is given, or else the newest of the runs in a folder.
 
-    Args:
-        folder: The folder of all runs of one name.
-        name: ``best`` or ``last``.
-        configs: The configs that the user gave.
-
     Raises:
         UserError: If there is none.
     """
@@ -147,12 +142,7 @@ def find_checkpoint(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
 
 
 def suggest_checkpoint(root: str, configs: Sequence[Any]) -> str:
-    """The end of a message to a user who gave no checkpoint: the one they may mean, or nothing.
-
-    Args:
-        root: The folder of all runs.
-        configs: The configs that the user gave.
-    """
+    """The end of a message to a user who gave no checkpoint: the one that they may mean, or nothing."""
     if beside := _find_beside(configs, "best"):
         return f"; that of this config is {beside[-1]}"
     found = [] if configs else _find_below(root, "*/*", "best")
@@ -200,7 +190,8 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
     Raises:
         UserError: If the folder cannot be made or written.
     """
-    options = [logger["init_args"] for logger in loggers if issubclass(_class(logger), (TensorBoardLogger, CSVLogger))]
+    writers = [one for one in loggers if issubclass(resolve_name(one["class_path"]), (TensorBoardLogger, CSVLogger))]
+    options = [writer["init_args"] for writer in writers]
     # Absolute, so that a resumed run finds its best score again, which is kept with the path.
     places = [Path(given["save_dir"], given.get("name") or "").absolute() for given in options] or [folder.absolute()]
     earlier = find_run_of_checkpoint(checkpoint)
@@ -235,23 +226,22 @@ def claim(places: Sequence[Path]) -> tuple[Path, ...]:
     Raises:
         UserError: If it cannot be written there.
     """
-    places = list(dict.fromkeys(places))
-    number = max((_last_number(place) for place in places), default=-1) + 1
+    number = max(map(_last_number, places)) + 1
     while True:
         made: list[Path] = []
         try:
-            for place in places:
-                (place / f"version_{number}").mkdir(parents=True)
-                made.append(place / f"version_{number}")
+            for folder in (place / f"version_{number}" for place in dict.fromkeys(places)):
+                folder.mkdir(parents=True)
+                made.append(folder)
             return tuple(made)
         except FileExistsError:
             number += 1
-            for folder in made:
-                folder.rmdir()
+            for taken in made:
+                taken.rmdir()
         except OSError as error:
             raise UserError(
-                f"`trainer.default_root_dir`: cannot make a folder for the run in {places[len(made)]} "
-                f"({error.strerror}); name one that can be written"
+                f"`trainer.default_root_dir`: cannot make a folder for the run in {folder.parent} ({error.strerror}); "
+                "name one that can be written"
             ) from error
 
 
@@ -296,9 +286,3 @@ def _keep_logged_metrics(folder: Path) -> None:
 def _last_number(place: Path) -> int:
     found = (re.fullmatch(r"version_(\d+)", entry.name) for entry in place.glob("version_*"))
     return max((int(match[1]) for match in found if match), default=-1)
-
-
-def _class(logger: Any) -> type:
-    home, _, name = logger["class_path"].rpartition(".")
-    found: type = getattr(importlib.import_module(home), name)
-    return found
