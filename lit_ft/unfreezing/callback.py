@@ -76,11 +76,7 @@ class GradualUnfreezing(Callback):
         self._reduced: frozenset[str] = frozenset()
 
     def make_plan(self, module: L.LightningModule, max_epochs: int | None) -> Plan:
-        """The plan for a module, as far as the options decide it.
-
-        Args:
-            module: Its stages are the plan's.
-            max_epochs: Length of the run in epochs; ``None`` where it has none.
+        """The plan for a module and a number of epochs, if the run has one, as far as the options decide it.
 
         Raises:
             UserError: If the module names no stages, or the plan does not fit them.
@@ -107,17 +103,14 @@ class GradualUnfreezing(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes what DDP wrapped, and refuses to unfreeze parameters that no optimizer has."""
         self._reduced = _trainable(pl_module)
-        preconditions.refuse_missing_in_optimizers(trainer, pl_module, self._running.plan, self.frozen_norm)
+        plan = cast(UnfreezingState, self.state).plan
+        preconditions.refuse_missing_in_optimizers(trainer, pl_module, plan, self.frozen_norm)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Applies the phase of this epoch, also on resume inside it.
-
-        Raises:
-            UserError: If the run has too few steps to reach the last phase.
-        """
+        """Applies the phase of this epoch, also on resume inside it, if the run has the steps to reach the last."""
         keep_last_batch(trainer)
         forget_files_elsewhere(trainer)
-        preconditions.refuse_too_few_steps(trainer, self._running.plan)
+        preconditions.refuse_too_few_steps(trainer, cast(UnfreezingState, self.state).plan)
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -134,19 +127,15 @@ class GradualUnfreezing(Callback):
         """Records the metrics that end phases."""
         if self.state is not None and trainer.state.fn == "fit":
             metrics = self.state.plan.monitored(trainer.callback_metrics)
-            if not trainer.sanity_checking:
-                self.state.record(trainer.current_epoch, {name: float(value) for name, value in metrics.items()})
+            if metrics and not trainer.sanity_checking:
+                self.state.scores.setdefault(trainer.current_epoch, {}).update(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The phases that have begun, what decided them, and the plan."""
         return {} if self.state is None else self.state.to_plain()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resumes the phases of a checkpoint.
-
-        Raises:
-            UserError: If the checkpoint is of another plan.
-        """
+        """Resumes the phases of a checkpoint; raises `UserError` if that is of another plan."""
         if self.state is not None:
             self.state.load_plain(state_dict, self.auto_threshold)
             preconditions.refuse_another_plan(state_dict.get("plan"), self.state.plan)
@@ -155,12 +144,8 @@ class GradualUnfreezing(Callback):
         """Lets a run of any module go on with the validation that its checkpoint was written before."""
         validate_first(checkpoint, trainer)
 
-    @property
-    def _running(self) -> UnfreezingState:
-        return cast(UnfreezingState, self.state)
-
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        state, module = self._running, cast(Any, pl_module)
+        state, module = cast(UnfreezingState, self.state), cast(Any, pl_module)
         state.starts = state.starts_by(trainer.current_epoch)
         _check_ranks_agree(trainer, state.index)
         if state.plan.undecided and state.index > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
@@ -51,22 +51,23 @@ def _summed_gradients(
 ) -> tuple[list[Tensor], int]:
     """The sums of the gradients of some batches, and the number of batches of all processes."""
     totals, count = [torch.zeros_like(parameter) for parameter in parameters], 0
-    takes_index = _takes_index(module.training_step)
-    for index, batch in enumerate(islice(_batches(trainer), num_batches)):
+    kinds = [parameter.kind for parameter in inspect.signature(module.training_step).parameters.values()]
+    # Lightning lets a step choose whether it takes the index of a batch.
+    takes_index = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
+    given: Any = trainer.train_dataloader
+    loader = given.of_images() if isinstance(given, Loader) else copy.copy(given)  # a loader remembers its position
+    sampler: Any = getattr(loader, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(trainer.current_epoch)
+    for index, batch in enumerate(islice(loader, num_batches)):
         count += trainer.world_size
-        given = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-        result = module.training_step(given, index) if takes_index else module.training_step(given)
+        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        result = module.training_step(batch, index) if takes_index else module.training_step(batch)
         loss: Any = result["loss"] if isinstance(result, Mapping) else result
         for total, part in zip(totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if part is not None:
                 total += part
     return totals, count
-
-
-def _takes_index(training_step: Callable[..., Any]) -> bool:
-    """Whether a training step takes the index of a batch, as Lightning lets it choose."""
-    kinds = [parameter.kind for parameter in inspect.signature(training_step).parameters.values()]
-    return kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 @contextmanager
@@ -101,13 +102,3 @@ def _measuring(trainer: L.Trainer, module: L.LightningModule, parameters: Sequen
 
 def _norm(tensors: list[Any]) -> float:
     return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors))
-
-
-def _batches(trainer: L.Trainer) -> Any:
-    """The batches of the epoch, from a copy of the loader, which remembers its position."""
-    given: Any = trainer.train_dataloader
-    loader = given.of_images() if isinstance(given, Loader) else copy.copy(given)
-    sampler: Any = getattr(loader, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(trainer.current_epoch)
-    return iter(loader)

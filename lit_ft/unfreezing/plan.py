@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lit_ft.errors import UserError, unknown
 
 Mode = Literal["min", "max"]
-T = TypeVar("T")
-
-Scores = Mapping[int, Mapping[str, float]]
-"""The metrics of each epoch by name; an epoch without validation has none."""
 
 
 @dataclass
@@ -50,10 +46,7 @@ class PlateauConfig:
         return max(self.min_epochs, self.patience + (self.baseline is None))
 
     def resolve(self, modes: Mapping[str, Mode]) -> PlateauConfig:
-        """Fills in the metric and its mode where the user does not say.
-
-        Args:
-            modes: The mode of each metric that is logged; empty if these are not known.
+        """Fills in the metric and its mode by the modes of the metrics that are logged; empty if these are not known.
 
         Raises:
             UserError: If the metric is not logged, or its mode is not known.
@@ -159,20 +152,22 @@ class Plan:
         phases = (replace(phase, plateau=phase.plateau and phase.plateau.resolve(modes)) for phase in self.phases)
         return replace(self, phases=tuple(phases))
 
-    def monitored(self, metrics: Mapping[str, T]) -> dict[str, T]:
+    def monitored(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Those of the metrics that plateaus watch; raises `UserError` if one is missing."""
         watched = [str(phase.plateau.monitor) for phase in self.phases if phase.plateau]
         for monitor in watched:
             if monitor not in metrics:
                 raise unknown("metric", monitor, metrics, "`unfreeze.plateau.monitor`")
-        return {monitor: metrics[monitor] for monitor in watched}
+        return {monitor: float(metrics[monitor]) for monitor in watched}
 
-    def phase_starts(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> list[int]:
+    def phase_starts(
+        self, epoch: int, scores: Mapping[int, Mapping[str, float]] | None = None, begun: Sequence[int] = (0,)
+    ) -> list[int]:
         """The first epoch of each phase that has begun by ``epoch``.
 
         Args:
             epoch: Counted from 0.
-            scores: The metrics of the epochs before it.
+            scores: The metrics of the epochs before it, by epoch and name, where these validate.
             begun: The first epochs of phases that have begun already, also under a plan of another length.
 
         >>> plan = Plan(("stem", "head"), (Phase(0, 4, ("head",)), Phase(4, 5, ("stem", "head"))))
@@ -226,11 +221,6 @@ class UnfreezingState:
     def starts_by(self, epoch: int) -> list[int]:
         """The first epoch of each phase that has begun by ``epoch``, or will have by what is known now."""
         return self.plan.phase_starts(epoch, self.scores, self.starts)
-
-    def record(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Adds the metrics of an epoch that may end phases."""
-        if metrics:
-            self.scores.setdefault(epoch, {}).update(metrics)
 
     def decide(self, gradients: Mapping[str, float], threshold: float) -> None:
         """Chooses the stages of an undecided plan: those with at least a share of the largest relative gradient."""

@@ -21,11 +21,7 @@ from lit_ft.unfreezing.plan import Phase, Plan
 
 
 def refuse_plan(trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm) -> None:
-    """Refuses a plan that the trainer or the module cannot carry out, before any training.
-
-    Raises:
-        UserError: If they cannot.
-    """
+    """Raises `UserError` if the trainer or the module cannot carry out a plan, before any training."""
     if len(plan.phases) > 1 and not is_replicated(trainer.strategy):
         raise UserError(
             f"`trainer.strategy`: {type(trainer.strategy).__name__} cannot unfreeze stages in mid-run; use ddp, or a "
@@ -78,15 +74,7 @@ def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
 
 
 def refuse_another_plan(saved: Sequence[Mapping[str, Any]] | None, plan: Plan) -> None:
-    """Refuses to resume a checkpoint with other phases.
-
-    Args:
-        saved: The phases of the checkpoint's plan, if it has one, in plain types.
-        plan: The plan of this run.
-
-    Raises:
-        UserError: If other stages train in a phase.
-    """
+    """Raises `UserError` if other stages train in a phase than in the plan of a checkpoint, if that has one."""
     stages = [list(phase["trainable"]) for phase in saved or ()]
     if saved is not None and stages != [list(phase.trainable) for phase in plan.phases]:
         phases = "; ".join(", ".join(names) for names in stages)

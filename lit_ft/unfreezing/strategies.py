@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -11,20 +11,6 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.unfreezing.plan import Phase, PhaseConfig, Plan, PlateauConfig
 
 Strategy = Literal["full", "linear_probe", "gradual", "lp_ft", "phases", "plateau", "auto"]
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Stages that train, for how many epochs (the maximum, with a plateau), and what ends it earlier."""
-
-    trainable: tuple[str, ...]
-    epochs: int | None = None
-    plateau: PlateauConfig | None = None
-
-    @property
-    def least(self) -> int:
-        """Minimum length, in epochs."""
-        return self.plateau.min_epochs if self.plateau else self.epochs or 1
 
 
 def make_plan(
@@ -39,9 +25,7 @@ def make_plan(
     """Turns a strategy into the phases of a run.
 
     Args:
-        strategy: ``full`` trains everything, ``linear_probe`` the head alone, ``lp_ft`` the head and then everything,
-            ``gradual`` unfreezes one stage after the other, deepest first, ``plateau`` likewise, each at a plateau,
-            ``auto`` the head and then the stages that `Plan.decide` gets, ``phases`` what the user lists.
+        strategy: What trains when; see `GradualUnfreezing`.
         stages: All stages, shallow to deep, with the head last.
         max_epochs: Length of the run in epochs; ``None`` where it has none.
         epochs_per_stage: Epochs from one stage to the next of ``gradual``.
@@ -57,33 +41,32 @@ def make_plan(
     [('head',), ('layer1', 'head'), ('stem', 'layer1', 'head')]
     """
     _check_options(strategy, epochs_per_stage, head_epochs, phases, plateau)
-    every = tuple(stages)
     if strategy == "phases":
-        spans = _match_phases(phases or [], every)
+        listed = _match_phases(phases or [], stages)
     else:
-        spans = _spans(strategy, every, epochs_per_stage, head_epochs, plateau)
-    return Plan(every, _lay_out(spans, strategy, max_epochs), undecided=strategy == "auto")
+        listed = _list_phases(strategy, list(stages), epochs_per_stage, head_epochs, plateau)
+    return Plan(tuple(stages), _lay_out(listed, strategy, max_epochs), undecided=strategy == "auto")
 
 
-def _spans(
-    strategy: Strategy, stages: tuple[str, ...], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
-) -> list[_Span]:
-    """The spans of a strategy that lays them out by itself."""
-    head, last = _Span(stages[-1:], head_epochs), _Span(stages)
+def _list_phases(
+    strategy: Strategy, stages: list[str], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
+) -> list[PhaseConfig]:
+    """The phases of a strategy, as the user could list them."""
+    head, last = PhaseConfig(stages[-1:], head_epochs), PhaseConfig(stages)
     unfrozen = [stages[i:] for i in range(len(stages) - 1, 0, -1)]
     match strategy:
         case "full":
             return [last]
         case "linear_probe":
-            return [_Span(stages[-1:])]
+            return [PhaseConfig(stages[-1:])]
         case "lp_ft":
             return [replace(head, plateau=plateau), last]
         case "auto":
             return [head, last]
         case "gradual":
-            return [head, *(_Span(own, epochs_per_stage) for own in unfrozen[1:]), last]
+            return [head, *(PhaseConfig(own, epochs_per_stage) for own in unfrozen[1:]), last]
         case "plateau":
-            return [*(_Span(own, plateau=plateau or PlateauConfig()) for own in unfrozen), last]
+            return [*(PhaseConfig(own, plateau=plateau or PlateauConfig()) for own in unfrozen), last]
     raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
 
 
@@ -114,24 +97,24 @@ def _check_options(
         )
 
 
-def _match_phases(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
-    """The spans that the user lists, with their patterns matched against the stages."""
+def _match_phases(phases: Sequence[PhaseConfig], stages: Sequence[str]) -> list[PhaseConfig]:
+    """The phases that the user lists, with the stages that their patterns match."""
     if not phases:
         raise UserError("`unfreeze.phases`: is empty; list at least one phase, such as {train: [head], epochs: 2}")
-    spans = []
+    matched = []
     for i, phase in enumerate(phases):
         key = f"`unfreeze.phases`[{i}]"
-        matches = {pattern: {stage for stage in stages if fnmatchcase(stage, pattern)} for pattern in phase.train}
-        if missed := [pattern for pattern, found in matches.items() if not found]:
-            raise unknown("stage", missed[0], stages, f"{key}.train")
-        if not matches:
+        for pattern in phase.train:
+            if not any(fnmatchcase(stage, pattern) for stage in stages):
+                raise unknown("stage", pattern, stages, f"{key}.train")
+        train = [stage for stage in stages if any(fnmatchcase(stage, pattern) for pattern in phase.train)]
+        if not train:
             raise UserError(f"{key}.train: is empty, so nothing would train; choose from {', '.join(stages)}")
-        trainable = tuple(stage for stage in stages if stage in set().union(*matches.values()))
-        if i == 0 and stages[-1] not in trainable:
+        if i == 0 and stages[-1] not in train:
             raise UserError(f"{key}.train: the head is new and must train in the first phase; add {stages[-1]}")
         _check_length(phase, key, is_last=i == len(phases) - 1)
-        spans.append(_Span(trainable, phase.epochs, phase.plateau))
-    return spans
+        matched.append(replace(phase, train=train))
+    return matched
 
 
 def _check_length(phase: PhaseConfig, key: str, is_last: bool) -> None:
@@ -149,18 +132,19 @@ def _check_length(phase: PhaseConfig, key: str, is_last: bool) -> None:
         raise UserError(f"{key}.plateau.min_epochs: is {phase.plateau.min_epochs}, more than epochs, {phase.epochs}")
 
 
-def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
-    """Puts the spans one after the other; the last one lasts to the end of the run, whatever it asked for."""
-    starts = [sum(span.least for span in spans[:i]) for i in range(len(spans))]
-    asked = spans[-1].epochs
+def _lay_out(listed: Sequence[PhaseConfig], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
+    """Puts the phases one after the other; the last one lasts to the end of the run, whatever it asked for."""
+    least = [phase.plateau.min_epochs if phase.plateau else phase.epochs or 1 for phase in listed]
+    starts = [sum(least[:i]) for i in range(len(listed))]
+    asked = listed[-1].epochs
     if max_epochs is not None and starts[-1] >= max_epochs:
         raise UserError(
             f"`trainer.max_epochs`: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
-            f"{len(spans)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
+            f"{len(listed)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
         )
-    if max_epochs is not None and asked is not None and any(span.plateau for span in spans):
+    if max_epochs is not None and asked is not None and any(phase.plateau for phase in listed):
         raise UserError(
-            f"`unfreeze.phases`[{len(spans) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
+            f"`unfreeze.phases`[{len(listed) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
             "can bring nearer; leave it out"
         )
     if max_epochs is not None and asked is not None and starts[-1] + asked != max_epochs:
@@ -169,10 +153,10 @@ def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> t
             "make them equal, or leave the last phase's epochs out"
         )
     phases = []
-    for i, (start, span) in enumerate(zip(starts, spans, strict=True)):
-        num_epochs, end = span.epochs if i < len(spans) - 1 else None, None
+    for i, (start, phase) in enumerate(zip(starts, listed, strict=True)):
+        num_epochs, end = phase.epochs if i < len(listed) - 1 else None, None
         if max_epochs is not None:
-            end = max_epochs - sum(later.least for later in spans[i + 1 :])
+            end = max_epochs - sum(least[i + 1 :])
             num_epochs = min(num_epochs or max_epochs, end - start)
-        phases.append(Phase(start, num_epochs, span.trainable, span.plateau, end))
+        phases.append(Phase(start, num_epochs, tuple(phase.train), phase.plateau, end))
     return tuple(phases)

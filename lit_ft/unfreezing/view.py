@@ -43,9 +43,7 @@ def _find_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
 def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     """The phases of a plan: epochs, stages, parameters, learning rates, compute, and what DDP reduces in each step.
 
-    Args:
-        trainer: The trainer, with its callbacks, and with its optimizers, if there are some already.
-        module: Names its stages.
+    Learning rates are those of the trainer's optimizers, if there are some already.
     """
     plan, unfreezing = run_plan(trainer, module), _find_unfreezing(trainer)
     stages = cast(Staged, module).stage_modules()
@@ -74,7 +72,9 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
         )
     table = indent(format_table(rows), "  ")
     norm = f"; norms of frozen stages: {frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
-    return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", table])
+    network = cast(Any, module.hparams).get("backbone", type(module).__name__)
+    title = network if isinstance(network, str) else network["class_path"]
+    return f"Plan  {title}: {', '.join(plan.stages)}; {whole:,} parameters{norm}\n{table}"
 
 
 def _format_epochs(phase: Phase, after_plateau: bool) -> str:
@@ -98,12 +98,7 @@ def format_epoch_span(first: int, num: int | None) -> str:
 
 
 def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
-    """The learning rates of the stages, head first.
-
-    Args:
-        trainer: Has the optimizers.
-        initial: Whether to give the rates before any schedule, rather than the current ones.
-    """
+    """The learning rates of the stages, head first; the current ones, or the ``initial`` ones before any schedule."""
     rates: dict[str, float] = {}
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
@@ -120,11 +115,6 @@ def _macs(module: L.LightningModule) -> list[int]:
     head = cast(Staged, module).stage_modules().popitem()[1]
     of_head = sum(layer.weight.numel() for part in head for layer in part.modules() if isinstance(layer, nn.Linear))
     return [*(cost.macs for cost in stage_costs(backbone)), of_head]
-
-
-def _title(module: L.LightningModule) -> str:
-    network = cast(Any, module.hparams).get("backbone", type(module).__name__)
-    return str(network if isinstance(network, str) else network["class_path"])
 
 
 def _format_rates(rates: Sequence[float]) -> str:

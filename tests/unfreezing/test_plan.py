@@ -258,7 +258,7 @@ def test_phases_begin_with_their_epochs():
 def test_phase_ends_by_the_metrics_that_were_recorded():
     state = UnfreezingState(make_plan("plateau", THREE, 9, plateau=ON_LOSS))
     for epoch, loss in enumerate([2.0, 1.0, 1.0]):
-        state.record(epoch, {"val/loss": loss})
+        state.scores[epoch] = {"val/loss": loss}
     assert state.starts_by(3) == [0, 3]
     assert state.is_adaptive
 
@@ -288,7 +288,7 @@ def test_state_of_a_checkpoint_is_resumed(strategy):
         state.decide({"stem": 0.1, "layer1": 1.0}, 0.5)
     for epoch in range(3):
         state.starts = state.starts_by(epoch)
-        state.record(epoch, {"val/loss": 1.0})
+        state.scores[epoch] = {"val/loss": 1.0}
     saved = state.to_plain()
     assert list(saved) == ["plan", "scores", "gradients", "starts"]
     assert json.loads(json.dumps(saved["plan"])) == saved["plan"]
