@@ -48,11 +48,6 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
-    def best(self) -> Path:
-        """The checkpoint with the best score."""
-        return self.checkpoint("best")
-
-    @property
     def last(self) -> Path:
         """The checkpoint of the last epoch."""
         return self.checkpoint("last")
@@ -91,11 +86,7 @@ class Run:
         return self.folder / ("features" if node is None else f"features-node{node}")
 
     def release(self, loggers: Sequence[Any] = ()) -> None:
-        """Removes the claimed folders that hold no more than the files that each run begins with.
-
-        Args:
-            loggers: Those of the trainer, which may have files open.
-        """
+        """Removes the claimed folders with no more than what each run begins with, which loggers may have open."""
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.finalize("failed")
@@ -177,15 +168,12 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
 
     It is a new ``version_N`` where the first logger that writes files would have it, or, without such a one, in the
     folder of all runs. The number is one that no run has in any of the loggers' folders: Lightning's loggers find it by
-    looking, and two runs that look at once find the same.
+    looking, and two runs that look at once find the same. There is none on a process that cannot know it.
 
     Args:
         folder: The folder of all runs of that name.
         loggers: The configs of the user's loggers; those that write files get ``save_dir``, ``name`` and ``version``.
         checkpoint: The checkpoint that is resumed or evaluated; what comes of it goes to the run that wrote it.
-
-    Returns:
-        The run; none on a process that has not claimed it and cannot know it.
 
     Raises:
         UserError: If the folder cannot be made or written.
@@ -220,8 +208,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
 def claim(places: Sequence[Path]) -> tuple[Path, ...]:
     """Makes a folder ``version_N`` in each of some folders that no other process has made, or ever will.
 
-    Args:
-        places: The folders, which are made if they are missing.
+    Making a folder is the claim: it is atomic on network file systems too, and a killed process leaves no lock.
 
     Raises:
         UserError: If it cannot be written there.
@@ -270,7 +257,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0 of all processes of a run, by what the variables of its launcher tell before it begins."""
+    """Whether this is rank 0 of all processes of a run, by the variables of its launcher, before the run begins."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return bool(cast(Any, rank_zero_only).rank == 0) and int(node) == 0
 

@@ -79,10 +79,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Reads a checkpoint, to the CPU unless another device is given.
 
-        Args:
-            path: The file to read.
-            map_location: As of `torch.load`.
-            weights_only: False lets it run code; otherwise it does not, also where Lightning would let it by default.
+        Only ``weights_only=False`` lets it run code; Lightning would let it by default.
 
         Raises:
             FileNotFoundError: If there is none.

@@ -41,8 +41,7 @@ class HistoryWriter(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder of the run; a ``fast_dev_run`` has none."""
-        run = find_run(trainer)
-        self._run = None if trainer.fast_dev_run else run  # type: ignore[attr-defined]
+        self._run = None if trainer.fast_dev_run else find_run(trainer)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Removes the rows of epochs that a resumed run trains again."""
@@ -108,11 +107,7 @@ class HistoryWriter(Callback):
 
 
 def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
-    """The learning rate of each stage, 0 where nothing of it is trained; of its parameter groups the highest.
-
-    Args:
-        optimizers: Their parameter groups name the stage that they are of.
-    """
+    """The learning rate of each stage, 0 where nothing of it is trained; of its parameter groups the highest."""
     rates: dict[str, float] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -124,9 +119,7 @@ def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
 def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
     """The metrics that were logged since an earlier look: Lightning keeps the others, such as of an earlier validation.
 
-    Args:
-        now: The metrics that callbacks get.
-        earlier: Those that they got then; a value that was logged again is another tensor.
+    A value that was logged again is another tensor.
     """
     pointers = {name: value.data_ptr() for name, value in earlier.items()}
     return {name: float(value) for name, value in now.items() if value.data_ptr() != pointers.get(name)}
@@ -150,11 +143,7 @@ def read_history(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row to a history; the file is written anew only for new columns, or after a line that has no end.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Adds a row to a history; the file is written anew only for new columns, or after a line that has no end."""
     written = path.read_bytes() if path.is_file() else b""
     columns = next(csv.reader([written.partition(b"\n")[0].decode(_ENCODING)]), [])
     if not columns or not row.keys() <= set(columns) or not written.endswith(b"\n"):
@@ -165,11 +154,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def keep_rows_before(path: Path, epoch: int) -> None:
-    """Removes the rows of an epoch and those after it from a history, if there are any.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Removes the rows of an epoch and those after it from a history, if there are any."""
     if not path.is_file():
         return
     kept = [row for row in read_history(path) if cast(float, row["epoch"]) < epoch]
@@ -181,22 +166,13 @@ def keep_rows_before(path: Path, epoch: int) -> None:
 
 def find_best_row(rows: Sequence[Row], monitor: str, score: Any) -> Row | None:
     """The first row with the score of the best checkpoint, if any."""
-    if score is None:
-        return None
-    return next((row for row in rows if row.get(monitor) == float(score)), None)
+    return next((row for row in rows if score is not None and row.get(monitor) == float(score)), None)
 
 
 def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], checkpoint: str | Path | None) -> None:
     """Sets the entry of a split in the metrics of a run; those of other splits stay. A damaged file is replaced.
 
-    Args:
-        run: The run.
-        split: Such as ``test``.
-        metrics: A number that is not finite becomes null.
-        checkpoint: What they are of, if it is known; kept by its path from the folder of the run.
-
-    Raises:
-        UserError: If it cannot be written.
+    The checkpoint is kept by its path from the folder of the run. A number that is not finite becomes null.
     """
     path, relative = run.metrics, None
     try:

@@ -45,14 +45,12 @@ class _MetricsDisplay(ProgressBar):
         self._loss = MeanLoss()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins a new mean."""
         super().on_train_epoch_start(trainer, pl_module)
         self._loss = MeanLoss()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the loss of a step to the mean."""
         self._loss.add(outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

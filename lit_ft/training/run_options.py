@@ -56,15 +56,9 @@ def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_options(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to resume a run with another value of an option that may not differ.
+    """Raises `UserError` if an option that may not differ has another value ``now`` than in the run of a checkpoint.
 
-    Args:
-        path: The checkpoint.
-        saved: The options of the run that wrote it; one that it does not have, as of an earlier version, may be any.
-        now: Those of this run.
-
-    Raises:
-        UserError: If one differs.
+    One that is not ``saved``, as by an earlier version, may be any.
     """
     for key, value in now.items():
         earlier = saved.get(key, value)

@@ -200,7 +200,6 @@ class _NoProfiler(PassThroughProfiler):
     _nothing = nullcontext()
 
     def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
-        """Nothing around an action."""
         return self._nothing
 
 

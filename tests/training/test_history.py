@@ -138,7 +138,7 @@ def test_best_row_is_the_first_with_the_best_score(score, epoch):
 def test_metrics_of_other_splits_stay(tmp_path):
     run = Run(tmp_path)
     write_metrics(run, "val", {"val/acc": 0.5}, None)
-    write_metrics(run, "test", {"test/r2": math.nan}, run.best)
+    write_metrics(run, "test", {"test/r2": math.nan}, run.checkpoint("best"))
     write_metrics(run, "val", {"val/acc": 0.75}, run.last)
     assert json.loads(run.metrics.read_text()) == {
         "val": {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75},
@@ -196,7 +196,7 @@ def test_run_writes_its_history_and_the_metrics_of_its_best_checkpoint(run):
     assert list(rows[0])[: len(columns)] == columns
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert [row["val/acc"] is None for row in rows] == [True, False, True]  # of epochs without a validation
-    best = torch.load(RUN.best, weights_only=True)
+    best = torch.load(RUN.checkpoint("best"), weights_only=True)
     written = json.loads(RUN.metrics.read_text())
     assert written["val"] == {
         "checkpoint": "checkpoints/best.ckpt",
