@@ -28,10 +28,6 @@ from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
-# Of mallopt, as in malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_MALLOC = ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD")
-
 
 class Trainer(L.Trainer):
     """Lightning's trainer, with the main job as one call, and checkpoints that no kill can tear.
@@ -126,7 +122,7 @@ class Trainer(L.Trainer):
             datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
         own = cast(Any, self)
         before = list(own.callbacks)
-        own.callbacks.append(_EndOfPlan())
+        own.callbacks.append(callbacks.LambdaCallback(on_train_start=_end_plan))
         try:
             with suppress(_PlanShown):
                 self.fit(model, datamodule=datamodule)
@@ -186,12 +182,13 @@ def keep_freed_memory() -> None:
 
     It is done where memory comes from glibc, and the user has set none of its variables for that.
     """
-    if sys.platform != "linux" or any(f"MALLOC_{name}_" in os.environ for name in _MALLOC):
+    chosen = os.environ.keys() & {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    if sys.platform != "linux" or chosen:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)  # large blocks, too, come from the heap
-        mallopt(_M_TRIM_THRESHOLD, -1)  # whose end is not given back
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: large blocks, too, come from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: whose end is not given back
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -207,7 +204,5 @@ class _PlanShown(Exception):  # noqa: N818 - no error
     """Ends a fit that is there to show its plan."""
 
 
-class _EndOfPlan(callbacks.Callback):
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ends the fit, as all is set up and shown."""
-        raise _PlanShown
+def _end_plan(*_: Any) -> None:
+    raise _PlanShown

@@ -192,7 +192,6 @@ class UnfreezingState:
     """The plan of a fit, and the phases that have begun.
 
     Args:
-        plan: The plan.
         starts: The first epochs of the phases that have begun: a run that is resumed for longer keeps to them.
         scores: The metrics that end phases, by epoch and name.
         gradients: The relative gradient of each stage, where stages are chosen by it.

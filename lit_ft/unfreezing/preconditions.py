@@ -17,7 +17,7 @@ from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.compat import BATCH_NORM, epochs_done
 from lit_ft.errors import UserError
 from lit_ft.optim.run_length import RunLength
-from lit_ft.unfreezing.plan import Phase, Plan
+from lit_ft.unfreezing.plan import Plan
 
 
 def refuse_plan(trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm) -> None:
@@ -29,7 +29,17 @@ def refuse_plan(trainer: L.Trainer, module: L.LightningModule, plan: Plan, froze
         )
     refuse_averaging(cast(Any, trainer).callbacks, cast(Staged, module).stage_modules(), plan, frozen_norm)
     for phase in plan.phases:
-        _refuse_unseen_plateau(trainer, phase)
+        if phase.plateau is None:
+            continue
+        if not trainer.enable_validation:
+            raise UserError("`unfreeze.plateau`: the run validates nothing, so that no plateau would ever be seen")
+        checks = phase.plateau.patience + (phase.plateau.baseline is None)
+        needed = checks * (trainer.check_val_every_n_epoch or 1)
+        if phase.num_epochs is not None and needed > phase.num_epochs:
+            raise UserError(
+                f"`unfreeze.plateau.patience`: {phase.plateau.patience} needs {needed} epochs, but the phase of "
+                f"{', '.join(phase.trainable)} lasts {phase.num_epochs} at most; lower it, or give more epochs"
+            )
     _warn_of_early_stopping(trainer, plan)
     if plan.undecided and not module.automatic_optimization:
         raise UserError("`unfreeze.strategy`: auto measures the losses of training_step, which must be automatic")
@@ -39,21 +49,6 @@ def is_replicated(strategy: Any) -> bool:
     """Whether each process holds the whole model, alone or in a wrapper that can be renewed."""
     others = (DeepSpeedStrategy, XLAStrategy)  # no DDP, although derived from it
     return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, others)
-
-
-def _refuse_unseen_plateau(trainer: L.Trainer, phase: Phase) -> None:
-    """Refuses a plateau that the run cannot reach: nothing is validated, or the phase is too short."""
-    if phase.plateau is None:
-        return
-    if not trainer.enable_validation:
-        raise UserError("`unfreeze.plateau`: the run validates nothing, so that no plateau would ever be seen")
-    checks = phase.plateau.patience + (phase.plateau.baseline is None)
-    needed = checks * (trainer.check_val_every_n_epoch or 1)
-    if phase.num_epochs is not None and needed > phase.num_epochs:
-        raise UserError(
-            f"`unfreeze.plateau.patience`: {phase.plateau.patience} needs {needed} epochs, but the phase of "
-            f"{', '.join(phase.trainable)} lasts {phase.num_epochs} at most; lower it, or give more epochs"
-        )
 
 
 def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
