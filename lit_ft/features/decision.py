@@ -12,7 +12,7 @@ import torch
 
 from lit_ft.console import format_bytes
 from lit_ft.errors import UserError
-from lit_ft.features.layout import Layout, format_dtype
+from lit_ft.features.layout import Layout
 from lit_ft.unfreezing.view import format_epoch_span
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -113,8 +113,7 @@ def decide(phase: PhaseFacts, options: CacheOptions, measure: Callable[[], Layou
         moving = "`unfreeze.frozen_norm` lets norm layers of frozen stages change"
         return Decision({}, dict.fromkeys(phase.splits, moving) if phase.has_moving_norms else {})
     views = {split: options.views if facts.is_augmented else 1 for split, facts in phase.splits.items()}
-    reasons = {split: _reason_against(split, views[split], phase) for split in phase.splits}
-    refused = {split: reason for split, reason in reasons.items() if reason is not None}
+    refused = {split: reason for split in phase.splits if (reason := _reason_against(split, views[split], phase))}
     if len(refused) == len(phase.splits):
         return Decision({}, refused)
     features = measure()
@@ -146,7 +145,7 @@ def format_decision(decision: Decision, phase: PhaseFacts, folder: Path) -> str:
             f"{split} ({layout.images:,} images{f' in {layout.views} augmented views' if layout.views > 1 else ''})"
             for split, layout in decision.layouts.items()
         )
-        types = ", ".join({format_dtype(layout.stored) for layout in decision.layouts.values()})
+        types = ", ".join({str(layout.stored).removeprefix("torch.") for layout in decision.layouts.values()})
         stages = phase.stages[0] if len(phase.stages) == 1 else f"{phase.stages[0]} to {phase.stages[-1]}"
         parts.append(f"{stages} cached for {cached}, {format_bytes(_total(decision.layouts))} as {types} in {folder}")
     for reason in dict.fromkeys(decision.reasons.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,10 +16,8 @@ from tqdm import tqdm
 from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
-from lit_ft.features.folder import remove_files
-from lit_ft.features.frozen_stages import FrozenStages
 from lit_ft.features.layout import Layout
-from lit_ft.features.source import FeatureSource, compute_features
+from lit_ft.features.source import FeatureSource, FrozenStages, compute_features
 
 _NUM_RECOMPUTED = 16
 """Images whose features are computed again to verify a file."""
@@ -113,9 +111,18 @@ class FeatureFile:
             self._layout.reserve_file(unfinished)
 
     def _fill(self, unfinished: Path) -> None:
+        """Writes the features; the first process shows a bar in a terminal, else a line every minute."""
         features, size = self._layout.map_file(unfinished), self._loader.sampler.batch_size
         done = compute_features(features, self._layout, self._loader.source, self._stages, self._rows, size, self._seed)
-        _log_progress(done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
+        total, is_first = self._layout.views * len(self._rows), self._trainer.is_global_zero
+        logged, count = time.monotonic(), 0
+        with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
+            for number in done:
+                count += number
+                bar.update(number)
+                if bar.disable and time.monotonic() - logged > 60:
+                    logged = time.monotonic()
+                    rank_zero_print(f"Features  {count:,} of {total:,} images")
 
     def _sum_up(self, unfinished: Path) -> None:
         self._layout.write_checksums(unfinished, self._blocks)
@@ -154,19 +161,20 @@ class FeatureFile:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
 
 
-def _log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
-    """Consumes the numbers of finished images; the first process shows a bar in a terminal, else a line every minute.
+def remove_files(trainer: L.Trainer, folder: Path, names: str = "phase*-*-*", but: str | None = None) -> None:
+    """Removes files of cached features, finished or not, and the folder if it is then empty; one process a machine.
 
     Args:
-        done: Number of images of each batch.
-        total: Number of all images.
-        is_first: Whether this is the first process.
+        trainer: The trainer, which knows the processes.
+        folder: The folder, which may have other files as well.
+        names: Pattern of the files to remove.
+        but: Beginning of the names of files to keep; ``None`` keeps none.
     """
-    logged, count = time.monotonic(), 0
-    with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
-        for number in done:
-            count += number
-            bar.update(number)
-            if bar.disable and time.monotonic() - logged > 60:
-                logged = time.monotonic()
-                rank_zero_print(f"Features  {count:,} of {total:,} images")
+    if trainer.local_rank != 0:
+        return
+    for file in folder.glob(f"{names}.bin*"):
+        if but is None or not file.name.startswith(but):
+            with suppress(OSError):  # another machine was first, or it is in use, on Windows
+                file.unlink()
+    with suppress(OSError):  # there is none, or it has other files
+        folder.rmdir()
