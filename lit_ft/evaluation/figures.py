@@ -56,12 +56,7 @@ def draw_plan(plan: Plan, starts: Sequence[int], num_epochs: int | None, rates: 
 
 
 def draw_confusion(matrix: torch.Tensor, names: Sequence[str]) -> Any:
-    """A picture of a confusion matrix: rows are true classes, shaded by their share.
-
-    Args:
-        matrix: Counts ``(K, K)``, true class by predicted class.
-        names: The names of the classes.
-    """
+    """A picture of the counts ``(K, K)`` of a confusion matrix: rows are true classes, shaded by their share."""
     from matplotlib.figure import Figure
 
     num = len(names)

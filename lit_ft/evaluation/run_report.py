@@ -105,11 +105,7 @@ class RunReport(Callback):
 
 
 def format_data_table(data: Any) -> str:
-    """The classes of a data module, and the number of images of each split and class.
-
-    Args:
-        data: The data module, or ``None`` if loaders were given.
-    """
+    """The classes of a data module, if there is one, and the number of images of each split and class."""
     if data is None or not hasattr(data, "counts"):
         return "Data: given as loaders"
     names, counts = name_classes(read_classes(data) or 0), data.counts()

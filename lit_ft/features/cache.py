@@ -17,15 +17,7 @@ from lit_ft.console import format_path, rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.protocols import Readable
 from lit_ft.errors import UserError
-from lit_ft.features.decision import (
-    NUM_VIEWS,
-    CacheOptions,
-    DType,
-    PhaseFacts,
-    SplitFacts,
-    decide,
-    format_decision,
-)
+from lit_ft.features.decision import NUM_VIEWS, CacheOptions, DType, PhaseFacts, SplitFacts, decide, format_decision
 from lit_ft.features.layout import Layout
 from lit_ft.features.source import FeatureSource, FrozenStages
 from lit_ft.features.store import FeatureFile, remove_files
@@ -132,15 +124,9 @@ class FeatureCache(Callback):
 
 
 class _CachedPhase:
-    """The features that are cached in a phase; removes the files of other phases, and decides what is cached.
+    """The features that are cached in a phase with these frozen stages, in the folder of this machine.
 
-    Args:
-        trainer: The trainer.
-        module: The model.
-        folder: Folder of this machine's files.
-        index: Index of the phase.
-        stages: The frozen stages whose output is the same in each epoch, from the first stage on.
-        options: The user's options.
+    When made, it removes the files of other phases, and decides what is cached.
     """
 
     def __init__(

@@ -21,21 +21,12 @@ _SUM = np.dtype("<u4")
 
 @dataclass(frozen=True)
 class Layout:
-    """Content of a file of cached features: all images of a split, view after view, then checksums.
-
-    Args:
-        images: Number of images.
-        views: Number of augmented views of each image.
-        shape: Shape of the features of one image.
-        is_channels_last: Whether the features are maps ``(C, H, W)`` whose channels lie together in memory.
-        computed: Type in which features are computed and returned.
-        stored: Type in which they are stored.
-    """
+    """Content of a file of cached features: all images of a split, view after view, then checksums."""
 
     images: int
-    views: int
-    shape: tuple[int, ...]
-    is_channels_last: bool
+    views: int  # augmented ones of each image
+    shape: tuple[int, ...]  # of the features of one image
+    is_channels_last: bool  # whether the features are maps ``(C, H, W)`` whose channels lie together in memory
     computed: torch.dtype
     stored: torch.dtype
 
@@ -72,10 +63,7 @@ class Layout:
     def map_file(self, file: Path) -> Tensor:
         """The features as a tensor ``(views * images, ...)`` in the file's memory order."""
         flat = torch.from_file(str(file), shared=True, size=self.nbytes // self.stored.itemsize, dtype=self.stored)
-        shape = self.shape
-        if self.is_channels_last:
-            channels, height, width = shape
-            shape = (height, width, channels)
+        shape = (*self.shape[1:], self.shape[0]) if self.is_channels_last else self.shape
         return flat.view(self.views * self.images, *shape)
 
     def encode(self, features: Tensor) -> Tensor:

@@ -43,33 +43,21 @@ class FeatureSource:
             values = self._features.index_select(0, where.to(self._features.device))
             yield StageOutput(self._layout.decode(values), self._depth), self._source.split.targets[rows]
 
+    def fill(self, compute: Callable[[Tensor], Tensor], rows: range, batch_size: int, seed: int) -> Iterator[int]:
+        """Fills in the features of some images in all views, and yields the number of images of each finished batch.
 
-def compute_features(
-    features: Tensor,
-    layout: Layout,
-    source: Source,
-    compute: Callable[[Tensor], Tensor],
-    rows: range,
-    batch_size: int,
-    seed: int,
-) -> Iterator[int]:
-    """Fills in the features of some images in all views, and yields the number of images of each finished batch.
-
-    Args:
-        features: Where to, as `Layout.map_file` returns it.
-        layout: Its layout.
-        source: The images; each view augments them as an epoch of its own does, without a shuffle.
-        compute: Images ``(B, C, H, W)`` to features ``(B, ...)``.
-        rows: Which images; other processes can fill in the others.
-        batch_size: Number of images in a batch.
-        seed: Seed of the augmentation.
-    """
-    batches = [torch.arange(start, min(start + batch_size, rows.stop)) for start in rows[::batch_size]]
-    for view in range(layout.views):
-        images_of_view = source.read([Picks(part, part) for part in batches], seed_view(seed, view))
-        for part, (images, _) in zip(batches, images_of_view, strict=True):
-            features[view * layout.images + part] = layout.encode(compute(images))
-            yield len(part)
+        Args:
+            compute: Images ``(B, C, H, W)`` to features ``(B, ...)``.
+            rows: Which images; other processes can fill in the others.
+            batch_size: Number of images in a batch.
+            seed: Seed of the augmentation; each view augments as an epoch of its own does, without a shuffle.
+        """
+        batches = [torch.arange(start, min(start + batch_size, rows.stop)) for start in rows[::batch_size]]
+        for view in range(self._layout.views):
+            images_of_view = self._source.read([Picks(part, part) for part in batches], seed_view(seed, view))
+            for part, (images, _) in zip(batches, images_of_view, strict=True):
+                self._features[view * self._layout.images + part] = self._layout.encode(compute(images))
+                yield len(part)
 
 
 def seed_view(seed: int, view: int) -> torch.Generator:
@@ -79,13 +67,7 @@ def seed_view(seed: int, view: int) -> torch.Generator:
 
 
 class FrozenStages:
-    """The first stages of a model, with the weights that they have now.
-
-    Args:
-        trainer: The trainer, which knows the device and the precision.
-        module: The model.
-        depth: Number of frozen stages.
-    """
+    """The first ``depth`` stages of a model, with the weights that they have now."""
 
     def __init__(self, trainer: L.Trainer, module: FineTuneModule, depth: int) -> None:
         self._trainer = trainer

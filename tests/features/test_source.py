@@ -10,7 +10,7 @@ from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.arrays import ArraySource, ArraySplit
 from lit_ft.features.layout import Layout
-from lit_ft.features.source import FeatureSource, FrozenStages, compute_features, seed_view
+from lit_ft.features.source import FeatureSource, FrozenStages, seed_view
 
 NUM, VIEWS = 7, 3
 
@@ -29,7 +29,8 @@ def features_of(source, shares, seed=0):
     layout = replace(Layout.like(torch.ones(1, 192)), images=NUM, views=VIEWS)
     features = torch.full((VIEWS * NUM, 192), -1.0)
     for share in shares:
-        done = compute_features(features, layout, source, lambda images: images.flatten(1).float(), share, 3, seed)
+        filled = FeatureSource(features, layout, source, depth=1)
+        done = filled.fill(lambda images: images.flatten(1).float(), share, 3, seed)
         assert sum(done) == VIEWS * len(share)
     return layout, features
 

@@ -24,9 +24,6 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.split import class_counts
 from lit_ft.errors import UserError
 
-Repeated = tuple[list[Group], list[list[int]]]
-"""Images that show the same, and the rows of those that are there so often that they are placeholders."""
-
 
 def check(data: ImageDataModule[Any]) -> Checked:
     """Reads every image of every split once.
@@ -45,9 +42,9 @@ def check(data: ImageDataModule[Any]) -> Checked:
     targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
     counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
     if isinstance(data, PhotoDataModule):
-        findings, (groups, often) = _check_photos(images, bool(counts))
+        findings, groups, often = _check_photos(images, bool(counts))
     else:
-        findings, (groups, often) = [], _find_copies(splits)
+        findings, groups, often = [], *_find_copies(splits)
     if refusal:
         advice = "add images to the classes concerned, or change the option"
         findings = [Finding("split", True, refusal, advice, 1), *findings]
@@ -58,8 +55,8 @@ def check(data: ImageDataModule[Any]) -> Checked:
     return Checked(type(data).__name__, time.monotonic() - began, sizes, named, findings)
 
 
-def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Finding], Repeated]:
-    """What is wrong with single files, and which show the same."""
+def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Finding], list[Group], list[list[int]]]:
+    """What is wrong with single files, those that show the same, and the rows of placeholders."""
     inspected = list(sweep([Path(image.path) for image in images], inspect_file, "checking"))
     checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
     blank = np.zeros((3, 32, 32), np.uint8)
@@ -70,11 +67,11 @@ def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Fi
     # In one class, many near copies may be frames of a film.
     mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
     often = find_placeholders(same, thumbs, mixed if have_classes else [])
-    return check_files(images, inspected), (groups, often)
+    return check_files(images, inspected), groups, often
 
 
-def _find_copies(splits: dict[Split, Any]) -> Repeated:
-    """Exact copies in sets in memory."""
+def _find_copies(splits: dict[Split, Any]) -> tuple[list[Group], list[list[int]]]:
+    """Exact copies in sets in memory, and the rows of placeholders."""
     pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
     sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
     return find_duplicates(np.array(sums, dtype="S16").view("V16"), None), find_placeholders(sums)

@@ -121,17 +121,12 @@ def _connected(pairs: Rows, num: int) -> list[list[int]]:
 
 
 def near_copies(thumbs: Tensor) -> Rows:
-    """Pairs of images that are the same but for size, compression, brightness, mirroring, or a margin of up to 5%.
+    """Pairs ``(2, P)`` of images equal but for size, compression, brightness, mirroring, or a margin of up to 5%.
 
     Candidates are found by their difference hashes (N. Krawetz, "Kind of Like That", 2013: which of 8x8 places are
     brighter than the one to the left), of which at most `MOST_BITS` may differ. Different photos with the same large
-    shapes have that, too, so the thumbnails are then laid upon one another, and may differ nowhere by much.
-
-    Args:
-        thumbs: uint8 ``(N, 3, 32, 32)``.
-
-    Returns:
-        Rows, ``(2, P)``.
+    shapes have that, too, so the thumbnails ``(N, 3, 32, 32)`` are then laid upon one another, and may differ nowhere
+    by much.
     """
     contrast = torch.cat([part.float().std((1, 2, 3)) for part in torch.split(thumbs, 8192)]).numpy()
     busy = np.flatnonzero(contrast >= LEAST_CONTRAST)
@@ -191,13 +186,10 @@ def _small(thumbs: Tensor, shift: tuple[float, float] | None = None) -> Tensor:
 
 
 class _Index:
-    """Finds hashes that differ in few bits without comparing all with all.
+    """Finds hashes ``(N,)`` that differ in few bits without comparing all with all.
 
     Of two hashes within 7 bits, at least one of four bands of 16 bits differs in at most one (M. Norouzi et al., "Fast
     Search in Hamming Space with Multi-Index Hashing", 2012). So each band is looked up as it is and with each bit off.
-
-    Args:
-        hashes: ``(N,)``.
     """
 
     def __init__(self, hashes: Hashes) -> None:
@@ -210,11 +202,9 @@ class _Index:
             self._bands.append((order, turned[order], starts))
 
     def close(self, query: Hashes, one_off: bool) -> Rows:
-        """Rows of the query and of the index, ``(2, P)``, that differ in few bits, without those of the same row.
+        """Rows of the query ``(N,)`` and of the index, ``(2, P)``, that differ in few bits, but are not the same row.
 
-        Args:
-            query: ``(N,)``.
-            one_off: Whether to look bands up with each bit off, too.
+        With ``one_off``, bands are looked up with each bit off, too.
         """
         flips = [0, *(1 << bit for bit in range(48, 64) if one_off)]
         found = [np.zeros((2, 0), np.int64)]

@@ -37,42 +37,25 @@ LONG = 4.0
 
 @dataclass(frozen=True)
 class Sample:
-    """An image of a split.
+    """An image of a split."""
 
-    Args:
-        path: Where it is; for sets in memory, a name such as ``MNIST/train/17``.
-        split: ``train``, ``val`` or ``test``.
-        label: Its class; the labels that it has, or its numbers, with commas, where it has no single class.
-    """
-
-    path: str
+    path: str  # for sets in memory, a name such as ``MNIST/train/17``
     split: str
-    label: str
+    label: str  # its class; the labels that it has, or its numbers, with commas, where it has no single class
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """Facts about an image file.
+    """Facts about an image file."""
 
-    Args:
-        problem: Why it cannot be read, or nothing.
-        size: Number of bytes; -1 where there is no file.
-        format: Format of its content, such as ``JPEG``; nothing where it is no image.
-        width: In pixels, as stored.
-        height: Likewise.
-        is_turned: Whether its EXIF data ask to turn or mirror it.
-        checksum: Of its content; nothing where it cannot be read.
-        thumb: uint8 ``(3, 32, 32)``, of the upright image; nothing likewise.
-    """
-
-    problem: str = ""
-    size: int = -1
-    format: str = ""
-    width: int = 0
+    problem: str = ""  # why it cannot be read
+    size: int = -1  # bytes; -1 where there is no file
+    format: str = ""  # of its content, such as ``JPEG``
+    width: int = 0  # as stored, like the height
     height: int = 0
-    is_turned: bool = False
-    checksum: bytes = b""
-    thumb: NDArray[np.uint8] | None = None
+    is_turned: bool = False  # whether its EXIF data ask to turn or mirror it
+    checksum: bytes = b""  # of its content; nothing where it cannot be read
+    thumb: NDArray[np.uint8] | None = None  # ``(3, 32, 32)``, of the upright image; nothing likewise
 
     @property
     def is_huge(self) -> bool:

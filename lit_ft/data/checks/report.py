@@ -23,43 +23,25 @@ _SIDE = 160
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found.
+    """One kind of thing that was found, and how many images, files or classes it concerns."""
 
-    Args:
-        kind: A name for programs, such as ``leak``.
-        hurts: Whether it makes training fail or its figures wrong; the rest is worth knowing.
-        what: What it is, in a line.
-        advice: What to do about it.
-        count: How many images, files or classes it concerns.
-        items: Each of them with its particulars.
-        groups: Images that show the same, where it is about these.
-    """
-
-    kind: str
-    hurts: bool
+    kind: str  # a name for programs, such as ``leak``
+    hurts: bool  # whether it makes training fail or its figures wrong; the rest is worth knowing
     what: str
     advice: str
     count: int
     items: list[dict[str, Any]] = field(default_factory=list)
-    groups: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)  # images that show the same, where it is about these
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was checked, and what was found, the worst first.
+    """What was checked, and what was found, the worst first."""
 
-    Args:
-        data: Name of the data module.
-        seconds: How long it took.
-        sizes: Number of images by split.
-        counts: Number of images by split and class, or label; of numbers there is none.
-        findings: What was found.
-    """
-
-    data: str
+    data: str  # name of the data module
     seconds: float
-    sizes: dict[str, int]
-    counts: dict[str, dict[str, int]]
+    sizes: dict[str, int]  # images by split
+    counts: dict[str, dict[str, int]]  # images by split and class, or label; of numbers there is none
     findings: list[Finding]
 
     @property
