@@ -22,9 +22,6 @@ from lit_ft.runs import Run, find_run, name_unfinished, replace_atomically
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
-_DIGITS = {torch.float64: 17}  # that give the number back
-_DIGITS_OF_FLOAT32 = 9
-
 # Descriptors that this process has open, perhaps on a file: opened again, it would be overwritten from its beginning.
 _DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
@@ -50,7 +47,7 @@ class PredictionWriter(Callback):
         self.overwrite = overwrite
         self.path: Path | None = None
         self._predictions: dict[int, list[float]] = {}
-        self._digits = _DIGITS_OF_FLOAT32
+        self._digits = 9
         if file is not None and not is_device(Path(file)) and Path(file).suffix.lower() not in SEPARATORS:
             raise UserError(f"`predictions.file`: {file} must end in {' or '.join(SEPARATORS)}")
 
@@ -79,7 +76,7 @@ class PredictionWriter(Callback):
     ) -> None:  # fmt: skip
         """Keeps the predictions of a batch under the indices of its images."""
         values: Tensor = outputs["answers"]
-        self._digits = _DIGITS.get(values.dtype, _DIGITS_OF_FLOAT32)
+        self._digits = 17 if values.dtype == torch.float64 else 9  # as many as give the number back
         indices = outputs.get("indices")
         done = len(self._predictions)
         numbers = range(done, done + len(values)) if indices is None else indices.tolist()

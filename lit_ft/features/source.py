@@ -63,7 +63,7 @@ class FeatureSource:
 def seed_view(seed: int, view: int) -> torch.Generator:
     """The random generator of the augmentation of a view."""
     # A stream of its own, apart from those for the order and for the epochs' augmentation.
-    return torch.Generator().manual_seed(mix_seed(seed, view, 2))
+    return torch.Generator().manual_seed(mix_seed(seed, view, stream=2))
 
 
 class FrozenStages:
