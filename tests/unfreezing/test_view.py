@@ -6,7 +6,7 @@ from torch import nn
 
 from lit_ft.backbones.cost import training_share
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation.plan_figure import draw_plan
+from lit_ft.evaluation.figures import draw_plan
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PlateauConfig, UnfreezingState
