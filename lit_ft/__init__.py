@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from lit_ft.model.module import FineTuneModule
     from lit_ft.model.regularisation import PenaltyConfig
     from lit_ft.training.checkpoint_io import AtomicCheckpointIO
-    from lit_ft.training.early_stopping import EarlyStopping
-    from lit_ft.training.trainer import Trainer
+    from lit_ft.training.trainer import EarlyStopping, Trainer
     from lit_ft.unfreezing.callback import GradualUnfreezing
     from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig
     from lit_ft.unfreezing.strategies import make_plan
@@ -90,8 +89,7 @@ _HOMES = {
     "lit_ft.model.module": ["FineTuneModule"],
     "lit_ft.model.regularisation": ["PenaltyConfig"],
     "lit_ft.training.checkpoint_io": ["AtomicCheckpointIO"],
-    "lit_ft.training.early_stopping": ["EarlyStopping"],
-    "lit_ft.training.trainer": ["Trainer"],
+    "lit_ft.training.trainer": ["EarlyStopping", "Trainer"],
     "lit_ft.unfreezing.callback": ["GradualUnfreezing"],
     "lit_ft.unfreezing.plan": ["PhaseConfig", "Plan", "PlateauConfig"],
     "lit_ft.unfreezing.strategies": ["make_plan"],

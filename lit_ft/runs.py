@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -46,11 +46,6 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.folder / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best score."""
-        return self.checkpoint("best")
 
     @property
     def last(self) -> Path:
@@ -91,11 +86,7 @@ class Run:
         return self.folder / ("features" if node is None else f"features-node{node}")
 
     def release(self, loggers: Sequence[Any] = ()) -> None:
-        """Removes the claimed folders that hold no more than the files that each run begins with.
-
-        Args:
-            loggers: Those of the trainer, which may have files open.
-        """
+        """Removes the claimed folders with no more than what each run begins with, which loggers may have open."""
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.finalize("failed")
@@ -132,11 +123,6 @@ def find_best_path(trainer: Any) -> str | None:
 def find_checkpoint(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
     """The ``best`` or ``last`` checkpoint of the run whose config is given, or else the newest of the runs in a folder.
 
-    Args:
-        folder: The folder of all runs of one name.
-        name: ``best`` or ``last``.
-        configs: The configs that the user gave.
-
     Raises:
         UserError: If there is none.
     """
@@ -147,12 +133,7 @@ def find_checkpoint(folder: str, name: str, configs: Sequence[Any] = ()) -> str:
 
 
 def suggest_checkpoint(root: str, configs: Sequence[Any]) -> str:
-    """The end of a message to a user who gave no checkpoint: the one they may mean, or nothing.
-
-    Args:
-        root: The folder of all runs.
-        configs: The configs that the user gave.
-    """
+    """The end of a message to a user who gave no checkpoint: the one that they may mean, or nothing."""
     if beside := _find_beside(configs, "best"):
         return f"; that of this config is {beside[-1]}"
     found = [] if configs else _find_below(root, "*/*", "best")
@@ -187,20 +168,18 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
 
     It is a new ``version_N`` where the first logger that writes files would have it, or, without such a one, in the
     folder of all runs. The number is one that no run has in any of the loggers' folders: Lightning's loggers find it by
-    looking, and two runs that look at once find the same.
+    looking, and two runs that look at once find the same. There is none on a process that cannot know it.
 
     Args:
         folder: The folder of all runs of that name.
         loggers: The configs of the user's loggers; those that write files get ``save_dir``, ``name`` and ``version``.
         checkpoint: The checkpoint that is resumed or evaluated; what comes of it goes to the run that wrote it.
 
-    Returns:
-        The run; none on a process that has not claimed it and cannot know it.
-
     Raises:
         UserError: If the folder cannot be made or written.
     """
-    options = [logger["init_args"] for logger in loggers if issubclass(_class(logger), (TensorBoardLogger, CSVLogger))]
+    writers = [one for one in loggers if issubclass(resolve_name(one["class_path"]), (TensorBoardLogger, CSVLogger))]
+    options = [writer["init_args"] for writer in writers]
     # Absolute, so that a resumed run finds its best score again, which is kept with the path.
     places = [Path(given["save_dir"], given.get("name") or "").absolute() for given in options] or [folder.absolute()]
     earlier = find_run_of_checkpoint(checkpoint)
@@ -229,29 +208,27 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
 def claim(places: Sequence[Path]) -> tuple[Path, ...]:
     """Makes a folder ``version_N`` in each of some folders that no other process has made, or ever will.
 
-    Args:
-        places: The folders, which are made if they are missing.
+    Making a folder is the claim: it is atomic on network file systems too, and a killed process leaves no lock.
 
     Raises:
         UserError: If it cannot be written there.
     """
-    places = list(dict.fromkeys(places))
-    number = max((_last_number(place) for place in places), default=-1) + 1
+    number = max(map(_last_number, places)) + 1
     while True:
         made: list[Path] = []
         try:
-            for place in places:
-                (place / f"version_{number}").mkdir(parents=True)
-                made.append(place / f"version_{number}")
+            for folder in (place / f"version_{number}" for place in dict.fromkeys(places)):
+                folder.mkdir(parents=True)
+                made.append(folder)
             return tuple(made)
         except FileExistsError:
             number += 1
-            for folder in made:
-                folder.rmdir()
+            for taken in made:
+                taken.rmdir()
         except OSError as error:
             raise UserError(
-                f"`trainer.default_root_dir`: cannot make a folder for the run in {places[len(made)]} "
-                f"({error.strerror}); name one that can be written"
+                f"`trainer.default_root_dir`: cannot make a folder for the run in {folder.parent} ({error.strerror}); "
+                "name one that can be written"
             ) from error
 
 
@@ -280,7 +257,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0 of all processes of a run, by what the variables of its launcher tell before it begins."""
+    """Whether this is rank 0 of all processes of a run, by the variables of its launcher, before the run begins."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return bool(cast(Any, rank_zero_only).rank == 0) and int(node) == 0
 
@@ -296,9 +273,3 @@ def _keep_logged_metrics(folder: Path) -> None:
 def _last_number(place: Path) -> int:
     found = (re.fullmatch(r"version_(\d+)", entry.name) for entry in place.glob("version_*"))
     return max((int(match[1]) for match in found if match), default=-1)
-
-
-def _class(logger: Any) -> type:
-    home, _, name = logger["class_path"].rpartition(".")
-    found: type = getattr(importlib.import_module(home), name)
-    return found

@@ -134,7 +134,8 @@ def test_checkpoint_is_the_one_of_a_named_config_or_the_newest(tmp_path):
 
 def test_no_other_file_joins_the_paths_of_a_run():
     run, joined = Run(Path()), set()
-    names = {path.fget(run).name for path in vars(Run).values() if isinstance(path, property)}
+    paths = [path.fget(run) for path in vars(Run).values() if isinstance(path, property)]
+    names = {path.name for path in (*paths, run.checkpoint("best"))}
     assert {"best.ckpt", "checkpoints", "config.yaml", "split.csv"} < names
     package = Path(lit_ft.__file__).parent
     for path in package.rglob("*.py"):

@@ -1,9 +1,14 @@
-"""Callback that writes predictions to a file."""
+"""Callback that writes predictions to a file, and the rows of that file."""
 
 from __future__ import annotations
 
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import lightning as L
 import torch
@@ -11,12 +16,14 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_ft.data.tables.formulas import escape_formula
 from lit_ft.errors import UserError
-from lit_ft.evaluation.prediction_file import SEPARATORS, build_rows, check_target, is_device, write_rows
-from lit_ft.runs import Run, find_run
+from lit_ft.runs import Run, find_run, name_unfinished, replace_atomically
 
-_DIGITS = {torch.float64: 17}  # that give the number back
-_DIGITS_OF_FLOAT32 = 9
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+# Descriptors that this process has open, perhaps on a file: opened again, it would be overwritten from its beginning.
+_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 class PredictionWriter(Callback):
@@ -40,7 +47,7 @@ class PredictionWriter(Callback):
         self.overwrite = overwrite
         self.path: Path | None = None
         self._predictions: dict[int, list[float]] = {}
-        self._digits = _DIGITS_OF_FLOAT32
+        self._digits = 9
         if file is not None and not is_device(Path(file)) and Path(file).suffix.lower() not in SEPARATORS:
             raise UserError(f"`predictions.file`: {file} must end in {' or '.join(SEPARATORS)}")
 
@@ -69,7 +76,7 @@ class PredictionWriter(Callback):
     ) -> None:  # fmt: skip
         """Keeps the predictions of a batch under the indices of its images."""
         values: Tensor = outputs["answers"]
-        self._digits = _DIGITS.get(values.dtype, _DIGITS_OF_FLOAT32)
+        self._digits = 17 if values.dtype == torch.float64 else 9  # as many as give the number back
         indices = outputs.get("indices")
         done = len(self._predictions)
         numbers = range(done, done + len(values)) if indices is None else indices.tolist()
@@ -94,3 +101,81 @@ class PredictionWriter(Callback):
     def _find_path(self, trainer: L.Trainer) -> Path:
         run = find_run(trainer) or Run(Path(trainer.default_root_dir))
         return Path(self.file) if self.file else run.predictions
+
+
+def build_rows(
+    probabilities: Mapping[int, Sequence[float]],
+    names: Sequence[str],
+    paths: Sequence[str] | None,
+    is_multiclass: bool,
+    digits: int,
+) -> Iterator[list[str]]:
+    """Yields the header, and a row an image in the order of the data.
+
+    Args:
+        probabilities: Probabilities ``(K,)`` of each image by its index, or the numbers of a regression.
+        names: The names of the classes.
+        paths: Path of each image; without them, images are named by their index.
+        is_multiclass: Whether a row has the best class and its probability, rather than a column a class.
+        digits: Number of significant digits.
+    """
+    names = [escape_formula(name) for name in names]
+    yield ["path", "class", "probability"] if is_multiclass else ["path", *names]
+    for index in sorted(probabilities):
+        path = escape_formula(str(paths[index])) if paths else str(index)
+        values = probabilities[index]
+        if is_multiclass:
+            probability, best = torch.tensor(values, dtype=torch.float64).max(dim=0)
+            yield [path, names[int(best)], f"{float(probability):.{digits}g}"]
+        else:
+            yield [path, *(f"{value:.{digits}g}" for value in values)]
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Writes rows to a file, which is replaced as a whole, or to a pipe or device.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    with nullcontext(path) if is_device(path) else replace_atomically(path) as target, _open(target) as file:
+        csv.writer(file, delimiter=SEPARATORS.get(path.suffix.lower(), ",")).writerows(rows)
+
+
+def check_target(path: Path, overwrite: bool) -> str | None:
+    """The reason why predictions cannot be written to a file, pipe or device, or must not be."""
+    if is_device(path):  # not opened: the reader of a pipe would see its end
+        return None if os.access(path, os.W_OK) else f"{path} cannot be written"
+    if path.is_dir():
+        return f"{path} is a folder, not a file"
+    if path.exists() and not overwrite:
+        return f"{path} exists; name another file, or to overwrite it: `predictions.overwrite` true"
+    if path.exists() and not os.access(path, os.W_OK):
+        return f"{path} is read-only; name another file"
+    unfinished = name_unfinished(path)
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror}); name another file"
+    return None
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is written in place: a pipe, a device, or a descriptor of this process."""
+    return _find_descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def _find_descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a path stands for, if any."""
+    number = str(path).removeprefix("/dev/fd/")
+    return int(number) if number.isdecimal() else _DESCRIPTORS.get(str(path))
+
+
+def _open(path: Path) -> TextIO:
+    descriptor = _find_descriptor(path)
+    if descriptor is not None:
+        sys.stdout.flush()
+    target = path if descriptor is None else os.dup(descriptor)
+    # Names of files need not be valid text.
+    return open(target, "w", newline="", encoding="utf-8", errors="surrogateescape")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lit_ft.console import rank_zero_print
-from lit_ft.evaluation.confusion import ConfusionPicture
-from lit_ft.evaluation.data_table import format_data_table, format_skipped
-from lit_ft.evaluation.tensorboard import find_board, log_best_score, log_images, log_plan, log_rates
+from lit_ft.console import format_table, rank_zero_print
+from lit_ft.errors import printable
+from lit_ft.evaluation.tensorboard import ConfusionPicture, find_board, log_best_score, log_images, log_plan, log_rates
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import find_run
+from lit_ft.runs import Run, find_run
+from lit_ft.tasks.classes import name_classes, read_classes
 from lit_ft.unfreezing.view import plan_table, run_plan
 
-MAX_PICTURED_CLASSES = 100
+MAX_PICTURED = 100  # classes of a confusion matrix
+MAX_LABELS = 100  # with their numbers of images
+MAX_NAMES = 10
+
+# What each task predicts, singular and plural.
+_NOUNS = {"multiclass": ("class", "classes"), "multilabel": ("label", "labels"), "regression": ("number", "numbers")}
 
 
 class RunReport(Callback):
@@ -54,10 +60,8 @@ class RunReport(Callback):
                 board.add_text("plan", f"```\n{screen}\n```", 0)
             log_plan(trainer, pl_module, trainer.current_epoch)
         module: Any = pl_module
-        if self.confusion_matrix and module.task.name == "multiclass":
-            num_classes = len(module.class_names)
-            if num_classes <= MAX_PICTURED_CLASSES:
-                self._confusion = ConfusionPicture(num_classes, pl_module.device)
+        if self.confusion_matrix and module.task.name == "multiclass" and len(module.class_names) <= MAX_PICTURED:
+            self._confusion = ConfusionPicture(len(module.class_names), pl_module.device)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -98,3 +102,34 @@ class RunReport(Callback):
         if self._is_undecided or any(phase.plateau for phase in run_plan(trainer, pl_module).phases):
             log_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))
         log_best_score(trainer, pl_module)
+
+
+def format_data_table(data: Any) -> str:
+    """The classes of a data module, if there is one, and the number of images of each split and class."""
+    if data is None or not hasattr(data, "counts"):
+        return "Data: given as loaders"
+    names, counts = name_classes(read_classes(data) or 0), data.counts()
+    sizes = data.sizes() if hasattr(data, "sizes") else {split: sum(numbers) for split, numbers in counts.items()}
+    noun, nouns = _NOUNS[getattr(data, "task", "multiclass")]
+    first = ", ".join(map(printable, names[:MAX_NAMES])) + (", …" if len(names) > MAX_NAMES else "")
+    lines = [f"Data  {type(data).__name__}: {len(names)} {noun if len(names) == 1 else nouns} ({first})"]
+    rows = []
+    for split, numbers in counts.items():
+        spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+        per_class = "" if noun == "number" else f", {spread} a {noun}"
+        rows.append((f"  {split}", f"{sizes[split]:,}", f"images{per_class}"))
+    lines += format_table(rows, ("<8", ">8"), gap=" ").splitlines()
+    if noun == "label":  # each, so that cells that were split otherwise than meant are seen
+        labels = [f"{name!r} {number:,}" for name, number in zip(names, counts["train"], strict=True)]
+        more = f", and {len(labels) - MAX_LABELS:,} more" if len(labels) > MAX_LABELS else ""
+        lines.append(f"  labels  {', '.join(labels[:MAX_LABELS])}{more}")
+    if skipped := format_skipped(data):
+        file = Run(Path()).skipped_images.name
+        lines.append(f"  left out  {len(skipped):,} image(s) that cannot be read, see {file}")
+    return "\n".join(lines)
+
+
+def format_skipped(data: Any) -> list[str]:
+    """One line for each image that cannot be read, with its split and the reason."""
+    left_out: dict[str, list[str]] = getattr(data, "left_out", {})
+    return [f"{split}: {line}" for split, lines in left_out.items() for line in lines]

@@ -1,20 +1,26 @@
-"""Scalars, texts and pictures that a run logs to TensorBoard."""
+"""Scalars and pictures that a run logs to TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
 from lit_ft.backbones.backbone import StageOutput
-from lit_ft.evaluation.plan_figure import draw_plan
+from lit_ft.evaluation.figures import draw_confusion, draw_plan
 from lit_ft.runs import find_best_callback
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
+
+INTERVAL_SECONDS = 10.0
+"""Least time between two confusion matrices, as drawing one takes longer than a whole epoch of a small head."""
 
 
 def find_board(trainer: L.Trainer) -> Any:
@@ -24,22 +30,12 @@ def find_board(trainer: L.Trainer) -> Any:
     return next((log.experiment for log in trainer.loggers if isinstance(log, TensorBoardLogger)), None)
 
 
-def log_figure(trainer: L.Trainer, tag: str, draw: Callable[[], Any], step: int) -> bool:
-    """Logs a figure, which is drawn only if there is a board; returns whether there is one."""
-    board = find_board(trainer)
-    if board:
-        board.add_figure(tag, draw(), step)
-    return bool(board)
-
-
 def log_plan(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
     """Logs the picture of the plan, with the phases that have begun by an epoch at their actual start."""
-
-    def draw() -> Any:
+    if board := find_board(trainer):
         starts, rates = run_starts(trainer, module, epoch), stage_rates(trainer, initial=True)
-        return draw_plan(run_plan(trainer, module), starts, run_epochs(trainer), rates)
-
-    log_figure(trainer, "plan", draw, trainer.global_step)
+        figure = draw_plan(run_plan(trainer, module), starts, run_epochs(trainer), rates)
+        board.add_figure("plan", figure, trainer.global_step)
 
 
 def log_rates(trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -58,11 +54,7 @@ def log_rates(trainer: L.Trainer, module: L.LightningModule) -> None:
 def log_images(trainer: L.Trainer, module: L.LightningModule, batch: Any, num_images: int) -> None:
     """Logs the first images of a run's first batch as the network gets them: augmented, erased and mixed.
 
-    Args:
-        trainer: The trainer.
-        module: The model.
-        batch: The batch; only a pair of uint8 images and targets has a picture.
-        num_images: Largest number of images.
+    Only a batch that is a pair of uint8 images and targets has a picture.
     """
     board = find_board(trainer)
     if not board or not isinstance(batch, (tuple, list)) or len(batch) != 2:
@@ -85,3 +77,33 @@ def log_best_score(trainer: L.Trainer, module: L.LightningModule) -> None:
     for logger in trainer.loggers:
         if best is not None and isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(module.hparams), {"hp_metric": float(best)})
+
+
+class ConfusionPicture:
+    """The validation confusion matrix of a fit: counted in each validation, drawn at most every 10 seconds."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._metric = MulticlassConfusionMatrix(num_classes).to(device)
+        self._drawn = -math.inf
+        self._pending: tuple[torch.Tensor, int] | None = None  # a matrix that is not drawn, and its step
+
+    def update(self, outputs: Any) -> None:
+        """Counts a batch, if its step returns logits as the module's own does."""
+        if isinstance(outputs, Mapping) and "logits" in outputs:
+            self._metric.update(outputs["logits"], outputs["targets"])
+
+    def end_epoch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Computes the matrix of a validation, and draws it if the last picture is old enough."""
+        if not trainer.strategy.reduce_boolean_decision(self._metric.update_called, all=False):
+            return
+        self._pending = (self._metric.compute(), trainer.global_step)  # asks all ranks
+        self._metric.reset()
+        if time.monotonic() - self._drawn >= INTERVAL_SECONDS:
+            self.draw(trainer, module)
+
+    def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Logs the picture of the last matrix, unless that is done."""
+        if self._pending is not None and (board := find_board(trainer)):
+            matrix, step = self._pending
+            board.add_figure("val/confusion_matrix", draw_confusion(matrix.cpu(), cast(Any, module).class_names), step)
+            self._pending, self._drawn = None, time.monotonic()

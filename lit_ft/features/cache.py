@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lit_ft.compat import setup_validation_loaders
-from lit_ft.console import rank_zero_print
+from lit_ft.console import format_path, rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.protocols import Readable
 from lit_ft.errors import UserError
-from lit_ft.features.decision import NUM_VIEWS, CacheOptions, DType
-from lit_ft.features.facts import find_loaders
-from lit_ft.features.folder import node_folder, remove_files
-from lit_ft.features.phase import CachedPhase
+from lit_ft.features.decision import NUM_VIEWS, CacheOptions, DType, PhaseFacts, SplitFacts, decide, format_decision
+from lit_ft.features.layout import Layout
+from lit_ft.features.source import FeatureSource, FrozenStages
+from lit_ft.features.store import FeatureFile, remove_files
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run
+from lit_ft.unfreezing.callback import run_epochs
+from lit_ft.unfreezing.preconditions import epochs_of_steps, is_replicated
 from lit_ft.unfreezing.view import run_plan, run_starts
+
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class FeatureCache(Callback):
@@ -52,7 +58,7 @@ class FeatureCache(Callback):
 
     def _reset(self) -> None:
         self._folder: Path | None = None
-        self._phase: CachedPhase | None = None
+        self._phase: _CachedPhase | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder of a fit."""
@@ -62,19 +68,21 @@ class FeatureCache(Callback):
         if not isinstance(pl_module, FineTuneModule):
             raise UserError(f"FeatureCache: {type(pl_module).__name__} is no FineTuneModule; leave the callback out")
         if run := find_run(trainer):
-            self._folder = node_folder(trainer, run)
             logger = trainer.logger
             if logger is not None and not isinstance(logger, (TensorBoardLogger, CSVLogger)):
                 # The runs of an online service share a folder, and each would remove what others cache.
-                name = trainer.strategy.broadcast(f"{logger.name}-{logger.version}")
-                self._folder = node_folder(trainer, Run(run.folder / name))
+                run = Run(run.folder / trainer.strategy.broadcast(f"{logger.name}-{logger.version}"))
+            # Nodes may share a file system, and one could remove the folder that another has just made.
+            self._folder = run.features(trainer.node_rank if trainer.num_nodes > 1 else None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replaces the images, also in an epoch that is resumed in the middle."""
         if self._is_on(trainer):
             if trainer.enable_validation:  # the decision is for both splits at once
                 setup_validation_loaders(trainer)
-            _log_other_loaders(trainer, cast(FineTuneModule, pl_module))
+            first, splits = next(iter(cast(FineTuneModule, pl_module).stage_modules())), _find_loaders(trainer)[1]
+            if splits and any(first not in phase.trainable for phase in run_plan(trainer, pl_module).phases):
+                rank_zero_print(f"Features  {' and '.join(splits)} not cached: not loaded by a data module of lit_ft")
         self._replace_images(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,7 +96,7 @@ class FeatureCache(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Removes the files; those of an interrupted run stay for the run that resumes it."""
-        for loader in find_loaders(trainer)[0].values():
+        for loader in _find_loaders(trainer)[0].values():
             loader.stand_in = None
         folder = self._folder
         self._reset()  # first, as Windows removes no file that is mapped
@@ -102,7 +110,7 @@ class FeatureCache(Callback):
 
     def _replace_images(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._is_on(trainer):
-            for split, loader in find_loaders(trainer)[0].items():
+            for split, loader in _find_loaders(trainer)[0].items():
                 # Called at an epoch's first batch, when all callbacks have settled what is frozen in it.
                 loader.stand_in = partial(self._choose_source, trainer, cast(FineTuneModule, module), split)
 
@@ -111,14 +119,116 @@ class FeatureCache(Callback):
         index, stages = len(run_starts(trainer, module, trainer.current_epoch)) - 1, module.fixed_prefix()
         if self._phase is None or (self._phase.index, self._phase.stages) != (index, stages):
             self._phase = None  # first, as Windows removes no file that is mapped
-            self._phase = CachedPhase(trainer, module, cast(Path, self._folder), index, stages)
-            self._phase.begin(self.options)
+            self._phase = _CachedPhase(trainer, module, cast(Path, self._folder), index, stages, self.options)
         return self._phase.read_split(split, loader) or loader.source
 
 
-def _log_other_loaders(trainer: L.Trainer, module: FineTuneModule) -> None:
-    """Logs which splits have loaders that give images only, if a stage is ever frozen."""
-    first = next(iter(module.stage_modules()))
-    splits = find_loaders(trainer)[1]
-    if splits and any(first not in phase.trainable for phase in run_plan(trainer, module).phases):
-        rank_zero_print(f"Features  {' and '.join(splits)} not cached: not loaded by a data module of lit_ft")
+class _CachedPhase:
+    """The features that are cached in a phase with these frozen stages, in the folder of this machine.
+
+    When made, it removes the files of other phases, and decides what is cached.
+    """
+
+    def __init__(
+        self, trainer: L.Trainer, module: FineTuneModule, folder: Path, index: int, stages: tuple[str, ...],
+        options: CacheOptions,
+    ) -> None:  # fmt: skip
+        self.index = index
+        self.stages = stages
+        self._trainer = trainer
+        self._module = module
+        self._folder = folder
+        self._frozen: FrozenStages | None = None  # until a split is worth caching
+        self._sources: dict[str, FeatureSource | None] = {}
+        self._changed: set[str] = set()
+        trainer.strategy.barrier("features")
+        remove_files(trainer, folder, but=f"phase{index}-")
+        run, nodes = Run(folder.parent), trainer.num_nodes
+        own = {run.features(node) for node in range(nodes)} if nodes > 1 else {run.features()}
+        for stray in {run.features(), *run.folder.glob(run.features("[0-9]*").name)} - own:
+            remove_files(trainer, stray)  # which the run left when it ran on another number of nodes
+        facts = _collect_facts(trainer, module, index, stages)
+        self._decision = decide(facts, options, self._measure)
+        if self._decision.layouts or self._decision.reasons:
+            rank_zero_print(format_decision(self._decision, facts, format_path(folder)))
+
+    def _measure(self) -> Layout:
+        """The layout of the features of an image."""
+        self._frozen = FrozenStages(self._trainer, self._module, len(self.stages))
+        source = next(iter(_find_loaders(self._trainer)[0].values())).source
+        return Layout.like(self._frozen.compute_rows(source, torch.arange(min(2, len(source))), seed=0))
+
+    def read_split(self, split: str, loader: Loader) -> FeatureSource | None:
+        """The cached features of a split, or ``None`` if its images must be read."""
+        if self._frozen is None or split not in self._decision.layouts:
+            return None
+        if not self._trainer.strategy.reduce_boolean_decision(self._frozen.is_unchanged(), all=True):
+            # Weight averaging swaps the weights for each validation and restores them, so this is checked each time.
+            if split not in self._changed:
+                self._changed.add(split)
+                rank_zero_print(f"Features  {split} read from images: the weights of frozen stages have changed")
+            return None
+        if split not in self._sources:
+            layout = self._decision.layouts[split]
+            file = FeatureFile(self._trainer, self._frozen, layout, loader, self._folder, self.index, split)
+            features = file.read()
+            if isinstance(features, str):
+                rank_zero_print(f"Features  {split} not cached: {features}")
+            self._sources[split] = None if isinstance(features, str) else features
+        return self._sources[split]
+
+
+def _find_loaders(trainer: L.Trainer) -> tuple[dict[str, Loader], list[str]]:
+    """The loaders of a fit whose images can be replaced, by split, and the splits with other loaders."""
+    loaders = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
+    ours = {split: loader for split, loader in loaders.items() if isinstance(loader, Loader)}
+    return ours, [split for split, loader in loaders.items() if loader is not None and split not in ours]
+
+
+def _collect_facts(trainer: L.Trainer, module: FineTuneModule, index: int, stages: tuple[str, ...]) -> PhaseFacts:
+    """The facts of a phase that has begun, in which these stages are frozen."""
+    plan = run_plan(trainer, module)
+    phase, start = plan.phases[index], run_starts(trainer, module, trainer.current_epoch)[index]
+    ends = [epochs_of_steps(trainer), phase.latest_end, run_epochs(trainer)]
+    if phase.num_epochs is not None and index < len(plan.phases) - 1:  # the last one lasts to the end
+        ends.append(start + phase.num_epochs)
+    end = min(end for end in ends if end is not None)
+    every = trainer.check_val_every_n_epoch or 1
+    passes = {"train": end - start, "val": end if math.isinf(end) else end // every - start // every}
+    loaders, _ = _find_loaders(trainer)
+    return PhaseFacts(
+        stages=stages,
+        splits={name: _collect_split_facts(trainer, module, name, loaders[name], passes[name]) for name in loaders},
+        first_epoch=start,
+        num_epochs=end - start,
+        ends_by_plateau=phase.plateau is not None,
+        has_moving_norms=not stages and next(iter(module.stage_modules())) not in phase.trainable,
+    )
+
+
+def _collect_split_facts(
+    trainer: L.Trainer, module: FineTuneModule, split: str, loader: Loader, num_passes: float
+) -> SplitFacts:
+    run: Any = trainer
+    batches = trainer.num_training_batches if split == "train" else sum(run.num_val_batches)
+    owners = ((module, L.LightningModule), (run.datamodule, L.LightningDataModule))
+    hooks = (hook for hook in _BATCH_HOOKS if any(_is_overridden(owner, hook, base) for owner, base in owners))
+    steps = ("training_step" if split == "train" else "validation_step", "forward")
+    own_steps = (f"{type(module).__name__}.{step}" for step in steps if _is_overridden(module, step, FineTuneModule))
+    return SplitFacts(
+        num_images=len(loader.source),
+        num_passes=num_passes,
+        is_augmented=loader.source.is_augmented,
+        is_read_whole=batches >= len(loader),
+        is_mixed=split == "train" and module.objective.mix.is_on,
+        is_reloaded=bool(run.reload_dataloaders_every_n_epochs),
+        batch_hook=next(hooks, None),
+        own_step=next(own_steps, None),
+        sharded_by=None if is_replicated(trainer.strategy) else type(trainer.strategy).__name__,
+    )
+
+
+def _is_overridden(owner: object, name: str, base: type) -> bool:
+    """Whether a method is not that of a base class; ``False`` without an owner."""
+    method = getattr(owner, name, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)

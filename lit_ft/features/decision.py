@@ -12,7 +12,7 @@ import torch
 
 from lit_ft.console import format_bytes
 from lit_ft.errors import UserError
-from lit_ft.features.layout import Layout, format_dtype
+from lit_ft.features.layout import Layout
 from lit_ft.unfreezing.view import format_epoch_span
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -42,60 +42,34 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Facts of a split in a phase.
-
-    Args:
-        num_images: Number of images.
-        num_passes: Number of passes over it in the phase: epochs or validations; infinite if the run has no end.
-        is_augmented: Whether an image is read differently each time.
-        is_read_whole: Whether each pass reads all images.
-        is_mixed: Whether images are mixed with one another, or partly erased.
-        is_reloaded: Whether its loader is made anew during the run.
-        batch_hook: Name of an overridden hook that can change batches, if any.
-        own_step: Name of a user's step or ``forward``, which can use the images, if any.
-        sharded_by: Name of a strategy that can hold only a part of the weights, if that is the run's.
-    """
+    """Facts of a split in a phase."""
 
     num_images: int
-    num_passes: float = math.inf
-    is_augmented: bool = False
-    is_read_whole: bool = True
-    is_mixed: bool = False
-    is_reloaded: bool = False
-    batch_hook: str | None = None
-    own_step: str | None = None
-    sharded_by: str | None = None
+    num_passes: float = math.inf  # over it in the phase: epochs or validations; infinite if the run has no end
+    is_augmented: bool = False  # whether an image is read differently each time
+    is_read_whole: bool = True  # whether each pass reads all images
+    is_mixed: bool = False  # whether images are mixed with one another, or partly erased
+    is_reloaded: bool = False  # whether its loader is made anew during the run
+    batch_hook: str | None = None  # name of an overridden hook that can change batches
+    own_step: str | None = None  # name of a user's step or ``forward``, which can use the images
+    sharded_by: str | None = None  # name of a strategy that can hold only a part of the weights
 
 
 @dataclass(frozen=True)
 class PhaseFacts:
-    """Facts of a phase.
+    """Facts of a phase."""
 
-    Args:
-        stages: The frozen stages whose output is the same in each epoch, from the first stage on.
-        splits: The splits that can be cached, by name.
-        first_epoch: The epoch in which the phase begins.
-        num_epochs: Its length in epochs, at most; infinite if the run has no end.
-        ends_by_plateau: Whether it can end earlier.
-        has_moving_norms: Whether the output of frozen stages changes, as their norm layers follow the batches.
-    """
-
-    stages: tuple[str, ...]
-    splits: Mapping[str, SplitFacts]
+    stages: tuple[str, ...]  # frozen, and with the same output in each epoch, from the first stage on
+    splits: Mapping[str, SplitFacts]  # those that can be cached
     first_epoch: int = 0
-    num_epochs: float = math.inf
-    ends_by_plateau: bool = False
-    has_moving_norms: bool = False
+    num_epochs: float = math.inf  # at most; infinite if the run has no end
+    ends_by_plateau: bool = False  # whether it can end earlier
+    has_moving_norms: bool = False  # whether the output of frozen stages changes, as their norms follow the batches
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is cached in a phase.
-
-    Args:
-        layouts: Layouts of the files of the cached splits.
-        reasons: Reasons why the other splits are not cached.
-    """
+    """What is cached in a phase: the layouts of the files by split, and the reasons why other splits are not cached."""
 
     layouts: Mapping[str, Layout]
     reasons: Mapping[str, str]
@@ -104,17 +78,13 @@ class Decision:
 def decide(phase: PhaseFacts, options: CacheOptions, measure: Callable[[], Layout]) -> Decision:
     """Decides what is cached in a phase.
 
-    Args:
-        phase: Facts of the phase.
-        options: The user's options.
-        measure: Computes the layout of the features of an image; called only if a split is worth caching.
+    ``measure`` computes the layout of the features of an image; it is called only if a split is worth caching.
     """
     if not phase.stages:
         moving = "`unfreeze.frozen_norm` lets norm layers of frozen stages change"
         return Decision({}, dict.fromkeys(phase.splits, moving) if phase.has_moving_norms else {})
     views = {split: options.views if facts.is_augmented else 1 for split, facts in phase.splits.items()}
-    reasons = {split: _reason_against(split, views[split], phase) for split in phase.splits}
-    refused = {split: reason for split, reason in reasons.items() if reason is not None}
+    refused = {split: reason for split in phase.splits if (reason := _reason_against(split, views[split], phase))}
     if len(refused) == len(phase.splits):
         return Decision({}, refused)
     features = measure()
@@ -133,20 +103,14 @@ def decide(phase: PhaseFacts, options: CacheOptions, measure: Callable[[], Layou
 
 
 def format_decision(decision: Decision, phase: PhaseFacts, folder: Path) -> str:
-    """One line that says what is cached, and what is not and why.
-
-    Args:
-        decision: The decision.
-        phase: The facts on which it was made.
-        folder: Folder of the files.
-    """
+    """One line that says what is cached in a folder, and what is not and why."""
     parts = []
     if decision.layouts:
         cached = " and ".join(
             f"{split} ({layout.images:,} images{f' in {layout.views} augmented views' if layout.views > 1 else ''})"
             for split, layout in decision.layouts.items()
         )
-        types = ", ".join({format_dtype(layout.stored) for layout in decision.layouts.values()})
+        types = ", ".join({str(layout.stored).removeprefix("torch.") for layout in decision.layouts.values()})
         stages = phase.stages[0] if len(phase.stages) == 1 else f"{phase.stages[0]} to {phase.stages[-1]}"
         parts.append(f"{stages} cached for {cached}, {format_bytes(_total(decision.layouts))} as {types} in {folder}")
     for reason in dict.fromkeys(decision.reasons.values()):

@@ -21,40 +21,26 @@ _SUM = np.dtype("<u4")
 
 @dataclass(frozen=True)
 class Layout:
-    """Content of a file of cached features: all images of a split, view after view, then checksums.
-
-    Args:
-        images: Number of images.
-        views: Number of augmented views of each image.
-        shape: Shape of the features of one image.
-        is_channels_last: Whether the features are maps ``(C, H, W)`` whose channels lie together in memory.
-        computed: Type in which features are computed and returned.
-        stored: Type in which they are stored.
-    """
+    """Content of a file of cached features: all images of a split, view after view, then checksums."""
 
     images: int
-    views: int
-    shape: tuple[int, ...]
-    is_channels_last: bool
+    views: int  # augmented ones of each image
+    shape: tuple[int, ...]  # of the features of one image
+    is_channels_last: bool  # whether the features are maps ``(C, H, W)`` whose channels lie together in memory
     computed: torch.dtype
     stored: torch.dtype
 
     @classmethod
-    def like(cls, features: Tensor, images: int, views: int, stored: torch.dtype | None = None) -> Layout:
-        """The layout for features like those of a batch, ``(B, ...)``; in their own type if ``stored`` is ``None``."""
+    def like(cls, features: Tensor) -> Layout:
+        """The layout of one image in one view, for features like those of a batch ``(B, ...)``."""
         channels_last = features.ndim == 4 and not features.is_contiguous()
         channels_last = channels_last and features.is_contiguous(memory_format=torch.channels_last)
-        return cls(images, views, tuple(features.shape[1:]), channels_last, features.dtype, stored or features.dtype)
-
-    @property
-    def numel(self) -> int:
-        """Number of values in the file."""
-        return self.views * self.images * math.prod(self.shape)
+        return cls(1, 1, tuple(features.shape[1:]), channels_last, features.dtype, features.dtype)
 
     @property
     def nbytes(self) -> int:
         """Size of the features in the file."""
-        return self.numel * self.stored.itemsize
+        return self.views * self.images * math.prod(self.shape) * self.stored.itemsize
 
     @property
     def blocks(self) -> int:
@@ -76,18 +62,16 @@ class Layout:
 
     def map_file(self, file: Path) -> Tensor:
         """The features as a tensor ``(views * images, ...)`` in the file's memory order."""
-        flat = torch.from_file(str(file), shared=True, size=self.numel, dtype=self.stored)
-        shape = self.shape
-        if self.is_channels_last:
-            channels, height, width = shape
-            shape = (height, width, channels)
+        flat = torch.from_file(str(file), shared=True, size=self.nbytes // self.stored.itemsize, dtype=self.stored)
+        shape = (*self.shape[1:], self.shape[0]) if self.is_channels_last else self.shape
         return flat.view(self.views * self.images, *shape)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features of a batch as they lie in the file; raises ``OverflowError`` if they do not fit its type."""
         encoded = (features.permute(0, 2, 3, 1) if self.is_channels_last else features).to("cpu", self.stored)
         if self.stored != self.computed and not bool(encoded.isfinite().all()) and bool(features.isfinite().all()):
-            raise OverflowError(f"features of up to {features.abs().max():.3g} do not fit {format_dtype(self.stored)}")
+            name = str(self.stored).removeprefix("torch.")
+            raise OverflowError(f"features of up to {features.abs().max():.3g} do not fit {name}")
         return encoded
 
     def decode(self, encoded: Tensor) -> Tensor:
@@ -111,12 +95,3 @@ class Layout:
     def _checksums(self, file: Path, blocks: range) -> NDArray[np.uint32]:
         content = np.memmap(file, np.uint8, "r", shape=(self.nbytes,))
         return np.array([zlib.crc32(content[i * _BLOCK : (i + 1) * _BLOCK].data) for i in blocks], _SUM)
-
-
-def format_dtype(dtype: torch.dtype) -> str:
-    """The name of a type.
-
-    >>> format_dtype(torch.float16)
-    'float16'
-    """
-    return str(dtype).removeprefix("torch.")

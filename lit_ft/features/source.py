@@ -1,19 +1,22 @@
-"""Batches of cached features in place of images."""
+"""Batches of cached features in place of images, and the frozen stages that compute them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from lit_ft.backbones.backbone import StageOutput
+from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.loading.protocols import Source
 from lit_ft.data.loading.sampler import Picks, mix_seed
 from lit_ft.features.layout import Layout
+from lit_ft.model.module import FineTuneModule
 
-_STREAM = 2
-"""Stream of `mix_seed` for augmented views, apart from those for the order and for the epochs' augmentation."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FeatureSource:
@@ -40,35 +43,78 @@ class FeatureSource:
             values = self._features.index_select(0, where.to(self._features.device))
             yield StageOutput(self._layout.decode(values), self._depth), self._source.split.targets[rows]
 
+    def fill(self, compute: Callable[[Tensor], Tensor], rows: range, batch_size: int, seed: int) -> Iterator[int]:
+        """Fills in the features of some images in all views, and yields the number of images of each finished batch.
 
-def compute_features(
-    features: Tensor,
-    layout: Layout,
-    source: Source,
-    compute: Callable[[Tensor], Tensor],
-    rows: range,
-    batch_size: int,
-    seed: int,
-) -> Iterator[int]:
-    """Fills in the features of some images in all views, and yields the number of images of each finished batch.
-
-    Args:
-        features: Where to, as `Layout.map_file` returns it.
-        layout: Its layout.
-        source: The images; each view augments them as an epoch of its own does, without a shuffle.
-        compute: Images ``(B, C, H, W)`` to features ``(B, ...)``.
-        rows: Which images; other processes can fill in the others.
-        batch_size: Number of images in a batch.
-        seed: Seed of the augmentation.
-    """
-    batches = [torch.arange(start, min(start + batch_size, rows.stop)) for start in rows[::batch_size]]
-    for view in range(layout.views):
-        images_of_view = source.read([Picks(part, part) for part in batches], seed_view(seed, view))
-        for part, (images, _) in zip(batches, images_of_view, strict=True):
-            features[view * layout.images + part] = layout.encode(compute(images))
-            yield len(part)
+        Args:
+            compute: Images ``(B, C, H, W)`` to features ``(B, ...)``.
+            rows: Which images; other processes can fill in the others.
+            batch_size: Number of images in a batch.
+            seed: Seed of the augmentation; each view augments as an epoch of its own does, without a shuffle.
+        """
+        batches = [torch.arange(start, min(start + batch_size, rows.stop)) for start in rows[::batch_size]]
+        for view in range(self._layout.views):
+            images_of_view = self._source.read([Picks(part, part) for part in batches], seed_view(seed, view))
+            for part, (images, _) in zip(batches, images_of_view, strict=True):
+                self._features[view * self._layout.images + part] = self._layout.encode(compute(images))
+                yield len(part)
 
 
 def seed_view(seed: int, view: int) -> torch.Generator:
     """The random generator of the augmentation of a view."""
-    return torch.Generator().manual_seed(mix_seed(seed, view, _STREAM))
+    # A stream of its own, apart from those for the order and for the epochs' augmentation.
+    return torch.Generator().manual_seed(mix_seed(seed, view, stream=2))
+
+
+class FrozenStages:
+    """The first ``depth`` stages of a model, with the weights that they have now."""
+
+    def __init__(self, trainer: L.Trainer, module: FineTuneModule, depth: int) -> None:
+        self._trainer = trainer
+        self._module = module
+        self.depth = depth
+        tensors = self._tensors()
+        self._hash = f"{hash_tensors(tensors.values())} {sorted(tensors)}"
+        self._sums = self._sum_bits()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``(B, ...)`` of images ``(B, C, H, W)`` as loaders yield them."""
+        with torch.inference_mode(), self._trainer.precision_plugin.forward_context():
+            given = self._trainer.strategy.batch_to_device(self._trainer.precision_plugin.convert_input(images))
+            return self._module.backbone.prefix(self._module.normalise(given), self.depth)
+
+    def compute_rows(self, source: Source, rows: Tensor, seed: int, view: int = 0) -> Tensor:
+        """Features of some images in one view."""
+        ((images, _),) = source.read([Picks(rows, rows)], seed_view(seed, view))
+        return self(images)
+
+    def is_unchanged(self) -> bool:
+        """Whether the weights are those with which this was made."""
+        # Not by the tensors' versions: weight averaging writes past them, through `data`.
+        return self._sums == self._sum_bits()
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error of the coarsest type in which the stages compute."""
+        precision, device = str(self._trainer.precision), self._trainer.strategy.root_device
+        if "bf16" in precision:
+            return torch.finfo(torch.bfloat16).eps
+        # By default GPUs convolve float32 in TF32, which has as many digits as float16.
+        is_half = "16" in precision or device.type == "cuda"
+        return torch.finfo(torch.float16 if is_half else torch.float32).eps
+
+    def identity(self) -> str:
+        """A text that differs between stages that can give different features for an image."""
+        normalise = self._module.normalise
+        settings = [self._trainer.precision, torch.__version__, normalise.mean.tolist(), normalise.std.tolist()]
+        return json.dumps([self._hash, self.depth, *settings])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        stages = list(self._module.backbone.stage_modules().values())[: self.depth]
+        parts = [part for parts in stages for part in parts]
+        return {f"{i}.{name}": value for i, part in enumerate(parts) for name, value in part.state_dict().items()}
+
+    def _sum_bits(self) -> list[int]:
+        """Sums of the tensors' bits, computed where the tensors are, in far less time than a hash."""
+        sums = [value.view(_INTEGERS[value.itemsize]).sum() for value in self._tensors().values()]
+        return torch.stack(sums).tolist() if sums else []

@@ -16,10 +16,8 @@ from tqdm import tqdm
 from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
-from lit_ft.features.folder import remove_files
-from lit_ft.features.frozen_stages import FrozenStages
 from lit_ft.features.layout import Layout
-from lit_ft.features.source import FeatureSource, compute_features
+from lit_ft.features.source import FeatureSource, FrozenStages
 
 _NUM_RECOMPUTED = 16
 """Images whose features are computed again to verify a file."""
@@ -31,15 +29,6 @@ class FeatureFile:
     Its name is a hash of the weights, the images, the precision and the layout, so that only a file that still holds is
     found. The checksums of a file that an earlier run left are verified before any process reads it: the processes of
     a machine share the blocks, and all decide alike.
-
-    Args:
-        trainer: The trainer, which knows the processes.
-        stages: The frozen stages, which compute the features.
-        layout: Layout of the file.
-        loader: Loader of the images.
-        folder: Folder of this machine's files.
-        phase: Index of the phase.
-        split: Name of the split.
     """
 
     def __init__(
@@ -55,11 +44,9 @@ class FeatureFile:
         self._path = folder / f"phase{phase}-{split}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.bin"
         self._others = f"phase*-{split}-*"
         # The images that this process computes, and the blocks that it sums up, of those of its machine.
-        self._rows, self._blocks = (self._share(number) for number in (layout.images, layout.blocks))
-
-    def _share(self, number: int) -> range:
-        ranks = (self._trainer.local_rank, self._trainer.local_rank + 1)
-        return range(*(number * rank // self._trainer.num_devices for rank in ranks))
+        rank, num = trainer.local_rank, trainer.num_devices
+        shares = [range(n * rank // num, n * (rank + 1) // num) for n in (layout.images, layout.blocks)]
+        self._rows, self._blocks = shares
 
     def read(self) -> FeatureSource | str:
         """The cached features, or the reason why there are none.
@@ -67,13 +54,11 @@ class FeatureFile:
         They are mapped into memory, or moved to the device if they take at most a quarter of its free memory. All
         processes must call this; either all get features or none does.
         """
-        is_found = self._agree(self._path.is_file()) and self._is_intact() and self._is_right()
-        failure = None if is_found else self._write()
-        if not is_found and failure is None and not self._is_right():
-            failure = "features computed twice differ"
-        if failure is not None:
-            remove_files(self._trainer, self._path.parent, self._others)
-            return failure
+        if not (self._agree(self._path.is_file()) and self._is_intact() and self._is_right()):
+            failure = self._write() or ("" if self._is_right() else "features computed twice differ")
+            if failure:
+                remove_files(self._trainer, self._path.parent, self._others)
+                return failure
         mapped, device = self._layout.map_file(self._path), self._trainer.strategy.root_device
         features = mapped.to(device) if mapped.nbytes <= free_memory(device) / 4 else mapped
         return FeatureSource(features, self._layout, self._loader.source, self._stages.depth)
@@ -113,8 +98,9 @@ class FeatureFile:
             self._layout.reserve_file(unfinished)
 
     def _fill(self, unfinished: Path) -> None:
-        features, size = self._layout.map_file(unfinished), self._loader.sampler.batch_size
-        done = compute_features(features, self._layout, self._loader.source, self._stages, self._rows, size, self._seed)
+        features = self._layout.map_file(unfinished)
+        source = FeatureSource(features, self._layout, self._loader.source, self._stages.depth)
+        done = source.fill(self._stages, self._rows, self._loader.sampler.batch_size, self._seed)
         log_progress(done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
 
     def _sum_up(self, unfinished: Path) -> None:
@@ -136,8 +122,7 @@ class FeatureFile:
     def _is_right(self) -> bool:
         """Whether a few features of each view, computed again in other batches, equal those in the file."""
         count = min(_NUM_RECOMPUTED, len(self._rows))
-        first, last = self._rows.start, self._rows.stop - 1
-        rows = torch.linspace(first, last, count, dtype=torch.float64).round().long()
+        rows = torch.linspace(self._rows.start, self._rows.stop - 1, count, dtype=torch.float64).round().long()
         views = self._layout.views
         by_view = [(view, rows[view % max(1, len(rows)) :: views]) for view in range(views)]
         return self._agree(all(self._is_close(some, view) for view, some in by_view if len(some)))
@@ -154,14 +139,23 @@ class FeatureFile:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
 
 
-def log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
-    """Consumes the numbers of finished images; the first process shows a bar in a terminal, else a line every minute.
+def remove_files(trainer: L.Trainer, folder: Path, names: str = "phase*-*-*", but: str | None = None) -> None:
+    """Removes files of cached features, finished or not, and the folder if it is then empty; one process a machine.
 
-    Args:
-        done: Number of images of each batch.
-        total: Number of all images.
-        is_first: Whether this is the first process.
+    Files whose names begin with ``but`` stay.
     """
+    if trainer.local_rank != 0:
+        return
+    for file in folder.glob(f"{names}.bin*"):
+        if but is None or not file.name.startswith(but):
+            with suppress(OSError):  # another machine was first, or it is in use, on Windows
+                file.unlink()
+    with suppress(OSError):  # there is none, or it has other files
+        folder.rmdir()
+
+
+def log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
+    """Consumes numbers of finished images; the first process shows a bar in a terminal, else a line every minute."""
     logged, count = time.monotonic(), 0
     with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
         for number in done:

@@ -19,8 +19,8 @@ from lit_ft.console import format_path
 from lit_ft.errors import UserError, iterate_causes
 from lit_ft.runs import format_intact_checkpoints
 
-# Of files that are being written: hidden, and nothing that Lightning takes for a checkpoint. It reads all digits of any
-# name with "ckpt_" in it as the number of a checkpoint, so theirs has no part of the checkpoint's own name.
+# Of files that are being written, whose names have no part of the checkpoint's own: Lightning reads all digits of any
+# name with "ckpt_" in it as the number of a checkpoint.
 _SUFFIX = ".saving"
 
 
@@ -42,13 +42,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint.
 
-        Args:
-            checkpoint: The state that the trainer saves.
-            path: The file to write.
-            storage_options: Lightning's plugins for checkpoints take none.
-
         Raises:
-            TypeError: If there are storage options.
+            TypeError: If there are storage options, as Lightning's plugins for checkpoints take none.
             UserError: If it cannot be written, as where the disk is full; the checkpoints that were there stay.
         """
         system, place = url_to_fs(str(path))
@@ -57,7 +52,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(place)
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers(target.parent)
+        for left in target.parent.glob(f".*{_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < self._made_at:  # one that is being written has changed since this run began
+                    left.unlink()
         # A name of its own, as two runs can write to one folder.
         part = target.parent / f".{uuid.uuid4().hex}{_SUFFIX}"
         try:
@@ -81,10 +79,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Reads a checkpoint, to the CPU unless another device is given.
 
-        Args:
-            path: The file to read.
-            map_location: As of `torch.load`.
-            weights_only: False lets it run code; otherwise it does not, also where Lightning would let it by default.
+        Only ``weights_only=False`` lets it run code; Lightning would let it by default.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -96,10 +91,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return torch_files.load(place, weights_only=weights_only is not False)
         with system.open(place, "rb") as file:
             return torch.load(file, map_location=map_location or "cpu", weights_only=weights_only is not False)
-
-    def _remove_leftovers(self, folder: Path) -> None:
-        """Removes files that no run writes any more; one that is being written has changed since this run began."""
-        for part in folder.glob(f".*{_SUFFIX}"):
-            with suppress(FileNotFoundError):
-                if part.stat().st_mtime < self._made_at:
-                    part.unlink()

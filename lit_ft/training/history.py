@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -42,8 +41,7 @@ class HistoryWriter(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder of the run; a ``fast_dev_run`` has none."""
-        run = find_run(trainer)
-        self._run = None if trainer.fast_dev_run else run  # type: ignore[attr-defined]
+        self._run = None if trainer.fast_dev_run else find_run(trainer)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Removes the rows of epochs that a resumed run trains again."""
@@ -69,10 +67,9 @@ class HistoryWriter(Callback):
             return
         mean = self._loss.compute(trainer.accumulate_grad_batches)
         loss = {} if mean is None else {"train/loss": mean}
-        row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row.update({f"lr/{stage}": rate for stage, rate in self._rates.items()})
-        row.update({**loss, **metrics, **loss})  # first, and not that of the last step
-        append_row(self._run.history, row)
+        rates = {f"lr/{stage}": rate for stage, rate in self._rates.items()}
+        row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **rates, **loss, **metrics}
+        append_row(self._run.history, {**row, **loss})  # not that of the last step
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the validation metrics of the best checkpoint, or where there is none, of the last epoch."""
@@ -83,11 +80,11 @@ class HistoryWriter(Callback):
         chosen = rows[-1] if row is None else row
         metrics = {name: value for name, value in chosen.items() if name.startswith("val/") and value is not None}
         if metrics:
-            self._write_metrics("val", metrics, best.best_model_path if row is not None else None)
+            write_metrics(self._run, "val", metrics, best.best_model_path if row is not None else None)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the metrics of a validation that is no part of a fit."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn == "validate":
             self._write_evaluation(trainer, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,22 +103,11 @@ class HistoryWriter(Callback):
     def _write_evaluation(self, trainer: L.Trainer, split: str) -> None:
         if self._run is not None and trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._write_metrics(split, metrics, trainer.ckpt_path)
-
-    def _write_metrics(self, split: str, metrics: Mapping[str, float | None], checkpoint: str | Path | None) -> None:
-        assert self._run is not None
-        path = None
-        if checkpoint:
-            path = Path(os.path.relpath(Path(checkpoint).resolve(), self._run.folder.resolve())).as_posix()
-        write_metrics(self._run.metrics, split, {"checkpoint": path, **metrics})
+            write_metrics(self._run, split, metrics, trainer.ckpt_path)
 
 
 def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
-    """The learning rate of each stage, 0 where nothing of it is trained; of its parameter groups the highest.
-
-    Args:
-        optimizers: Their parameter groups name the stage that they are of.
-    """
+    """The learning rate of each stage, 0 where nothing of it is trained; of its parameter groups the highest."""
     rates: dict[str, float] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -133,9 +119,7 @@ def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
 def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
     """The metrics that were logged since an earlier look: Lightning keeps the others, such as of an earlier validation.
 
-    Args:
-        now: The metrics that callbacks get.
-        earlier: Those that they got then; a value that was logged again is another tensor.
+    A value that was logged again is another tensor.
     """
     pointers = {name: value.data_ptr() for name, value in earlier.items()}
     return {name: float(value) for name, value in now.items() if value.data_ptr() != pointers.get(name)}
@@ -159,13 +143,10 @@ def read_history(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row to a history; the file is written anew only for new columns, or after a line that has no end.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    columns = _read_columns(path)
-    if not columns or not row.keys() <= set(columns) or not _ends_with_line(path):
+    """Adds a row to a history; the file is written anew only for new columns, or after a line that has no end."""
+    written = path.read_bytes() if path.is_file() else b""
+    columns = next(csv.reader([written.partition(b"\n")[0].decode(_ENCODING)]), [])
+    if not columns or not row.keys() <= set(columns) or not written.endswith(b"\n"):
         _write_rows(path, [*read_history(path), row])
         return
     with refuse_unwritable(path), path.open("a", newline="", encoding="utf-8") as file:
@@ -173,11 +154,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def keep_rows_before(path: Path, epoch: int) -> None:
-    """Removes the rows of an epoch and those after it from a history, if there are any.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Removes the rows of an epoch and those after it from a history, if there are any."""
     if not path.is_file():
         return
     kept = [row for row in read_history(path) if cast(float, row["epoch"]) < epoch]
@@ -189,43 +166,28 @@ def keep_rows_before(path: Path, epoch: int) -> None:
 
 def find_best_row(rows: Sequence[Row], monitor: str, score: Any) -> Row | None:
     """The first row with the score of the best checkpoint, if any."""
-    if score is None:
-        return None
-    return next((row for row in rows if row.get(monitor) == float(score)), None)
+    return next((row for row in rows if score is not None and row.get(monitor) == float(score)), None)
 
 
-def write_metrics(path: Path, split: str, entry: Mapping[str, Any]) -> None:
-    """Sets the entry of a split in a file of metrics; those of other splits stay. A damaged file is replaced.
+def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], checkpoint: str | Path | None) -> None:
+    """Sets the entry of a split in the metrics of a run; those of other splits stay. A damaged file is replaced.
 
-    Args:
-        path: The file, which is made if it is missing.
-        split: Such as ``test``.
-        entry: The checkpoint, and the metrics; a number that is not finite becomes null.
-
-    Raises:
-        UserError: If it cannot be written.
+    The checkpoint is kept by its path from the folder of the run. A number that is not finite becomes null.
     """
-    known = _read_metrics(path)
-    finite = {key: value if _is_plain(value) else None for key, value in entry.items()}
-    with replace_atomically(path) as unfinished:
-        unfinished.write_text(json.dumps({**known, split: finite}, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    path, relative = run.metrics, None
     try:
-        known = json.loads(path.read_text("utf-8"))
+        known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError:
         known = None
-    if isinstance(known, dict):
-        return known
-    rank_zero_warn(f"{path}: damaged; replaced by the metrics of this command alone")
-    return {}
+    if not isinstance(known, dict):
+        rank_zero_warn(f"{path}: damaged; replaced by the metrics of this command alone")
+        known = {}
+    if checkpoint:
+        relative = Path(os.path.relpath(Path(checkpoint).resolve(), run.folder.resolve())).as_posix()
+    finite = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
+    with replace_atomically(path) as unfinished:
+        entries = {**known, split: {"checkpoint": relative, **finite}}
+        unfinished.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def _parse_row(row: Mapping[str, str]) -> Row:
@@ -240,17 +202,6 @@ def _number(cell: str) -> float | None:
     if not cell:
         return None
     return int(cell) if cell.isdecimal() else float(cell)
-
-
-def _read_columns(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding=_ENCODING) as file:
-        return next(csv.reader(file), [])
-
-
-def _ends_with_line(path: Path) -> bool:
-    return path.read_bytes().endswith(b"\n")
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

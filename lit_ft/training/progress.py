@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -16,17 +17,12 @@ from lit_ft.console import format_value
 REFRESH_SECONDS = 0.5
 
 
+@dataclass
 class MeanLoss:
-    """The mean of the training losses of an epoch, on the device where these are, so that no step waits for it.
+    """The mean of the training losses of an epoch, on the device where these are, so that no step waits for it."""
 
-    Args:
-        total: The sum of the losses so far.
-        num_steps: Their number.
-    """
-
-    def __init__(self, total: Any = 0.0, num_steps: int = 0) -> None:
-        self.total = total
-        self.num_steps = num_steps
+    total: Any = 0.0
+    num_steps: int = 0
 
     def add(self, outputs: Any) -> None:
         """Adds the loss of a training step, if it gave one."""
@@ -44,17 +40,17 @@ class _MetricsDisplay(ProgressBar):
     fetches = ("train/loss",)
     """Metrics that are computed when something is drawn, so that Lightning need not fetch them at each step."""
 
-    _loss = MeanLoss()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._loss = MeanLoss()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins a new mean."""
         super().on_train_epoch_start(trainer, pl_module)
         self._loss = MeanLoss()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the loss of a step to the mean."""
         self._loss.add(outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -79,9 +75,8 @@ class Bar(_MetricsDisplay, TQDMProgressBar):
         self._drawn = -math.inf
 
     def _should_update(self, current: int, total: float) -> bool:
-        """Whether it is time to draw a bar again; the last step of each always is."""
         now = time.monotonic()
-        due = self.is_enabled and (now - self._drawn >= REFRESH_SECONDS or current == total)
+        due = self.is_enabled and (now - self._drawn >= REFRESH_SECONDS or current == total)  # the last always is
         if due:
             self._drawn = now
         return due
@@ -90,23 +85,20 @@ class Bar(_MetricsDisplay, TQDMProgressBar):
 class Lines(_MetricsDisplay):
     """One line an epoch, and one every minute within it."""
 
+    is_enabled = True
+    """Whether it prints; ``LightningModule.print`` asks for it."""
+
     def __init__(self) -> None:
         super().__init__()
-        self._enabled = True
-        self._began = self._printed = 0.0
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether it prints; ``LightningModule.print`` asks for it."""
-        return self._enabled
+        self._began = self._printed = time.monotonic()  # a run that is resumed within an epoch begins none
 
     def disable(self) -> None:
         """Stops printing, as Lightning asks of all ranks but the first."""
-        self._enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
         """Prints again."""
-        self._enabled = True
+        self.is_enabled = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -127,7 +119,7 @@ class Lines(_MetricsDisplay):
         self._print(trainer, pl_module, "done")
 
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
-        if not self._enabled:
+        if not self.is_enabled:
             return
         metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
         values = "  ".join(f"{name} {format_value(float(value))}" for name, value in metrics.items())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from lit_ft.errors import UserError
@@ -34,16 +34,11 @@ MAY_DIFFER = frozenset(
 )  # fmt: skip
 """What a resumed run may have otherwise than the run that wrote its checkpoint; all else must be the same."""
 
-_CLASSES = ("model", "data", "unfreeze")
-
 
 def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of the class of the model, of data, plan, seed and trainer, by the options, in plain types.
 
     Of callbacks it has those alone that average weights; others follow a run without changing it.
-
-    Args:
-        config: The config of a command, as dicts.
     """
     trainer = dict(config["trainer"])
     callbacks = [_plain(callback) for callback in trainer.pop("callbacks", None) or ()]
@@ -61,20 +56,16 @@ def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_options(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to resume a run with another value of an option that may not differ.
+    """Raises `UserError` if an option that may not differ has another value ``now`` than in the run of a checkpoint.
 
-    Args:
-        path: The checkpoint.
-        saved: The options of the run that wrote it; one that it does not have, as of an earlier version, may be any.
-        now: Those of this run.
-
-    Raises:
-        UserError: If one differs.
+    One that is not ``saved``, as by an earlier version, may be any.
     """
-    saved = {**saved, **{key: _class_name(str(saved[key])) for key in _CLASSES if saved.get(key) is not None}}
-    for key in now:
-        if key in saved and key not in MAY_DIFFER and saved[key] != now[key]:
-            then, given = ("null" if value is None else value for value in (saved[key], now[key]))
+    for key, value in now.items():
+        earlier = saved.get(key, value)
+        if key in ("model", "data", "unfreeze") and earlier is not None:
+            earlier = _class_name(str(earlier))
+        if earlier != value and key not in MAY_DIFFER:
+            then, given = ("null" if one is None else one for one in (earlier, value))
             raise UserError(
                 f"`ckpt_path`: {path} is of a run with `{key}` {then}, but this one has {given}; give the same, or "
                 f"start from its weights with `model.weights` {path}"
@@ -85,8 +76,7 @@ def _of_class(key: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """A class and its options, with the defaults of those that are not given."""
     if given is None:
         return {key: None}
-    home, _, name = given["class_path"].rpartition(".")
-    cls = getattr(importlib.import_module(home), name)
+    cls = resolve_name(given["class_path"])
     options = {**_defaults(cls), **(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
     plain = {f"{key}.{option}": _plain(value) for option, value in options.items()}
     return {key: _class_name(f"{cls.__module__}.{cls.__qualname__}"), **plain}

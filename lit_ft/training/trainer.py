@@ -1,32 +1,32 @@
-"""Lightning's trainer with ``finetune`` and ``plan``, atomic checkpoints and memory that is kept."""
+"""Lightning's trainer with ``finetune`` and ``plan``, its options, and early stopping."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from copy import copy
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import callbacks
+from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.runs import Run, find_best_callback
+from lit_ft.errors import UserError, unknown
+from lit_ft.runs import Run, find_best_path
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
-from lit_ft.training.trainer_options import refuse_options
 
-# Of mallopt, as in malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_MALLOC = ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD")
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
 class Trainer(L.Trainer):
@@ -72,7 +72,7 @@ class Trainer(L.Trainer):
             "overfit_batches": overfit_batches,
             "val_check_interval": val_check_interval,
         }
-        refuse_options(kwargs)
+        _refuse_options(kwargs)
         super().__init__(*args, **kwargs)
         if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":
             torch.set_float32_matmul_precision("high")  # matrices in TF32, as cuDNN has its convolutions anyway
@@ -101,7 +101,7 @@ class Trainer(L.Trainer):
             ckpt_path: Checkpoint of an interrupted run to resume.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        best = getattr(find_best_callback(self), "best_model_path", "") or None
+        best = find_best_path(self)
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
         owners = [owner for owner in (datamodule, model) if owner is not None]
@@ -121,27 +121,74 @@ class Trainer(L.Trainer):
             datamodule = copy(datamodule)
             datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
         own = cast(Any, self)
-        callbacks = list(own.callbacks)
-        own.callbacks.append(_EndOfPlan())
+        before = list(own.callbacks)
+        own.callbacks.append(callbacks.LambdaCallback(on_train_start=_end_plan))
         try:
             with suppress(_PlanShown):
                 self.fit(model, datamodule=datamodule)
         finally:
-            own.callbacks = callbacks  # also without those that the module added
+            own.callbacks = before  # also without those that the module added
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's early stopping, of which no option must be given.
+
+    Args:
+        monitor: What to watch.
+        mode: Whether its min or max is best.
+        patience: Checks without improvement after which the run ends.
+        min_delta: The least change that counts as an improvement.
+        kwargs: As for Lightning's.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta, **kwargs)
+
+
+def refuse_unknown_names(given: Mapping[str, Any]) -> None:
+    """Raises `UserError` if the options of a trainer have a strategy or an accelerator that does not exist."""
+    registries: dict[str, Iterable[str]] = {
+        "strategy": StrategyRegistry.available_strategies(),
+        "accelerator": ("gpu", *sorted(AcceleratorRegistry.available_accelerators())),
+    }
+    for option, registered in registries.items():
+        name, names = given.get(option), ["auto", *registered]
+        if isinstance(name, str) and name not in names:
+            raise unknown(option, name, names, f"`trainer.{option}`")
+
+
+def _refuse_options(given: Mapping[str, Any]) -> None:
+    """Refuses options that Lightning accepts and fails on later, or refuses without an explanation."""
+    for option, least in _LEAST.items():
+        if (value := given.get(option)) is not None and value < least:
+            raise UserError(f"`trainer.{option}`: must be at least {least}, got {value}")
+    for option in ("limit_train_batches", "devices"):
+        if given.get(option) in (0, "0"):
+            raise UserError(f"`trainer.{option}`: 0 leaves nothing to train; give more, or leave it out")
+    refuse_unknown_names(given)
+    if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise UserError("`trainer.accelerator`: torch finds no GPU here; give cpu or auto")
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep memory that it frees, rather than hand it back to the system after each layer.
+    """Lets the process keep memory that it frees, which the system would give it anew page by page, and zero each.
 
-    The system would give it anew page by page, and zero each.
     It is done where memory comes from glibc, and the user has set none of its variables for that.
     """
-    if sys.platform != "linux" or any(f"MALLOC_{name}_" in os.environ for name in _MALLOC):
+    chosen = os.environ.keys() & {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    if sys.platform != "linux" or chosen:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)  # large blocks, too, come from the heap
-        mallopt(_M_TRIM_THRESHOLD, -1)  # whose end is not given back
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: large blocks, too, come from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: whose end is not given back
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -150,7 +197,6 @@ class _NoProfiler(PassThroughProfiler):
     _nothing = nullcontext()
 
     def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
-        """Nothing around an action."""
         return self._nothing
 
 
@@ -158,9 +204,5 @@ class _PlanShown(Exception):  # noqa: N818 - no error
     """Ends a fit that is there to show its plan."""
 
 
-class _EndOfPlan(Callback):
-    """Ends a fit when all is set up and shown."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ends it."""
-        raise _PlanShown
+def _end_plan(*_: Any) -> None:
+    raise _PlanShown

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
-from lit_ft.compat import forget_files_elsewhere, keep_last_batch, validate_first
+from lit_ft.compat import forget_files_elsewhere, keep_last_batch, rewrap_ddp, validate_first
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError
+from lit_ft.optim.run_schedule import enter_epoch
 from lit_ft.unfreezing import preconditions
-from lit_ft.unfreezing.ddp import broadcast_buffers, check_ranks_agree, rewrap
 from lit_ft.unfreezing.gradients import relative_gradients
-from lit_ft.unfreezing.groups import set_unfreeze_epochs
-from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig
-from lit_ft.unfreezing.state import UnfreezingState
+from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig, UnfreezingState
 from lit_ft.unfreezing.strategies import Strategy, make_plan
 
 
@@ -75,19 +76,19 @@ class GradualUnfreezing(Callback):
         self._reduced: frozenset[str] = frozenset()
 
     def make_plan(self, module: L.LightningModule, max_epochs: int | None) -> Plan:
-        """The plan for a module, as far as the options decide it.
-
-        Args:
-            module: Its stages are the plan's.
-            max_epochs: Length of the run in epochs; ``None`` where it has none.
+        """The plan for a module and a number of epochs, if the run has one, as far as the options decide it.
 
         Raises:
             UserError: If the module names no stages, or the plan does not fit them.
         """
-        preconditions.refuse_unstaged(module)
-        stages = list(cast(Staged, module).stage_modules())
+        if not isinstance(module, Staged):
+            raise UserError(
+                f"GradualUnfreezing: {type(module).__name__} names no stages; derive it from lit_ft.Staged, too, and "
+                "define its stage_modules()"
+            )
+        module.check_stages()
         options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau
-        plan = make_plan(self.strategy, stages, max_epochs, *options)
+        plan = make_plan(self.strategy, list(module.stage_modules()), max_epochs, *options)
         return plan.resolve_plateaus(cast(Any, module).monitored() if hasattr(module, "monitored") else {})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -97,22 +98,19 @@ class GradualUnfreezing(Callback):
         before, self.state = self.state, UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
         if before is not None and trainer.current_epoch > 0:  # a second fit of the same trainer continues the first
             self.state.load_plain(before.to_plain(), self.auto_threshold)
-        preconditions.check_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
+        preconditions.refuse_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes what DDP wrapped, and refuses to unfreeze parameters that no optimizer has."""
         self._reduced = _trainable(pl_module)
-        preconditions.refuse_missing_in_optimizers(trainer, pl_module, self._running.plan, self.frozen_norm)
+        plan = cast(UnfreezingState, self.state).plan
+        preconditions.refuse_missing_in_optimizers(trainer, pl_module, plan, self.frozen_norm)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Applies the phase of this epoch, also on resume inside it.
-
-        Raises:
-            UserError: If the run has too few steps to reach the last phase.
-        """
+        """Applies the phase of this epoch, also on resume inside it, if the run has the steps to reach the last."""
         keep_last_batch(trainer)
         forget_files_elsewhere(trainer)
-        preconditions.refuse_too_few_steps(trainer, self._running.plan)
+        preconditions.refuse_too_few_steps(trainer, cast(UnfreezingState, self.state).plan)
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,26 +118,24 @@ class GradualUnfreezing(Callback):
         self._apply(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps the buffers of all ranks equal."""
-        broadcast_buffers(trainer, pl_module)
+        """Copies the buffers of rank 0 to every rank, as DDP does before a forward pass, so that replicas end equal."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Records the metrics that end phases."""
         if self.state is not None and trainer.state.fn == "fit":
             metrics = self.state.plan.monitored(trainer.callback_metrics)
-            if not trainer.sanity_checking:
-                self.state.record(trainer.current_epoch, {name: float(value) for name, value in metrics.items()})
+            if metrics and not trainer.sanity_checking:
+                self.state.scores.setdefault(trainer.current_epoch, {}).update(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The phases that have begun, what decided them, and the plan."""
         return {} if self.state is None else self.state.to_plain()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resumes the phases of a checkpoint.
-
-        Raises:
-            UserError: If the checkpoint is of another plan.
-        """
+        """Resumes the phases of a checkpoint; raises `UserError` if that is of another plan."""
         if self.state is not None:
             self.state.load_plain(state_dict, self.auto_threshold)
             preconditions.refuse_another_plan(state_dict.get("plan"), self.state.plan)
@@ -148,24 +144,21 @@ class GradualUnfreezing(Callback):
         """Lets a run of any module go on with the validation that its checkpoint was written before."""
         validate_first(checkpoint, trainer)
 
-    @property
-    def _running(self) -> UnfreezingState:
-        return cast(UnfreezingState, self.state)
-
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        state, module = self._running, cast(Any, pl_module)
-        state.enter(trainer.current_epoch)
-        check_ranks_agree(trainer, state.index)
+        state, module = cast(UnfreezingState, self.state), cast(Any, pl_module)
+        state.starts = state.starts_by(trainer.current_epoch)
+        _check_ranks_agree(trainer, state.index)
         if state.plan.undecided and state.index > 0:
             state.decide(relative_gradients(trainer, pl_module, self.auto_batches), self.auto_threshold)
             values = ", ".join(f"{stage} {value:.2g}" for stage, value in state.gradients.items())
             rank_zero_print(f"Norm of the gradient by that of the weights: {values}")
-        set_unfreeze_epochs(trainer, module, state, self.frozen_norm, run_epochs(trainer))
+        _set_unfreeze_epochs(trainer, module, state, self.frozen_norm)
         module.set_trainable(state.phase.trainable, self.frozen_norm)
         if (trainable := _trainable(pl_module)) == self._reduced:
             return
         self._reduced = trainable
-        rewrap(trainer)
+        if isinstance(trainer.strategy, DDPStrategy):
+            rewrap_ddp(trainer.strategy)
         if state.index and state.is_adaptive:  # no table could tell it before the run
             rank_zero_print(f"From epoch {trainer.current_epoch} on {', '.join(state.phase.trainable)} train")
 
@@ -174,6 +167,34 @@ def run_epochs(trainer: L.Trainer) -> int | None:
     """The length of a run in epochs, or ``None`` where it has none."""
     endless = cast(Any, trainer).fast_dev_run or trainer.max_epochs in (None, -1)
     return None if endless else trainer.max_epochs
+
+
+def _set_unfreeze_epochs(trainer: L.Trainer, module: Staged, state: UnfreezingState, frozen_norm: FrozenNorm) -> None:
+    """Writes the first epoch in which any of its parameters trains into each group, whose rate warms up from there."""
+    # As far as it is known: a phase that may end by a plateau is assumed to end as late as it can.
+    planned = trainer.current_epoch + sum(phase.num_epochs or 0 for phase in state.plan.phases)
+    phases = {
+        start: {id(parameter) for parameter in module.trainable_parameters(phase.trainable, frozen_norm)}
+        for start, phase in zip(state.starts_by(run_epochs(trainer) or planned), state.plan.phases, strict=False)
+    }
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            own = {id(parameter) for parameter in group["params"]}
+            starts = (start for start, trained in phases.items() if own & trained)
+            group["unfreeze_epoch"] = min(starts, default=math.inf)
+    enter_epoch(trainer)
+
+
+def _check_ranks_agree(trainer: L.Trainer, index: int) -> None:
+    """Raises `RuntimeError` if not all ranks are in the phase of this index."""
+    if trainer.world_size > 1:
+        indices = [index] * trainer.world_size
+        torch.distributed.all_gather_object(indices, index)
+        if len(set(indices)) > 1:
+            raise RuntimeError(
+                f"the processes disagree on the phase of epoch {trainer.current_epoch}: {indices}; what ends a phase "
+                "must be the same on all, as with self.log(..., sync_dist=True)"
+            )
 
 
 def _trainable(module: L.LightningModule) -> frozenset[str]:

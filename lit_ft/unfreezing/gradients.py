@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
@@ -51,11 +51,18 @@ def _summed_gradients(
 ) -> tuple[list[Tensor], int]:
     """The sums of the gradients of some batches, and the number of batches of all processes."""
     totals, count = [torch.zeros_like(parameter) for parameter in parameters], 0
-    takes_index = _takes_index(module.training_step)
-    for index, batch in enumerate(islice(_batches(trainer), num_batches)):
+    kinds = [parameter.kind for parameter in inspect.signature(module.training_step).parameters.values()]
+    # Lightning lets a step choose whether it takes the index of a batch.
+    takes_index = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
+    given: Any = trainer.train_dataloader
+    loader = given.of_images() if isinstance(given, Loader) else copy.copy(given)  # a loader remembers its position
+    sampler: Any = getattr(loader, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(trainer.current_epoch)
+    for index, batch in enumerate(islice(loader, num_batches)):
         count += trainer.world_size
-        given = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-        result = module.training_step(given, index) if takes_index else module.training_step(given)
+        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        result = module.training_step(batch, index) if takes_index else module.training_step(batch)
         loss: Any = result["loss"] if isinstance(result, Mapping) else result
         for total, part in zip(totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if part is not None:
@@ -63,24 +70,30 @@ def _summed_gradients(
     return totals, count
 
 
-def _takes_index(training_step: Callable[..., Any]) -> bool:
-    """Whether a training step takes the index of a batch, as Lightning lets it choose."""
-    kinds = [parameter.kind for parameter in inspect.signature(training_step).parameters.values()]
-    return kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
-
-
 @contextmanager
 def _measuring(trainer: L.Trainer, module: L.LightningModule, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Lets some parameters have gradients, in eval mode and without logging, and restores all that this changes."""
+    """Lets some parameters have gradients, in eval mode and without logging.
+
+    Restores all that this and training steps change: also the generators of the loader, and metrics.
+    """
+    loader: Any = trainer.train_dataloader
+    owners = (loader, getattr(loader, "sampler", None))
+    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    metrics = {part: copy.deepcopy(vars(part)) for part in module.modules() if isinstance(part, Metric)}
     needed, training = [parameter.requires_grad for parameter in parameters], module.training
     module.eval()
     for parameter in parameters:
         parameter.requires_grad_(True)
     vars(module)["log"] = vars(module)["log_dict"] = lambda *_, **__: None  # these steps are none of the run's
     try:
-        with isolate_rng(), _restored(trainer, module), torch.enable_grad():
+        with isolate_rng(), torch.enable_grad():
             yield
     finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        for metric, kept in metrics.items():
+            vars(metric).update(kept)
         del vars(module)["log"], vars(module)["log_dict"]
         for parameter, needs in zip(parameters, needed, strict=True):
             parameter.requires_grad_(needs)
@@ -89,30 +102,3 @@ def _measuring(trainer: L.Trainer, module: L.LightningModule, parameters: Sequen
 
 def _norm(tensors: list[Any]) -> float:
     return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors))
-
-
-def _batches(trainer: L.Trainer) -> Any:
-    """The batches of the epoch, from a copy of the loader, which remembers its position."""
-    given: Any = trainer.train_dataloader
-    loader = given.of_images() if isinstance(given, Loader) else copy.copy(given)
-    sampler: Any = getattr(loader, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(trainer.current_epoch)
-    return iter(loader)
-
-
-@contextmanager
-def _restored(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """Restores what reading and training steps change beside weights: generators of the loader, and metrics."""
-    loader: Any = trainer.train_dataloader
-    owners = (loader, getattr(loader, "sampler", None))
-    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)]
-    states = [generator.get_state() for generator in generators]
-    metrics = {part: copy.deepcopy(vars(part)) for part in module.modules() if isinstance(part, Metric)}
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        for metric, kept in metrics.items():
-            vars(metric).update(kept)

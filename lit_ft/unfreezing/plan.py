@@ -1,19 +1,15 @@
-"""Plans: which stages train in which epochs, and what ends a phase. No torch."""
+"""Plans: which stages train in which epochs, what ends a phase, and which phases of a fit have begun. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from lit_ft.errors import UserError, unknown
 
 Mode = Literal["min", "max"]
-T = TypeVar("T")
-
-Scores = Mapping[int, Mapping[str, float]]
-"""The metrics of each epoch by name; an epoch without validation has none."""
 
 
 @dataclass
@@ -39,11 +35,7 @@ class PlateauConfig:
     mode: Mode | None = None
 
     def check(self, key: str) -> None:
-        """Refuses numbers that are out of range.
-
-        Raises:
-            UserError: If one is too small.
-        """
+        """Raises `UserError` if a number is out of range."""
         for name, least in (("patience", 1), ("min_epochs", 1), ("min_delta", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{key}.{name}: must be at least {least}, got {getattr(self, name)}")
@@ -54,13 +46,10 @@ class PlateauConfig:
         return max(self.min_epochs, self.patience + (self.baseline is None))
 
     def resolve(self, modes: Mapping[str, Mode]) -> PlateauConfig:
-        """Fills in the metric, and whether its least or its greatest value is best, where the user does not say.
-
-        Args:
-            modes: Which value is best, by the metrics that are logged; empty if these are not known.
+        """Fills in the metric and its mode by the modes of the metrics that are logged; empty if these are not known.
 
         Raises:
-            UserError: If the metric is not logged, or it is not known which of its values is best.
+            UserError: If the metric is not logged, or its mode is not known.
         """
         monitor = self.monitor or "val/loss"
         if modes and monitor not in modes:
@@ -151,11 +140,7 @@ class Plan:
     undecided: bool = False
 
     def decide(self, chosen: Collection[str]) -> Plan:
-        """Lets just the chosen stages train in the last phase, beside the head, if that was to be chosen.
-
-        Args:
-            chosen: The stages; none leave the plan undecided.
-        """
+        """Lets just the chosen stages and the head train in the last phase, if that is undecided and any are chosen."""
         if not (self.undecided and chosen):
             return self
         *phases, last = self.phases
@@ -167,24 +152,22 @@ class Plan:
         phases = (replace(phase, plateau=phase.plateau and phase.plateau.resolve(modes)) for phase in self.phases)
         return replace(self, phases=tuple(phases))
 
-    def monitored(self, metrics: Mapping[str, T]) -> dict[str, T]:
-        """Those of the metrics that plateaus watch.
-
-        Raises:
-            UserError: If one of them is missing.
-        """
+    def monitored(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Those of the metrics that plateaus watch; raises `UserError` if one is missing."""
         watched = [str(phase.plateau.monitor) for phase in self.phases if phase.plateau]
         for monitor in watched:
             if monitor not in metrics:
                 raise unknown("metric", monitor, metrics, "`unfreeze.plateau.monitor`")
-        return {monitor: metrics[monitor] for monitor in watched}
+        return {monitor: float(metrics[monitor]) for monitor in watched}
 
-    def phase_starts(self, epoch: int, scores: Scores | None = None, begun: Sequence[int] = (0,)) -> list[int]:
+    def phase_starts(
+        self, epoch: int, scores: Mapping[int, Mapping[str, float]] | None = None, begun: Sequence[int] = (0,)
+    ) -> list[int]:
         """The first epoch of each phase that has begun by ``epoch``.
 
         Args:
             epoch: Counted from 0.
-            scores: The metrics of the epochs before it.
+            scores: The metrics of the epochs before it, by epoch and name, where these validate.
             begun: The first epochs of phases that have begun already, also under a plan of another length.
 
         >>> plan = Plan(("stem", "head"), (Phase(0, 4, ("head",)), Phase(4, 5, ("stem", "head"))))
@@ -193,17 +176,64 @@ class Plan:
         """
         starts = list(begun)
         for phase in self.phases[len(starts) - 1 : -1]:
-            length = self._length(phase, range(starts[-1], epoch), scores or {})
-            if length is None or starts[-1] + length > epoch:
+            ends = [phase.num_epochs, None if phase.latest_end is None else phase.latest_end - starts[-1]]
+            if phase.plateau is not None:
+                metrics = [(scores or {}).get(past, {}) for past in range(starts[-1], epoch)]
+                ends.append(phase.plateau.reached_after([one.get(phase.plateau.monitor or "") for one in metrics]))
+            length = min((end for end in ends if end is not None), default=math.inf)
+            if starts[-1] + length > epoch:
                 break
-            starts.append(starts[-1] + length)
+            starts.append(starts[-1] + int(length))
         return starts
 
-    @staticmethod
-    def _length(phase: Phase, epochs: range, scores: Scores) -> int | None:
-        """The length of a phase, as far as it is known after some of its epochs."""
-        ends = [phase.num_epochs, None if phase.latest_end is None else phase.latest_end - epochs.start]
-        if phase.plateau is not None:
-            monitor = phase.plateau.monitor or ""
-            ends.append(phase.plateau.reached_after([scores.get(epoch, {}).get(monitor) for epoch in epochs]))
-        return min((end for end in ends if end is not None), default=None)
+
+@dataclass
+class UnfreezingState:
+    """The plan of a fit, and the phases that have begun.
+
+    Args:
+        starts: The first epochs of the phases that have begun: a run that is resumed for longer keeps to them.
+        scores: The metrics that end phases, by epoch and name.
+        gradients: The relative gradient of each stage, where stages are chosen by it.
+    """
+
+    plan: Plan
+    starts: list[int] = field(default_factory=lambda: [0])
+    scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    gradients: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def index(self) -> int:
+        """Index of the current phase."""
+        return len(self.starts) - 1
+
+    @property
+    def phase(self) -> Phase:
+        """The current phase."""
+        return self.plan.phases[self.index]
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether phases follow from what the run measures, and not from the options alone."""
+        return bool(self.gradients) or any(phase.plateau for phase in self.plan.phases)
+
+    def starts_by(self, epoch: int) -> list[int]:
+        """The first epoch of each phase that has begun by ``epoch``, or will have by what is known now."""
+        return self.plan.phase_starts(epoch, self.scores, self.starts)
+
+    def decide(self, gradients: Mapping[str, float], threshold: float) -> None:
+        """Chooses the stages of an undecided plan: those with at least a share of the largest relative gradient."""
+        self.gradients = dict(gradients)
+        least = threshold * max(gradients.values(), default=0.0)
+        self.plan = self.plan.decide([stage for stage, value in gradients.items() if value >= least])
+
+    def to_plain(self) -> dict[str, Any]:
+        """The state as a checkpoint holds it; its plan is for people, and is compared on resume."""
+        phases = [{**asdict(phase), "trainable": list(phase.trainable)} for phase in self.plan.phases]
+        return {"plan": phases, "scores": self.scores, "gradients": self.gradients, "starts": self.starts}
+
+    def load_plain(self, saved: Mapping[str, Any], threshold: float) -> None:
+        """Takes all but the plan from a checkpoint, and decides the plan by it."""
+        self.scores = {epoch: dict(scores) for epoch, scores in saved.get("scores", {}).items()}
+        self.starts = list(saved.get("starts", [0]))
+        self.decide(saved.get("gradients", {}), threshold)

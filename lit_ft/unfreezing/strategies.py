@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -11,20 +11,6 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.unfreezing.plan import Phase, PhaseConfig, Plan, PlateauConfig
 
 Strategy = Literal["full", "linear_probe", "gradual", "lp_ft", "phases", "plateau", "auto"]
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Stages that train, for how many epochs (the maximum, with a plateau), and what ends it earlier."""
-
-    trainable: tuple[str, ...]
-    epochs: int | None = None
-    plateau: PlateauConfig | None = None
-
-    @property
-    def least(self) -> int:
-        """Minimum length, in epochs."""
-        return self.plateau.min_epochs if self.plateau else self.epochs or 1
 
 
 def make_plan(
@@ -39,9 +25,7 @@ def make_plan(
     """Turns a strategy into the phases of a run.
 
     Args:
-        strategy: ``full`` trains everything, ``linear_probe`` the head alone, ``lp_ft`` the head and then everything,
-            ``gradual`` unfreezes one stage after the other, deepest first, ``plateau`` likewise, each at a plateau,
-            ``auto`` the head and then the stages that `Plan.decide` gets, ``phases`` what the user lists.
+        strategy: What trains when; see `GradualUnfreezing`.
         stages: All stages, shallow to deep, with the head last.
         max_epochs: Length of the run in epochs; ``None`` where it has none.
         epochs_per_stage: Epochs from one stage to the next of ``gradual``.
@@ -58,41 +42,32 @@ def make_plan(
     """
     _check_options(strategy, epochs_per_stage, head_epochs, phases, plateau)
     if strategy == "phases":
-        spans = _user_spans(phases or [], tuple(stages))
+        listed = _match_phases(phases or [], stages)
     else:
-        spans = _spans(strategy, tuple(stages), epochs_per_stage, head_epochs, plateau)
-    return Plan(tuple(stages), _lay_out(spans, strategy, max_epochs), undecided=strategy == "auto")
+        listed = _list_phases(strategy, list(stages), epochs_per_stage, head_epochs, plateau)
+    return Plan(tuple(stages), _lay_out(listed, strategy, max_epochs), undecided=strategy == "auto")
 
 
-def _spans(
-    strategy: Strategy, stages: tuple[str, ...], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
-) -> list[_Span]:
-    """The spans of a strategy that lays them out by itself."""
-    head, unfrozen = stages[-1:], [stages[i:] for i in range(len(stages) - 1, -1, -1)]
+def _list_phases(
+    strategy: Strategy, stages: list[str], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
+) -> list[PhaseConfig]:
+    """The phases of a strategy, as the user could list them."""
+    head, last = PhaseConfig(stages[-1:], head_epochs), PhaseConfig(stages)
+    unfrozen = [stages[i:] for i in range(len(stages) - 1, 0, -1)]
     match strategy:
         case "full":
-            return [_Span(stages)]
+            return [last]
         case "linear_probe":
-            return [_Span(head)]
+            return [PhaseConfig(stages[-1:])]
         case "lp_ft":
-            return [_Span(head, head_epochs, plateau), _Span(stages)]
+            return [replace(head, plateau=plateau), last]
         case "auto":
-            return [_Span(head, head_epochs), _Span(stages)]
+            return [head, last]
         case "gradual":
-            return [_Span(head, head_epochs), *(_Span(u, epochs_per_stage) for u in unfrozen[1:-1]), _Span(stages)]
+            return [head, *(PhaseConfig(own, epochs_per_stage) for own in unfrozen[1:]), last]
         case "plateau":
-            return [*(_Span(u, plateau=plateau or PlateauConfig()) for u in unfrozen[:-1]), _Span(stages)]
+            return [*(PhaseConfig(own, plateau=plateau or PlateauConfig()) for own in unfrozen), last]
     raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
-
-
-def choose_stages(gradients: Mapping[str, float], threshold: float) -> tuple[str, ...]:
-    """The stages that ``auto`` trains: those whose relative gradient is at least a share of the largest one.
-
-    >>> choose_stages({"stem": 0.1, "layer1": 0.6, "layer2": 1.0}, threshold=0.5)
-    ('layer1', 'layer2')
-    """
-    largest = max(gradients.values(), default=0.0)
-    return tuple(stage for stage, value in gradients.items() if value >= threshold * largest)
 
 
 def _check_options(
@@ -122,58 +97,54 @@ def _check_options(
         )
 
 
-def _match(patterns: Sequence[str], stages: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(stage for stage in stages if any(fnmatchcase(stage, pattern) for pattern in patterns))
-
-
-def _user_spans(phases: Sequence[PhaseConfig], stages: tuple[str, ...]) -> list[_Span]:
-    """The spans that the user lists, with their patterns matched against the stages."""
+def _match_phases(phases: Sequence[PhaseConfig], stages: Sequence[str]) -> list[PhaseConfig]:
+    """The phases that the user lists, with the stages that their patterns match."""
     if not phases:
         raise UserError("`unfreeze.phases`: is empty; list at least one phase, such as {train: [head], epochs: 2}")
-    head = stages[-1]
-    spans = []
+    matched = []
     for i, phase in enumerate(phases):
         key = f"`unfreeze.phases`[{i}]"
         for pattern in phase.train:
-            if not _match([pattern], stages):
+            if not any(fnmatchcase(stage, pattern) for stage in stages):
                 raise unknown("stage", pattern, stages, f"{key}.train")
-        trainable = _match(phase.train, stages)
-        if not trainable:
+        train = [stage for stage in stages if any(fnmatchcase(stage, pattern) for pattern in phase.train)]
+        if not train:
             raise UserError(f"{key}.train: is empty, so nothing would train; choose from {', '.join(stages)}")
-        if i == 0 and head not in trainable:
-            raise UserError(f"{key}.train: the head is new and must train in the first phase; add {head}")
-        _check_length(phase, key, last=i == len(phases) - 1)
-        spans.append(_Span(trainable, phase.epochs, phase.plateau))
-    return spans
+        if i == 0 and stages[-1] not in train:
+            raise UserError(f"{key}.train: the head is new and must train in the first phase; add {stages[-1]}")
+        _check_length(phase, key, is_last=i == len(phases) - 1)
+        matched.append(replace(phase, train=train))
+    return matched
 
 
-def _check_length(phase: PhaseConfig, key: str, last: bool) -> None:
+def _check_length(phase: PhaseConfig, key: str, is_last: bool) -> None:
     """Refuses a phase without an end, or without a length."""
-    if phase.epochs is None and phase.plateau is None and not last:
+    if phase.epochs is None and phase.plateau is None and not is_last:
         raise UserError(f"{key}.epochs: only the last phase may leave it out, or one with a plateau")
     if phase.epochs is not None and phase.epochs < 1:
         raise UserError(f"{key}.epochs: must be at least 1, got {phase.epochs}")
     if phase.plateau is None:
         return
     phase.plateau.check(f"{key}.plateau")
-    if last:
+    if is_last:
         raise UserError(f"{key}.plateau: nothing comes after the last phase; to end the run, use `early_stopping`")
     if phase.epochs is not None and phase.epochs < phase.plateau.min_epochs:
         raise UserError(f"{key}.plateau.min_epochs: is {phase.plateau.min_epochs}, more than epochs, {phase.epochs}")
 
 
-def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
-    """Puts the spans one after the other; the last one lasts to the end of the run, whatever it asked for."""
-    starts = [sum(span.least for span in spans[:i]) for i in range(len(spans))]
+def _lay_out(listed: Sequence[PhaseConfig], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
+    """Puts the phases one after the other; the last one lasts to the end of the run, whatever it asked for."""
+    least = [phase.plateau.min_epochs if phase.plateau else phase.epochs or 1 for phase in listed]
+    starts = [sum(least[:i]) for i in range(len(listed))]
+    asked = listed[-1].epochs
     if max_epochs is not None and starts[-1] >= max_epochs:
         raise UserError(
             f"`trainer.max_epochs`: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
-            f"{len(spans)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
+            f"{len(listed)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
         )
-    asked = spans[-1].epochs
-    if max_epochs is not None and asked is not None and any(span.plateau for span in spans):
+    if max_epochs is not None and asked is not None and any(phase.plateau for phase in listed):
         raise UserError(
-            f"`unfreeze.phases`[{len(spans) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
+            f"`unfreeze.phases`[{len(listed) - 1}].epochs: the last phase lasts to the end, which a plateau before it "
             "can bring nearer; leave it out"
         )
     if max_epochs is not None and asked is not None and starts[-1] + asked != max_epochs:
@@ -182,12 +153,10 @@ def _lay_out(spans: Sequence[_Span], strategy: str, max_epochs: int | None) -> t
             "make them equal, or leave the last phase's epochs out"
         )
     phases = []
-    for i, (start, span) in enumerate(zip(starts, spans, strict=True)):
-        later = sum(rest.least for rest in spans[i + 1 :])
-        end = None if max_epochs is None else max_epochs - later
-        longest = None if end is None else end - start
-        num_epochs = span.epochs if i < len(spans) - 1 else None
-        if longest is not None:
-            num_epochs = min(num_epochs or longest, longest)
-        phases.append(Phase(start, num_epochs, span.trainable, span.plateau, end))
+    for i, (start, phase) in enumerate(zip(starts, listed, strict=True)):
+        num_epochs, end = phase.epochs if i < len(listed) - 1 else None, None
+        if max_epochs is not None:
+            end = max_epochs - sum(least[i + 1 :])
+            num_epochs = min(num_epochs or max_epochs, end - start)
+        phases.append(Phase(start, num_epochs, tuple(phase.train), phase.plateau, end))
     return tuple(phases)

@@ -14,44 +14,38 @@ from lit_ft.backbones.cost import stage_costs, training_share
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.console import format_bytes, format_table
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
-from lit_ft.unfreezing.plan import Phase, Plan
-from lit_ft.unfreezing.state import UnfreezingState
+from lit_ft.unfreezing.plan import Phase, Plan, UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
-
-
-def run_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
-    """The callback of a run that unfreezes stages, if it has one."""
-    callbacks = cast(Any, trainer).callbacks
-    return next((callback for callback in callbacks if isinstance(callback, GradualUnfreezing)), None)
 
 
 def run_plan(trainer: L.Trainer, module: L.LightningModule) -> Plan:
     """The plan of a run; without a callback that unfreezes, everything trains."""
-    unfreezing = run_unfreezing(trainer)
-    if unfreezing is None:
-        return make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer))
-    if unfreezing.state is None:
-        return unfreezing.make_plan(module, run_epochs(trainer))
-    return unfreezing.state.plan
+    return _run_state(trainer, module).plan
 
 
 def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[int]:
     """The first epoch of each phase that has begun by ``epoch``."""
-    unfreezing = run_unfreezing(trainer)
+    return _run_state(trainer, module).starts_by(epoch)
+
+
+def _run_state(trainer: L.Trainer, module: L.LightningModule) -> UnfreezingState:
+    unfreezing = _find_unfreezing(trainer)
     if unfreezing is None:
-        return [0]
-    state = unfreezing.state or UnfreezingState(run_plan(trainer, module))
-    return state.plan.phase_starts(epoch, state.scores, state.starts)
+        return UnfreezingState(make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer)))
+    return unfreezing.state or UnfreezingState(unfreezing.make_plan(module, run_epochs(trainer)))
+
+
+def _find_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
+    callbacks = cast(Any, trainer).callbacks
+    return next((callback for callback in callbacks if isinstance(callback, GradualUnfreezing)), None)
 
 
 def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     """The phases of a plan: epochs, stages, parameters, learning rates, compute, and what DDP reduces in each step.
 
-    Args:
-        trainer: The trainer, with its callbacks, and with its optimizers, if there are some already.
-        module: Names its stages.
+    Learning rates are those of the trainer's optimizers, if there are some already.
     """
-    plan, unfreezing = run_plan(trainer, module), run_unfreezing(trainer)
+    plan, unfreezing = run_plan(trainer, module), _find_unfreezing(trainer)
     stages = cast(Staged, module).stage_modules()
     everything = [parameter for parts in stages.values() for parameter in nn.ModuleList(parts).parameters()]
     whole, macs = sum(parameter.numel() for parameter in everything), _macs(module)
@@ -68,7 +62,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
         rows.append(
             (
                 str(i + 1),
-                format_epochs(phase, after_plateau=any(p.plateau for p in plan.phases[:i])),
+                _format_epochs(phase, after_plateau=any(p.plateau for p in plan.phases[:i])),
                 names,
                 f"{num:,} ({num / whole:.1%})",
                 _format_rates([rates[stage] for stage in phase.trainable if stage in rates]),
@@ -78,15 +72,12 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
         )
     table = indent(format_table(rows), "  ")
     norm = f"; norms of frozen stages: {frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
-    return "\n".join([f"Plan  {_title(module)}: {', '.join(plan.stages)}; {whole:,} parameters{norm}", table])
+    network = cast(Any, module.hparams).get("backbone", type(module).__name__)
+    title = network if isinstance(network, str) else network["class_path"]
+    return f"Plan  {title}: {', '.join(plan.stages)}; {whole:,} parameters{norm}\n{table}"
 
 
-def format_epochs(phase: Phase, after_plateau: bool) -> str:
-    """The epochs of a phase, counted from 0.
-
-    >>> format_epochs(Phase(2, 3, ("head",)), after_plateau=False)
-    '2-4'
-    """
+def _format_epochs(phase: Phase, after_plateau: bool) -> str:
     first, num = phase.first_epoch, phase.num_epochs
     if phase.plateau is not None:
         least = phase.plateau.least_epochs
@@ -107,12 +98,7 @@ def format_epoch_span(first: int, num: int | None) -> str:
 
 
 def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
-    """The learning rates of the stages, head first.
-
-    Args:
-        trainer: Has the optimizers.
-        initial: Whether to give the rates before any schedule, rather than the current ones.
-    """
+    """The learning rates of the stages, head first; the current ones, or the ``initial`` ones before any schedule."""
     rates: dict[str, float] = {}
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
@@ -129,11 +115,6 @@ def _macs(module: L.LightningModule) -> list[int]:
     head = cast(Staged, module).stage_modules().popitem()[1]
     of_head = sum(layer.weight.numel() for part in head for layer in part.modules() if isinstance(layer, nn.Linear))
     return [*(cost.macs for cost in stage_costs(backbone)), of_head]
-
-
-def _title(module: L.LightningModule) -> str:
-    network = cast(Any, module.hparams).get("backbone", type(module).__name__)
-    return str(network if isinstance(network, str) else network["class_path"])
 
 
 def _format_rates(rates: Sequence[float]) -> str:

@@ -8,10 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation import confusion, run_report, tensorboard
-from lit_ft.evaluation.run_report import RunReport
+from lit_ft.evaluation import run_report, tensorboard
+from lit_ft.evaluation.run_report import RunReport, format_data_table
 from lit_ft.unfreezing.callback import GradualUnfreezing
-from lit_ft.unfreezing.state import UnfreezingState
+from lit_ft.unfreezing.plan import UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import stage_rates
 
@@ -108,7 +108,7 @@ def clock(monkeypatch):
     """The time, for the test to set."""
     clock = SimpleNamespace(now=1000.0)
     # Not that of all: what waits for a worker process with a time limit would wait for ever.
-    monkeypatch.setattr(confusion, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -131,7 +131,7 @@ def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys
     run.sanity_checking = False
     for epoch, (guessed, true) in enumerate([([0, 1, 1], [0, 0, 1]), ([1], [0])]):
         validate(guessed, true)
-        clock.now += confusion.INTERVAL_SECONDS
+        clock.now += tensorboard.INTERVAL_SECONDS
         tag, figure, step = board.figures[epoch]
         assert (tag, step) == ("val/confusion_matrix", 9)
         counts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
@@ -204,3 +204,44 @@ def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
     board.Reload()
     assert [event.value for event in board.Scalars("hp_metric")] == [0.75]
     assert b"resnet18" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+
+
+def test_data_table_shows_classes_and_images_of_each_split():
+    class Digits:
+        class_names = ("zero", "one")
+
+        def counts(self):
+            return {"train": [1000, 1000], "val": [7, 5]}
+
+    assert format_data_table(Digits()).splitlines() == [
+        "Data  Digits: 2 classes (zero, one)",
+        "  train     2,000 images, 1000 a class",
+        "  val          12 images, 5 to 7 a class",
+    ]
+
+
+def test_data_table_of_many_classes_shows_the_first_ten():
+    data = SimpleNamespace(class_names=list("abcdefghijkl"), counts=dict)
+    assert format_data_table(data) == "Data  SimpleNamespace: 12 classes (a, b, c, d, e, f, g, h, i, j, …)"
+
+
+def test_data_table_of_labels_and_numbers():
+    data = SimpleNamespace(
+        task="multilabel", class_names=["a", "b"], counts=lambda: {"train": [7, 3]}, sizes=lambda: {"train": 8}
+    )
+    assert format_data_table(data).splitlines() == [
+        "Data  SimpleNamespace: 2 labels (a, b)",
+        "  train         8 images, 3 to 7 a label",
+        "  labels  'a' 7, 'b' 3",
+    ]
+    data.class_names = [f"label, {i}" for i in range(102)]
+    data.counts = lambda: {"train": list(range(102))}
+    assert format_data_table(data).splitlines()[-1].startswith("  labels  'label, 0' 0, 'label, 1' 1, ")
+    assert format_data_table(data).splitlines()[-1].endswith(", 'label, 99' 99, and 2 more")
+    data.task, data.class_names = "regression", ["age"]
+    assert format_data_table(data).splitlines() == ["Data  SimpleNamespace: 1 number (age)", "  train         8 images"]
+
+
+@pytest.mark.parametrize("data", [None, SimpleNamespace(num_classes=3)])
+def test_data_table_of_loaders(data):
+    assert format_data_table(data) == "Data: given as loaders"

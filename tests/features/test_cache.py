@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
-from lit_ft.features.frozen_stages import FrozenStages
+from lit_ft.features.source import FrozenStages
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
@@ -714,7 +714,7 @@ def test_other_precisions_give_what_they_give_without(precision, told, tmp_path,
 def test_strategies_that_shard_are_not_taken_for_replicas(tmp_path, monkeypatch, capsys):
     assert [is_replicated(object.__new__(kind)) for kind in (SingleDeviceStrategy, DDPStrategy)] == [True, True]
     assert [is_replicated(object.__new__(kind)) for kind in (DeepSpeedStrategy, FSDPStrategy)] == [False, False]
-    monkeypatch.setattr("lit_ft.features.facts.is_replicated", lambda strategy: False)
+    monkeypatch.setattr("lit_ft.features.cache.is_replicated", lambda strategy: False)
     fit(tmp_path, epochs=2)
     assert "trainer.strategy SingleDeviceStrategy may hold only a part of the weights" in capsys.readouterr().out
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16])
 def test_features_come_back_as_they_lay_in_memory(memory_format, stored, tmp_path):
     features = torch.randn(2, 4, 3, 5, generator=generator()).contiguous(memory_format=memory_format)
-    layout = Layout.like(features, images=2, views=1, stored=stored)
+    layout = replace(Layout.like(features), images=2, stored=stored)
     layout.reserve_file(tmp_path / "file")
     layout.map_file(tmp_path / "file")[:] = layout.encode(features)
     assert layout.nbytes == features.numel() * stored.itemsize
@@ -57,7 +59,7 @@ def test_file_of_another_size_is_not_intact(summed):
 
 
 def test_infinite_features_are_stored_and_too_large_ones_refused():
-    layout = Layout.like(torch.ones(1, 2), images=1, views=1, stored=torch.float16)
+    layout = replace(Layout.like(torch.ones(1, 2)), stored=torch.float16)
     assert layout.encode(torch.tensor([[1.0, torch.inf]])).tolist() == [[1.0, torch.inf]]
     with pytest.raises(OverflowError, match="features of up to 1e\\+06 do not fit float16"):
         layout.encode(torch.tensor([[1.0, 1e6]]))

@@ -1,12 +1,16 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from small_runs import small_module
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.arrays import ArraySource, ArraySplit
 from lit_ft.features.layout import Layout
-from lit_ft.features.source import FeatureSource, compute_features, seed_view
+from lit_ft.features.source import FeatureSource, FrozenStages, seed_view
 
 NUM, VIEWS = 7, 3
 
@@ -22,10 +26,11 @@ def generator(seed=0):
 
 
 def features_of(source, shares, seed=0):
-    layout = Layout.like(torch.ones(1, 192), NUM, VIEWS)
+    layout = replace(Layout.like(torch.ones(1, 192)), images=NUM, views=VIEWS)
     features = torch.full((VIEWS * NUM, 192), -1.0)
     for share in shares:
-        done = compute_features(features, layout, source, lambda images: images.flatten(1).float(), share, 3, seed)
+        filled = FeatureSource(features, layout, source, depth=1)
+        done = filled.fill(lambda images: images.flatten(1).float(), share, 3, seed)
         assert sum(done) == VIEWS * len(share)
     return layout, features
 
@@ -45,7 +50,7 @@ def test_shares_of_processes_make_the_whole_and_views_and_seeds_differ(source):
 
 
 def test_view_of_an_image_belongs_to_its_place_in_the_epoch(source):
-    layout = Layout.like(torch.ones(1, 1), NUM, VIEWS)
+    layout = replace(Layout.like(torch.ones(1, 1)), images=NUM, views=VIEWS)
     values = torch.arange(VIEWS * NUM).view(-1, 1).float()
     features = FeatureSource(values, layout, source, depth=2)
 
@@ -59,3 +64,39 @@ def test_view_of_an_image_belongs_to_its_place_in_the_epoch(source):
 
     assert set(read(*range(NUM))) == set(range(VIEWS))
     assert read(4, 5) == read(*range(NUM))[4:6]  # who reads the rest does not matter
+
+
+def part_of(module, depth=2, precision="32-true", device="cpu"):
+    return FrozenStages(
+        SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device(device))), module, depth
+    )
+
+
+def test_identity_tells_weights_depth_precision_and_normalisation_apart():
+    module = small_module(classes=10)
+    found = [part_of(module), part_of(module, depth=1), part_of(module, precision="bf16-mixed")]
+    found.append(part_of(small_module(classes=10, input={"mean": [0.2], "std": [0.5]})))
+    identities = {part.identity() for part in found}
+    assert part_of(small_module(classes=10)).identity() == found[0].identity()
+    for stage in ("conv", "dense"):
+        other = small_module(classes=10)
+        next(other.backbone.stages[stage].parameters()).data.flatten()[0] += 1e-6
+        identities.add(part_of(other).identity())
+    assert len(identities) == 6
+
+
+@pytest.mark.parametrize(("stage", "is_unchanged"), [("conv", False), ("dense", False), ("head", True)])
+def test_change_of_one_value_is_seen_in_frozen_stages_alone(stage, is_unchanged):
+    module = small_module(classes=10)
+    part = part_of(module)
+    assert part.is_unchanged()
+    next(parameter for parts in module.stage_modules()[stage] for parameter in parts.parameters()).data[0] += 1e-6
+    assert part.is_unchanged() == is_unchanged
+
+
+def test_rounding_is_that_of_the_coarsest_type():
+    module = small_module(classes=10)
+    names = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true")
+    assert [part_of(module, precision=name).rounding for name in names] == [2**-23, 2**-23, 2**-10, 2**-7, 2**-7]
+    # The device is where the run computes: float32 in TF32 there.
+    assert part_of(module, device="cuda").rounding == 2**-10

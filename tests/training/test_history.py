@@ -136,11 +136,11 @@ def test_best_row_is_the_first_with_the_best_score(score, epoch):
 
 
 def test_metrics_of_other_splits_stay(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_metrics(path, "val", {"checkpoint": None, "val/acc": 0.5})
-    write_metrics(path, "test", {"checkpoint": "checkpoints/best.ckpt", "test/r2": math.nan})
-    write_metrics(path, "val", {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75})
-    assert json.loads(path.read_text()) == {
+    run = Run(tmp_path)
+    write_metrics(run, "val", {"val/acc": 0.5}, None)
+    write_metrics(run, "test", {"test/r2": math.nan}, run.checkpoint("best"))
+    write_metrics(run, "val", {"val/acc": 0.75}, run.last)
+    assert json.loads(run.metrics.read_text()) == {
         "val": {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75},
         "test": {"checkpoint": "checkpoints/best.ckpt", "test/r2": None},
     }
@@ -148,11 +148,11 @@ def test_metrics_of_other_splits_stay(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"val": ', "[1]", ""])
 def test_damaged_metrics_are_replaced_with_a_warning(tmp_path, text):
-    path = tmp_path / "metrics.json"
-    path.write_text(text)
+    run = Run(tmp_path)
+    run.metrics.write_text(text)
     with pytest.warns(UserWarning, match=r"metrics\.json: damaged; replaced"):
-        write_metrics(path, "test", {"checkpoint": None, "test/acc": 0.5})
-    assert json.loads(path.read_text()) == {"test": {"checkpoint": None, "test/acc": 0.5}}
+        write_metrics(run, "test", {"test/acc": 0.5}, None)
+    assert json.loads(run.metrics.read_text()) == {"test": {"checkpoint": None, "test/acc": 0.5}}
 
 
 def rows_of(folder):
@@ -196,7 +196,7 @@ def test_run_writes_its_history_and_the_metrics_of_its_best_checkpoint(run):
     assert list(rows[0])[: len(columns)] == columns
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert [row["val/acc"] is None for row in rows] == [True, False, True]  # of epochs without a validation
-    best = torch.load(RUN.best, weights_only=True)
+    best = torch.load(RUN.checkpoint("best"), weights_only=True)
     written = json.loads(RUN.metrics.read_text())
     assert written["val"] == {
         "checkpoint": "checkpoints/best.ckpt",

@@ -102,3 +102,13 @@ def test_lines_tell_digits_of_small_metrics(monkeypatch, capsys):
     monkeypatch.setattr(Lines, "get_metrics", lambda *_: measured)
     small_trainer(1, Lines(), enable_progress_bar=True).fit(small_module(), datamodule=FewDigits())
     assert "epoch 0/0 done  train/loss 0.5000  val/mse 6.25e-07  val/mae 1234.5000  " in capsys.readouterr().out
+
+
+def test_run_resumed_within_an_epoch_has_a_clock_and_a_mean_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 1e6))
+    first, second = Lines(), Lines()
+    first.on_train_batch_end(None, None, {"loss": torch.tensor(2.0)}, None, 0)  # Lightning begins no epoch then
+    assert capsys.readouterr().out == ""
+    second.on_train_batch_end(None, None, {"loss": torch.tensor(4.0)}, None, 0)
+    trainer = SimpleNamespace(accumulate_grad_batches=1, progress_bar_metrics={}, loggers=[])
+    assert second.get_metrics(trainer, None) == {"train/loss": 4.0}

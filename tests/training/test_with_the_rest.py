@@ -14,7 +14,7 @@ from lit_ft.compat import is_compiled
 from lit_ft.errors import UserError
 from lit_ft.model.compiling import Compiling
 from lit_ft.model.module import FineTuneModule
-from lit_ft.training.early_stopping import EarlyStopping
+from lit_ft.training.trainer import EarlyStopping
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.preconditions import refuse_averaging
 from lit_ft.unfreezing.strategies import make_plan

@@ -187,6 +187,7 @@ def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, 
 def test_sharded_strategy_cannot_unfreeze(kind):
     strategy = object.__new__(kind)  # as some need a library to be made
     options = {"max_epochs": 2, "current_epoch": 0, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
+    options |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "early_stopping_callbacks": []}
     trainer = SimpleNamespace(strategy=strategy, **options)
     module = small_module(classes=10)
     with pytest.raises(UserError, match=rf"trainer.strategy: {kind.__name__} cannot unfreeze .* use ddp"):

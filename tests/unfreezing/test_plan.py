@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from itertools import pairwise
@@ -7,11 +8,13 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from lit_ft.errors import UserError
-from lit_ft.unfreezing.plan import PhaseConfig, PlateauConfig
+from lit_ft.unfreezing.plan import PhaseConfig, PlateauConfig, UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 
 STAGES = ALL = ("stem", "layer1", "layer2", "head")
 HEAD = ("head",)
+THREE = ("stem", "layer1", "head")
+ON_LOSS = PlateauConfig(patience=1, monitor="val/loss", mode="min")
 
 
 def spans(*args, **options):
@@ -239,3 +242,57 @@ def test_contradicting_options_are_refused(strategy, max_epochs, options, text):
 def test_listed_phases_that_cannot_be_carried_out_are_refused(phases, text):
     with pytest.raises(UserError, match=re.escape(text)):
         make_plan("phases", STAGES, 9, phases=[PhaseConfig(*phase) for phase in phases])
+
+
+def test_phases_begin_with_their_epochs():
+    state = UnfreezingState(make_plan("gradual", THREE, 5, head_epochs=2))
+    seen = []
+    for epoch in range(5):
+        state.starts = state.starts_by(epoch)
+        seen.append((state.index, state.phase.trainable[0]))
+    assert seen == [(0, "head"), (0, "head"), (1, "layer1"), (2, "stem"), (2, "stem")]
+    assert state.starts == [0, 2, 3]
+    assert not state.is_adaptive
+
+
+def test_phase_ends_by_the_metrics_that_were_recorded():
+    state = UnfreezingState(make_plan("plateau", THREE, 9, plateau=ON_LOSS))
+    for epoch, loss in enumerate([2.0, 1.0, 1.0]):
+        state.scores[epoch] = {"val/loss": loss}
+    assert state.starts_by(3) == [0, 3]
+    assert state.is_adaptive
+
+
+def test_stages_with_a_share_of_the_largest_gradient_are_chosen():
+    state = UnfreezingState(make_plan("auto", ALL, 5))
+    state.decide({"stem": 0.1, "layer1": 0.6, "layer2": 1.0}, threshold=0.5)
+    assert state.plan.phases[1].trainable == ("layer1", "layer2", "head")
+
+
+def test_stages_are_chosen_once_by_their_gradients():
+    state = UnfreezingState(make_plan("auto", THREE, 5))
+    assert state.plan.undecided
+    state.decide({"stem": 0.1, "layer1": 1.0}, 0.5)
+    assert (state.plan.undecided, state.plan.phases[1].trainable) == (False, ("layer1", "head"))
+    state.decide({"stem": 1.0, "layer1": 0.1}, 0.5)
+    assert state.plan.phases[1].trainable == ("layer1", "head")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "plateau"])
+def test_state_of_a_checkpoint_is_resumed(strategy):
+    def made():
+        return make_plan(strategy, THREE, 9, plateau=ON_LOSS if strategy == "plateau" else None)
+
+    state = UnfreezingState(made())
+    if strategy == "auto":
+        state.decide({"stem": 0.1, "layer1": 1.0}, 0.5)
+    for epoch in range(3):
+        state.starts = state.starts_by(epoch)
+        state.scores[epoch] = {"val/loss": 1.0}
+    saved = state.to_plain()
+    assert list(saved) == ["plan", "scores", "gradients", "starts"]
+    assert json.loads(json.dumps(saved["plan"])) == saved["plan"]
+    resumed = UnfreezingState(made())
+    resumed.load_plain(saved, 0.5)
+    assert resumed == state
+    assert resumed.starts == {"auto": [0, 1], "plateau": [0, 2]}[strategy]

@@ -6,11 +6,10 @@ from torch import nn
 
 from lit_ft.backbones.cost import training_share
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation.plan_figure import draw_plan
+from lit_ft.evaluation.figures import draw_plan
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
-from lit_ft.unfreezing.plan import PlateauConfig
-from lit_ft.unfreezing.state import UnfreezingState
+from lit_ft.unfreezing.plan import PlateauConfig, UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import plan_table, run_plan
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_ft.cli.config.parser import ConfigCLI
-from lit_ft.data.checks import check, print_check
+from lit_ft.data.checks.check_data import check
+from lit_ft.data.checks.report import print_check
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:

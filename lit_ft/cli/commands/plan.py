@@ -10,7 +10,7 @@ from lit_ft.backbones.build import input_spec
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.cli.config.defaults import as_plain
-from lit_ft.training.trainer_options import refuse_unknown_names
+from lit_ft.training.trainer import refuse_unknown_names
 
 _HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
 

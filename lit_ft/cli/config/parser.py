@@ -24,8 +24,7 @@ from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known without a module
-from lit_ft.training.early_stopping import EarlyStopping
-from lit_ft.training.trainer import Trainer
+from lit_ft.training.trainer import EarlyStopping, Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 AddArguments = Callable[[LightningArgumentParser], object]

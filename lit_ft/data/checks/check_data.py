@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_ft.data.checks.duplicates import Group, find_duplicates
-from lit_ft.data.checks.findings import (
-    Checked,
-    Finding,
-    Image,
-    check_classes,
-    check_copies,
-    check_files,
-    check_ignored,
-    check_placeholders,
-    check_split,
-)
-from lit_ft.data.checks.inspection import inspect_file
-from lit_ft.data.checks.placeholders import find_placeholders
+from lit_ft.data.checks.copies import Group, find_duplicates, find_placeholders
+from lit_ft.data.checks.findings import Sample, check_classes, check_copies, check_files, inspect_file
+from lit_ft.data.checks.report import Checked, Finding
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
@@ -34,9 +23,6 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.split import class_counts
 from lit_ft.errors import UserError
-
-Repeated = tuple[list[Group], list[list[int]]]
-"""Images that show the same, and the rows of those that are there so often that they are placeholders."""
 
 
 def check(data: ImageDataModule[Any]) -> Checked:
@@ -52,30 +38,26 @@ def check(data: ImageDataModule[Any]) -> Checked:
     if not isinstance(data, PhotoDataModule | ArrayDataModule):
         raise UserError(f"`data`: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
     splits, refusal = _splits(data)
-    images = [Image(*row) for name, split in splits.items() for row in _rows(data, name, split)]
+    images = [image for name, split in splits.items() for image in _samples(data, name, split)]
     targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
     counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
     if isinstance(data, PhotoDataModule):
-        findings, (groups, often) = _check_photos(images, bool(counts))
+        findings, groups, often = _check_photos(images, bool(counts))
     else:
-        findings, (groups, often) = [], _find_copies(splits)
-    findings = [
-        *check_placeholders(images, often),
-        *check_copies(images, groups, often),
-        *check_split(refusal),
-        *findings,
-        *check_classes(data.class_names, counts),
-    ]
+        findings, groups, often = [], *_find_copies(splits)
+    if refusal:
+        advice = "add images to the classes concerned, or change the option"
+        findings = [Finding("split", True, refusal, advice, 1), *findings]
+    findings = [*check_copies(images, groups, often), *findings, *check_classes(data.class_names, counts)]
     findings.sort(key=lambda finding: not finding.hurts)
     named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
     sizes = {str(name): len(split) for name, split in splits.items()}
     return Checked(type(data).__name__, time.monotonic() - began, sizes, named, findings)
 
 
-def _check_photos(images: Sequence[Image], have_classes: bool) -> tuple[list[Finding], Repeated]:
-    """What is wrong with single files, and which show the same."""
-    paths = [Path(image.path) for image in images]
-    inspected = list(sweep(paths, inspect_file, "checking"))
+def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Finding], list[Group], list[list[int]]]:
+    """What is wrong with single files, those that show the same, and the rows of placeholders."""
+    inspected = list(sweep([Path(image.path) for image in images], inspect_file, "checking"))
     checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
     blank = np.zeros((3, 32, 32), np.uint8)
     thumbs = np.stack([blank if seen.thumb is None else seen.thumb for seen in inspected])
@@ -85,11 +67,11 @@ def _check_photos(images: Sequence[Image], have_classes: bool) -> tuple[list[Fin
     # In one class, many near copies may be frames of a film.
     mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
     often = find_placeholders(same, thumbs, mixed if have_classes else [])
-    return check_files(images, inspected) + check_ignored(paths), (groups, often)
+    return check_files(images, inspected), groups, often
 
 
-def _find_copies(splits: dict[Split, Any]) -> Repeated:
-    """Exact copies in sets in memory."""
+def _find_copies(splits: dict[Split, Any]) -> tuple[list[Group], list[list[int]]]:
+    """Exact copies in sets in memory, and the rows of placeholders."""
     pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
     sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
     return find_duplicates(np.array(sums, dtype="S16").view("V16"), None), find_placeholders(sums)
@@ -108,13 +90,13 @@ def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
     return {name: split for name, split in data.splits.items() if name != "predict"}, ""
 
 
-def _rows(data: ImageDataModule[Any], name: str, split: Any) -> Iterator[tuple[str, str, str]]:
-    labels = _labels(split.targets, data.class_names)
+def _samples(data: ImageDataModule[Any], name: str, split: Any) -> list[Sample]:
     if isinstance(split, ArraySplit):
-        paths: Iterator[str] = (f"{type(data).__name__}/{name}/{row}" for row in range(len(split)))
+        paths = [f"{type(data).__name__}/{name}/{row}" for row in range(len(split))]
     else:
-        paths = (os.path.abspath(path) for path in split.paths)
-    return ((path, name, label) for path, label in zip(paths, labels, strict=True))
+        paths = [os.path.abspath(path) for path in split.paths]
+    labels = _labels(split.targets, data.class_names)
+    return [Sample(path, name, label) for path, label in zip(paths, labels, strict=True)]
 
 
 def _labels(targets: Tensor, names: Sequence[str]) -> list[str]:

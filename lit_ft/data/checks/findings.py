@@ -1,21 +1,25 @@
-"""Findings of a check of a data set: what hurts a training, and what to do about it."""
+"""Findings about the files of a data set, copies of images, splits and classes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
 
-from lit_ft.data.checks.duplicates import Group
-from lit_ft.data.checks.inspection import Inspected, matches_format
-from lit_ft.data.checks.placeholders import MANY
+from lit_ft.data.checks.copies import MANY, THUMB, Group
+from lit_ft.data.checks.report import Finding
 from lit_ft.data.files.folders import is_ignored
-from lit_ft.data.images.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.formats import HEIC_ADVICE, formats, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.verify import problem_or_pixels
 from lit_ft.data.loading.protocols import Split
 
 IMBALANCE = 10.0
@@ -32,73 +36,79 @@ LONG = 4.0
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image of a split.
+class Sample:
+    """An image of a split."""
 
-    Args:
-        path: Where it is; for sets in memory, a name such as ``MNIST/train/17``.
-        split: ``train``, ``val`` or ``test``.
-        label: Its class; the labels that it has, or its numbers, with commas, where it has no single class.
-    """
-
-    path: str
+    path: str  # for sets in memory, a name such as ``MNIST/train/17``
     split: str
-    label: str
+    label: str  # its class; the labels that it has, or its numbers, with commas, where it has no single class
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One kind of thing that was found.
+class Inspected:
+    """Facts about an image file."""
 
-    Args:
-        kind: A name for programs, such as ``leak``.
-        hurts: Whether it makes training fail or its figures wrong; the rest is worth knowing.
-        what: What it is, in a line.
-        advice: What to do about it.
-        count: How many images, files or classes it concerns.
-        items: Each of them with its particulars.
-        groups: Images that show the same, where it is about these.
-    """
-
-    kind: str
-    hurts: bool
-    what: str
-    advice: str
-    count: int
-    items: list[dict[str, Any]] = field(default_factory=list)
-    groups: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What was checked, and what was found, the worst first.
-
-    Args:
-        data: Name of the data module.
-        seconds: How long it took.
-        sizes: Number of images by split.
-        counts: Number of images by split and class, or label; of numbers there is none.
-        findings: What was found.
-    """
-
-    data: str
-    seconds: float
-    sizes: dict[str, int]
-    counts: dict[str, dict[str, int]]
-    findings: list[Finding]
+    problem: str = ""  # why it cannot be read
+    size: int = -1  # bytes; -1 where there is no file
+    format: str = ""  # of its content, such as ``JPEG``
+    width: int = 0  # as stored, like the height
+    height: int = 0
+    is_turned: bool = False  # whether its EXIF data ask to turn or mirror it
+    checksum: bytes = b""  # of its content; nothing where it cannot be read
+    thumb: NDArray[np.uint8] | None = None  # ``(3, 32, 32)``, of the upright image; nothing likewise
 
     @property
-    def hurts(self) -> bool:
-        """Whether anything was found that hurts."""
-        return any(finding.hurts for finding in self.findings)
+    def is_huge(self) -> bool:
+        """Whether it has more pixels than Pillow takes for safe; such an image is not decoded."""
+        return self.width * self.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
 
 
-def _item(image: Image, **more: Any) -> dict[str, Any]:
-    return {"path": image.path, "split": image.split, "class": image.label, **more}
+def inspect_file(path: Path) -> Inspected:
+    """Reads a file once."""
+    try:
+        seen = Inspected("", path.stat().st_size, *_header(path))
+    except OSError as error:
+        return Inspected(error.strerror or type(error).__name__)
+    if seen.is_huge:
+        return seen
+    found = problem_or_pixels(path)
+    if isinstance(found, str):
+        return replace(seen, problem=found)
+    upright = Image.fromarray(found.permute(1, 2, 0).numpy())
+    thumb = np.asarray(upright.resize((THUMB, THUMB), Image.Resampling.BOX)).transpose(2, 0, 1)
+    checksum = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    return replace(seen, checksum=checksum, thumb=np.ascontiguousarray(thumb))
 
 
-def check_files(images: Sequence[Image], inspected: Sequence[Inspected]) -> list[Finding]:
-    """What is wrong with single files."""
+def _header(path: Path) -> tuple[str, int, int, bool]:
+    """Format, width, height and whether it is turned; where there is no image, nothing of it."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None  # a header is harmless
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats()) as image:
+                has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow decodes it all, and looks behind
+                turned = has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+                return image.format or "", image.width, image.height, turned
+    except Exception:  # a damaged file raises nearly anything; decoding it gives the reason
+        return "", 0, 0, False
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def matches_format(path: str, format: str) -> bool:
+    """Whether the suffix of a file belongs to the format of its content.
+
+    >>> matches_format("a.JPG", "MPO"), matches_format("a.png", "JPEG")
+    (True, False)
+    """
+    known = "JPEG" if format == "MPO" else format  # with something added: what phones write to .jpg files
+    return Image.registered_extensions().get(Path(path).suffix.lower()) == known
+
+
+def check_files(images: Sequence[Sample], inspected: Sequence[Inspected]) -> list[Finding]:
+    """What is wrong with single files, and which other files lie beside them."""
     both = list(zip(images, inspected, strict=True))
     known = [(image, seen, f"{seen.width}x{seen.height}") for image, seen in both if seen.format]
     read = [(image, seen, text) for image, seen, text in known if not seen.problem and not seen.is_huge]
@@ -106,14 +116,12 @@ def check_files(images: Sequence[Image], inspected: Sequence[Inspected]) -> list
     broken = [_item(image, reason=seen.problem) for image, seen in both if seen.problem and seen.size != 0]
     huge = [_item(image, reason=text) for image, seen, text in known if seen.is_huge]
     tiny = [_item(i, reason=text) for i, seen, text in read if min(seen.width, seen.height) < TINY]
-    sides = [(i, text, sorted((seen.width, seen.height))) for i, seen, text in read]
-    long = [_item(i, reason=text) for i, text, (short, far) in sides if far > LONG * short]
-    wrong = [
-        _item(i, reason=f"is {s.format}") for i, s, _ in known if not matches_format(Path(i.path).suffix, s.format)
-    ]
+    long = [_item(i, reason=text) for i, s, text in read if max(s.width, s.height) > LONG * min(s.width, s.height)]
+    wrong = [_item(i, reason=f"is {s.format}") for i, s, _ in known if not matches_format(i.path, s.format)]
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
+    ignored, convert = _find_ignored({Path(image.path).parent for image in images})
     out = "or leave them out with `data.on_bad_image` skip"
-    return _file_findings(
+    kinds = (
         ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"fix or remove them, {out}", broken),
         ("empty", True, "have no content", f"copy them again or remove them, {out}", empty),
         ("huge", True, "have so many pixels that decoding them takes gigabytes", "scale them down", huge),
@@ -121,32 +129,8 @@ def check_files(images: Sequence[Image], inspected: Sequence[Inspected]) -> list
         ("tiny", False, f"are less than {TINY} pixels high or wide", "look whether they are thumbnails", tiny),
         ("long", False, f"are more than {LONG:g} times as long as wide", "crop them: most of them is cut away", long),
         ("turned", False, "are turned upright by their EXIF data", "nothing to do: lit_ft turns them", turned),
+        ("ignored", False, "beside the images are passed over", convert, ignored),
     )
-
-
-def check_split(refusal: str) -> list[Finding]:
-    """Why the splits cannot be made, if so."""
-    advice = "add images to the classes concerned, or change the option"
-    return [Finding("split", True, refusal, advice, 1)] if refusal else []
-
-
-def check_ignored(paths: Sequence[Path]) -> list[Finding]:
-    """Files beside the images that are passed over."""
-    found = []
-    for folder in sorted({path.parent for path in paths}):
-        for entry in os.scandir(folder):
-            if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path):
-                found.append({"path": entry.path, "reason": suffix_of(entry.name) or "no suffix"})
-    kinds = Counter(str(item["reason"]) for item in found)
-    listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
-    heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
-    advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
-    return _file_findings(
-        ("ignored", False, "beside the images are passed over", advice, sorted(found, key=lambda i: i["path"]))
-    )
-
-
-def _file_findings(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> list[Finding]:
     return [
         Finding(kind, hurts, f"{len(items):,} file(s) {what}", advice, len(items), items)
         for kind, hurts, what, advice, items in kinds
@@ -154,20 +138,29 @@ def _file_findings(*kinds: tuple[str, bool, str, str, list[dict[str, Any]]]) -> 
     ]
 
 
-def check_placeholders(images: Sequence[Image], often: Sequence[Sequence[int]]) -> list[Finding]:
-    """Pictures that are there so often that they are no photos of something."""
-    if not often:
-        return []
-    groups = [{"same": "look", "images": [_item(images[row]) for row in rows]} for rows in often]
-    count = sum(map(len, often))
-    what = f"{count:,} images show one picture at least {MANY} times ({len(often):,} group(s))"
-    advice = "look whether it is a placeholder, such as 'image not found', and remove these"
-    return [Finding("placeholder", True, what, advice, count, groups=groups)]
+def _item(image: Sample, **more: Any) -> dict[str, Any]:
+    return {"path": image.path, "split": image.split, "class": image.label, **more}
 
 
-def check_copies(images: Sequence[Image], groups: Sequence[Group], often: Sequence[Sequence[int]]) -> list[Finding]:
-    """Images that are there more than once: in two splits, in two classes, or needlessly."""
-    leaks, contradictions, others = [], [], []
+def _find_ignored(folders: Collection[Path]) -> tuple[list[dict[str, Any]], str]:
+    """Files beside the images that are passed over, and what to do about them."""
+    found = [
+        {"path": entry.path, "reason": suffix_of(entry.name) or "no suffix"}
+        for folder in sorted(folders)
+        for entry in os.scandir(folder)
+        if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path)
+    ]
+    kinds = Counter(item["reason"] for item in found)
+    listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
+    heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
+    advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
+    return sorted(found, key=lambda item: item["path"]), advice
+
+
+def check_copies(images: Sequence[Sample], groups: Sequence[Group], often: Sequence[Sequence[int]]) -> list[Finding]:
+    """Images that are there more than once: as placeholders, in two splits, in two classes, or needlessly."""
+    placeholders = [{"same": "look", "images": [_item(images[row]) for row in rows]} for rows in often]
+    leaks, contradictions, rest = [], [], []
     reported = {row for rows in often for row in rows}
     for group in groups:
         members = [images[row] for row in group.rows]
@@ -178,29 +171,31 @@ def check_copies(images: Sequence[Image], groups: Sequence[Group], often: Sequen
         if len(labels) > 1:
             contradictions.append(found)
         if len(splits) == len(labels) == 1 and not reported.issuperset(group.rows):
-            others.append(found)
+            rest.append(found)
+    several = "{:,} images in {:,} group(s) are"
+    many = f"{{:,}} images show one picture at least {MANY} times ({{:,}} group(s))"
+    look = "look whether it is a placeholder, such as 'image not found', and remove these"
+    kinds = (
+        ("placeholder", True, many, look, placeholders),
+        ("leak", True, f"{several} in more than one split", "keep each in one split, else scores are too good", leaks),
+        ("contradiction", True, f"{several} in more than one class", "decide for one class each", contradictions),
+        ("duplicates", False, f"{several} there more than once in their class", "remove all but one if you like", rest),
+    )
     copies = []
-    for kind, hurts, what, advice, those in (
-        ("leak", True, "are in more than one split", "keep each in one split, else scores are too good", leaks),
-        ("contradiction", True, "are in more than one class", "decide for one class each", contradictions),
-        ("duplicates", False, "are there more than once in their class", "remove all but one if you like", others),
-    ):
-        count = sum(len(found["images"]) for found in those)
-        if those:
-            what = f"{count:,} images in {len(those):,} group(s) {what}"
-            copies.append(Finding(kind, hurts, what, advice, count, groups=those))
+    for kind, hurts, what, advice, those in kinds:
+        if count := sum(len(found["images"]) for found in those):
+            copies.append(Finding(kind, hurts, what.format(count, len(those)), advice, count, groups=those))
     return copies
 
 
 def check_classes(names: Sequence[str], counts: Mapping[Split, Sequence[int]]) -> list[Finding]:
     """Classes that are too small, too different in size, or not everywhere."""
-    findings = []
     train = counts.get("train")
     if train is None or len(names) < 2:
         return []
-    few = [{"class": name, "images": n} for name, n in zip(names, train, strict=True) if n < 2]
-    some = [{"class": name, "images": n} for name, n in zip(names, train, strict=True) if 2 <= n < FEW]
-    for kind, hurts, limit, items in (("too_few", True, 2, few), ("few", False, FEW, some)):
+    findings = []
+    for kind, hurts, least, limit in (("too_few", True, 0, 2), ("few", False, 2, FEW)):
+        items = [{"class": name, "images": n} for name, n in zip(names, train, strict=True) if least <= n < limit]
         if items:
             what = f"{len(items):,} class(es) have less than {limit} images to train on"
             findings.append(Finding(kind, hurts, what, "add images, or leave these classes out", len(items), items))

@@ -1,10 +1,10 @@
-"""Reports of a check: lines in a terminal, JSON for programs, and a page of pictures."""
+"""Findings of a check, and reports of them: lines in a terminal, JSON for programs, and a page of pictures."""
 
 from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from lit_ft.console import format_path, format_table, rank_zero_print
-from lit_ft.data.checks.findings import Checked
 from lit_ft.data.images.formats import formats
 from lit_ft.errors import for_command_line, printable
 
@@ -20,6 +19,35 @@ _MAX_LINES = 5  # of a finding, in the terminal
 _MAX_SHOWN = 50  # groups or images of a finding, on the page
 _MAX_ABREAST = 8  # images of a group
 _SIDE = 160
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of thing that was found, and how many images, files or classes it concerns."""
+
+    kind: str  # a name for programs, such as ``leak``
+    hurts: bool  # whether it makes training fail or its figures wrong; the rest is worth knowing
+    what: str
+    advice: str
+    count: int
+    items: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)  # images that show the same, where it is about these
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was checked, and what was found, the worst first."""
+
+    data: str  # name of the data module
+    seconds: float
+    sizes: dict[str, int]  # images by split
+    counts: dict[str, dict[str, int]]  # images by split and class, or label; of numbers there is none
+    findings: list[Finding]
+
+    @property
+    def hurts(self) -> bool:
+        """Whether anything was found that hurts."""
+        return any(finding.hurts for finding in self.findings)
 
 
 def print_check(checked: Checked, folder: str | None) -> int:
@@ -51,9 +79,8 @@ def format_text(checked: Checked) -> str:
     lines += format_table(rows, ("<8", ">8"), gap=" ").splitlines()
     for finding in checked.findings:
         lines += ["", f"{'HURTS' if finding.hurts else 'note '}  {finding.what}", f"       -> {finding.advice}"]
-        examples = [_line(item) for item in finding.items] + [
-            f"{' = '.join(_line(image) for image in group['images'][:4])}" for group in finding.groups
-        ]
+        examples = [_line(item) for item in finding.items]
+        examples += [" = ".join(map(_line, group["images"][:4])) for group in finding.groups]
         lines += [f"       {example}" for example in examples[:_MAX_LINES]]
         if len(examples) > _MAX_LINES:
             lines.append(f"       and {len(examples) - _MAX_LINES:,} more")
@@ -63,10 +90,10 @@ def format_text(checked: Checked) -> str:
 
 
 def format_json(checked: Checked) -> str:
-    """The same in full: the fields of `Checked`, `Finding` and `Image`, which has ``class`` for its label.
+    """The same in full: the fields of `Checked` and `Finding`.
 
-    An item also has ``reason`` where there is one, or is of a class: ``class``, and ``images`` or ``split``. A group
-    has ``same``, which is ``bytes`` or ``look``, and ``images``.
+    An item has the ``path``, ``split`` and ``class`` of an image, and ``reason`` where there is one, or is of a class:
+    ``class``, and ``images`` or ``split``. A group has ``same``, which is ``bytes`` or ``look``, and ``images``.
     """
     return json.dumps({"hurts": checked.hurts, **asdict(checked)}, indent=1) + "\n"
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
-from lit_ft.data.checks import check
-from lit_ft.data.checks.inspection import inspect_file
+from lit_ft.data.checks.check_data import check
+from lit_ft.data.checks.findings import inspect_file
 from lit_ft.errors import plain
 
 
@@ -333,7 +333,7 @@ def test_sets_in_memory_are_checked_for_exact_copies(mnist_root):
 
 
 def test_looking_never_decodes_what_is_huge(clean, monkeypatch):
-    monkeypatch.setattr("lit_ft.data.checks.inspection.problem_or_pixels", None)
+    monkeypatch.setattr("lit_ft.data.checks.findings.problem_or_pixels", None)
     assert inspect_file(bomb(clean)).is_huge
 
 

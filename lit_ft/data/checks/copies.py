@@ -1,7 +1,8 @@
-"""Exact and near copies of images."""
+"""Copies of images, exact and near, and pictures that are there so often that they are placeholders."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -26,16 +27,28 @@ MOST_APART = 0.4
 LEAST_CONTRAST = 6.0
 """Least standard deviation of a thumbnail, of 255: what is flatter has too little in it to be compared."""
 
+MANY = 5
+"""A picture that is there at least so often is said to be a placeholder."""
+
+FLAT_CONTRAST = 16.0
+"""Standard deviation of a thumbnail, of 255, up to which a picture counts as flat: mostly background."""
+
+PLAIN_CONTRAST = 0.5
+"""What is flatter has one colour."""
+
+FLAT_APART = (3.0, 1.0)
+"""The means of flat pictures that are nearly equal differ by at most so much, of 255; and those of one colour."""
+
+LEAST_CORRELATION = 0.98
+"""So much flat pictures that are nearly equal are correlated at least."""
+
 _LOW = np.uint64(48)
 _WINDOW = 8
 _MARGIN = 0.05
-_SHIFTS = [(x, y) for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0)]
-"""Where a copy without a margin was cut: shares of the margin that are lost to the left and at the top."""
 
-_VIEWS = [(None, False), (None, True), *((shift, False) for shift in _SHIFTS)]
-"""What a copy may be of an image: where it was cut, if it was, and whether it is mirrored."""
+_VIEWS = [(None, False), (None, True), *(((x, y), False) for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0))]
+"""What a copy may be of an image: where its margin was cut, as shares lost to the left and at the top, and mirrored."""
 
-Same = Literal["bytes", "look"]
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 
@@ -50,7 +63,7 @@ class Group:
     """
 
     rows: list[int]
-    same: Same
+    same: Literal["bytes", "look"]
 
 
 def find_duplicates(checksums: NDArray[Any], thumbs: Tensor | None) -> list[Group]:
@@ -67,36 +80,56 @@ def find_duplicates(checksums: NDArray[Any], thumbs: Tensor | None) -> list[Grou
     pairs = [np.stack([order[:-1][same_as_next], order[1:][same_as_next]])]
     if thumbs is not None:
         # One of each group of exact copies is enough.
-        first = np.flatnonzero(known)[np.unique(kind[known], return_index=True)[1]]
-        first.sort()
-        near = near_copies(thumbs[torch.from_numpy(first)])
-        pairs.append(first[near])
-    left, right = np.concatenate(pairs, axis=1)
-    linked = coo_matrix((np.ones(len(left), bool), (left, right)), (len(checksums), len(checksums)))
+        first = np.sort(np.flatnonzero(known)[np.unique(kind[known], return_index=True)[1]])
+        pairs.append(first[near_copies(thumbs[torch.from_numpy(first)])])
+    groups = _connected(np.concatenate(pairs, axis=1), len(checksums))
+    return [Group(rows, "bytes" if len(set(kind[rows].tolist())) == 1 else "look") for rows in groups]
+
+
+def find_placeholders(
+    pictures: Sequence[bytes], thumbs: NDArray[np.uint8] | None = None, copies: Iterable[Sequence[int]] = ()
+) -> list[list[int]]:
+    """Groups of at least `MANY` images that show one picture, such as "image not found".
+
+    Args:
+        pictures: What images of one picture have in common, such as a checksum; empty for what cannot be read.
+        thumbs: What images of one picture have nearly in common, ``(N, 3, 32, 32)``.
+        copies: Rows of images that are near copies, and may be of one picture.
+
+    Returns:
+        The rows of each group, ascending.
+    """
+    first: dict[bytes, int] = {}
+    pairs = [(first.setdefault(picture, row), row) for row, picture in enumerate(pictures) if picture]
+    if thumbs is not None:
+        pairs += _pairs_of_flat(thumbs, np.array([bool(picture) for picture in pictures]))
+        for rows in copies:
+            alike = _grey(thumbs[rows]) @ _grey(thumbs[rows[:1]])[0] >= LEAST_CORRELATION
+            pairs += [(rows[0], rows[i]) for i in alike.nonzero().flatten().tolist()]
+    groups = _connected(np.array(pairs, np.int64).reshape(-1, 2).T, len(pictures))
+    return [rows for rows in groups if len(rows) >= MANY]
+
+
+def _connected(pairs: Rows, num: int) -> list[list[int]]:
+    """The rows, of ``num``, that pairs ``(2, P)`` connect, ascending in each group."""
+    linked = coo_matrix((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), (num, num))
     group = connected_components(linked, directed=False)[1]
-    rows = np.unique(np.concatenate([left, right]))
     found: dict[int, list[int]] = {}
-    for row in rows.tolist():
+    for row in np.unique(pairs).tolist():
         found.setdefault(int(group[row]), []).append(row)
-    return [Group(rows, "bytes" if len(set(kind[rows].tolist())) == 1 else "look") for rows in found.values()]
+    return list(found.values())
 
 
 def near_copies(thumbs: Tensor) -> Rows:
-    """Pairs of images that are the same but for size, compression, brightness, mirroring, or a margin of up to 5%.
+    """Pairs ``(2, P)`` of images equal but for size, compression, brightness, mirroring, or a margin of up to 5%.
 
     Candidates are found by their difference hashes (N. Krawetz, "Kind of Like That", 2013: which of 8x8 places are
     brighter than the one to the left), of which at most `MOST_BITS` may differ. Different photos with the same large
-    shapes have that, too, so the thumbnails are then laid upon one another, and may differ nowhere by much.
-
-    Args:
-        thumbs: uint8 ``(N, 3, 32, 32)``.
-
-    Returns:
-        Rows, ``(2, P)``.
+    shapes have that, too, so the thumbnails ``(N, 3, 32, 32)`` are then laid upon one another, and may differ nowhere
+    by much.
     """
-    busy = np.flatnonzero(
-        torch.cat([part.float().std((1, 2, 3)) for part in torch.split(thumbs, 8192)]).numpy() >= LEAST_CONTRAST
-    )
+    contrast = torch.cat([part.float().std((1, 2, 3)) for part in torch.split(thumbs, 8192)]).numpy()
+    busy = np.flatnonzero(contrast >= LEAST_CONTRAST)
     if len(busy) < 2:
         return np.zeros((2, 0), np.int64)
     thumbs = thumbs[torch.from_numpy(busy)]
@@ -139,7 +172,8 @@ def _alike(thumbs: Tensor, pairs: Rows, shift: tuple[float, float] | None, mirro
     for start in range(0, len(alike), 4096):
         some = slice(start, start + 4096)
         left, right = (thumbs[torch.from_numpy(rows[some])].float() for rows in pairs)
-        apart = _apart(_small(left.flip(3) if mirror else left, shift), _small(right))
+        difference = _small(left.flip(3) if mirror else left, shift) - _small(right)
+        apart = functional.avg_pool2d(difference, 2).abs().mean(dim=1).amax(dim=(1, 2))  # in any of 8x8 places
         alike[some] = apart.numpy() <= MOST_APART
     return alike
 
@@ -151,19 +185,11 @@ def _small(thumbs: Tensor, shift: tuple[float, float] | None = None) -> Tensor:
     return small / small.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
-def _apart(left: Tensor, right: Tensor) -> Tensor:
-    """The greatest difference in any of 8x8 places."""
-    return functional.avg_pool2d(left - right, 2).abs().mean(dim=1).amax(dim=(1, 2))
-
-
 class _Index:
-    """Finds hashes that differ in few bits without comparing all with all.
+    """Finds hashes ``(N,)`` that differ in few bits without comparing all with all.
 
     Of two hashes within 7 bits, at least one of four bands of 16 bits differs in at most one (M. Norouzi et al., "Fast
     Search in Hamming Space with Multi-Index Hashing", 2012). So each band is looked up as it is and with each bit off.
-
-    Args:
-        hashes: ``(N,)``.
     """
 
     def __init__(self, hashes: Hashes) -> None:
@@ -176,11 +202,9 @@ class _Index:
             self._bands.append((order, turned[order], starts))
 
     def close(self, query: Hashes, one_off: bool) -> Rows:
-        """Rows of the query and of the index, ``(2, P)``, that differ in few bits, without those of the same row.
+        """Rows of the query ``(N,)`` and of the index, ``(2, P)``, that differ in few bits, but are not the same row.
 
-        Args:
-            query: ``(N,)``.
-            one_off: Whether to look bands up with each bit off, too.
+        With ``one_off``, bands are looked up with each bit off, too.
         """
         flips = [0, *(1 << bit for bit in range(48, 64) if one_off)]
         found = [np.zeros((2, 0), np.int64)]
@@ -219,3 +243,36 @@ def _bits(words: Hashes) -> Hashes:
     words = (words + (words >> np.uint64(4))) & fours
     words = (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
     return words
+
+
+def _pairs_of_flat(thumbs: NDArray[np.uint8], known: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Flat pictures, with the first that each is nearly equal to.
+
+    Not by their hashes: those of a plain background are chance.
+    """
+    contrast = np.concatenate([part.std(axis=(1, 2, 3)) for part in np.array_split(thumbs, len(thumbs) // 4096 + 1)])
+    flat = np.flatnonzero((contrast <= FLAT_CONTRAST) & known)
+    means = thumbs[flat].mean(axis=(2, 3))
+    order = np.argsort(means.sum(axis=1), kind="stable")
+    flat, means = flat[order], means[order]
+    plain, small, total = contrast[flat] < PLAIN_CONTRAST, _grey(thumbs[flat]), means.sum(axis=1)
+    stops = np.searchsorted(total, total + 3 * FLAT_APART[0], side="right")  # what is further on is too bright
+    pairs, taken = [], np.zeros(len(flat), bool)
+    for i, stop in enumerate(stops.tolist()):
+        if taken[i]:
+            continue
+        alike = plain[i:stop] == plain[i]
+        if not plain[i]:
+            alike &= (small[i:stop] @ small[i]).numpy() >= LEAST_CORRELATION
+        alike &= np.abs(means[i:stop] - means[i]).max(axis=1) <= FLAT_APART[int(plain[i])]
+        alike[0] = False
+        taken[i:stop] |= alike
+        pairs += [(int(flat[i]), int(flat[j])) for j in np.flatnonzero(alike) + i]
+    return pairs
+
+
+def _grey(thumbs: NDArray[np.uint8]) -> Tensor:
+    """Grey pictures of 16 x 16, ``(N, 256)``, of mean 0 and length 1, whose products are correlations."""
+    grey = torch.from_numpy(thumbs).float().mean(dim=1, keepdim=True)
+    small = functional.avg_pool2d(grey, 2).flatten(1)
+    return functional.normalize(small - small.mean(dim=1, keepdim=True))

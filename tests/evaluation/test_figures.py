@@ -8,10 +8,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from lit_ft.evaluation import figure_names as module
-from lit_ft.evaluation.confusion import draw_confusion
-from lit_ft.evaluation.figure_names import prepare_names
-from lit_ft.evaluation.plan_figure import draw_plan
+from lit_ft.evaluation import figures
+from lit_ft.evaluation.figures import draw_confusion, draw_plan, prepare_names
 from lit_ft.unfreezing.strategies import make_plan
 
 # Private characters, which no font of any machine has, so that it does not matter which are installed.
@@ -49,9 +47,9 @@ def font(tmp_path, monkeypatch):
     builder.save(tmp_path / "cats.ttf")
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
     font_manager.fontManager.addfont(tmp_path / "cats.ttf")
-    module._find_fonts.cache_clear()
+    figures._find_fonts.cache_clear()
     yield "Cats"
-    module._find_fonts.cache_clear()
+    figures._find_fonts.cache_clear()
 
 
 MATH = ["$", "$x$", "a_$^", r"\frac{", "$\\alpha", "US$ 5", "{}"]
@@ -89,18 +87,39 @@ def test_a_font_that_has_the_characters_is_found(font):
     assert figure.axes[0].get_xlabel() == "predicted"
     families = [tick.get_fontfamily() for tick in figure.axes[0].get_xticklabels()]
     assert all(family[0] != font and family[-1] == font for family in families)  # only where the default has none
-    some = prepare_names(["ant", CAT, DOG])
-    assert some.labels == ["ant", CAT, "#2"]
+    assert prepare_names(["ant", CAT, DOG])[0] == ["ant", CAT, "#2"]
 
 
 def test_fonts_that_cannot_be_read_are_passed_over(tmp_path, font):
     for entry in font_manager.fontManager.ttflist:
         if entry.name == font:
             open(entry.fname, "wb").close()
-    assert prepare_names(["ant", CAT]).labels == ["ant", "#1"]
+    assert prepare_names(["ant", CAT])[0] == ["ant", "#1"]
 
 
 def test_no_font_is_looked_for_where_the_default_has_all(monkeypatch):
     monkeypatch.setattr(font_manager.fontManager, "ttflist", None)
-    module._find_fonts.cache_clear()
-    assert prepare_names(["bee", "müll", "Жук"]).labels == ["bee", "müll", "Жук"]
+    figures._find_fonts.cache_clear()
+    assert prepare_names(["bee", "müll", "Жук"])[0] == ["bee", "müll", "Жук"]
+
+
+MATRIX = torch.tensor([[3, 1, 0], [0, 5, 0], [0, 0, 0]])
+
+
+def test_confusion_figure_has_counts_shares_and_names():
+    [axes] = draw_confusion(MATRIX, ["ant", "bee", "cat"]).axes
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "3", (1, 0): "1", (1, 1): "5"}
+    colors = {text.get_position(): text.get_color() for text in axes.texts}
+    assert colors == {(0, 0): "white", (1, 0): "black", (1, 1): "white"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cat"]
+    [image] = axes.images
+    assert image.get_array().tolist() == [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert image.get_clim() == (0.0, 1.0)
+
+
+def test_confusion_figure_of_many_classes_has_no_numbers():
+    [axes] = draw_confusion(torch.eye(31), [str(i) for i in range(31)]).axes
+    assert len(axes.texts) == 0
+    assert len(axes.get_xticklabels()) == 31
