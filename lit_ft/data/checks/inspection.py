@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from lit_ft.data.checks.duplicates import THUMB
 from lit_ft.data.images.formats import formats
-from lit_ft.data.images.verify import problem_or_pixels
+from lit_ft.data.images.verification import problem_or_pixels
 
 NO_CHECKSUM = b""
 _ALSO = {"MPO": "JPEG"}

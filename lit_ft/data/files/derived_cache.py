@@ -23,11 +23,8 @@ Derived = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def change_time(facts: os.stat_result) -> int:
-    """When a file or folder was last changed, in nanoseconds.
-
-    Not by its mtime, which programs that copy, unpack or edit set back afterwards; but on Windows, where ctime is
-    another thing.
-    """
+    """When a file or folder was last changed, in nanoseconds."""
+    # Not by its mtime, which programs that copy or unpack set back; but on Windows, where ctime is another thing.
     return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
 
 
@@ -38,7 +35,7 @@ def file_stamp(path: str | Path) -> list[Any]:
 
 
 def file_stamp_number(path: str) -> int:
-    """The same as a number of 64 bits, never 0, for very many files."""
+    """The stamp as a number of 64 bits, never 0, for very many files."""
     _, size, time = file_stamp(path)
     digest = hashlib.blake2b(b"%d %d " % (size, time) + os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) or 1
@@ -70,14 +67,21 @@ def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], mak
         make: Derives it.
     """
     found = load_derived(name, key)
-    if found is not None and is_valid(found):
-        return found
-    return store_derived(name, key, make())
+    return found if found is not None and is_valid(found) else store_derived(name, key, make())
 
 
 def load_derived(name: str, key: str) -> Derived | None:
-    """The entry of a name and key, whether it still holds or not."""
-    return _read(_place(name, key))
+    """The entry of a name and key, mapped into memory, whether it still holds or not."""
+    path = _place(name, key)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads(file.metadata()["facts"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
+        return None  # damaged, or of another program: it is made anew
+    return (arrays, facts) if isinstance(facts, dict) else None
 
 
 def store_derived(name: str, key: str, made: Derived) -> Derived:
@@ -94,20 +98,8 @@ def store_derived(name: str, key: str, made: Derived) -> Derived:
         rank_zero_warn(f"{path.parent}: cannot be written ({error}); to keep what is worked out: set LIT_FT_CACHE")
         return made
     # From the file, so that what is used does not depend on whether it was made in this run.
-    return _read(path) or made
+    return load_derived(name, key) or made
 
 
 def _place(name: str, key: str) -> Path:
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-
-
-def _read(path: Path) -> Derived | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = json.loads(file.metadata()["facts"])
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
-        return None  # damaged, or of another program: it is made anew
-    return (arrays, facts) if isinstance(facts, dict) else None

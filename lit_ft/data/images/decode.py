@@ -50,16 +50,8 @@ def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: st
     """What a random crop makes of an image, ``(3, h, w)``, without decoding finer than it needs.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the part that is cut out has then still as
-    many pixels as the result; all others give the very pixels of ``crop(decode(file))``. The random numbers are the
-    same in any case.
-
-    Args:
-        file: Its path, or its content.
-        crop: Draws the part; its randomness comes from torch.
-        name: Its name in errors; the path when not given.
-
-    Raises:
-        UserError: The file cannot be read.
+    many pixels as the result; all others give the very pixels of ``crop(decode(file))``. The random numbers, which
+    come from torch, are the same in any case. Otherwise as `decode`.
     """
     with _opened(file, name) as image:
         if not isinstance(image, JpegImageFile):
@@ -81,15 +73,7 @@ def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: st
 
 
 def cut(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
-    """The same as ``crop(image)``, faster for images whose pixels lie together, as decoded ones do.
-
-    Args:
-        image: uint8 ``(3, H, W)``.
-        crop: Draws the part; its randomness comes from torch.
-
-    Returns:
-        uint8 ``(3, h, w)``.
-    """
+    """The same as ``crop(image)``, uint8 ``(3, H, W)``, faster where pixels lie together, as in decoded images."""
     top, left, height, width = _draw(crop, *image.shape[1:])
     part = image[:, top : top + height, left : left + width]
     # In the memory format of decoded images: torch's resize is fastest for that, if there are no gaps.
@@ -97,11 +81,7 @@ def cut(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
 
 
 def upright_size(file: Path) -> tuple[int, int]:
-    """Height and width of the decoded image, from the file's header alone.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Height and width of the decoded image, from the file's header alone; raises `UserError` like `decode`."""
     with _opened(file, None) as image:
         if image.format == "TIFF":
             image.load()  # turns it; before, not every Pillow has its final size
@@ -128,20 +108,15 @@ def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Imag
 
 
 def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
-    """Why an image cannot be read, in a line.
-
-    Args:
-        file: Its path, or its content.
-        error: What was raised.
-    """
-    if isinstance(error, UnidentifiedImageError):
-        if isinstance(file, BytesIO):
-            suffix, head = "", file.getvalue()[:SIGNATURE_BYTES]
-        else:
-            with open(file, "rb") as opened:
-                suffix, head = suffix_of(str(file)), opened.read(SIGNATURE_BYTES)
-        return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
-    return " ".join(str(error).split()) or type(error).__name__
+    """Why a file, or its content, cannot be read as an image, in a line; from what was raised."""
+    if not isinstance(error, UnidentifiedImageError):
+        return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(file, BytesIO):
+        suffix, head = "", file.getvalue()[:SIGNATURE_BYTES]
+    else:
+        with open(file, "rb") as opened:
+            suffix, head = suffix_of(str(file)), opened.read(SIGNATURE_BYTES)
+    return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -155,8 +130,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The image turned upright, in three colours, transparent parts white."""
     ImageOps.exif_transpose(image, in_place=True)
-    return _rgb(image)
+    if image.mode.startswith(("I", "F")):
+        image = _grey(np.asarray(image))
+    elif image.has_transparency_data:
+        visible = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _pixels(image: Image.Image) -> Tensor:
@@ -182,17 +163,6 @@ def _shrink(image: JpegImageFile, height: int, width: int, crop: v2.RandomResize
 def _resized(part: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
     resized: Tensor = F.resize(part, list(crop.size), crop.interpolation, antialias=crop.antialias)
     return resized
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith(("I", "F")):
-        return _grey(np.asarray(image)).convert("RGB")
-    if image.has_transparency_data:
-        visible = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
-    return image.convert("RGB")
 
 
 def _grey(values: np.ndarray) -> Image.Image:

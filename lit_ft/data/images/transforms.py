@@ -40,15 +40,7 @@ class ShiftFlip:
         return torch.cat([offsets, mirrored if self.flip else torch.zeros_like(mirrored)], dim=1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Applies what was drawn.
-
-        Args:
-            images: uint8 ``(B, C, H, W)``, on any device.
-            drawn: The rows of `draw` that belong to them, ``(B, 3)``, on the CPU.
-
-        Returns:
-            uint8 ``(B, C, H, W)``.
-        """
+        """Shifts images, uint8 ``(B, C, H, W)``, by their rows of `draw`, ``(B, 3)``, which are on the CPU."""
         size, channels, height, width = images.shape
         top, left, mirrored = drawn.unbind(1)
         which = torch.arange(size)
@@ -89,12 +81,11 @@ class PerImage:
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Transforms each image of a batch ``(B, C, H, W)`` with its own seed; the global generator is left alone."""
-        return torch.stack([self._transformed(*pair) for pair in zip(images, drawn.tolist(), strict=True)])
-
-    def _transformed(self, image: Tensor, seed: int) -> Tensor:
-        with random_from(seed):
-            transformed: Tensor = self.transform(image)
-        return transformed
+        transformed = []
+        for image, seed in zip(images, drawn.tolist(), strict=True):
+            with random_from(seed):
+                transformed.append(self.transform(image))
+        return torch.stack(transformed)
 
 
 @contextmanager

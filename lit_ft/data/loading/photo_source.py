@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.data.files.derived_cache import hash_tensors
-from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.file_split import FileSplit, PhotoFiles
 from lit_ft.data.images.decode import cut, decode, decode_crop
-from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
+from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.transforms import random_from
 from lit_ft.data.loading.protocols import Batch
 from lit_ft.data.loading.sampler import Picks

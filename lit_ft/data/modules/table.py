@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_file, find_folder
-from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.label_columns import read_labels

@@ -10,7 +10,7 @@ from PIL import Image
 from lit_ft.data.images import formats as module
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.formats import formats, image_suffixes, is_image
-from lit_ft.data.images.verify import problem
+from lit_ft.data.images.verification import problem
 from lit_ft.errors import UserError
 
 # Of the formats that photos come in, one that each plugin of Pillow writes.
