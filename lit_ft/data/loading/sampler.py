@@ -27,12 +27,10 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
 
 
 class Picks(NamedTuple):
-    """The images of one batch.
+    """The images of one batch: which of the set, and where in the epoch's order over all processes, int64 ``(B,)``.
 
-    Args:
-        rows: Which images of the set, int64 ``(B,)``.
-        places: Where in the epoch's order, counted over all processes, int64 ``(B,)``. What is random about an image
-            belongs to its place: an image that comes twice in an epoch is not augmented twice alike.
+    What is random about an image belongs to its place: an image that comes twice in an epoch is not augmented twice
+    alike.
     """
 
     rows: Tensor
@@ -102,11 +100,8 @@ class EpochSampler:
 
     def batches(self) -> list[Picks]:
         """The images of each batch of this epoch in this process."""
-        order = self._order()
-        places = self._places()
-        cuts = [i * self.batch_size for i in range(len(self))]
-        shards = [places[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(places)], strict=True)]
-        return [Picks(order[shard], shard) for shard in shards]
+        order, stops = self._order(), [i * self.batch_size for i in range(1, len(self))]
+        return [Picks(order[places], places) for places in self._places().tensor_split(stops)]
 
     def augment_generator(self) -> torch.Generator:
         """Randomness of this epoch's augmentation; the same in every process, and apart from that of the order."""
@@ -116,9 +111,6 @@ class EpochSampler:
         """Those of this process."""
         return torch.arange(self.rank, self.num_samples, self.world_size)
 
-    def _order_generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.num_samples)
@@ -126,15 +118,12 @@ class EpochSampler:
         order = torch.randperm(self.num_samples, generator=generator)
         return order if self.classes is None else _balanced(self.classes, order, generator)
 
+    def _order_generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+
 
 def _balanced(classes: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows of which each class has an equal share, in random places.
-
-    Args:
-        classes: Class of each row, ``(N,)``.
-        order: The places to fill, in random order, ``(N,)``.
-        generator: Where the randomness comes from.
-    """
+    """Rows of which each class has an equal share, in random places: those of ``order``, one after the other."""
     members = [rows for rows in rows_by_class(classes, 0) if len(rows)]
     shares = torch.full((len(members),), len(classes) // len(members))
     shares[torch.randperm(len(members), generator=generator)[: len(classes) % len(members)]] += 1
@@ -151,18 +140,13 @@ class ChunkSampler(EpochSampler):
     """The batches of one process, from a set that lies in chunks and is read one chunk after the other.
 
     The order of the chunks is shuffled, and the images within each. Each process has one run of places, so that it
-    reads chunks of its own; only the first and the last are shared with its neighbours.
-
-    Args:
-        chunk_sizes: Number of images in each chunk.
-        batch_size: Number of images in a batch, in each process.
-        **options: As of `EpochSampler`, without ``classes``.
+    reads chunks of its own; only the first and the last are shared with its neighbours. ``options`` are those of
+    `EpochSampler`, without ``classes``.
     """
 
     def __init__(self, chunk_sizes: Sequence[int], batch_size: int, **options: Any) -> None:
         super().__init__(sum(chunk_sizes), batch_size, **options)
-        stops = np.cumsum(chunk_sizes).tolist()
-        self._chunks = [torch.arange(stop - size, stop) for size, stop in zip(chunk_sizes, stops, strict=True)]
+        self._chunks = torch.arange(self.num_samples).tensor_split(np.cumsum(chunk_sizes)[:-1].tolist())
 
     def _places(self) -> Tensor:
         start, stop = (self.num_samples * rank // self.world_size for rank in (self.rank, self.rank + 1))
