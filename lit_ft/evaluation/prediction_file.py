@@ -11,7 +11,7 @@ from typing import TextIO
 
 import torch
 
-from lit_ft.data.tables.formulas import escape_formula
+from lit_ft.data.tables.tables import escape_formula
 from lit_ft.runs import name_unfinished, replace_atomically
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from lit_ft.data.tables.formulas import unescape_formula
+from lit_ft.data.tables.tables import unescape_formula
 from lit_ft.evaluation.prediction_file import build_rows, check_target, is_device, write_rows
 
 NAMES = ["ant", "=bee"]

@@ -22,7 +22,7 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.options import check_choice, check_held_out
-from lit_ft.data.tables.split_table import Columns, write_split_table
+from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
 
 
