@@ -15,7 +15,7 @@ from lit_ft.data.checks.duplicates import Group
 from lit_ft.data.checks.inspection import Inspected, matches_format
 from lit_ft.data.checks.placeholders import MANY
 from lit_ft.data.files.folders import is_ignored
-from lit_ft.data.images.formats import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.decode import HEIC_ADVICE, is_image, is_unread_heif, suffix_of
 from lit_ft.data.loading.protocols import Split
 
 IMBALANCE = 10.0

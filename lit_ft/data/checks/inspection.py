@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from lit_ft.data.checks.duplicates import THUMB
-from lit_ft.data.images.formats import formats
+from lit_ft.data.images.decode import formats
 from lit_ft.data.images.verification import problem_or_pixels
 
 NO_CHECKSUM = b""

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from lit_ft.assets import cache_folder
 
-Derived = tuple[dict[str, Tensor], dict[str, Any]]
-"""Arrays by name, and plain facts about them."""
+Derived = tuple[dict[str, Tensor], dict[str, Any]]  # arrays by name, and plain facts about them
 
 
 def change_time(facts: os.stat_result) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_folder, holds, is_ignored
-from lit_ft.data.images.formats import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.decode import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
 # The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again

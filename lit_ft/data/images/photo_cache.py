@@ -39,18 +39,34 @@ class SplitCaches:
     def open(
         self, folder: str, splits: Mapping[Split, FileSplit], spec: InputSpec, write: bool, num_workers: int | None
     ) -> dict[Split, PhotoCache]:
-        """The cache of each split; none where they are not cached and ``write`` does not allow it.
+        """The cache of each split; where images are not cached as they are now, all are written first.
 
-        ``num_workers`` processes write it, one a CPU when not given.
+        The write is atomic. A process that starts while another one writes waits, and then shares the cache. Nothing
+        is returned where the images are not cached and ``write`` does not allow it.
+
+        Raises:
+            UserError: There is no room or no permission, or an image cannot be read.
         """
-        if self._opened is None or self._opened[0] != spec:
-            names: list[Split] = [name for name in ("train", "val", "test") if name in splits]
-            files = [PhotoFiles.of(splits[name].paths) for name in names]
-            workers = usable_cpus() if num_workers is None else num_workers
-            found = open_photo_cache(folder, files, spec, write=write, workers=workers)
-            if found is None:
-                return {}
-            self._opened = spec, dict(zip(names, found, strict=True))
+        if self._opened is not None and self._opened[0] == spec:
+            return self._opened[1]
+        names: list[Split] = [name for name in ("train", "val", "test") if name in splits]
+        files = [PhotoFiles.of(splits[name].paths) for name in names]
+        path = cache_path(Path(folder).expanduser().absolute(), files, spec)
+        found = find_cache(path, files)
+        if found is None and write:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with _claimed(path.with_name(f".{path.name}")):
+                    found = find_cache(path, files)  # written by another process meanwhile
+                    if found is None:
+                        path.unlink(missing_ok=True)  # it holds no more, and its room may be needed
+                        _write(path, files, spec, usable_cpus() if num_workers is None else num_workers)
+            except (OSError, NotImplementedError) as error:  # a file system without locks
+                raise _unwritable(path.parent, error) from error
+            found = found or find_cache(path, files)
+        if found is None:
+            return {}
+        self._opened = spec, dict(zip(names, found, strict=True))
         return self._opened[1]
 
 
@@ -161,33 +177,6 @@ def stored_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     sides = (shorter, shorter) if spec.squash else (height, width)
     resized = int(spec.resize * sides[0] / shorter), int(spec.resize * sides[1] / shorter)
     return resized if resized[0] * resized[1] < height * width else (height, width)
-
-
-def open_photo_cache(
-    folder: str, files: Sequence[PhotoFiles], spec: InputSpec, write: bool, workers: int
-) -> list[PhotoCache] | None:
-    """The cached images of each list of files; where they are not cached as they are now, all are written first.
-
-    The write is atomic. A process that starts while another one writes waits, and then shares the cache. Nothing is
-    returned where the images are not cached and ``write`` does not allow it.
-
-    Raises:
-        UserError: There is no room or no permission, or an image cannot be read.
-    """
-    path = cache_path(Path(folder).expanduser().absolute(), files, spec)
-    found = find_cache(path, files)
-    if found is not None or not write:
-        return found
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(path.with_name(f".{path.name}")):
-            found = find_cache(path, files)  # written by another process meanwhile
-            if found is None:
-                path.unlink(missing_ok=True)  # it holds no more, and its room may be needed
-                _write(path, files, spec, workers)
-    except (OSError, NotImplementedError) as error:  # a file system without locks
-        raise _unwritable(path.parent, error) from error
-    return found or find_cache(path, files)
 
 
 @contextmanager

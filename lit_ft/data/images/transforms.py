@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.protocols import Augment
 
 
+@dataclass(frozen=True)
 class ShiftFlip:
     """Random shift with zero padding, and optionally a horizontal flip, for batches of arrays.
 
@@ -25,13 +27,8 @@ class ShiftFlip:
         flip: Whether half of the images are mirrored.
     """
 
-    def __init__(self, shift: int, flip: bool = False) -> None:
-        self.shift = shift
-        self.flip = flip
-
-    def __repr__(self) -> str:
-        """Says all that it does."""
-        return f"ShiftFlip(shift={self.shift}, flip={self.flip})"
+    shift: int
+    flip: bool = False
 
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Draws what happens to each sample in one epoch, int64 ``(N, 3)``: row and column offset, mirrored or not."""

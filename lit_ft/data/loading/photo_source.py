@@ -93,11 +93,7 @@ class PhotoSource:
     """
 
     def __init__(
-        self,
-        split: FileSplit,
-        transform: v2.Compose,
-        workers: Workers | None = None,
-        cache: PhotoCache | None = None,
+        self, split: FileSplit, transform: v2.Compose, workers: Workers | None = None, cache: PhotoCache | None = None
     ) -> None:
         self.split = split
         self._transform = transform

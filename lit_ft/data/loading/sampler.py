@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ class Picks(NamedTuple):
     places: Tensor
 
 
+@dataclass(eq=False)
 class EpochSampler:
     """The batches of one process, epoch by epoch.
 
@@ -60,39 +62,31 @@ class EpochSampler:
         UserError: There are fewer images than processes.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        training: bool = False,
-        shuffle: bool | None = None,
-        classes: Tensor | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if num_samples < world_size:
-            raise UserError(
-                f"`trainer.devices`: {num_samples} image(s) cannot be shared among {world_size} process(es); "
-                f"use at most {num_samples}, or more images"
-            )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.shuffle = training if shuffle is None else shuffle
-        self.classes = classes
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    num_samples: int
+    batch_size: int
+    _: KW_ONLY
+    training: bool = False
+    shuffle: bool | None = None
+    classes: Tensor | None = None
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
         self.epoch = 0
-        smallest_shard = num_samples // world_size
-        self._num_batches = -(-smallest_shard // batch_size)
-        if training and self._num_batches > 1 and batch_size > 1 and smallest_shard % batch_size == 1:
-            self._num_batches -= 1
+        if self.num_samples < self.world_size:
+            raise UserError(
+                f"`trainer.devices`: {self.num_samples} image(s) cannot be shared among {self.world_size} process(es); "
+                f"use at most {self.num_samples}, or more images"
+            )
+        if self.shuffle is None:
+            self.shuffle = self.training
 
     def __len__(self) -> int:
         """Number of batches in an epoch, the same in every process."""
-        return self._num_batches
+        full, rest = divmod(self.num_samples // self.world_size, self.batch_size)
+        joins = rest == 0 or (rest == 1 and full > 0 and self.training and self.batch_size > 1)
+        return full if joins else full + 1
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch; Lightning calls this before each one."""

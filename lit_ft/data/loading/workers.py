@@ -143,16 +143,10 @@ class _Each(Dataset[Any]):
 
 
 def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int | None = None) -> Iterator[R]:
-    """Looks at each of many things, in order, in several processes; in a terminal, a bar shows how far it is.
+    """Looks at each of many things, such as paths, in order; in a terminal, a bar says what it is doing, and how far.
 
-    Args:
-        things: The things, such as paths.
-        look: What to do with each; it must be possible to pickle it.
-        doing: What the bar says.
-        workers: Number of processes, 0 for none but this one; when not given, one a CPU, if there is enough to do.
-
-    Raises:
-        UserError: What ``look`` raised of this kind.
+    In so many processes, 0 for none but this one; when not given, in one a CPU, if there is enough to do. They must be
+    able to pickle ``look``. A `UserError` that it raises ends the sweep.
     """
     chunks = [range(start, min(start + _CHUNK, len(things))) for start in range(0, len(things), _CHUNK)]
     if workers is None:
