@@ -56,14 +56,9 @@ def match_layout(arrays: Mapping[str, Tensor], like: Mapping[str, tuple[torch.dt
 def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], make: Callable[[], Derived]) -> Derived:
     """Arrays and facts of an earlier run, mapped into memory, or derived now and stored.
 
-    The write is atomic, and the file may be deleted at any time; one of another program is replaced. Where the folder
-    cannot be written, a warning says so.
-
-    Args:
-        name: Kind of thing, such as ``index``.
-        key: Its source; one entry is stored for each.
-        is_valid: Whether an entry is of the kind that ``make`` gives, and still holds.
-        make: Derives it.
+    One entry is stored for each ``key``, the source of a kind of thing; ``is_valid`` is whether an entry is of the kind
+    that ``make`` gives, and still holds. The write is atomic, and the file may be deleted at any time; one of another
+    program is replaced. Where the folder cannot be written, a warning says so.
     """
     found = load_derived(name, key)
     return found if found is not None and is_valid(found) else store_derived(name, key, make())

@@ -22,18 +22,12 @@ class PackedPaths(Sequence[Path]):
     """Paths below one folder, as bytes in one array that worker processes share.
 
     A million Python strings would be copied into each worker, one by one, as it reads them.
-
-    Args:
-        root: What the paths begin with; those that are absolute stand for themselves.
-        text: The bytes of all names within it, one after the other, uint8.
-        starts: Where each path begins in the text, int64 ``(N,)``.
-        stops: Where each ends, int64 ``(N,)``.
     """
 
-    root: str
-    text: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
+    root: str  # what the paths begin with; those that are absolute stand for themselves
+    text: NDArray[np.uint8]  # the bytes of all names within it, one after the other
+    starts: NDArray[np.int64]  # where each name begins in the text, (N,)
+    stops: NDArray[np.int64]  # where each ends, (N,)
 
     @classmethod
     def pack(cls, root: str | Path, names: Iterable[str | Path]) -> PackedPaths:
@@ -79,17 +73,11 @@ class PackedPaths(Sequence[Path]):
 
 @dataclass(frozen=True)
 class FileSplit:
-    """The images of one split.
-
-    Args:
-        paths: Path of each image, ``N`` of them.
-        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
-        groups: The group of each, such as the patient, by number, int64 ``(N,)``; none where none are known.
-    """
+    """The ``N`` images of one split."""
 
     paths: PackedPaths
-    targets: Tensor
-    groups: Tensor | None = None
+    targets: Tensor  # class of each, int64 (N,), or the labels or numbers of each, (N, K)
+    groups: Tensor | None = None  # the group of each, such as the patient, by number, int64 (N,), where known
 
     def __len__(self) -> int:
         """Number of images."""

@@ -19,11 +19,7 @@ _SKIPPED = frozenset({
 
 
 def find_folder(given: str, key: str) -> Path:
-    """The folder that an option names, itself or below the folder in the variable LIT_FT_DATA.
-
-    Raises:
-        UserError: There is none, or it is a file.
-    """
+    """The folder that the option ``key`` names, itself or below that in the variable LIT_FT_DATA, or `UserError`."""
     folder = _find(given, key)
     if folder.is_file():
         raise UserError(f"{key}: {folder} is a file, not a folder")
@@ -31,7 +27,7 @@ def find_folder(given: str, key: str) -> Path:
 
 
 def find_file(given: str, key: str) -> Path:
-    """The file that an option names, found likewise."""
+    """The file that the option ``key`` names, found likewise."""
     file = _find(given, key)
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder, not a file")

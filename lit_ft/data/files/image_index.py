@@ -37,17 +37,11 @@ _FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images below a folder.
-
-    Args:
-        paths: All of them, at any depth, in the order of `pathlib.Path`.
-        folders: The first and the last but one of those below each folder directly within, by name, sorted.
-        passed_over: Number of the files that are no images, by their suffix.
-    """
+    """The images below a folder, at any depth, in the order of `pathlib.Path`."""
 
     paths: PackedPaths
-    folders: dict[str, tuple[int, int]]
-    passed_over: Counter[str]
+    folders: dict[str, tuple[int, int]]  # the first and behind the last of those below each folder directly within
+    passed_over: Counter[str]  # number of the files that are no images, by their suffix
 
 
 def find_images_to_predict(given: str) -> FileSplit:
@@ -72,12 +66,8 @@ def find_images_to_predict(given: str) -> FileSplit:
 def index_images(folder: Path, key: str) -> ImageIndex:
     """Finds all images below a folder; links are followed, and what is hidden or left behind by tools is passed over.
 
-    Args:
-        folder: An existing folder.
-        key: The option that names it, for the message.
-
     Raises:
-        UserError: A folder cannot be read.
+        UserError: A folder cannot be read; ``key`` is the option that names the one above all.
     """
     # Another list of suffixes would find other files, as would another version of this; and names are kept as text.
     name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(image_suffixes())])
@@ -147,8 +137,13 @@ def _are_names(text: Tensor, stops: Tensor) -> bool:
 
 def _are_facts(facts: dict[str, Any], num_images: int) -> bool:
     match facts:
-        case {"folders": dict() as folders, "below": ["", *_] as below, "changed": list() as times, "settled": True,
-              "passed_over": dict() as others}:  # fmt: skip
+        case {
+            "folders": dict() as folders,
+            "below": ["", *_] as below,
+            "changed": list() as times,
+            "passed_over": dict() as others,
+            "settled": True,
+        }:
             return (
                 len(below) == len(times)
                 and all(isinstance(name, str) for name in below)

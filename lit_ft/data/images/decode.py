@@ -79,8 +79,7 @@ def formats() -> tuple[str, ...]:
 @lru_cache(1)
 def image_suffixes() -> frozenset[str]:
     """The suffixes of these formats, in small letters."""
-    also = {"JPEG": "MPO"}  # which Pillow opens as a JPEG first
-    names = {*formats(), *(also[name] for name in formats() if name in also)}
+    names = {*formats(), "MPO"}  # which Pillow opens as a JPEG first
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
 
@@ -120,12 +119,8 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
     Pillow reads all formats: torchvision's own decoders know fewer, and are deprecated since 0.29. Images of more
     pixels than Pillow deems safe (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) are refused.
 
-    Args:
-        file: Its path, or its content.
-        name: Its name in errors; the path when not given.
-
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file, which may be given by its content, cannot be read; ``name``, or else its path, says which.
     """
     with _opened(file, name) as image:
         return _pixels(_upright(image))

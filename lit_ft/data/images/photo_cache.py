@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,17 +91,18 @@ class PhotoCache:
         with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
             self._keys, self._sizes, self._pixels = (file.get_tensor(name) for name in ("keys", "sizes", "pixels"))
             self.made = file.metadata()["made"]
-        if made is None:
-            self._check()
-        elif made != self.made:
+        if made is None and not self._is_whole():
+            raise ValueError("its parts do not belong together")
+        if made not in (None, self.made):
             raise UserError(f"`data.cache`: {path} was made anew by another run; start this one again")
         self.path = path
         self._stops = (self._sizes.prod(dim=1) * 3).cumsum(0)
         self._rows = np.arange(len(self._keys)) if rows is None else rows
 
-    def _check(self) -> None:
+    def _is_whole(self) -> bool:
+        """Whether its parts belong together."""
         arrays = {"keys": self._keys, "sizes": self._sizes, "pixels": self._pixels}
-        fits = (
+        return (
             match_layout(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
             and self._sizes.shape == (len(self._keys), 2)
             and len(self._keys) > 0
@@ -110,8 +112,6 @@ class PhotoCache:
             # In floats, as integers may overflow.
             and float(self._sizes.double().prod(dim=1).sum()) * 3 == len(self._pixels)
         )
-        if not fits:
-            raise ValueError("its parts do not belong together")
 
     def __reduce__(self) -> Any:
         """Sends the path to worker processes, rather than all pixels."""
@@ -219,7 +219,8 @@ def _write(path: Path, files: Sequence[PhotoFiles], spec: InputSpec, workers: in
         _reserve(file, total)
         file.write(head)
         file.flush()
-        copies = _Copies(paths, stored, len(head) + stops - lengths, unfinished, spec)
+        resize = spec.geometry().transforms[0]
+        copies = _Copies(paths, stored, len(head) + stops - lengths, unfinished, resize)
         for _ in sweep(range(len(paths)), copies, "Cache", workers):
             pass
         os.fsync(file.fileno())
@@ -248,15 +249,15 @@ def _reserve(file: BinaryIO, size: int) -> None:
         file.truncate(size)
 
 
+@dataclass
 class _Copies:
     """Writes resized images, by their number, each to its place."""
 
-    def __init__(
-        self, paths: PackedPaths, sizes: NDArray[np.int64], starts: NDArray[np.int64], file: Path, spec: InputSpec
-    ) -> None:
-        self.paths, self.sizes, self.starts = paths, sizes, starts
-        self.file = file
-        self.resize = spec.geometry().transforms[0]
+    paths: PackedPaths
+    sizes: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    file: Path
+    resize: Callable[[Tensor], Tensor]
 
     def __call__(self, i: int) -> None:
         try:

@@ -21,14 +21,10 @@ class ShiftFlip:
     """Random shift with zero padding, and optionally a horizontal flip, for batches of arrays.
 
     A shift by up to 4 pixels is the usual "pad 4, crop 32" of CIFAR-10 (He et al., 2016, arXiv:1512.03385, sec. 4.2).
-
-    Args:
-        shift: Most pixels to move by, in each direction.
-        flip: Whether half of the images are mirrored.
     """
 
-    shift: int
-    flip: bool = False
+    shift: int  # most pixels to move by, in each direction
+    flip: bool = False  # whether half of the images are mirrored
 
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Draws what happens to each sample in one epoch, int64 ``(N, 3)``: row and column offset, mirrored or not."""
@@ -58,15 +54,11 @@ class ShiftFlip:
         return windows.index_select(0, starts).view(size, channels, height, width)
 
 
+@dataclass(frozen=True, repr=False)
 class PerImage:
-    """A transform of torchvision for batches of arrays, each image with its own parameters.
+    """A transform of torchvision for batches of arrays, each image ``(C, H, W)`` with its own parameters."""
 
-    Args:
-        transform: uint8 ``(C, H, W)`` to the same; its randomness comes from torch.
-    """
-
-    def __init__(self, transform: v2.Transform) -> None:
-        self.transform = transform
+    transform: v2.Transform
 
     def __repr__(self) -> str:
         """Says all that it does."""

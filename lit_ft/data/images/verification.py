@@ -77,11 +77,7 @@ def format_unreadable(lines: Sequence[str], num_images: int) -> str:
 
 
 def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_names: Sequence[str]) -> FileSplit:
-    """A split without the rows that cannot be read.
-
-    Raises:
-        UserError: Nothing is left, or no training image of a class.
-    """
+    """A split without its bad rows; raises `UserError` where nothing is left, or no training image of a class."""
     if not bad:
         return files
     rest = files.part(torch.tensor([row for row in range(len(files)) if row not in bad], dtype=torch.long))
@@ -101,8 +97,6 @@ def find_unreadable(paths: PackedPaths) -> dict[int, str]:
     What was found to be readable before, and has not changed, is not read again. What was not is: a permission, a
     library or a limit may have been the reason.
     """
-    if not len(paths):
-        return {}
     key = os.path.abspath(paths.root)
     stamps = np.fromiter(map(_stamp, paths.absolute()), np.int64, len(paths))
     arrays, _ = load_derived("verified", key) or ({}, {})

@@ -98,11 +98,7 @@ class Position:
         return copied
 
     def begin(self, sampler: EpochSampler) -> int:
-        """Begins the sampler's epoch, and returns the index of its first batch that is not done.
-
-        Raises:
-            UserError: The run is resumed within an epoch of batches of other sizes.
-        """
+        """Begins the sampler's epoch, and returns the index of its first batch that is not done; see `first_batch`."""
         if self.seed is not None:
             sampler.seed = self.seed
         sizes = {"of": len(sampler), "batch_size": sampler.batch_size, "processes": sampler.world_size}
@@ -117,7 +113,8 @@ class Position:
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches done, and the number and size of all; plain numbers."""
-        read, processed = self._state["batches"], self._processed() if self._processed else None
+        read = self._state["batches"]
+        processed = self._processed() if self._processed else None
         return {**self._state, "batches": read if processed is None else min(read, processed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

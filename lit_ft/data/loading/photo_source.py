@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import torch
@@ -21,13 +22,13 @@ from lit_ft.data.loading.workers import InWorkers, Workers
 from lit_ft.errors import UserError
 
 
+@dataclass
 class _Photos(Dataset[Batch]):
     """Reads whole batches, in a worker process or not: of each image the index, and the seed of its augmentation."""
 
-    def __init__(self, split: FileSplit, transform: v2.Compose, cache: PhotoCache | None) -> None:
-        self.split = split
-        self.transform = transform
-        self.cache = cache
+    split: FileSplit
+    transform: v2.Compose
+    cache: PhotoCache | None
 
     def __getitem__(self, samples: list[tuple[int, int]]) -> Batch | UserError:  # type: ignore[override]
         try:
@@ -46,10 +47,10 @@ def transform_seeded(
 ) -> Tensor:
     """What a transform makes of a file, its content, or its pixels, its random numbers following from a seed alone.
 
-    Where it begins with a random crop, no more is decoded than that needs. Errors have the name, or else the path.
+    Where it begins with a random crop, no more is decoded than that needs.
 
     Raises:
-        UserError: The image cannot be read, or not be transformed.
+        UserError: The image cannot be read or transformed; ``name``, or else the path, says which.
     """
     first, *others = transform.transforms
     try:

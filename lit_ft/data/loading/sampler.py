@@ -47,16 +47,11 @@ class EpochSampler:
     which takes the rest of the shard: up to ``batch_size + 1``, as shards differ by at most one image.
 
     Args:
-        num_samples: Number of images in the set.
-        batch_size: Number of images in a batch, in each process.
         training: Shuffle, and let a last batch of a single image join the one before it: batch norm cannot be
             trained on one image.
         shuffle: Whether the order differs from epoch to epoch; as ``training`` when not given.
         classes: Class of each image, ``(N,)``, where all classes shall come equally often: each has its share of the
             N places of an epoch (give or take one), filled with its images again and again, each time in a new order.
-        seed: Seed of the order.
-        rank: Number of this process.
-        world_size: Number of processes.
 
     Raises:
         UserError: There are fewer images than processes.

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,17 +28,11 @@ _AHEAD = 4  # batches that a worker is ahead where there is room: one slow image
 
 
 class Workers(NamedTuple):
-    """Processes that read images.
+    """Processes that read images."""
 
-    Args:
-        number: Their number; 0 for none but this one.
-        prefetch: Batches that each has ready, or is at.
-        pin_memory: Whether batches come to lie where a GPU fetches them from fastest.
-    """
-
-    number: int
-    prefetch: int = 2
-    pin_memory: bool = False
+    number: int  # 0 for none but this one
+    prefetch: int = 2  # batches that each has ready, or is at
+    pin_memory: bool = False  # whether batches come to lie where a GPU fetches them from fastest
 
 
 def usable_cpus() -> int:
@@ -83,11 +78,11 @@ def workers_for(trainer: Any, num_images: int, batch_size: int, image_bytes: int
     return workers._replace(pin_memory=on_gpu)
 
 
+@dataclass
 class _Epoch:
     """The sampler of a DataLoader, whose batches change from epoch to epoch while its workers live on."""
 
-    def __init__(self) -> None:
-        self.batches: Iterable[Any] = ()
+    batches: Iterable[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
@@ -128,16 +123,16 @@ class InWorkers:
             yield batch
 
 
+@dataclass
 class _Each(Dataset[Any]):
     """Looks at things, some at a time, in a worker process or not."""
 
-    def __init__(self, things: Sequence[Any], look: Callable[[Any], Any]) -> None:
-        self._things = things
-        self._look = look
+    things: Sequence[Any]
+    look: Callable[[Any], Any]
 
     def __getitem__(self, chunk: range) -> list[Any] | UserError:
         try:
-            return [self._look(self._things[i]) for i in chunk]
+            return [self.look(self.things[i]) for i in chunk]
         except UserError as error:
             return error
 

@@ -118,14 +118,9 @@ def _read_names(path: Path, key: str) -> dict[str, str]:
 def read_labels(
     table: Table, columns: Sequence[str], task: TaskName, split_of: Sequence[str], separator: str | None = None
 ) -> tuple[list[str], Tensor]:
-    """Reads the label columns of a table.
+    """Reads the label columns of a table; labels are those of the training images, by the split of each row.
 
-    Args:
-        table: The table.
-        columns: The names of these columns.
-        task: What they are for.
-        split_of: The split of each row, as labels are those of the training images.
-        separator: What stands between the labels in a cell; when not given, it is found out.
+    What stands between the labels in a cell is found out where no separator is given.
 
     Returns:
         The names of the classes, labels or numbers, and the targets: int64 ``(N,)`` for multiclass, int64 ``(N, K)`` of
@@ -194,11 +189,7 @@ def _number(cell: str) -> float:
 
 
 def _parse_labels(table: Table, cells: Sequence[str], separator: str | None) -> list[list[str]]:
-    """The labels in each cell: ``cat|dog``, ``cat, dog``, ``["cat", "dog"]`` or ``['cat', 'dog']``.
-
-    Raises:
-        UserError: Some cells are lists and others are not, or are lists of something else.
-    """
+    """The labels in each cell: ``cat|dog``, ``cat, dog``, ``["cat", "dog"]`` or ``['cat', 'dog']``."""
     lists = [_as_list(cell) if cell else [] for cell in cells]
     found = [row for row in lists if row is not None]
     if any(cells) and len(found) == len(lists):

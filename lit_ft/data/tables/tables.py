@@ -30,12 +30,9 @@ _SPLIT_NAMES: dict[str, Split] = {
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a table, all of them text.
+    """The cells of a table, all of them text, and the number of each row.
 
-    Args:
-        path: The file.
-        columns: The cells of each column, by its name.
-        numbers: The number of each row, as a program that shows tables counts: with the column names and empty lines.
+    Rows are counted as programs that show tables do: with the column names and empty lines.
     """
 
     path: Path
@@ -139,14 +136,7 @@ def _as_text(cell: Any) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns of a table of images.
-
-    Args:
-        path: Path of each image.
-        labels: Its labels.
-        split: Train, val or test.
-        group: What no two splits may share.
-    """
+    """The names of the columns of a table of images; no two splits may share a group."""
 
     path: str = "path"
     labels: tuple[str, ...] = ("label",)
@@ -181,11 +171,7 @@ def read_row_splits(table: Table, split_column: str | None, others: Sequence[str
 
 
 def unique_rows(table: Table, paths: Sequence[str], columns: Columns) -> list[int]:
-    """The first row of each image; ``paths`` are those of all rows.
-
-    Raises:
-        UserError: Two rows of the same image differ.
-    """
+    """The first row of each image; raises `UserError` where two rows of the same of the ``paths`` differ."""
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
         j = first.setdefault(path, i)
