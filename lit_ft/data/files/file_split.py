@@ -44,10 +44,6 @@ class PackedPaths(Sequence[Path]):
         """A path, with the folder."""
         return Path(self.full(index))
 
-    def __iter__(self) -> Iterator[Path]:
-        """All paths, in order."""
-        return (self[i] for i in range(len(self)))
-
     def name(self, index: int) -> str:
         """A path within the folder."""
         return os.fsdecode(self.text[self.starts[index] : self.stops[index]].tobytes())

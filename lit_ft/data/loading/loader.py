@@ -54,7 +54,8 @@ class Loader:
     def of_images(self) -> Loader:
         """A loader of the same batches that gives images, whatever stands in for them, and leaves this one alone."""
         loader = copy(self)
-        loader.position, loader.stand_in = self.position.copy(), None
+        loader.position, loader.stand_in = copy(self.position), None
+        loader.position.owner = None  # this loader is not that of the training loop
         return loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Position:
         self, processed: Callable[[], int | None] | None = None, owner: Callable[[], object | None] | None = None
     ) -> None:
         self._processed = processed
-        self._owner = owner
+        self.owner = owner
         self.seed: int | None = None
         """Seed of the order of the run that is resumed; some strategies restore it after the loader is made."""
         self._state: dict[str, Any] = {"epoch": 0, "batches": 0}
@@ -88,14 +89,8 @@ class Position:
 
     def seen_by(self, loader: object) -> Position:
         """The position for a loader: this one, or a new one if another loader is that of the training loop."""
-        owner = self._owner() if self._owner else None
+        owner = self.owner() if self.owner else None
         return self if owner is None or owner is loader else Position()
-
-    def copy(self) -> Position:
-        """The same position for a loader beside that of the training loop."""
-        copied = copy(self)
-        copied._owner = None
-        return copied
 
     def begin(self, sampler: EpochSampler) -> int:
         """Begins the sampler's epoch, and returns the index of its first batch that is not done; see `first_batch`."""

@@ -97,9 +97,8 @@ class PhotoSource:
         self, split: FileSplit, transform: v2.Compose, workers: Workers | None = None, cache: PhotoCache | None = None
     ) -> None:
         self.split = split
-        self._transform = transform
-        self._cache = cache
-        self._loader = InWorkers(_Photos(split, transform, cache), workers)
+        self._photos = _Photos(split, transform, cache)
+        self._loader = InWorkers(self._photos, workers)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -108,13 +107,13 @@ class PhotoSource:
     @property
     def is_augmented(self) -> bool:
         """Whether an image is read otherwise each time."""
-        return is_random(self._transform)
+        return is_random(self._photos.transform)
 
     def identity(self) -> str:
         """The files as they are now, the cache, and what is done to them."""
         keys = PhotoFiles.of(self.split.paths).keys
-        cache = None if self._cache is None else self._cache.made
-        return f"{hash_tensors([torch.from_numpy(keys)])} {cache} {self._transform}"
+        transform, cache = self._photos.transform, self._photos.cache
+        return f"{hash_tensors([torch.from_numpy(keys)])} {None if cache is None else cache.made} {transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
