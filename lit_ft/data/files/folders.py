@@ -19,7 +19,7 @@ _SKIPPED = frozenset({
 
 
 def find_folder(given: str, key: str) -> Path:
-    """The folder that the option ``key`` names, itself or below that in the variable LIT_FT_DATA, or `UserError`."""
+    """The folder that the option ``key`` names, itself or below LIT_FT_DATA; raises `UserError` where there is none."""
     folder = _find(given, key)
     if folder.is_file():
         raise UserError(f"{key}: {folder} is a file, not a folder")

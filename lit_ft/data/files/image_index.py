@@ -40,7 +40,7 @@ class ImageIndex:
     """The images below a folder, at any depth, in the order of `pathlib.Path`."""
 
     paths: PackedPaths
-    folders: dict[str, tuple[int, int]]  # the first and behind the last of those below each folder directly within
+    folders: dict[str, tuple[int, int]]  # for each folder directly within, its first image, and that after its last
     passed_over: Counter[str]  # number of the files that are no images, by their suffix
 
 
