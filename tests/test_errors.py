@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.imports import RequirementCache
 
 from lit_ft.data import DigitsDataModule
-from lit_ft.data.tables import split_table
+from lit_ft.data.tables import tables
 from lit_ft.errors import (
     UserError,
     check_torchvision,
@@ -361,7 +361,7 @@ def test_table_for_which_there_is_no_room_is_named(run, refused, photo_root, mon
     options = ["--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 64]
     options += ["--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0]
     options += ["--trainer.max_epochs", 1, "--unfreeze", "null"]
-    writer = {"split.csv": split_table, "out.csv": predictions}[file]
+    writer = {"split.csv": tables, "out.csv": predictions}[file]
     command = ["fit", *options]
     if file == "out.csv":
         run("fit", *options)

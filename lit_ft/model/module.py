@@ -27,7 +27,7 @@ from lit_ft.compat import (
     log_repeatedly,
     validate_first,
 )
-from lit_ft.data.loading.position import adopt_earlier_position
+from lit_ft.data.loading.loader import adopt_earlier_position
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint.content import all_hyperparameters
 from lit_ft.model.checkpoint.hparams import PlainHyperparameters, as_config

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ft.data.tables.formulas import unescape_formula
+from lit_ft.data.tables.tables import unescape_formula
 from lit_ft.errors import UserError
 from lit_ft.evaluation import predictions
 from lit_ft.evaluation.predictions import PredictionWriter, build_rows, check_target, is_device, write_rows

@@ -18,8 +18,8 @@ from PIL import ExifTags, Image
 from lit_ft.data.checks.copies import MANY, THUMB, Group
 from lit_ft.data.checks.report import Finding
 from lit_ft.data.files.folders import is_ignored
-from lit_ft.data.images.formats import HEIC_ADVICE, formats, is_image, is_unread_heif, suffix_of
-from lit_ft.data.images.verify import problem_or_pixels
+from lit_ft.data.images.decode import HEIC_ADVICE, formats, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.verification import problem_or_pixels
 from lit_ft.data.loading.protocols import Split
 
 IMBALANCE = 10.0

@@ -18,16 +18,12 @@ from torch import Tensor
 
 from lit_ft.assets import cache_folder
 
-Derived = tuple[dict[str, Tensor], dict[str, Any]]
-"""Arrays by name, and plain facts about them."""
+Derived = tuple[dict[str, Tensor], dict[str, Any]]  # arrays by name, and plain facts about them
 
 
 def change_time(facts: os.stat_result) -> int:
-    """When a file or folder was last changed, in nanoseconds.
-
-    Not by its mtime, which programs that copy, unpack or edit set back afterwards; but on Windows, where ctime is
-    another thing.
-    """
+    """When a file or folder was last changed, in nanoseconds."""
+    # Not by its mtime, which programs that copy or unpack set back; but on Windows, where ctime is another thing.
     return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
 
 
@@ -38,7 +34,7 @@ def file_stamp(path: str | Path) -> list[Any]:
 
 
 def file_stamp_number(path: str) -> int:
-    """The same as a number of 64 bits, never 0, for very many files."""
+    """The stamp as a number of 64 bits, never 0, for very many files."""
     _, size, time = file_stamp(path)
     digest = hashlib.blake2b(b"%d %d " % (size, time) + os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) or 1
@@ -60,24 +56,26 @@ def match_layout(arrays: Mapping[str, Tensor], like: Mapping[str, tuple[torch.dt
 def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], make: Callable[[], Derived]) -> Derived:
     """Arrays and facts of an earlier run, mapped into memory, or derived now and stored.
 
-    The write is atomic, and the file may be deleted at any time; one of another program is replaced. Where the folder
-    cannot be written, a warning says so.
-
-    Args:
-        name: Kind of thing, such as ``index``.
-        key: Its source; one entry is stored for each.
-        is_valid: Whether an entry is of the kind that ``make`` gives, and still holds.
-        make: Derives it.
+    One entry is stored for each ``key``, the source of a kind of thing; ``is_valid`` is whether an entry is of the kind
+    that ``make`` gives, and still holds. The write is atomic, and the file may be deleted at any time; one of another
+    program is replaced. Where the folder cannot be written, a warning says so.
     """
     found = load_derived(name, key)
-    if found is not None and is_valid(found):
-        return found
-    return store_derived(name, key, make())
+    return found if found is not None and is_valid(found) else store_derived(name, key, make())
 
 
 def load_derived(name: str, key: str) -> Derived | None:
-    """The entry of a name and key, whether it still holds or not."""
-    return _read(_place(name, key))
+    """The entry of a name and key, mapped into memory, whether it still holds or not."""
+    path = _place(name, key)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads(file.metadata()["facts"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
+        return None  # damaged, or of another program: it is made anew
+    return (arrays, facts) if isinstance(facts, dict) else None
 
 
 def store_derived(name: str, key: str, made: Derived) -> Derived:
@@ -94,20 +92,8 @@ def store_derived(name: str, key: str, made: Derived) -> Derived:
         rank_zero_warn(f"{path.parent}: cannot be written ({error}); to keep what is worked out: set LIT_FT_CACHE")
         return made
     # From the file, so that what is used does not depend on whether it was made in this run.
-    return _read(path) or made
+    return load_derived(name, key) or made
 
 
 def _place(name: str, key: str) -> Path:
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-
-
-def _read(path: Path) -> Derived | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = json.loads(file.metadata()["facts"])
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
-        return None  # damaged, or of another program: it is made anew
-    return (arrays, facts) if isinstance(facts, dict) else None

@@ -1,34 +1,79 @@
-"""Splits of image files."""
+"""Splits of image files, with the paths of very many of them, and stamps by which their changes show."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_ft.data.files.folders import find_folder
-from lit_ft.data.files.image_index import index_images, warn_passed_over
-from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.files.derived_cache import file_stamp_number
 from lit_ft.data.fingerprint import digest
 from lit_ft.errors import UserError
 
 
 @dataclass(frozen=True)
-class FileSplit:
-    """The images of one split.
+class PackedPaths(Sequence[Path]):
+    """Paths below one folder, as bytes in one array that worker processes share.
 
-    Args:
-        paths: Path of each image, ``N`` of them.
-        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
-        groups: The group of each, such as the patient, by number, int64 ``(N,)``; none where none are known.
+    A million Python strings would be copied into each worker, one by one, as it reads them.
     """
 
+    root: str  # what the paths begin with; those that are absolute stand for themselves
+    text: NDArray[np.uint8]  # the bytes of all names within it, one after the other
+    starts: NDArray[np.int64]  # where each name begins in the text, (N,)
+    stops: NDArray[np.int64]  # where each ends, (N,)
+
+    @classmethod
+    def pack(cls, root: str | Path, names: Iterable[str | Path]) -> PackedPaths:
+        """Packs names, which are taken as lying within ``root``."""
+        encoded = [os.fsencode(name) for name in names]
+        bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        return cls(str(root), np.frombuffer(b"".join(encoded), np.uint8), bounds[:-1], bounds[1:])
+
+    def __len__(self) -> int:
+        """Number of paths."""
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override]
+        """A path, with the folder."""
+        return Path(self.full(index))
+
+    def name(self, index: int) -> str:
+        """A path within the folder."""
+        return os.fsdecode(self.text[self.starts[index] : self.stops[index]].tobytes())
+
+    def full(self, index: int) -> str:
+        """A path, with the folder, as text: unlike `Path`, it leaves nothing behind in a worker that reads many."""
+        return os.path.join(self.root, self.name(index))
+
+    def names(self) -> Iterator[str]:
+        """All paths within the folder, in order."""
+        text = self.text.tobytes()
+        return (os.fsdecode(text[i:j]) for i, j in zip(self.starts.tolist(), self.stops.tolist(), strict=True))
+
+    def absolute(self) -> Iterator[str]:
+        """All paths in full, in order, as text."""
+        root = os.path.abspath(self.root)
+        return (os.path.join(root, name) for name in self.names())
+
+    def part(self, rows: Tensor) -> PackedPaths:
+        """Those paths, int64 ``(n,)``, in that order; the text is shared."""
+        return replace(self, starts=self.starts[rows.numpy()], stops=self.stops[rows.numpy()])
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """The ``N`` images of one split."""
+
     paths: PackedPaths
-    targets: Tensor
-    groups: Tensor | None = None
+    targets: Tensor  # class of each, int64 (N,), or the labels or numbers of each, (N, K)
+    groups: Tensor | None = None  # the group of each, such as the patient, by number, int64 (N,), where known
 
     def __len__(self) -> int:
         """Number of images."""
@@ -53,20 +98,18 @@ class FileSplit:
         return replace(self, targets=torch.arange(len(self)))
 
 
-def find_images_to_predict(given: str) -> FileSplit:
-    """The image, or all images below the folder, that ``data.predict`` names, with their index as the target.
+@dataclass(frozen=True)
+class PhotoFiles:
+    """Absolute paths of ``N`` files, and for each a number that changes when the file does, int64 ``(N,)``."""
 
-    Raises:
-        UserError: There is no such file or folder, or no image in it.
-    """
-    path = Path(given).expanduser()
-    if path.is_file():
-        paths = PackedPaths.pack("", [path])
-    else:
-        path = find_folder(given, "`data.predict`")
-        index = index_images(path, "`data.predict`")
-        warn_passed_over(path, "`data.predict`", index.passed_over)
-        paths = index.paths
-    if not len(paths):
-        raise UserError(f"`data.predict`: no images in {path}")
-    return FileSplit(paths, torch.arange(len(paths)))
+    names: list[str]
+    keys: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, paths: PackedPaths) -> PhotoFiles:
+        """Looks at every file; raises `UserError` where one is gone."""
+        names = list(paths.absolute())
+        try:
+            return cls(names, np.fromiter(map(file_stamp_number, names), np.int64, len(names)))
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error

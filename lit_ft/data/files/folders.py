@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lit_ft.assets import shared_folder
@@ -19,11 +19,7 @@ _SKIPPED = frozenset({
 
 
 def find_folder(given: str, key: str) -> Path:
-    """The folder that an option names, itself or below the folder in the variable LIT_FT_DATA.
-
-    Raises:
-        UserError: There is none, or it is a file.
-    """
+    """The folder that the option ``key`` names, itself or below LIT_FT_DATA; raises `UserError` where there is none."""
     folder = _find(given, key)
     if folder.is_file():
         raise UserError(f"{key}: {folder} is a file, not a folder")
@@ -31,11 +27,7 @@ def find_folder(given: str, key: str) -> Path:
 
 
 def find_file(given: str, key: str) -> Path:
-    """The file that an option names, itself or below the folder in the variable LIT_FT_DATA.
-
-    Raises:
-        UserError: There is none, or it is a folder.
-    """
+    """The file that the option ``key`` names, found likewise."""
     file = _find(given, key)
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder, not a file")
@@ -43,22 +35,17 @@ def find_file(given: str, key: str) -> Path:
 
 
 def _find(given: str, key: str) -> Path:
-    path = Path(given).expanduser()
+    path, shared = Path(given).expanduser(), shared_folder()
     try:
-        return _found(path, key)
+        if path.exists():
+            return path
+        if shared and (shared / path).exists():
+            return shared / path
+        beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
     except PermissionError as error:
         raise UserError(f"{key}: {path} cannot be read ({error.strerror}); change or move it") from error
-
-
-def _found(path: Path, key: str) -> Path:
-    shared = shared_folder()
-    if not path.exists() and shared and (shared / path).exists():
-        return shared / path
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
-        close = nearest(path.name, beside)
-        raise UserError(f"{key}: {path} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
-    return path
+    close = nearest(path.name, beside)
+    raise UserError(f"{key}: {path} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
 
 
 def is_ignored(name: str) -> bool:
@@ -71,31 +58,24 @@ def is_ignored(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders within, by name.
-
-    Raises:
-        UserError: The folder cannot be read.
-    """
+    """The folders within, by name; raises `UserError` where the folder cannot be read."""
     try:
         with os.scandir(folder) as entries:  # which knows what is a folder, without a look at each of a million files
-            return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and _is_folder(entry))
+            return sorted(Path(entry.path) for entry in entries if not is_ignored(entry.name) and holds(entry.is_dir))
     except OSError as error:
         raise UserError(f"`data.root`: {folder} cannot be read ({error.strerror}); change or move it") from error
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def holds(ask: Callable[[], bool]) -> bool:
+    """The answer of an entry of a folder, such as that of ``entry.is_dir``; no for a link that leads nowhere."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere
+        return ask()
+    except OSError:
         return False
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders of at least two classes.
-
-    Raises:
-        UserError: There are fewer.
-    """
+    """The folders of at least two classes; raises `UserError` where there are fewer."""
     classes = subfolders(folder)
     if len(classes) >= 2:
         return classes

@@ -16,12 +16,8 @@ from torch import Tensor
 from lit_ft.errors import UserError
 
 _UNSIGNED_BYTE = 0x08
-
-_DEFLATE_RATIO = 1032
-"""Most bytes that gzip can make of one: 258 of two bits."""
-
-_PART = 1 << 20
-"""Bytes that are unpacked at a time, of which gzip makes a copy."""
+_DEFLATE_RATIO = 1032  # most bytes that gzip can make of one: 258 of two bits
+_PART = 1 << 20  # bytes that are unpacked at a time, of which gzip makes a copy
 
 
 def find_idx(path: Path) -> Path | None:
@@ -37,10 +33,7 @@ def read_idx(path: Path, num_dims: int) -> Tensor:
 
     Args:
         path: The file, without ``.gz``.
-        num_dims: 3 for images, 1 for labels.
-
-    Returns:
-        uint8 tensor with as many dimensions.
+        num_dims: Dimensions of the tensor, uint8: 3 for images, 1 for labels.
 
     Raises:
         UserError: The file is missing, damaged, or of another kind.
@@ -67,10 +60,9 @@ def _read(path: Path, num_dims: int) -> Tensor:
             )
         shape = struct.unpack(f">{num_dims}I", header[4:])
         expected = start + math.prod(shape)
-        most = size * _DEFLATE_RATIO if is_packed else size
         if not is_packed and size != expected:
             raise UserError(f"{path}: damaged: {size} bytes where its header announces {expected}; fetch it anew")
-        if expected > most:
+        if is_packed and expected > size * _DEFLATE_RATIO:
             raise UserError(f"{path}: damaged: its {size} bytes cannot hold the {expected} that its header announces")
         try:
             data = bytearray(expected - start + 1)  # one more, to see that there is none, and the checksum
@@ -86,11 +78,7 @@ def _read(path: Path, num_dims: int) -> Tensor:
 
 
 def read_labelled(images: Path, labels: Path, num_classes: int, first_label: int = 0) -> tuple[Tensor, Tensor]:
-    """Reads images ``(N, 1, H, W)``, uint8, and their targets ``(N,)``, int64 from 0 on.
-
-    Raises:
-        UserError: A file cannot be read, or the two do not belong together.
-    """
+    """Reads uint8 images ``(N, 1, H, W)`` and int64 targets ``(N,)`` from 0 on; raises `UserError` like `read_idx`."""
     pixels, raw = read_idx(images, 3), read_idx(labels, 1)
     if not pixels.numel():
         raise UserError(f"{images}: no pixels, its images are {' x '.join(map(str, pixels.shape))}")

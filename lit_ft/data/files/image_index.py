@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
-from lit_ft.data.files.folders import is_ignored
-from lit_ft.data.files.packed_paths import PackedPaths
-from lit_ft.data.images.formats import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
+from lit_ft.data.files.file_split import FileSplit, PackedPaths
+from lit_ft.data.files.folders import find_folder, holds, is_ignored
+from lit_ft.data.images.decode import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
 # The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
@@ -36,53 +37,55 @@ _FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images below a folder.
-
-    Args:
-        paths: All of them, at any depth, in the order of `pathlib.Path`.
-        folders: The first and the last but one of those below each folder directly within, by name, sorted.
-        passed_over: Number of the files that are no images, by their suffix.
-    """
+    """The images below a folder, at any depth, in the order of `pathlib.Path`."""
 
     paths: PackedPaths
-    folders: dict[str, tuple[int, int]]
-    passed_over: Counter[str]
+    folders: dict[str, tuple[int, int]]  # for each folder directly within, its first image, and that after its last
+    passed_over: Counter[str]  # number of the files that are no images, by their suffix
+
+
+def find_images_to_predict(given: str) -> FileSplit:
+    """The image, or all images below the folder, that ``data.predict`` names, with their index as the target.
+
+    Raises:
+        UserError: There is no such file or folder, or no image in it.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        paths = PackedPaths.pack("", [path])
+    else:
+        path = find_folder(given, "`data.predict`")
+        index = index_images(path, "`data.predict`")
+        warn_passed_over(path, "`data.predict`", index.passed_over)
+        paths = index.paths
+    if not len(paths):
+        raise UserError(f"`data.predict`: no images in {path}")
+    return FileSplit(paths, torch.arange(len(paths)))
 
 
 def index_images(folder: Path, key: str) -> ImageIndex:
     """Finds all images below a folder; links are followed, and what is hidden or left behind by tools is passed over.
 
-    Args:
-        folder: An existing folder.
-        key: The option that names it, for the message.
-
     Raises:
-        UserError: A folder cannot be read.
+        UserError: A folder cannot be read; ``key`` is the option that names the one above all.
     """
     # Another list of suffixes would find other files, as would another version of this; and names are kept as text.
     name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(image_suffixes())])
-    arrays, facts = load_or_derive("index", name, _Holds(folder), _Scan(str(folder), key))
-    stops = arrays["stops"].numpy()
-    starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]
+    arrays, facts = load_or_derive("index", name, partial(_is_current, folder), _Scan(str(folder), key))
+    bounds = np.concatenate([np.zeros(1, np.int64), arrays["stops"].numpy()])
     folders = {name: (first, last) for name, (first, last) in facts["folders"].items()}
-    paths = PackedPaths(str(folder), arrays["text"].numpy(), starts, stops)
+    paths = PackedPaths(str(folder), arrays["text"].numpy(), bounds[:-1], bounds[1:])
     return ImageIndex(paths, folders, Counter(facts["passed_over"]))
 
 
 def warn_passed_over(folder: Path, key: str, passed_over: Counter[str]) -> None:
-    """Says in one line how many files below a folder are no images, if there are any.
-
-    Args:
-        folder: The folder.
-        key: The option that names it.
-        passed_over: Their number, by suffix.
-    """
+    """Says in one line how many files below a folder are no images, by suffix, if there are any."""
     if passed_over:
-        kinds = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in passed_over.most_common(_SHOWN)]
+        count, most = passed_over.total(), passed_over.most_common(_SHOWN)
+        kinds = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in most]
         if len(passed_over) > _SHOWN:
-            kinds.append(f"{sum(passed_over.values()) - sum(n for _, n in passed_over.most_common(_SHOWN)):,} others")
+            kinds.append(f"{count - sum(number for _, number in most):,} others")
         heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, passed_over)) else ""
-        count = sum(passed_over.values())
         rank_zero_warn(f"{key}: {count:,} file(s) below {folder} are no images, and not used: {', '.join(kinds)}{heic}")
 
 
@@ -91,19 +94,17 @@ def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> t
     names, folders, suffixes = [], set(), image_suffixes()
     for entry in entries:
         name = entry.name
-        try:
-            is_folder = entry.is_dir()
-        except OSError:  # a link that leads nowhere
-            is_folder = False
         if is_ignored(name):
             continue
-        if is_folder:
+        if holds(entry.is_dir):
             folders.add(name)
             names.append(name)
         elif name[name.rfind(".") :].lower() in suffixes:
-            if not _is_special(entry):
+            # No pipe, socket or device, which could be read from for ever. A link that leads nowhere counts as an
+            # image, so that it is reported as one that cannot be read.
+            if holds(entry.is_file) or not os.path.exists(entry.path):
                 names.append(name)
-        elif _is_file(entry):
+        elif holds(entry.is_file):
             if is_image(entry.path):
                 names.append(name)
             else:
@@ -111,82 +112,54 @@ def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> t
     return sorted(names), folders
 
 
-def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Whether what is no folder is a pipe, socket or device, which could be read from for ever."""
-    try:  # a link that leads nowhere counts as an image, so that it is reported as one that cannot be read
-        return not _is_file(entry) and os.path.exists(entry.path)
-    except OSError:
+def _is_current(folder: Path, found: Derived) -> bool:
+    """Whether an index is one, and no folder has changed since: to add or rename a file changes its folder."""
+    arrays, facts = found
+    if not (match_layout(arrays, _LIKE) and _are_names(**arrays) and _are_facts(facts, len(arrays["stops"]))):
         return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:  # costs no look at the file where it is one
-        return entry.is_file()
-    except OSError:  # a link that leads nowhere
-        return False
-
-
-@dataclass
-class _Holds:
-    """Checks that an index is one, and that no folder has changed since: to add or rename a file changes its folder.
-
-    Args:
-        folder: The folder above all.
-    """
-
-    folder: Path
-
-    def __call__(self, found: Derived) -> bool:
-        arrays, facts = found
-        if not (match_layout(arrays, _LIKE) and self._is_of_arrays(arrays) and self._is_of_folders(arrays, facts)):
-            return False
-        try:
-            return all(
-                change_time(os.stat(os.path.join(self.folder, name))) == then
-                for name, then in zip(facts["below"], facts["changed"], strict=True)
-            )
-        except (OSError, ValueError):  # gone, or no name of a file
-            return False
-
-    @staticmethod
-    def _is_of_arrays(arrays: dict[str, Tensor]) -> bool:
-        text, stops = arrays["text"], arrays["stops"]
-        bounds = torch.cat([torch.zeros(1, dtype=torch.long), stops])
-        if not bool((bounds.diff() > 0).all()) or int(bounds[-1]) != len(text):
-            return False  # an empty name, or something after the last
-        # No name leads out of the folder: a scan finds none that begins with a dot.
-        first, raw = text[bounds[:-1]], text.numpy().tobytes()
-        return not bool(((first == ord("/")) | (first == ord("."))).any()) and b"/." not in raw and b"//" not in raw
-
-    @staticmethod
-    def _is_of_folders(arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
-        folders, below, times, others = (facts.get(name) for name in ("folders", "below", "changed", "passed_over"))
-        if not (isinstance(folders, dict) and isinstance(below, list) and isinstance(times, list)):
-            return False
-        if not (isinstance(others, dict) and all(type(count) is int and count > 0 for count in others.values())):
-            return False
-        number = len(arrays["stops"])
-        return (
-            facts.get("settled") is True
-            and len(below) == len(times) > 0
-            and below[0] == ""
-            and all(isinstance(name, str) for name in below)
-            and all(
-                isinstance(span, list)
-                and [type(row) for row in span] == [int, int]
-                and 0 <= span[0] <= span[1] <= number
-                for span in folders.values()
-            )
+    try:
+        return all(
+            change_time(os.stat(os.path.join(folder, name))) == then
+            for name, then in zip(facts["below"], facts["changed"], strict=True)
         )
+    except (OSError, ValueError):  # gone, or no name of a file
+        return False
+
+
+def _are_names(text: Tensor, stops: Tensor) -> bool:
+    bounds = torch.cat([torch.zeros(1, dtype=torch.long), stops])
+    if not bool((bounds.diff() > 0).all()) or int(bounds[-1]) != len(text):
+        return False  # an empty name, or something after the last
+    # No name leads out of the folder: a scan finds none that begins with a dot.
+    first, raw = text[bounds[:-1]], text.numpy().tobytes()
+    return not bool(((first == ord("/")) | (first == ord("."))).any()) and b"/." not in raw and b"//" not in raw
+
+
+def _are_facts(facts: dict[str, Any], num_images: int) -> bool:
+    match facts:
+        case {
+            "folders": dict() as folders,
+            "below": ["", *_] as below,
+            "changed": list() as times,
+            "passed_over": dict() as others,
+            "settled": True,
+        }:
+            return (
+                len(below) == len(times)
+                and all(isinstance(name, str) for name in below)
+                and all(type(count) is int and count > 0 for count in others.values())
+                and all(
+                    isinstance(span, list)
+                    and [type(row) for row in span] == [int, int]
+                    and 0 <= span[0] <= span[1] <= num_images
+                    for span in folders.values()
+                )
+            )
+    return False
 
 
 class _Scan:
-    """Reads every folder below one once.
-
-    Args:
-        folder: The folder above all.
-        key: The option that names it, for the message.
-    """
+    """Reads every folder below one once; ``key`` is the option that names it."""
 
     def __init__(self, folder: str, key: str) -> None:
         self.folder = folder
@@ -211,13 +184,7 @@ class _Scan:
         return arrays, {**facts, "passed_over": self.passed_over}
 
     def _read(self, folder: str, within: str, above: tuple[tuple[int, int], ...]) -> None:
-        """Adds the images below a folder.
-
-        Args:
-            folder: Where it is.
-            within: The same, as seen from the folder above all, with a slash at the end.
-            above: The folders that it is in.
-        """
+        """Adds the images below a folder, which is ``within``, with a slash at the end, seen from the one above all."""
         try:
             facts = os.stat(folder)  # before it is read: what changes meanwhile is seen the next time
             itself = (facts.st_dev, facts.st_ino)

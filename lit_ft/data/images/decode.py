@@ -1,10 +1,12 @@
-"""Decoding of image files of all formats: upright, in three colours."""
+"""Image files: which are images, by their suffix or how they begin, and decoding them upright, in three colours."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from lit_ft.compat import reuse_image_memory
-from lit_ft.data.images.formats import HEIC_ADVICE, SIGNATURE_BYTES, formats, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
 reuse_image_memory()
@@ -28,6 +29,89 @@ _RESAMPLING = {
     InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
 }
 
+# Pixels and nothing else, most frequent first. Not what runs another program (EPS: Ghostscript), holds a document or
+# data (PSD, FITS, HDF5), needs a handler (WMF, GRIB), or is recognised by nothing of its own. TGA has no signature
+# either and so comes last. HEIF comes with the extra `heic`.
+_FORMATS = (
+    "JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "HEIF", "PPM", "DIB", "DDS", "ICO", "ICNS", "MSP",
+    "PCD", "PCX", "QOI", "SGI", "SUN", "XBM", "XPM", "TGA",
+)  # fmt: skip
+
+_HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+_HEIF = re.compile(rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+HEIC_ADVICE = "HEIC: pip install 'lit_ft[heic]' reads it"
+
+# How files of the formats that photos come in begin; those of others are known by their suffix alone.
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II[*+]\0|MM\0[*+]|BM.{4}\0{4}|.{4}ftypavi[fs]|qoif"
+    rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    re.DOTALL,
+)
+_SIGNATURE_BYTES = 16
+
+# Suffixes that say of a file that it is no photo to be read, so that nobody has to look into it. Raw formats are among
+# them: as TIFF, Pillow would read the thumbnail in them.
+_OTHERS = (
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srf .srw .x3f .thm"
+    " .ai .eps .fit .fits .pdf .ps .psb .psd .svg .xcf .dcm .nii .mat .h5 .hdf .hdf5"
+    " .avi .m4v .mkv .mov .mp3 .mp4 .mpeg .mpg .wav .webm"
+    " .7z .bz2 .gz .lmdb .rar .tar .tfrecord .tgz .xz .zip .zst"
+    " .aae .bak .cfg .conf .csv .dat .db .doc .docx .htm .html .ini .ipynb .js .json .jsonl .log .m .md .ods .odt"
+    " .parquet .pickle .pkl .py .r .rst .rtf .sh .sqlite .tex .toml .torrent .tsv .txt .url .xlsx .xml .xmp .yaml .yml"
+    " .ckpt .npy .npz .onnx .pt .pth .safetensors .crdownload .part .tmp"
+)
+_OTHER_SUFFIXES = frozenset(_OTHERS.split())
+
+
+@lru_cache(1)
+def formats() -> tuple[str, ...]:
+    """The formats that Pillow may open, as it is installed here."""
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@lru_cache(1)
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of these formats, in small letters."""
+    names = {*formats(), "MPO"}  # which Pillow opens as a JPEG first
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
+
+
+def suffix_of(name: str) -> str:
+    """What stands behind the last dot of a file's name, with it and in small letters; nothing where there is no dot.
+
+    >>> suffix_of("a.b/IMG_1.JPG"), suffix_of("a.b/IMG_1"), suffix_of("IMG_1.")
+    ('.jpg', '', '.')
+    """
+    place = name.rfind(".")
+    return name[place:].lower() if place > max(name.rfind("/"), name.rfind("\\")) else ""
+
+
+def is_image(path: str) -> bool:
+    """Whether a file, no pipe or device, is an image: by its suffix, or where that says nothing by its content."""
+    suffix = suffix_of(path)
+    if suffix in image_suffixes():
+        return True
+    if suffix in _OTHER_SUFFIXES or suffix in _HEIF_SUFFIXES:
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_SIGNATURE_BYTES)
+    except OSError:  # what may not be read is not taken for an image
+        return False
+    return bool(_SIGNATURE.match(head)) or ("HEIF" in formats() and bool(_HEIF.match(head)))
+
+
+def is_unread_heif(suffix: str, head: bytes = b"") -> bool:
+    """Whether a file, by its suffix or its first bytes, is one that could be read with the extra ``heic``."""
+    return "HEIF" not in formats() and (suffix in _HEIF_SUFFIXES or bool(_HEIF.match(head)))
+
 
 def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
     """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
@@ -35,12 +119,8 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
     Pillow reads all formats: torchvision's own decoders know fewer, and are deprecated since 0.29. Images of more
     pixels than Pillow deems safe (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) are refused.
 
-    Args:
-        file: Its path, or its content.
-        name: Its name in errors; the path when not given.
-
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file, which may be given by its content, cannot be read; ``name``, or else its path, says which.
     """
     with _opened(file, name) as image:
         return _pixels(_upright(image))
@@ -50,16 +130,8 @@ def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: st
     """What a random crop makes of an image, ``(3, h, w)``, without decoding finer than it needs.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the part that is cut out has then still as
-    many pixels as the result; all others give the very pixels of ``crop(decode(file))``. The random numbers are the
-    same in any case.
-
-    Args:
-        file: Its path, or its content.
-        crop: Draws the part; its randomness comes from torch.
-        name: Its name in errors; the path when not given.
-
-    Raises:
-        UserError: The file cannot be read.
+    many pixels as the result; all others give the very pixels of ``crop(decode(file))``. The random numbers, which
+    come from torch, are the same in any case. Otherwise as `decode`.
     """
     with _opened(file, name) as image:
         if not isinstance(image, JpegImageFile):
@@ -81,15 +153,7 @@ def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: st
 
 
 def cut(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
-    """The same as ``crop(image)``, faster for images whose pixels lie together, as decoded ones do.
-
-    Args:
-        image: uint8 ``(3, H, W)``.
-        crop: Draws the part; its randomness comes from torch.
-
-    Returns:
-        uint8 ``(3, h, w)``.
-    """
+    """The same as ``crop(image)``, uint8 ``(3, H, W)``, faster where pixels lie together, as in decoded images."""
     top, left, height, width = _draw(crop, *image.shape[1:])
     part = image[:, top : top + height, left : left + width]
     # In the memory format of decoded images: torch's resize is fastest for that, if there are no gaps.
@@ -97,11 +161,7 @@ def cut(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
 
 
 def upright_size(file: Path) -> tuple[int, int]:
-    """Height and width of the decoded image, from the file's header alone.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Height and width of the decoded image, from the file's header alone; raises `UserError` like `decode`."""
     with _opened(file, None) as image:
         if image.format == "TIFF":
             image.load()  # turns it; before, not every Pillow has its final size
@@ -128,20 +188,15 @@ def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Imag
 
 
 def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
-    """Why an image cannot be read, in a line.
-
-    Args:
-        file: Its path, or its content.
-        error: What was raised.
-    """
-    if isinstance(error, UnidentifiedImageError):
-        if isinstance(file, BytesIO):
-            suffix, head = "", file.getvalue()[:SIGNATURE_BYTES]
-        else:
-            with open(file, "rb") as opened:
-                suffix, head = suffix_of(str(file)), opened.read(SIGNATURE_BYTES)
-        return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
-    return " ".join(str(error).split()) or type(error).__name__
+    """Why a file, or its content, cannot be read as an image, in a line; from what was raised."""
+    if not isinstance(error, UnidentifiedImageError):
+        return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(file, BytesIO):
+        suffix, head = "", file.getvalue()[:_SIGNATURE_BYTES]
+    else:
+        with open(file, "rb") as opened:
+            suffix, head = suffix_of(str(file)), opened.read(_SIGNATURE_BYTES)
+    return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -155,8 +210,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The image turned upright, in three colours, transparent parts white."""
     ImageOps.exif_transpose(image, in_place=True)
-    return _rgb(image)
+    if image.mode.startswith(("I", "F")):
+        image = _grey(np.asarray(image))
+    elif image.has_transparency_data:
+        visible = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _pixels(image: Image.Image) -> Tensor:
@@ -182,17 +243,6 @@ def _shrink(image: JpegImageFile, height: int, width: int, crop: v2.RandomResize
 def _resized(part: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
     resized: Tensor = F.resize(part, list(crop.size), crop.interpolation, antialias=crop.antialias)
     return resized
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith(("I", "F")):
-        return _grey(np.asarray(image)).convert("RGB")
-    if image.has_transparency_data:
-        visible = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
-    return image.convert("RGB")
 
 
 def _grey(values: np.ndarray) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,23 +16,15 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.protocols import Augment
 
 
+@dataclass(frozen=True)
 class ShiftFlip:
     """Random shift with zero padding, and optionally a horizontal flip, for batches of arrays.
 
     A shift by up to 4 pixels is the usual "pad 4, crop 32" of CIFAR-10 (He et al., 2016, arXiv:1512.03385, sec. 4.2).
-
-    Args:
-        shift: Most pixels to move by, in each direction.
-        flip: Whether half of the images are mirrored.
     """
 
-    def __init__(self, shift: int, flip: bool = False) -> None:
-        self.shift = shift
-        self.flip = flip
-
-    def __repr__(self) -> str:
-        """Says all that it does."""
-        return f"ShiftFlip(shift={self.shift}, flip={self.flip})"
+    shift: int  # most pixels to move by, in each direction
+    flip: bool = False  # whether half of the images are mirrored
 
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Draws what happens to each sample in one epoch, int64 ``(N, 3)``: row and column offset, mirrored or not."""
@@ -40,15 +33,7 @@ class ShiftFlip:
         return torch.cat([offsets, mirrored if self.flip else torch.zeros_like(mirrored)], dim=1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Applies what was drawn.
-
-        Args:
-            images: uint8 ``(B, C, H, W)``, on any device.
-            drawn: The rows of `draw` that belong to them, ``(B, 3)``, on the CPU.
-
-        Returns:
-            uint8 ``(B, C, H, W)``.
-        """
+        """Shifts images, uint8 ``(B, C, H, W)``, by their rows of `draw`, ``(B, 3)``, which are on the CPU."""
         size, channels, height, width = images.shape
         top, left, mirrored = drawn.unbind(1)
         which = torch.arange(size)
@@ -69,15 +54,11 @@ class ShiftFlip:
         return windows.index_select(0, starts).view(size, channels, height, width)
 
 
+@dataclass(frozen=True, repr=False)
 class PerImage:
-    """A transform of torchvision for batches of arrays, each image with its own parameters.
+    """A transform of torchvision for batches of arrays, each image ``(C, H, W)`` with its own parameters."""
 
-    Args:
-        transform: uint8 ``(C, H, W)`` to the same; its randomness comes from torch.
-    """
-
-    def __init__(self, transform: v2.Transform) -> None:
-        self.transform = transform
+    transform: v2.Transform
 
     def __repr__(self) -> str:
         """Says all that it does."""
@@ -89,12 +70,11 @@ class PerImage:
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Transforms each image of a batch ``(B, C, H, W)`` with its own seed; the global generator is left alone."""
-        return torch.stack([self._transformed(*pair) for pair in zip(images, drawn.tolist(), strict=True)])
-
-    def _transformed(self, image: Tensor, seed: int) -> Tensor:
-        with random_from(seed):
-            transformed: Tensor = self.transform(image)
-        return transformed
+        transformed = []
+        for image, seed in zip(images, drawn.tolist(), strict=True):
+            with random_from(seed):
+                transformed.append(self.transform(image))
+        return torch.stack(transformed)
 
 
 @contextmanager

@@ -1,22 +1,27 @@
-"""Verification of the splits before a run: images that cannot be read stop it, or are left out."""
+"""Verification of image files before a run: those that cannot be read stop it, or are left out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
-from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.images.verify import find_unreadable
+from lit_ft.data.files.derived_cache import file_stamp_number, load_derived, match_layout, store_derived
+from lit_ft.data.files.file_split import FileSplit, PackedPaths
+from lit_ft.data.images.decode import decode, why_unread
 from lit_ft.data.loading.protocols import Split
+from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError
 
 OnBadImage = Literal["error", "skip"]
 
-_MAX_NAMED = 10
-"""Images that a message names."""
+_MAX_NAMED = 10  # images that a message names
 
 
 class Verification:
@@ -42,14 +47,14 @@ class Verification:
             UserError: Some cannot be read and ``on_bad_image`` is ``error``, or too few are left.
         """
         bad = {split: self.find(split, files) for split, files in used.items()}
-        lines = [f"{used[split].paths[row]} ({why})" for split, rows in bad.items() for row, why in rows.items()]
+        named = {split: [(used[split].paths[row], why) for row, why in rows.items()] for split, rows in bad.items()}
+        lines = [f"{path} ({why})" for pairs in named.values() for path, why in pairs]
         message = format_unreadable(lines, sum(map(len, used.values())))
         if lines and on_bad_image == "error":
             hint = "fix or remove them, or leave them out with `data.on_bad_image` skip; lit-ft check lists all"
             raise UserError(f"`data.on_bad_image`: {message}; {hint}")
         kept = {split: drop_unreadable(split, files, bad[split], class_names) for split, files in used.items()}
-        for split, rows in bad.items():
-            self.left_out[split] = [f"{used[split].paths[row]}: {why}" for row, why in rows.items()]
+        self.left_out |= {split: [f"{path}: {why}" for path, why in pairs] for split, pairs in named.items()}
         if lines:
             rank_zero_warn(f"`data.on_bad_image` skip: {message}; they are left out")
         return kept
@@ -72,11 +77,7 @@ def format_unreadable(lines: Sequence[str], num_images: int) -> str:
 
 
 def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_names: Sequence[str]) -> FileSplit:
-    """A split without the rows that cannot be read.
-
-    Raises:
-        UserError: Nothing is left, or no training image of a class.
-    """
+    """A split without its bad rows; raises `UserError` where nothing is left, or no training image of a class."""
     if not bad:
         return files
     rest = files.part(torch.tensor([row for row in range(len(files)) if row not in bad], dtype=torch.long))
@@ -88,3 +89,46 @@ def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_
         if lost:
             raise UserError(f"{message} of {', '.join(lost)}, as none can be read; fix them")
     return rest.indexed() if split == "predict" else rest
+
+
+def find_unreadable(paths: PackedPaths) -> dict[int, str]:
+    """The rows of the files that cannot be read, and why; files that are not there are among them.
+
+    What was found to be readable before, and has not changed, is not read again. What was not is: a permission, a
+    library or a limit may have been the reason.
+    """
+    key = os.path.abspath(paths.root)
+    stamps = np.fromiter(map(_stamp, paths.absolute()), np.int64, len(paths))
+    arrays, _ = load_derived("verified", key) or ({}, {})
+    is_ours = match_layout(arrays, {"good": (torch.int64, 1)})
+    good = arrays["good"].numpy() if is_ours else np.zeros(0, np.int64)
+    unknown = np.flatnonzero(~np.isin(stamps, good))
+    if not len(unknown):
+        return {}
+    reasons = list(sweep(paths.part(torch.from_numpy(unknown)), problem, "reading each image once"))
+    fine = stamps[unknown[[not why for why in reasons]]]
+    if len(fine):
+        store_derived("verified", key, ({"good": torch.from_numpy(np.union1d(good, fine))}, {}))
+    return {int(row): why for row, why in zip(unknown, reasons, strict=True) if why}
+
+
+def _stamp(path: str) -> int:
+    try:
+        return file_stamp_number(path)
+    except OSError:
+        return 0  # which no file has
+
+
+def problem(path: Path) -> str:
+    """Why an image cannot be read, in a line, or nothing."""
+    found = problem_or_pixels(path)
+    return found if isinstance(found, str) else ""
+
+
+def problem_or_pixels(path: Path) -> str | Tensor:
+    """Why an image cannot be read, in a line, or its pixels, uint8 ``(3, H, W)``, as training gets them."""
+    try:
+        return decode(path)
+    except UserError as error:
+        cause = error.__cause__
+        return why_unread(path, cause if isinstance(cause, Exception) else error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import torch
@@ -11,71 +12,61 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.data.files.derived_cache import hash_tensors
-from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.file_split import FileSplit, PhotoFiles
 from lit_ft.data.images.decode import cut, decode, decode_crop
-from lit_ft.data.images.photo_cache import PhotoCache, PhotoFiles
+from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.transforms import random_from
 from lit_ft.data.loading.protocols import Batch
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.loading.workers import InWorkers, Workers
 from lit_ft.errors import UserError
 
-Sample = tuple[int, int]
-"""Index of an image and the seed of its augmentation."""
 
-
+@dataclass
 class _Photos(Dataset[Batch]):
-    """Reads whole batches, in a worker process or not."""
+    """Reads whole batches, in a worker process or not: of each image the index, and the seed of its augmentation."""
 
-    def __init__(self, split: FileSplit, transform: v2.Compose, cache: PhotoCache | None) -> None:
-        self.split = split
-        self.transform = transform
-        self.cache = cache
+    split: FileSplit
+    transform: v2.Compose
+    cache: PhotoCache | None
 
-    def __getitem__(self, samples: list[Sample]) -> Batch | UserError:  # type: ignore[override]
+    def __getitem__(self, samples: list[tuple[int, int]]) -> Batch | UserError:  # type: ignore[override]
         try:
-            images = stack_images([self._image(*sample) for sample in samples])
+            images = []
+            for index, seed in samples:
+                path = self.split.paths.full(index)
+                image = path if self.cache is None else self.cache[index]
+                images.append(transform_seeded(self.transform, image, seed, path))
         except UserError as error:
             return error
-        return images, self.split.targets[[index for index, _ in samples]]
-
-    def _image(self, index: int, seed: int) -> Tensor:
-        path = self.split.paths.full(index)
-        return transform_seeded(self.transform, path if self.cache is None else self.cache[index], seed, path)
+        return stack_images(images), self.split.targets[[index for index, _ in samples]]
 
 
 def transform_seeded(
     transform: v2.Compose, image: str | BytesIO | Tensor, seed: int, name: str | None = None
 ) -> Tensor:
-    """What a transform makes of an image, its random numbers following from a seed alone.
+    """What a transform makes of a file, its content, or its pixels, its random numbers following from a seed alone.
 
     Where it begins with a random crop, no more is decoded than that needs.
 
-    Args:
-        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
-        image: A file, its content, or the pixels.
-        seed: The seed.
-        name: Its name in errors; the path when not given.
-
     Raises:
-        UserError: It cannot be read.
+        UserError: The image cannot be read or transformed; ``name``, or else the path, says which.
     """
-    made: Tensor
-    with random_from(seed):
-        first, *others = transform.transforms
-        try:
+    first, *others = transform.transforms
+    try:
+        with random_from(seed):
             if not isinstance(first, v2.RandomResizedCrop):
-                made = first(image if isinstance(image, Tensor) else decode(image, name))
+                made: Tensor = first(image if isinstance(image, Tensor) else decode(image, name))
             elif isinstance(image, Tensor):
                 made = cut(image, first)
             else:
                 made = decode_crop(image, first, name)
             for step in others:
                 made = step(made)
-        except (RuntimeError, MemoryError) as error:  # such as no memory
-            reason = str(error).partition("\n")[0] or "out of memory"
-            named = name if isinstance(image, Tensor) else name or image
-            raise UserError(f"{named}: cannot be brought to the size of the network's images ({reason})") from error
+    except (RuntimeError, MemoryError) as error:  # such as no memory
+        reason = str(error).partition("\n")[0] or "out of memory"
+        named = name if isinstance(image, Tensor) else name or image
+        raise UserError(f"{named}: cannot be brought to the size of the network's images ({reason})") from error
     return made
 
 
@@ -103,16 +94,11 @@ class PhotoSource:
     """
 
     def __init__(
-        self,
-        split: FileSplit,
-        transform: v2.Compose,
-        workers: Workers | None = None,
-        cache: PhotoCache | None = None,
+        self, split: FileSplit, transform: v2.Compose, workers: Workers | None = None, cache: PhotoCache | None = None
     ) -> None:
         self.split = split
-        self._transform = transform
-        self._cache = cache
-        self._loader = InWorkers(_Photos(split, transform, cache), workers)
+        self._photos = _Photos(split, transform, cache)
+        self._loader = InWorkers(self._photos, workers)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -121,13 +107,13 @@ class PhotoSource:
     @property
     def is_augmented(self) -> bool:
         """Whether an image is read otherwise each time."""
-        return is_random(self._transform)
+        return is_random(self._photos.transform)
 
     def identity(self) -> str:
         """The files as they are now, the cache, and what is done to them."""
         keys = PhotoFiles.of(self.split.paths).keys
-        cache = None if self._cache is None else self._cache.made
-        return f"{hash_tensors([torch.from_numpy(keys)])} {cache} {self._transform}"
+        transform, cache = self._photos.transform, self._photos.cache
+        return f"{hash_tensors([torch.from_numpy(keys)])} {None if cache is None else cache.made} {transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
@@ -135,5 +121,5 @@ class PhotoSource:
         # One batch at a time: a list of all would take seconds for a million images, before the first batch.
         asked = (list(zip(rows.tolist(), seeds[places].tolist(), strict=True)) for rows, places in batches)
         for batch in self._loader.batches(asked):
-            images, targets = batch
+            images, targets = batch  # a list from memory that is pinned
             yield images, targets

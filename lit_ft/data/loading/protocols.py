@@ -25,23 +25,18 @@ class ImageSet(Protocol):
     @property
     def targets(self) -> Tensor:
         """Class of each image, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``."""
-        ...
 
     def __len__(self) -> int:
         """Number of images."""
-        ...
 
     def part(self: SetT, rows: Tensor) -> SetT:
         """The set of these images, int64 ``(n,)``."""
-        ...
 
     def names_digest(self) -> str:
         """A hash of what the images are called."""
-        ...
 
     def first_image(self) -> tuple[str, bytes]:
         """What the first image is called, and what it holds."""
-        ...
 
 
 class Readable(Protocol):
@@ -52,13 +47,9 @@ class Readable(Protocol):
     ) -> Iterator[tuple[Tensor | StageOutput, Tensor]]:
         """Yields each batch, with its targets.
 
-        Args:
-            batches: The images of each batch.
-            generator: Randomness of the augmentation. Whatever is drawn from it must be drawn for all places of the
-                epoch at once, so that what happens in a place does not depend on which process or worker reads it, or
-                when.
+        ``generator`` is the randomness of the augmentation. Whatever is drawn from it must be drawn for all places of
+        the epoch at once, so that what happens in a place does not depend on which process or worker reads it, or when.
         """
-        ...
 
 
 class Source(Readable, Protocol):
@@ -67,21 +58,16 @@ class Source(Readable, Protocol):
     @property
     def split(self) -> ImageSet:
         """The images, and the targets of all of them."""
-        ...
 
     @property
     def is_augmented(self) -> bool:
         """Whether an image is read otherwise each time."""
-        ...
 
     def identity(self) -> str:
         """What differs between two sources whose images, or whose augmentations of them, do."""
-        ...
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields the images of each batch, likewise."""
-        ...
 
     def __len__(self) -> int:
         """Number of images."""
-        ...

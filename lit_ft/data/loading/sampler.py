@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,18 +28,17 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
 
 
 class Picks(NamedTuple):
-    """The images of one batch.
+    """The images of one batch: which of the set, and where in the epoch's order over all processes, int64 ``(B,)``.
 
-    Args:
-        rows: Which images of the set, int64 ``(B,)``.
-        places: Where in the epoch's order, counted over all processes, int64 ``(B,)``. What is random about an image
-            belongs to its place: an image that comes twice in an epoch is not augmented twice alike.
+    What is random about an image belongs to its place: an image that comes twice in an epoch is not augmented twice
+    alike.
     """
 
     rows: Tensor
     places: Tensor
 
 
+@dataclass(eq=False)
 class EpochSampler:
     """The batches of one process, epoch by epoch.
 
@@ -47,54 +47,41 @@ class EpochSampler:
     which takes the rest of the shard: up to ``batch_size + 1``, as shards differ by at most one image.
 
     Args:
-        num_samples: Number of images in the set.
-        batch_size: Number of images in a batch, in each process.
         training: Shuffle, and let a last batch of a single image join the one before it: batch norm cannot be
             trained on one image.
         shuffle: Whether the order differs from epoch to epoch; as ``training`` when not given.
         classes: Class of each image, ``(N,)``, where all classes shall come equally often: each has its share of the
             N places of an epoch (give or take one), filled with its images again and again, each time in a new order.
-        seed: Seed of the order.
-        rank: Number of this process.
-        world_size: Number of processes.
 
     Raises:
         UserError: There are fewer images than processes.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        training: bool = False,
-        shuffle: bool | None = None,
-        classes: Tensor | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if num_samples < world_size:
-            raise UserError(
-                f"`trainer.devices`: {num_samples} image(s) cannot be shared among {world_size} process(es); "
-                f"use at most {num_samples}, or more images"
-            )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.shuffle = training if shuffle is None else shuffle
-        self.classes = classes
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    num_samples: int
+    batch_size: int
+    _: KW_ONLY
+    training: bool = False
+    shuffle: bool | None = None
+    classes: Tensor | None = None
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
         self.epoch = 0
-        smallest_shard = num_samples // world_size
-        self._num_batches = -(-smallest_shard // batch_size)
-        if training and self._num_batches > 1 and batch_size > 1 and smallest_shard % batch_size == 1:
-            self._num_batches -= 1
+        if self.num_samples < self.world_size:
+            raise UserError(
+                f"`trainer.devices`: {self.num_samples} image(s) cannot be shared among {self.world_size} process(es); "
+                f"use at most {self.num_samples}, or more images"
+            )
+        if self.shuffle is None:
+            self.shuffle = self.training
 
     def __len__(self) -> int:
         """Number of batches in an epoch, the same in every process."""
-        return self._num_batches
+        full, rest = divmod(self.num_samples // self.world_size, self.batch_size)
+        joins = rest == 0 or (rest == 1 and full > 0 and self.training and self.batch_size > 1)
+        return full if joins else full + 1
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch; Lightning calls this before each one."""
@@ -102,11 +89,8 @@ class EpochSampler:
 
     def batches(self) -> list[Picks]:
         """The images of each batch of this epoch in this process."""
-        order = self._order()
-        places = self._places()
-        cuts = [i * self.batch_size for i in range(len(self))]
-        shards = [places[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(places)], strict=True)]
-        return [Picks(order[shard], shard) for shard in shards]
+        order, stops = self._order(), [i * self.batch_size for i in range(1, len(self))]
+        return [Picks(order[places], places) for places in self._places().tensor_split(stops)]
 
     def augment_generator(self) -> torch.Generator:
         """Randomness of this epoch's augmentation; the same in every process, and apart from that of the order."""
@@ -116,9 +100,6 @@ class EpochSampler:
         """Those of this process."""
         return torch.arange(self.rank, self.num_samples, self.world_size)
 
-    def _order_generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-
     def _order(self) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.num_samples)
@@ -126,15 +107,12 @@ class EpochSampler:
         order = torch.randperm(self.num_samples, generator=generator)
         return order if self.classes is None else _balanced(self.classes, order, generator)
 
+    def _order_generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+
 
 def _balanced(classes: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows of which each class has an equal share, in random places.
-
-    Args:
-        classes: Class of each row, ``(N,)``.
-        order: The places to fill, in random order, ``(N,)``.
-        generator: Where the randomness comes from.
-    """
+    """Rows of which each class has an equal share, in random places: those of ``order``, one after the other."""
     members = [rows for rows in rows_by_class(classes, 0) if len(rows)]
     shares = torch.full((len(members),), len(classes) // len(members))
     shares[torch.randperm(len(members), generator=generator)[: len(classes) % len(members)]] += 1
@@ -151,18 +129,13 @@ class ChunkSampler(EpochSampler):
     """The batches of one process, from a set that lies in chunks and is read one chunk after the other.
 
     The order of the chunks is shuffled, and the images within each. Each process has one run of places, so that it
-    reads chunks of its own; only the first and the last are shared with its neighbours.
-
-    Args:
-        chunk_sizes: Number of images in each chunk.
-        batch_size: Number of images in a batch, in each process.
-        **options: As of `EpochSampler`, without ``classes``.
+    reads chunks of its own; only the first and the last are shared with its neighbours. ``options`` are those of
+    `EpochSampler`, without ``classes``.
     """
 
     def __init__(self, chunk_sizes: Sequence[int], batch_size: int, **options: Any) -> None:
         super().__init__(sum(chunk_sizes), batch_size, **options)
-        stops = np.cumsum(chunk_sizes).tolist()
-        self._chunks = [torch.arange(stop - size, stop) for size, stop in zip(chunk_sizes, stops, strict=True)]
+        self._chunks = torch.arange(self.num_samples).tensor_split(np.cumsum(chunk_sizes)[:-1].tolist())
 
     def _places(self) -> Tensor:
         start, stop = (self.num_samples * rank // self.world_size for rank in (self.rank, self.rank + 1))

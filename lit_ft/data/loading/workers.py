@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,30 +19,20 @@ from lit_ft.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_CHUNK = 16
-"""Things that a process of `sweep` takes at a time."""
-_FEW = 64
-"""Fewer for each process are looked at before it has started."""
+_CHUNK = 16  # things that a process of `sweep` takes at a time
+_FEW = 64  # fewer for each process are looked at before it has started
 _SHARED = Path("/dev/shm")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
-_MOST = 8
-"""Beyond so many processes a training process seldom gets its batches faster."""
-_AHEAD = 4
-"""Batches that a worker is ahead where there is room: one slow image holds nothing up."""
+_MOST = 8  # beyond so many processes a training process seldom gets its batches faster
+_AHEAD = 4  # batches that a worker is ahead where there is room: one slow image holds nothing up
 
 
 class Workers(NamedTuple):
-    """Processes that read images.
+    """Processes that read images."""
 
-    Args:
-        number: Their number; 0 for none but this one.
-        prefetch: Batches that each has ready, or is at.
-        pin_memory: Whether batches come to lie where a GPU fetches them from fastest.
-    """
-
-    number: int
-    prefetch: int = 2
-    pin_memory: bool = False
+    number: int  # 0 for none but this one
+    prefetch: int = 2  # batches that each has ready, or is at
+    pin_memory: bool = False  # whether batches come to lie where a GPU fetches them from fastest
 
 
 def usable_cpus() -> int:
@@ -60,100 +51,38 @@ def check_workers(asked: int | None) -> None:
         raise UserError(f"`data.num_workers`: {asked} is less than 0")
 
 
-def shared_memory() -> int | None:
-    """Bytes of shared memory, through which workers hand batches on, that are free; null where it has no bound."""
-    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else None
-
-
 def choose_workers(
     batch_bytes: int, num_batches: int, processes_per_node: int = 1, asked: int | None = None
 ) -> Workers:
     """The processes that read for one training process: as many as asked, else the CPUs it may count on, less itself.
 
-    Args:
-        batch_bytes: Size of a batch.
-        num_batches: Number of batches in an epoch; a handful is read before as many processes have started.
-        processes_per_node: Number of training processes on this machine.
-        asked: What the user wants.
+    No more than batches in an epoch: a handful is read before as many processes have started.
     """
     cpus = max(0, min(_MOST, usable_cpus() // processes_per_node - 1))
     count = min(cpus if asked is None else asked, num_batches)
-    free = shared_memory()
-    if free is None:
+    if not _SHARED.is_dir():
         return Workers(count, _AHEAD)
-    # Containers have 64 MB by default, and who writes beyond it is killed. Half is left to others.
-    room = free // 2 // processes_per_node // batch_bytes
+    # Workers hand batches on through it. Containers have 64 MB by default, and who writes beyond it is killed. Half is
+    # left to others.
+    room = shutil.disk_usage(_SHARED).free // 2 // processes_per_node // batch_bytes
     if asked is None:
         count = min(count, room // 2)
     return Workers(count, max(1, min(_AHEAD, room // max(1, count))))
 
 
 def workers_for(trainer: Any, num_images: int, batch_size: int, image_bytes: int, asked: int | None) -> Workers:
-    """The processes that read a split for this training process; see `choose_workers`.
-
-    Args:
-        trainer: The trainer, or nothing.
-        num_images: Number of images in the split.
-        batch_size: Number of images in a batch.
-        image_bytes: Size of one.
-        asked: How many processes the user wants.
-    """
+    """The processes that read a split of a data module, by its trainer, if it has one; see `choose_workers`."""
     processes = trainer.num_devices if trainer else 1
     workers = choose_workers(batch_size * image_bytes, math.ceil(num_images / batch_size), processes, asked)
     on_gpu = trainer.strategy.root_device.type == "cuda" if trainer else torch.cuda.is_available()
     return workers._replace(pin_memory=on_gpu)
 
 
-class _Each(Dataset[Any]):
-    """Looks at things, some at a time, in a worker process or not."""
-
-    def __init__(self, things: Sequence[Any], look: Callable[[Any], Any]) -> None:
-        self._things = things
-        self._look = look
-
-    def __getitem__(self, chunk: range) -> list[Any] | UserError:
-        try:
-            return [self._look(self._things[i]) for i in chunk]
-        except UserError as error:  # returned, see `InWorkers`
-            return error
-
-
-def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int | None = None) -> Iterator[R]:
-    """Looks at each of many things, in order, in several processes; in a terminal, a bar shows how far it is.
-
-    Args:
-        things: The things, such as paths.
-        look: What to do with each; it must be possible to pickle it.
-        doing: What the bar says.
-        workers: Number of processes, 0 for none but this one; when not given, one a CPU, if there is enough to do.
-
-    Raises:
-        UserError: What ``look`` raised of this kind.
-    """
-    chunks = [range(start, min(start + _CHUNK, len(things))) for start in range(0, len(things), _CHUNK)]
-    if workers is None:
-        workers = min(usable_cpus(), len(things) // _FEW)
-        workers = workers if workers > 1 else 0
-    loader: DataLoader[Any] = DataLoader(
-        _Each(things, look),
-        batch_size=None,
-        sampler=chunks,
-        num_workers=min(workers, len(chunks)),
-        generator=torch.Generator(),  # one of its own: a run must not depend on whether this was done before
-    )
-    with tqdm(total=len(things), desc=doing, unit=" images", disable=None, leave=False) as bar:
-        for done in loader:
-            if isinstance(done, UserError):
-                raise done
-            yield from done
-            bar.update(len(done))
-
-
+@dataclass
 class _Epoch:
     """The sampler of a DataLoader, whose batches change from epoch to epoch while its workers live on."""
 
-    def __init__(self) -> None:
-        self.batches: Iterable[Any] = ()
+    batches: Iterable[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
@@ -180,8 +109,8 @@ class InWorkers:
             prefetch_factor=workers.prefetch if workers.number else None,
             persistent_workers=workers.number > 0,
             pin_memory=workers.pin_memory,
-            # One of its own: without it, each epoch draws a number from the global generator, and a run resumed in
-            # the middle of an epoch would see other dropout than one that was not interrupted.
+            # One of its own: without it, each epoch draws a number from the global generator, and a run that is
+            # resumed in the middle of an epoch, or had to look at its images first, would see other dropout.
             generator=torch.Generator(),
         )
 
@@ -192,3 +121,34 @@ class InWorkers:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+@dataclass
+class _Each(Dataset[Any]):
+    """Looks at things, some at a time, in a worker process or not."""
+
+    things: Sequence[Any]
+    look: Callable[[Any], Any]
+
+    def __getitem__(self, chunk: range) -> list[Any] | UserError:
+        try:
+            return [self.look(self.things[i]) for i in chunk]
+        except UserError as error:
+            return error
+
+
+def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int | None = None) -> Iterator[R]:
+    """Looks at each of many things, such as paths, in order; in a terminal, a bar says what it is doing, and how far.
+
+    In so many processes, 0 for none but this one; when not given, in one a CPU, if there is enough to do. They must be
+    able to pickle ``look``. A `UserError` that it raises ends the sweep.
+    """
+    chunks = [range(start, min(start + _CHUNK, len(things))) for start in range(0, len(things), _CHUNK)]
+    if workers is None:
+        workers = min(usable_cpus(), len(things) // _FEW)
+        workers = workers if workers > 1 else 0
+    in_workers = InWorkers(_Each(things, look), Workers(min(workers, len(chunks))))
+    with tqdm(total=len(things), desc=doing, unit=" images", disable=None, leave=False) as bar:
+        for done in in_workers.batches(chunks):
+            yield from done
+            bar.update(len(done))

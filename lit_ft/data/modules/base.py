@@ -14,8 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.loading.loader import Loader
-from lit_ft.data.loading.position import Position
+from lit_ft.data.loading.loader import Loader, Position
 from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.modules.facts import DownloadFacts, SplitFacts

@@ -12,13 +12,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import class_folders, find_folder, format_some, subfolders
 from lit_ft.data.files.image_index import ImageIndex, index_images, warn_passed_over
-from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.tables.class_names import check_names, check_same_form, class_order, names_of_folders
+from lit_ft.data.tables.labels import check_names, check_same_form, class_order, names_of_folders
 from lit_ft.errors import UserError, unknown
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ft.data.files.file_split import FileSplit, find_images_to_predict
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.held_out import HoldOut, check_groups
-from lit_ft.data.images.photo_cache import PhotoCache
-from lit_ft.data.images.split_caches import SplitCaches
+from lit_ft.data.images.photo_cache import PhotoCache, SplitCaches
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.images.verification import OnBadImage, Verification, splits_to_verify
 from lit_ft.data.loading.photo_source import PhotoSource
@@ -22,7 +22,7 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.options import check_choice, check_held_out
-from lit_ft.data.tables.split_table import Columns, write_split_table
+from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
 
 

@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_file, find_folder
-from lit_ft.data.files.packed_paths import PackedPaths
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.tables.label_columns import read_labels
-from lit_ft.data.tables.label_lists import format_labels
-from lit_ft.data.tables.split_table import Columns
-from lit_ft.data.tables.table_rows import read_row_splits, unescape_table, unique_rows
-from lit_ft.data.tables.tables import Table, read_table
+from lit_ft.data.tables.labels import format_labels, read_labels
+from lit_ft.data.tables.tables import Columns, Table, read_row_splits, read_table, unescape_table, unique_rows
 from lit_ft.errors import UserError, unknown
 from lit_ft.tasks.task import MAIN_METRIC, TaskName
 

@@ -1,27 +1,38 @@
-"""Tables of text cells, from CSV, TSV or Parquet."""
+"""Tables of images: text cells from CSV, TSV or Parquet, the split of each row, and the ``split.csv`` of a run."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError, unknown
 
-_SHOWN = 200  # characters of a cell in a message
+# Also after apostrophes, so that an escaped cell differs from one that began with an apostrophe. Those of full width
+# count as the others in some languages' editions.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a table, all of them text.
+    """The cells of a table, all of them text, and the number of each row.
 
-    Args:
-        path: The file.
-        columns: The cells of each column, by its name.
-        numbers: The number of each row, as a program that shows tables counts: with the column names and empty lines.
+    Rows are counted as programs that show tables do: with the column names and empty lines.
     """
 
     path: Path
@@ -41,17 +52,9 @@ class Table:
     def refuse(
         self, rows: Sequence[int], key: str, what: str, cells: Sequence[str] | None = None, advice: str = "fix them"
     ) -> None:
-        """Raises `UserError` where there are any rows of a kind.
-
-        Args:
-            rows: Their indices.
-            key: The option that the error names.
-            what: Their fault, as the rest of a sentence.
-            cells: The cell of each row of the table, for the message.
-            advice: The remedy.
-        """
+        """Raises `UserError` of the option ``key`` where there are any ``rows`` with a fault, and shows their cells."""
         if rows:
-            first = ", ".join(self.row(i) + (f" {cells[i][:_SHOWN]!r}" if cells else "") for i in rows[:3])
+            first = ", ".join(self.row(i) + (f" {cells[i][:200]!r}" if cells else "") for i in rows[:3])
             more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
             count = f"{len(rows)} of {len(self)} rows of {self.path}"
             raise UserError(f"{key}: {count} {what}: {first}{more}; {advice}")
@@ -63,10 +66,6 @@ class Table:
 
 def read_table(path: Path, key: str) -> Table:
     """Reads a table, by its suffix: ``.parquet``, ``.tsv`` (or ``.tab``), or else CSV with commas, in UTF-8.
-
-    Args:
-        path: The file.
-        key: The option that names it, for the message.
 
     Raises:
         UserError: The file cannot be read, has no rows, or has one with more or fewer fields than columns.
@@ -133,3 +132,100 @@ def _as_text(cell: Any) -> str:
     if isinstance(cell, list):
         return json.dumps([value for value in cell if value is not None], ensure_ascii=False, default=str)
     return "" if cell is None else str(cell)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns of a table of images; no two splits may share a group."""
+
+    path: str = "path"
+    labels: tuple[str, ...] = ("label",)
+    split: str = "split"
+    group: str = "group"
+
+
+def unescape_table(table: Table, path_column: str) -> Table:
+    """A table without the apostrophes of `write_split_table`, which puts none before paths."""
+    columns = {
+        name: cells if name == path_column else [unescape_formula(cell) for cell in cells]
+        for name, cells in zip(map(unescape_formula, table.columns), table.columns.values(), strict=True)
+    }
+    return replace(table, columns=columns)
+
+
+def read_row_splits(table: Table, split_column: str | None, others: Sequence[str]) -> list[Split]:
+    """The split of each row, by a column, or else the one called split, if there is one that is not among ``others``.
+
+    Raises:
+        UserError: A split is unknown, or there are no rows of train.
+    """
+    if split_column is None and ("split" not in table.columns or "split" in others):
+        return ["train"] * len(table)
+    cells = [cell.strip().lower() for cell in table.column(split_column or "split", "`data.split_column`")]
+    unknown = [i for i, cell in enumerate(cells) if cell not in _SPLIT_NAMES]
+    table.refuse(unknown, "`data.split_column`", "are of an unknown split", cells, "call them train, val and test")
+    splits = [_SPLIT_NAMES[cell] for cell in cells]
+    if "train" not in splits:
+        raise UserError(f"`data.split_column`: {table.path} has no rows of train")
+    return splits
+
+
+def unique_rows(table: Table, paths: Sequence[str], columns: Columns) -> list[int]:
+    """The first row of each image; raises `UserError` where two rows of the same of the ``paths`` differ."""
+    first: dict[str, int] = {}
+    for i, path in enumerate(paths):
+        j = first.setdefault(path, i)
+        if j == i:
+            continue
+        for name in (*columns.labels, columns.split, columns.group):
+            cells = table.columns.get(name)
+            if cells and cells[i].strip() != cells[j].strip():
+                raise UserError(
+                    f"`data.table`: {table.path} has {path} twice, with {name} {cells[j]!r} in {table.row(j)} and "
+                    f"{cells[i]!r} in {table.row(i)}; leave one out"
+                )
+    if len(first) < len(paths):
+        rank_zero_warn(f"{table.path} names {len(paths) - len(first)} images again, which count once")
+    return list(first.values())
+
+
+def write_split_table(
+    file: Path,
+    splits: Mapping[Split, FileSplit],
+    columns: Columns,
+    label_cells: Callable[[Tensor], Iterable[Sequence[str]]],
+    group_names: Sequence[str] = (),
+) -> None:
+    """Writes a row for each image, as `ImageTableDataModule` reads it; ``label_cells`` gives those of targets.
+
+    Cells that a spreadsheet would run as a formula are escaped, but not the paths: these are absolute.
+    """
+    # Names of files need not be valid text.
+    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        writer = csv.writer(opened)
+        header = [columns.path, *columns.labels, columns.split, *([columns.group] if group_names else [])]
+        writer.writerow(map(escape_formula, header))
+        for split, images in splits.items():
+            numbers = images.groups.tolist() if images.groups is not None else [0] * len(images)
+            rows = zip(images.paths.absolute(), label_cells(images.targets), numbers, strict=True)
+            for path, labels, number in rows:
+                cells = [*labels, split, *([group_names[number]] if group_names else [])]
+                writer.writerow([path, *map(escape_formula, cells)])
+
+
+def escape_formula(cell: str) -> str:
+    """A cell with an apostrophe before it, where a spreadsheet would run it as a formula; numbers stay.
+
+    >>> escape_formula("=1+2"), escape_formula("'=1+2"), escape_formula("-1"), escape_formula("ant")
+    ("'=1+2", "''=1+2", '-1', 'ant')
+    """
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def unescape_formula(cell: str) -> str:
+    """The cell that `escape_formula` made another of.
+
+    >>> unescape_formula("'=1+2"), unescape_formula("''=1+2"), unescape_formula("'ant")
+    ('=1+2', "'=1+2", "'ant")
+    """
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell

@@ -19,9 +19,9 @@ from PIL import Image
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule
-from lit_ft.data.images import cache_writer
-from lit_ft.data.images.cache_writer import _claimed
-from lit_ft.data.images.photo_cache import PhotoFiles, cache_path, stored_size
+from lit_ft.data.files.file_split import PhotoFiles
+from lit_ft.data.images import photo_cache
+from lit_ft.data.images.photo_cache import _claimed, cache_path, stored_size
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=16, resize=20)
@@ -179,7 +179,7 @@ def test_disk_that_fills_up_while_writing_is_told_and_leaves_nothing(
     root, tmp_path, monkeypatch, num_workers, reserved
 ):
     if not reserved:
-        monkeypatch.setattr(cache_writer, "_reserve", lambda *_: None)
+        monkeypatch.setattr(photo_cache, "_reserve", lambda *_: None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))  # the writing fails as on a full disk
@@ -198,7 +198,7 @@ def test_folder_that_cannot_be_is_told(root, tmp_path):
 
 def test_what_a_killed_process_has_half_written_is_not_used(root, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "cache"
-    copy = cache_writer._Copies._copy
+    copy = photo_cache._Copies._copy
 
     def stops_half_way(self, i):
         if i == 11:
@@ -211,7 +211,7 @@ def test_what_a_killed_process_has_half_written_is_not_used(root, tmp_path, monk
         make(root, folder).train_dataloader()
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_writer._Copies, "_copy", stops_half_way)
+        patch.setattr(photo_cache._Copies, "_copy", stops_half_way)
         process = multiprocessing.get_context("fork").Process(target=write)
         process.start()
     while not (tmp_path / "half").exists():
@@ -310,7 +310,7 @@ def test_file_system_without_locks_is_told(root, tmp_path, monkeypatch):
     def fails(self, **options):
         raise NotImplementedError("no flock here")
 
-    monkeypatch.setattr(cache_writer.FileLock, "acquire", fails)
+    monkeypatch.setattr(photo_cache.FileLock, "acquire", fails)
     with pytest.raises(UserError, match=rf"^data.cache: {tmp_path}/cache cannot be written \(no flock here\)$"):
         make(root, tmp_path / "cache").train_dataloader()
 

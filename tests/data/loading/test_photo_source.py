@@ -8,8 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.loader import Loader

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lit_ft.data.files.packed_paths import PackedPaths
+from lit_ft.data.files.file_split import PackedPaths
 
 NAMES = ["a/1.jpg", "été/ß 漢字.png", os.fsdecode(b"not/utf8/\xff.jpg"), "/elsewhere/x.bmp", "b" * 200]
 

@@ -2,9 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_ft.data.tables.split_table import Columns
-from lit_ft.data.tables.table_rows import read_row_splits, unique_rows
-from lit_ft.data.tables.tables import Table
+from lit_ft.data.tables.tables import Columns, Table, read_row_splits, unique_rows
 from lit_ft.errors import UserError
 
 
