@@ -24,6 +24,7 @@ ROOMS = [
     "tasks",
     "data",
     "model",
+    "probes",
     "unfreezing",
     "features",
     "training",

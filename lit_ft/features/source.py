@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.loading.protocols import Source
-from lit_ft.data.loading.sampler import Picks, mix_seed
+from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.features.layout import Layout
 from lit_ft.model.module import FineTuneModule
 
@@ -58,12 +58,6 @@ class FeatureSource:
             for part, (images, _) in zip(batches, images_of_view, strict=True):
                 self._features[view * self._layout.images + part] = self._layout.encode(compute(images))
                 yield len(part)
-
-
-def seed_view(seed: int, view: int) -> torch.Generator:
-    """The random generator of the augmentation of a view."""
-    # A stream of its own, apart from those for the order and for the epochs' augmentation.
-    return torch.Generator().manual_seed(mix_seed(seed, view, stream=2))
 
 
 class FrozenStages:

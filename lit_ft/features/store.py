@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
 import torch
-from tqdm import tqdm
 
-from lit_ft.console import rank_zero_print
+from lit_ft.console import log_progress
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
 from lit_ft.features.layout import Layout
@@ -101,7 +99,7 @@ class FeatureFile:
         features = self._layout.map_file(unfinished)
         source = FeatureSource(features, self._layout, self._loader.source, self._stages.depth)
         done = source.fill(self._stages, self._rows, self._loader.sampler.batch_size, self._seed)
-        log_progress(done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
+        log_progress("Features", done, self._layout.views * len(self._rows), self._trainer.is_global_zero)
 
     def _sum_up(self, unfinished: Path) -> None:
         self._layout.write_checksums(unfinished, self._blocks)
@@ -152,15 +150,3 @@ def remove_files(trainer: L.Trainer, folder: Path, names: str = "phase*-*-*", bu
                 file.unlink()
     with suppress(OSError):  # there is none, or it has other files
         folder.rmdir()
-
-
-def log_progress(done: Iterable[int], total: int, is_first: bool) -> None:
-    """Consumes numbers of finished images; the first process shows a bar in a terminal, else a line every minute."""
-    logged, count = time.monotonic(), 0
-    with tqdm(total=total, desc="Features", unit=" images", disable=None if is_first else True, leave=False) as bar:
-        for number in done:
-            count += number
-            bar.update(number)
-            if bar.disable and time.monotonic() - logged > 60:
-                logged = time.monotonic()
-                rank_zero_print(f"Features  {count:,} of {total:,} images")

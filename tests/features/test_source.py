@@ -7,10 +7,10 @@ from small_runs import small_module
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images.transforms import ShiftFlip
-from lit_ft.data.loading.sampler import Picks
+from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.data.modules.arrays import ArraySource, ArraySplit
 from lit_ft.features.layout import Layout
-from lit_ft.features.source import FeatureSource, FrozenStages, seed_view
+from lit_ft.features.source import FeatureSource, FrozenStages
 
 NUM, VIEWS = 7, 3
 

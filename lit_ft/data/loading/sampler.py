@@ -27,6 +27,12 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
+def seed_view(seed: int, view: int) -> torch.Generator:
+    """The random generator of the augmentation of a view."""
+    # A stream of its own, apart from those for the order and for the epochs' augmentation.
+    return torch.Generator().manual_seed(mix_seed(seed, view, stream=2))
+
+
 class Picks(NamedTuple):
     """The images of one batch: which of the set, and where in the epoch's order over all processes, int64 ``(B,)``.
 

@@ -11,8 +11,8 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lit_ft.features.probes.basis import Basis
-from lit_ft.features.probes.cross_validation import (
+from lit_ft.probes.basis import Basis
+from lit_ft.probes.cross_validation import (
     CrossValidation,
     best_strength,
     corrected_interval,
@@ -20,8 +20,8 @@ from lit_ft.features.probes.cross_validation import (
     make_folds,
     usable_folds,
 )
-from lit_ft.features.probes.solver import Targets
-from tests.features.probes.test_solver import clusters
+from lit_ft.probes.solver import Targets
+from tests.probes.test_solver import clusters
 
 
 def test_folds_hold_each_image_once_and_classes_evenly() -> None:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from lit_ft.features.probes.basis import Basis
-from lit_ft.features.probes.cross_validation import cross_validate, make_folds
-from lit_ft.features.probes.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
-from lit_ft.features.probes.solver import Targets
-from tests.features.probes.test_solver import clusters
+from lit_ft.probes.basis import Basis
+from lit_ft.probes.cross_validation import cross_validate, make_folds
+from lit_ft.probes.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
+from lit_ft.probes.solver import Targets
+from tests.probes.test_solver import clusters
 
 
 def curve_of(errors: list[float], sizes: list[int], noise: float = 0.0) -> LearningCurve:

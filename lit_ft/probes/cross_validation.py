@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.split import class_counts
-from lit_ft.features.probes.basis import Basis
-from lit_ft.features.probes.solver import Problems, Targets, solve
+from lit_ft.probes.basis import Basis
+from lit_ft.probes.solver import Problems, Targets, solve
 
 _PATIENCE = 2
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lit_ft import DigitsDataModule, FineTuneModule
-from lit_ft.features.probes import feature_pass
-from lit_ft.features.probes.feature_pass import average_places, compute_stage_features
+from lit_ft.probes import feature_pass
+from lit_ft.probes.feature_pass import average_places, compute_stage_features
 
 
 @pytest.fixture

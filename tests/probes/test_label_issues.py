@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from lit_ft.features.probes.basis import Basis
-from lit_ft.features.probes.cross_validation import cross_validate, make_folds
-from lit_ft.features.probes.label_issues import find_label_issues
-from lit_ft.features.probes.solver import Targets
-from tests.features.probes.test_solver import clusters
+from lit_ft.probes.basis import Basis
+from lit_ft.probes.cross_validation import cross_validate, make_folds
+from lit_ft.probes.label_issues import find_label_issues
+from lit_ft.probes.solver import Targets
+from tests.probes.test_solver import clusters
 
 
 def test_ranking_and_estimate_of_a_table() -> None:

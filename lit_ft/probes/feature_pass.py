@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone
+from lit_ft.console import log_progress
 from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_or_derive
 from lit_ft.data.loading.protocols import Source
-from lit_ft.data.loading.sampler import Picks
-from lit_ft.features.source import seed_view
-from lit_ft.features.store import log_progress
+from lit_ft.data.loading.sampler import Picks, seed_view
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _compute(
             yield len(rows)
 
     began = time.perf_counter()
-    log_progress(fill(), len(source), is_first=True)
+    log_progress("Features", fill(), len(source))
     return features, {"seconds": time.perf_counter() - began}
 
 
