@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from lit_ft.backbones.freezing import Staged
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.meta import of_an_image
-from lit_ft.backbones.recompute import recomputed
 from lit_ft.errors import UserError
 
 
@@ -28,7 +30,6 @@ class StageOutput:
         self.depth = depth
 
     def __len__(self) -> int:
-        """B."""
         return len(self.values)
 
     @property
@@ -77,7 +78,10 @@ class Backbone(Staged, nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Whether activations are computed again in the backward pass rather than kept.
         self.gradient_checkpointing = False
-        self.num_features = self._count_features()
+        features = of_an_image(self, spec)  # without data or arithmetic
+        if features.ndim != 2:
+            raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
+        self.num_features = int(features.shape[1])
 
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Normalised images ``(B, C, H, W)``, or what the first stages gave for them -> features ``(B, D)``."""
@@ -124,6 +128,12 @@ class Backbone(Staged, nn.Module):
             outputs[name] = images
         return outputs
 
+    def stage_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of each stage, shallow to deep: every parameter of the backbone stands in exactly one."""
+        modules = {name: [stage] for name, stage in self.stages.items()}
+        modules[next(reversed(modules))].append(self.pool)
+        return modules
+
     def _rest(self, values: Tensor, depth: int) -> Tensor:
         if depth == len(self.stages):
             return values
@@ -147,15 +157,30 @@ class Backbone(Staged, nn.Module):
             return False
         return inputs.requires_grad or any(parameter.requires_grad for parameter in stage.parameters())
 
-    def stage_modules(self) -> dict[str, list[nn.Module]]:
-        """The modules of each stage, shallow to deep: every parameter of the backbone stands in exactly one."""
-        modules = {name: [stage] for name, stage in self.stages.items()}
-        modules[next(reversed(modules))].append(self.pool)
-        return modules
 
-    def _count_features(self) -> int:
-        """D, found by a pass without data or arithmetic."""
-        features = of_an_image(self, self.spec)
-        if features.ndim != 2:
-            raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
-        return int(features.shape[1])
+def recomputed(stage: nn.Module, inputs: Tensor) -> Tensor:
+    """The output of a stage; only its inputs are kept for the backward pass (`Chen et al. 2016`_).
+
+    Dropout repeats its masks. Whatever the stage keeps in its buffers, such as batch norm's statistics, is written
+    once, and is at the second time what it was at the first, which matters to spectral norm.
+
+    Args:
+        stage: May write into its buffers, but not into its inputs.
+        inputs: The output of the stage before it.
+
+    .. _Chen et al. 2016: https://arxiv.org/abs/1604.06174
+    """
+    if torch.compiler.is_compiling():  # what is compiled writes into buffers at its end, and so once
+        outputs: Tensor = checkpoint(stage, inputs, use_reentrant=False)
+        return outputs
+    before = {name: buffer.clone() for name, buffer in stage.named_buffers()}
+    calls = itertools.count()
+
+    def run(inputs: Tensor) -> Any:
+        if next(calls) == 0:
+            return stage(inputs)
+        # On copies: a momentum of 0 would not do, as batches would be counted, and 0 times inf is nan.
+        return functional_call(stage, {name: buffer.clone() for name, buffer in before.items()}, (inputs,))
+
+    outputs = checkpoint(run, inputs, use_reentrant=False)
+    return outputs
