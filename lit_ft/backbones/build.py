@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lit_ft.backbones.backbone import Backbone, StageOutput
-from lit_ft.backbones.input_spec import InputConfig, InputSpec
-from lit_ft.backbones.partition.cut import Network, cut
-from lit_ft.backbones.partition.equivalence import check_same, takes_channels_last
+from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import check_same, cut, takes_channels_last
 from lit_ft.backbones.pooling import Pool, make_pool
 from lit_ft.backbones.sources import mnist_cnn, torchvision
 from lit_ft.backbones.sources.custom import OwnNetwork
-from lit_ft.backbones.sources.source import Source
 from lit_ft.backbones.stem import Stem, adapted, make_small, set_channels
 from lit_ft.backbones.weights import load as weights_
+from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.errors import UserError, unknown
-
-__all__ = [
-    "Backbone",
-    "InputConfig",
-    "InputSpec",
-    "NetworkName",
-    "Pool",
-    "StageOutput",
-    "Stem",
-    "backbone_names",
-    "build_backbone",
-    "input_spec",
-    "source_of",
-]
 
 NetworkName = str | dict[str, Any]
 """A name that `backbone_names` lists, or the arguments of `OwnNetwork`."""
+
+
+class Source(Protocol):
+    """A collection of networks; each module of this package that holds one has these functions."""
+
+    def tags(self, name: str) -> dict[str, Published]:
+        """The published weights of a network by their tag, with ``DEFAULT`` for the best of them."""
+
+    def input_spec(self, name: str, tag: str | None) -> InputSpec:
+        """The images that published weights were evaluated with; without a tag, those of the first weights."""
+
+    def build(self, name: str, spec: InputSpec) -> Network:
+        """The network with random weights, for images of the spec's size, and its stages."""
+
+    def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
+        """Published tensors with the names and the shapes that the network has for images of the spec's size."""
 
 
 def backbone_names(start: str = "") -> list[str]:
@@ -50,7 +52,7 @@ def backbone_names(start: str = "") -> list[str]:
         UserError: If timm is needed and not installed.
     """
     if not start.startswith("timm/"):
-        return [*mnist_cnn.names(), *torchvision.names()]
+        return [mnist_cnn.NAME, *torchvision.names()]
     names: list[str] = _timm(start).names()
     return names
 
@@ -129,29 +131,34 @@ def build_backbone(
     native = source.input_spec(str(name), weights)
     spec = spec or native
     network = source.build(str(name), spec)
-    convolutions = set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
+    module = network.module
+    convolutions = set_channels(module, replace(spec, mean=native.mean, std=native.std), spec.channels)
     backbone = _assemble(network, pool, stem, spec, is_own=isinstance(source, OwnNetwork))
     if weights is not None:
-        state = _state(source, str(name), weights, backbone, network.module, key)
-        state = _fitted(source, network.module, state, spec, weights)
-        state |= _adapted(state, convolutions, native.channels, spec.channels)
-        needed = list(_network_names(backbone, network.module).values())
-        weights_.load(network.module, state, needed, weights, partial)
+        names = _network_names(backbone, module)
+        state = _fitted(source, module, _state(source, str(name), weights, names, key), spec, weights)
+        for conv in convolutions:
+            if conv in state and state[conv].shape[1:2] == (native.channels,):
+                state[conv] = adapted(state[conv], spec.channels)
+        weights_.load(module, state, list(names.values()), weights, partial)
     return backbone
 
 
-def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:
-    """Cuts a network into stages, and puts stem and pooling as asked for.
+def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
+    if weights is None or weights_.is_file_name(weights):
+        return
+    tags = source.tags(str(name))
+    if not tags:
+        raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
+    if weights not in tags:
+        raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
 
-    Args:
-        network: The network, with the channels of ``spec``.
-        pool: See `build_backbone`.
-        stem: See `build_backbone`.
-        spec: The images that will come.
-        is_own: Whether it is a user's network, of which no test has shown that it can be cut.
-    """
+
+def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:
+    """Cuts a network into stages, and puts stem and pooling as asked for."""
     pieces = cut(network, spec)
     channels_last = True
+    # Of a user's own network no test has shown that it can be cut.
     if is_own and not any(parameter.is_meta for parameter in network.module.parameters()):
         check_same(network.module, pieces, spec)
         channels_last = takes_channels_last(network.module, spec)
@@ -169,20 +176,24 @@ def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own:
         ) from error
 
 
-def _adapted(state: Mapping[str, Tensor], names: Sequence[str], given: int, wanted: int) -> dict[str, Tensor]:
-    """Those tensors that are weights of convolutions for ``given`` channels, for another number of channels."""
-    found = {name: state[name] for name in names if name in state and state[name].shape[1:2] == (given,)}
-    return {name: adapted(weight, wanted) for name, weight in found.items()}
+def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
+    """The network's names of the backbone's tensors, by the backbone's names; without the classifier's."""
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    own = backbone.state_dict(keep_vars=True)
+    return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}
 
 
-def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
-    if weights is None or weights_.is_file_name(weights):
-        return
-    tags = source.tags(str(name))
-    if weights not in tags:
-        if not tags:
-            raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
-        raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
+def _state(source: Source, name: str, weights: str, names: Mapping[str, str], key: str | None) -> Mapping[str, Tensor]:
+    """Tensors by the network's own names, from a file or as published."""
+    if not weights_.is_file_name(weights):
+        if key is not None:
+            raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
+        return source.tags(name)[weights].read()
+    state = weights_.read(weights, [names.keys(), names.values()], key)
+    if not any(own in names for own in state):
+        return state
+    # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
+    return {names.get(own, own): value for own, value in state.items() if own in names or not own.startswith("pool.")}
 
 
 def _fitted(
@@ -198,26 +209,3 @@ def _fitted(
             f"`model.weights`: {weights} is of another network: {type(module).__name__} cannot take its tensors "
             f"({type(error).__name__}: {reason})"
         ) from error
-
-
-def _state(
-    source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module, key: str | None
-) -> Mapping[str, Tensor]:
-    """Tensors by the network's own names, from a file or as published."""
-    if not weights_.is_file_name(weights):
-        if key is not None:
-            raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
-        return source.tags(name)[weights].read()
-    names = _network_names(backbone, network)
-    state = weights_.read(weights, [names.keys(), names.values()], key)
-    if not any(own in names for own in state):
-        return state
-    # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
-    return {names.get(own, own): value for own, value in state.items() if own in names or not own.startswith("pool.")}
-
-
-def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
-    """The network's names of the backbone's tensors, by the backbone's names; without the classifier's."""
-    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
-    own = backbone.state_dict(keep_vars=True)
-    return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}

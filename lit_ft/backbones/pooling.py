@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lit_ft.backbones.partition.cut import Network, Pieces
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import Pieces
 from lit_ft.errors import UserError
 
 Pool = Literal["own", "avg", "flatten", "token"]

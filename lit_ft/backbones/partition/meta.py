@@ -22,8 +22,7 @@ NOT_TAKEN = (RuntimeError, AssertionError, ValueError, TypeError, ArithmeticErro
 def without_data(make: Callable[[], Made]) -> Made:
     """Calls ``make`` so that parameters have no data, which takes no memory, and no time to draw them.
 
-    Args:
-        make: Makes networks. Some compute with their parameters as they are made; these keep their data.
+    Networks that compute with their parameters as they are made keep their data.
     """
 
     def emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -66,13 +65,8 @@ def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def of_an_image(module: nn.Module, spec: InputSpec, images: Tensor | None = None) -> Any:
     """The output of a network for one image without data; see `on_meta`.
 
-    Args:
-        module: Takes images.
-        spec: Their format.
-        images: Such images, if given.
-
     Raises:
-        UserError: If the network cannot take them.
+        UserError: If the network cannot take images of ``spec``.
     """
     try:
         return on_meta(module, spec.meta_images() if images is None else images)

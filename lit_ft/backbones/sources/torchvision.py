@@ -24,7 +24,8 @@ from torchvision.models import (
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.cut import Network, assign
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import assign
 from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.compat import state_versions
@@ -35,8 +36,7 @@ Patterns = Mapping[str, str]
 
 def _children(network: Any) -> Patterns:
     """A stage for each child of ``features``."""
-    titles = ["stem", *(f"stage{i}" for i in range(1, len(network.features)))]
-    return {title: rf"features\.{i}" for i, title in enumerate(titles)}
+    return {f"stage{i}" if i else "stem": rf"features\.{i}" for i in range(len(network.features))}
 
 
 def _between_pools(network: Any) -> Patterns:
@@ -53,12 +53,16 @@ def _quarters(network: Any) -> Patterns:
     """The embedding of patches, and the transformer's blocks in four groups."""
     count = len(network.encoder.layers)
     groups = [range(count * i // 4, count * (i + 1) // 4) for i in range(4)]
-    patterns = {
-        f"blocks{i}": rf"encoder\.layers\.encoder_layer_({'|'.join(map(str, group))})"
-        for i, group in enumerate(groups, start=1)
-    }
+    patterns = {"stem": r"conv_proj|class_token|encoder\.pos_embedding"}
+    for i, group in enumerate(groups, start=1):
+        patterns[f"blocks{i}"] = rf"encoder\.layers\.encoder_layer_({'|'.join(map(str, group))})"
     patterns["blocks4"] += r"|encoder\.ln"
-    return {"stem": r"conv_proj|class_token|encoder\.pos_embedding", **patterns}
+    return patterns
+
+
+def _under(parent: str, **children: str) -> Patterns:
+    """A stage for each pattern of children of a module."""
+    return {title: rf"{parent}\.{pattern}" for title, pattern in children.items()}
 
 
 _RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "layer4": "layer4"}
@@ -66,14 +70,8 @@ _RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3"
 # The stages of names that begin with a prefix (the first that fits), each by a pattern that the names of its parameters
 # begin with: cut where the resolution halves, and before the last convolution.
 STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
-    "alexnet": {f"conv{i}": rf"features\.{child}" for i, child in enumerate((0, 3, 6, 8, 10), start=1)},
-    "convnext": {
-        "stem": r"features\.0",
-        "stage1": r"features\.1",
-        "stage2": r"features\.[23]",
-        "stage3": r"features\.[45]",
-        "stage4": r"features\.[67]|classifier\.0",
-    },
+    "alexnet": _under("features", conv1="0", conv2="3", conv3="6", conv4="8", conv5="10"),
+    "convnext": _under("features", stem="0", stage1="1", stage2="[23]", stage3="[45]", stage4=r"[67]|classifier\.0"),
     "densenet": {
         "stem": r"features\.(conv0|norm0)",
         **{f"block{i}": rf"features\.(denseblock{i}|transition{i})" for i in (1, 2, 3)},
@@ -86,66 +84,24 @@ STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
         "stem2": r"Conv2d_3b_1x1|Conv2d_4a_3x3",
         **{f"mixed{i}": f"Mixed_{i}." for i in (5, 6, 7)},
     },
-    "maxvit": {
-        "stem": "stem",
-        **{f"block{i}": rf"blocks\.{i - 1}" for i in (1, 2, 3)},
-        "block4": r"blocks\.3|classifier\.2",
-    },
-    "mnasnet": {
-        "stem": r"layers\.[0-7]",
-        "stage1": r"layers\.8",
-        "stage2": r"layers\.9",
-        "stage3": r"layers\.1[01]",
-        "stage4": r"layers\.1[23]",
-        "stage5": r"layers\.1[45]",
-    },
-    "mobilenet_v2": {
-        "stem": r"features\.[01]",
-        "stage1": r"features\.[23]",
-        "stage2": r"features\.[4-6]",
-        "stage3": r"features\.([7-9]|1[0-3])",
-        "stage4": r"features\.1[4-7]",
-        "stage5": r"features\.18",
-    },
-    "mobilenet_v3_large": {
-        "stem": r"features\.[01]",
-        "stage1": r"features\.[23]",
-        "stage2": r"features\.[4-6]",
-        "stage3": r"features\.([7-9]|1[0-2])",
-        "stage4": r"features\.1[3-5]",
-        "stage5": r"features\.16",
-    },
-    "mobilenet_v3_small": {
-        "stem": r"features\.0",
-        "stage1": r"features\.1",
-        "stage2": r"features\.[23]",
-        "stage3": r"features\.[4-8]",
-        "stage4": r"features\.(9|1[01])",
-        "stage5": r"features\.12",
-    },
+    "maxvit": {"stem": "stem", **_under("blocks", block1="0", block2="1", block3="2", block4=r"3|classifier\.2")},
+    "mnasnet": _under("layers", stem="[0-7]", stage1="8", stage2="9", stage3="1[01]", stage4="1[23]", stage5="1[45]"),
+    "mobilenet_v2": _under(
+        "features", stem="[01]", stage1="[23]", stage2="[4-6]", stage3="([7-9]|1[0-3])", stage4="1[4-7]", stage5="18"
+    ),
+    "mobilenet_v3_large": _under(
+        "features", stem="[01]", stage1="[23]", stage2="[4-6]", stage3="([7-9]|1[0-2])", stage4="1[3-5]", stage5="16"
+    ),
+    "mobilenet_v3_small": _under(
+        "features", stem="0", stage1="1", stage2="[23]", stage3="[4-8]", stage4="(9|1[01])", stage5="12"
+    ),
     "regnet": {"stem": "stem", **{f"block{i}": rf"trunk_output\.block{i}" for i in (1, 2, 3, 4)}},
     "resnet": _RESNET,
     "resnext": _RESNET,
     "shufflenet": {"stem": "conv1", "stage2": "stage2", "stage3": "stage3", "stage4": "stage4", "conv5": "conv5"},
-    "squeezenet1_0": {
-        "stem": r"features\.0",
-        "stage1": r"features\.[345]",
-        "stage2": r"features\.([789]|10)",
-        "stage3": r"features\.12",
-    },
-    "squeezenet1_1": {
-        "stem": r"features\.0",
-        "stage1": r"features\.[34]",
-        "stage2": r"features\.[67]",
-        "stage3": r"features\.(9|1[012])",
-    },
-    "swin": {
-        "stem": r"features\.0",
-        "stage1": r"features\.1",
-        "stage2": r"features\.[23]",
-        "stage3": r"features\.[45]",
-        "stage4": r"features\.[67]|norm",
-    },
+    "squeezenet1_0": _under("features", stem="0", stage1="[345]", stage2="([789]|10)", stage3="12"),
+    "squeezenet1_1": _under("features", stem="0", stage1="[34]", stage2="[67]", stage3="(9|1[012])"),
+    "swin": _under("features", stem="0", stage1="1", stage2="[23]", stage3="[45]", stage4="[67]|norm"),
     "vgg": _between_pools,
     "vit": _quarters,
     "wide_resnet": _RESNET,
