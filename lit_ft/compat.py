@@ -202,8 +202,7 @@ def inner_schedulers(scheduler: Any) -> Iterator[Any]:
 
 def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """The states of those schedulers, in that of the scheduler that chains them."""
-    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
-    return states
+    return tuple(state.get("_schedulers", ()))
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -1,19 +1,21 @@
-"""Backbones: ordered chains of named stages, then pooling, of which any stages can be frozen."""
+"""Backbones: ordered chains of named stages, then pooling, of which any stages can be frozen; costs of stages."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_ft.backbones.freezing import Staged
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.meta import of_an_image
+from lit_ft.backbones.partition.meta import of_an_image, on_meta
 from lit_ft.errors import UserError
 
 
@@ -184,3 +186,56 @@ def recomputed(stage: nn.Module, inputs: Tensor) -> Tensor:
 
     outputs = checkpoint(run, inputs, use_reentrant=False)
     return outputs
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The cost of a stage; the pooling counts to the last stage.
+
+    Args:
+        name: The stage.
+        parameters: Their number.
+        macs: Multiplications with an addition, for one image.
+        shape: The output for one image, of the last stage before the pooling.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    shape: tuple[int, ...]
+
+
+def stage_costs(backbone: Backbone) -> list[StageCost]:
+    """The cost of each stage of a backbone, shallow to deep."""
+    # In the type that the weights have in a run with `trainer.precision` bf16-true and the like.
+    dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), None)
+    places, costs = backbone.spec.meta_images().to(dtype), []
+    for name, (stage, *rest) in backbone.stage_modules().items():
+        with FlopCounterMode(display=False) as counter:
+            places = features = on_meta(stage, places)
+            for module in rest:
+                features = on_meta(module, features)
+        parameters = sum(p.numel() for p in nn.ModuleList([stage, *rest]).parameters())
+        costs.append(StageCost(name, parameters, counter.get_total_flops() // 2, tuple(places.shape[1:])))
+    return costs
+
+
+def total(costs: Sequence[StageCost]) -> StageCost:
+    """The cost of all stages together; it has no shape."""
+    return StageCost("all", sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs), ())
+
+
+def training_share(macs: Sequence[int], trains: Sequence[bool]) -> float:
+    """The arithmetic of a training step, as a share of that in which everything trains.
+
+    The forward pass of each stage, shallow to deep, takes its ``macs``. Going backward, a stage costs as much once more
+    for the gradient of its weights, if it trains, and once more for that of its input, if any stage before it trains.
+
+    >>> training_share([1, 1, 1], [False, False, True])
+    0.5
+    """
+
+    def steps(trained: Sequence[bool]) -> int:
+        return sum(mac * (1 + trained[i] + any(trained[:i])) for i, mac in enumerate(macs))
+
+    return steps(trains) / max(1, steps([True] * len(macs)))

@@ -1,4 +1,4 @@
-"""Building of backbones: from a name and weights to ordered stages."""
+"""Building of backbones: from a name and weights to ordered stages, and pooling."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.chain import Network
-from lit_ft.backbones.partition.cut import check_same, cut, takes_channels_last
-from lit_ft.backbones.pooling import Pool, make_pool
+from lit_ft.backbones.partition.cut import Pieces, check_same, cut, takes_channels_last
 from lit_ft.backbones.sources import mnist_cnn, torchvision
 from lit_ft.backbones.sources.custom import OwnNetwork
 from lit_ft.backbones.stem import Stem, adapted, make_small, set_channels
 from lit_ft.backbones.weights import load as weights_
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.errors import UserError, unknown
+
+Pool = Literal["own", "avg", "flatten", "token"]
 
 NetworkName = str | dict[str, Any]
 """A name that `backbone_names` lists, or the arguments of `OwnNetwork`."""
@@ -53,8 +54,7 @@ def backbone_names(start: str = "") -> list[str]:
     """
     if not start.startswith("timm/"):
         return [mnist_cnn.NAME, *torchvision.names()]
-    names: list[str] = _timm(start).names()
-    return names
+    return list(_timm(start).names())
 
 
 def source_of(name: NetworkName) -> Source:
@@ -98,7 +98,12 @@ def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:
     224
     """
     source = source_of(name)
-    _check_tag(source, name, weights)
+    if weights is not None and not weights_.is_file_name(weights):
+        tags = source.tags(str(name))
+        if not tags:
+            raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
+        if weights not in tags:
+            raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
     return source.input_spec(str(name), weights)
 
 
@@ -126,9 +131,7 @@ def build_backbone(
     Raises:
         UserError: If the name, the tag or the file is wrong, or the network cannot be cut or take the images.
     """
-    source = source_of(name)
-    _check_tag(source, name, weights)
-    native = source.input_spec(str(name), weights)
+    native, source = input_spec(name, weights), source_of(name)
     spec = spec or native
     network = source.build(str(name), spec)
     module = network.module
@@ -142,16 +145,6 @@ def build_backbone(
                 state[conv] = adapted(state[conv], spec.channels)
         weights_.load(module, state, list(names.values()), weights, partial)
     return backbone
-
-
-def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
-    if weights is None or weights_.is_file_name(weights):
-        return
-    tags = source.tags(str(name))
-    if not tags:
-        raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
-    if weights not in tags:
-        raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
 
 
 def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:
@@ -209,3 +202,61 @@ def _fitted(
             f"`model.weights`: {weights} is of another network: {type(module).__name__} cannot take its tensors "
             f"({type(error).__name__}: {reason})"
         ) from error
+
+
+class Mean(nn.Module):
+    """The mean over some axes of ``(B, h, w, D)``, or ``(B, N, D)`` with tokens ``start`` to ``stop`` -> ``(B, D)``."""
+
+    def __init__(self, axes: tuple[int, ...], start: int = 0, stop: int | None = None) -> None:
+        super().__init__()
+        self.axes = axes
+        self.start = start
+        self.stop = stop
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Averages over the axes."""
+        return places[:, self.start : self.stop].mean(dim=self.axes)
+
+
+class ClassToken(nn.Module):
+    """Tokens ``(B, N, D)`` -> the first of them ``(B, D)``."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Takes the first token."""
+        return tokens[:, 0]
+
+
+def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
+    """From the last stage's output to features ``(B, D)``.
+
+    Args:
+        pool: The network's ``own``, the mean (``avg``) over all places, ``flatten``, or the class ``token``. Where its
+            own leaves places, the mean over them follows, or over the tokens that are no patches, where there are such.
+        pieces: The network, cut.
+        network: Has the layout of its maps and tokens.
+
+    Raises:
+        UserError: If the last stage's output cannot be pooled so.
+    """
+    axes, own_axes = pieces.axes
+    if pool == "own":
+        if own_axes == 2:
+            return pieces.pool
+        if own_axes == 3 and network.prefix_tokens:  # the classifier takes several of these tokens, and no patches
+            return nn.Sequential(pieces.pool, Mean((1,), stop=network.prefix_tokens))
+        return nn.Sequential(pieces.pool, _average(own_axes, network))
+    if pool == "flatten":
+        return nn.Flatten()
+    if pool == "token":
+        if axes != 3 or not network.class_token:
+            raise UserError("`model.pool`: token: the network has no class token; choose own or avg")
+        return ClassToken()
+    return _average(axes, network)
+
+
+def _average(axes: int, network: Network) -> nn.Module:
+    if axes == 3:
+        return Mean((1,), network.prefix_tokens)
+    if axes != 4:
+        raise UserError(f"`model.pool`: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
+    return Mean((1, 2)) if network.channels_last else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

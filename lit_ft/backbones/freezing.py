@@ -28,11 +28,8 @@ def select_parameters(
 ) -> dict[str, list[nn.Parameter]]:
     """The parameters of a kind for each stage, shallow to deep; each parameter once.
 
-    Everything that trains, freezes, decays or is counted by stage is selected here.
-
-    Args:
-        stages: The modules of each stage, shallow to deep.
-        kinds: The kind that is selected in a stage; nothing is selected in stages without one.
+    Everything that trains, freezes, decays or is counted by stage is selected here. Nothing is selected in stages
+    without a kind.
 
     >>> stages = {"conv": [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)], "head": [nn.Linear(2, 2)]}
     >>> found = select_parameters(stages, {"head": "all", "conv": "norms"})
@@ -65,12 +62,7 @@ def _of_kind(parts: Sequence[nn.Module], kind: Kind) -> list[nn.Parameter]:
 
 
 def trainable_kinds(stages: Iterable[str], names: Collection[str], frozen_norm: FrozenNorm) -> dict[str, Kind]:
-    """What trains in each stage, as `select_parameters` takes it; a stage in which nothing trains is left out.
-
-    Args:
-        stages: All stages, shallow to deep.
-        names: The stages that train.
-        frozen_norm: What norm layers of the other stages do.
+    """What trains in each stage, as `select_parameters` takes it, where the stages ``names`` train.
 
     >>> trainable_kinds(["stem", "head"], ["head"], "train")
     {'stem': 'norms', 'head': 'all'}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,11 +20,6 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 # How many times as long as wide an image is whose ends are not resized. To resize the whole of 20,000 x 1 pixels, the
 # shorter side to 256, takes gigabytes; up to here, it takes 256 x 256 x 32 pixels.
 _LONG = 32
-
-_RESAMPLING = {
-    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
-    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
-}
 
 
 @dataclass(frozen=True)
@@ -119,31 +115,24 @@ class InputConfig:
             raise UserError(f"`model.input.channels`: must be at least 1, got {channels}")
         for key in ("mean", "std"):
             own = getattr(spec, key)
-            if len(given.setdefault(key, _for_channels(own, channels))) != channels:
+            own = [sum(own) / len(own)] if channels == 1 else [*islice(cycle(own), channels)]
+            if len(given.setdefault(key, own)) != channels:
                 raise UserError(
                     f"`model.input.{key}`: `model.input.channels` says {channels} channels, got {given[key]}"
                 )
             given[key] = tuple(float(value) for value in given[key])
         if max(given["mean"]) > 1:
             raise UserError(f"`model.input.mean`: is on a scale from 0 to 1, got {list(given['mean'])}; divide by 255")
-        if given.get("interpolation", "bilinear") not in get_args(Interpolation):
-            raise unknown(
-                "interpolation", given["interpolation"], get_args(Interpolation), "`model.input.interpolation`"
-            )
-        if any(std <= 0 for std in given.get("std", ())):
+        choices = get_args(Interpolation)
+        if given.get("interpolation", "bilinear") not in choices:
+            raise unknown("interpolation", given["interpolation"], choices, "`model.input.interpolation`")
+        if any(std <= 0 for std in given["std"]):
             raise UserError(f"`model.input.std`: must be above 0, got {list(given['std'])}")
         size = given.get("size", spec.size)
         given.setdefault("resize", round(size * spec.resize / spec.size))
         if not 1 <= size <= given["resize"]:
             raise UserError(f"`model.input.size`: must be between 1 and resize ({given['resize']}), got {size}")
         return replace(spec, **given)
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or standard deviations for another number of channels: averaged for one, else repeated."""
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return tuple(values[i % len(values)] for i in range(channels))
 
 
 class ResizeForCentre(v2.Resize):  # type: ignore[misc]
@@ -153,7 +142,7 @@ class ResizeForCentre(v2.Resize):  # type: ignore[misc]
 
     Args:
         side: Length of the shorter side that is asked for, in pixels.
-        crop: Side of the square that will be cut out, at most as long.
+        crop: Side of the square that will be cut out, in pixels.
         interpolation: How images are resized.
     """
 
@@ -182,13 +171,13 @@ class ResizeForCentre(v2.Resize):  # type: ignore[misc]
             return inpt[..., picked[0][:, None], picked[1]]
         planes = [Image.fromarray(plane.numpy()) for plane in inpt.reshape(-1, height, width).cpu()]
         cut = [torch.from_numpy(np.array(self._cut(plane, whole, first))) for plane in planes]
-        made: Tensor = torch.stack(cut).reshape(*inpt.shape[:-2], self.crop, self.crop)
-        return made.to(inpt.device)
+        return torch.stack(cut).reshape(*inpt.shape[:-2], self.crop, self.crop).to(inpt.device)
 
     def _cut(self, image: Image.Image, whole: tuple[int, int], first: list[int]) -> Image.Image:
         """The pixels of the square that are found ``first`` rows and columns within the image, resized as a whole."""
         scale = (image.height / whole[0], image.width / whole[1])
         top, left = (start * ratio for start, ratio in zip(first, scale, strict=True))
         bottom, right = ((start + self.crop) * ratio for start, ratio in zip(first, scale, strict=True))
-        resampling = _RESAMPLING.get(self.interpolation, Image.Resampling.NEAREST)
-        return image.resize((self.crop, self.crop), resampling, (left, top, right, bottom))
+        return image.resize(
+            (self.crop, self.crop), Image.Resampling[self.interpolation.name], (left, top, right, bottom)
+        )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lit_ft.backbones import backbone as backbone_file
-from lit_ft.backbones.backbone import Backbone, StageOutput, recomputed
+from lit_ft.backbones.backbone import Backbone, StageOutput, recomputed, stage_costs
 from lit_ft.backbones.build import build_backbone
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
@@ -509,3 +509,11 @@ def test_compilation_is_refused_where_torch_would_count_batch_norm_twice(monkeyp
         module.set_trainable(("head",))
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.15.0"))
     module.set_trainable(("head",))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_cost_is_that_of_float32_whatever_type_the_weights_have(dtype):
+    backbone = build_backbone("mnist_cnn", weights=None)
+    costs = stage_costs(backbone)
+    assert costs[0].macs > 0
+    assert stage_costs(backbone.to(dtype)) == costs

@@ -48,14 +48,10 @@ class Chain:
     """The operations of a network in order, and the stage to which each belongs by its parameters.
 
     Only modules with parameters of several stages are traced into; others are one operation, so that what they do may
-    depend on the training mode, on shapes, or on anything else.
-
-    Args:
-        network: The network and the stages of its parameters; its training mode is kept.
-        spec: The images that it takes.
+    depend on the training mode, on shapes, or on anything else. The training mode of the network is kept.
 
     Raises:
-        UserError: If the network cannot be traced, or cannot take the images.
+        UserError: If the network cannot be traced, or cannot take images of ``spec``.
     """
 
     def __init__(self, network: Network, spec: InputSpec) -> None:

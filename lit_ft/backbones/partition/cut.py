@@ -35,13 +35,9 @@ class Pieces:
 
 
 def assign(module: nn.Module, stages: Mapping[str, str], classifier: str | None = None) -> dict[str, str]:
-    """The stage of each parameter, from a pattern a stage.
+    """The stage of each parameter, from a regular expression a stage, and one of the classifier's, which are left out.
 
-    Args:
-        module: The network.
-        stages: A regular expression for each stage; it must fit the beginning of a parameter's name, up to a dot or
-            its end.
-        classifier: Likewise, for the parameters that are left out.
+    It must fit the beginning of a parameter's name, up to a dot or its end.
 
     Raises:
         UserError: If a parameter fits no pattern or several, or a pattern fits no parameter.
@@ -49,7 +45,9 @@ def assign(module: nn.Module, stages: Mapping[str, str], classifier: str | None 
     >>> assign(nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3)), {"stem": "0"}, classifier="1")
     {'0.weight': 'stem', '0.bias': 'stem'}
     """
-    patterns = [*stages.items(), *([("the classifier", classifier)] if classifier is not None else [])]
+    patterns = list(stages.items())
+    if classifier is not None:
+        patterns.append(("the classifier", classifier))
     found: dict[str, str] = {}
     homes: dict[int, str] = {}  # of tied parameters, which have several names
     for name, parameter in module.named_parameters(remove_duplicate=False):

@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 from torch.hub import HASH_REGEX
-from torchvision.models import (
-    DenseNet,
-    MNASNet,
-    VisionTransformer,
-    WeightsEnum,
-    get_model,
-    get_model_weights,
-    list_models,
-)
+from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lit_ft.backbones.input_spec import InputSpec
@@ -117,7 +108,7 @@ _OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 def names() -> list[str]:
     """All of torchvision's networks for classification."""
-    return list(list_models(module=torchvision.models))
+    return list(models.list_models(module=models))
 
 
 def tags(name: str) -> dict[str, Published]:
@@ -150,7 +141,7 @@ def build(name: str, spec: InputSpec) -> Network:
     elif name in ("googlenet", "inception_v3"):
         options = {"init_weights": True, "transform_input": False}
     try:
-        module: nn.Module = get_model(name, weights=None, **options)
+        module: nn.Module = models.get_model(name, weights=None, **options)
     except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         raise spec.refused(error) from error
     prefix = next(prefix for prefix in STAGES if name.startswith(prefix))
@@ -169,16 +160,16 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
         UserError: If the network had other layers when it wrote them.
     """
     versions = state_versions(state)
-    if isinstance(module, MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
+    if isinstance(module, models.MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
         raise UserError(
             "`model.weights`: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "
             "one of version 2, or a published tag"
         )
-    if isinstance(module, DenseNet):
+    if isinstance(module, models.DenseNet):
         state = {_OLD_DENSE_LAYER.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
     state = as_loaded(module, state)
     positions = "encoder.pos_embedding"
-    if not isinstance(module, VisionTransformer) or positions not in state:
+    if not isinstance(module, models.VisionTransformer) or positions not in state:
         return state
     if state[positions].shape[2:] != module.encoder.pos_embedding.shape[2:]:
         return state  # of another network
@@ -186,12 +177,12 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
     return fit
 
 
-def _weights(name: str) -> dict[str, WeightsEnum]:
-    enum = get_model_weights(name)
+def _weights(name: str) -> dict[str, models.WeightsEnum]:
+    enum = models.get_model_weights(name)
     return {**{member.name: member for member in enum}, "DEFAULT": enum.DEFAULT}
 
 
-def _published(name: str, weights: WeightsEnum) -> Published:
+def _published(name: str, weights: models.WeightsEnum) -> Published:
     file = Path(weights.url).name
     checksum = HASH_REGEX.search(file)
     cache = Path(torch.hub.get_dir()) / "checkpoints" / file

@@ -33,11 +33,6 @@ _BESIDE = (
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "backbone")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
 
-# Share of a network's tensors from which on names are taken to be its own, and share of the best from which on another
-# state dict could as well be the one that is meant.
-_MOST = 0.5
-_RIVAL = 0.9
-
 
 class State(OrderedDict[str, Tensor]):
     """Tensors by name, with the versions of the modules that wrote them (`lit_ft.compat.state_versions`)."""
@@ -99,10 +94,6 @@ def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
     """The tensors by the network's current names, where its own loading converts those of earlier versions.
 
     A copy of the network without data loads them, and keeps the tensors that it is given.
-
-    Args:
-        module: The network.
-        state: Tensors by name, with the versions of the modules that wrote them, if known.
     """
     if not loads_in_its_own_way(module):
         return state
@@ -123,14 +114,10 @@ def as_loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
 def load(
     target: nn.Module, state: Mapping[str, Tensor], needed: Collection[str], source: str, partial: bool = False
 ) -> None:
-    """Loads ``state`` into ``target`` if it fits, and changes nothing if it does not.
+    """Loads ``state``, which comes from ``source``, into ``target`` if it fits, and changes nothing if it does not.
 
-    Args:
-        target: The module to fill.
-        state: Tensors by the names that ``target`` uses.
-        needed: The names that ``state`` must have; others, such as a classifier's, are ignored.
-        source: The origin of ``state``, for messages.
-        partial: Whether to load the tensors that fit, if any, and warn of the others.
+    Names that are not ``needed``, such as a classifier's, are ignored. With ``partial``, the tensors that fit, if any,
+    are loaded, and the others warned of.
 
     Raises:
         UserError: If a needed tensor is missing or has another shape, or ``state`` has names that ``target`` lacks.
@@ -179,7 +166,7 @@ def _state_of(content: Any, namings: Sequence[Collection[str]], key: str | None,
             f"`model.weights`: {path} holds weights of this network under {', '.join(keys[:-1])} and {keys[-1]}; "
             f"choose with `model.weights_key` {keys[-1]}"
         )
-    if best and (key is not None or best[0].share >= _MOST):
+    if best and (key is not None or best[0].share >= 0.5):  # of the network's tensors: these names are its own
         return best[0].state
     # Of another network, or in names that are yet to be changed.
     return _without_prefix(_unwrapped(content), {name for names in namings for name in names})
@@ -222,11 +209,11 @@ def _fits(place: str, state: State, names: Collection[str]) -> list[_Found]:
 
 
 def _best(found: list[_Found]) -> list[_Found]:
-    """Those that could be meant: what lies within a better one, as a part of it, is not."""
+    """Those that could be meant, with 0.9 of the best one's share; what lies within a better one, as a part, is not."""
     ranked = sorted(found, key=lambda fit: (-fit.share, len(fit.key)))
     best: list[_Found] = []
     for fit in ranked:
-        if fit.share >= _RIVAL * ranked[0].share and not any(fit.key.startswith(other.key) for other in best):
+        if fit.share >= 0.9 * ranked[0].share and not any(fit.key.startswith(other.key) for other in best):
             best.append(fit)
     return best
 

@@ -14,11 +14,10 @@ from small_runs import filled
 from torch import nn
 from torchvision.models import SqueezeNet1_1_Weights
 
-from lit_ft.backbones.build import build_backbone, mnist_cnn, torchvision
+from lit_ft.backbones.build import build_backbone, make_pool, mnist_cnn, torchvision
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.cut import cut
 from lit_ft.backbones.partition.meta import without_data
-from lit_ft.backbones.pooling import make_pool
 from lit_ft.backbones.weights.load import as_loaded, is_file_name, load, read
 from lit_ft.errors import UserError
 
