@@ -167,10 +167,8 @@ class Chain:
 def _separate(piece: fx.GraphModule, used: Collection[str], published: Collection[str]) -> set[str]:
     """Copies the modules that an earlier piece, which may be frozen, has too, and keeps constants out of state dicts.
 
-    Args:
-        piece: The piece; its modules are replaced.
-        used: The names of the modules of earlier pieces; those of this one are returned.
-        published: The names in the state dict of the network.
+    ``used`` are the modules of earlier pieces, ``published`` the names in the network's state dict; returned are the
+    modules of this piece.
     """
     targets = {str(node.target) for node in piece.graph.nodes if node.op == "call_module"}
     for target in targets.intersection(used):

@@ -56,8 +56,8 @@ def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The output of a module, in eval mode, for tensors without data: the shapes of its results."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     with in_eval_mode(module):  # of one image, batch norm would have no statistics
         return functional_call(module, shapes, args, kwargs)
 
