@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from lit_ft.backbones import HEAD
 from lit_ft.backbones.backbone import StageOutput
-from lit_ft.backbones.build import NetworkName, build_backbone, input_spec
+from lit_ft.backbones.build import NetworkName, Pool, build_backbone, input_spec
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
-from lit_ft.backbones.pooling import Pool
 from lit_ft.backbones.stem import Stem
 from lit_ft.backbones.weights.trust import refuse_foreign_names
 from lit_ft.compat import (

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_ft.backbones.selector import select_parameters
+from lit_ft.backbones.freezing import select_parameters
 
 
 def build_param_groups(stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float) -> list[dict[str, Any]]:

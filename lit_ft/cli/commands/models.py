@@ -11,9 +11,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.backbone import Backbone, StageCost, stage_costs, total
 from lit_ft.backbones.build import NetworkName, backbone_names, build_backbone, input_spec, source_of
-from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.partition.meta import without_data
 from lit_ft.cli.command_list import COMMANDS

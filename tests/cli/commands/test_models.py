@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torchvision.models import get_model_weights
 
-from lit_ft.backbones.cost import StageCost
+from lit_ft.backbones.backbone import StageCost
 from lit_ft.cli.commands import models as catalog
 from lit_ft.cli.commands.models import measure, weights_tags
 
