@@ -96,7 +96,7 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their full names as the sections of a config; the last of two that say the same counts.
 
     Raises:
-        UserError: If a name is no text, or begins with a dash.
+        UserError: If a name is no text, or begins with a dash, or what has options is a value.
 
     >>> nest({"trainer": {"max_epochs": 3}, "trainer.devices": 1})
     {'trainer': {'max_epochs': 3, 'devices': 1}}
@@ -107,8 +107,12 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name}: from Python, an option is text without dashes, such as trainer.max_epochs")
         *sections, last = name.split(".")
         place = nested
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
             given = place.get(section) or {}
+            if not isinstance(given, (str, Mapping)):
+                raise UserError(
+                    f"`{'.'.join(sections[:depth])}`: {given} does not fit; give its options, as `{name}` {value}"
+                )
             given = place[section] = {"class_path": given} if isinstance(given, str) else dict(given)
             if "class_path" in given:
                 given["init_args"] = dict(given.get("init_args") or {})

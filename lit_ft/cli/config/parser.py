@@ -122,8 +122,11 @@ class ConfigCLI(LightningCLI):
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
             options = option_names(parser.get_defaults())
             raise explain(str(error), options, classes, self.command, self.args) from error
-        if not isinstance(trainer := self.config["trainer"], Namespace):  # a number in a config passes the parser
-            raise UserError(f"`trainer`: {trainer} does not fit; give its options, as `trainer.max_epochs` 3")
+        trainer = self.config["trainer"]
+        # A number or a list in a config passes the parser, and options that follow are then the only ones.
+        if not isinstance(trainer, Namespace) or "enable_checkpointing" not in trainer:
+            given = "a value in a config" if isinstance(trainer, Namespace) else trainer
+            raise UserError(f"`trainer`: {given} does not fit; give its options, as `trainer.max_epochs` 3")
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config."""
