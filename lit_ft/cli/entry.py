@@ -36,6 +36,10 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             print(f"lit-ft: {printable(for_command_line(' '.join(error.args[0].split())))}", file=sys.stderr)
             return 2
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            return 0  # after a help, or a config that was printed
         except KeyboardInterrupt as error:
             print(f"lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130
