@@ -17,12 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Libraries put other things in backquotes.
 _SECTIONS = (
     "model|data|trainer|unfreeze|checkpoint|early_stopping|feature_cache|report|predictions|optimizer|lr_scheduler|"
     "seed_everything|ckpt_path|folder|offline"
 )
-_OPTION = re.compile(rf"`((?:{_SECTIONS})(?:\.\w+)*)`")
+# Libraries put other things in backquotes, so that what begins with no section has the dashes of a flag there.
+_OPTION = re.compile(rf"`(?:((?:{_SECTIONS})(?:\.\w+)*)|--([^`\s]+))`")
 
 
 class UserError(ValueError):
@@ -39,18 +39,22 @@ class UserError(ValueError):
         return plain(super().__str__())
 
 
+class LibraryError(UserError):
+    """What a library raised over options; the command line adds how to see where."""
+
+
 def plain(text: str) -> str:
     """A message with the names of options as they are."""
-    return _OPTION.sub(r"\1", text)
+    return _OPTION.sub(r"\1\2", text)
 
 
 def for_command_line(text: str) -> str:
     """A message with options in backquotes as flags.
 
-    >>> for_command_line("`model.lr`: must be above 0, got -1")
-    '--model.lr: must be above 0, got -1'
+    >>> for_command_line("`--modle.lr`: there is no such option; nearest: `model.lr`")
+    '--modle.lr: there is no such option; nearest: --model.lr'
     """
-    return _OPTION.sub(r"--\1", text)
+    return _OPTION.sub(r"--\1\2", text)
 
 
 # Joiners within a word, which some scripts and emoji need; all other characters of format are invisible or turn the

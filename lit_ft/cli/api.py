@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +62,10 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
     for part in (config, options):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
-    try:
-        with restored_process(), quiet_command():
-            set_offline(False)
-            cli = FineTuneCLI("finetune", args)
-            cli.execute()
-    except UserError as error:
-        raise UserError(without_flags(error.args[0])) from error
+    with restored_process(), quiet_command():
+        set_offline(False)
+        cli = FineTuneCLI("finetune", args)
+        cli.execute()
     return _result(cli)
 
 
@@ -120,15 +116,6 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(place.get(last), Mapping)
         place[last] = {**place[last], **value} if both else value
     return nested
-
-
-def without_flags(message: str) -> str:
-    """A message of the command line with its flags as options of a config.
-
-    >>> without_flags("--model.lr: must be above 0, not a--b (--debug shows where)")
-    'model.lr: must be above 0, not a--b'
-    """
-    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message.removesuffix(" (--debug shows where)"))
 
 
 def _result(cli: FineTuneCLI) -> Result:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lit_ft.cli.command_list import COMMANDS, print_commands
 from lit_ft.cli.process import allow_any_character, import_from_here, restored_process, set_offline, warn_in_one_line
-from lit_ft.errors import UserError, check_torchvision, for_command_line, printable, unknown
+from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
 
 _HELP = {"-h", "--help"}
 
@@ -34,7 +34,9 @@ def main(args: Sequence[str] | None = None) -> int:
         except UserError as error:
             if debug:
                 raise
-            print(f"lit-ft: {printable(for_command_line(' '.join(error.args[0].split())))}", file=sys.stderr)
+            hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
+            line = for_command_line(" ".join(error.args[0].split()))
+            print(f"lit-ft: {printable(line)}{hint}", file=sys.stderr)
             return 2
         except SystemExit as stop:
             if stop.code:

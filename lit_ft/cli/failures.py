@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_ft.compat import is_from_restoring_checkpoint
 from lit_ft.console import format_path
-from lit_ft.errors import UserError, find_full_disk, find_user_error, is_from_user_code
+from lit_ft.errors import LibraryError, UserError, find_full_disk, find_user_error, is_from_user_code
 from lit_ft.runs import Run, format_intact_checkpoints
 
 
@@ -38,7 +38,7 @@ def raise_user_errors(
         is_over_options = isinstance(error, MisconfigurationException) or before_training()
         if is_from_user_code(error, packages) or not is_over_options:
             raise
-        raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
+        raise LibraryError(_reason(str(error)) or type(error).__name__) from error
 
 
 def raise_again(user_error: UserError, error: Exception) -> NoReturn:
@@ -48,7 +48,7 @@ def raise_again(user_error: UserError, error: Exception) -> NoReturn:
     """
     if user_error is error:
         raise user_error
-    raise UserError(*user_error.args) from error
+    raise type(user_error)(*user_error.args) from error
 
 
 def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserError | None:
@@ -71,7 +71,7 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserE
     fault = f"it is damaged or of another program ({reason})"
     if isinstance(error, MisconfigurationException):
         fault = str(error)
-    return UserError(f"`ckpt_path`: {checkpoint} cannot be used: {fault} (--debug shows where)")
+    return LibraryError(f"`ckpt_path`: {checkpoint} cannot be used: {fault}")
 
 
 def interruption(run: Run | None) -> KeyboardInterrupt:

@@ -11,7 +11,7 @@ from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.saved_data import add_saved_data
 from lit_ft.cli.failures import raise_again, raise_user_errors
 from lit_ft.cli.lightning import FineTuneCLI
-from lit_ft.cli.messages import explain
+from lit_ft.cli.messages import Complaint, explain
 from lit_ft.cli.process import quiet_libraries
 from lit_ft.compat import parsing_settings
 from lit_ft.errors import find_user_error, find_user_packages, is_from_user_code
@@ -54,7 +54,7 @@ def quiet_command() -> Iterator[None]:
         except ArgumentError as error:
             if is_from_user_code(error):
                 raise
-            raise explain(str(error), [], {}) from error
+            raise explain(Complaint(str(error))) from error
         except Exception as error:
             if (mistake := find_user_error(error)) is not None:
                 raise_again(mistake, error)

@@ -88,8 +88,11 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         ({"model": {"backbon": "x"}}, "model.backbon: there is no such option; nearest: model.backbone"),
         ({"model.lr": -1}, "model.lr: must be above 0, got -1.0"),
         ({"data": "ImageFolderDataModule", "data.root": "nix"}, "data.root: nix does not exist"),
+        ({"data": "ImageFolderDataModule", "data.root": "my --photos"}, "data.root: my --photos does not exist"),
         ({"checkpoint": {"monitor": "val/acd"}}, "checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc"),
         ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
+        ({"modle.lr": 1}, "modle.lr: there is no such option; nearest: model.lr"),
+        ({"optimizer": "SGD", "optimizer.momentum": -1}, "Invalid momentum value: -1.0"),
         ({"trainer": [1]}, "trainer: [1] does not fit; give its options, as trainer.max_epochs 3"),
     ],
 )

@@ -111,7 +111,7 @@ def _fetch_data(make_data: MakeData, data: Any, wanted: set[Path]) -> None:
         for path in wanted:
             new = fetched.find_file(partial / path.relative_to(data.root))
             if new is None:
-                raise UserError(f"--data.download: {path.name} is not among what was fetched")
+                raise UserError(f"`data.download`: {path.name} is not among what was fetched")
             if (damaged := data.find_file(path)) is not None:
                 damaged.unlink()
             path.parent.mkdir(parents=True, exist_ok=True)

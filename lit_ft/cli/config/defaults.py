@@ -105,10 +105,10 @@ def default_data(command: str, ckpt_path: str | None) -> Namespace:
     if command in _TRIED_WITHOUT_DATA:
         return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
     run = find_run_of_checkpoint(ckpt_path)
-    hint = f", or --config {format_path(run.config)} for those of the run" if run else ""
+    hint = f", or `--config` {format_path(run.config)} for those of the run" if run else ""
     images = "predict" if command == "predict" else "root"
     raise UserError(
-        f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{images} FOLDER{hint}"
+        f"`data`: lit-ft {command} needs images; give `data` ImageFolderDataModule `data.{images}` FOLDER{hint}"
     )
 
 

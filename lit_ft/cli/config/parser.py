@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.cli.command_list import COMMANDS
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
-from lit_ft.cli.messages import class_names, explain, option_names
+from lit_ft.cli.messages import Complaint, class_names, explain, option_names
 from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.run_report import RunReport
@@ -121,7 +121,7 @@ class ConfigCLI(LightningCLI):
                 raise
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
             options = option_names(parser.get_defaults())
-            raise explain(str(error), options, classes, self.command, self.args) from error
+            raise explain(Complaint(str(error), options, classes, self.command, self.args)) from error
         trainer = self.config["trainer"]
         # A number or a list in a config passes the parser, and options that follow are then the only ones.
         if not isinstance(trainer, Namespace) or "enable_checkpointing" not in trainer:

@@ -15,14 +15,14 @@ def test_data_to_try_a_fit_with(command):
 )
 def test_other_commands_need_to_be_given_data(tmp_path, command, option):
     checkpoint = tmp_path / "checkpoints" / "best.ckpt"
-    message = f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{option} FOLDER"
+    message = f"`data`: lit-ft {command} needs images; give `data` ImageFolderDataModule `data.{option}` FOLDER"
     with pytest.raises(UserError) as caught:
         default_data(command, str(checkpoint))
     assert caught.value.args[0] == message
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError) as caught:
         default_data(command, str(checkpoint))
-    assert caught.value.args[0] == f"{message}, or --config {tmp_path / 'config.yaml'} for those of the run"
+    assert caught.value.args[0] == f"{message}, or `--config` {tmp_path / 'config.yaml'} for those of the run"
 
 
 def test_config_from_python_is_no_file():
