@@ -37,8 +37,14 @@ def weights_folder(root: Path | None = None) -> Path:
 
 def cache_folder() -> Path:
     """The folder of what can be derived again: the variable LIT_FT_CACHE, else ``lit_ft`` in the user's cache."""
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("LIT_FT_CACHE") or Path(user) / "lit_ft").expanduser()
+    user = os.environ.get("XDG_CACHE_HOME")
+    given = os.environ.get("LIT_FT_CACHE") or (user and f"{user}/lit_ft")
+    folder = Path(given or "~/.cache/lit_ft").expanduser()
+    if given or folder.is_dir():  # earlier releases have put it there on every system
+        return folder
+    from platformdirs import user_cache_path  # here, as the list of commands does without
+
+    return user_cache_path("lit_ft", appauthor=False)
 
 
 def is_offline() -> bool:
