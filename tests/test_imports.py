@@ -76,7 +76,7 @@ _LOWEST = [
     "assets",
     "unfreezing/plan",
     "unfreezing/strategies",
-    "cli/command_list",
+    "cli/commands/__init__",
     "cli/entry",
     "cli/process",
 ]
@@ -114,7 +114,7 @@ def test_networks_and_optimizers_need_no_lightning(path):
                 "lit_ft",
                 "lit_ft.assets",
                 "lit_ft.cli",
-                "lit_ft.cli.command_list",
+                "lit_ft.cli.commands",
                 "lit_ft.cli.entry",
                 "lit_ft.cli.process",
                 "lit_ft.errors",

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import lit_ft as package
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 

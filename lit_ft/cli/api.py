@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import restored_process, set_offline
-from lit_ft.cli.run import quiet_command
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint.loading import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
@@ -63,7 +63,7 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
     with restored_process(), quiet_command():
-        set_offline(False)
+        set_offline()
         cli = FineTuneCLI("finetune", args)
         cli.execute()
     return _result(cli)

@@ -6,11 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_ft.cli.command_list import COMMANDS, print_commands
-from lit_ft.cli.process import allow_any_character, import_from_here, restored_process, set_offline, warn_in_one_line
+from lit_ft.cli.commands import COMMANDS, print_commands
+from lit_ft.cli.process import prepare_terminal, restored_process, set_offline, warn_in_one_line
 from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
-
-_HELP = {"-h", "--help"}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -23,16 +21,14 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if ``check`` found what hurts a training; 2 after a user error; 130 after an interrupt.
     """
     given = [*(sys.argv[1:] if args is None else args)]
-    debug = "--debug" in given
     with restored_process():
-        allow_any_character()
-        import_from_here()
+        prepare_terminal()
         warn_in_one_line()
         set_offline("--offline" in given)
         try:
             return _run([arg for arg in given if arg not in ("--debug", "--offline")])
         except UserError as error:
-            if debug:
+            if "--debug" in given:
                 raise
             hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
             line = for_command_line(" ".join(error.args[0].split()))
@@ -57,7 +53,7 @@ def _run(args: Sequence[str]) -> int:
     if not args:
         raise UserError(f"which command? One of {', '.join(COMMANDS)}; see lit-ft --help")
     command, *options = args
-    if command in _HELP:
+    if command in ("-h", "--help"):
         print_commands()
         return 0
     if command not in COMMANDS:

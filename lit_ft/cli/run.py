@@ -1,26 +1,20 @@
-"""A command run, with libraries that are quiet and the parser's errors in one line."""
+"""Commands run: those of the trainer, and those that need none."""
 
 from __future__ import annotations
 
-from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from lit_ft.cli.commands import check, convert, download
+from lit_ft.cli.commands.download import download
+from lit_ft.cli.config.checkpoint import add_saved_data
 from lit_ft.cli.config.parser import ConfigCLI
-from lit_ft.cli.config.saved_data import add_saved_data
-from lit_ft.cli.failures import raise_again, raise_user_errors
+from lit_ft.cli.failures import quiet_command, raise_user_errors
 from lit_ft.cli.lightning import FineTuneCLI
-from lit_ft.cli.messages import Complaint, explain
-from lit_ft.cli.process import quiet_libraries
-from lit_ft.compat import parsing_settings
-from lit_ft.errors import find_user_error, find_user_packages, is_from_user_code
-
-_WITHOUT_TRAINER = {
-    "check": (check.add_arguments, check.run),
-    "convert": (convert.add_arguments, convert.run),
-    "download": (download.add_arguments, download.run),
-}
+from lit_ft.data.checks import check, print_check
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.streaming.convert import convert
+from lit_ft.errors import UserError, find_user_packages, printable
 
 
 def run_command(command: str, args: Sequence[str]) -> int:
@@ -33,29 +27,31 @@ def run_command(command: str, args: Sequence[str]) -> int:
         if command not in _WITHOUT_TRAINER:
             FineTuneCLI(command, add_saved_data(command, args)).execute()
             return 0
-        add_arguments, run = _WITHOUT_TRAINER[command]
-        cli = ConfigCLI(command, args, add_arguments)
+        run, folder = _WITHOUT_TRAINER[command]
+        cli = ConfigCLI(command, args, folder)
         with raise_user_errors(find_user_packages(cli.config.as_dict())):
             return run(cli)
 
 
-@contextmanager
-def quiet_command() -> Iterator[None]:
-    """Quiets libraries, and finds the user error behind what they raise.
+def _check(cli: ConfigCLI) -> int:
+    return print_check(check(cli.make_data()), cli.config["folder"])
 
-    Raises:
-        UserError: If there is one.
-    """
-    quiet_libraries()
-    # Else a config or a checkpoint could have any class called, below a dict of options that may have any value.
-    with parsing_settings(instantiate_subclass_spec_in_any=False):
-        try:
-            yield
-        except ArgumentError as error:
-            if is_from_user_code(error):
-                raise
-            raise explain(Complaint(str(error))) from error
-        except Exception as error:
-            if (mistake := find_user_error(error)) is not None:
-                raise_again(mistake, error)
-            raise
+
+def _convert(cli: ConfigCLI) -> int:
+    data = cli.make_data()
+    if not isinstance(data, PhotoDataModule):
+        raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
+    made = convert(data, cli.config["folder"])
+    print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
+    return 0
+
+
+_OPTIONAL = {"type": str | None, "default": None}
+_PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
+_FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
+_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, Any]]] = {
+    "check": (_check, {**_OPTIONAL, "help": _PAGE}),
+    "convert": (_convert, {"type": str, "required": True, "help": "The folder to make."}),
+    "download": (download, {**_OPTIONAL, "help": _FETCHED}),
+}
+"""The function of each, and how the parser takes its ``--folder``."""

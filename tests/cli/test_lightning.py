@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.process import warn_in_one_line
 from lit_ft.training.trainer import Trainer
 

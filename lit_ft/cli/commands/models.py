@@ -16,7 +16,7 @@ from lit_ft.backbones.build import NetworkName, backbone_names, build_backbone, 
 from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.partition.meta import without_data
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 from lit_ft.console import format_table
 from lit_ft.errors import UserError, for_command_line, nearest, printable
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
 from lit_ft.cli.messages import Complaint, class_names, explain, option_names
 from lit_ft.errors import UserError, is_from_user_code
@@ -27,9 +27,6 @@ from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known 
 from lit_ft.training.early_stopping import EarlyStopping
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
-
-AddArguments = Callable[[LightningArgumentParser], object]
-"""Adds a command's own arguments to its parser."""
 
 _CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
     ("unfreeze", GradualUnfreezing, {}),
@@ -58,14 +55,14 @@ class ConfigCLI(LightningCLI):
     Args:
         command: The command.
         args: Its options.
-        add_arguments: Adds those that it alone has.
+        folder: How its parser takes ``--folder``, if it does.
         options: As of `LightningCLI`.
     """
 
-    def __init__(self, command: str, args: Sequence[str], add_arguments: AddArguments, **options: Any) -> None:
-        self.command = command
-        self.args = [*args]
-        self._add_arguments_of_command = add_arguments
+    def __init__(
+        self, command: str, args: Sequence[str], folder: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        self.command, self.args, self._folder = command, [*args], folder
         super().__init__(
             FineTuneModule,
             trainer_class=Trainer,
@@ -86,7 +83,7 @@ class ConfigCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the name of the run, the named callbacks, optimizer and schedule, and what the command alone takes."""
+        """Adds the name of the run, the named callbacks, optimizer and schedule, and the folder."""
         about = "Runs go to logs/NAME; null takes the name of the last config."
         parser.add_argument("--name", type=str | None, default=None, help=about)
         for key, callback, default in _CALLBACKS:
@@ -106,14 +103,11 @@ class ConfigCLI(LightningCLI):
                 "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"},
             }
         )
-        self._add_arguments_of_command(parser)
+        if self._folder is not None:
+            parser.add_argument("--folder", **self._folder)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the options.
-
-        Raises:
-            UserError: With the nearest valid choice.
-        """
+        """Parses the options; what is refused is a user error with the nearest valid choice."""
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
