@@ -18,8 +18,6 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback
 from lit_ft.training.history import Row, read_history
 
-_PHOTOS = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
-
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -85,14 +83,12 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
         >>> result = lit_ft.finetune("PHOTOS", "configs/image_folder_gradual.yaml")  # doctest: +SKIP
         >>> result.metrics, result.best  # doctest: +SKIP
     """
-    return run(_PHOTOS if recipe is None else recipe, **options, **{"data.root": folder})
+    photos = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
+    return run(photos if recipe is None else recipe, **options, **{"data.root": folder})
 
 
 def nest(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their full names as the sections of a config; the last of two that say the same counts.
-
-    Raises:
-        UserError: If a name is no text, or begins with a dash, or what has options is a value.
 
     >>> nest({"trainer": {"max_epochs": 3}, "trainer.devices": 1})
     {'trainer': {'max_epochs': 3, 'devices': 1}}
@@ -120,7 +116,7 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _result(cli: FineTuneCLI) -> Result:
     trainer = cast(Any, cli.trainer)
-    chosen = find_best_callback(trainer)
+    chosen, run = find_best_callback(trainer), cli.run
     best = _existing(getattr(chosen, "best_model_path", ""))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best is not None and chosen.best_model_score is not None:
@@ -133,11 +129,11 @@ def _result(cli: FineTuneCLI) -> Result:
         model = type(model).load_from_checkpoint(best, map_location="cpu", **named)
     return Result(
         metrics=metrics,
-        history=read_history(cli.run.history) if cli.run else [],
-        folder=cli.run.folder if cli.run else None,
-        config=_existing(cli.run.config) if cli.run else None,
+        history=read_history(run.history) if run else [],
+        folder=run.folder if run else None,
+        config=_existing(run.config) if run else None,
         best=best,
-        last=_existing(cli.run.last) if cli.run else None,
+        last=_existing(run.last) if run else None,
         model=model.eval(),
     )
 

@@ -22,11 +22,7 @@ from lit_ft.runs import Run, format_intact_checkpoints
 
 @contextmanager
 def quiet_command() -> Iterator[None]:
-    """Quiets libraries, and finds the user error behind what they raise.
-
-    Raises:
-        UserError: If there is one.
-    """
+    """Quiets libraries, and raises the user error behind what they raise, if there is one."""
     quiet_libraries()
     # Else a config or a checkpoint could have any class called, below a dict of options that may have any value.
     with parsing_settings(instantiate_subclass_spec_in_any=False):

@@ -23,11 +23,7 @@ from lit_ft.training.trainer_options import refuse_unknown_names
 
 EVALUATIONS = ("validate", "test", "predict")
 
-CHECKPOINT: dict[str, Any] = {
-    "filename": "best",
-    "auto_insert_metric_name": False,
-    "enable_version_counter": False,
-}
+CHECKPOINT: dict[str, Any] = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
 
 TRAINER: dict[str, Any] = {
     "max_epochs": 10,
@@ -40,12 +36,7 @@ _HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto",
 
 
 def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
-    """Completes a config by what follows from the rest of it.
-
-    Args:
-        config: The config, which is changed.
-        command: The command.
-        args: Its options as they were given.
+    """Completes the config of a command with these options, in place, by what follows from the rest of it.
 
     Raises:
         UserError: If something is missing, or contradicts the checkpoint.
@@ -81,11 +72,7 @@ def run_name(files: Sequence[str]) -> str:
 
 
 def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str]) -> None:
-    """Takes the options of the model from the checkpoint, and leaves out what only a fit needs.
-
-    Raises:
-        UserError: If there is no checkpoint, or the model was asked to be another.
-    """
+    """Takes the options of the model from the checkpoint, and leaves out what only a fit needs."""
     files = config_files(config)
     hparams = hyper_parameters(config["ckpt_path"], command, config["trainer"]["default_root_dir"], files)
     known = config["model"]["init_args"]

@@ -63,6 +63,7 @@ class ConfigCLI(LightningCLI):
         self, command: str, args: Sequence[str], folder: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
         self.command, self.args, self._folder = command, [*args], folder
+        about = {"prog": f"lit-ft {command}", "description": COMMANDS[command]}
         super().__init__(
             FineTuneModule,
             trainer_class=Trainer,
@@ -70,12 +71,7 @@ class ConfigCLI(LightningCLI):
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "prog": f"lit-ft {command}",
-                "description": COMMANDS[command],
-            },
+            parser_kwargs={**about, "exit_on_error": False, "allow_abbrev": False},
             args=self.args,
             run=False,  # each command has a parser of its own, as building all takes long
             load_from_checkpoint_support=False,  # the module collects its hyperparameters itself
@@ -97,12 +93,8 @@ class ConfigCLI(LightningCLI):
         ):
             parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
             parser.link_arguments(key, f"model.init_args.{key}", compute_fn=as_plain)
-        parser.set_defaults(
-            {
-                "model": {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}},
-                "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"},
-            }
-        )
+        model = {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}}
+        parser.set_defaults({"model": model, "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"}})
         if self._folder is not None:
             parser.add_argument("--folder", **self._folder)
 
