@@ -1,8 +1,9 @@
-"""The commands that take a model, data and a trainer: ``finetune``, ``plan``, and Lightning's own."""
+"""The commands that take a config: ``finetune``, ``plan`` and Lightning's own, and those that need no trainer."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,13 +16,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_ft.assets import is_offline
-from lit_ft.cli.commands.download import read_before_fetching, refuse_missing
-from lit_ft.cli.config.checkpoint import SaveConfig, refuse_other_run
+from lit_ft.cli.commands.download import download, read_before_fetching, refuse_missing
+from lit_ft.cli.config.checkpoint import SaveConfig, add_saved_data, refuse_other_run
 from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
-from lit_ft.cli.failures import explain_failure, interruption, raise_user_errors
+from lit_ft.cli.failures import explain_failure, interruption, quiet_command, raise_user_errors
 from lit_ft.cli.process import quiet_threads
 from lit_ft.console import format_path, format_value
+from lit_ft.data.checks import check, print_check
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.runs import Run, begin_run, find_best_callback, find_run
@@ -200,3 +204,39 @@ def format_score(score: Any) -> str:
     if score is None:
         return "is not known"
     return format_value(score) if math.isfinite(score) else "is not defined"
+
+
+def run_command(command: str, args: Sequence[str]) -> int:
+    """Runs a command with its options, and returns the exit code.
+
+    Raises:
+        UserError: After an error in the arguments, the config, or what they name.
+    """
+    with quiet_command():
+        if command not in _WITHOUT_TRAINER:
+            FineTuneCLI(command, add_saved_data(command, args)).execute()
+            return 0
+        run, folder = _WITHOUT_TRAINER[command]
+        cli = ConfigCLI(command, args, folder)
+        with raise_user_errors(find_user_packages(cli.config.as_dict())):
+            return run(cli)
+
+
+def _convert(cli: ConfigCLI) -> int:
+    data = cli.make_data()
+    if not isinstance(data, PhotoDataModule):
+        raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
+    made = convert(data, cli.config["folder"])
+    print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
+    return 0
+
+
+_OPTIONAL = {"type": str | None, "default": None}
+_PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
+_FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
+_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, Any]]] = {
+    "check": (lambda cli: print_check(check(cli.make_data()), cli.config["folder"]), {**_OPTIONAL, "help": _PAGE}),
+    "convert": (_convert, {"type": str, "required": True, "help": "The folder to make."}),
+    "download": (download, {**_OPTIONAL, "help": _FETCHED}),
+}
+"""The function of each, and how the parser takes its ``--folder``."""

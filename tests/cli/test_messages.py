@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.optim import Optimizer
 
 import lit_ft.data  # noqa: F401 - whose classes are then known
-from lit_ft.cli.entry import main
+from lit_ft.cli import main
 from lit_ft.cli.messages import Complaint, class_names, class_options, explain
 from lit_ft.errors import for_command_line
 from lit_ft.model.heads import HeadConfig

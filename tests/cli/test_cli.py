@@ -64,7 +64,7 @@ def test_process_is_as_it_was_also_after_an_error(monkeypatch, args, code):
 
 
 def test_exit_of_own_code_stays_one(monkeypatch):
-    monkeypatch.setattr("lit_ft.cli.entry._run", lambda _: sys.exit(3))
+    monkeypatch.setattr("lit_ft.cli._run", lambda _: sys.exit(3))
     with pytest.raises(SystemExit, match="3"):
         main(["fit"])
 
