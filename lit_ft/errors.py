@@ -179,14 +179,12 @@ def is_from_user_code(error: BaseException, packages: Collection[str] = ()) -> b
 
 def find_user_packages(config: Any) -> set[str]:
     """The packages of the classes that a config names, except those that lit_ft is made of."""
-    if isinstance(config, str):
-        return set()
-    if not isinstance(config, Mapping):
-        is_list = isinstance(config, (list, tuple))
-        return {name for item in config for name in find_user_packages(item)} if is_list else set()
-    path = config.get("class_path")
-    named = {path.partition(".")[0]} - _BASE if isinstance(path, str) and "." in path else set()
-    return named | {name for item in config.values() for name in find_user_packages(item)}
+    named: set[str] = set()
+    if isinstance(config, Mapping):
+        path = config.get("class_path")
+        named = {path.partition(".")[0]} - _BASE if isinstance(path, str) and "." in path else named
+        config = list(config.values())
+    return named.union(*map(find_user_packages, config if isinstance(config, (list, tuple)) else ()))
 
 
 def find_full_disk(error: BaseException | None) -> OSError | None:

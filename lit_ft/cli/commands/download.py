@@ -78,7 +78,11 @@ def download(cli: ConfigCLI) -> int:
     model = cli.model_options()
     weights = _published_weights(model)
     if weights is None:
-        print(f"Weights: {_nothing_to_fetch(model)}")
+        name, tag = model.get("backbone"), model.get("weights")
+        title = name.get("class_path") if isinstance(name, Mapping) else name
+        carry = "; copy this file by hand" if tag and is_file_name(tag) else ""
+        carry += "; copy its code by hand, too" if isinstance(name, Mapping) else ""
+        print(f"Weights: nothing to fetch for --model.backbone {title} --model.weights {tag or 'null'}{carry}")
     else:
         place = weights_folder(folder) / weights.file
         there = place.is_file() and weights.fits(place) and is_intact(folder, place)
@@ -109,23 +113,15 @@ def _missing_weights(cli: ConfigCLI) -> Published | None:
     return weights if weights is not None and weights.local() is None else None
 
 
-def _nothing_to_fetch(model: Mapping[str, Any]) -> str:
-    name, tag = model.get("backbone"), model.get("weights")
-    title = name.get("class_path") if isinstance(name, Mapping) else name
-    carry = "; copy this file by hand" if tag and is_file_name(tag) else ""
-    carry += "; copy its code by hand, too" if isinstance(name, Mapping) else ""
-    return f"nothing to fetch for --model.backbone {title} --model.weights {tag or 'null'}{carry}"
-
-
 def _download_data(cli: ConfigCLI, folder: Path) -> None:
     data = cli.make_data(default_root=folder)
     title = type(data).__name__
+    files: dict[Path, str | None] = getattr(data, "files", dict)()
     # Ours prepare other things as well, and name what they fetch.
-    none_named = hasattr(data, "files") and not data.files()
+    none_named = hasattr(data, "files") and not files
     if none_named or type(data).prepare_data is L.LightningDataModule.prepare_data:
         print(f"Data: nothing to fetch for {title}; photos and other files of your own are copied by hand")
         return
-    files: dict[Path, str | None] = getattr(data, "files", dict)()
     if not files:
         data.prepare_data()
         print(f"Data: {title} has prepared its data; it names no files, so that {MANIFEST} has none of it")
@@ -139,11 +135,7 @@ def _download_data(cli: ConfigCLI, folder: Path) -> None:
 
 
 def _fetch_data(cli: ConfigCLI, data: Any, wanted: set[Path]) -> None:
-    """Fetches a data set beside its place and moves what is wanted there, so that half a file is never taken for one.
-
-    Raises:
-        UserError: If it cannot be fetched.
-    """
+    """Fetches a data set beside its place and moves what is wanted there, so that no half of a file is taken for one."""
     partial = data.root / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:

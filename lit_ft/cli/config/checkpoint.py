@@ -111,23 +111,16 @@ def read_saved_data(path: str) -> dict[str, Any] | None:
 
 def _gives_data(args: Sequence[str]) -> bool:
     """Whether a class of data is given, by an option or in a config."""
-    is_named = _read_values(args, "--data") or _read_values(args, "--data.class_path")
-    return bool(is_named) or any(map(_has_data, _read_values(args, "--config")))
-
-
-def _has_data(config: str) -> bool:
+    if _read_values(args, "--data") or _read_values(args, "--data.class_path"):
+        return True
     try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        configs = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in _read_values(args, "--config")]
     except (OSError, ValueError, yaml.YAMLError):
         return True  # refused where it is parsed
-    return isinstance(content, dict) and content.get("data") is not None
+    return any(isinstance(config, dict) and config.get("data") is not None for config in configs)
 
 
 def _read_values(args: Sequence[str], option: str) -> list[str]:
     """The values of an option, as ``--option value`` or ``--option=value``, in their order."""
-    values = []
-    for arg, following in pairwise([*args, ""]):
-        name, equals, value = arg.partition("=")
-        if name == option:
-            values.append(value if equals else following)
-    return values
+    pairs = [(arg.partition("="), following) for arg, following in pairwise([*args, ""])]
+    return [value if equals else following for (name, equals, value), following in pairs if name == option]
