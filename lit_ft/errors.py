@@ -61,11 +61,7 @@ _ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""Text from data as a terminal may show it: what would act upon the terminal, or hide, is spelt out.
-
-    Args:
-        text: Such as the name of a file or class, which may hold anything.
-        lines: Whether its line breaks are ours, and stay.
+    r"""Text from data as a terminal may show it: what would act upon it, or hide, is spelt out; ``lines`` keeps breaks.
 
     >>> print(printable("\x1b[2J"), printable("a\nb"), printable("\u202egnp.exe"))
     \x1b[2J a\nb \u202egnp.exe
@@ -87,13 +83,7 @@ def nearest(given: str, choices: Iterable[str], most: int = 3) -> list[str]:
 
 
 def unknown(what: str, given: str, choices: Iterable[str], key: str | None = None) -> UserError:
-    """The error for a name that is not among the choices.
-
-    Args:
-        what: What kind of thing was named, such as ``backbone``.
-        given: The name that the user wrote.
-        choices: All names that would have been right.
-        key: The option under which the user wrote it.
+    """The error for a name that is not among the choices for ``what`` it names, given under the option ``key``.
 
     >>> str(unknown("stage", "layer5", ["layer4", "head"], key="`unfreeze.phases`"))
     "unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
@@ -195,11 +185,7 @@ def find_full_disk(error: BaseException | None) -> OSError | None:
 
 @contextmanager
 def refuse_unwritable(path: Path | str) -> Iterator[None]:
-    """Names the file that cannot be written, which Python does not where a disk is full.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Raises a `UserError` with the file that cannot be written, which Python does not name where a disk is full."""
     try:
         yield
     except OSError as error:

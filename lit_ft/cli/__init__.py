@@ -44,11 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str]) -> int:
-    """Loads what a command needs, which can take seconds, and runs it.
-
-    Raises:
-        UserError: After a user error, such as a command that does not exist.
-    """
+    """Loads what a command needs, which can take seconds, and runs it."""
     _refuse_undecoded(args)
     if not args:
         raise UserError(f"which command? One of {', '.join(COMMANDS)}; see lit-ft --help")

@@ -35,12 +35,7 @@ from lit_ft.training.trainer import Trainer
 
 
 class FineTuneCLI(ConfigCLI):
-    """A command of the trainer, with a folder of its own for whatever the run writes.
-
-    Args:
-        command: The command, a method of `Trainer`.
-        args: Its options.
-    """
+    """A command of the trainer, a method of `Trainer`, with a folder of its own for whatever the run writes."""
 
     run: Run | None = None
 
@@ -207,11 +202,7 @@ def format_score(score: Any) -> str:
 
 
 def run_command(command: str, args: Sequence[str]) -> int:
-    """Runs a command with its options, and returns the exit code.
-
-    Raises:
-        UserError: After an error in the arguments, the config, or what they name.
-    """
+    """Runs a command with its options, and returns the exit code."""
     with quiet_command():
         if command not in _WITHOUT_TRAINER:
             FineTuneCLI(command, add_saved_data(command, args)).execute()

@@ -1,7 +1,5 @@
 """The commands of ``lit-ft``, which are printed before anything is loaded that takes seconds."""
 
-from __future__ import annotations
-
 import argparse
 
 COMMANDS = {

@@ -98,7 +98,7 @@ def download(cli: ConfigCLI) -> int:
 
 
 def _published_weights(model: Mapping[str, Any]) -> Published | None:
-    """The published weights that a model asks for, if any; refuses a backbone or tag that is unknown."""
+    """The published weights that a model asks for, if any."""
     name, tag = model.get("backbone"), model.get("weights")
     if name is None or tag is None or is_file_name(tag):
         return None
@@ -135,7 +135,7 @@ def _download_data(cli: ConfigCLI, folder: Path) -> None:
 
 
 def _fetch_data(cli: ConfigCLI, data: Any, wanted: set[Path]) -> None:
-    """Fetches a data set beside its place and moves what is wanted there, so that no half of a file is taken for one."""
+    """Fetches a data set beside its place and moves what is wanted there, so that half a file is not taken for one."""
     partial = data.root / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:

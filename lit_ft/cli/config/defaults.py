@@ -42,7 +42,7 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
         UserError: If something is missing, or contradicts the checkpoint.
     """
     files = config_files(config)
-    config["name"] = config["name"] or run_name(files)
+    config["name"] = config["name"] or (Path(files[-1]).stem if files else "run")
     if config.get("ckpt_path") in ("best", "last"):
         folder = f"{config['trainer']['default_root_dir']}/{config['name']}"
         config["ckpt_path"] = find_checkpoint(folder, config["ckpt_path"], files)
@@ -60,15 +60,6 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
 def config_files(config: Namespace) -> list[str]:
     """The config files that were given; a config from Python is none."""
     return [str(file) for file in config.get("config") or [] if file is not None]
-
-
-def run_name(files: Sequence[str]) -> str:
-    """The name of a run: that of its last config file.
-
-    >>> run_name(["a/first.yaml", "second.yaml"]), run_name([])
-    ('second', 'run')
-    """
-    return Path(files[-1]).stem if files else "run"
 
 
 def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str]) -> None:
