@@ -47,8 +47,7 @@ class Complaint:
         message: The parser's message, of many lines.
         options: The names of all options of the command, without dashes.
         classes: For an option that takes a class by name: the names that it knows.
-        command: The command.
-        args: What follows the command.
+        command: The command, which ``args`` follow.
     """
 
     message: str
@@ -174,11 +173,10 @@ def _wrong_file(complaint: Complaint) -> str | None:
     given = Path(found[1])
     folders = (given.parent, Path("configs"), Path(__file__).parents[2] / "configs")
     files = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
-    close = nearest(given.stem, files, most=1)
-    if not close:
-        return f"{complaint.prefix}{found[0]}"
-    hint = f"{'type `--config`' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
-    return f"{complaint.prefix}{found[0]}; {hint}"
+    hint = ""
+    if close := nearest(given.stem, files, most=1):
+        hint = f"; {'type `--config`' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
+    return f"{complaint.prefix}{found[0]}{hint}"
 
 
 def _wrong_value(complaint: Complaint) -> str | None:

@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from lit_ft.assets import OFFLINE, is_offline
 from lit_ft.errors import find_full_disk, for_command_line, printable
@@ -83,11 +82,9 @@ def quiet_libraries() -> None:
 
 def warn_in_one_line() -> None:
     """Prints warnings without their place in the code."""
-
-    def format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
-        return f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
-
-    warnings.formatwarning = format_warning
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
-from lit_ft.cli.config.defaults import EVALUATIONS
+from lit_ft.cli.config.defaults import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint.content import hyper_parameters, refuse_missing_checkpoint, saved_options
 from lit_ft.runs import Run, find_run
@@ -31,7 +31,7 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
-        for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+        for key in METHOD_OPTIONS:
             config.pop(key, None)
         super().__init__(parser, config, **kwargs)
 

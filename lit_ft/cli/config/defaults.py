@@ -23,6 +23,9 @@ from lit_ft.training.trainer_options import refuse_unknown_names
 
 EVALUATIONS = ("validate", "test", "predict")
 
+METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+"""What only some of the trainer's commands take, and others would not know."""
+
 CHECKPOINT: dict[str, Any] = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
 
 TRAINER: dict[str, Any] = {
