@@ -44,10 +44,8 @@ from lit_ft.model.mixing import BatchMix, MixConfig
 from lit_ft.model.normalisation import Normalise
 from lit_ft.model.objective import Batch, Objective
 from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.optim.class_spec import ClassSpec
-from lit_ft.optim.optimizers import build_optimizer
-from lit_ft.optim.parameter_groups import build_param_groups
-from lit_ft.optim.run_schedule import configure_schedule, enter_epoch, step_plateaus
+from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups
+from lit_ft.optim.schedules import configure_schedule, enter_epoch, step_plateaus
 from lit_ft.tasks.class_weight import ClassWeight, check_class_weight
 from lit_ft.tasks.classes import (
     TakeClasses,

@@ -59,20 +59,12 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
 
     def set_epoch_steps(self, epoch_steps: float) -> None:
-        """Sets the length of an epoch, for a part of another schedule, which counts steps alone.
-
-        Args:
-            epoch_steps: Optimizer steps in an epoch.
-        """
+        """Sets the optimizer steps of an epoch once, for a part of another schedule, which counts steps alone."""
         if self.curve_steps is None:
             self.curve_steps = self.epoch_steps = epoch_steps
 
     def enter(self, epoch: int, length: RunLength) -> None:
-        """Sets the position as the run begins an epoch, or is resumed within one.
-
-        Args:
-            epoch: The epoch, counted from 0.
-            length: The length of the run, with the steps of this epoch.
+        """Sets the position as the run begins an epoch of that length, counted from 0, or is resumed within one.
 
         Raises:
             UserError: If the run has no end, or is resumed with data whose length is not known any more.
@@ -117,12 +109,7 @@ class WarmupCosine(LRScheduler):
         return self.mark_epoch * self.curve_steps + (step - self.mark_step) * self.curve_steps / self.epoch_steps
 
     def factor(self, step: float, unfreeze_step: float = 0) -> float:
-        """Share of a group's learning rate at a step of the curve.
-
-        Args:
-            step: The step, counted from the first one of the schedule.
-            unfreeze_step: The step at which the group begins to train.
-        """
+        """Share of a group's learning rate at a step of the curve, both steps counted from the schedule's first."""
         start = max(0, unfreeze_step)  # what was unfrozen before the schedule began warms up with it
         rise = min(1.0, (step - start + 1) / max(1, self.warmup_steps)) if step >= start else 0.0
         position = min(1.0, max(0, step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))

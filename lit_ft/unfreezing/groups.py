@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
-from lit_ft.optim.run_schedule import enter_epoch
+from lit_ft.optim.schedules import enter_epoch
 from lit_ft.unfreezing.state import UnfreezingState
 
 

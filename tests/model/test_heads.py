@@ -5,7 +5,7 @@ from torch import nn
 from lit_ft.errors import UserError
 from lit_ft.model.heads import START_SCALE, HeadConfig, build_head, set_prior_bias
 from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.optim.parameter_groups import build_param_groups
+from lit_ft.optim.optimizers import build_param_groups
 
 
 def layers(head):
