@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from lit_ft.evaluation.run_report import RunReport
     from lit_ft.features.cache import FeatureCache
     from lit_ft.model.heads import HeadConfig
-    from lit_ft.model.mixing import MixConfig
     from lit_ft.model.module import FineTuneModule
-    from lit_ft.model.regularisation import PenaltyConfig
+    from lit_ft.model.objective import PenaltyConfig
+    from lit_ft.model.preprocessing import MixConfig
     from lit_ft.training.checkpoint_io import AtomicCheckpointIO
     from lit_ft.training.early_stopping import EarlyStopping
     from lit_ft.training.trainer import Trainer
@@ -86,9 +86,9 @@ _HOMES = {
     "lit_ft.evaluation.run_report": ["RunReport"],
     "lit_ft.features.cache": ["FeatureCache"],
     "lit_ft.model.heads": ["HeadConfig"],
-    "lit_ft.model.mixing": ["MixConfig"],
+    "lit_ft.model.preprocessing": ["MixConfig"],
     "lit_ft.model.module": ["FineTuneModule"],
-    "lit_ft.model.regularisation": ["PenaltyConfig"],
+    "lit_ft.model.objective": ["PenaltyConfig"],
     "lit_ft.training.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.training.early_stopping": ["EarlyStopping"],
     "lit_ft.training.trainer": ["Trainer"],

@@ -22,6 +22,14 @@ ClassSpec = str | dict[str, Any]
 _FORMS = ("fused", "foreach", "capturable", "differentiable")
 
 
+def check_rates(lr: float, lr_decay: float) -> None:
+    """Raises `UserError` for a learning rate of the head, or a factor from stage to stage, that is out of range."""
+    if lr <= 0:
+        raise UserError(f"`model.lr`: must be above 0, got {lr}")
+    if not 0.0 < lr_decay <= 1.0:
+        raise UserError(f"`model.lr_decay`: must be above 0 and at most 1, got {lr_decay}")
+
+
 def build_param_groups(stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float) -> list[dict[str, Any]]:
     """One parameter group a stage and decay class, head first; all exist from the first step.
 
@@ -81,11 +89,7 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
 
 
 def resolve_class(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:
-    """The class that ``spec`` names for the option ``optimizer`` or ``lr_scheduler``, and the arguments for it.
-
-    Raises:
-        UserError: If there is no such class, or it is of another kind.
-    """
+    """The class that ``spec`` names for the option ``optimizer`` or ``lr_scheduler``, and the arguments for it."""
     path, options = (spec, {}) if isinstance(spec, str) else (spec["class_path"], dict(spec.get("init_args") or {}))
     base = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}[key]
     homes = () if "." in path else ("torch.optim", "torch.optim.lr_scheduler", "lit_ft.optim")
@@ -98,11 +102,7 @@ def resolve_class(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]
 
 
 def resolve_functions(named: Any) -> Any:
-    """The function at a dotted path, or one for each path of a list; anything else unchanged.
-
-    Raises:
-        UserError: If there is no such function.
-    """
+    """The function at a dotted path, or one for each path of a list; anything else unchanged."""
     if isinstance(named, (list, tuple)):
         return [resolve_functions(one) for one in named]
     if not isinstance(named, str):

@@ -36,8 +36,7 @@ def configure_schedule(
         saved: The checkpoint that the fit resumes from, if any, with ``epoch_steps``, the steps in an epoch of its run.
 
     Raises:
-        UserError: As `settle_plateau` and `build_scheduler`, if it waits for no validation, or cannot go on where the
-            run is.
+        UserError: As `build_scheduler`, or if there is nothing that it could wait for, or it cannot go on.
     """
     setup_train_data(trainer)
     length = RunLength.of(trainer)
@@ -92,14 +91,10 @@ def _total_steps(state: Mapping[str, Any]) -> list[float]:
 
 
 def step_plateaus(trainer: Any, measured: Mapping[str, Any]) -> None:
-    """Steps what waits for a plateau, at the end of an epoch that validates.
+    """Steps what waits for a plateau of the metrics measured last, at the end of an epoch that validates.
 
     Lightning would step it after the checkpoints of the epoch's end (fit_loop.py, on_advance_end), so that a run that
     is resumed from there would lose the step, and not at all in an epoch that is resumed in the middle.
-
-    Args:
-        trainer: The trainer of a fit.
-        measured: The last validation metrics, by name.
     """
     for config in trainer.lr_scheduler_configs:
         validates = (trainer.current_epoch + 1) % config.frequency == 0
@@ -124,14 +119,6 @@ def settle_plateau(spec: ClassSpec, modes: Mapping[str, str], known: bool) -> tu
 
     A `ReduceLROnPlateau` gets the mode of that metric, whether its ``min`` or ``max`` is best, and not torch's default,
     which would take an accuracy that rises for one that gets worse.
-
-    Args:
-        spec: As for `build_scheduler`.
-        modes: Which value of each metric is best.
-        known: Whether there are no others.
-
-    Raises:
-        UserError: If there is no such metric.
     """
     cls, options = resolve_class(spec, "lr_scheduler")
     if not issubclass(cls, ReduceLROnPlateau):

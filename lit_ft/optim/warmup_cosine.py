@@ -64,7 +64,7 @@ class WarmupCosine(LRScheduler):
             self.curve_steps = self.epoch_steps = epoch_steps
 
     def enter(self, epoch: int, length: RunLength) -> None:
-        """Sets the position as the run begins an epoch of that length, counted from 0, or is resumed within one.
+        """Sets position and rates as the run begins an epoch of that length, counted from 0, or is resumed within one.
 
         Raises:
             UserError: If the run has no end, or is resumed with data whose length is not known any more.
@@ -77,7 +77,7 @@ class WarmupCosine(LRScheduler):
             )
         is_marked = epoch <= self.mark_epoch < epoch + 1
         if math.isfinite(curve_steps) and not (is_marked and self.epoch_steps == length.epoch_steps):
-            progress = self.position / curve_steps
+            progress = self._steps_at(self.last_epoch) / curve_steps
             # Otherwise the epoch before had fewer or more steps than it began with.
             self.mark_epoch = progress if epoch <= progress <= epoch + 1 else epoch
             self.mark_step = self.last_epoch
@@ -86,21 +86,12 @@ class WarmupCosine(LRScheduler):
         if math.isinf(total_steps):
             raise UserError(length.format_no_end(type(self).__name__))
         self._set_length(total_steps)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Sets the learning rates of the present step anew, after ``unfreeze_epoch`` of a group has changed."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def get_last_lr(self) -> list[float | torch.Tensor]:
         """The learning rate of each group, as it is now."""
         return [group["lr"] for group in self.optimizer.param_groups]
-
-    @property
-    def position(self) -> float:
-        """How far the run is, in steps of the curve."""
-        return self._steps_at(self.last_epoch)  # torch's name for the number of calls so far
 
     def _steps_at(self, step: float) -> float:
         """The steps of the curve up to a step of the run, at the pace of the present epoch."""
@@ -118,7 +109,7 @@ class WarmupCosine(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """The learning rate of each group at the current step."""
-        step = self.position
+        step = self._steps_at(self.last_epoch)  # torch's name for the number of calls so far
         return [
             base * self.factor(step, self._curve_step(group.get("unfreeze_epoch", 0)))
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)

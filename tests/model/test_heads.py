@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from lit_ft.errors import UserError
 from lit_ft.model.heads import START_SCALE, HeadConfig, build_head, set_prior_bias
-from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
+from lit_ft.model.objective import PenaltyConfig, WeightPenalty
 from lit_ft.optim.optimizers import build_param_groups
 
 
@@ -118,13 +120,14 @@ def test_zeros_are_for_the_last_layer_alone():
     assert not head(torch.randn(4, 8)).any()
 
 
-def counts(*train):
-    return lambda: {"train": list(train), "val": [9] * len(train)}
+def counted(*train, **others):
+    """A data module that counts its images."""
+    return SimpleNamespace(counts=lambda: {"train": list(train), "val": [9] * len(train)}, **others)
 
 
 def test_first_softmax_is_the_shares_of_the_classes():
     head = build_head(8, 3, HeadConfig(hidden=[5], zero_init=True, prior_bias=True))
-    set_prior_bias(head, counts(6, 3, 1))
+    set_prior_bias(head, counted(6, 3, 1))
     torch.testing.assert_close(head(torch.randn(4, 8)).softmax(1), torch.tensor([[0.6, 0.3, 0.1]]).expand(4, 3))
     torch.testing.assert_close(head[-1].bias.exp(), torch.tensor([0.6, 0.3, 0.1]))
 
@@ -132,14 +135,14 @@ def test_first_softmax_is_the_shares_of_the_classes():
 def test_class_without_images_counts_as_if_it_had_one():
     head = build_head(8, 3, HeadConfig(prior_bias=True))
     assert head[-1].weight.all()
-    set_prior_bias(head, counts(6, 0, 3))
+    set_prior_bias(head, counted(6, 0, 3))
     torch.testing.assert_close(head[-1].bias.exp(), torch.tensor([0.6, 0.1, 0.3]))
 
 
 def test_shares_are_set_once():
     head = build_head(8, 2, HeadConfig(prior_bias=True))
-    set_prior_bias(head, counts(1, 3))
-    for other in (counts(3, 1), None):
+    set_prior_bias(head, counted(1, 3))
+    for other in (counted(3, 1), None):
         set_prior_bias(head, other)
         torch.testing.assert_close(head[-1].bias.exp(), torch.tensor([0.25, 0.75]))
 
@@ -153,8 +156,8 @@ def test_shares_that_nobody_knows_are_asked_for():
 
 def test_labels_start_at_their_odds():
     head = build_head(8, 3, HeadConfig(zero_init=True, prior_bias=True))
-    set_prior_bias(head, counts(5, 0, 20), lambda: {"train": 20}, "multilabel")
+    set_prior_bias(head, counted(5, 0, 20, sizes=lambda: {"train": 20}), "multilabel")
     # of 20 images; a label that none or all have counts as if one had it, or had it not
     assert torch.allclose(head(torch.randn(2, 8)), torch.tensor([5 / 15, 1 / 20, 20 / 1]).log().expand(2, 3))
     with pytest.raises(UserError, match=r"^model.head.prior_bias: the data module has no sizes\(\) "):
-        set_prior_bias(build_head(8, 3, HeadConfig(prior_bias=True)), counts(5, 0, 20), None, "multilabel")
+        set_prior_bias(build_head(8, 3, HeadConfig(prior_bias=True)), counted(5, 0, 20), "multilabel")

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint.content import hyper_parameters, saved_options
+from lit_ft.model.checkpoint import hyper_parameters, saved_options
 from lit_ft.training.run_options import refuse_other_options, run_options
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
-from lit_ft.model.checkpoint.content import refuse_missing_checkpoint
+from lit_ft.model.checkpoint import refuse_missing_checkpoint
 
 _COMMANDS = ("validate", "test", "predict")
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from small_runs import FewDigits, small_module, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ft.model.checkpoint.trained_head import read_trained_head
+from lit_ft.model.checkpoint import read_trained_head
 
 DIGITS = [str(i) for i in range(10)]
 
