@@ -22,9 +22,6 @@ class Compiling(Callback):
 
     Each phase compiles anew, as another part of the network has gradients. That is part of its first step, whose time
     is printed.
-
-    Raises:
-        UserError: If there is no compiler that torch could use on a CPU.
     """
 
     backend = "inductor"

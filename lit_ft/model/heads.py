@@ -1,16 +1,23 @@
-"""Heads: a linear or cosine layer, or a small MLP, from the backbone's features to the logits."""
+"""Heads: a linear or cosine layer, or a small MLP, from the backbone's features to the logits, new or trained."""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_ft.backbones.weights import torch_files
+from lit_ft.backbones.weights.load import is_file_name
+from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, unknown
+from lit_ft.model.checkpoint import all_hyperparameters
 from lit_ft.tasks.classes import read_training_numbers
+from lit_ft.tasks.standardisation import Standardisation
 
 HeadKind = Literal["linear", "cosine"]
 
@@ -47,10 +54,9 @@ class HeadConfig:
             raise UserError(f"`model.head.hidden`: sizes must be at least 1, got {self.hidden}")
         if self.kind not in get_args(HeadKind):
             raise unknown("kind", str(self.kind), get_args(HeadKind), "`model.head.kind`")
-        if self.zero_init and self.kind == "cosine":  # a weight of zeros has no direction
-            raise UserError("`model.head.zero_init`: is for `model.head.kind` linear, not cosine")
-        if self.prior_bias and self.kind == "cosine":  # which has no bias
-            raise UserError("`model.head.prior_bias`: is for `model.head.kind` linear, not cosine")
+        for key in ("zero_init", "prior_bias"):  # a weight of zeros has no direction, and there is no bias
+            if getattr(self, key) and self.kind == "cosine":
+                raise UserError(f"`model.head.{key}`: is for `model.head.kind` linear, not cosine")
 
 
 class CosineLinear(nn.Module):
@@ -137,3 +143,48 @@ def set_prior_bias(head: nn.Sequential, data: Any, task: str = "multiclass") -> 
         others = (num_train - images).clamp(min=1)
     with torch.no_grad():
         bias.copy_((images.clamp(min=1) / others).log())
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The head in a lit_ft checkpoint, with its tensors by the head's own names."""
+
+    path: str
+    classes: list[str]
+    task: str
+    standardisation: Standardisation
+    state: dict[str, Tensor]
+
+    def load_into(self, head: nn.Module, classes: list[str], task: str) -> Standardisation | None:
+        """Loads the tensors into a new head, if it is for the same classes and task and fits, and prints whether.
+
+        For regression it returns mean and scale of the targets that the loaded head was trained on.
+        """
+        if (classes, task) != (self.classes, self.task):
+            return None
+        new = head.state_dict()
+        if new.keys() != self.state.keys() or any(new[key].shape != self.state[key].shape for key in new):
+            rank_zero_print(f"Head  new, as that of {self.path} has other layers")
+            return None
+        head.load_state_dict(self.state)
+        rank_zero_print(f"Head  that of {self.path}, which was trained for the same {len(classes)} classes")
+        return self.standardisation if task == "regression" else None
+
+
+def read_trained_head(path: str | None) -> TrainedHead | None:
+    """The head in a file of weights, if that is a lit_ft checkpoint; nothing in it is executed."""
+    if path is None or not is_file_name(path) or path.endswith(".safetensors"):
+        return None
+    try:
+        checkpoint = torch_files.load(Path(path).expanduser(), mmap=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        return None  # a format, or content beside the weights, that no checkpoint of lit_ft has
+    hparams = all_hyperparameters(checkpoint)
+    if not isinstance(hparams.get("classes"), list):
+        return None
+    units = checkpoint.get("standardisation")
+    standardisation = Standardisation.from_plain(units) if units else Standardisation.none(len(hparams["classes"]))
+    states = checkpoint.get("state_dict", {}).items()
+    # Copies, so that they do not keep the file open.
+    state = {key.removeprefix("head."): tensor.clone() for key, tensor in states if key.startswith("head.")}
+    return TrainedHead(path, hparams["classes"], str(hparams.get("task")), standardisation, state)

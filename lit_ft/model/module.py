@@ -21,11 +21,10 @@ from lit_ft.backbones.stem import Stem
 from lit_ft.backbones.weights.trust import refuse_foreign_names
 from lit_ft.compat import log_repeatedly
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint import all_hyperparameters, read_trained_head
+from lit_ft.model.checkpoint import PlainHyperparameters, all_hyperparameters, as_config
 from lit_ft.model.compiling import Compiling, recompiling
 from lit_ft.model.first_batch import BatchCheck, check_images, refuse_other_size
-from lit_ft.model.heads import HeadConfig, build_head, set_prior_bias
-from lit_ft.model.hparams import PlainHyperparameters, as_config
+from lit_ft.model.heads import HeadConfig, build_head, read_trained_head, set_prior_bias
 from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
 from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
 from lit_ft.model.preprocessing import BatchMix, MixConfig, Normalise

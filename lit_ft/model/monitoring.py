@@ -121,13 +121,9 @@ def refuse_unlogged(callbacks: Iterable[Any], logged: Mapping[str, str], task: s
 
 
 def build_divergence_error(module: Any, name: str, step: int | None, stage: str | None) -> UserError:
-    """The error for a loss that is not finite.
+    """The error for a loss that is not finite, in or after a step, counted from 0; None where nothing is trained.
 
-    Args:
-        module: The module that is trained.
-        name: The name of the loss.
-        step: The step in which it was, counted from 0, or after which; None where nothing is trained.
-        stage: The one with the largest gradient before that, where it is known.
+    The stage is the one with the largest gradient before that, where it is known.
     """
     trainer, check_inputs = attached_trainer(module), "look for weights, images or targets that are not"
     if step is None:

@@ -114,14 +114,10 @@ class BatchMix:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # numbers drawn on the CPU would break the graph
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Erases, then mixes each image with the one before it in the batch.
+        """Erases, then mixes each normalised image ``(B, C, H, W)`` with the one before it in the batch.
 
-        Args:
-            images: Normalised, ``(B, C, H, W)``.
-            targets: Class indices ``(B,)``, or ``(B, K)`` of labels, probabilities or numbers.
-
-        Returns:
-            Images of the same shape, and the targets; where images are mixed, these are floats ``(B, K)``.
+        Targets are class indices ``(B,)``, or ``(B, K)`` of labels, probabilities or numbers, and for mixed images
+        come back as floats ``(B, K)``.
         """
         if self._erase:
             images = erase(images, self._erase)
@@ -146,10 +142,8 @@ def draw_rectangles(num: int, height: int, width: int) -> Tensor:
     """Draws a rectangle for each of so many images, as torchvision's ``RandomErasing`` draws one.
 
     Its share of the area is uniform, its aspect (height by width) uniform in the logarithm, and its place uniform among
-    those within the image. Where none of `ATTEMPTS` shapes is smaller than the image, it is empty.
-
-    Returns:
-        int64 ``(4, num)``: top, left, bottom and right, the last two outside.
+    those within the image. Where none of `ATTEMPTS` shapes is smaller than the image, it is empty. Returned are top,
+    left, bottom and right, the last two outside, as int64 ``(4, num)``.
     """
     area = height * width * torch.empty(ATTEMPTS, num).uniform_(*AREA)
     aspect = torch.empty(ATTEMPTS, num).uniform_(math.log(ASPECT[0]), math.log(ASPECT[1])).exp()

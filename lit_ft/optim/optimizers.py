@@ -69,9 +69,6 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
 
     Where it has a fused form, which steps in one pass over memory, for the device of the parameters, that is taken,
     unless ``fused`` is false or the options choose another form. Groups without a rate of their own have ``lr``.
-
-    Raises:
-        UserError: If it names no optimizer.
     """
     cls, options = resolve_class(spec, "optimizer")
     parameters = [parameter for group in groups for parameter in group["params"]]

@@ -49,7 +49,7 @@ def read_classes(data: Any) -> int | list[str] | None:
 
 
 def settle_classes(data: Any, task: str, own: list[str]) -> list[str]:
-    """The names of the classes of a model: its ``own``, if it has any, which those of the data must be, or the data's.
+    """The names of the classes of a model: its ``own``, if it has any, or else the data's.
 
     Raises:
         UserError: If there are none, the data's are others, or its targets are for another task.
@@ -69,8 +69,9 @@ def settle_classes(data: Any, task: str, own: list[str]) -> list[str]:
     names = own if given is None else name_classes(given)
     if own and (len(names) != len(own) or (not isinstance(given, int) and names != own)):
         raise UserError(
-            f"the model has {_format(own)}, but the data has {_format(names)}; give the data the "
-            "model was trained on, or start from the backbone alone with `model.weights` CHECKPOINT"
+            f"the model has {len(own)} classes ({_first(own)}), but the data has {len(names)} classes "
+            f"({_first(names)}); give the data the model was trained on, or start from the backbone alone with "
+            "`model.weights` CHECKPOINT"
         )
     return own or names
 
@@ -148,10 +149,6 @@ def warn_absent_classes(metrics: MetricCollection, split: str, names: Sequence[s
 
 def _select(names: Sequence[str], which: Tensor) -> list[str]:
     return [name for name, is_so in zip(names, which.tolist(), strict=True) if is_so]
-
-
-def _format(names: Sequence[str]) -> str:
-    return f"{len(names)} classes ({_first(names)})"
 
 
 def _first(names: Sequence[str]) -> str:

@@ -71,15 +71,10 @@ class Standardisation:
 
 
 def read_standardisation(data: Any, num: int, is_needed: bool) -> Standardisation | None:
-    """Mean and scale of a data module's training targets for regression, or None where it does not give them.
-
-    Args:
-        data: The data module. Its ``train_targets()`` gives those of all training images, ``(N, K)``.
-        num: K.
-        is_needed: Whether the head should start at the mean.
+    """Mean and scale of a data module's K training targets for regression, or None where it does not give them.
 
     Raises:
-        UserError: If they are needed and not given.
+        UserError: If they are needed, as by a head that starts at the mean, and not given.
     """
     targets = data.train_targets() if hasattr(data, "train_targets") else None
     if targets is not None:

@@ -1,122 +1,100 @@
-"""The trained head of a checkpoint, where a new run starts from its weights."""
-
-import lightning as L
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from small_runs import FewDigits, small_module, small_trainer
-from torch.utils.data import DataLoader, TensorDataset
+import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from small_runs import FewDigits, small_trainer
 
-from lit_ft.model.checkpoint import read_trained_head
+from lit_ft.model.checkpoint import hyper_parameters
+from lit_ft.model.heads import HeadConfig
+from lit_ft.model.module import FineTuneModule
+from lit_ft.model.preprocessing import MixConfig
 
-DIGITS = [str(i) for i in range(10)]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A module after a short run, and its checkpoint."""
-    module, trainer = small_module(), small_trainer(2, limit_val_batches=0)
+class WithOptions(FineTuneModule):
+    """Hands on what it does not know."""
+
+    def __init__(self, alpha=0.5, **options):
+        super().__init__("mnist_cnn", **options)
+        self.alpha = alpha
+
+
+class WithSignature(FineTuneModule):
+    """Has options of its own alone."""
+
+    def __init__(self, width=8):
+        super().__init__("mnist_cnn", weights=None, head={"hidden": [width]}, lr=0.02)
+
+
+class WithBackbone(FineTuneModule):
+    def __init__(self, backbone, *, beta=1, **options):
+        super().__init__(backbone, **options)
+        self.save_hyperparameters()  # as Lightning's pages do
+        self.beta = beta
+
+
+class WithAnything(FineTuneModule):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Derived(WithOptions):
+    def __init__(self, gamma, **options):
+        super().__init__(alpha=0.25, **options)
+        self.gamma = gamma
+
+
+HEAD = HeadConfig(hidden=[4])
+MADE = {
+    "options": lambda: WithOptions(alpha=0.75, weights="MNIST", head=HEAD),
+    "no options": lambda: WithOptions(weights=None),
+    "signature": lambda: WithSignature(width=5),
+    "backbone": lambda: WithBackbone("mnist_cnn", beta=3, weights="MNIST", head=HEAD, mix=MixConfig(mixup=0.2)),
+    "anything": lambda: WithAnything("mnist_cnn", weights="MNIST", head=HEAD),
+    "derived": lambda: Derived(7, weights="MNIST", lr=0.125),
+    "itself": lambda: FineTuneModule("mnist_cnn", weights="MNIST", head=HEAD, mix=MixConfig(mixup=0.2)),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_any_subclass_is_loaded_from_its_checkpoint(make, tmp_path):
+    module = make()
+    trainer = small_trainer(1, limit_val_batches=1)
     trainer.fit(module, datamodule=FewDigits())
-    path = tmp_path_factory.mktemp("run") / "best.ckpt"
-    trainer.save_checkpoint(path)
-    return module, str(path)
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    loaded = type(module).load_from_checkpoint(path)
+    assert loaded.class_names == module.class_names
+    for name in ("alpha", "beta", "gamma"):
+        assert getattr(loaded, name, None) == getattr(module, name, None)
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    assert loaded.eval()(images).equal(module.eval()(images))
+    settled = {name: value for name, value in module.hparams.items() if name != "source_weights"}
+    assert {name: value for name, value in loaded.hparams.items() if name != "source_weights"} == settled
+    # As the command line sees it, and for a run that is resumed, all of them are there.
+    assert hyper_parameters(str(path), "predict", "") == dict(module.hparams)
+    small_trainer(1).validate(make(), datamodule=FewDigits(), ckpt_path=path, verbose=False)
 
 
-def head_of(module):
-    return module.head[0].weight
-
-
-@pytest.mark.parametrize("options", [{}, {"head": {"zero_init": True, "prior_bias": True}}], ids=["plain", "started"])
-def test_head_for_the_same_classes_is_kept_and_told(trained, options, capsys):
-    before, path = trained
-    module, data = small_module(weights=path, **options), FewDigits()
-    scores = [small_trainer(1).validate(model, datamodule=data, verbose=False) for model in (before, module)]
-    assert head_of(module).equal(head_of(before))
-    assert scores[0] == scores[1]
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Head ")]
-    assert told == [f"Head  that of {path}, which was trained for the same 10 classes"]
-
-
-@pytest.mark.parametrize("head", [{}, {"prior_bias": True}], ids=["plain", "started"])
-def test_training_goes_on_from_the_head(trained, head):
-    before, path = trained
-    module, trainer = small_module(weights=path, lr=1e-9, head=head), small_trainer(1, limit_val_batches=0)
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+def test_hyperparameters_are_written_as_plain_yaml(make, logger, tmp_path):
+    module = make()
+    trainer = small_trainer(1, limit_val_batches=0, logger=logger(tmp_path, name="run", version=0))
     trainer.fit(module, datamodule=FewDigits())
-    assert not head_of(module).equal(head_of(before))
-    torch.testing.assert_close(head_of(module), head_of(before), rtol=0, atol=1e-6)
-    torch.testing.assert_close(module.head[0].bias, before.head[0].bias, rtol=0, atol=1e-6)
+    written = yaml.safe_load((tmp_path / "run/version_0/hparams.yaml").read_text())
+    assert written == dict(module.hparams)
+    assert written["classes"] == [str(i) for i in range(10)]
+    assert written["weights"] is None
 
 
-class Years(L.LightningDataModule):
-    """Images whose target is a year, from one on."""
+def test_argument_of_a_subclass_may_be_an_array(tmp_path):
+    class Own(FineTuneModule):
+        def __init__(self, sizes, **options):
+            super().__init__("mnist_cnn", **options)
+            self.sizes = sizes
 
-    num_classes, task = 1, "regression"
-
-    def __init__(self, first):
-        super().__init__()
-        self.targets = torch.arange(first, first + 8.0).unsqueeze(1)
-
-    def train_targets(self):
-        return self.targets
-
-    def train_dataloader(self):
-        shades = torch.arange(0, 160, 20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
-        return DataLoader(TensorDataset(shades, self.targets), batch_size=8)
-
-    val_dataloader = train_dataloader
-
-
-def test_head_of_regression_keeps_its_units(tmp_path):
-    before, trainer = small_module(task="regression"), small_trainer(1)
-    trainer.fit(before, datamodule=Years(1980))
-    trainer.save_checkpoint(path := str(tmp_path / "best.ckpt"))
-    module = small_module(task="regression", weights=path, lr=1e-9)
-    small_trainer(1).fit(module, datamodule=Years(1880))
-    assert module.task.standardisation == before.task.standardisation
-    images, _ = next(iter(Years(1880).train_dataloader()))
-    answers = [model.eval().predict_step(images, 0)["answers"] for model in (module, before)]
-    torch.testing.assert_close(*answers, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"classes": DIGITS[:9]},
-        {"classes": [*DIGITS[:9], "ten"]},
-        {"classes": [DIGITS[1], DIGITS[0], *DIGITS[2:]]},
-        {"classes": DIGITS, "task": "multilabel"},
-        {"classes": DIGITS, "weights_key": "state_dict"},
-    ],
-    ids=["fewer", "another name", "another order", "another task", "a key"],
-)
-def test_head_for_other_classes_is_new(trained, options, capsys):
-    before, path = trained
-    module = small_module(weights=path, **options)
-    assert next(module.backbone.parameters()).equal(next(before.backbone.parameters()))
-    rows = min(len(head_of(module)), 10)
-    assert not head_of(module)[:rows].equal(head_of(before)[:rows])
-    assert capsys.readouterr().out == ""
-
-
-def test_head_of_other_layers_is_new_and_told(trained, capsys):
-    _, path = trained
-    module = small_module(weights=path, classes=DIGITS, head={"hidden": [8]})
-    assert module.head[0].weight.shape == (8, 128)
-    assert capsys.readouterr().out == f"Head  new, as that of {path} has other layers\n"
-
-
-def test_other_files_of_weights_have_no_trained_head(trained, tmp_path):
-    before, path = trained
-    states = before.state_dict()
-    save_file(states, tmp_path / "net.safetensors")
-    torch.save(states, tmp_path / "net.pth")
-    torch.save(torch.load(path, weights_only=True), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    assert all(read_trained_head(str(tmp_path / name)) is None for name in ("net.safetensors", "net.pth", "old.ckpt"))
-    assert read_trained_head(path).classes == DIGITS
-
-
-def test_command_line_tells_of_the_head(trained, run):
-    _, path = trained
-    options = ("--model.weights", path, "--data.shots", 2, "--trainer.max_epochs", 1, "--unfreeze.strategy", "full")
-    printed = run("fit", "--data", "DigitsDataModule", *options)
-    assert printed.count(f"Head  that of {path}, which was trained for the same 10 classes\n") == 1
+    module = Own(np.array([1, 2]), weights=None)
+    assert module.hparams["backbone"] == "mnist_cnn"
+    assert module.hparams["sizes"].tolist() == [1, 2]
