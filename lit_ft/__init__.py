@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from lit_ft.evaluation.run_report import RunReport as RunReport
     from lit_ft.features.cache import FeatureCache as FeatureCache
     from lit_ft.model.heads import HeadConfig as HeadConfig
-    from lit_ft.model.mixing import MixConfig as MixConfig
     from lit_ft.model.module import FineTuneModule as FineTuneModule
-    from lit_ft.model.regularisation import PenaltyConfig as PenaltyConfig
+    from lit_ft.model.objective import PenaltyConfig as PenaltyConfig
+    from lit_ft.model.preprocessing import MixConfig as MixConfig
     from lit_ft.training.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
     from lit_ft.training.trainer import EarlyStopping as EarlyStopping
     from lit_ft.training.trainer import Trainer as Trainer
@@ -57,9 +57,9 @@ _HOMES = {
     "lit_ft.evaluation.run_report": ["RunReport"],
     "lit_ft.features.cache": ["FeatureCache"],
     "lit_ft.model.heads": ["HeadConfig"],
-    "lit_ft.model.mixing": ["MixConfig"],
+    "lit_ft.model.preprocessing": ["MixConfig"],
     "lit_ft.model.module": ["FineTuneModule"],
-    "lit_ft.model.regularisation": ["PenaltyConfig"],
+    "lit_ft.model.objective": ["PenaltyConfig"],
     "lit_ft.training.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.training.trainer": ["EarlyStopping", "Trainer"],
     "lit_ft.unfreezing.callback": ["GradualUnfreezing"],

@@ -13,7 +13,7 @@ from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import restored_process, set_offline
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint.loading import read_checkpoint, saved_arguments
+from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback
 from lit_ft.training.history import Row, read_history

@@ -18,7 +18,7 @@ from lit_ft import data
 from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.config.defaults import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.errors import UserError, refuse_unwritable
-from lit_ft.model.checkpoint.content import hyper_parameters, refuse_missing_checkpoint, saved_options
+from lit_ft.model.checkpoint import hyper_parameters, refuse_missing_checkpoint, saved_options
 from lit_ft.runs import Run, find_run
 from lit_ft.training.run_options import refuse_other_options, run_options
 

@@ -15,7 +15,7 @@ from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoint.content import hyper_parameters, refuse_other_model
+from lit_ft.model.checkpoint import hyper_parameters, refuse_other_model
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_checkpoint, find_run_of_checkpoint
 from lit_ft.tasks.task import METRICS
