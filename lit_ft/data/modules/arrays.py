@@ -17,8 +17,7 @@ from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
 from lit_ft.data.loading.protocols import Batch, Split
 from lit_ft.data.loading.sampler import Picks
-from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.modules.options import check_fraction
+from lit_ft.data.modules.base import ImageDataModule, check_fraction
 from lit_ft.data.split import hold_out
 
 _PARTS = ("train", "test")

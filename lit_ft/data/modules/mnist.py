@@ -14,7 +14,7 @@ from lit_ft.data.files.idx import read_labelled
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
 from lit_ft.data.modules.arrays import HeldOutArrayDataModule
-from lit_ft.data.modules.options import check_choice
+from lit_ft.data.modules.base import check_choice
 
 Domain = Literal["source", "target"]
 EMNISTSplit = Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
