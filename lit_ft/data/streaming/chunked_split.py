@@ -1,9 +1,11 @@
-"""Splits of a streamed set, in the chunks that litdata reads."""
+"""Splits of a streamed set, in the chunks that litdata reads, and the index of these."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,9 +18,61 @@ from torch import Tensor
 
 from lit_ft.compat import chunked_index
 from lit_ft.data.fingerprint import digest
-from lit_ft.data.streaming.chunk_index import DATA_FORMAT, INDEX_FILE, ChunkIndex
-from lit_ft.data.streaming.set_files import TARGETS_FILE, check_litdata, format_reason, is_bucket, read_set_file
+from lit_ft.data.streaming.stream_set import TARGETS_FILE, check_litdata, format_reason, is_bucket, read_set_file
 from lit_ft.errors import UserError
+
+INDEX_FILE = "index.json"
+
+# How litdata stores a sample. Nothing else is read: a set that says `pickle` here would run code of its own.
+DATA_FORMAT = ["bytes"]
+# litdata joins both to the folder of its cache, and fetches to and deletes from there.
+_CHUNK_NAME = re.compile(r"chunk-\d+-\d+\.bin", re.ASCII)
+_TIME = re.compile(r"\d+(\.\d+)?", re.ASCII)
+# What `lit-ft convert` leaves unset: each would have litdata read the chunks in another way.
+_UNSET = ("compression", "encryption", "format")
+
+
+@dataclass(frozen=True)
+class ChunkIndex:
+    """What ``index.json`` says of the chunks of a split, checked before litdata makes paths of it.
+
+    Args:
+        content: The file, as it was checked.
+        names: File name of each chunk.
+        samples: Number of samples in each.
+        sizes: Bytes of each.
+        data_format: What each sample is made of.
+    """
+
+    content: bytes
+    names: list[str]
+    samples: list[int]
+    sizes: list[int]
+    data_format: Any
+
+    @classmethod
+    def parse(cls, content: bytes) -> ChunkIndex:
+        """Checks the content of an index; raises some ``Exception`` where ``lit-ft convert`` did not write it."""
+        index = json.loads(content)
+        chunks, config = index["chunks"], index["config"]
+        names = [chunk["filename"] for chunk in chunks]
+        for name in names:
+            if not (isinstance(name, str) and _CHUNK_NAME.fullmatch(name)):
+                raise ValueError(f"{name!r} is no name of a chunk, such as chunk-0-0.bin")
+        if len(set(names)) < len(names):
+            raise ValueError("a chunk is in it twice")
+        # Where it is from a bucket, litdata names a folder of its cache by it.
+        time = index.get("updated_at", "0")
+        if not (isinstance(time, str) and _TIME.fullmatch(time)):
+            raise ValueError(f"updated_at is no time: {time!r}")
+        if strange := [key for key in _UNSET if config.get(key)]:
+            raise ValueError(f"it has {strange[0]} {config[strange[0]]!r}, which is not read")
+        if config.get("item_loader", "PyTreeLoader") != "PyTreeLoader":
+            raise ValueError(f"item_loader {config['item_loader']!r} is not read")
+        samples, sizes = ([chunk[key] for chunk in chunks] for key in ("chunk_size", "chunk_bytes"))
+        if wrong := [number for number in (*samples, *sizes) if type(number) is not int or number < 1]:
+            raise ValueError(f"{wrong[0]!r} is no number of samples or bytes")
+        return cls(content, names, samples, sizes, config["data_format"])
 
 
 def pack(name: str, image: bytes) -> bytes:
@@ -73,7 +127,7 @@ class ChunkedSplit:
         if index.data_format != DATA_FORMAT or {held, count} != {images}:
             held_text = f"{held} samples of {index.data_format} and {count} targets, not {images} of {DATA_FORMAT}"
             raise UserError(f"`data.root`: {folder} holds {held_text}; convert the set again")
-        for name, size in () if is_bucket(folder) else zip(index.names, index.sizes, strict=True):
+        for name, size in zip(index.names, index.sizes, strict=True) if not is_bucket(folder) else ():
             path = Path(folder, name)
             if not path.is_file() or path.stat().st_size < size:
                 raise UserError(f"`data.root`: {path} is missing or cut short; copy or convert the set again")
@@ -96,10 +150,6 @@ class ChunkedSplit:
         """Nothing, as the image may have to be fetched from a bucket."""
         return "", b""
 
-    def indexed(self) -> ChunkedSplit:
-        """The same images, with their position as the target."""
-        return replace(self, targets=torch.arange(len(self)))
-
     def chunk_sizes(self) -> list[int]:
         """How many of these images are in each chunk, without chunks that have none."""
         return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
@@ -115,10 +165,8 @@ class ChunkedSplit:
         wanted = [chunk for chunk, _ in groupby(chunks)]
         dataset = self._opened()
         dataset[:0]  # after this, whole chunks are fetched of a bucket, and not one sample at a time
-        last = len(chunks) - 1
         for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
-            ahead = wanted if i == 0 else None
-            place = chunked_index(row, chunk, ahead, is_last=i == last)
+            place = chunked_index(row, chunk, wanted if i == 0 else None, is_last=i == len(chunks) - 1)
             try:
                 sample = dataset[place]
             except Exception as error:  # what litdata makes of the content of a chunk can fail in any way
