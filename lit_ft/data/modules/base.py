@@ -36,6 +36,8 @@ class DataFacts(ABC, Generic[SetT]):
     """What other parts of a run ask of a data module; numbers of images and ``tested`` need `setup`."""
 
     splits: dict[Split, SetT]
+    task: TaskName = "multiclass"
+    """The task that the targets are for."""
 
     @property
     @abstractmethod
@@ -46,11 +48,6 @@ class DataFacts(ABC, Generic[SetT]):
     @abstractmethod
     def predict_paths(self) -> list[str]:
         """Path or name of each image to predict; the second part of a prediction batch indexes it."""
-
-    @property
-    def task(self) -> TaskName:
-        """The task that the targets are for."""
-        return "multiclass"
 
     @property
     def num_classes(self) -> int:

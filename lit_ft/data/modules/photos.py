@@ -46,6 +46,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: The options of every data module.
     """
 
+    group_key: str
+    """The option that names groups."""
+    columns = Columns()
+    """The names of the columns of the table that `write_split` writes."""
+
     def __init__(
         self,
         val_fraction: float = 0.2,
@@ -82,16 +87,6 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     @abstractmethod
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that is given: those to train on, and perhaps others."""
-
-    @property
-    @abstractmethod
-    def group_key(self) -> str:
-        """The option that names groups."""
-
-    @property
-    def columns(self) -> Columns:
-        """The names of the columns of the table that `write_split` writes."""
-        return Columns()
 
     @property
     def left_out(self) -> dict[Split, list[str]]:
@@ -131,10 +126,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         splits = self.read_given()
         check_groups(splits, list(self.group_numbers), self.group_key)
         total = len(splits["train"])  # both fractions are of all images, whichever is held out first
-        counts: dict[Split, int] = {
-            "test": round(self.test_fraction * total),
-            "val": max(1, round(self.val_fraction * total)),
-        }
+        num_test, num_val = round(self.test_fraction * total), max(1, round(self.val_fraction * total))
+        counts: dict[Split, int] = {"test": num_test, "val": num_val}
         for split, count in counts.items():
             if count and split not in splits:
                 splits["train"], splits[split] = hold_out_split(
@@ -188,21 +181,10 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 def hold_out_split(
     train: FileSplit, split: Split, count: int, seed: int, class_names: Sequence[str], group_key: str
 ) -> tuple[FileSplit, FileSplit]:
-    """Holds images of a split out from the training images.
-
-    Args:
-        train: The training images.
-        split: The split that is not given.
-        count: Number of its images.
-        seed: Seed of the choice.
-        class_names: The names of the classes.
-        group_key: The option that names groups, for messages.
-
-    Returns:
-        The images kept, and those held out.
+    """The training images kept, and those held out for a split that is not given.
 
     Raises:
-        UserError: A class cannot be both trained on and held out.
+        UserError: A class cannot be both trained on and held out, or there are too few groups.
     """
     key = f"`data.{split}_fraction`"
     has_classes = train.targets.ndim == 1
@@ -210,15 +192,12 @@ def hold_out_split(
         counts = class_counts(train.targets, len(class_names))
         if single := [name for name, n in zip(class_names, counts, strict=True) if n == 1]:
             these = f"the class {single[0]!r} has" if len(single) == 1 else f"the classes {format_some(single)} have"
-            raise UserError(
-                f"{key}: {these} one image, and two are needed, one to train on and one for {split}; add images, or "
-                "leave the class out"
-            )
+            needed = f"and two are needed, one to train on and one for {split}"
+            raise UserError(f"{key}: {these} one image, {needed}; add images, or leave the class out")
     kept, held = hold_out(train.targets, count, seed, key, train.groups)
     if has_classes and train.groups is not None:
         counts = class_counts(train.targets[held], len(class_names))
-        if without := [name for name, n in zip(class_names, counts, strict=True) if not n]:
-            names = ", ".join(without)
+        if names := ", ".join(name for name, n in zip(class_names, counts, strict=True) if not n):
             rank_zero_warn(f"{group_key}: no images of {names} in {split}, as too few groups have any")
     return train.part(kept), train.part(held)
 

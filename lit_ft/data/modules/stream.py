@@ -71,8 +71,7 @@ class StreamSource:
 
     def identity(self) -> str:
         """Where the images are, which of them, and what is done to them; not what they hold, which may be far away."""
-        held = [self.split.stops, self.split.rows]
-        return f"{self.split.folder} {hash_tensors(held)} {self._transform}"
+        return f"{self.split.folder} {hash_tensors([self.split.stops, self.split.rows])} {self._transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
@@ -133,7 +132,7 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         return StreamSet.read(self.root)
 
     @property
-    def task(self) -> TaskName:
+    def task(self) -> TaskName:  # type: ignore[override]
         """That of the set that was converted."""
         return self.about.task
 
@@ -150,30 +149,26 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
     def read_splits(self) -> dict[Split, ChunkedSplit]:
         """Opens each split."""
         base = self.root if is_bucket(self.root) else str(find_folder(self.root, "`data.root`"))
-        splits = {
-            split: ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
-            for split in get_args(Split)
-            if split in self.about.images
-        }
-        for split, images in splits.items():
-            self._refuse_strange(split, images.targets)
+        splits: dict[Split, ChunkedSplit] = {}
+        for split in [split for split in get_args(Split) if split in self.about.images]:
+            splits[split] = ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
+            if not self._fits(splits[split].targets):
+                what = f"{self.task} with {len(self.class_names)} classes"
+                raise UserError(
+                    f"`data.root`: the targets of {self.root}/{split} are not of {what}; convert the set again"
+                )
         tested = splits["test" if "test" in splits else "val"]
         return {**splits, "predict": replace(tested, targets=torch.arange(len(tested)))}
 
-    def _refuse_strange(self, split: Split, targets: Tensor) -> None:
-        """Refuses targets that are not of the set's task and classes: they would index what is not there."""
+    def _fits(self, targets: Tensor) -> bool:
+        """Whether targets are of the set's task and classes; others would index what is not there."""
         number = len(self.class_names)
-        fits = targets.shape[1:] == (() if self.task == "multiclass" else (number,))
+        if targets.shape[1:] != (() if self.task == "multiclass" else (number,)):
+            return False
         if self.task == "regression":
-            fits = fits and targets.is_floating_point() and bool(targets.isfinite().all())
-        else:
-            most = number if self.task == "multiclass" else 2
-            fits = fits and not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
-        if not fits:
-            raise UserError(
-                f"`data.root`: the targets of {self.root}/{split} are not of {self.task} with {number} classes; "
-                "convert the set again"
-            )
+            return targets.is_floating_point() and bool(targets.isfinite().all())
+        most = number if self.task == "multiclass" else 2
+        return not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
 
     def sampler(self, source: Any, **options: Any) -> ChunkSampler:
         """An order that stays within a chunk until all of it is read."""

@@ -111,11 +111,7 @@ class ChunkedSplit:
 
     @classmethod
     def read(cls, folder: str, cache: str | None, images: int) -> ChunkedSplit:
-        """Reads the index of the chunks.
-
-        Raises:
-            UserError: If the split is missing, damaged, or not as ``lit-ft convert`` writes it.
-        """
+        """Reads a split; raises `UserError` if it is missing, damaged, or not as ``lit-ft convert`` writes it."""
         check_litdata("`data.root`")
         content, chunks = read_set_file(folder, TARGETS_FILE), read_set_file(folder, INDEX_FILE)
         try:
@@ -155,11 +151,7 @@ class ChunkedSplit:
         return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
 
     def samples(self, positions: Tensor) -> Iterator[bytes]:
-        """Yields what `pack` made; chunks are fetched ahead, in the order in which they are come to.
-
-        Raises:
-            UserError: If a chunk does not come, or is not what the index says.
-        """
+        """Yields what `pack` made, fetching chunks ahead; raises `UserError` where one cannot be had or read."""
         rows = self.rows[positions]
         chunks = self._chunks_of(rows)
         wanted = [chunk for chunk, _ in groupby(chunks)]
@@ -170,10 +162,8 @@ class ChunkedSplit:
             try:
                 sample = dataset[place]
             except Exception as error:  # what litdata makes of the content of a chunk can fail in any way
-                name = f"{self.folder}/{self.index.names[chunk]}"
-                raise UserError(
-                    f"`data.root`: {name} cannot be read ({format_reason(error)}); copy or convert the set again"
-                ) from error
+                what = f"{self.folder}/{self.index.names[chunk]} cannot be read ({format_reason(error)})"
+                raise UserError(f"`data.root`: {what}; copy or convert the set again") from error
             yield sample
 
     def _opened(self) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from lit_ft.console import rank_zero_print
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.chunked_split import pack
-from lit_ft.data.streaming.stream_set import SPLITS, TARGETS_FILE, StreamSet, check_litdata
+from lit_ft.data.streaming.stream_set import SET_FILE, SPLITS, TARGETS_FILE, StreamSet, check_litdata
 from lit_ft.errors import UserError
 
 
@@ -64,12 +66,9 @@ def _write_set(folder: Path, data: PhotoDataModule, chunk_bytes: int) -> None:
         if name == "train":  # so that a chunk holds all classes
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(data.split_seed))
         _write_split(folder / name, split, names[name], order, chunk_bytes)
-    StreamSet(
-        task=data.task,
-        class_names=data.class_names,
-        images={name: len(split) for name, split in splits.items()},
-        names={name: names[name] for name in splits if name != "train"},
-    ).write(folder)
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    about = StreamSet(data.task, data.class_names, sizes, {n: names[n] for n in splits if n != "train"})
+    (folder / SET_FILE).write_text(json.dumps(asdict(about), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_split(folder: Path, split: FileSplit, names: list[str], order: Tensor, chunk_bytes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lit_ft.assets import is_offline
@@ -34,17 +34,9 @@ class StreamSet:
     images: dict[str, int]
     names: dict[str, list[str]]
 
-    def write(self, folder: Path) -> None:
-        """Writes the file."""
-        (folder / SET_FILE).write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
     @classmethod
     def read(cls, root: str) -> StreamSet:
-        """Reads it from a folder or bucket.
-
-        Raises:
-            UserError: If there is none, or it is damaged.
-        """
+        """Reads it from a folder or bucket; raises `UserError` if there is none, or it is damaged."""
         content = read_set_file(root, SET_FILE)
         try:
             found = cls(**json.loads(content))
@@ -84,17 +76,18 @@ def is_bucket(root: str) -> bool:
 
 
 def read_set_file(root: str, name: str) -> bytes:
-    """Content of a small file of a set.
-
-    Args:
-        root: Folder or bucket; a folder may also lie below the one in the variable LIT_FT_DATA.
-        name: The file within.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
+    """Content of a small file of a set in a folder or bucket; raises `UserError` if it cannot be read."""
     if not is_bucket(root):
-        return _read_local_file(find_folder(root, "`data.root`") / name)
+        file = find_folder(root, "`data.root`") / name
+        try:
+            return file.read_bytes()
+        except FileNotFoundError as error:
+            above = file.parent.parent
+            is_part = name == SET_FILE and (above / SET_FILE).is_file()
+            hint = f"give {above}" if is_part else "make one of a folder of photos with: lit-ft convert"
+            raise UserError(f"`data.root`: {file.parent} is no converted set, it has no {name}; {hint}") from error
+        except OSError as error:
+            raise UserError(f"`data.root`: cannot read {file} ({format_reason(error)})") from error
     if is_offline() and not root.startswith("local:"):
         raise UserError(f"`offline`: `data.root` {root} is streamed over the network; give a folder")
     check_litdata("`data.root`")
@@ -104,18 +97,6 @@ def read_set_file(root: str, name: str) -> bytes:
             return Path(temporary, name).read_bytes()
         except Exception as error:  # each kind of bucket has errors of its own
             raise UserError(f"`data.root`: cannot read {root}/{name} ({format_reason(error)})") from error
-
-
-def _read_local_file(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        above = file.parent.parent
-        is_part = file.name == SET_FILE and (above / SET_FILE).is_file()
-        hint = f"give {above}" if is_part else "make one of a folder of photos with: lit-ft convert"
-        raise UserError(f"`data.root`: {file.parent} is no converted set, it has no {file.name}; {hint}") from error
-    except OSError as error:
-        raise UserError(f"`data.root`: cannot read {file} ({format_reason(error)})") from error
 
 
 def format_reason(error: Exception) -> str:
