@@ -46,7 +46,7 @@ def fingerprint(image_sets: Mapping[Split, ImageSet], num_classes: int) -> Finge
         parts = [images.part(some) for some in rows]
         labels = [] if has_classes else [targets.contiguous().numpy().tobytes()]
         splits[split] = [[len(part), digest([part.names_digest().encode(), *labels])] for part in parts]
-        named = [part.first_image() if len(part) else None for part in parts]
+        named = (part.first_image() if len(part) else None for part in parts)
         found = [(one[0], digest([one[1]])) if one else ("", "") for one in named]
         first = [min(filter(any, pair), default=("", "")) for pair in zip_longest(first, found, fillvalue=("", ""))]
     return {"splits": splits, "first": [content for _, content in first]}

@@ -24,7 +24,7 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
             near to those asked for as whole groups allow.
 
     Returns:
-        The rows kept and the rows held out, both in ascending order.
+        The rows kept and the rows held out, both ascending.
 
     Raises:
         UserError: A class has too few images to be on both sides, or there are too few groups.

@@ -47,7 +47,6 @@ class ArraySplit:
         return cls(images, torch.arange(len(targets)), targets)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.rows)
 
     def part(self, rows: Tensor) -> ArraySplit:
@@ -64,13 +63,7 @@ class ArraySplit:
 
 
 class ArraySource:
-    """Batches of an `ArraySplit`.
-
-    Args:
-        split: The images.
-        spec: The size to bring them to.
-        augments: What to do to them at random, one after the other.
-    """
+    """Batches of an `ArraySplit`, brought to the size of a spec and augmented at random, by one after the other."""
 
     def __init__(self, split: ArraySplit, spec: InputSpec, augments: Sequence[ShiftFlip | PerImage] = ()) -> None:
         self.split = split
@@ -78,7 +71,6 @@ class ArraySource:
         self._augments = augments
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.split)
 
     @property

@@ -24,13 +24,9 @@ from lit_ft.errors import UserError
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FOLDER = "cifar-10-batches-py"
-TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
-TEST_FILE = "test_batch"
-META_FILE = "batches.meta"
 
 _MOST_BYTES = 1 << 26
 """Most bytes of a file when it is unpacked; each of the published ones has 31 million."""
-
 
 _RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
 
@@ -70,10 +66,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
-    """Reads a pickled dict of arrays, plain or gzipped, and the MD5 sum of the pickle.
+    """A pickled dict of arrays, lists, dicts, text and numbers, plain or gzipped, and the MD5 sum of the pickle.
 
     Raises:
-        UserError: The file is missing, or holds anything but arrays, lists, dicts, text and numbers.
+        UserError: The file is missing, or holds anything else.
     """
     packed = path.with_name(path.name + ".gz")
     if not path.is_file() and not packed.is_file():
@@ -97,11 +93,7 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def images_and_targets(content: dict[str, Any], path: Path) -> tuple[Tensor, Tensor]:
-    """The images, uint8 ``(N, 3, 32, 32)``, and targets, int64 ``(N,)``, of a batch file.
-
-    Raises:
-        UserError: They are missing or of another shape or range.
-    """
+    """The images, uint8 ``(N, 3, 32, 32)``, and targets, int64 ``(N,)``, of a batch file, checked."""
     data: Any = content.get("data")
     labels: Any = content.get("labels") if isinstance(content.get("labels"), list) else []
     is_bytes = isinstance(data, np.ndarray) and data.dtype == np.uint8
@@ -155,15 +147,14 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         """The seven files of the archive, and torchvision's address of it."""
         from torchvision.datasets.cifar import CIFAR10
 
-        return {self.root / FOLDER / name: CIFAR10.url for name in (*TRAIN_FILES, TEST_FILE, META_FILE)}
+        return {self.root / FOLDER / name: CIFAR10.url for name in published_md5()}
 
     def parse(self) -> Parsed:
         """Reads all files, and their checksums."""
-        folder, names = self.root / FOLDER, (META_FILE, *TRAIN_FILES, TEST_FILE)
+        folder, names = self.root / FOLDER, sorted(published_md5())  # batches.meta, data_batch_1 to 5, test_batch
         contents, sums = zip(*(read_pickle(folder / name) for name in names), strict=True)
-        classes = contents[0].get("label_names")
-        if classes != CLASS_NAMES:
-            raise UserError(f"{folder / META_FILE}: not CIFAR-10: its classes are {classes}")
+        if (classes := contents[0].get("label_names")) != CLASS_NAMES:
+            raise UserError(f"{folder / names[0]}: not CIFAR-10: its classes are {classes}")
         parts = [images_and_targets(content, folder / n) for n, content in zip(names[1:], contents[1:], strict=True)]
         images, targets = zip(*parts[:-1], strict=True)
         return (torch.cat(images), torch.cat(targets)), parts[-1], {"md5": dict(zip(names, sums, strict=True))}

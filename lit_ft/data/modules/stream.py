@@ -48,11 +48,7 @@ class StreamSource:
     """Batches of a `ChunkedSplit`, which this process reads and its workers decode.
 
     Only this process reads: workers that took turns at the same chunks would delete them from one another's cache.
-
-    Args:
-        split: The images.
-        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
-        workers: The processes that decode; when not given, none but this one.
+    The transform is as for `PhotoSource`.
     """
 
     def __init__(self, split: ChunkedSplit, transform: v2.Compose, workers: Workers | None = None) -> None:
@@ -61,7 +57,6 @@ class StreamSource:
         self._workers = InWorkers(_Decoded(transform), workers)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.split)
 
     @property

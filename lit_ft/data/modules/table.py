@@ -115,17 +115,14 @@ class ImageTableDataModule(PhotoDataModule):
         paths = _find_images(table, root, names)
         class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
         rows = torch.tensor(unique_rows(table, paths, self.columns))
-        images = FileSplit(PackedPaths.pack(root, names), targets, self._read_groups(table))
+        groups = None
+        if self.group_column is not None:
+            cells = table.column(self.group_column, "`data.group_column`")
+            table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
+            groups = self.number_groups(cells)
+        images = FileSplit(PackedPaths.pack(root, names), targets, groups)
         by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in _SPLITS}
         return class_names, {split: images.part(some) for split, some in by_split.items() if len(some)}
-
-    def _read_groups(self, table: Table) -> Tensor | None:
-        """The group of each row, int64 ``(N,)``."""
-        if self.group_column is None:
-            return None
-        cells = table.column(self.group_column, "`data.group_column`")
-        table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
-        return self.number_groups(cells)
 
 
 def _find_images(table: Table, root: Path, names: Sequence[str]) -> list[str]:

@@ -36,12 +36,7 @@ _UNSET = ("compression", "encryption", "format")
 class ChunkIndex:
     """What ``index.json`` says of the chunks of a split, checked before litdata makes paths of it.
 
-    Args:
-        content: The file, as it was checked.
-        names: File name of each chunk.
-        samples: Number of samples in each.
-        sizes: Bytes of each.
-        data_format: What each sample is made of.
+    It has the name of each chunk, its number of samples, and its size in bytes.
     """
 
     content: bytes
@@ -131,7 +126,6 @@ class ChunkedSplit:
         return cls(folder, cache, index, torch.tensor(index.samples).cumsum(0), torch.arange(images), targets)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.rows)
 
     def part(self, rows: Tensor) -> ChunkedSplit:

@@ -22,17 +22,14 @@ from lit_ft.errors import UserError
 
 
 def convert(data: PhotoDataModule, folder: str | Path, chunk_bytes: int = 64 * 2**20) -> Path:
-    """Writes the splits of a data module into a new folder, each image file as it is.
+    """Writes the splits of photos into a new folder, each image file as it is, and returns the folder.
 
     The training images are written in a random order, the others in their own. The write is atomic.
 
     Args:
-        data: Photos in files, with the splits that its options ask for.
+        data: The photos, with the splits that its options ask for.
         folder: The folder to make; ``train``, ``val``, ``test`` and ``set.json`` are in it.
         chunk_bytes: Most bytes in one chunk, of which a bucket gives one after the other.
-
-    Returns:
-        The folder.
 
     Raises:
         UserError: If the folder exists or cannot be written, or an image cannot be read.
