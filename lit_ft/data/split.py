@@ -31,7 +31,8 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
     """
     classes = targets.numpy() if targets.ndim == 1 else np.zeros(len(targets), np.int64)
     if groups is not None:
-        return _hold_out_groups(classes, groups.numpy(), part, seed, key)
+        is_held = np.isin(groups.numpy(), _take_groups(classes, groups.numpy(), part, seed, key))
+        return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
     from sklearn.model_selection import train_test_split  # slow to load, and for many data there is nothing to split
 
     try:
@@ -47,25 +48,15 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
 
 
-def _hold_out_groups(
+def _take_groups(
     classes: NDArray[np.int64], groups: NDArray[np.int64], part: float, seed: int, key: str
-) -> tuple[Tensor, Tensor]:
-    taken = _take_groups(classes, groups, part if part < 1 else part / len(classes), seed)
-    if not len(taken):
-        raise UserError(
-            f"{key}: {part} of {len(classes)} images in {len(np.unique(groups))} group(s) cannot be held out so that "
-            "images of each class are left to train on; add groups"
-        )
-    is_held = np.isin(groups, taken)
-    return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
-
-
-def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Chooses groups that hold a share of each class, as nearly as it can; none where there are too few.
+) -> NDArray[np.int64]:
+    """Chooses groups that hold a share of each class, as nearly as it can.
 
     Of several random orders the best counts. (scikit-learn's StratifiedGroupKFold has folds of equal size alone, and
     takes a time that grows with groups x classes.)
     """
+    share = part if part < 1 else part / len(classes)
     names, rows = np.unique(groups, return_inverse=True)
     totals = np.bincount(classes)
     cells, sizes = np.unique(rows * len(totals) + classes, return_counts=True)
@@ -79,6 +70,11 @@ def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: f
     if not best:  # every group is larger than what is wanted: the nearest that leaves some of each class
         left = [g for g in orders[0] if all(size < totals[label] for label, size in members[g])]
         best = sorted(left, key=[sum(size for _, size in cells) for cells in members].__getitem__)[:1]
+    if not best:
+        raise UserError(
+            f"{key}: {part} of {len(classes)} images in {len(names)} group(s) cannot be held out so that images of "
+            "each class are left to train on; add groups"
+        )
     return names[best]
 
 

@@ -127,16 +127,13 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
             data = replace(data, targets=torch.arange(len(data)))
         if augment and (further := policy(self.augment)) is not None:
             return ArraySource(data, self.input_spec, [self.basic_augment, PerImage(further)])
-        near = replace(data, images=self._near_model(data.images))
+        # On the device of the model if they fit there; splits that share images share the copy.
+        device = self.trainer.strategy.root_device if self.trainer else data.images.device
+        place = (id(data.images), device)
+        if place not in self._near and data.images.nbytes <= free_memory(device) / 4:
+            self._near[place] = data.images.to(device)
+        near = replace(data, images=self._near.get(place, data.images))
         return ArraySource(near, self.input_spec, [self.basic_augment] if augment else [])
-
-    def _near_model(self, images: Tensor) -> Tensor:
-        """The images on the device of the model if they fit there; splits that share them share the copy."""
-        device = self.trainer.strategy.root_device if self.trainer else images.device
-        place = (id(images), device)
-        if place not in self._near and images.nbytes <= free_memory(device) / 4:
-            self._near[place] = images.to(device)
-        return self._near.get(place, images)
 
 
 class HeldOutArrayDataModule(ArrayDataModule):

@@ -131,7 +131,9 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         self.fraction = fraction
         self.sampling = sampling
         self.split_seed = split_seed
-        self.spec = _as_input_spec(spec)
+        if isinstance(spec, Mapping):  # as a checkpoint has it
+            spec = InputSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()})
+        self.spec = spec
         self.input_spec = self.spec or InputSpec()
         self.order_seed: int | None = None
         self.position = Position(self._batches_processed, self._training_loader)
@@ -258,13 +260,6 @@ def _save_hyperparameters(module: L.LightningDataModule, constructor: FrameType)
     others = [name for name, value in given.items() if not is_plain(plain(value))]
     module.save_hyperparameters(logger=False, frame=constructor, ignore=others)
     module.hparams.update(plain(dict(module.hparams)))
-
-
-def _as_input_spec(given: InputSpec | Mapping[str, Any] | None) -> InputSpec | None:
-    if not isinstance(given, Mapping):  # the dict that a checkpoint has of it
-        return given
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return InputSpec(**values)
 
 
 def _check_options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import io
@@ -41,7 +40,7 @@ def _empty_array(_: Any, shape: Any, dtype: Any) -> Any:
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the encoding {encoding} is not allowed in it")
-    return codecs.encode(text, "latin1")
+    return text.encode("latin1")
 
 
 # How numpy rebuilds an array; the module they live in changed its name in numpy 2.

@@ -82,8 +82,8 @@ class StreamSource:
             # The seeds first: where they end, `zip` must not have taken a sample.
             taken = zip(seeds[picks.places].tolist(), samples, strict=False)
             # Bytes of their own, not a view of a chunk that may be gone when they are sent.
-            unpacked = [(seed, *unpack(bytes(sample))) for seed, sample in taken]
-            yield [(image, f"{self.split.folder}: {name}", seed) for seed, name, image in unpacked]
+            unpacked = [(*unpack(bytes(sample)), seed) for seed, sample in taken]
+            yield [(image, f"{self.split.folder}: {name}", seed) for name, image, seed in unpacked]
 
 
 class StreamDataModule(ImageDataModule[ChunkedSplit]):

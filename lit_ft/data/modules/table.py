@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from lit_ft.data.tables.label_columns import read_labels
 from lit_ft.data.tables.label_lists import format_labels
 from lit_ft.data.tables.split_table import Columns
 from lit_ft.data.tables.table_rows import read_row_splits, unescape_table, unique_rows
-from lit_ft.data.tables.tables import Table, read_table
+from lit_ft.data.tables.tables import read_table
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import MAIN_METRIC, TaskName
 
@@ -112,7 +111,11 @@ class ImageTableDataModule(PhotoDataModule):
         split_of = read_row_splits(table, self.split_column, (*self.label_columns, self.path_column))
         root = find_folder(self.root, "`data.root`") if self.root is not None else file.parent
         names = table.column(self.path_column, "`data.path_column`")
-        paths = _find_images(table, root, names)
+        table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
+        paths = [os.path.normpath(os.path.join(root, name)) for name in names]
+        missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
+        advice = "fix them, or name the folder that they start from: `data.root`"
+        table.refuse(missing, "`data.table`", "name no file", paths, advice)
         class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
         rows = torch.tensor(unique_rows(table, paths, self.columns))
         groups = None
@@ -123,16 +126,6 @@ class ImageTableDataModule(PhotoDataModule):
         images = FileSplit(PackedPaths.pack(root, names), targets, groups)
         by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in _SPLITS}
         return class_names, {split: images.part(some) for split, some in by_split.items() if len(some)}
-
-
-def _find_images(table: Table, root: Path, names: Sequence[str]) -> list[str]:
-    """The normal form of the path of each row; raises `UserError` where there is no such file."""
-    table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
-    paths = [os.path.normpath(os.path.join(root, name)) for name in names]
-    missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
-    advice = "fix them, or name the folder that they start from: `data.root`"
-    table.refuse(missing, "`data.table`", "name no file", paths, advice)
-    return paths
 
 
 def _check_labels(task: TaskName, columns: Sequence[str], separator: str | None) -> None:

@@ -40,15 +40,15 @@ class StreamSet:
         content = read_set_file(root, SET_FILE)
         try:
             found = cls(**json.loads(content))
-            found._check_types()
+            found._check()
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"`data.root`: {root}/{SET_FILE} is damaged ({error}); convert the set again") from error
         if strange := [split for split in found.images if split not in SPLITS]:
             raise unknown("split", strange[0], SPLITS, f"`data.root`: {root}/{SET_FILE}")
         return found
 
-    def _check_types(self) -> None:
-        """Raises ``ValueError`` where a part is not what its annotation says: JSON holds anything."""
+    def _check(self) -> None:
+        """Raises an error where a part is not what its annotation says: JSON holds anything."""
         if self.task not in MAIN_METRIC:
             raise ValueError(f"its task is {self.task}")
         names_of = {f"names of {split}": names for split, names in self.names.items()}
