@@ -195,7 +195,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
             seed = torch.initial_seed()
             # Every process must hold the same seed, else the shards overlap; without `seed_everything` they do not.
             self.order_seed = int(self.trainer.strategy.broadcast(seed)) if self.trainer else seed
-        return self._loader("train", training=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> Loader:
         """Every validation image once, in a fixed order."""
@@ -203,12 +203,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Every test image once, in a fixed order; the validation images where there are none for test."""
-        if not self._is_read:
-            self.setup()
-        if self.tested != "test":
-            hint = "the validation images are tested on; to hold some out: `data.test_fraction`"
-            rank_zero_warn(f"there are no test images, {hint}")
-        return self._loader(self.tested)
+        return self._loader("test")
 
     def predict_dataloader(self) -> Loader:
         """Every image to predict once, with its index into `predict_paths`."""
@@ -224,11 +219,14 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         if "position" in state_dict and (self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING):
             self.position.load_state_dict(state_dict["position"])
 
-    def _loader(self, split: Split, training: bool = False) -> Loader:
+    def _loader(self, split: Split) -> Loader:
         if not self._is_read:  # without a Trainer nobody called it
             self.setup()
+        if split == "test" and self.tested != "test":
+            split, hint = self.tested, "the validation images are tested on; to hold some out: `data.test_fraction`"
+            rank_zero_warn(f"there are no test images, {hint}")
+        training, trainer = split == "train", self.trainer
         source = self.source(split, augment=training and self.augment != "none")
-        trainer = self.trainer
         sampler = self.sampler(
             source,
             training=training,

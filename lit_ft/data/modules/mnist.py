@@ -94,10 +94,8 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
         """Images and labels for training and test, and torchvision's address of each."""
         from torchvision.datasets.mnist import EMNIST, MNIST
 
-        wanted = [path for train in (True, False) for path in self._files(train)]
-        if self.domain == "source":
-            return {path: f"{MNIST.mirrors[0]}{path.name}.gz" for path in wanted}
-        return dict.fromkeys(wanted, EMNIST.url)
+        wanted, is_mnist = [*self._files(train=True), *self._files(train=False)], self.domain == "source"
+        return {path: f"{MNIST.mirrors[0]}{path.name}.gz" if is_mnist else EMNIST.url for path in wanted}
 
     def parse(self) -> Parsed:
         """Reads both pairs of files; EMNIST is turned upright and its targets start at 0."""

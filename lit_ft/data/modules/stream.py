@@ -21,8 +21,7 @@ from lit_ft.data.loading.protocols import Augment, Batch, Split
 from lit_ft.data.loading.sampler import ChunkSampler, Picks
 from lit_ft.data.loading.workers import InWorkers, Workers, check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.streaming.chunked_split import ChunkedSplit, unpack
-from lit_ft.data.streaming.stream_set import StreamSet, is_bucket
+from lit_ft.data.streaming.stream_set import ChunkedSplit, StreamSet, is_bucket, unpack
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 

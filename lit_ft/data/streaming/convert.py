@@ -16,8 +16,7 @@ from tqdm import tqdm
 from lit_ft.console import rank_zero_print
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.streaming.chunked_split import pack
-from lit_ft.data.streaming.stream_set import SET_FILE, SPLITS, TARGETS_FILE, StreamSet, check_litdata
+from lit_ft.data.streaming.stream_set import SET_FILE, SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack
 from lit_ft.errors import UserError
 
 

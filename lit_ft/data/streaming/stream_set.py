@@ -1,21 +1,41 @@
-"""A streamed set in a folder or bucket: its small files, and ``set.json`` with its task, classes and splits."""
+"""A streamed set in a folder or bucket: ``set.json``, and its splits in the chunks that litdata reads."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from lit_ft.assets import is_offline
-from lit_ft.compat import download_from_bucket
+from lit_ft.compat import chunked_index, download_from_bucket
 from lit_ft.data.files.folders import find_folder
+from lit_ft.data.fingerprint import digest
 from lit_ft.errors import UserError, unknown
 from lit_ft.tasks.task import MAIN_METRIC, TaskName
 
 SET_FILE = "set.json"
+INDEX_FILE = "index.json"
 TARGETS_FILE = "targets.npy"
 SPLITS = ("train", "val", "test")
+
+# How litdata stores a sample. Nothing else is read: a set that says `pickle` here would run code of its own.
+DATA_FORMAT = ["bytes"]
+# litdata joins both to the folder of its cache, and fetches to and deletes from there.
+_CHUNK_NAME = re.compile(r"chunk-\d+-\d+\.bin", re.ASCII)
+_TIME = re.compile(r"\d+(\.\d+)?", re.ASCII)
+# What `lit-ft convert` leaves unset: each would have litdata read the chunks in another way.
+_UNSET = ("compression", "encryption", "format")
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,142 @@ class StreamSet:
                 raise ValueError(f"its number of images of {split} is {number!r}")
             if split in ("val", "test") and (named := len(self.names.get(split, ()))) != number:
                 raise ValueError(f"it names {named} of {number} images of {split}")
+
+
+@dataclass(frozen=True)
+class ChunkedSplit:
+    """One split of a set, or some images of it, in the chunks that litdata reads.
+
+    Args:
+        folder: The folder of the split, or where it is in a bucket.
+        cache: Folder for chunks that come from a bucket; litdata's own when not given.
+        index: Content of ``index.json``, as it was checked.
+        chunks: File name of each chunk.
+        stops: Where in the whole split each chunk ends, int64.
+        rows: Which images of the whole split these are, ascending, int64 ``(N,)``.
+        targets: Class of each, int64 ``(N,)``, or the labels or numbers of each, ``(N, K)``.
+    """
+
+    folder: str
+    cache: str | None
+    index: bytes
+    chunks: list[str]
+    stops: Tensor
+    rows: Tensor
+    targets: Tensor
+
+    @classmethod
+    def read(cls, folder: str, cache: str | None, images: int) -> ChunkedSplit:
+        """Reads a split; raises `UserError` if it is missing, damaged, or not as ``lit-ft convert`` writes it."""
+        check_litdata("`data.root`")
+        content, index = read_set_file(folder, TARGETS_FILE), read_set_file(folder, INDEX_FILE)
+        try:
+            targets = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+            names, samples, sizes, data_format = _parse_index(index)
+        except Exception as error:  # numpy's errors have no class in common
+            raise UserError(f"`data.root`: cannot read the index of {folder} ({format_reason(error)})") from error
+        held, count = sum(samples), len(targets) if targets.numel() else 0
+        if data_format != DATA_FORMAT or {held, count} != {images}:
+            held_text = f"{held} samples of {data_format} and {count} targets, not {images} of {DATA_FORMAT}"
+            raise UserError(f"`data.root`: {folder} holds {held_text}; convert the set again")
+        for name, size in zip(names, sizes, strict=True) if not is_bucket(folder) else ():
+            path = Path(folder, name)
+            if not path.is_file() or path.stat().st_size < size:
+                raise UserError(f"`data.root`: {path} is missing or cut short; copy or convert the set again")
+        targets = targets if targets.is_floating_point() else targets.long()
+        return cls(folder, cache, index, names, torch.tensor(samples).cumsum(0), torch.arange(images), targets)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, rows: Tensor) -> ChunkedSplit:
+        """The split of these images of this one, which are given in ascending order."""
+        return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def names_digest(self) -> str:
+        """A hash of the places in the set, which is never changed once it is written."""
+        return digest([self.rows.numpy().tobytes(), self.stops.numpy().tobytes()])
+
+    def first_image(self) -> tuple[str, bytes]:
+        """Nothing, as the image may have to be fetched from a bucket."""
+        return "", b""
+
+    def chunk_sizes(self) -> list[int]:
+        """How many of these images are in each chunk, without chunks that have none."""
+        return [len(list(same)) for _, same in groupby(self._chunks_of(self.rows))]
+
+    def samples(self, positions: Tensor) -> Iterator[bytes]:
+        """Yields what `pack` made, fetching chunks ahead; raises `UserError` where one cannot be had or read."""
+        rows = self.rows[positions]
+        chunks = self._chunks_of(rows)
+        wanted = [chunk for chunk, _ in groupby(chunks)]
+        dataset = self._opened()
+        dataset[:0]  # after this, whole chunks are fetched of a bucket, and not one sample at a time
+        for i, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
+            place = chunked_index(row, chunk, wanted if i == 0 else None, is_last=i == len(chunks) - 1)
+            try:
+                sample = dataset[place]
+            except Exception as error:  # what litdata makes of the content of a chunk can fail in any way
+                what = f"{self.folder}/{self.chunks[chunk]} cannot be read ({format_reason(error)})"
+                raise UserError(f"`data.root`: {what}; copy or convert the set again") from error
+            yield sample
+
+    def _opened(self) -> Any:
+        """A reader without a past: one that was left in the middle of an epoch still fetches what it was asked for."""
+        from litdata import StreamingDataset
+
+        # One sample at a time: those beside it are wanted later, in another order.
+        dataset = StreamingDataset(self.folder, cache_dir=self.cache, batch_decode=0)
+        copy = Path(dataset.input_dir.path, INDEX_FILE)
+        if copy.read_bytes() != self.index:
+            # What litdata goes by is not what was checked: it was in the cache before, or changed since.
+            raise UserError(f"`data.root`: {copy} is not the index of {self.folder}; delete its folder and start again")
+        return dataset
+
+    def _chunks_of(self, rows: Tensor) -> list[int]:
+        found: list[int] = torch.searchsorted(self.stops, rows, right=True).tolist()
+        return found
+
+
+def _parse_index(content: bytes) -> tuple[list[str], list[int], list[int], Any]:
+    """Name, number of samples and bytes of each chunk of a split, and how samples are stored, as ``index.json`` says.
+
+    All is checked before litdata makes paths of it. Raises any exception where ``lit-ft convert`` did not write it.
+    """
+    index = json.loads(content)
+    chunks, config = index["chunks"], index["config"]
+    names = [chunk["filename"] for chunk in chunks]
+    for name in names:
+        if not (isinstance(name, str) and _CHUNK_NAME.fullmatch(name)):
+            raise ValueError(f"{name!r} is no name of a chunk, such as chunk-0-0.bin")
+    if len(set(names)) < len(names):
+        raise ValueError("a chunk is in it twice")
+    # Where it is from a bucket, litdata names a folder of its cache by it.
+    time = index.get("updated_at", "0")
+    if not (isinstance(time, str) and _TIME.fullmatch(time)):
+        raise ValueError(f"updated_at is no time: {time!r}")
+    if strange := [key for key in _UNSET if config.get(key)]:
+        raise ValueError(f"it has {strange[0]} {config[strange[0]]!r}, which is not read")
+    if config.get("item_loader", "PyTreeLoader") != "PyTreeLoader":
+        raise ValueError(f"item_loader {config['item_loader']!r} is not read")
+    samples, sizes = ([chunk[key] for chunk in chunks] for key in ("chunk_size", "chunk_bytes"))
+    if wrong := [number for number in (*samples, *sizes) if type(number) is not int or number < 1]:
+        raise ValueError(f"{wrong[0]!r} is no number of samples or bytes")
+    return names, samples, sizes, config["data_format"]
+
+
+def pack(name: str, image: bytes) -> bytes:
+    """A sample: a name and the content of an image file in one.
+
+    Apart, litdata would store them in Arrow's format where that is installed, which cannot be read where it is not.
+    """
+    return os.fsencode(name) + b"\0" + image
+
+
+def unpack(sample: bytes) -> tuple[str, bytes]:
+    """The name and the content of the file."""
+    name, _, image = sample.partition(b"\0")
+    return os.fsdecode(name), image
 
 
 def check_litdata(key: str) -> None:
