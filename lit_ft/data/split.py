@@ -108,11 +108,7 @@ def _fill(
 
 
 def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str]) -> Tensor:
-    """Rows with ``shots`` of each class, ascending, chosen so that fewer shots are a subset of more.
-
-    Raises:
-        UserError: A class has fewer rows than that.
-    """
+    """Rows with ``shots`` of each class, ascending, fewer a subset of more; raises `UserError` if a class has less."""
     for name, count in zip(class_names, class_counts(targets, len(class_names)), strict=True):
         if count < shots:
             raise UserError(f"`data.shots`: class {name!r} has {count} images to train on, {shots} were asked")

@@ -105,15 +105,12 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     """
 
     basic_augment: ShiftFlip
+    test_name: str
+    """Prefix of the names in `predict_paths`."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         self._near: dict[tuple[int, torch.device], Tensor] = {}
-
-    @property
-    @abstractmethod
-    def test_name(self) -> str:
-        """Prefix of the names in `predict_paths`."""
 
     @property
     def predict_paths(self) -> list[str]:
@@ -171,8 +168,7 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
-        found = [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]
-        of = [_PARSER, found]
+        of = [_PARSER, [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]]
 
         def derive() -> Derived:
             train, test, facts = self.parse()

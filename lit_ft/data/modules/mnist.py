@@ -71,16 +71,12 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
         self.domain = domain
         self.split = split
         self.download = download
+        self.test_name = "MNIST/test" if domain == "source" else f"EMNIST/{split}/test"
 
     @property
     def class_names(self) -> list[str]:
         """The digits or letters, in the order of the targets."""
         return list(CLASS_NAMES["digits" if self.domain == "source" else self.split])
-
-    @property
-    def test_name(self) -> str:
-        """``MNIST/test`` or ``EMNIST/letters/test``."""
-        return "MNIST/test" if self.domain == "source" else f"EMNIST/{self.split}/test"
 
     def prepare_data(self) -> None:
         """Fetches the files when asked to and one is missing."""
@@ -111,10 +107,10 @@ class MNISTToEMNISTDataModule(HeldOutArrayDataModule):
 
     def _files(self, train: bool) -> tuple[Path, Path]:
         if self.domain == "source":
-            stem = self.root / "MNIST" / "raw" / ("train" if train else "t10k")
+            stem = f"MNIST/raw/{'train' if train else 't10k'}"
         else:
-            stem = self.root / "EMNIST" / "raw" / f"emnist-{self.split}-{'train' if train else 'test'}"
-        return Path(f"{stem}-images-idx3-ubyte"), Path(f"{stem}-labels-idx1-ubyte")
+            stem = f"EMNIST/raw/emnist-{self.split}-{'train' if train else 'test'}"
+        return self.root / f"{stem}-images-idx3-ubyte", self.root / f"{stem}-labels-idx1-ubyte"
 
 
 def mnist_format(images: np.ndarray[Any, Any]) -> Tensor:

@@ -181,11 +181,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 def hold_out_split(
     train: FileSplit, split: Split, count: int, seed: int, class_names: Sequence[str], group_key: str
 ) -> tuple[FileSplit, FileSplit]:
-    """The training images kept, and those held out for a split that is not given.
-
-    Raises:
-        UserError: A class cannot be both trained on and held out, or there are too few groups.
-    """
+    """The training images kept, and those held out; raises `UserError` where a class cannot be in both."""
     key = f"`data.{split}_fraction`"
     has_classes = train.targets.ndim == 1
     if has_classes and train.groups is None:

@@ -25,17 +25,14 @@ from lit_ft.data.streaming.stream_set import ChunkedSplit, StreamSet, is_bucket,
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
 
-Encoded = tuple[bytes, str, int]
-"""An image file, its name, and the seed of its augmentation."""
-
 
 class _Decoded(Dataset[Tensor]):
-    """Decodes whole batches, in a worker process or not."""
+    """Decodes whole batches of files, their names and the seeds of their augmentation, in a worker process or not."""
 
     def __init__(self, transform: v2.Compose) -> None:
         self.transform = transform
 
-    def __getitem__(self, samples: list[Encoded]) -> Tensor | UserError:  # type: ignore[override]
+    def __getitem__(self, samples: list[tuple[bytes, str, int]]) -> Tensor | UserError:  # type: ignore[override]
         try:
             images = [transform_seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
         except UserError as error:
@@ -75,7 +72,7 @@ class StreamSource:
             for picks, images in zip(batches, decoded, strict=True):
                 yield images, self.split.targets[picks.rows]
 
-    def _encoded(self, batches: Sequence[Picks], seeds: Tensor) -> Iterator[list[Encoded]]:
+    def _encoded(self, batches: Sequence[Picks], seeds: Tensor) -> Iterator[list[tuple[bytes, str, int]]]:
         samples = self.split.samples(torch.cat([picks.rows for picks in batches]))
         for picks in batches:
             # The seeds first: where they end, `zip` must not have taken a sample.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from lit_ft.data.tables.table_rows import read_row_splits, unescape_table, uniqu
 from lit_ft.data.tables.tables import read_table
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import MAIN_METRIC, TaskName
-
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageTableDataModule(PhotoDataModule):
@@ -124,7 +122,7 @@ class ImageTableDataModule(PhotoDataModule):
             table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
             groups = self.number_groups(cells)
         images = FileSplit(PackedPaths.pack(root, names), targets, groups)
-        by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in _SPLITS}
+        by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in get_args(Split)}
         return class_names, {split: images.part(some) for split, some in by_split.items() if len(some)}
 
 

@@ -31,11 +31,6 @@ SPLITS = ("train", "val", "test")
 
 # How litdata stores a sample. Nothing else is read: a set that says `pickle` here would run code of its own.
 DATA_FORMAT = ["bytes"]
-# litdata joins both to the folder of its cache, and fetches to and deletes from there.
-_CHUNK_NAME = re.compile(r"chunk-\d+-\d+\.bin", re.ASCII)
-_TIME = re.compile(r"\d+(\.\d+)?", re.ASCII)
-# What `lit-ft convert` leaves unset: each would have litdata read the chunks in another way.
-_UNSET = ("compression", "encryption", "format")
 
 
 @dataclass(frozen=True)
@@ -185,16 +180,16 @@ def _parse_index(content: bytes) -> tuple[list[str], list[int], list[int], Any]:
     index = json.loads(content)
     chunks, config = index["chunks"], index["config"]
     names = [chunk["filename"] for chunk in chunks]
-    for name in names:
-        if not (isinstance(name, str) and _CHUNK_NAME.fullmatch(name)):
+    for name in names:  # litdata joins it to the folder of its cache, and fetches to and deletes from there
+        if not (isinstance(name, str) and re.fullmatch(r"chunk-\d+-\d+\.bin", name, re.ASCII)):
             raise ValueError(f"{name!r} is no name of a chunk, such as chunk-0-0.bin")
     if len(set(names)) < len(names):
         raise ValueError("a chunk is in it twice")
-    # Where it is from a bucket, litdata names a folder of its cache by it.
-    time = index.get("updated_at", "0")
-    if not (isinstance(time, str) and _TIME.fullmatch(time)):
+    time = index.get("updated_at", "0")  # for a bucket, litdata names a folder of its cache by it
+    if not (isinstance(time, str) and re.fullmatch(r"\d+(\.\d+)?", time, re.ASCII)):
         raise ValueError(f"updated_at is no time: {time!r}")
-    if strange := [key for key in _UNSET if config.get(key)]:
+    # What `lit-ft convert` leaves unset: each would have litdata read the chunks in another way.
+    if strange := [key for key in ("compression", "encryption", "format") if config.get(key)]:
         raise ValueError(f"it has {strange[0]} {config[strange[0]]!r}, which is not read")
     if config.get("item_loader", "PyTreeLoader") != "PyTreeLoader":
         raise ValueError(f"item_loader {config['item_loader']!r} is not read")
