@@ -4,68 +4,40 @@ from __future__ import annotations
 
 import importlib
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError as UserError
 
 if TYPE_CHECKING:
-    from lit_ft.backbones.backbone import Backbone
-    from lit_ft.backbones.build import build_backbone
-    from lit_ft.backbones.freezing import Staged
-    from lit_ft.backbones.input_spec import InputSpec
-    from lit_ft.cli.api import Result, finetune, run
-    from lit_ft.data import (
-        CIFAR10DataModule,
-        DigitsDataModule,
-        ImageFolderDataModule,
-        ImageTableDataModule,
-        MNISTToEMNISTDataModule,
-        StreamDataModule,
-    )
-    from lit_ft.evaluation.predictions import PredictionWriter
-    from lit_ft.evaluation.run_report import RunReport
-    from lit_ft.features.cache import FeatureCache
-    from lit_ft.model.heads import HeadConfig
-    from lit_ft.model.mixing import MixConfig
-    from lit_ft.model.module import FineTuneModule
-    from lit_ft.model.regularisation import PenaltyConfig
-    from lit_ft.training.checkpoint_io import AtomicCheckpointIO
-    from lit_ft.training.trainer import EarlyStopping, Trainer
-    from lit_ft.unfreezing.callback import GradualUnfreezing
-    from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig
-    from lit_ft.unfreezing.strategies import make_plan
-
-__all__ = [
-    "AtomicCheckpointIO",
-    "Backbone",
-    "CIFAR10DataModule",
-    "DigitsDataModule",
-    "EarlyStopping",
-    "FeatureCache",
-    "FineTuneModule",
-    "GradualUnfreezing",
-    "HeadConfig",
-    "ImageFolderDataModule",
-    "ImageTableDataModule",
-    "InputSpec",
-    "MNISTToEMNISTDataModule",
-    "MixConfig",
-    "PenaltyConfig",
-    "PhaseConfig",
-    "Plan",
-    "PlateauConfig",
-    "PredictionWriter",
-    "Result",
-    "RunReport",
-    "Staged",
-    "StreamDataModule",
-    "Trainer",
-    "UserError",
-    "build_backbone",
-    "finetune",
-    "make_plan",
-    "run",
-]
+    from lit_ft.backbones.backbone import Backbone as Backbone
+    from lit_ft.backbones.build import build_backbone as build_backbone
+    from lit_ft.backbones.freezing import Staged as Staged
+    from lit_ft.backbones.input_spec import InputSpec as InputSpec
+    from lit_ft.cli.api import Result as Result
+    from lit_ft.cli.api import finetune as finetune
+    from lit_ft.cli.api import run as run
+    from lit_ft.data import CIFAR10DataModule as CIFAR10DataModule
+    from lit_ft.data import DigitsDataModule as DigitsDataModule
+    from lit_ft.data import ImageFolderDataModule as ImageFolderDataModule
+    from lit_ft.data import ImageTableDataModule as ImageTableDataModule
+    from lit_ft.data import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
+    from lit_ft.data import StreamDataModule as StreamDataModule
+    from lit_ft.evaluation.predictions import PredictionWriter as PredictionWriter
+    from lit_ft.evaluation.run_report import RunReport as RunReport
+    from lit_ft.features.cache import FeatureCache as FeatureCache
+    from lit_ft.model.heads import HeadConfig as HeadConfig
+    from lit_ft.model.module import FineTuneModule as FineTuneModule
+    from lit_ft.model.objective import PenaltyConfig as PenaltyConfig
+    from lit_ft.model.preprocessing import MixConfig as MixConfig
+    from lit_ft.training.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+    from lit_ft.training.trainer import EarlyStopping as EarlyStopping
+    from lit_ft.training.trainer import Trainer as Trainer
+    from lit_ft.unfreezing.callback import GradualUnfreezing as GradualUnfreezing
+    from lit_ft.unfreezing.plan import PhaseConfig as PhaseConfig
+    from lit_ft.unfreezing.plan import Plan as Plan
+    from lit_ft.unfreezing.plan import PlateauConfig as PlateauConfig
+    from lit_ft.unfreezing.strategies import make_plan as make_plan
 
 _HOMES = {
     "lit_ft.backbones.backbone": ["Backbone"],
@@ -85,9 +57,9 @@ _HOMES = {
     "lit_ft.evaluation.run_report": ["RunReport"],
     "lit_ft.features.cache": ["FeatureCache"],
     "lit_ft.model.heads": ["HeadConfig"],
-    "lit_ft.model.mixing": ["MixConfig"],
+    "lit_ft.model.preprocessing": ["MixConfig"],
     "lit_ft.model.module": ["FineTuneModule"],
-    "lit_ft.model.regularisation": ["PenaltyConfig"],
+    "lit_ft.model.objective": ["PenaltyConfig"],
     "lit_ft.training.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.training.trainer": ["EarlyStopping", "Trainer"],
     "lit_ft.unfreezing.callback": ["GradualUnfreezing"],
@@ -95,6 +67,7 @@ _HOMES = {
     "lit_ft.unfreezing.strategies": ["make_plan"],
 }
 
+__all__ = sorted(["UserError", *chain(*_HOMES.values())])
 
 _WITHOUT_TORCH = ("lit_ft.unfreezing.plan", "lit_ft.unfreezing.strategies")
 
@@ -104,10 +77,7 @@ def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
             # The plan needs no torch, and a torchvision that was imported belongs to its torch.
-            if (
-                home not in ("lit_ft.unfreezing.plan", "lit_ft.unfreezing.strategies")
-                and "torchvision" not in sys.modules
-            ):
+            if home not in _WITHOUT_TORCH and "torchvision" not in sys.modules:
                 from lit_ft.errors import check_torchvision
 
                 check_torchvision()

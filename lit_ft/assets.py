@@ -21,8 +21,7 @@ MANIFEST = "manifest.json"
 
 def shared_folder() -> Path | None:
     """The folder of data sets and weights in the variable LIT_FT_DATA, if that is set."""
-    given = os.environ.get("LIT_FT_DATA")
-    return Path(given).expanduser() if given else None
+    return Path(given).expanduser() if (given := os.environ.get("LIT_FT_DATA")) else None
 
 
 def data_root(root: str | None = None) -> Path:
@@ -37,8 +36,14 @@ def weights_folder(root: Path | None = None) -> Path:
 
 def cache_folder() -> Path:
     """The folder of what can be derived again: the variable LIT_FT_CACHE, else ``lit_ft`` in the user's cache."""
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("LIT_FT_CACHE") or Path(user) / "lit_ft").expanduser()
+    user = os.environ.get("XDG_CACHE_HOME")
+    given = os.environ.get("LIT_FT_CACHE") or (user and f"{user}/lit_ft")
+    folder = Path(given or "~/.cache/lit_ft").expanduser()
+    if given or folder.is_dir():  # earlier releases have put it there on every system
+        return folder
+    from platformdirs import user_cache_path  # here, as the list of commands does without
+
+    return user_cache_path("lit_ft", appauthor=False)
 
 
 def is_offline() -> bool:
@@ -47,12 +52,7 @@ def is_offline() -> bool:
 
 
 def download_dataset(dataset: Callable[..., object], folder: Path, **options: Any) -> None:
-    """Downloads one of torchvision's data sets.
-
-    Args:
-        dataset: A class of ``torchvision.datasets``.
-        folder: The folder of its files, for messages.
-        **options: Arguments of the class.
+    """Downloads a class of ``torchvision.datasets``, whose arguments are the options, into a folder.
 
     Raises:
         UserError: The download failed, or nothing may be fetched.
@@ -66,9 +66,8 @@ def download_dataset(dataset: Callable[..., object], folder: Path, **options: An
     # URLError is an OSError; a wrong checksum is a RuntimeError
     except (OSError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"`data.download`: failed ({reason}); fetch the files yourself and put them in {folder}"
-        ) from error
+        advice = f"fetch the files yourself and put them in {folder}"
+        raise UserError(f"`data.download`: failed ({reason}); {advice}") from error
 
 
 def checksum(path: Path) -> str:
@@ -87,11 +86,7 @@ def entry_name(folder: Path, path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Manifest of a folder that ``lit-ft download`` wrote: ``bytes``, ``sha256`` and perhaps ``url`` of each file.
-
-    Raises:
-        UserError: If the manifest is damaged.
-    """
+    """Manifest of a folder that ``lit-ft download`` wrote: ``bytes``, ``sha256`` and perhaps ``url`` of each file."""
     path = folder / MANIFEST
     try:
         files = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
@@ -107,10 +102,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def record(folder: Path, path: Path, url: str | None = None) -> None:
     """Adds a file to the manifest of a folder, or brings its entry up to date."""
-    files = read_manifest(folder)
-    name = entry_name(folder, path)
-    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    files, name = read_manifest(folder), entry_name(folder, path)
     url = url or files.get(name, {}).get("url")
+    entry = {"bytes": path.stat().st_size, "sha256": checksum(path)}
     files[name] = {**entry, "url": url} if url else entry
     written = folder / f".{MANIFEST}.{os.getpid()}"
     written.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")

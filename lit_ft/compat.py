@@ -30,11 +30,8 @@ def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
 
     Lightning would resume such a checkpoint with the next epoch: no best score, early stopping or plateau would know of
     this one. Instead the counts become those of a run which has completed the step and has begun the first batch of the
-    validation. This is for one validation an epoch: with another ``val_check_interval`` all stays as Lightning does it.
-
-    Args:
-        checkpoint: The checkpoint that is resumed from; one of weights alone is left as it is.
-        trainer: The trainer that resumes.
+    validation. This is for one validation an epoch: with another ``val_check_interval`` all stays as Lightning does it,
+    as does a checkpoint of weights alone.
     """
     progress = checkpoint.get("loops", {}).get("fit_loop")
     if not progress:
@@ -42,7 +39,8 @@ def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
     batches = progress["epoch_loop.batch_progress"]
     # `on_train_batch_end` is called when a batch is processed and not yet completed.
     is_before_end = batches["is_last_batch"] and batches["total"]["completed"] == batches["total"]["processed"] - 1
-    if not (is_before_end and _validates_after(checkpoint["epoch"], trainer)):
+    every, is_once = trainer.check_val_every_n_epoch, trainer.enable_validation and trainer.val_check_interval == 1
+    if not (is_before_end and is_once and every is not None and (checkpoint["epoch"] + 1) % every == 0):
         return
     for count in ("total", "current"):
         batches[count]["completed"] = batches[count]["processed"]
@@ -52,19 +50,10 @@ def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
 
 
-def _validates_after(epoch: int, trainer: Any) -> bool:
-    every = trainer.check_val_every_n_epoch
-    whole_epoch = trainer.enable_validation and trainer.val_check_interval == 1
-    return bool(whole_epoch and every is not None and (epoch + 1) % every == 0)
-
-
 def keep_last_batch(trainer: Any) -> None:
     """Ends an epoch of which the last batch was trained, also where it now has more or fewer batches.
 
     Lightning finds its end by the number of batches, and would train the images of the further ones once more.
-
-    Args:
-        trainer: The trainer of a fit, at its start.
     """
     batches, num_batches = trainer.fit_loop.epoch_loop.batch_progress, trainer.num_training_batches
     more = num_batches - batches.current.ready
@@ -76,11 +65,7 @@ def keep_last_batch(trainer: Any) -> None:
 def epochs_done(trainer: Any) -> tuple[int, int]:
     """The epochs that a fit has completed, and the batches trained in the epoch under way.
 
-    Lightning (2.5 to 2.6) counts both in its loops, whose counters are no public API; ``trainer.current_epoch`` does
-    not tell whether an epoch is under way.
-
-    Args:
-        trainer: The trainer of a fit.
+    Lightning (2.5 to 2.6) counts both in its loops alone; its public ``current_epoch`` does not tell the latter.
     """
     epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
     return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
@@ -94,9 +79,6 @@ def forget_files_elsewhere(trainer: Any) -> None:
 
     Lightning removes the last best checkpoint, with all that is below it, by the path that is in the present one. Its
     own check of where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
-
-    Args:
-        trainer: The trainer of a fit, at its start.
     """
     for callback in trainer.checkpoint_callbacks:
         folder = str(callback.dirpath)
@@ -132,9 +114,6 @@ def setup_train_data(trainer: Any) -> None:
 
     In a run that is resumed the loop sets it up once more: Lightning (2.5 to 2.6.6) restores the state of loaders, such
     as a ``StatefulDataLoader`` of the user's, only where it makes them.
-
-    Args:
-        trainer: The trainer of a fit.
     """
     trainer.fit_loop.setup_data()
     if trainer.ckpt_path is not None:
@@ -142,13 +121,10 @@ def setup_train_data(trainer: Any) -> None:
 
 
 def setup_validation_loaders(trainer: Any) -> None:
-    """Makes the validation loaders of a fit before its first validation.
+    """Makes the validation loaders of a fit that has started before its first validation.
 
     Lightning (2.5.0 to 2.6.6) makes them at the first epoch that validates, and ``Trainer.val_dataloaders`` is ``None``
     before. There is no public way to ask for them. Calling this again does nothing.
-
-    Args:
-        trainer: The trainer of a fit that has started.
     """
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
 
@@ -167,12 +143,6 @@ def log_repeatedly(module: Any, name: str, value: Any, **options: Any) -> None:
 
     Lightning (2.5 to 2.6.6) checks all options at every call, which takes a tenth of a small network's step. After the
     first call of an epoch the value goes straight to what that call made.
-
-    Args:
-        module: The module that logs.
-        name: The name of the scalar.
-        value: The scalar tensor.
-        options: Those of ``log``.
     """
     trainer = attached_trainer(module)
     results: Any = getattr(trainer, "_results", None)
@@ -188,9 +158,6 @@ def rewrap_ddp(strategy: Any) -> None:
 
     Lightning (2.5 to 2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
     (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
-
-    Args:
-        strategy: The strategy, in a fit.
     """
     strategy.model = strategy.lightning_module
     kwargs = strategy._ddp_kwargs
@@ -200,12 +167,9 @@ def rewrap_ddp(strategy: Any) -> None:
 
 
 def collect_constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:
-    """The arguments of each constructor of an object's classes that is being called, the outermost last.
+    """The arguments of each constructor of an object that is being called, from that of ``frame`` to the outermost.
 
     Lightning's public ``save_hyperparameters`` gives those of all classes together.
-
-    Args:
-        frame: The frame of the innermost constructor.
     """
     from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
     from lightning.pytorch.utilities.parsing import collect_init_args
@@ -238,8 +202,7 @@ def inner_schedulers(scheduler: Any) -> Iterator[Any]:
 
 def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """The states of those schedulers, in that of the scheduler that chains them."""
-    states: Sequence[Mapping[str, Any]] = state.get("_schedulers", ())
-    return states
+    return tuple(state.get("_schedulers", ()))
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -259,20 +222,12 @@ def state_versions(state: Any) -> dict[str, dict[str, Any]]:
 
     torch (2.8 to 2.14) keeps them in an attribute without a public name, by which modules load what earlier versions
     of them wrote.
-
-    Args:
-        state: The state dict.
     """
     return getattr(state, "_metadata", None) or {}
 
 
 def set_state_versions(state: Any, versions: dict[str, dict[str, Any]]) -> None:
-    """Gives a state dict the versions of the modules that wrote it; see `state_versions`.
-
-    Args:
-        state: The state dict, which must be no plain dict.
-        versions: The versions by module.
-    """
+    """Gives a state dict, which must be no plain dict, the versions of its modules; see `state_versions`."""
     state._metadata = versions
 
 
@@ -280,9 +235,6 @@ def loads_in_its_own_way(module: nn.Module) -> bool:
     """Whether a module or a part of it overrides how torch loads a state dict.
 
     torch (2.8 to 2.14) has no public hook that converts earlier versions, so that networks override this method.
-
-    Args:
-        module: The module.
     """
     return any(not type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules())
 
@@ -292,11 +244,7 @@ def loads_in_its_own_way(module: nn.Module) -> bool:
 
 @contextmanager
 def parsing_settings(**settings: Any) -> Iterator[None]:
-    """Sets global settings of jsonargparse for a while; it has no public way to read or reset them (4.51 to 4.53).
-
-    Args:
-        **settings: As of jsonargparse's `set_parsing_settings`.
-    """
+    """As jsonargparse's `set_parsing_settings`, for a while; there is no public way to reset them (4.51 to 4.53)."""
     from jsonargparse import _common, set_parsing_settings
 
     before = dict(_common.parsing_settings)
@@ -311,10 +259,6 @@ def group_by_matcher(names: Iterable[str], matcher: dict[str, Any]) -> list[list
     """Names of parameters in the groups of one of timm's matchers, shallow to deep.
 
     timm (1.0) has ``group_matcher`` on its networks, and applies it by a function in a private module alone.
-
-    Args:
-        names: The names of the parameters.
-        matcher: What ``group_matcher`` returns.
     """
     from timm.models._manipulate import group_with_matcher
 
@@ -325,8 +269,8 @@ def reuse_image_memory() -> None:
     """Lets Pillow keep 64 MB of memory in each process for the next images.
 
     Otherwise it gives the memory of each image back, and the system clears it again: a third of the time that a large
-    image takes. Pillow (11 to 13) has the variable PILLOW_BLOCKS_MAX for this, which it reads once, when it is loaded;
-    after that only its private ``Image.core`` sets it.
+    image takes. Pillow (11 to 13) reads the variable PILLOW_BLOCKS_MAX for this once, as it is loaded; after that only
+    its private ``Image.core`` sets it.
     """
     if "PILLOW_BLOCKS_MAX" not in os.environ:
         from PIL import Image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat, zip_longest
 from pathlib import Path
 
 from lit_ft.errors import plain, printable
@@ -56,24 +57,18 @@ def format_path(path: Path) -> Path:
 
 
 def format_table(rows: Iterable[Sequence[str]], columns: Sequence[str] = (), gap: str = "  ") -> str:
-    """Rows of cells as lines with aligned columns.
+    """Rows of cells, which may end early, as lines with aligned columns.
 
-    Args:
-        rows: The cells of each row; a row may end early.
-        columns: Alignment of each column, ``<`` or ``>``, and its least width, such as ``>8``. A column that is not
-            given is aligned to the left.
-        gap: Text between columns.
+    A column has an alignment, ``<`` or ``>``, and a least width, such as ``>8``, or else is aligned to the left.
 
     >>> print(format_table([("stage", "share"), ("layer1", "3%"), ("head", "-")], ("<", ">7")))
     stage     share
     layer1       3%
     head          -
     """
-    cells = list(rows)
-    widths: list[str] = []
-    for i in range(max(map(len, cells), default=0)):
-        spec = columns[i] if i < len(columns) else "<"
-        least = int(spec[1:] or 0)
-        widths.append(f"{spec[0]}{max(least, *(len(row[i]) for row in cells if i < len(row)))}")
-    lines = [gap.join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) for row in cells]
+    rows = list(rows)
+    specs: list[str] = []
+    for column, spec in zip(zip_longest(*rows, fillvalue=""), chain(columns, repeat("<")), strict=False):
+        specs.append(f"{spec[0]}{max(int(spec[1:] or 0), *map(len, column))}")
+    lines = [gap.join(f"{cell:{spec}}" for cell, spec in zip(row, specs, strict=False)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

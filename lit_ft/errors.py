@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import os
 import re
 import site
 import sysconfig
@@ -17,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Libraries put other things in backquotes.
 _SECTIONS = (
     "model|data|trainer|unfreeze|checkpoint|early_stopping|feature_cache|report|predictions|optimizer|lr_scheduler|"
     "seed_everything|ckpt_path|folder|offline"
 )
-_OPTION = re.compile(rf"`((?:{_SECTIONS})(?:\.\w+)*)`")
+# Libraries put other things in backquotes, so that what begins with no section has the dashes of a flag there.
+_OPTION = re.compile(rf"`(?:((?:{_SECTIONS})(?:\.\w+)*)|--([^`\s]+))`")
 
 
 class UserError(ValueError):
@@ -39,44 +38,39 @@ class UserError(ValueError):
         return plain(super().__str__())
 
 
+class LibraryError(UserError):
+    """What a library raised over options; the command line adds how to see where."""
+
+
 def plain(text: str) -> str:
     """A message with the names of options as they are."""
-    return _OPTION.sub(r"\1", text)
+    return _OPTION.sub(r"\1\2", text)
 
 
 def for_command_line(text: str) -> str:
     """A message with options in backquotes as flags.
 
-    >>> for_command_line("`model.lr`: must be above 0, got -1")
-    '--model.lr: must be above 0, got -1'
+    >>> for_command_line("`--modle.lr`: there is no such option; nearest: `model.lr`")
+    '--modle.lr: there is no such option; nearest: --model.lr'
     """
-    return _OPTION.sub(r"--\1", text)
+    return _OPTION.sub(r"--\1\2", text)
 
 
-# Joiners within a word, which some scripts and emoji need; all other characters of format are invisible or turn the
-# text around.
-_JOINERS = "\u200c\u200d"
+# Controls, formats such as a bidirectional override, halves of pairs, and ends of lines.
+_ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""Text from data as a terminal may show it: what would act upon the terminal, or hide, is spelt out.
-
-    Args:
-        text: Such as the name of a file or class, which may hold anything.
-        lines: Whether its line breaks are ours, and stay.
+    r"""Text from data as a terminal may show it: what would act upon it, or hide, is spelt out; ``lines`` keeps breaks.
 
     >>> print(printable("\x1b[2J"), printable("a\nb"), printable("\u202egnp.exe"))
     \x1b[2J a\nb \u202egnp.exe
     """
     if text.isprintable():
         return text
-    kept = _JOINERS + "\n" if lines else _JOINERS
-    return "".join(sign if sign in kept or not _acts(sign) else sign.encode("unicode_escape").decode() for sign in text)
-
-
-def _acts(sign: str) -> bool:
-    """Whether a character is a control, a format such as a bidirectional override, half of a pair, or ends a line."""
-    return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    kept = "\u200c\u200d" + "\n" * lines  # joiners within a word, which some scripts and emoji need
+    acting = {sign for sign in text if sign not in kept and unicodedata.category(sign) in _ACTING}
+    return "".join(sign.encode("unicode_escape").decode() if sign in acting else sign for sign in text)
 
 
 def nearest(given: str, choices: Iterable[str], most: int = 3) -> list[str]:
@@ -89,13 +83,7 @@ def nearest(given: str, choices: Iterable[str], most: int = 3) -> list[str]:
 
 
 def unknown(what: str, given: str, choices: Iterable[str], key: str | None = None) -> UserError:
-    """The error for a name that is not among the choices.
-
-    Args:
-        what: What kind of thing was named, such as ``backbone``.
-        given: The name that the user wrote.
-        choices: All names that would have been right.
-        key: The option under which the user wrote it.
+    """The error for a name that is not among the choices for ``what`` it names, given under the option ``key``.
 
     >>> str(unknown("stage", "layer5", ["layer4", "head"], key="`unfreeze.phases`"))
     "unfreeze.phases: unknown stage 'layer5'; nearest: layer4 (choose from layer4, head)"
@@ -121,32 +109,28 @@ def check_torchvision() -> None:
     except metadata.PackageNotFoundError as error:
         raise UserError(f"{error.name} is not installed; run: pip install torch torchvision") from error
     pins = [re.match(r"torch\s*\(?==\s*([^\s;)]+)", line) for line in metadata.requires("torchvision") or []]
-    wanted = next((pin[1] for pin in pins if pin), None)
-    if wanted is not None and torch.split("+")[0] != wanted:
-        raise _mismatch(torch, torchvision, wanted)
-    try:
-        import torchvision as _  # noqa: F401
-    except (RuntimeError, ImportError, OSError) as error:
-        if "torch" not in str(error):
-            raise
-        raise _mismatch(torch, torchvision, wanted or torch.split("+")[0]) from error
+    release = torch.split("+")[0]
+    wanted = next((pin[1] for pin in pins if pin), release)
+    cause: Exception | None = None
+    if wanted == release:
+        try:
+            import torchvision as _  # noqa: F401
 
-
-def _mismatch(torch: str, torchvision: str, wanted: str) -> UserError:
-    return UserError(
+            return
+        except (RuntimeError, ImportError, OSError) as error:
+            if "torch" not in str(error):
+                raise
+            cause = error
+    raise UserError(
         f"torch {torch} and torchvision {torchvision} do not belong together: torchvision {torchvision} is built for "
         f"torch {wanted}; run: pip install --force-reinstall torch=={wanted} torchvision=={torchvision.split('+')[0]}"
-    )
+    ) from cause
 
-
-_INSTALLED = ("site-packages", "dist-packages")
 
 # What lit_ft is made of; a class path in a config that begins with another name is of the user's own package.
-_BASE = frozenset(
-    {"lit_ft", "lightning", "pytorch_lightning", "torch", "torchvision", "torchmetrics", "timm", "litdata"}
-)
+_BASE = {"lit_ft", "lightning", "pytorch_lightning", "torch", "torchvision", "torchmetrics", "timm", "litdata"}
 
-_FULL = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 # As in the traceback that a worker process hands on as text.
 _FRAME = re.compile(r'^\s*File "([^"]+)", line \d+', re.MULTILINE)
@@ -178,40 +162,30 @@ def is_from_user_code(error: BaseException, packages: Collection[str] = ()) -> b
     """Whether an exception, or one that caused it, was raised in the user's own code, or passed through it.
 
     That is any file that belongs neither to lit_ft, nor to the standard library, nor to the installed packages, except
-    those of the user.
-
-    Args:
-        error: The exception.
-        packages: The user's own among the installed packages, as `find_user_packages` finds them.
+    those of the user, ``packages``, as `find_user_packages` finds them.
     """
     return any(_passed_user_file(cause, packages) for cause in iterate_causes(error))
 
 
 def find_user_packages(config: Any) -> set[str]:
     """The packages of the classes that a config names, except those that lit_ft is made of."""
-    if isinstance(config, str):
-        return set()
-    if not isinstance(config, Mapping):
-        is_list = isinstance(config, (list, tuple))
-        return {name for item in config for name in find_user_packages(item)} if is_list else set()
-    path = config.get("class_path")
-    named = {path.partition(".")[0]} - _BASE if isinstance(path, str) and "." in path else set()
-    return named | {name for item in config.values() for name in find_user_packages(item)}
+    named: set[str] = set()
+    if isinstance(config, Mapping):
+        path = config.get("class_path")
+        named = {path.partition(".")[0]} - _BASE if isinstance(path, str) and "." in path else named
+        config = list(config.values())
+    return named.union(*map(find_user_packages, config if isinstance(config, (list, tuple)) else ()))
 
 
 def find_full_disk(error: BaseException | None) -> OSError | None:
     """The error of a disk, or of a user's share of it, that is full, if that caused an exception."""
-    causes = (cause for cause in iterate_causes(error) if isinstance(cause, OSError))
-    return next((cause for cause in causes if cause.errno in _FULL), None)
+    causes = iterate_causes(error)
+    return next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in _FULL), None)
 
 
 @contextmanager
 def refuse_unwritable(path: Path | str) -> Iterator[None]:
-    """Names the file that cannot be written, which Python does not where a disk is full.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Raises a `UserError` with the file that cannot be written, which Python does not name where a disk is full."""
     try:
         yield
     except OSError as error:
@@ -227,11 +201,10 @@ def _is_user_file(file: str, packages: Collection[str]) -> bool:
     if not Path(file).is_file():  # made of a string, as dataclasses make their methods, or by Cython
         return False
     parts = Path(file).parts
-    for folder in _INSTALLED:
+    for folder in ("site-packages", "dist-packages"):
         if folder in parts[:-1]:
             return parts[parts.index(folder) + 1].removesuffix(".py") in packages
-    place = Path(os.path.realpath(file))
-    return not any(place.is_relative_to(folder) for folder in _library_folders())
+    return not any(Path(file).resolve().is_relative_to(folder) for folder in _library_folders())
 
 
 @cache

@@ -77,8 +77,8 @@ _LOWEST = [
     "assets",
     "unfreezing/plan",
     "unfreezing/strategies",
-    "cli/command_list",
-    "cli/entry",
+    "cli/__init__",
+    "cli/commands/__init__",
     "cli/process",
 ]
 
@@ -115,8 +115,7 @@ def test_networks_and_optimizers_need_no_lightning(path):
                 "lit_ft",
                 "lit_ft.assets",
                 "lit_ft.cli",
-                "lit_ft.cli.command_list",
-                "lit_ft.cli.entry",
+                "lit_ft.cli.commands",
                 "lit_ft.cli.process",
                 "lit_ft.errors",
             ],

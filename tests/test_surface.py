@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import lit_ft as package
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 
@@ -48,24 +48,19 @@ def check_of_versions(name, text):
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help(lit_ft, capsys, monkeypatch, command):
+def test_help(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "120")
-    if command:
-        with pytest.raises(SystemExit):
-            lit_ft(command, "--help")
-        printed = capsys.readouterr().out
-    else:
-        printed = lit_ft("--help")[1]
+    printed = run(command, "--help") if command else run("--help")
     # Of classes also those that other tests have defined.
     printed = re.sub(r"known\s+subclasses:[^)]*\)", "known subclasses)", printed)
     check_of_versions(f"help_{command or 'lit-ft'}.txt", printed)
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_config_of_a_recipe(lit_ft, capsys, recipe):
-    with pytest.raises(SystemExit):
-        lit_ft("finetune", "--config", CONFIGS / f"{recipe}.yaml", "--print_config")
-    check_of_versions(f"config_{recipe}.yaml", capsys.readouterr().out)
+def test_config_of_a_recipe(run, recipe):
+    check_of_versions(
+        f"config_{recipe}.yaml", run("finetune", "--config", CONFIGS / f"{recipe}.yaml", "--print_config")
+    )
 
 
 def test_plan(run):

@@ -1,17 +1,21 @@
-"""Backbones: ordered chains of named stages, then pooling, of which any stages can be frozen."""
+"""Backbones: ordered chains of named stages, then pooling, of which any stages can be frozen; costs of stages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_ft.backbones.freezing import Staged
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.meta import of_an_image
-from lit_ft.backbones.recompute import recomputed
+from lit_ft.backbones.partition.meta import of_an_image, on_meta
 from lit_ft.errors import UserError
 
 
@@ -28,7 +32,6 @@ class StageOutput:
         self.depth = depth
 
     def __len__(self) -> int:
-        """B."""
         return len(self.values)
 
     @property
@@ -77,7 +80,10 @@ class Backbone(Staged, nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Whether activations are computed again in the backward pass rather than kept.
         self.gradient_checkpointing = False
-        self.num_features = self._count_features()
+        features = of_an_image(self, spec)  # without data or arithmetic
+        if features.ndim != 2:
+            raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
+        self.num_features = int(features.shape[1])
 
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Normalised images ``(B, C, H, W)``, or what the first stages gave for them -> features ``(B, D)``."""
@@ -124,6 +130,12 @@ class Backbone(Staged, nn.Module):
             outputs[name] = images
         return outputs
 
+    def stage_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of each stage, shallow to deep: every parameter of the backbone stands in exactly one."""
+        modules = {name: [stage] for name, stage in self.stages.items()}
+        modules[next(reversed(modules))].append(self.pool)
+        return modules
+
     def _rest(self, values: Tensor, depth: int) -> Tensor:
         if depth == len(self.stages):
             return values
@@ -147,15 +159,83 @@ class Backbone(Staged, nn.Module):
             return False
         return inputs.requires_grad or any(parameter.requires_grad for parameter in stage.parameters())
 
-    def stage_modules(self) -> dict[str, list[nn.Module]]:
-        """The modules of each stage, shallow to deep: every parameter of the backbone stands in exactly one."""
-        modules = {name: [stage] for name, stage in self.stages.items()}
-        modules[next(reversed(modules))].append(self.pool)
-        return modules
 
-    def _count_features(self) -> int:
-        """D, found by a pass without data or arithmetic."""
-        features = of_an_image(self, self.spec)
-        if features.ndim != 2:
-            raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
-        return int(features.shape[1])
+def recomputed(stage: nn.Module, inputs: Tensor) -> Tensor:
+    """The output of a stage; only its inputs are kept for the backward pass (`Chen et al. 2016`_).
+
+    Dropout repeats its masks. Whatever the stage keeps in its buffers, such as batch norm's statistics, is written
+    once, and is at the second time what it was at the first, which matters to spectral norm.
+
+    Args:
+        stage: May write into its buffers, but not into its inputs.
+        inputs: The output of the stage before it.
+
+    .. _Chen et al. 2016: https://arxiv.org/abs/1604.06174
+    """
+    if torch.compiler.is_compiling():  # what is compiled writes into buffers at its end, and so once
+        outputs: Tensor = checkpoint(stage, inputs, use_reentrant=False)
+        return outputs
+    before = {name: buffer.clone() for name, buffer in stage.named_buffers()}
+    calls = itertools.count()
+
+    def run(inputs: Tensor) -> Any:
+        if next(calls) == 0:
+            return stage(inputs)
+        # On copies: a momentum of 0 would not do, as batches would be counted, and 0 times inf is nan.
+        return functional_call(stage, {name: buffer.clone() for name, buffer in before.items()}, (inputs,))
+
+    outputs = checkpoint(run, inputs, use_reentrant=False)
+    return outputs
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The cost of a stage; the pooling counts to the last stage.
+
+    Args:
+        name: The stage.
+        parameters: Their number.
+        macs: Multiplications with an addition, for one image.
+        shape: The output for one image, of the last stage before the pooling.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    shape: tuple[int, ...]
+
+
+def stage_costs(backbone: Backbone) -> list[StageCost]:
+    """The cost of each stage of a backbone, shallow to deep."""
+    # In the type that the weights have in a run with `trainer.precision` bf16-true and the like.
+    dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), None)
+    places, costs = backbone.spec.meta_images().to(dtype), []
+    for name, (stage, *rest) in backbone.stage_modules().items():
+        with FlopCounterMode(display=False) as counter:
+            places = features = on_meta(stage, places)
+            for module in rest:
+                features = on_meta(module, features)
+        parameters = sum(p.numel() for p in nn.ModuleList([stage, *rest]).parameters())
+        costs.append(StageCost(name, parameters, counter.get_total_flops() // 2, tuple(places.shape[1:])))
+    return costs
+
+
+def total(costs: Sequence[StageCost]) -> StageCost:
+    """The cost of all stages together; it has no shape."""
+    return StageCost("all", sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs), ())
+
+
+def training_share(macs: Sequence[int], trains: Sequence[bool]) -> float:
+    """The arithmetic of a training step, as a share of that in which everything trains.
+
+    The forward pass of each stage, shallow to deep, takes its ``macs``. Going backward, a stage costs as much once more
+    for the gradient of its weights, if it trains, and once more for that of its input, if any stage before it trains.
+
+    >>> training_share([1, 1, 1], [False, False, True])
+    0.5
+    """
+
+    def steps(trained: Sequence[bool]) -> int:
+        return sum(mac * (1 + trained[i] + any(trained[:i])) for i, mac in enumerate(macs))
+
+    return steps(trains) / max(1, steps([True] * len(macs)))

@@ -1,43 +1,46 @@
-"""Building of backbones: from a name and weights to ordered stages."""
+"""Building of backbones: from a name and weights to ordered stages, and pooling."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from lit_ft.backbones.backbone import Backbone, StageOutput
-from lit_ft.backbones.input_spec import InputConfig, InputSpec
-from lit_ft.backbones.partition.cut import Network, cut
-from lit_ft.backbones.partition.equivalence import check_same, takes_channels_last
-from lit_ft.backbones.pooling import Pool, make_pool
+from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import Pieces, check_same, cut, takes_channels_last
 from lit_ft.backbones.sources import mnist_cnn, torchvision
 from lit_ft.backbones.sources.custom import OwnNetwork
-from lit_ft.backbones.sources.source import Source
 from lit_ft.backbones.stem import Stem, adapted, make_small, set_channels
 from lit_ft.backbones.weights import load as weights_
+from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.errors import UserError, unknown
 
-__all__ = [
-    "Backbone",
-    "InputConfig",
-    "InputSpec",
-    "NetworkName",
-    "Pool",
-    "StageOutput",
-    "Stem",
-    "backbone_names",
-    "build_backbone",
-    "input_spec",
-    "source_of",
-]
+Pool = Literal["own", "avg", "flatten", "token"]
 
 NetworkName = str | dict[str, Any]
 """A name that `backbone_names` lists, or the arguments of `OwnNetwork`."""
+
+
+class Source(Protocol):
+    """A collection of networks; each module of this package that holds one has these functions."""
+
+    def tags(self, name: str) -> dict[str, Published]:
+        """The published weights of a network by their tag, with ``DEFAULT`` for the best of them."""
+
+    def input_spec(self, name: str, tag: str | None) -> InputSpec:
+        """The images that published weights were evaluated with; without a tag, those of the first weights."""
+
+    def build(self, name: str, spec: InputSpec) -> Network:
+        """The network with random weights, for images of the spec's size, and its stages."""
+
+    def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
+        """Published tensors with the names and the shapes that the network has for images of the spec's size."""
 
 
 def backbone_names(start: str = "") -> list[str]:
@@ -50,9 +53,8 @@ def backbone_names(start: str = "") -> list[str]:
         UserError: If timm is needed and not installed.
     """
     if not start.startswith("timm/"):
-        return [*mnist_cnn.names(), *torchvision.names()]
-    names: list[str] = _timm(start).names()
-    return names
+        return [mnist_cnn.NAME, *torchvision.names()]
+    return list(_timm(start).names())
 
 
 def source_of(name: NetworkName) -> Source:
@@ -96,7 +98,12 @@ def input_spec(name: NetworkName, weights: str | None = "DEFAULT") -> InputSpec:
     224
     """
     source = source_of(name)
-    _check_tag(source, name, weights)
+    if weights is not None and not weights_.is_file_name(weights):
+        tags = source.tags(str(name))
+        if not tags:
+            raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
+        if weights not in tags:
+            raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
     return source.input_spec(str(name), weights)
 
 
@@ -124,34 +131,27 @@ def build_backbone(
     Raises:
         UserError: If the name, the tag or the file is wrong, or the network cannot be cut or take the images.
     """
-    source = source_of(name)
-    _check_tag(source, name, weights)
-    native = source.input_spec(str(name), weights)
+    native, source = input_spec(name, weights), source_of(name)
     spec = spec or native
     network = source.build(str(name), spec)
-    convolutions = set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
+    module = network.module
+    convolutions = set_channels(module, replace(spec, mean=native.mean, std=native.std), spec.channels)
     backbone = _assemble(network, pool, stem, spec, is_own=isinstance(source, OwnNetwork))
     if weights is not None:
-        state = _state(source, str(name), weights, backbone, network.module, key)
-        state = _fitted(source, network.module, state, spec, weights)
-        state |= _adapted(state, convolutions, native.channels, spec.channels)
-        needed = list(_network_names(backbone, network.module).values())
-        weights_.load(network.module, state, needed, weights, partial)
+        names = _network_names(backbone, module)
+        state = _fitted(source, module, _state(source, str(name), weights, names, key), spec, weights)
+        for conv in convolutions:
+            if conv in state and state[conv].shape[1:2] == (native.channels,):
+                state[conv] = adapted(state[conv], spec.channels)
+        weights_.load(module, state, list(names.values()), weights, partial)
     return backbone
 
 
 def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:
-    """Cuts a network into stages, and puts stem and pooling as asked for.
-
-    Args:
-        network: The network, with the channels of ``spec``.
-        pool: See `build_backbone`.
-        stem: See `build_backbone`.
-        spec: The images that will come.
-        is_own: Whether it is a user's network, of which no test has shown that it can be cut.
-    """
+    """Cuts a network into stages, and puts stem and pooling as asked for."""
     pieces = cut(network, spec)
     channels_last = True
+    # Of a user's own network no test has shown that it can be cut.
     if is_own and not any(parameter.is_meta for parameter in network.module.parameters()):
         check_same(network.module, pieces, spec)
         channels_last = takes_channels_last(network.module, spec)
@@ -169,20 +169,24 @@ def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own:
         ) from error
 
 
-def _adapted(state: Mapping[str, Tensor], names: Sequence[str], given: int, wanted: int) -> dict[str, Tensor]:
-    """Those tensors that are weights of convolutions for ``given`` channels, for another number of channels."""
-    found = {name: state[name] for name in names if name in state and state[name].shape[1:2] == (given,)}
-    return {name: adapted(weight, wanted) for name, weight in found.items()}
+def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
+    """The network's names of the backbone's tensors, by the backbone's names; without the classifier's."""
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    own = backbone.state_dict(keep_vars=True)
+    return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}
 
 
-def _check_tag(source: Source, name: NetworkName, weights: str | None) -> None:
-    if weights is None or weights_.is_file_name(weights):
-        return
-    tags = source.tags(str(name))
-    if weights not in tags:
-        if not tags:
-            raise UserError(f"`model.weights`: {name} has no published weights; give a file, or null for random ones")
-        raise unknown(f"weights tag of {name}", weights, tags, "`model.weights`")
+def _state(source: Source, name: str, weights: str, names: Mapping[str, str], key: str | None) -> Mapping[str, Tensor]:
+    """Tensors by the network's own names, from a file or as published."""
+    if not weights_.is_file_name(weights):
+        if key is not None:
+            raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
+        return source.tags(name)[weights].read()
+    state = weights_.read(weights, [names.keys(), names.values()], key)
+    if not any(own in names for own in state):
+        return state
+    # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
+    return {names.get(own, own): value for own, value in state.items() if own in names or not own.startswith("pool.")}
 
 
 def _fitted(
@@ -200,24 +204,59 @@ def _fitted(
         ) from error
 
 
-def _state(
-    source: Source, name: str, weights: str, backbone: Backbone, network: nn.Module, key: str | None
-) -> Mapping[str, Tensor]:
-    """Tensors by the network's own names, from a file or as published."""
-    if not weights_.is_file_name(weights):
-        if key is not None:
-            raise UserError(f"`model.weights_key`: is for a file of weights, and {weights} is published; leave it out")
-        return source.tags(name)[weights].read()
-    names = _network_names(backbone, network)
-    state = weights_.read(weights, [names.keys(), names.values()], key)
-    if not any(own in names for own in state):
-        return state
-    # A lit_ft checkpoint; its pooling may be another one, and may have had weights.
-    return {names.get(own, own): value for own, value in state.items() if own in names or not own.startswith("pool.")}
+class Mean(nn.Module):
+    """The mean over some axes of ``(B, h, w, D)``, or ``(B, N, D)`` with tokens ``start`` to ``stop`` -> ``(B, D)``."""
+
+    def __init__(self, axes: tuple[int, ...], start: int = 0, stop: int | None = None) -> None:
+        super().__init__()
+        self.axes = axes
+        self.start = start
+        self.stop = stop
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Averages over the axes."""
+        return places[:, self.start : self.stop].mean(dim=self.axes)
 
 
-def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
-    """The network's names of the backbone's tensors, by the backbone's names; without the classifier's."""
-    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
-    own = backbone.state_dict(keep_vars=True)
-    return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}
+class ClassToken(nn.Module):
+    """Tokens ``(B, N, D)`` -> the first of them ``(B, D)``."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Takes the first token."""
+        return tokens[:, 0]
+
+
+def make_pool(pool: Pool, pieces: Pieces, network: Network) -> nn.Module:
+    """From the last stage's output to features ``(B, D)``.
+
+    Args:
+        pool: The network's ``own``, the mean (``avg``) over all places, ``flatten``, or the class ``token``. Where its
+            own leaves places, the mean over them follows, or over the tokens that are no patches, where there are such.
+        pieces: The network, cut.
+        network: Has the layout of its maps and tokens.
+
+    Raises:
+        UserError: If the last stage's output cannot be pooled so.
+    """
+    axes, own_axes = pieces.axes
+    if pool == "own":
+        if own_axes == 2:
+            return pieces.pool
+        if own_axes == 3 and network.prefix_tokens:  # the classifier takes several of these tokens, and no patches
+            return nn.Sequential(pieces.pool, Mean((1,), stop=network.prefix_tokens))
+        return nn.Sequential(pieces.pool, _average(own_axes, network))
+    if pool == "flatten":
+        return nn.Flatten()
+    if pool == "token":
+        if axes != 3 or not network.class_token:
+            raise UserError("`model.pool`: token: the network has no class token; choose own or avg")
+        return ClassToken()
+    return _average(axes, network)
+
+
+def _average(axes: int, network: Network) -> nn.Module:
+    if axes == 3:
+        return Mean((1,), network.prefix_tokens)
+    if axes != 4:
+        raise UserError(f"`model.pool`: avg: the last stage gives no map or tokens, but {axes} axes; choose own")
+    return Mean((1, 2)) if network.channels_last else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

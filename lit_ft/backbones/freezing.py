@@ -1,38 +1,74 @@
-"""Freezing of stages: gradients, eval mode and norm layers."""
+"""Freezing of stages: gradients, eval mode and norm layers; and the selection of parameters by stage and kind."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
 from torch import nn
 
-from lit_ft.backbones.selector import NORMS, Kind, norm_layers, select_parameters
+from lit_ft.compat import BATCH_NORM, INSTANCE_NORM
 from lit_ft.errors import UserError
 
 FrozenNorm = Literal["eval", "stats", "train"]
 
+Kind = Literal["all", "norms", "biases", "weights"]
+"""Every parameter, those of norm layers, biases of any layer, or the weights of layers that multiply.
+
+Weights are what weight decay is for: no norms, scales, class tokens or position embeddings.
+"""
+
+NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, INSTANCE_NORM)
+
 StagedT = TypeVar("StagedT", bound="Staged")
 
 
-def trainable_kinds(stages: Iterable[str], names: Collection[str], frozen_norm: FrozenNorm) -> dict[str, Kind]:
-    """What trains in each stage, as `select_parameters` takes it; a stage in which nothing trains is left out.
+def select_parameters(
+    stages: Mapping[str, Sequence[nn.Module]], kinds: Mapping[str, Kind]
+) -> dict[str, list[nn.Parameter]]:
+    """The parameters of a kind for each stage, shallow to deep; each parameter once.
 
-    Args:
-        stages: All stages, shallow to deep.
-        names: The stages that train.
-        frozen_norm: What norm layers of the other stages do.
+    Everything that trains, freezes, decays or is counted by stage is selected here. Nothing is selected in stages
+    without a kind.
+
+    >>> stages = {"conv": [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)], "head": [nn.Linear(2, 2)]}
+    >>> found = select_parameters(stages, {"head": "all", "conv": "norms"})
+    >>> {stage: [tuple(parameter.shape) for parameter in selected] for stage, selected in found.items()}
+    {'conv': [(2,), (2,)], 'head': [(2, 2), (2,)]}
+    """
+    return {name: _of_kind(parts, kinds[name]) for name, parts in stages.items() if name in kinds}
+
+
+def norm_layers(parts: Sequence[nn.Module]) -> list[nn.Module]:
+    """The norm layers within some modules."""
+    return [module for part in parts for module in part.modules() if isinstance(module, NORMS)]
+
+
+def _of_kind(parts: Sequence[nn.Module], kind: Kind) -> list[nn.Parameter]:
+    in_norms = {id(parameter) for norm in norm_layers(parts) for parameter in norm.parameters()}
+    found: dict[int, nn.Parameter] = {}
+    modules = [module for part in parts for module in part.modules()]
+    for name, parameter in (named for module in modules for named in module.named_parameters(recurse=False)):
+        # By name, as a scale (C, 1, 1) and a class token (1, 1, C) have as many axes as a weight.
+        matches = {
+            "all": True,
+            "norms": id(parameter) in in_norms,
+            "biases": name.endswith("bias"),
+            "weights": "weight" in name and parameter.ndim > 1 and id(parameter) not in in_norms,
+        }
+        if matches[kind]:
+            found.setdefault(id(parameter), parameter)
+    return list(found.values())
+
+
+def trainable_kinds(stages: Iterable[str], names: Collection[str], frozen_norm: FrozenNorm) -> dict[str, Kind]:
+    """What trains in each stage, as `select_parameters` takes it, where the stages ``names`` train.
 
     >>> trainable_kinds(["stem", "head"], ["head"], "train")
     {'stem': 'norms', 'head': 'all'}
     """
-    kinds: dict[str, Kind] = {}
-    for stage in stages:
-        if stage in names:
-            kinds[stage] = "all"
-        elif frozen_norm == "train":
-            kinds[stage] = "norms"
-    return kinds
+    selected = stages if frozen_norm == "train" else (stage for stage in stages if stage in names)
+    return {stage: "all" if stage in names else "norms" for stage in selected}
 
 
 class Staged:

@@ -1,18 +1,25 @@
-"""Input formats of networks: size, interpolation, channels and normalisation."""
+"""Input formats of networks: size, interpolation, channels and normalisation, and the resizing of photos to them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from itertools import cycle, islice
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
-from lit_ft.backbones.resize import ResizeForCentre
 from lit_ft.errors import UserError, unknown
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+# How many times as long as wide an image is whose ends are not resized. To resize the whole of 20,000 x 1 pixels, the
+# shorter side to 256, takes gigabytes; up to here, it takes 256 x 256 x 32 pixels.
+_LONG = 32
 
 
 @dataclass(frozen=True)
@@ -108,18 +115,18 @@ class InputConfig:
             raise UserError(f"`model.input.channels`: must be at least 1, got {channels}")
         for key in ("mean", "std"):
             own = getattr(spec, key)
-            if len(given.setdefault(key, _for_channels(own, channels))) != channels:
+            own = [sum(own) / len(own)] if channels == 1 else [*islice(cycle(own), channels)]
+            if len(given.setdefault(key, own)) != channels:
                 raise UserError(
                     f"`model.input.{key}`: `model.input.channels` says {channels} channels, got {given[key]}"
                 )
             given[key] = tuple(float(value) for value in given[key])
         if max(given["mean"]) > 1:
             raise UserError(f"`model.input.mean`: is on a scale from 0 to 1, got {list(given['mean'])}; divide by 255")
-        if given.get("interpolation", "bilinear") not in get_args(Interpolation):
-            raise unknown(
-                "interpolation", given["interpolation"], get_args(Interpolation), "`model.input.interpolation`"
-            )
-        if any(std <= 0 for std in given.get("std", ())):
+        choices = get_args(Interpolation)
+        if given.get("interpolation", "bilinear") not in choices:
+            raise unknown("interpolation", given["interpolation"], choices, "`model.input.interpolation`")
+        if any(std <= 0 for std in given["std"]):
             raise UserError(f"`model.input.std`: must be above 0, got {list(given['std'])}")
         size = given.get("size", spec.size)
         given.setdefault("resize", round(size * spec.resize / spec.size))
@@ -128,8 +135,49 @@ class InputConfig:
         return replace(spec, **given)
 
 
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Means or standard deviations for another number of channels: averaged for one, else repeated."""
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return tuple(values[i % len(values)] for i in range(channels))
+class ResizeForCentre(v2.Resize):  # type: ignore[misc]
+    """`Resize` of the shorter side before a `CenterCrop`; of a long image that is enlarged it gives that crop at once.
+
+    A long image that is made smaller is resized as a whole: it takes less memory than it did before.
+
+    Args:
+        side: Length of the shorter side that is asked for, in pixels.
+        crop: Side of the square that will be cut out, in pixels.
+        interpolation: How images are resized.
+    """
+
+    def __init__(self, side: int, crop: int, interpolation: InterpolationMode) -> None:
+        super().__init__([side], interpolation, antialias=True)
+        self.crop = crop
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes an image, uint8 or float ``(C, H, W)`` or of Pillow."""
+        height, width = F.get_size(inpt)
+        short, long = sorted((height, width))
+        side = self.size[0]
+        if long <= _LONG * short or short >= side or self.crop > side:
+            return super().transform(inpt, params)
+        far = int(side * long / short)
+        whole = (side, far) if height < width else (far, side)
+        # As `CenterCrop` rounds.
+        first = [round((length - self.crop) / 2) for length in whole]
+        if isinstance(inpt, Image.Image):
+            return self._cut(inpt, whole, first)
+        if self.interpolation == InterpolationMode.NEAREST:
+            picked = [
+                (torch.arange(start, start + self.crop, dtype=torch.float32) * (before / after)).long()
+                for start, before, after in zip(first, (height, width), whole, strict=True)
+            ]
+            return inpt[..., picked[0][:, None], picked[1]]
+        planes = [Image.fromarray(plane.numpy()) for plane in inpt.reshape(-1, height, width).cpu()]
+        cut = [torch.from_numpy(np.array(self._cut(plane, whole, first))) for plane in planes]
+        return torch.stack(cut).reshape(*inpt.shape[:-2], self.crop, self.crop).to(inpt.device)
+
+    def _cut(self, image: Image.Image, whole: tuple[int, int], first: list[int]) -> Image.Image:
+        """The pixels of the square that are found ``first`` rows and columns within the image, resized as a whole."""
+        scale = (image.height / whole[0], image.width / whole[1])
+        top, left = (start * ratio for start, ratio in zip(first, scale, strict=True))
+        bottom, right = ((start + self.crop) * ratio for start, ratio in zip(first, scale, strict=True))
+        return image.resize(
+            (self.crop, self.crop), Image.Resampling[self.interpolation.name], (left, top, right, bottom)
+        )

@@ -37,15 +37,12 @@ def adapted(weight: Tensor, channels: int) -> Tensor:
 
 
 def set_channels(module: nn.Module, spec: InputSpec, wanted: int) -> list[str]:
-    """Changes the number of channels of the convolutions that read the images.
+    """Changes the number of channels of the convolutions that read the images, and returns the names of their weights.
 
     Args:
         module: The network; these convolutions are changed.
-        spec: The images that it takes.
+        spec: The images that it takes before.
         wanted: The number of channels to take.
-
-    Returns:
-        The names of the weights whose shape has changed.
 
     Raises:
         UserError: If the number differs, and there is no such convolution.
@@ -92,10 +89,6 @@ def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
 
     With the stem for 224 pixels, the first stage of a ResNet sees 8 x 8 places of a 32 pixel image.
 
-    Args:
-        stem: The stage of this name.
-        spec: The images that it takes.
-
     Raises:
         UserError: If there is none, or it shrinks images in another way, such as by cutting them into patches.
     """
@@ -104,8 +97,10 @@ def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
     for name, module in list(stem.named_modules()):
         if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             stem.set_submodule(name, nn.Identity())
-        elif isinstance(module, nn.Conv2d) and not _makes_patches(module):
-            module.stride = (1, 1)
+        elif isinstance(module, nn.Conv2d):
+            sides = zip(module.kernel_size, module.stride, strict=True)
+            if not any(1 < size <= stride for size, stride in sides):  # as those do that cut images into patches
+                module.stride = (1, 1)
     if isinstance(stem, fx.GraphModule):
         for node in stem.graph.nodes:
             if node.target in (F.max_pool2d, torch.max_pool2d, F.avg_pool2d):
@@ -118,7 +113,3 @@ def make_small(stem: nn.Module | None, spec: InputSpec) -> None:
             f"`model.stem`: small: the stem still makes {' x '.join(map(str, shape))} of images of {spec.size} pixels, "
             "by other means than pooling and overlapping strides; give own"
         )
-
-
-def _makes_patches(conv: nn.Conv2d) -> bool:
-    return any(1 < size <= stride for size, stride in zip(conv.kernel_size, conv.stride, strict=True))

@@ -1,5 +1,79 @@
-"""The command line, and the same from Python."""
+"""The command line: arguments in, exit code out, a user error as one line; and the same from Python, in ``api``."""
 
-from lit_ft.cli.entry import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_ft.cli.commands import COMMANDS, print_commands
+from lit_ft.cli.process import prepare_terminal, restored_process, set_offline, warn_in_one_line
+from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command and leaves the process as it was.
+
+    Args:
+        args: The command and its options; ``None`` takes those of the process.
+
+    Returns:
+        The exit code: 0; 1 if ``check`` found what hurts a training; 2 after a user error; 130 after an interrupt.
+    """
+    given = [*(sys.argv[1:] if args is None else args)]
+    with restored_process():
+        prepare_terminal()
+        warn_in_one_line()
+        set_offline("--offline" in given)
+        try:
+            return _run([arg for arg in given if arg not in ("--debug", "--offline")])
+        except UserError as error:
+            if "--debug" in given:
+                raise
+            hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
+            line = for_command_line(" ".join(error.args[0].split()))
+            print(f"lit-ft: {printable(line)}{hint}", file=sys.stderr)
+            return 2
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            return 0  # after a help, or a config that was printed
+        except KeyboardInterrupt as error:
+            print(f"lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
+            return 130
+
+
+def _run(args: Sequence[str]) -> int:
+    """Loads what a command needs, which can take seconds, and runs it."""
+    _refuse_undecoded(args)
+    if not args:
+        raise UserError(f"which command? One of {', '.join(COMMANDS)}; see lit-ft --help")
+    command, *options = args
+    if command in ("-h", "--help"):
+        print_commands()
+        return 0
+    if command not in COMMANDS:
+        if command.startswith("-"):
+            raise UserError(f"{command}: the command comes first, one of {', '.join(COMMANDS)}")
+        raise unknown("command", command, COMMANDS)
+    check_torchvision()
+    if command in ("models", "describe"):  # need no Lightning, which is slow to load
+        from lit_ft.cli.commands.models import run as run_catalog
+
+        run_catalog(command, options)
+        return 0
+    from lit_ft.cli.lightning import run_command
+
+    warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
+    return run_command(command, options)
+
+
+def _refuse_undecoded(args: Sequence[str]) -> None:
+    """Raises `UserError` for an argument that is no text, such as a path whose name is of another encoding."""
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError as error:
+            encoding = sys.getfilesystemencoding()
+            advice = "rename what it names" if encoding == "utf-8" else "set PYTHONUTF8=1"
+            raise UserError(f"the argument {os.fsencode(arg)!r} is not in {encoding.upper()}; {advice}") from error

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import restored_process, set_offline
-from lit_ft.cli.run import quiet_command
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint.loading import read_checkpoint, saved_arguments
+from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback
 from lit_ft.training.history import Row, read_history
-
-_PHOTOS = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +60,10 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
     for part in (config, options):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
-    try:
-        with restored_process(), quiet_command():
-            set_offline(False)
-            cli = FineTuneCLI("finetune", args)
-            cli.execute()
-    except UserError as error:
-        raise UserError(without_flags(error.args[0])) from error
+    with restored_process(), quiet_command():
+        set_offline()
+        cli = FineTuneCLI("finetune", args)
+        cli.execute()
     return _result(cli)
 
 
@@ -89,14 +83,12 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
         >>> result = lit_ft.finetune("PHOTOS", "configs/image_folder_gradual.yaml")  # doctest: +SKIP
         >>> result.metrics, result.best  # doctest: +SKIP
     """
-    return run(_PHOTOS if recipe is None else recipe, **options, **{"data.root": folder})
+    photos = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
+    return run(photos if recipe is None else recipe, **options, **{"data.root": folder})
 
 
 def nest(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their full names as the sections of a config; the last of two that say the same counts.
-
-    Raises:
-        UserError: If a name is no text, or begins with a dash.
 
     >>> nest({"trainer": {"max_epochs": 3}, "trainer.devices": 1})
     {'trainer': {'max_epochs': 3, 'devices': 1}}
@@ -107,8 +99,12 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name}: from Python, an option is text without dashes, such as trainer.max_epochs")
         *sections, last = name.split(".")
         place = nested
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
             given = place.get(section) or {}
+            if not isinstance(given, (str, Mapping)):
+                raise UserError(
+                    f"`{'.'.join(sections[:depth])}`: {given} does not fit; give its options, as `{name}` {value}"
+                )
             given = place[section] = {"class_path": given} if isinstance(given, str) else dict(given)
             if "class_path" in given:
                 given["init_args"] = dict(given.get("init_args") or {})
@@ -118,18 +114,9 @@ def nest(options: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def without_flags(message: str) -> str:
-    """A message of the command line with its flags as options of a config.
-
-    >>> without_flags("--model.lr: must be above 0, not a--b (--debug shows where)")
-    'model.lr: must be above 0, not a--b'
-    """
-    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message.removesuffix(" (--debug shows where)"))
-
-
 def _result(cli: FineTuneCLI) -> Result:
     trainer = cast(Any, cli.trainer)
-    chosen = find_best_callback(trainer)
+    chosen, run = find_best_callback(trainer), cli.run
     best = _existing(getattr(chosen, "best_model_path", ""))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if best is not None and chosen.best_model_score is not None:
@@ -142,11 +129,11 @@ def _result(cli: FineTuneCLI) -> Result:
         model = type(model).load_from_checkpoint(best, map_location="cpu", **named)
     return Result(
         metrics=metrics,
-        history=read_history(cli.run.history) if cli.run else [],
-        folder=cli.run.folder if cli.run else None,
-        config=_existing(cli.run.config) if cli.run else None,
+        history=read_history(run.history) if run else [],
+        folder=run.folder if run else None,
+        config=_existing(run.config) if run else None,
         best=best,
-        last=_existing(cli.run.last) if cli.run else None,
+        last=_existing(run.last) if run else None,
         model=model.eval(),
     )
 

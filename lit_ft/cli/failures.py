@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,30 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_ft.compat import is_from_restoring_checkpoint
+from lit_ft.cli.messages import Complaint, explain
+from lit_ft.cli.process import quiet_libraries
+from lit_ft.compat import is_from_restoring_checkpoint, parsing_settings
 from lit_ft.console import format_path
-from lit_ft.errors import UserError, find_full_disk, find_user_error, is_from_user_code
+from lit_ft.errors import LibraryError, UserError, find_full_disk, find_user_error, is_from_user_code
 from lit_ft.runs import Run, format_intact_checkpoints
+
+
+@contextmanager
+def quiet_command() -> Iterator[None]:
+    """Quiets libraries, and raises the user error behind what they raise, if there is one."""
+    quiet_libraries()
+    # Else a config or a checkpoint could have any class called, below a dict of options that may have any value.
+    with parsing_settings(instantiate_subclass_spec_in_any=False):
+        try:
+            yield
+        except ArgumentError as error:
+            if is_from_user_code(error):
+                raise
+            raise explain(Complaint(str(error))) from error
+        except Exception as error:
+            if (user_error := find_user_error(error)) is not None:
+                _raise_again(user_error, error)
+            raise
 
 
 @contextmanager
@@ -33,22 +54,32 @@ def raise_user_errors(
     try:
         yield
     except (ValueError, RuntimeError, OSError, TypeError, ImportError, MisconfigurationException) as error:
-        if (mistake := find_user_error(error)) is not None:
-            raise_again(mistake, error)
+        if (user_error := find_user_error(error)) is not None:
+            _raise_again(user_error, error)
         is_over_options = isinstance(error, MisconfigurationException) or before_training()
         if is_from_user_code(error, packages) or not is_over_options:
             raise
-        raise UserError(f"{_reason(str(error)) or type(error).__name__} (--debug shows where)") from error
+        raise LibraryError(_reason(str(error)) or type(error).__name__) from error
 
 
-def raise_again(user_error: UserError, error: Exception) -> NoReturn:
+def _raise_again(user_error: UserError, error: Exception) -> NoReturn:
     """Raises a user error that was found behind an exception, with all that it came of.
 
     It is made anew, as ``raise user_error from error`` would replace what the user error came of by that exception.
     """
     if user_error is error:
         raise user_error
-    raise UserError(*user_error.args) from error
+    raise type(user_error)(*user_error.args) from error
+
+
+def _reason(message: str) -> str:
+    """The line of a library's message that has most to say."""
+    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
+        return f"{found[1]}: {found[2]}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+    # What a value of another type was expected to be tells less.
+    return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")
 
 
 def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserError | None:
@@ -61,17 +92,16 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserE
     """
     if find_user_error(error) or is_from_user_code(error):
         return None
-    full = find_full_disk(error)
-    if full is not None:
+    if full := find_full_disk(error):
         left = format_intact_checkpoints(run.checkpoints)
         return UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}")
     if checkpoint is None or not is_from_restoring_checkpoint(error):
         return None
-    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
-    fault = f"it is damaged or of another program ({reason})"
-    if isinstance(error, MisconfigurationException):
-        fault = str(error)
-    return UserError(f"`ckpt_path`: {checkpoint} cannot be used: {fault} (--debug shows where)")
+    fault = str(error)
+    if not isinstance(error, MisconfigurationException):
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
+        fault = f"it is damaged or of another program ({reason})"
+    return LibraryError(f"`ckpt_path`: {checkpoint} cannot be used: {fault}")
 
 
 def interruption(run: Run | None) -> KeyboardInterrupt:
@@ -79,13 +109,3 @@ def interruption(run: Run | None) -> KeyboardInterrupt:
     last = (run or Run(Path())).last
     hint = f"; to resume: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
     return KeyboardInterrupt(f"interrupted{hint}")
-
-
-def _reason(message: str) -> str:
-    """The line of a library's message that has most to say."""
-    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
-        return f"{found[1]}: {found[2]}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
-    # What a value of another type was expected to be tells less.
-    return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")

@@ -1,7 +1,9 @@
-"""The commands that take a model, data and a trainer: ``finetune``, ``plan``, and Lightning's own."""
+"""The commands that take a config: ``finetune``, ``plan`` and Lightning's own, and those that need no trainer."""
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,45 +13,42 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_ft.assets import is_offline
-from lit_ft.cli.commands.plan import remove_effects
-from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, settle_monitor
-from lit_ft.cli.config.offline import must_fetch, read_before_fetching, refuse_missing, same_options
+from lit_ft.cli.commands.download import download, read_before_fetching, refuse_missing
+from lit_ft.cli.config.checkpoint import SaveConfig, add_saved_data, refuse_other_run
+from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
-from lit_ft.cli.config.resume import refuse_other_run
-from lit_ft.cli.config.save_config import SaveConfig
-from lit_ft.cli.failures import explain_failure, interruption, raise_user_errors
-from lit_ft.cli.summary import print_summary
-from lit_ft.cli.threads import quiet_threads
+from lit_ft.cli.failures import explain_failure, interruption, quiet_command, raise_user_errors
+from lit_ft.cli.process import quiet_threads
+from lit_ft.console import format_path, format_value
+from lit_ft.data.checks.check_data import check
+from lit_ft.data.checks.report import print_check
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable
 from lit_ft.evaluation.predictions import PredictionWriter
-from lit_ft.runs import Run, begin_run, find_run
+from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.trainer import Trainer
 
-_LOGGER = "lightning.pytorch.loggers.TensorBoardLogger"
-_OBJECTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
-
 
 class FineTuneCLI(ConfigCLI):
-    """A command of the trainer, with a folder of its own for whatever the run writes.
-
-    Args:
-        command: The command, a method of `Trainer`.
-        args: Its options.
-    """
+    """A command of the trainer, a method of `Trainer`, with a folder of its own for whatever the run writes."""
 
     run: Run | None = None
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         saved = None if command == "plan" else SaveConfig
-        options = {"save_config_callback": saved, "save_config_kwargs": {"overwrite": True}}
-        super().__init__(command, args, self._add_method_arguments, **options)
+        super().__init__(command, args, save_config_callback=saved, save_config_kwargs={"overwrite": True})
 
-    def _add_method_arguments(self, parser: LightningArgumentParser) -> None:
-        self._method_options = parser.add_method_arguments(Trainer, self.command, skip={*_OBJECTS})
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of the trainer's method."""
+        super().add_arguments_to_parser(parser)
+        objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        self._method_options = parser.add_method_arguments(Trainer, self.command, skip={*objects})
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config, and leaves out the callbacks that are switched off."""
@@ -65,9 +64,9 @@ class FineTuneCLI(ConfigCLI):
         """Makes model, data and trainer; what these refuse is an error in their options."""
         with self._user_errors():
             if is_offline():
-                refuse_missing(self.model_options(), self.make_data(), same_options("download", self.args))
-            if self.command not in EVALUATIONS and must_fetch(self.model_options()):
-                read_before_fetching(self.make_data())
+                refuse_missing(self)
+            if self.command not in EVALUATIONS:
+                read_before_fetching(self)
             trainer = self.config["trainer"]
             # A plan has none. Others are made when their folder is known.
             self._logger, trainer["logger"] = trainer["logger"], False if self.command == "plan" else None
@@ -107,7 +106,7 @@ class FineTuneCLI(ConfigCLI):
         given = self._logger
         if given in (None, True):
             options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
-            given = Namespace(class_path=_LOGGER, init_args=options)
+            given = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
         self.run = begin_run(folder, loggers, self.config["ckpt_path"])
         return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
@@ -126,7 +125,7 @@ class FineTuneCLI(ConfigCLI):
         return further
 
     def execute(self) -> None:
-        """Runs the command; what fails before the first step is an error in the options.
+        """Runs the command and prints where results are; what fails before the first step is an error in the options.
 
         Raises:
             UserError: If the run cannot begin, or cannot be written.
@@ -135,6 +134,11 @@ class FineTuneCLI(ConfigCLI):
         try:
             with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads():
                 self._call_method()
+                if self.command in ("fit", "finetune"):
+                    _print_summary(self.trainer, self.command)
+                for callback in cast(Any, self.trainer).callbacks:
+                    if isinstance(callback, PredictionWriter) and callback.path is not None:
+                        print(f"Predictions: {printable(str(callback.path))}")
         except UserError as error:
             # TensorBoard could not close its file on a full disk.
             if self.trainer.global_step == 0 and self.run is not None and find_full_disk(error) is None:
@@ -159,14 +163,72 @@ class FineTuneCLI(ConfigCLI):
             if failure := explain_failure(error, options.get("ckpt_path"), run):
                 raise failure from error
             raise
-        self._print_results()
-
-    def _print_results(self) -> None:
-        if self.command in ("fit", "finetune"):
-            print_summary(self.trainer, self.command)
-        for callback in cast(Any, self.trainer).callbacks:
-            if isinstance(callback, PredictionWriter) and callback.path is not None:
-                print(f"Predictions: {printable(str(callback.path))}")
 
     def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)
+
+
+def _print_summary(trainer: Any, command: str) -> None:
+    """Prints where everything of a finished run is, and the commands that use it, on the first process."""
+    found = find_run(trainer)
+    if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
+        return
+    run = Run(format_path(found.folder))
+    chosen = find_best_callback(trainer)
+    has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
+    if best := getattr(chosen, "best_model_path", ""):
+        best = format_path(Path(best))
+        arguments = f"--config {run.config} --ckpt_path {best}"
+        lines.append(f"Best model   {best}  ({chosen.monitor} {format_score(chosen.best_model_score)})")
+        lines.append(f"Predict      lit-ft predict {arguments}")
+        if command == "fit":
+            lines.append(f"Test         lit-ft test {arguments}")
+    if has_events:
+        lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
+    print("\n" + "\n".join(map(printable, lines)))
+
+
+def format_score(score: Any) -> str:
+    """The score of the best checkpoint.
+
+    It is unknown where a moved checkpoint is resumed after its last epoch, and not defined for r2 of one number.
+
+    >>> format_score(0.5), format_score(None), format_score(float("nan"))
+    ('0.5000', 'is not known', 'is not defined')
+    """
+    if score is None:
+        return "is not known"
+    return format_value(score) if math.isfinite(score) else "is not defined"
+
+
+def run_command(command: str, args: Sequence[str]) -> int:
+    """Runs a command with its options, and returns the exit code."""
+    with quiet_command():
+        if command not in _WITHOUT_TRAINER:
+            FineTuneCLI(command, add_saved_data(command, args)).execute()
+            return 0
+        run, folder = _WITHOUT_TRAINER[command]
+        cli = ConfigCLI(command, args, folder)
+        with raise_user_errors(find_user_packages(cli.config.as_dict())):
+            return run(cli)
+
+
+def _convert(cli: ConfigCLI) -> int:
+    data = cli.make_data()
+    if not isinstance(data, PhotoDataModule):
+        raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
+    made = convert(data, cli.config["folder"])
+    print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
+    return 0
+
+
+_OPTIONAL = {"type": str | None, "default": None}
+_PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
+_FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
+_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, Any]]] = {
+    "check": (lambda cli: print_check(check(cli.make_data()), cli.config["folder"]), {**_OPTIONAL, "help": _PAGE}),
+    "convert": (_convert, {"type": str, "required": True, "help": "The folder to make."}),
+    "download": (download, {**_OPTIONAL, "help": _FETCHED}),
+}
+"""The function of each, and how the parser takes its ``--folder``."""

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ _NO_CLASS = (
     r"Expected a dot import path string: (\S+)|Import of '?([\w.]+)'? failed|Unexpected import path format: (\S+)"
     r"|Problem with given class_path '([^']+)':\s+(?:No module named|module '[^']*' has no attribute)"
 )
+_NEEDS = r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s+the following arguments are required: (\S+)"
 
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
@@ -46,8 +47,7 @@ class Complaint:
         message: The parser's message, of many lines.
         options: The names of all options of the command, without dashes.
         classes: For an option that takes a class by name: the names that it knows.
-        command: The command.
-        args: What follows the command.
+        command: The command, which ``args`` follow.
     """
 
     message: str
@@ -66,23 +66,19 @@ class Complaint:
     @property
     def prefix(self) -> str:
         """What its line begins with."""
-        return f"--{self.key}: " if self.key else ""
+        return f"`--{self.key}`: " if self.key else ""
 
     def search(self, pattern: str) -> re.Match[str] | None:
         """The first match in the message; the end of a line is an end."""
         return re.search(pattern, self.message, re.MULTILINE)
 
 
-def explain(
-    message: str,
-    options: Collection[str],
-    classes: Mapping[str, list[str]],
-    command: str = "fit",
-    args: Sequence[str] = (),
-) -> UserError:
-    """The error, in one line, for what jsonargparse refuses: see `Complaint` for the arguments."""
-    complaint = Complaint(message, options, classes, command, args)
-    return UserError(next(filter(None, (explanation(complaint) for explanation in _EXPLANATIONS))))
+def explain(complaint: Complaint) -> UserError:
+    """The error in one line: the most specific explanation, of which the last always has an answer."""
+    for explanation in (_stray, _unknown_option, _unknown_choice, _missing, _wrong_class, _wrong_file, _wrong_value):
+        if line := explanation(complaint):
+            return UserError(line)
+    return UserError(_anything_else(complaint))
 
 
 def _stray(complaint: Complaint) -> str | None:
@@ -95,19 +91,18 @@ def _stray(complaint: Complaint) -> str | None:
     for word in words:
         suffix = Path(word).suffix
         if suffix == ".ckpt":
-            typed.append(f"--ckpt_path {word}")
+            typed.append(f"`--ckpt_path` {word}")
         elif suffix in (".yaml", ".yml"):
-            typed.append(f"--config {word}")
+            typed.append(f"`--config` {word}")
         elif complaint.command == "predict" or Path(word).is_dir():
             images = "predict" if complaint.command == "predict" else "root"
-            typed.append(f"--data ImageFolderDataModule --data.{images} {word}")
+            typed.append(f"`--data` ImageFolderDataModule `--data.{images}` {word}")
     if len(typed) < len(words):
-        return f"{words[0]}: follows no option; each value needs one, as in --trainer.max_epochs 3"
+        return f"{words[0]}: follows no option; each value needs one, as in `--trainer.max_epochs` 3"
     return f"{' '.join(words)}: without the name of an option; type {' '.join(typed)}"
 
 
 def _unknown_option(complaint: Complaint) -> str | None:
-    """An option that does not exist."""
     found = next(filter(None, map(complaint.search, _UNKNOWN)), None)
     if found is None:
         return None
@@ -115,16 +110,17 @@ def _unknown_option(complaint: Complaint) -> str | None:
     given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
     paths = _GIVEN_CLASS.findall(complaint.message)
     if given in ("optimizer.lr", "optimizer.init_args.lr"):
-        return f"--{given}: there is no such option; nearest: --model.lr"
+        return f"`--{given}`: there is no such option; nearest: `--model.lr`"
     for base, what, example in _BASES:
         if any(path.endswith(base) for path in paths):
-            return f"--{given}: name the {what} first, such as --{key} {example}"
+            return f"`--{given}`: name the {what} first, such as `--{key}` {example}"
     known = set(complaint.options)
     for path in paths:
         module, _, cls = path.rpartition(".")
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
     close = nearest(given, sorted(known))
-    return f"--{given}: there is no such option" + (f"; nearest: --{', --'.join(close)}" if close else "")
+    hint = f"; nearest: {', '.join(f'`--{name}`' for name in close)}" if close else ""
+    return f"`--{given}`: there is no such option{hint}"
 
 
 def _unknown_choice(complaint: Complaint) -> str | None:
@@ -138,118 +134,60 @@ def _unknown_choice(complaint: Complaint) -> str | None:
     return f"{complaint.prefix}unknown value {found[2]!r}{hint} (choose from {', '.join(choices)})"
 
 
-def _missing_option_of_class(complaint: Complaint) -> str | None:
-    """A class that needs an option."""
-    name = r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s+the following arguments are required: (\S+)"
-    found = complaint.search(name)
-    if found is None or not complaint.key:
-        return None
-    return f"{complaint.prefix}{found[1]} needs {found[2]}; add --{complaint.key}.{found[2]} VALUE"
+def _missing(complaint: Complaint) -> str | None:
+    """An option that a class or the command needs, or the value of an option."""
+    if (found := complaint.search(_NEEDS)) and complaint.key:
+        return f"{complaint.prefix}{found[1]} needs {found[2]}; add `--{complaint.key}.{found[2]}` VALUE"
+    if found := complaint.search(r"^the following arguments are required: ([\w.]+)$"):
+        return f"`--{found[1]}`: required; add `--{found[1]}` VALUE"
+    if found := complaint.search(r"^argument (?:-\w/)?(--[\w.]+): expected one argument"):
+        # jsonargparse names only the part that the option is of, such as --model for --model.lr.
+        bare = [arg for arg, then in pairwise([*complaint.args, "--"]) if then.startswith("--")]
+        option = next((arg for arg in bare if arg.startswith(f"{found[1]}.")), found[1])
+        return f"`{option}`: no value follows; add one, as `{option}` VALUE"
+    return None
 
 
-def _missing_option_of_command(complaint: Complaint) -> str | None:
-    """An option that the command needs."""
-    found = complaint.search(r"^the following arguments are required: ([\w.]+)$")
-    return found and f"--{found[1]}: required; add --{found[1]} VALUE"
-
-
-def _missing_value(complaint: Complaint) -> str | None:
-    """An option without its value."""
-    found = complaint.search(r"^argument (?:-\w/)?--([\w.]+): expected one argument")
-    if found is None:
-        return None
-    # jsonargparse names only the part that the option is of, such as --model for --model.lr.
-    option = f"--{found[1]}"
-    bare = [arg for arg, then in pairwise([*complaint.args, "--"]) if then.startswith("--")]
-    option = next((arg for arg in bare if arg.startswith(f"{option}.")), option)
-    return f"{option}: no value follows; add one, as {option} VALUE"
-
-
-def _class_of_another_kind(complaint: Complaint) -> str | None:
-    """A class that is derived from something else."""
+def _wrong_class(complaint: Complaint) -> str | None:
+    """A class that is derived from something else, or that does not exist."""
     found = complaint.search(r"Import path does not correspond to a subclass of (\w+)")
-    value = complaint.search(r"Given value: (\S+)$")
-    if found is None or value is None:
-        return None
-    choices = [name for name in complaint.classes.get(complaint.key, []) if not name.startswith("_")]
-    hint = f"; choose from {', '.join(choices)}, or derive yours from it" if 0 < len(choices) <= 12 else ""
-    return f"{complaint.prefix}{value[1]} is no {found[1]}{hint}"
+    known = complaint.classes.get(complaint.key)
+    if found and (value := complaint.search(r"Given value: (\S+)$")):
+        choices = [name for name in known or () if not name.startswith("_")]
+        hint = f"; choose from {', '.join(choices)}, or derive yours from it" if 0 < len(choices) <= 12 else ""
+        return f"{complaint.prefix}{value[1]} is no {found[1]}{hint}"
+    if known is not None and (found := complaint.search(_NO_CLASS)):
+        given = next(filter(None, found.groups()))
+        close = nearest(given.rpartition(".")[2], known)
+        return f"{complaint.prefix}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else "")
+    return None
 
 
-def _unknown_class(complaint: Complaint) -> str | None:
-    """A class that does not exist."""
-    found = complaint.search(_NO_CLASS)
-    if found is None or complaint.key not in complaint.classes:
-        return None
-    given = next(group for group in found.groups() if group)
-    close = nearest(given.rpartition(".")[2], complaint.classes[complaint.key])
-    return f"{complaint.prefix}unknown class {given!r}" + (f"; nearest: {', '.join(close)}" if close else "")
-
-
-def _no_yaml(complaint: Complaint) -> str | None:
-    """A config that is no YAML."""
-    lines = re.findall(r'in "<unicode string>", (line \d+)', complaint.message)
-    return f"--config: not valid YAML: {lines[-1]}" if lines else None
-
-
-def _value_instead_of_options(complaint: Complaint) -> str | None:
-    """A value for what has options of its own."""
-    found = complaint.search(r'Unable to load config "(.+)"')
-    if found is None or not complaint.key:
-        return None
-    return f"{complaint.prefix}{found[1]} does not fit; give its options, as --{complaint.key}.NAME VALUE"
-
-
-def _unfit_value(complaint: Complaint) -> str | None:
-    """A value of another type."""
-    if not complaint.key:
-        return None
-    found = None if "Got value" in complaint.message else complaint.search(r"Given value: (\S.*)$")
-    found = found or complaint.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)")
-    return found and f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
-
-
-def _missing_config(complaint: Complaint) -> str | None:
-    """A config that is not there; proposes the recipe with that name, beside it or in the folder of recipes."""
+def _wrong_file(complaint: Complaint) -> str | None:
+    """A config that is no YAML, or not there; proposes the recipe with that name, beside it or among the recipes."""
+    if lines := re.findall(r'in "<unicode string>", (line \d+)', complaint.message):
+        return f"`--config`: not valid YAML: {lines[-1]}"
     found = complaint.search(r"File does not exist: '([^']+)'")
     if found is None or complaint.key != "config":
         return None
     given = Path(found[1])
     folders = (given.parent, Path("configs"), Path(__file__).parents[2] / "configs")
     files = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
-    close = nearest(given.stem, files, most=1)
-    if not close:
-        return f"{complaint.prefix}{found[0]}"
-    hint = f"{'type --config' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
-    return f"{complaint.prefix}{found[0]}; {hint}"
+    hint = ""
+    if close := nearest(given.stem, files, most=1):
+        hint = f"; {'type `--config`' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
+    return f"{complaint.prefix}{found[0]}{hint}"
 
 
-def _anything_else(complaint: Complaint) -> str:
-    """The line of the message that has most to say."""
-    lines = [line.strip(" -") for line in complaint.message.splitlines() if line.strip(" -")]
-    worth = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
-    leaf = [line for line in worth if not _GIVEN_CLASS.search(line)] or lines[-1:]
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
-    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
-    return f"{complaint.prefix}{text.rstrip('.')}"
-
-
-_EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
-    _stray,
-    _unknown_option,
-    _unknown_choice,
-    _missing_option_of_class,
-    _missing_option_of_command,
-    _missing_value,
-    _class_of_another_kind,
-    _unknown_class,
-    _no_yaml,
-    _value_instead_of_options,
-    _unfit_value,
-    _missing_config,
-    _anything_else,
-)
-"""Of what the message says, most specific first; `_anything_else` always has an answer."""
+def _wrong_value(complaint: Complaint) -> str | None:
+    """A value of another type, or for what has options of its own."""
+    if not complaint.key:
+        return None
+    if found := complaint.search(r'Unable to load config "(.+)"'):
+        return f"{complaint.prefix}{found[1]} does not fit; give its options, as `--{complaint.key}.NAME` VALUE"
+    found = None if "Got value" in complaint.message else complaint.search(r"Given value: (\S.*)$")
+    found = found or complaint.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)")
+    return found and f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
 
 
 def _fitting(message: str, given: str, key: str) -> str:
@@ -265,15 +203,22 @@ def _fitting(message: str, given: str, key: str) -> str:
         return f"; choose from {', '.join([*choices, *null])}"
     wanted = [*(_WORDS[name] for name in types if name in _WORDS), *null]
     if wanted == null == ["null"]:
-        return f"; give null, or an option that --{key}.help lists, as --{key}.NAME VALUE"
+        return f"; give null, or an option that `--{key}.help` lists, as `--{key}.NAME` VALUE"
     return f"; give {' or '.join(wanted)}" if wanted else ""
 
 
-def option_names(defaults: Any) -> set[str]:
-    """The names of all options of a parser, as they are typed.
+def _anything_else(complaint: Complaint) -> str:
+    """The line of the message that has most to say."""
+    lines = [line.strip(" -") for line in complaint.message.splitlines() if line.strip(" -")]
+    worth = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
+    leaf = [line for line in worth if not _GIVEN_CLASS.search(line)] or lines[-1:]
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
+    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
+    return f"{complaint.prefix}{text.rstrip('.')}"
 
-    Args:
-        defaults: The namespace of its defaults.
+
+def option_names(defaults: Any) -> set[str]:
+    """The names of all options of a parser with a namespace of defaults, as they are typed.
 
     >>> from jsonargparse import Namespace
     >>> sorted(option_names(Namespace(model=Namespace(class_path="x", init_args=Namespace(lr=1)))))
@@ -299,6 +244,8 @@ def class_options(cls: Any) -> list[str]:
 
 def class_names(base: type) -> list[str]:
     """The names of all classes below ``base`` that are known by now and can be made."""
+    names: list[str] = []
     children: list[type] = base.__subclasses__()
-    own = [[] if inspect.isabstract(child) else [child.__name__] for child in children]
-    return [name for names, child in zip(own, children, strict=True) for name in (*names, *class_names(child))]
+    for child in children:
+        names += [*([] if inspect.isabstract(child) else [child.__name__]), *class_names(child)]
+    return names

@@ -6,16 +6,16 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from lit_ft.assets import OFFLINE, is_offline
-from lit_ft.errors import for_command_line, printable
+from lit_ft.errors import find_full_disk, for_command_line, printable
 
 # Warnings of libraries about what is intended here.
-NOISE = (
+_NOISE = (
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
     r".*module\(s\) in eval mode at the start of training.*",
@@ -52,19 +52,19 @@ def restored_process() -> Iterator[None]:
         sys.path[:] = path
 
 
-def allow_any_character() -> None:
-    """Lets names of files and classes be printed that have characters which the terminal does not."""
+def prepare_terminal() -> None:
+    """Lets class paths name modules in this folder, as with ``python -m``, and any character be printed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     for stream in _streams():
         stream.reconfigure(errors="backslashreplace")
 
 
-def import_from_here() -> None:
-    """Lets class paths name modules in this folder, as with ``python -m``."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+def _streams() -> list[io.TextIOWrapper]:
+    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
 
 
-def set_offline(offline: bool) -> None:
+def set_offline(offline: bool = False) -> None:
     """Sets the variables that keep lit_ft and the Hugging Face Hub off the network, if asked here or by a variable."""
     if offline:
         os.environ[OFFLINE] = "1"
@@ -74,7 +74,7 @@ def set_offline(offline: bool) -> None:
 
 def quiet_libraries() -> None:
     """Ignores what libraries warn of and log where all is as intended."""
-    for message in NOISE:
+    for message in _NOISE:
         warnings.filterwarnings("ignore", message)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -82,12 +82,22 @@ def quiet_libraries() -> None:
 
 def warn_in_one_line() -> None:
     """Prints warnings without their place in the code."""
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
+    )
 
 
-def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
-    return f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Lets no thread print that a disk is full: TensorBoard's raises the same again at the next write to it."""
+    hook = threading.excepthook
 
+    def quiet(failed: threading.ExceptHookArgs) -> None:
+        if find_full_disk(failed.exc_value) is None:
+            hook(failed)
 
-def _streams() -> list[io.TextIOWrapper]:
-    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    threading.excepthook = quiet
+    try:
+        yield
+    finally:
+        threading.excepthook = hook

@@ -2,9 +2,8 @@
 
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.cifar import CIFAR10DataModule
-from lit_ft.data.modules.digits import DigitsDataModule
 from lit_ft.data.modules.folder import ImageFolderDataModule
-from lit_ft.data.modules.mnist import MNISTToEMNISTDataModule
+from lit_ft.data.modules.mnist import DigitsDataModule, MNISTToEMNISTDataModule
 from lit_ft.data.modules.stream import StreamDataModule
 from lit_ft.data.modules.table import ImageTableDataModule
 

@@ -15,9 +15,8 @@ from lit_ft.data.split import rows_by_class
 Fingerprint = dict[str, Any]
 """Plain types, for a checkpoint.
 
-Args:
-    splits: By split, the number and a hash of the names of the images of each class, or of all where there are none.
-    first: Of each class, or of all, a hash of the image that comes first by name.
+``splits`` has, by split, the number and a hash of the names of the images of each class, or of all where there are
+none; ``first``, of each class, or of all, a hash of the image that comes first by name.
 """
 
 
@@ -33,8 +32,8 @@ def digest(parts: Iterable[bytes]) -> str:
 def fingerprint(image_sets: Mapping[Split, ImageSet], num_classes: int) -> Fingerprint:
     """The fingerprint of the splits of a data module.
 
-    It has the names of all images, and the content of one image of each class, by which two classes that were swapped
-    are found although their files have the same names. The folder of the images does not matter.
+    It has the names of all images, whatever their folder, and the content of one image of each class, by which two
+    classes that were swapped are found although their files have the same names.
     """
     splits: dict[str, list[list[Any]]] = {}
     first: list[tuple[str, str]] = []
@@ -47,24 +46,14 @@ def fingerprint(image_sets: Mapping[Split, ImageSet], num_classes: int) -> Finge
         parts = [images.part(some) for some in rows]
         labels = [] if has_classes else [targets.contiguous().numpy().tobytes()]
         splits[split] = [[len(part), digest([part.names_digest().encode(), *labels])] for part in parts]
-        found = [_first(part) if len(part) else ("", "") for part in parts]
+        named = (part.first_image() if len(part) else None for part in parts)
+        found = [(one[0], digest([one[1]])) if one else ("", "") for one in named]
         first = [min(filter(any, pair), default=("", "")) for pair in zip_longest(first, found, fillvalue=("", ""))]
     return {"splits": splits, "first": [content for _, content in first]}
 
 
-def _first(images: Any) -> tuple[str, str]:
-    name, content = images.first_image()
-    return name, digest([content])
-
-
 def difference(then: Mapping[str, Any], now: Mapping[str, Any], class_names: list[str]) -> str | None:
-    """How the images differ from those of an earlier fingerprint, as the rest of a sentence, or nothing.
-
-    Args:
-        then: The fingerprint of the run.
-        now: That of the present data.
-        class_names: The names of the classes.
-    """
+    """How the images now differ from those of the fingerprint of a run, as the rest of a sentence, or nothing."""
     before, after = then["splits"], now["splits"]
     if before.keys() != after.keys():
         return f"with images for {', '.join(before)}, but now there are some for {', '.join(after)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,9 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ft.errors import UserError
-
-_Taken = tuple[float, list[int]]  # how far the shares of classes are from what was wanted, and the groups
-_MOST_PASSES = 10
 
 
 def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -28,14 +24,15 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
             near to those asked for as whole groups allow.
 
     Returns:
-        The rows kept and the rows held out, both in ascending order.
+        The rows kept and the rows held out, both ascending.
 
     Raises:
         UserError: A class has too few images to be on both sides, or there are too few groups.
     """
     classes = targets.numpy() if targets.ndim == 1 else np.zeros(len(targets), np.int64)
     if groups is not None:
-        return _hold_out_groups(classes, groups.numpy(), part, seed, key)
+        is_held = np.isin(groups.numpy(), _take_groups(classes, groups.numpy(), part, seed, key))
+        return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
     from sklearn.model_selection import train_test_split  # slow to load, and for many data there is nothing to split
 
     try:
@@ -51,48 +48,47 @@ def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor |
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
 
 
-def _hold_out_groups(
+def _take_groups(
     classes: NDArray[np.int64], groups: NDArray[np.int64], part: float, seed: int, key: str
-) -> tuple[Tensor, Tensor]:
-    taken = _take_groups(classes, groups, part if part < 1 else part / len(classes), seed)
-    if not len(taken):
-        raise UserError(
-            f"{key}: {part} of {len(classes)} images in {len(np.unique(groups))} group(s) cannot be held out so that "
-            "images of each class are left to train on; add groups"
-        )
-    is_held = np.isin(groups, taken)
-    return torch.from_numpy((~is_held).nonzero()[0]), torch.from_numpy(is_held.nonzero()[0])
-
-
-def _take_groups(classes: NDArray[np.int64], groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Chooses groups that hold a share of each class, as nearly as it can; none where there are too few.
+) -> NDArray[np.int64]:
+    """Chooses groups that hold a share of each class, as nearly as it can.
 
     Of several random orders the best counts. (scikit-learn's StratifiedGroupKFold has folds of equal size alone, and
     takes a time that grows with groups x classes.)
     """
+    share = part if part < 1 else part / len(classes)
     names, rows = np.unique(groups, return_inverse=True)
     totals = np.bincount(classes)
     cells, sizes = np.unique(rows * len(totals) + classes, return_counts=True)
-    group_of, labels = np.divmod(cells, len(totals))
-    starts = np.searchsorted(group_of, np.arange(len(names) + 1)).tolist()
-    cell_list = list(zip(labels.tolist(), sizes.tolist(), strict=True))
-    members = [cell_list[i:j] for i, j in itertools.pairwise(starts)]
+    members: list[list[tuple[int, int]]] = [[] for _ in names]  # classes of each group, and how many images
+    for cell, size in zip(cells.tolist(), sizes.tolist(), strict=True):
+        members[cell // len(totals)].append((cell % len(totals), size))
     random = np.random.default_rng(seed)
     orders = [random.permutation(len(names)).tolist() for _ in range(max(1, min(20, 200_000 // len(names))))]
-    found = [_fill(members, totals.tolist(), share, order) for order in orders]
-    _, best = min(((distance, taken) for distance, taken in found if taken), default=(0.0, []))
+    found = (_fill(members, totals.tolist(), share, order) for order in orders)
+    _, best = min((filled for filled in found if filled[1]), default=(0.0, []))
     if not best:  # every group is larger than what is wanted: the nearest that leaves some of each class
         left = [g for g in orders[0] if all(size < totals[label] for label, size in members[g])]
         best = sorted(left, key=[sum(size for _, size in cells) for cells in members].__getitem__)[:1]
+    if not best:
+        raise UserError(
+            f"{key}: {part} of {len(classes)} images in {len(names)} group(s) cannot be held out so that images of "
+            "each class are left to train on; add groups"
+        )
     return names[best]
 
 
-def _fill(members: list[list[tuple[int, int]]], totals: list[int], share: float, order: list[int]) -> _Taken:
-    """Goes through groups in an order, and takes or gives back each by which the shares come nearer; and so again."""
+def _fill(
+    members: list[list[tuple[int, int]]], totals: list[int], share: float, order: list[int]
+) -> tuple[float, list[int]]:
+    """Goes through groups in an order, and takes or gives back each by which the shares come nearer; and so again.
+
+    Returns how far the shares of classes then are from what was wanted, and the groups taken.
+    """
     wanted = [share * total for total in totals]
     held = [0] * len(totals)
     taken: set[int] = set()
-    for _ in range(_MOST_PASSES):
+    for _ in range(10):  # passes at most
         before = taken.copy()
         for group in order:
             sign = -1 if group in taken else 1
@@ -112,20 +108,7 @@ def _fill(members: list[list[tuple[int, int]]], totals: list[int], share: float,
 
 
 def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str]) -> Tensor:
-    """Keeps ``shots`` rows of each class, chosen so that fewer shots are a subset of more.
-
-    Args:
-        targets: Class of each row, ``(N,)``.
-        shots: Rows to keep of each class.
-        seed: Seed of the choice.
-        class_names: The names of the classes, for the message.
-
-    Returns:
-        The rows kept, in ascending order.
-
-    Raises:
-        UserError: A class has fewer rows than that.
-    """
+    """Rows with ``shots`` of each class, ascending, fewer a subset of more; raises `UserError` if a class has less."""
     for name, count in zip(class_names, class_counts(targets, len(class_names)), strict=True):
         if count < shots:
             raise UserError(f"`data.shots`: class {name!r} has {count} images to train on, {shots} were asked")
@@ -133,15 +116,9 @@ def keep_shots(targets: Tensor, shots: int, seed: int, class_names: Sequence[str
 
 
 def keep_fraction(targets: Tensor, fraction: float, seed: int) -> Tensor:
-    """Keeps a fraction of the rows, of each class in proportion and at least one; less is a subset of more.
+    """Rows with a fraction of each class and at least one, ascending; a smaller fraction is a subset of a larger one.
 
-    Args:
-        targets: Class of each row, ``(N,)``; what has no classes, ``(N, K)``, is kept regardless of it.
-        fraction: Share of the rows.
-        seed: Seed of the choice.
-
-    Returns:
-        The rows kept, in ascending order.
+    Of what has no classes, ``(N, K)``, a fraction of all is kept.
     """
     strata = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.long)
     sizes = torch.bincount(strata).tolist()
@@ -149,12 +126,10 @@ def keep_fraction(targets: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def _keep(targets: Tensor, quotas: Sequence[int], seed: int) -> Tensor:
-    kept = []
     generator = torch.Generator().manual_seed(seed)
-    for of_class, quota in zip(rows_by_class(targets, len(quotas)), quotas, strict=True):
-        # The whole class is permuted whatever is kept of it: this makes the choices nest.
-        kept.append(of_class[torch.randperm(len(of_class), generator=generator)[:quota]])
-    return torch.cat(kept).sort().values
+    # The whole class is permuted whatever is kept of it: this makes the choices nest.
+    shuffled = [rows[torch.randperm(len(rows), generator=generator)] for rows in rows_by_class(targets, len(quotas))]
+    return torch.cat([rows[:quota] for rows, quota in zip(shuffled, quotas, strict=True)]).sort().values
 
 
 def rows_by_class(targets: Tensor, num_classes: int) -> list[Tensor]:
@@ -173,6 +148,5 @@ def class_counts(targets: Tensor, num_classes: int) -> list[int]:
     """Number of images of each class; for ``(N, K)``, of those that have each label, or each number."""
     if targets.is_floating_point():  # every image has all of them
         return [len(targets)] * num_classes
-    if targets.ndim == 2:
-        return [int(n) for n in targets.sum(dim=0)]
-    return [int(n) for n in torch.bincount(targets, minlength=num_classes)]
+    counts = targets.sum(dim=0) if targets.ndim == 2 else torch.bincount(targets, minlength=num_classes)
+    return [int(n) for n in counts]

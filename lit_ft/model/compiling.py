@@ -22,9 +22,6 @@ class Compiling(Callback):
 
     Each phase compiles anew, as another part of the network has gradients. That is part of its first step, whose time
     is printed.
-
-    Raises:
-        UserError: If there is no compiler that torch could use on a CPU.
     """
 
     backend = "inductor"
@@ -58,25 +55,14 @@ class Compiling(Callback):
         """Prints the time of the step."""
         if self._began is not None:
             seconds = time.monotonic() - self._began
-            stages = cast(Any, pl_module).stage_modules()
-            trained = [name for name, parts in stages.items() if any(_trains(part) for part in parts)]
+            stages = cast(Any, pl_module).stage_modules().items()
+            trained = [name for name, parts in stages if any(p.requires_grad for m in parts for p in m.parameters())]
             trainer.print(f"Compiled to train {', '.join(trained)}: its first step took {seconds:.1f} s", flush=True)
-
-
-def _trains(part: Any) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())
 
 
 @contextmanager
 def recompiling(module: Any) -> Iterator[None]:
-    """Compiles a compiled module anew if other parameters train afterwards.
-
-    Args:
-        module: A `FineTuneModule`.
-
-    Raises:
-        UserError: If gradient checkpointing and this torch's compiler exclude one another.
-    """
+    """Compiles a compiled `FineTuneModule` anew if other parameters train afterwards."""
     if not is_compiled(module):
         yield
         return

@@ -1,16 +1,23 @@
-"""Heads: a linear or cosine layer, or a small MLP, from the backbone's features to the logits."""
+"""Heads: a linear or cosine layer, or a small MLP, from the backbone's features to the logits, new or trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import pickle
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_ft.backbones.weights import torch_files
+from lit_ft.backbones.weights.load import is_file_name
+from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, unknown
+from lit_ft.model.checkpoint import all_hyperparameters
+from lit_ft.tasks.classes import read_training_numbers
+from lit_ft.tasks.standardisation import Standardisation
 
 HeadKind = Literal["linear", "cosine"]
 
@@ -47,10 +54,9 @@ class HeadConfig:
             raise UserError(f"`model.head.hidden`: sizes must be at least 1, got {self.hidden}")
         if self.kind not in get_args(HeadKind):
             raise unknown("kind", str(self.kind), get_args(HeadKind), "`model.head.kind`")
-        if self.zero_init and self.kind == "cosine":  # a weight of zeros has no direction
-            raise UserError("`model.head.zero_init`: is for `model.head.kind` linear, not cosine")
-        if self.prior_bias and self.kind == "cosine":  # which has no bias
-            raise UserError("`model.head.prior_bias`: is for `model.head.kind` linear, not cosine")
+        for key in ("zero_init", "prior_bias"):  # a weight of zeros has no direction, and there is no bias
+            if getattr(self, key) and self.kind == "cosine":
+                raise UserError(f"`model.head.{key}`: is for `model.head.kind` linear, not cosine")
 
 
 class CosineLinear(nn.Module):
@@ -59,10 +65,6 @@ class CosineLinear(nn.Module):
     The lengths of features and class weights do not count, nor is there a bias, so that classes with few images are not
     outdone by those whose weights grew long (`Gidaris and Komodakis 2018 <https://arxiv.org/abs/1804.09458>`_; it is
     the head of "Baseline++" in `Chen et al. 2019 <https://arxiv.org/abs/1904.04232>`_).
-
-    Args:
-        in_features: D, the number of features.
-        out_features: K, the number of classes.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -92,13 +94,6 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig, task: st
 
     With ``prior_bias`` the last bias is zero until `set_prior_bias`.
 
-    Args:
-        num_features: D, the number of features that the backbone gives.
-        num_outputs: K, the number of classes or regression targets.
-        config: The layers and how they start.
-        task: Name of the task. A linear layer for regression starts at zero: random weights for large features would
-            begin far from the mean of the targets, and partly stay there.
-
     >>> build_head(512, 10, HeadConfig(hidden=[64]))
     Sequential(
       (0): Linear(in_features=512, out_features=64, bias=True)
@@ -116,6 +111,7 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig, task: st
     last = cast(nn.Linear, layers[-1])
     if config.kind == "cosine":
         layers[-1] = CosineLinear(last.in_features, last.out_features)
+    # For regression, as random weights for large features would begin, and partly stay, far from the mean of targets.
     zero_init = config.zero_init or (task == "regression" and config.kind == "linear")
     if zero_init:
         nn.init.zeros_(last.weight)
@@ -124,12 +120,7 @@ def build_head(num_features: int, num_outputs: int, config: HeadConfig, task: st
     return nn.Sequential(*layers)
 
 
-def set_prior_bias(
-    head: nn.Sequential,
-    counts: Callable[[], Mapping[str, Sequence[int]]] | None,
-    sizes: Callable[[], Mapping[str, int]] | None = None,
-    task: str = "multiclass",
-) -> None:
+def set_prior_bias(head: nn.Sequential, data: Any, task: str = "multiclass") -> None:
     """Starts the last bias ``(K,)`` so that with weights of zero the predictions are the shares of the training images.
 
     That is the log of the class shares, or for ``multilabel`` the log-odds of each label. The idea is that of
@@ -137,31 +128,63 @@ def set_prior_bias(
     and a label that all images have as if one had it not. A bias other than zero was set, trained or loaded before, and
     is left as it is.
 
-    Args:
-        head: A head that was built with ``prior_bias``.
-        counts: Gives the number of training images of each class, under ``train``; None where they are unknown.
-        sizes: For ``multilabel`` gives the number of training images, likewise.
-        task: Name of the task.
-
     Raises:
-        UserError: If the numbers are needed and unknown.
+        UserError: If the numbers are needed, and the data module does not know them; see `balanced_weights`.
     """
     bias = cast(nn.Linear, head[-1]).bias
     if bias.any():
         return
-    if counts is None:
-        raise UserError(
-            "`model.head.prior_bias`: the data module has no counts() of the images of each class; add that method "
-            "to it, or set prior_bias to false"
-        )
-    images = torch.tensor(counts()["train"], dtype=torch.float64)
+    option = "head.prior_bias", "prior_bias to false"
+    counts = read_training_numbers(data, "counts", "the images of each class", *option)
+    images = torch.tensor(counts, dtype=torch.float64)
     others = images.clamp(min=1).sum()
     if task == "multilabel":
-        if sizes is None:
-            raise UserError(
-                "`model.head.prior_bias`: the data module has no sizes() of the number of images of each split; add "
-                "that method to it, or set prior_bias to false"
-            )
-        others = (sizes()["train"] - images).clamp(min=1)
+        num_train = read_training_numbers(data, "sizes", "the number of images of each split", *option)
+        others = (num_train - images).clamp(min=1)
     with torch.no_grad():
         bias.copy_((images.clamp(min=1) / others).log())
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The head in a lit_ft checkpoint, with its tensors by the head's own names."""
+
+    path: str
+    classes: list[str]
+    task: str
+    standardisation: Standardisation
+    state: dict[str, Tensor]
+
+    def load_into(self, head: nn.Module, classes: list[str], task: str) -> Standardisation | None:
+        """Loads the tensors into a new head, if it is for the same classes and task and fits, and prints whether.
+
+        For regression it returns mean and scale of the targets that the loaded head was trained on.
+        """
+        if (classes, task) != (self.classes, self.task):
+            return None
+        new = head.state_dict()
+        if new.keys() != self.state.keys() or any(new[key].shape != self.state[key].shape for key in new):
+            rank_zero_print(f"Head  new, as that of {self.path} has other layers")
+            return None
+        head.load_state_dict(self.state)
+        rank_zero_print(f"Head  that of {self.path}, which was trained for the same {len(classes)} classes")
+        return self.standardisation if task == "regression" else None
+
+
+def read_trained_head(path: str | None) -> TrainedHead | None:
+    """The head in a file of weights, if that is a lit_ft checkpoint; nothing in it is executed."""
+    if path is None or not is_file_name(path) or path.endswith(".safetensors"):
+        return None
+    try:
+        checkpoint = torch_files.load(Path(path).expanduser(), mmap=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        return None  # a format, or content beside the weights, that no checkpoint of lit_ft has
+    hparams = all_hyperparameters(checkpoint)
+    if not isinstance(hparams.get("classes"), list):
+        return None
+    units = checkpoint.get("standardisation")
+    standardisation = Standardisation.from_plain(units) if units else Standardisation.none(len(hparams["classes"]))
+    states = checkpoint.get("state_dict", {}).items()
+    # Copies, so that they do not keep the file open.
+    state = {key.removeprefix("head."): tensor.clone() for key, tensor in states if key.startswith("head.")}
+    return TrainedHead(path, hparams["classes"], str(hparams.get("task")), standardisation, state)

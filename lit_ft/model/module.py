@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
@@ -14,55 +13,29 @@ from torch import Tensor, nn
 
 from lit_ft.backbones import HEAD
 from lit_ft.backbones.backbone import StageOutput
-from lit_ft.backbones.build import NetworkName, build_backbone, input_spec
+from lit_ft.backbones.build import NetworkName, Pool, build_backbone, input_spec
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
-from lit_ft.backbones.pooling import Pool
 from lit_ft.backbones.stem import Stem
 from lit_ft.backbones.weights.trust import refuse_foreign_names
-from lit_ft.compat import (
-    attached_trainer,
-    forget_files_elsewhere,
-    keep_last_batch,
-    log_repeatedly,
-    validate_first,
-)
-from lit_ft.data.loading.loader import adopt_earlier_position
+from lit_ft.compat import log_repeatedly
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint.content import all_hyperparameters
-from lit_ft.model.checkpoint.hparams import PlainHyperparameters, as_config
-from lit_ft.model.checkpoint.loading import SafeLoading
-from lit_ft.model.checkpoint.trained_head import read_trained_head
+from lit_ft.model.checkpoint import PlainHyperparameters, all_hyperparameters, as_config
 from lit_ft.model.compiling import Compiling, recompiling
-from lit_ft.model.fit.divergence import LossWatch
-from lit_ft.model.fit.finders import finders, format_found, refuse_on_resume
-from lit_ft.model.fit.first_batch import BatchCheck, check_images, refuse_no_batch, refuse_other_size
-from lit_ft.model.fit.fit_state import FitState
-from lit_ft.model.fit.split_metrics import SplitMetrics, refuse_unlogged
-from lit_ft.model.heads import HeadConfig, build_head, set_prior_bias
-from lit_ft.model.mixing import BatchMix, MixConfig
-from lit_ft.model.normalisation import Normalise
-from lit_ft.model.objective import Batch, Objective
-from lit_ft.model.regularisation import PenaltyConfig, WeightPenalty
-from lit_ft.optim.class_spec import ClassSpec
-from lit_ft.optim.optimizers import build_optimizer
-from lit_ft.optim.parameter_groups import build_param_groups
-from lit_ft.optim.run_schedule import configure_schedule, enter_epoch, step_plateaus
-from lit_ft.tasks.class_weight import ClassWeight, check_class_weight
-from lit_ft.tasks.classes import (
-    TakeClasses,
-    name_classes,
-    read_classes,
-    read_standardisation,
-    refuse_no_classes,
-    refuse_other_classes,
-    refuse_other_task,
-)
-from lit_ft.tasks.standardisation import Standardisation
-from lit_ft.tasks.task import MAIN_METRIC, Mode, Task, TaskName, check_precision, check_task
+from lit_ft.model.first_batch import BatchCheck, check_images, refuse_other_size
+from lit_ft.model.heads import HeadConfig, build_head, read_trained_head, set_prior_bias
+from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
+from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
+from lit_ft.model.preprocessing import BatchMix, MixConfig, Normalise
+from lit_ft.model.resumable_fit import ResumableFit
+from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups, check_rates
+from lit_ft.optim.schedules import configure_schedule
+from lit_ft.tasks.classes import TakeClasses, name_classes, settle_classes
+from lit_ft.tasks.standardisation import Standardisation, read_standardisation
+from lit_ft.tasks.task import MAIN_METRIC, ClassWeight, Mode, Task, TaskName, check_precision, check_task
 
 
-class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModule):
+class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
@@ -101,6 +74,8 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
         UserError: If a name, a file or a number is wrong.
     """
 
+    _fetched: Collection[str] = ()
+
     def __init__(
         self,
         backbone: NetworkName,
@@ -125,39 +100,22 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
         weights_key: str | None = None,
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise UserError(f"`model.lr`: must be above 0, got {lr}")
-        if not 0.0 < lr_decay <= 1.0:
-            raise UserError(f"`model.lr_decay`: must be above 0 and at most 1, got {lr_decay}")
-        # Before anything is fetched.
+        check_rates(lr, lr_decay)  # as all of these options, before anything is fetched
         head, mix, penalty = as_config(HeadConfig, head), as_config(MixConfig, mix), as_config(PenaltyConfig, penalty)
-        check_task(task, label_smoothing)
-        check_class_weight(class_weight, task)
-        mix.check_task(task)
+        check_task(task, label_smoothing, class_weight, mix.cutmix)
         spec = as_config(InputConfig, input).applied_to(input_spec(backbone, weights))
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights, weights_key)
         self.backbone.to(memory_format=self.backbone.memory_format)
         self.backbone.gradient_checkpointing = gradient_checkpointing
         self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
         self.penalty = WeightPenalty(self.backbone, penalty)
-        # Plain types, so that a checkpoint loads with weights_only=True. The checkpoint has the weights and needs to
-        # fetch none; the input is written out, since it followed from the weights' tag.
-        self.collect_hyperparameters(
-            weights=None,
-            source_weights=weights,
-            optimizer=optimizer or "AdamW",
-            input={**asdict(spec), "channels": spec.channels},
-            head=head,
-            mix=mix,
-            penalty=penalty,
-        )
+        # The checkpoint has the weights and needs to fetch none; the input followed from their tag, and is written out.
+        settled = {"input": {**asdict(spec), "channels": spec.channels}, "head": head, "mix": mix, "penalty": penalty}
+        self.collect_hyperparameters(**settled, weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
         self._trained_head = None if weights_key else read_trained_head(weights)
-        self._fit_state, self._losses, self._batches = FitState(), LossWatch(), BatchCheck()
-        self._has_followed = False
-        self._fetched: Collection[str] = ()
-        self.class_names: list[str] = []
+        self._losses, self._batches = LossWatch(), BatchCheck()
         if classes is not None:
-            self._build_for_classes(classes)
+            self._build_for_classes(name_classes(classes))
 
     @property
     def input_spec(self) -> InputSpec:
@@ -168,10 +126,6 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
     def main_metric(self) -> tuple[str, str]:
         """The metric that chooses the best model, and whether its ``min`` or ``max`` is best."""
         return MAIN_METRIC[self.hparams["task"]]
-
-    @property
-    def _data(self) -> Any:
-        return getattr(self.trainer, "datamodule", None)
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep, with the head last."""
@@ -201,42 +155,31 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds the callbacks that compile, and that build the head before other callbacks look at it or copy it."""
-        TakeClasses.come_first(self.trainer)
+        callbacks = cast(Any, self.trainer).callbacks
+        if not any(isinstance(callback, TakeClasses) for callback in callbacks):
+            callbacks.insert(0, TakeClasses())  # Lightning has no place for a module's own before the others
         return [Compiling()] if self.hparams["compile"] else []
 
     def take_classes(self, stage: str) -> None:
-        """Takes the classes from a data module that is set up, and builds the head for them.
-
-        Args:
-            stage: The trainer's function: fit, validate, test or predict.
-
-        Raises:
-            UserError: If there are none, or others than those that the module has.
-        """
-        if not (stage == "predict" and self.class_names):  # images to predict have no classes
-            refuse_other_task(self._data, self.hparams["task"])  # which would take something else for classes
-            if (classes := read_classes(self._data)) is not None:
-                self._build_for_classes(classes)
-        if not self.class_names:
-            refuse_no_classes(self._data)
-
-    def _build_for_classes(self, classes: int | list[str]) -> None:
-        """Builds head, objective and metrics for the classes, or checks them against those it has."""
-        if self.class_names:
-            refuse_other_classes(self.class_names, classes)
+        """Takes the classes from a data module that is set up for a stage of the trainer, and builds their head."""
+        if stage == "predict" and self.class_names:  # images to predict have no classes
             return
-        names, task = name_classes(classes), self.hparams["task"]
+        names = settle_classes(self.data_module, self.hparams["task"], self.class_names)
+        if not self.class_names:
+            self._build_for_classes(names)
+
+    def _build_for_classes(self, names: list[str]) -> None:
         if not names:
             raise UserError("classes: must be at least 1")
         self.class_names = self.hparams["classes"] = names
+        task = self.hparams["task"]
         self.head = build_head(self.backbone.num_features, len(names), HeadConfig(**self.hparams["head"]), task)
-        trained, self._trained_head, units = self._trained_head, None, None
-        if trained is not None and trained.load_into(self.head, names, task) and task == "regression":
-            units = trained.standardisation
+        trained, self._trained_head = self._trained_head, None
+        units = trained.load_into(self.head, names, task) if trained else None
         self.task = Task(task, len(names), self.hparams["label_smoothing"], units)
         mix = BatchMix(MixConfig(**self.hparams["mix"]), task, len(names))
         self.objective = Objective(mix, self.penalty, self.hparams["class_weight"])
-        self.metrics = nn.ModuleDict({split: SplitMetrics(split, self.task) for split in ("val", "test")})
+        self.metrics: Any = nn.ModuleDict({split: SplitMetrics(split, self.task) for split in ("val", "test")})
 
     def setup(self, stage: str) -> None:
         """Takes the classes, their shares and their weights from the data, and the seed of the run from torch."""
@@ -244,28 +187,21 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
         self._fetched = getattr(self.trainer.progress_bar_callback, "fetches", ())
         self.take_classes(stage)
         check_precision(self.task.name, str(self.trainer.precision))
-        self._losses, self._batches, self._has_followed = LossWatch(), BatchCheck(), False
-        for split in self.metrics.values():
-            cast(SplitMetrics, split).has_warned = False
+        self._losses, self._batches = LossWatch(), BatchCheck()
+        super().setup(stage)
         if stage == "fit":
-            self._setup_fit()
-
-    def _setup_fit(self) -> None:
-        refuse_unlogged(cast(Any, self.trainer).callbacks, self.monitored(), self.task.name)
-        self._fit_state.begin(self.trainer)
-        prior_bias = self.hparams["head"]["prior_bias"]
-        if self.task.name == "regression" and self.task.standardisation is None:  # else weights were trained with it
-            found = read_standardisation(self._data, len(self.class_names), prior_bias)
-            self.task = replace(self.task, standardisation=self.trainer.strategy.broadcast(found))
-        elif self.task.name != "regression" and prior_bias:
-            counts, sizes = (getattr(self._data, name, None) for name in ("counts", "sizes"))
-            set_prior_bias(self.head, counts, sizes, self.task.name)
-        self.objective.setup(self)
+            refuse_unlogged(cast(Any, self.trainer).callbacks, self.monitored(), self.task.name)
+            prior_bias = self.hparams["head"]["prior_bias"]
+            if self.task.name == "regression" and not self.task.standardisation:  # else weights were trained with it
+                found = read_standardisation(self.data_module, len(self.class_names), prior_bias)
+                self.task = replace(self.task, standardisation=self.trainer.strategy.broadcast(found))
+            elif self.task.name != "regression" and prior_bias:
+                set_prior_bias(self.head, self.data_module, self.task.name)
+            self.objective.setup(self)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
-        if not self._has_followed:
-            refuse_on_resume(self.trainer)
+        self.refuse_finders_on_resume()
         for key in self.unverified_options:
             refuse_foreign_names(self.hparams[key], key)
         groups = build_param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"])
@@ -277,40 +213,10 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
         if (spec := self.hparams["lr_scheduler"]) is None:
             return optimizer
         known = type(self) is FineTuneModule  # a subclass may log others
-        plan = configure_schedule(spec, optimizer, self.trainer, self.monitored(), known, self._fit_state.resumed)
+        plan = configure_schedule(spec, optimizer, self.trainer, self.monitored(), known, self.resumed_schedule)
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     # Training
-
-    def on_fit_start(self) -> None:
-        """Follows Lightning's finders of learning rate and batch size, which callbacks of a fit begin with."""
-        self.follow_finders()
-
-    def follow_finders(self) -> None:
-        """Builds optimizer and schedule anew where Lightning's finders have changed learning rate or batch size.
-
-        They leave all groups with one rate, and a schedule that knows neither that nor the number of steps. A callback
-        that looks at the groups as a fit starts calls this first; it is done once.
-        """
-        if finders(self.trainer) and not self._has_followed:
-            self._has_followed = True
-            self.trainer.strategy.setup_optimizers(self.trainer)
-            self.print(format_found(self, self._data), flush=True)
-
-    def on_train_start(self) -> None:
-        """Lets the schedule go on where the run is resumed."""
-        self._fit_state.resumed = None
-        keep_last_batch(self.trainer)
-        forget_files_elsewhere(self.trainer)
-        enter_epoch(self.trainer)
-
-    def on_train_epoch_start(self) -> None:
-        """Gives the schedule the number of steps of this epoch."""
-        enter_epoch(self.trainer)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds the step by its position, so that mixing and dropout are the same in a resumed run."""
-        self._fit_state.seed_step(self, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch by the objective; logs ``train/loss``, and a penalty apart from it."""
@@ -321,28 +227,6 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
             log_repeatedly(self, name, value, prog_bar=shows, on_step=True, on_epoch=False)
         self._losses.note(self, loss)
         return loss
-
-    def on_train_epoch_end(self) -> None:
-        """Steps a schedule that waits for a plateau, before the checkpoints of the epoch's end are written."""
-        step_plateaus(self.trainer, {**self._fit_state.measured, **self.trainer.callback_metrics})
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""
-        if metric is None:
-            super().lr_scheduler_step(scheduler, metric)
-
-    def on_fit_end(self) -> None:
-        """Refuses a fit in which no batch came.
-
-        Raises:
-            UserError: If there was none.
-        """
-        refuse_no_batch(self.trainer)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """Logs as Lightning does; never compiled, as it would be for each name and phase."""
-        super().log(*args, **kwargs)
 
     def pictured(self, batch: Batch, batch_idx: int) -> Tensor:
         """Images ``(B, C, H, W)``, uint8, of a training batch of uint8 images as the network will see them."""
@@ -362,10 +246,8 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
 
     def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> dict[str, Tensor]:
         images, targets = self._batches.pair(batch, split, self.task, self.normalise)
-        logits, metrics = self(images), cast(SplitMetrics, self.metrics[split])
-        metrics.update(self.task, logits, targets)
-        if batch_idx == 0:
-            metrics.log(self, len(targets))
+        logits = self(images)
+        self.metrics[split].update(self, logits, targets, batch_idx)
         return {"logits": logits, "targets": self.task.hard(targets)}
 
     def on_validation_model_zero_grad(self) -> None:
@@ -375,15 +257,11 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
 
     def on_validation_epoch_end(self) -> None:
         """Ends a run whose loss is not finite, and warns of classes without an image."""
-        self._check_evaluation("val")
+        self.metrics["val"].check(self, self._losses)
 
     def on_test_epoch_end(self) -> None:
         """Likewise."""
-        self._check_evaluation("test")
-
-    def _check_evaluation(self, split: str) -> None:
-        self._losses.look(self)
-        cast(SplitMetrics, self.metrics[split]).check(self, self._losses.largest)
+        self.metrics["test"].check(self, self._losses)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Predictions ``(B, K)`` for a batch of images, or of images and their indices ``(B,)``."""
@@ -401,20 +279,14 @@ class FineTuneModule(SafeLoading, PlainHyperparameters, Staged, L.LightningModul
         if self.class_names and self.task.standardisation:
             checkpoint["standardisation"] = self.task.standardisation.plain()
         self.write_hyperparameters(checkpoint, FineTuneModule)
-        self._fit_state.save(checkpoint, self.trainer)
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the head for the classes of the checkpoint, and resumes the fit."""
         classes = all_hyperparameters(checkpoint).get("classes")
         if not self.class_names and classes:  # a subclass's own constructor may not take them
-            self._build_for_classes(classes)
+            self._build_for_classes(name_classes(classes))
         units = checkpoint.get("standardisation")
         if self.class_names:
             self.task = replace(self.task, standardisation=Standardisation.from_plain(units) if units else None)
-        self._fit_state.load(checkpoint)
-        trainer = attached_trainer(self)
-        if trainer is not None:  # else only the weights are loaded
-            if trainer.state.fn == "fit":
-                self._fit_state.resume(checkpoint, trainer, self.class_names)
-            adopt_earlier_position(checkpoint, getattr(trainer, "datamodule", None))
-            validate_first(checkpoint, trainer)
+        super().on_load_checkpoint(checkpoint)

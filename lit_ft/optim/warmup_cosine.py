@@ -59,20 +59,12 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
 
     def set_epoch_steps(self, epoch_steps: float) -> None:
-        """Sets the length of an epoch, for a part of another schedule, which counts steps alone.
-
-        Args:
-            epoch_steps: Optimizer steps in an epoch.
-        """
+        """Sets the optimizer steps of an epoch once, for a part of another schedule, which counts steps alone."""
         if self.curve_steps is None:
             self.curve_steps = self.epoch_steps = epoch_steps
 
     def enter(self, epoch: int, length: RunLength) -> None:
-        """Sets the position as the run begins an epoch, or is resumed within one.
-
-        Args:
-            epoch: The epoch, counted from 0.
-            length: The length of the run, with the steps of this epoch.
+        """Sets position and rates as the run begins an epoch of that length, counted from 0, or is resumed within one.
 
         Raises:
             UserError: If the run has no end, or is resumed with data whose length is not known any more.
@@ -85,7 +77,7 @@ class WarmupCosine(LRScheduler):
             )
         is_marked = epoch <= self.mark_epoch < epoch + 1
         if math.isfinite(curve_steps) and not (is_marked and self.epoch_steps == length.epoch_steps):
-            progress = self.position / curve_steps
+            progress = self._steps_at(self.last_epoch) / curve_steps
             # Otherwise the epoch before had fewer or more steps than it began with.
             self.mark_epoch = progress if epoch <= progress <= epoch + 1 else epoch
             self.mark_step = self.last_epoch
@@ -94,21 +86,12 @@ class WarmupCosine(LRScheduler):
         if math.isinf(total_steps):
             raise UserError(length.format_no_end(type(self).__name__))
         self._set_length(total_steps)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Sets the learning rates of the present step anew, after ``unfreeze_epoch`` of a group has changed."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def get_last_lr(self) -> list[float | torch.Tensor]:
         """The learning rate of each group, as it is now."""
         return [group["lr"] for group in self.optimizer.param_groups]
-
-    @property
-    def position(self) -> float:
-        """How far the run is, in steps of the curve."""
-        return self._steps_at(self.last_epoch)  # torch's name for the number of calls so far
 
     def _steps_at(self, step: float) -> float:
         """The steps of the curve up to a step of the run, at the pace of the present epoch."""
@@ -117,12 +100,7 @@ class WarmupCosine(LRScheduler):
         return self.mark_epoch * self.curve_steps + (step - self.mark_step) * self.curve_steps / self.epoch_steps
 
     def factor(self, step: float, unfreeze_step: float = 0) -> float:
-        """Share of a group's learning rate at a step of the curve.
-
-        Args:
-            step: The step, counted from the first one of the schedule.
-            unfreeze_step: The step at which the group begins to train.
-        """
+        """Share of a group's learning rate at a step of the curve, both steps counted from the schedule's first."""
         start = max(0, unfreeze_step)  # what was unfrozen before the schedule began warms up with it
         rise = min(1.0, (step - start + 1) / max(1, self.warmup_steps)) if step >= start else 0.0
         position = min(1.0, max(0, step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
@@ -131,7 +109,7 @@ class WarmupCosine(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """The learning rate of each group at the current step."""
-        step = self.position
+        step = self._steps_at(self.last_epoch)  # torch's name for the number of calls so far
         return [
             base * self.factor(step, self._curve_step(group.get("unfreeze_epoch", 0)))
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)

@@ -1,19 +1,20 @@
-"""Classes and target scale of a data module, and the classes that a split lacks."""
+"""Classes of a data module: their names, the numbers of their images, and the weights that follow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lit_ft.errors import UserError
 from lit_ft.tasks.metrics import OverPresent
-from lit_ft.tasks.standardisation import Standardisation
 from lit_ft.tasks.task import MAIN_METRIC
 
 
@@ -25,11 +26,14 @@ class TakeClasses(Callback):
         if hasattr(pl_module, "take_classes"):  # the trainer may be given another module later
             cast(Any, pl_module).take_classes(stage)
 
-    @classmethod
-    def come_first(cls, trainer: Any) -> None:
-        """Puts it before all other callbacks of a trainer, where Lightning has no place for a module's own."""
-        if not any(isinstance(callback, cls) for callback in trainer.callbacks):
-            trainer.callbacks.insert(0, cls())
+
+def name_classes(classes: int | Sequence[str]) -> list[str]:
+    """The names of classes, which are numbers where there is none.
+
+    >>> name_classes(3)
+    ['0', '1', '2']
+    """
+    return [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
 
 
 def read_classes(data: Any) -> int | list[str] | None:
@@ -44,88 +48,107 @@ def read_classes(data: Any) -> int | list[str] | None:
         raise UserError(f"{type(data).__name__}.num_classes: expected a whole number, got {number!r}") from error
 
 
-def refuse_no_classes(data: Any) -> NoReturn:
-    """Raises `UserError`, as there are no classes, or what keeps a data module's own property from giving them."""
-    for name in ("class_names", "num_classes"):
-        if isinstance(getattr(type(data), name, None), property):
-            getattr(data, name)
-    raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
-
-
-def name_classes(classes: int | Sequence[str]) -> list[str]:
-    """The names of classes, which are numbers where there is none.
-
-    >>> name_classes(3)
-    ['0', '1', '2']
-    """
-    return [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
-
-
-def refuse_other_task(data: Any, task: str) -> None:
-    """Raises `UserError` where the targets of a data module are for another task."""
-    own = getattr(data, "task", None)
-    if own in MAIN_METRIC and own != task:
-        raise UserError(
-            f"`model.task`: {task}, but the targets of {type(data).__name__} are for {own}; give `model.task` {own}, "
-            "or other data"
-        )
-
-
-def read_standardisation(data: Any, num: int, is_needed: bool) -> Standardisation | None:
-    """Mean and scale of a data module's training targets for regression, or None where it does not give them.
-
-    Args:
-        data: The data module. Its ``train_targets()`` gives those of all training images, ``(N, K)``.
-        num: K.
-        is_needed: Whether the head should start at the mean.
+def settle_classes(data: Any, task: str, own: list[str]) -> list[str]:
+    """The names of the classes of a model: its ``own``, if it has any, or else the data's.
 
     Raises:
-        UserError: If they are needed and not given.
+        UserError: If there are none, the data's are others, or its targets are for another task.
     """
-    targets = data.train_targets() if hasattr(data, "train_targets") else None
-    if targets is not None:
-        return Standardisation.of(targets.reshape(len(targets), num))
-    unknown = "the data module has no train_targets()"
-    advice = "add that method to it, which gives those of all training images (N, K)"
-    if is_needed:
-        raise UserError(f"`model.head.prior_bias`: {unknown}; {advice}, or set prior_bias to false")
-    rank_zero_warn(f"regression targets are taken as they are, not standardised, as {unknown}; {advice}")
-    return None
-
-
-def refuse_other_classes(own: list[str], given: int | list[str]) -> None:
-    """Raises `UserError` where a data module's classes are others than those of the model."""
-    names = name_classes(given)
-    if len(names) != len(own) or (not isinstance(given, int) and names != own):
+    kind = getattr(data, "task", None)
+    if kind in MAIN_METRIC and kind != task:  # which would take something else for classes
         raise UserError(
-            f"the model has {format_classes(own)}, but the data has {format_classes(names)}; give the data the "
-            "model was trained on, or start from the backbone alone with `model.weights` CHECKPOINT"
+            f"`model.task`: {task}, but the targets of {type(data).__name__} are for {kind}; give `model.task` {kind}, "
+            "or other data"
         )
+    given = read_classes(data)
+    if given is None and not own:
+        for name in ("class_names", "num_classes"):  # a property may tell what keeps it from giving them
+            if isinstance(getattr(type(data), name, None), property):
+                getattr(data, name)
+        raise UserError("classes: the data module names no classes; give FineTuneModule(classes=...)")
+    names = own if given is None else name_classes(given)
+    if own and (len(names) != len(own) or (not isinstance(given, int) and names != own)):
+        raise UserError(
+            f"the model has {len(own)} classes ({_first(own)}), but the data has {len(names)} classes "
+            f"({_first(names)}); give the data the model was trained on, or start from the backbone alone with "
+            "`model.weights` CHECKPOINT"
+        )
+    return own or names
 
 
-def format_classes(names: Sequence[str]) -> str:
-    """The number of classes, and the first of them."""
-    return f"{len(names)} classes ({_first(names)})"
+def read_training_numbers(data: Any, method: str, what: str, option: str, without: str) -> Any:
+    """What ``counts()`` or ``sizes()`` of a data module gives for its training images, or else `UserError`.
+
+    That says which ``option`` of the model needs ``what``, and the setting that is ``without``.
+    """
+    ask = getattr(data, method, None)
+    found = ask().get("train") if ask is not None else None
+    if found is None:
+        raise UserError(
+            f"`model.{option}`: the data module has no {method}() of {what}; add that method to it, or set {without}"
+        )
+    return found
+
+
+def balanced_weights(task: str, data: Any, class_names: list[str]) -> Tensor:
+    """The weights that let all classes count alike, from the numbers of the training images.
+
+    For ``multiclass`` it is ``n / (K n_k)``, with which each class has the same total and the mean over all images is 1
+    (King and Zeng 2001, Logistic Regression in Rare Events Data; as scikit-learn's ``balanced``). For ``multilabel`` it
+    is ``(n - n_k) / n_k``, with which the images that have a label weigh as much as those that have not.
+
+    Args:
+        task: Name of the task.
+        data: The data module. Its ``counts()["train"]`` has the number n_k of training images of each class, in all
+            processes together, and for ``multilabel`` its ``sizes()["train"]`` is their number n.
+        class_names: The names of the K classes.
+
+    Returns:
+        float32 ``(K,)``.
+
+    Raises:
+        UserError: If the numbers are not known, a class has no image, or the images are drawn to balance the classes.
+    """
+    if getattr(data, "sampling", None) == "balanced":
+        raise UserError("`model.class_weight`: `data.sampling` balanced already lets all classes count alike; drop one")
+    option = "class_weight", "class_weight to null"
+    known = read_training_numbers(data, "counts", "the training images of each class", *option)
+    counts = torch.tensor(known, dtype=torch.float64)
+    _refuse("no training image of", counts == 0, class_names)
+    if task == "multiclass":
+        return counts.reciprocal().mul(counts.sum() / len(counts)).float()
+    num_train = read_training_numbers(data, "sizes", "the number of images of each split", *option)
+    _refuse("every training image has", counts == num_train, class_names)
+    return counts.reciprocal().mul(num_train - counts).float()
+
+
+def _refuse(what: str, which: Tensor, class_names: list[str]) -> None:
+    if which.any():
+        names = _select(class_names, which)
+        raise UserError(
+            f"`model.class_weight`: {what} {_first(names)}; leave such classes out, or set class_weight to null"
+        )
 
 
 def warn_absent_classes(metrics: MetricCollection, split: str, names: Sequence[str]) -> None:
     """Warns of classes that no image of a split has, as the means over classes are without them.
 
-    Args:
-        metrics: Those of the split, after all of its batches; every process must ask.
-        split: Its name.
-        names: The names of the classes.
+    The metrics are those of the split after all of its batches; every process must ask.
     """
     means = {name: metric for name, metric in metrics.items(keep_base=True) if isinstance(metric, OverPresent)}
     for metric in means.values():
         metric.compute()
     flags = next((metric.absent for metric in means.values()), None)
-    absent = [] if flags is None else [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
-    if absent:
+    if flags is not None and flags.any():
+        absent = _select(names, flags)
         rank_zero_warn(
             f"{split}: no image of {len(absent):,} of {len(names):,} classes ({_first(absent)}); they are left out of "
             f"the means of {', '.join(means)}"
         )
+
+
+def _select(names: Sequence[str], which: Tensor) -> list[str]:
+    return [name for name, is_so in zip(names, which.tolist(), strict=True) if is_so]
 
 
 def _first(names: Sequence[str]) -> str:

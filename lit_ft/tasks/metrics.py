@@ -51,14 +51,11 @@ class MeanLoss(PreciseSums, MeanMetric):
 class R2(PreciseSums):
     """The coefficient of determination, 1 - (squared errors) / (squared deviations from the mean target).
 
-    It is computed for each of K targets and then averaged. Where a target has one value only, it is not defined, and is
-    left out; where each has, it is nan.
+    It is computed for each of K targets, ``num_outputs``, and then averaged. Where a target has one value only, it is
+    not defined, and is left out; where each has, it is nan.
 
     Deviations are from the mean of what was seen, and the parts of batches and processes are put together as in `Chan
     et al. 1983 <https://doi.org/10.1080/00031305.1983.10483115>`_, so that no offset costs digits.
-
-    Args:
-        num_outputs: K.
     """
 
     num: Tensor

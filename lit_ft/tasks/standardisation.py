@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from lit_ft.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,23 @@ class Standardisation:
     def centred(self, values: Tensor) -> Tensor:
         """Likewise, but without the mean, beside which small differences would be lost in float32."""
         return precise(values) * _tensor(self.scale, values.device)
+
+
+def read_standardisation(data: Any, num: int, is_needed: bool) -> Standardisation | None:
+    """Mean and scale of a data module's K training targets for regression, or None where it does not give them.
+
+    Raises:
+        UserError: If they are needed, as by a head that starts at the mean, and not given.
+    """
+    targets = data.train_targets() if hasattr(data, "train_targets") else None
+    if targets is not None:
+        return Standardisation.of(targets.reshape(len(targets), num))
+    unknown = "the data module has no train_targets()"
+    advice = "add that method to it, which gives those of all training images (N, K)"
+    if is_needed:
+        raise UserError(f"`model.head.prior_bias`: {unknown}; {advice}, or set prior_bias to false")
+    rank_zero_warn(f"regression targets are taken as they are, not standardised, as {unknown}; {advice}")
+    return None
 
 
 def precise(values: Tensor) -> Tensor:

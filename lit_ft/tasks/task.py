@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics import classification as C
@@ -18,6 +17,7 @@ from lit_ft.tasks.standardisation import Standardisation
 
 TaskName = Literal["multiclass", "multilabel", "regression"]
 Mode = Literal["min", "max"]
+ClassWeight = Literal["balanced"]
 
 MAIN_METRIC: dict[str, tuple[str, Mode]] = {
     "multiclass": ("val/acc", "max"),
@@ -33,12 +33,18 @@ METRICS: dict[str, dict[str, Mode]] = {
 }
 
 
-def check_task(name: str, label_smoothing: float) -> None:
-    """Raises `UserError` for a task that is unknown, or a smoothing that is out of range."""
+def check_task(name: str, label_smoothing: float, class_weight: str | None = None, cutmix: float = 0.0) -> None:
+    """Raises `UserError` for a task that is unknown, a smoothing out of range, or what the task does not have."""
     if name not in MAIN_METRIC:
         raise unknown("task", name, MAIN_METRIC, "`model.task`")
     if not 0.0 <= label_smoothing < 1.0:
         raise UserError(f"`model.label_smoothing`: must be at least 0 and below 1, got {label_smoothing}")
+    if class_weight not in (None, "balanced"):
+        raise unknown("weight", class_weight, ["balanced"], "`model.class_weight`")
+    if class_weight is not None and name == "regression":
+        raise UserError("`model.class_weight`: is for `model.task` multiclass or multilabel, not regression")
+    if cutmix and name == "regression":
+        raise UserError("`model.mix.cutmix`: is for classes, not `model.task` regression; take `model.mix.mixup`")
 
 
 def check_precision(name: str, precision: str) -> None:
@@ -160,13 +166,6 @@ class Task:
         if self.name == "multiclass":
             return logits.float().softmax(dim=1)
         return logits.float().sigmoid() if self.name == "multilabel" else self._units.restore(logits)
-
-
-def warn_unused_smoothing(task: Task) -> None:
-    """Warns of label smoothing for a task without probabilities to smooth."""
-    if task.label_smoothing and task.name != "multiclass":
-        reason = f"as it is for `model.task` multiclass, not {task.name}"
-        rank_zero_warn(f"`model.label_smoothing`: {task.label_smoothing} is left out, {reason}")
 
 
 class _MeanSquaredError(PreciseSums, MeanSquaredError):

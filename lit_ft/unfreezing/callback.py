@@ -14,7 +14,7 @@ from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.compat import forget_files_elsewhere, keep_last_batch, rewrap_ddp, validate_first
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError
-from lit_ft.optim.run_schedule import enter_epoch
+from lit_ft.optim.schedules import enter_epoch
 from lit_ft.unfreezing import preconditions
 from lit_ft.unfreezing.gradients import relative_gradients
 from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig, UnfreezingState

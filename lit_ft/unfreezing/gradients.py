@@ -16,8 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_ft.backbones.freezing import Staged
-from lit_ft.backbones.selector import select_parameters
+from lit_ft.backbones.freezing import Staged, select_parameters
 from lit_ft.data.loading.loader import Loader
 
 

@@ -9,8 +9,7 @@ from typing import Any, cast
 import lightning as L
 from torch import nn
 
-from lit_ft.backbones.backbone import Backbone
-from lit_ft.backbones.cost import stage_costs, training_share
+from lit_ft.backbones.backbone import Backbone, stage_costs, training_share
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.console import format_bytes, format_table
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs

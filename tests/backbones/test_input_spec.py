@@ -1,4 +1,12 @@
+import subprocess
+import sys
+
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.errors import UserError
@@ -52,3 +60,99 @@ def test_channels_are_those_of_the_normalisation():
 def test_values_that_cannot_be_are_refused(given, text):
     with pytest.raises(UserError, match=f"^{text}"):
         InputConfig(**given).applied_to(InputSpec())
+
+
+MODES = ["nearest", "bilinear", "bicubic"]
+
+
+def picture(height, width, seed=0):
+    """Noise, uint8 ``(3, H, W)``, of so little contrast that no interpolation goes beyond 0 and 255."""
+    values = np.random.default_rng(seed).integers(64, 192, (3, height, width), dtype=np.uint8)
+    return torch.from_numpy(values)
+
+
+def expected(spec, image):
+    """Resized as a whole, and then cut."""
+    resized = F.resize(image, [spec.resize], InterpolationMode(spec.interpolation), antialias=True)
+    return F.center_crop(resized, [spec.size])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "shape", [(40, 60), (60, 40), (5, 160), (200, 3000), (21, 21 * 40), (21 * 40, 21), (1, 32), (15, 15), (20, 900)]
+)
+def test_ordinary_images_have_the_very_pixels_of_the_whole(mode, shape):
+    spec = InputSpec(16, 20, mode)
+    image = picture(*shape)
+    assert spec.geometry()(image).equal(expected(spec, image))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sizes", [(16, 20), (15, 20), (20, 20), (7, 18)])
+@pytest.mark.parametrize("shape", [(1, 33), (1, 500), (3, 200), (7, 801), (19, 19 * 33)])
+@pytest.mark.parametrize("tall", [False, True])
+def test_long_images_have_the_centre_of_the_whole(mode, sizes, shape, tall):
+    spec = InputSpec(*sizes, mode)
+    image = picture(*shape)
+    image = image.transpose(1, 2).contiguous() if tall else image
+    found = spec.geometry()(image)
+    assert found.shape == (3, spec.size, spec.size)
+    assert found.dtype == torch.uint8
+    if mode == "nearest":
+        assert found.equal(expected(spec, image))
+        return
+    # Of fractions: torch mixes up the pixels of uint8 images that are one pixel wide. Each of two directions rounds by
+    # half a step, the weights by little; the first is enlarged by the second's weights, whose sizes add up to 1.25.
+    whole = expected(spec, image.float())
+    assert (found - whole).abs().max() <= 0.5 * 1.25 + 0.5 + 0.12
+
+
+def test_long_images_of_pillow_and_of_fractions():
+    spec = InputSpec(16, 20)
+    image = picture(2, 301)
+    pixels = spec.geometry()(image)
+    pillow = spec.geometry()(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    assert torch.from_numpy(np.array(pillow)).permute(2, 0, 1).equal(pixels)
+    fractions = image / 255
+    torch.testing.assert_close(spec.geometry()(fractions), expected(spec, fractions), rtol=0, atol=1e-4)
+    grey = spec.geometry()(image[:1])
+    assert grey.equal(pixels[:1])
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (2, 4_000_000)])
+def test_no_more_is_made_of_a_long_image_than_is_used(shape, monkeypatch):
+    made = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *args: made.append(resize(*args)) or made[-1])
+    monkeypatch.setattr(F, "resize", None)
+    assert InputSpec().geometry()(picture(*shape)).shape == (3, 224, 224)
+    assert {image.size for image in made} == {(224, 224)}
+
+
+def test_squashed_images_are_seen_whole():
+    image = torch.zeros(3, 1, 2000, dtype=torch.uint8)
+    image[..., 1000:] = 255
+    out = InputSpec(16, 16, squash=True).geometry()(image)
+    assert out[0, 8].tolist()[:7] == [0] * 7
+    assert out[0, 8].tolist()[9:] == [255] * 7
+
+
+def test_memory_of_a_long_image(tmp_path):
+    """8.7 GB were taken for it."""
+    code = (
+        "import resource, torch\n"
+        "from lit_ft import InputSpec\n"
+        "image = torch.zeros(3, 1, 20_000, dtype=torch.uint8)\n"
+        "InputSpec().geometry()(image[:, :, :30])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "InputSpec().geometry()(image)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50_000  # kB
+
+
+def test_transform_is_told_apart_by_its_sizes():
+    found = {str(InputSpec(*sizes).geometry()) for sizes in ((16, 20), (15, 20), (16, 21))}
+    assert len(found) == 3
+    assert all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in InputSpec().geometry().transforms)

@@ -88,14 +88,32 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         ({"model": {"backbon": "x"}}, "model.backbon: there is no such option; nearest: model.backbone"),
         ({"model.lr": -1}, "model.lr: must be above 0, got -1.0"),
         ({"data": "ImageFolderDataModule", "data.root": "nix"}, "data.root: nix does not exist"),
+        ({"data": "ImageFolderDataModule", "data.root": "my --photos"}, "data.root: my --photos does not exist"),
         ({"checkpoint": {"monitor": "val/acd"}}, "checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc"),
         ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
+        ({"modle.lr": 1}, "modle.lr: there is no such option; nearest: model.lr"),
+        ({"optimizer": "SGD", "optimizer.momentum": -1}, "Invalid momentum value: -1.0"),
+        ({"trainer": [1]}, "trainer: [1] does not fit; give its options, as trainer.max_epochs 3"),
     ],
 )
 def test_user_error_names_the_option_as_a_config_does(options, message):
     with pytest.raises(UserError) as caught:
         package.run(QUICKSTART if "data" not in options else {}, **options)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "given"),
+    [
+        ({"trainer": [1]}, {"trainer.max_epochs": 1}, "a value in a config"),
+        ({"trainer": 3}, {"trainer": {"max_epochs": 1}}, "a value in a config"),
+        ({}, {"trainer": [1], "trainer.max_epochs": 3}, "[1]"),
+    ],
+)
+def test_value_for_the_trainer_is_refused_also_where_options_follow(config, options, given):
+    with pytest.raises(UserError) as caught:
+        package.run(config, **options)
+    assert str(caught.value) == f"trainer: {given} does not fit; give its options, as trainer.max_epochs 3"
 
 
 def test_folder_without_photos_is_a_user_error():

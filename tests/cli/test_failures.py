@@ -4,7 +4,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_ft.cli.failures import explain_failure, interruption, raise_user_errors
-from lit_ft.errors import UserError
+from lit_ft.errors import LibraryError, UserError
 from lit_ft.runs import Run
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -35,9 +35,9 @@ def test_failure_is_a_user_error_where_the_disk_is_full(tmp_path, error, checkpo
 @pytest.mark.parametrize(
     ("before_training", "error", "caught"),
     [
-        (True, ValueError("bad option"), UserError),
+        (True, ValueError("bad option"), LibraryError),
         (False, ValueError("a fault"), ValueError),
-        (False, MisconfigurationException("bad option"), UserError),
+        (False, MisconfigurationException("bad option"), LibraryError),
         (True, KeyError("a fault"), KeyError),
     ],
 )

@@ -12,8 +12,9 @@ from lightning import LightningDataModule
 from torch.optim import Optimizer
 
 import lit_ft.data  # noqa: F401 - whose classes are then known
-from lit_ft.cli.entry import main
-from lit_ft.cli.messages import class_names, class_options, explain
+from lit_ft.cli import main
+from lit_ft.cli.messages import Complaint, class_names, class_options, explain
+from lit_ft.errors import for_command_line
 from lit_ft.model.heads import HeadConfig
 
 
@@ -38,6 +39,11 @@ OPTIONS = ["model", "optimizer", "trainer.max_epochs", "trainer.max_steps", "mod
 CLASSES = {"model": ["Model"], "optimizer": ["Adam", "AdamW", "SGD"]}
 
 
+def line_of(complaint):
+    """The line on the command line."""
+    return for_command_line(explain(complaint).args[0])
+
+
 def told(*arguments):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
@@ -49,7 +55,7 @@ def told(*arguments):
     parser.set_defaults({"model": {"class_path": f"{__name__}.Model", "init_args": {"backbone": "resnet18"}}})
     with pytest.raises(ArgumentError) as caught:
         parser.parse_args(arguments)
-    return str(explain(str(caught.value), OPTIONS, CLASSES))
+    return line_of(Complaint(str(caught.value), OPTIONS, CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -108,11 +114,11 @@ def test_mistake_in_a_file_is_told_like_one_on_the_command_line(tmp_path):
 
 def test_values_without_options_are_told_with_the_options(tmp_path):
     message = f"unrecognized arguments: best.ckpt {tmp_path}"
-    assert str(explain(message, [], {}, "predict")) == (
+    assert line_of(Complaint(message, command="predict")) == (
         f"best.ckpt {tmp_path}: without the name of an option; type --ckpt_path best.ckpt --data ImageFolderDataModule "
         f"--data.predict {tmp_path}"
     )
-    assert str(explain(message, [], {})).endswith(f" --data ImageFolderDataModule --data.root {tmp_path}")
+    assert line_of(Complaint(message)).endswith(f" --data ImageFolderDataModule --data.root {tmp_path}")
 
 
 def test_recipe_without_its_folder_is_told_with_it(tmp_path, monkeypatch):
@@ -132,7 +138,7 @@ def test_classes_that_cannot_be_made_are_not_offered():
 
 
 def test_option_like_no_other_has_no_nearest():
-    assert str(explain("unrecognized arguments: --qqqq=1", ["lr"], {})) == "--qqqq: there is no such option"
+    assert line_of(Complaint("unrecognized arguments: --qqqq=1", ["lr"])) == "--qqqq: there is no such option"
 
 
 def test_options_of_a_class_hold_those_of_its_dataclasses():

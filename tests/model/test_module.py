@@ -28,7 +28,7 @@ from lit_ft.data import DigitsDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.heads import HeadConfig
 from lit_ft.model.module import FineTuneModule
-from lit_ft.model.regularisation import PenaltyConfig
+from lit_ft.model.objective import PenaltyConfig
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 

@@ -1,9 +1,20 @@
+from collections import Counter
+
 import pytest
 import torch
+from parameter_rates import two_groups
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from lit_ft.optim.optimizers import build_optimizer
+from lit_ft.backbones.build import build_backbone
+from lit_ft.backbones.partition.meta import without_data
+from lit_ft.errors import UserError
+from lit_ft.model.heads import HeadConfig, build_head
+from lit_ft.optim.optimizers import build_optimizer, build_param_groups
+from lit_ft.optim.run_length import RunLength
+from lit_ft.optim.schedules import build_scheduler
+
+TEN = RunLength(max_steps=10)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +76,111 @@ def test_division_by_zero_is_kept_off_in_the_type_of_the_weights(dtype, options,
     weight.grad = torch.tensor([0.0, 1e-4, 1.0], dtype=dtype)
     optimizer.step()
     assert weight.isfinite().all()
+
+
+@pytest.fixture(scope="module", params=["mnist_cnn", "resnet18", "convnext_tiny", "vit_b_32"])
+def stages(request):
+    with torch.device("meta"):
+        backbone = build_backbone(request.param, weights=None)
+        head = build_head(backbone.num_features, 3, HeadConfig(hidden=[5]))
+    return {**backbone.stage_modules(), "head": [head]}
+
+
+def test_every_parameter_is_in_exactly_one_group(stages):
+    counts = Counter(id(p) for group in build_param_groups(stages, 1.0, 0.5) for p in group["params"])
+    expected = {id(p) for modules in stages.values() for module in modules for p in module.parameters()}
+    assert set(counts) == expected
+    assert set(counts.values()) == {1}
+
+
+def test_groups_hold_their_own_stage_head_first(stages):
+    groups = build_param_groups(stages, 1.0, 0.5)
+    for group in groups:
+        own = {id(p) for module in stages[group["stage"]] for p in module.parameters()}
+        assert {id(p) for p in group["params"]} <= own
+        assert group["name"] == group["stage"] + ("/no_decay" if "weight_decay" in group else "")
+    assert list(dict.fromkeys(group["stage"] for group in groups)) == [*reversed(stages)]
+    assert len({group["name"] for group in groups}) == len(groups)
+
+
+def test_rate_decays_with_depth(stages):
+    depths = {stage: depth for depth, stage in enumerate(reversed(stages))}
+    for group in build_param_groups(stages, 0.2, 0.5):
+        assert group["lr"] == pytest.approx(0.2 * 0.5 ** depths[group["stage"]])
+    assert {group["lr"] for group in build_param_groups(stages, 0.2, 1.0)} == {0.2}
+
+
+def test_norms_and_biases_have_no_weight_decay(stages):
+    # In these networks all other parameters but scales, tokens and position embeddings have more than one dimension.
+    for group in build_param_groups(stages, 1.0, 1.0):
+        assert "weight_decay" in group or {p.ndim > 1 for p in group["params"]} == {True}
+        assert group.get("weight_decay", 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("network", "few", "num_weights"),
+    [
+        # 18 blocks of three layers, four convolutions between the stages; the classifier is not there.
+        ("convnext_tiny", {"layer_scale": (96, 1, 1)}, 18 * 3 + 4),
+        # 12 blocks of two projections of attention and two layers, and the patches.
+        ("vit_b_32", {"class_token": (1, 1, 768), "pos_embedding": (1, 50, 768)}, 12 * 4 + 1),
+        # The same, and three layers that merge patches.
+        ("swin_t", {"relative_position_bias_table": (169, 3)}, 12 * 4 + 1 + 3),
+    ],
+)
+def test_scales_tokens_and_positions_do_not_decay_and_all_weights_do(network, few, num_weights):
+    backbone = without_data(lambda: build_backbone(network, weights=None))
+    groups = build_param_groups(backbone.stage_modules(), 1.0, 1.0)
+    decays = {id(p): "weight_decay" not in group for group in groups for p in group["params"]}
+    names = {name: p for name, p in backbone.named_parameters() if decays[id(p)]}
+    assert len(names) == num_weights
+    assert all(name.endswith("weight") for name in names)
+    for ending, shape in few.items():
+        found = [p for name, p in backbone.named_parameters() if name.endswith(ending)]
+        assert tuple(found[0].shape) == shape
+        assert not any(decays[id(p)] for p in found)
+
+
+def test_weight_of_one_output_decays_and_a_vector_does_not():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 1)
+            self.weights_of_channels = nn.Parameter(torch.ones(3))
+
+    layer = Scaled()
+    decay, none = build_param_groups({"head": [layer]}, 1.0, 1.0)
+    assert [id(p) for p in decay["params"]] == [id(layer.weight)]
+    assert {id(p) for p in none["params"]} == {id(layer.bias), id(layer.weights_of_channels)}
+
+
+def test_weights_of_norms_over_several_axes_do_not_decay():
+    groups = build_param_groups({"head": [nn.LayerNorm((2, 3))]}, 1.0, 1.0)
+    assert [group["name"] for group in groups] == ["head/no_decay"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("Adm", "there is no class 'Adm'"),
+        ("adam", "there is no class 'adam'"),
+        ("lr_scheduler", "there is no class 'lr_scheduler'"),
+        ("torch.optim.Adm", "there is no class 'torch.optim.Adm'"),
+        ("troch.optim.Adam", r"cannot import 'troch.optim.Adam' \(No module named 'troch'\)"),
+    ],
+)
+def test_class_that_does_not_exist_is_refused(path, text):
+    with pytest.raises(UserError, match=f"^optimizer: {text}$"):
+        build_optimizer(path, [], lr=1.0)
+    with pytest.raises(UserError, match=f"^lr_scheduler: {text}$"):
+        build_scheduler(path, two_groups(), TEN)
+
+
+@pytest.mark.parametrize("path", ["subprocess.Popen", "torch.nn.Linear", "builtins.dict", "ReduceLROnPlateau", "SGD"])
+def test_class_of_another_kind_is_refused_before_it_is_called(path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("called"))
+    if path != "SGD":
+        with pytest.raises(UserError, match=f"^optimizer: '{path}' is no class derived from Optimizer$"):
+            build_optimizer(path, [], lr=1.0)
+    if path != "ReduceLROnPlateau":
+        with pytest.raises(UserError, match=f"^lr_scheduler: '{path}' is no class derived from LRScheduler$"):
+            build_scheduler({"class_path": path, "init_args": {}}, two_groups(), TEN)

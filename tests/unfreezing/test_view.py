@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 from torch import nn
 
-from lit_ft.backbones.cost import training_share
+from lit_ft.backbones.backbone import training_share
 from lit_ft.backbones.freezing import Staged
 from lit_ft.evaluation.figures import draw_plan
 from lit_ft.model.module import FineTuneModule

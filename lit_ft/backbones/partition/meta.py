@@ -22,8 +22,7 @@ NOT_TAKEN = (RuntimeError, AssertionError, ValueError, TypeError, ArithmeticErro
 def without_data(make: Callable[[], Made]) -> Made:
     """Calls ``make`` so that parameters have no data, which takes no memory, and no time to draw them.
 
-    Args:
-        make: Makes networks. Some compute with their parameters as they are made; these keep their data.
+    Networks that compute with their parameters as they are made keep their data.
     """
 
     def emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -57,8 +56,8 @@ def in_eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The output of a module, in eval mode, for tensors without data: the shapes of its results."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     with in_eval_mode(module):  # of one image, batch norm would have no statistics
         return functional_call(module, shapes, args, kwargs)
 
@@ -66,13 +65,8 @@ def on_meta(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def of_an_image(module: nn.Module, spec: InputSpec, images: Tensor | None = None) -> Any:
     """The output of a network for one image without data; see `on_meta`.
 
-    Args:
-        module: Takes images.
-        spec: Their format.
-        images: Such images, if given.
-
     Raises:
-        UserError: If the network cannot take them.
+        UserError: If the network cannot take images of ``spec``.
     """
     try:
         return on_meta(module, spec.meta_images() if images is None else images)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lit_ft.backbones import HEAD
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.cut import Network, assign
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import assign
 from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.backbones.weights.trust import network_class

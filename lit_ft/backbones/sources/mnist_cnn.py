@@ -9,15 +9,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.cut import Network, assign
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import assign
 from lit_ft.backbones.weights.pretrained import Published
 
 NAME = "mnist_cnn"
-
-
-def names() -> list[str]:
-    """Just this one."""
-    return [NAME]
 
 
 def tags(name: str) -> dict[str, Published]:

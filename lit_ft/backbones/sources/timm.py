@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_notrace_fun
 from torch import Tensor, nn
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.cut import Network
+from lit_ft.backbones.partition.chain import Network
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.compat import group_by_matcher
 from lit_ft.errors import UserError
@@ -32,8 +32,9 @@ def names() -> list[str]:
 
 def tags(name: str) -> dict[str, Published]:
     """The published weights of a network by their tag, with ``DEFAULT`` for timm's choice."""
-    default = get_pretrained_cfg(_arch(name))
-    configs = {str(cfg.tag): cfg for cfg in get_arch_pretrained_cfgs(_arch(name)).values() if cfg.has_weights}
+    arch = name.removeprefix(PREFIX)
+    default = get_pretrained_cfg(arch)
+    configs = {str(cfg.tag): cfg for cfg in get_arch_pretrained_cfgs(arch).values() if cfg.has_weights}
     if default is not None and default.has_weights:
         configs["DEFAULT"] = default
     return {tag: _published(name, cfg) for tag, cfg in configs.items()}
@@ -45,7 +46,7 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
     Raises:
         UserError: If these are no squares, or photos in a frame.
     """
-    arch = _arch(name)
+    arch = name.removeprefix(PREFIX)
     configs = {cfg.tag: cfg for cfg in get_arch_pretrained_cfgs(arch).values()}
     cfg = configs.get(tag or "", get_pretrained_cfg(arch))
     data = resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg else {})
@@ -69,7 +70,7 @@ def build(name: str, spec: InputSpec) -> Network:
     Raises:
         UserError: If timm has no groups for it, or it cannot take images of this size.
     """
-    module = _created(_arch(name), spec)
+    module = _created(name.removeprefix(PREFIX), spec)
     stage_of = _stages(name, module)
     return Network(
         module,
@@ -88,15 +89,9 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
     own = module.state_dict()
     if all(name in own and tensor.shape == own[name].shape for name, tensor in state.items()):
         return state
-    convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
-        return state
+    convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", lambda state, _module: state)
     fit: Mapping[str, Tensor] = convert(dict(state), module)
     return fit
-
-
-def _arch(name: str) -> str:
-    return name.removeprefix(PREFIX)
 
 
 def _created(arch: str, spec: InputSpec) -> nn.Module:
@@ -104,14 +99,12 @@ def _created(arch: str, spec: InputSpec) -> nn.Module:
     size: dict[str, Any] = {"img_size": spec.size}
     for options in ({**size, "dynamic_img_size": False}, size):
         try:
-            module: nn.Module = timm.create_model(arch, pretrained=False, **options)
+            return timm.create_model(arch, pretrained=False, **options)
         except TypeError:
             continue
         except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
             raise spec.refused(error) from error
-        return module
-    plain: nn.Module = timm.create_model(arch, pretrained=False)
-    return plain
+    return timm.create_model(arch, pretrained=False)
 
 
 def _stages(name: str, module: nn.Module) -> dict[str, str]:

@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 from torch.hub import HASH_REGEX
-from torchvision.models import (
-    DenseNet,
-    MNASNet,
-    VisionTransformer,
-    WeightsEnum,
-    get_model,
-    get_model_weights,
-    list_models,
-)
+from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.backbones.partition.cut import Network, assign
+from lit_ft.backbones.partition.chain import Network
+from lit_ft.backbones.partition.cut import assign
 from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.compat import state_versions
@@ -35,8 +27,7 @@ Patterns = Mapping[str, str]
 
 def _children(network: Any) -> Patterns:
     """A stage for each child of ``features``."""
-    titles = ["stem", *(f"stage{i}" for i in range(1, len(network.features)))]
-    return {title: rf"features\.{i}" for i, title in enumerate(titles)}
+    return {f"stage{i}" if i else "stem": rf"features\.{i}" for i in range(len(network.features))}
 
 
 def _between_pools(network: Any) -> Patterns:
@@ -53,12 +44,16 @@ def _quarters(network: Any) -> Patterns:
     """The embedding of patches, and the transformer's blocks in four groups."""
     count = len(network.encoder.layers)
     groups = [range(count * i // 4, count * (i + 1) // 4) for i in range(4)]
-    patterns = {
-        f"blocks{i}": rf"encoder\.layers\.encoder_layer_({'|'.join(map(str, group))})"
-        for i, group in enumerate(groups, start=1)
-    }
+    patterns = {"stem": r"conv_proj|class_token|encoder\.pos_embedding"}
+    for i, group in enumerate(groups, start=1):
+        patterns[f"blocks{i}"] = rf"encoder\.layers\.encoder_layer_({'|'.join(map(str, group))})"
     patterns["blocks4"] += r"|encoder\.ln"
-    return {"stem": r"conv_proj|class_token|encoder\.pos_embedding", **patterns}
+    return patterns
+
+
+def _under(parent: str, **children: str) -> Patterns:
+    """A stage for each pattern of children of a module."""
+    return {title: rf"{parent}\.{pattern}" for title, pattern in children.items()}
 
 
 _RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "layer4": "layer4"}
@@ -66,14 +61,8 @@ _RESNET = {"stem": "conv1|bn1", "layer1": "layer1", "layer2": "layer2", "layer3"
 # The stages of names that begin with a prefix (the first that fits), each by a pattern that the names of its parameters
 # begin with: cut where the resolution halves, and before the last convolution.
 STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
-    "alexnet": {f"conv{i}": rf"features\.{child}" for i, child in enumerate((0, 3, 6, 8, 10), start=1)},
-    "convnext": {
-        "stem": r"features\.0",
-        "stage1": r"features\.1",
-        "stage2": r"features\.[23]",
-        "stage3": r"features\.[45]",
-        "stage4": r"features\.[67]|classifier\.0",
-    },
+    "alexnet": _under("features", conv1="0", conv2="3", conv3="6", conv4="8", conv5="10"),
+    "convnext": _under("features", stem="0", stage1="1", stage2="[23]", stage3="[45]", stage4=r"[67]|classifier\.0"),
     "densenet": {
         "stem": r"features\.(conv0|norm0)",
         **{f"block{i}": rf"features\.(denseblock{i}|transition{i})" for i in (1, 2, 3)},
@@ -86,66 +75,24 @@ STAGES: dict[str, Patterns | Callable[[Any], Patterns]] = {
         "stem2": r"Conv2d_3b_1x1|Conv2d_4a_3x3",
         **{f"mixed{i}": f"Mixed_{i}." for i in (5, 6, 7)},
     },
-    "maxvit": {
-        "stem": "stem",
-        **{f"block{i}": rf"blocks\.{i - 1}" for i in (1, 2, 3)},
-        "block4": r"blocks\.3|classifier\.2",
-    },
-    "mnasnet": {
-        "stem": r"layers\.[0-7]",
-        "stage1": r"layers\.8",
-        "stage2": r"layers\.9",
-        "stage3": r"layers\.1[01]",
-        "stage4": r"layers\.1[23]",
-        "stage5": r"layers\.1[45]",
-    },
-    "mobilenet_v2": {
-        "stem": r"features\.[01]",
-        "stage1": r"features\.[23]",
-        "stage2": r"features\.[4-6]",
-        "stage3": r"features\.([7-9]|1[0-3])",
-        "stage4": r"features\.1[4-7]",
-        "stage5": r"features\.18",
-    },
-    "mobilenet_v3_large": {
-        "stem": r"features\.[01]",
-        "stage1": r"features\.[23]",
-        "stage2": r"features\.[4-6]",
-        "stage3": r"features\.([7-9]|1[0-2])",
-        "stage4": r"features\.1[3-5]",
-        "stage5": r"features\.16",
-    },
-    "mobilenet_v3_small": {
-        "stem": r"features\.0",
-        "stage1": r"features\.1",
-        "stage2": r"features\.[23]",
-        "stage3": r"features\.[4-8]",
-        "stage4": r"features\.(9|1[01])",
-        "stage5": r"features\.12",
-    },
+    "maxvit": {"stem": "stem", **_under("blocks", block1="0", block2="1", block3="2", block4=r"3|classifier\.2")},
+    "mnasnet": _under("layers", stem="[0-7]", stage1="8", stage2="9", stage3="1[01]", stage4="1[23]", stage5="1[45]"),
+    "mobilenet_v2": _under(
+        "features", stem="[01]", stage1="[23]", stage2="[4-6]", stage3="([7-9]|1[0-3])", stage4="1[4-7]", stage5="18"
+    ),
+    "mobilenet_v3_large": _under(
+        "features", stem="[01]", stage1="[23]", stage2="[4-6]", stage3="([7-9]|1[0-2])", stage4="1[3-5]", stage5="16"
+    ),
+    "mobilenet_v3_small": _under(
+        "features", stem="0", stage1="1", stage2="[23]", stage3="[4-8]", stage4="(9|1[01])", stage5="12"
+    ),
     "regnet": {"stem": "stem", **{f"block{i}": rf"trunk_output\.block{i}" for i in (1, 2, 3, 4)}},
     "resnet": _RESNET,
     "resnext": _RESNET,
     "shufflenet": {"stem": "conv1", "stage2": "stage2", "stage3": "stage3", "stage4": "stage4", "conv5": "conv5"},
-    "squeezenet1_0": {
-        "stem": r"features\.0",
-        "stage1": r"features\.[345]",
-        "stage2": r"features\.([789]|10)",
-        "stage3": r"features\.12",
-    },
-    "squeezenet1_1": {
-        "stem": r"features\.0",
-        "stage1": r"features\.[34]",
-        "stage2": r"features\.[67]",
-        "stage3": r"features\.(9|1[012])",
-    },
-    "swin": {
-        "stem": r"features\.0",
-        "stage1": r"features\.1",
-        "stage2": r"features\.[23]",
-        "stage3": r"features\.[45]",
-        "stage4": r"features\.[67]|norm",
-    },
+    "squeezenet1_0": _under("features", stem="0", stage1="[345]", stage2="([789]|10)", stage3="12"),
+    "squeezenet1_1": _under("features", stem="0", stage1="[34]", stage2="[67]", stage3="(9|1[012])"),
+    "swin": _under("features", stem="0", stage1="1", stage2="[23]", stage3="[45]", stage4="[67]|norm"),
     "vgg": _between_pools,
     "vit": _quarters,
     "wide_resnet": _RESNET,
@@ -161,7 +108,7 @@ _OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 def names() -> list[str]:
     """All of torchvision's networks for classification."""
-    return list(list_models(module=torchvision.models))
+    return list(models.list_models(module=models))
 
 
 def tags(name: str) -> dict[str, Published]:
@@ -194,7 +141,7 @@ def build(name: str, spec: InputSpec) -> Network:
     elif name in ("googlenet", "inception_v3"):
         options = {"init_weights": True, "transform_input": False}
     try:
-        module: nn.Module = get_model(name, weights=None, **options)
+        module: nn.Module = models.get_model(name, weights=None, **options)
     except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         raise spec.refused(error) from error
     prefix = next(prefix for prefix in STAGES if name.startswith(prefix))
@@ -213,16 +160,16 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
         UserError: If the network had other layers when it wrote them.
     """
     versions = state_versions(state)
-    if isinstance(module, MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
+    if isinstance(module, models.MNASNet) and module.alpha != 1.0 and versions.get("", {}).get("version") == 1:
         raise UserError(
             "`model.weights`: the file is of version 1 of torchvision's MNASNet, which had other first layers; give "
             "one of version 2, or a published tag"
         )
-    if isinstance(module, DenseNet):
+    if isinstance(module, models.DenseNet):
         state = {_OLD_DENSE_LAYER.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
     state = as_loaded(module, state)
     positions = "encoder.pos_embedding"
-    if not isinstance(module, VisionTransformer) or positions not in state:
+    if not isinstance(module, models.VisionTransformer) or positions not in state:
         return state
     if state[positions].shape[2:] != module.encoder.pos_embedding.shape[2:]:
         return state  # of another network
@@ -230,12 +177,12 @@ def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> M
     return fit
 
 
-def _weights(name: str) -> dict[str, WeightsEnum]:
-    enum = get_model_weights(name)
+def _weights(name: str) -> dict[str, models.WeightsEnum]:
+    enum = models.get_model_weights(name)
     return {**{member.name: member for member in enum}, "DEFAULT": enum.DEFAULT}
 
 
-def _published(name: str, weights: WeightsEnum) -> Published:
+def _published(name: str, weights: models.WeightsEnum) -> Published:
     file = Path(weights.url).name
     checksum = HASH_REGEX.search(file)
     cache = Path(torch.hub.get_dir()) / "checkpoints" / file

@@ -12,16 +12,7 @@ import torch
 from torch import Tensor
 from torch.hub import download_url_to_file
 
-from lit_ft.assets import (
-    MANIFEST,
-    checksum,
-    data_root,
-    entry_name,
-    is_intact,
-    is_offline,
-    read_manifest,
-    weights_folder,
-)
+from lit_ft import assets
 from lit_ft.backbones.weights import load as weights
 from lit_ft.errors import UserError
 
@@ -46,7 +37,7 @@ class Published:
 
     def places(self) -> list[Path]:
         """The paths at which the file is searched, in this order."""
-        return [weights_folder() / self.file, *self.others]
+        return [assets.weights_folder() / self.file, *self.others]
 
     def local(self) -> Path | None:
         """The path of the file on this machine, if it is here."""
@@ -60,25 +51,26 @@ class Published:
         """
         local = self.local()
         if local is None:
-            if is_offline():
+            if assets.is_offline():
                 raise UserError(
                     f"`offline`: the weights of {self.title} are missing; put {self.url} at {self.places()[0]}"
                 )
             local = self.fetch(Path(torch.hub.get_dir()) / "checkpoints", self.places()[0])
-        elif local == weights_folder() / self.file and not self._is_intact(local):
+        elif local == assets.weights_folder() / self.file and not self._is_intact(local):
             raise UserError(
-                f"`model.weights`: {local} is damaged: its checksum is not the one in {data_root() / MANIFEST}, nor "
-                "the published one; fetch it again with the same lit-ft download"
+                f"`model.weights`: {local} is damaged: its checksum is not the one in "
+                f"{assets.data_root() / assets.MANIFEST}, nor the published one; fetch it again with the same lit-ft "
+                "download"
             )
         return weights.read(local)
 
     def _is_intact(self, place: Path) -> bool:
-        known = entry_name(data_root(), place) in read_manifest(data_root())
-        return is_intact(data_root(), place) if known else self.fits(place)
+        known = assets.entry_name(assets.data_root(), place) in assets.read_manifest(assets.data_root())
+        return assets.is_intact(assets.data_root(), place) if known else self.fits(place)
 
     def fits(self, place: Path) -> bool:
         """Whether a file has the published checksum, as far as that is known."""
-        return self.sha256 is None or checksum(place).startswith(self.sha256)
+        return self.sha256 is None or assets.checksum(place).startswith(self.sha256)
 
     def fetch(self, folder: Path, by_hand: Path | None = None) -> Path:
         """Downloads the file into a folder, atomically.

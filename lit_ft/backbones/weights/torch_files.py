@@ -27,8 +27,8 @@ def load(path: str | Path, mmap: bool = False, weights_only: bool = True) -> Any
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            packed = [record.filename for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED]
-        if packed:
+            is_packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+        if is_packed:
             raise ValueError(f"{path}: its records are compressed, which torch.save never does")
     return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
 

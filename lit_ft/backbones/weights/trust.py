@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -58,15 +58,11 @@ def refuse_foreign(saved: Any, named: Any) -> None:
 def refuse_foreign_names(spec: Any, option: str) -> None:
     """Refuses a checkpoint's optimizer or schedule of somebody's own, before it is imported for a fit.
 
-    Args:
-        spec: Its names of classes and functions, with their options.
-        option: The argument that the user can give it by.
-
     Raises:
-        UserError: If a dotted path in it is not of `LIBRARIES`.
+        UserError: If a dotted path in ``spec`` is not of `LIBRARIES`; the user can give the same by ``option``.
     """
-    for path in _texts(spec):
-        if "." in path and not is_of_libraries(path):
+    for path in _nested(spec):
+        if isinstance(path, str) and "." in path and not is_of_libraries(path):
             raise UserError(
                 f"`model.{option}`: the checkpoint names {path}, whose code would run; if you trust it, name it, too: "
                 f"load_from_checkpoint(..., {option}=...)"
@@ -87,23 +83,14 @@ def _is_plain_network(path: str) -> bool:
     return is_of_libraries(found.__module__) and not issubclass(found, Staged)
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def _class_paths(value: Any) -> list[str]:
     """What stands under ``class_path``, at any depth."""
-    if isinstance(value, Mapping):
-        yield from (str(item) for key, item in value.items() if key == "class_path")
-    for item in _items(value):
-        yield from _class_paths(item)
+    return [str(part["class_path"]) for part in _nested(value) if isinstance(part, Mapping) and "class_path" in part]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts, at any depth."""
-    if isinstance(value, str):
-        yield value
-    for item in _items(value):
-        yield from _texts(item)
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (list, tuple, set)) else ()
+def _nested(value: Any) -> Iterator[Any]:
+    """A value and all that is in it, at any depth."""
+    yield value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+    for item in items:
+        yield from _nested(item)

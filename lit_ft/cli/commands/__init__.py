@@ -1,1 +1,33 @@
-"""The commands beside Lightning's: check, convert, download, plan, models and describe."""
+"""The commands of ``lit-ft``, which are printed before anything is loaded that takes seconds."""
+
+import argparse
+
+COMMANDS = {
+    "finetune": "Fits, then tests the best checkpoint.",
+    "plan": "Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.",
+    "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.",
+    "download": "Fetches the weights and data that a config needs into one folder, for machines without a network.",
+    "convert": "Writes the photos of a config for StreamDataModule, which streams them from a folder or a bucket.",
+    "fit": "Trains and validates, without the test at the end.",
+    "validate": "Measures a checkpoint on the validation images.",
+    "test": "Measures a checkpoint on the test images.",
+    "predict": "Writes the predictions of a checkpoint to a table, one row an image.",
+    "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",
+    "describe": "Prints the stages of a backbone, the images that it expects, and its published weights.",
+}
+"""A line about each, in the order of the list."""
+
+
+def print_commands() -> None:
+    """Prints the list of commands."""
+    parser = argparse.ArgumentParser(
+        "lit-ft",
+        description="Fine-tune pretrained image models, stage by stage.",
+        epilog="lit-ft COMMAND --help shows the options of a command.",
+    )
+    parser.add_argument("--offline", action="store_true", help="fetch nothing from a network; list what is missing")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, about in COMMANDS.items():
+        commands.add_parser(name, help=about)
+    parser.print_help()

@@ -11,22 +11,17 @@ from typing import Any, NoReturn
 
 import yaml
 
-from lit_ft.backbones.backbone import Backbone
+from lit_ft.backbones.backbone import Backbone, StageCost, stage_costs, total
 from lit_ft.backbones.build import NetworkName, backbone_names, build_backbone, input_spec, source_of
-from lit_ft.backbones.cost import StageCost, stage_costs, total
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.partition.meta import without_data
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 from lit_ft.console import format_table
 from lit_ft.errors import UserError, for_command_line, nearest, printable
 
 
 def run(command: str, args: Sequence[str]) -> None:
-    """Runs ``models`` or ``describe``.
-
-    Raises:
-        UserError: After an error in the arguments.
-    """
+    """Runs ``models`` or ``describe``; an error in the arguments is a user error."""
     parser = _Parser(prog=f"lit-ft {command}", description=COMMANDS[command])
     if command == "models":
         about = "part of a name, or a quoted shell pattern such as 'resnet*' or 'timm/vit_*'; timm's only after timm/"
@@ -37,19 +32,21 @@ def run(command: str, args: Sequence[str]) -> None:
         parser.add_argument("--size", type=int, metavar="S", help="height and width of the images, if not its own")
     given = parser.parse_args(args)
     try:
-        list_models(given.pattern) if command == "models" else describe(given.name, given.size)
+        _list_models(given.pattern) if command == "models" else _describe(given.name, given.size)
     except UserError as error:
         text = str(error).removeprefix("model.backbone: ").replace("model.input.size", "--size")
         raise UserError(f"{command}: {text}") from error
 
 
-def list_models(pattern: str = "") -> None:
-    """Prints a row for each backbone whose name fits, as soon as it is known.
-
-    Raises:
-        UserError: If no name fits.
-    """
-    names = match_names(pattern)
+def _list_models(pattern: str) -> None:
+    """Prints a row for each backbone whose name fits a shell pattern, or contains it, as soon as it is known."""
+    every = backbone_names(pattern)
+    wild = any(sign in pattern for sign in "*?[")
+    names = [name for name in every if (fnmatchcase(name, pattern) if wild else pattern in name)]
+    if not names:
+        close = nearest(pattern.replace("*", "").replace("?", ""), every)
+        hint = f"nearest: {', '.join(close)}" if close else "lit-ft models lists them all"
+        raise UserError(f"no backbone fits {pattern!r}; {hint}")
     width = max(map(len, names))
     columns = (f"<{width}", ">8", ">8", ">5", ">6")
     print(format_table([("name", "M params", "GFLOPs", "input", "stages", "weights here")], columns))
@@ -67,16 +64,8 @@ def list_models(pattern: str = "") -> None:
         print(format_table([(name, *counts, here)], columns), flush=True)
 
 
-def describe(name: str, size: int | None = None) -> None:
-    """Prints the stages of a backbone, the images that it expects and its published weights.
-
-    Args:
-        name: The backbone, or a config that has it.
-        size: Height and width of the images, if they are not those of the config or of the default weights.
-
-    Raises:
-        UserError: If there is no such backbone, or it cannot be cut or take images of the size.
-    """
+def _describe(name: str, size: int | None) -> None:
+    """Prints the stages of a backbone, or of that of a config, the images that it expects and its published weights."""
     model: dict[str, Any] = _read_model(name) if name.endswith((".yaml", ".yml")) else {"backbone": name}
     network, images = model["backbone"], model.get("input", InputConfig())
     if size is not None:
@@ -84,12 +73,12 @@ def describe(name: str, size: int | None = None) -> None:
     options = {key: model[key] for key in ("weights", "pool", "stem") if key in model}
     backbone, stages = measure(network, images, **options)
     whole = total(stages)
-    names = [printable(stage.name) for stage in (*stages, whole)]
     rows = [("stage", "parameters", "share", "GFLOPs", "share", "output")]
-    for name, stage in zip(names, (*stages, whole), strict=True):
+    for stage in (*stages, whole):
         shape = " x ".join(map(str, stage.shape)) if stage.shape else f"pool -> {backbone.num_features} features"
         parameters = (f"{stage.parameters:,}", f"{stage.parameters / whole.parameters:.1%}")
-        rows.append((name, *parameters, f"{stage.macs / 1e9:.3f}", f"{stage.macs / whole.macs:.1%}", shape))
+        macs = (f"{stage.macs / 1e9:.3f}", f"{stage.macs / whole.macs:.1%}")
+        rows.append((printable(stage.name), *parameters, *macs, shape))
     print(format_table(rows, ("<", ">13", ">6", ">8", ">6")))
     spec = backbone.spec
     cropped = f"resized to {spec.resize} x {spec.resize}" if spec.squash else f"shorter side resized to {spec.resize}"
@@ -98,25 +87,6 @@ def describe(name: str, size: int | None = None) -> None:
     print(f"std      {', '.join(f'{value:g}' for value in spec.std)}")
     tags = [f"{tag} ({', '.join(notes)})" if notes else tag for tag, notes in weights_tags(network).items()]
     print(f"weights  {', '.join(tags) or 'none published'}")
-
-
-def match_names(pattern: str) -> list[str]:
-    """The names that a shell pattern fits, or, without a wildcard, that contain it.
-
-    Raises:
-        UserError: If there are none.
-
-    >>> match_names("resnet1*")
-    ['resnet101', 'resnet152', 'resnet18']
-    """
-    names = backbone_names(pattern)
-    wild = any(sign in pattern for sign in "*?[")
-    fitting = [name for name in names if (fnmatchcase(name, pattern) if wild else pattern in name)]
-    if not fitting:
-        close = nearest(pattern.replace("*", "").replace("?", ""), names)
-        hint = f"nearest: {', '.join(close)}" if close else "lit-ft models lists them all"
-        raise UserError(f"no backbone fits {pattern!r}; {hint}")
-    return fitting
 
 
 def measure(
@@ -129,9 +99,6 @@ def measure(
         images: What differs from the images of its weights.
         weights: The tag whose images these are.
         options: ``pool`` and ``stem``, as for `build_backbone`.
-
-    Raises:
-        UserError: If there is no such backbone, or it cannot be cut or take the images.
     """
     spec = (images or InputConfig()).applied_to(input_spec(name, weights if source_of(name).tags(str(name)) else None))
     backbone = without_data(lambda: build_backbone(name, weights=None, spec=spec, **options))
@@ -150,11 +117,7 @@ def weights_tags(name: NetworkName) -> dict[str, list[str]]:
 
 
 def _read_model(path: str) -> dict[str, Any]:
-    """The options of the model in a config.
-
-    Raises:
-        UserError: If there is no such config, or it has no backbone.
-    """
+    """The options of the model in a config."""
     try:
         model = dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
         if not isinstance(model["backbone"], (str, dict)):
@@ -164,9 +127,8 @@ def _read_model(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{path}: not a config with model.backbone, and model.input as it must be ({reason})"
-        ) from error
+        fault = "not a config with model.backbone, and model.input as it must be"
+        raise UserError(f"{path}: {fault} ({reason})") from error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from lit_ft.backbones.build import input_spec
+from lit_ft.backbones.input_spec import InputConfig
+from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoint.content import hyper_parameters, refuse_other_model
+from lit_ft.model.checkpoint import hyper_parameters, refuse_other_model
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_checkpoint, find_run_of_checkpoint
 from lit_ft.tasks.task import METRICS
+from lit_ft.training.trainer import refuse_unknown_names
 
 EVALUATIONS = ("validate", "test", "predict")
 
-CHECKPOINT: dict[str, Any] = {
-    "filename": "best",
-    "auto_insert_metric_name": False,
-    "enable_version_counter": False,
-}
+METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+"""What only some of the trainer's commands take, and others would not know."""
+
+CHECKPOINT: dict[str, Any] = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
 
 TRAINER: dict[str, Any] = {
     "max_epochs": 10,
@@ -31,26 +35,22 @@ TRAINER: dict[str, Any] = {
     "log_every_n_steps": 10,
 }
 
-_TRIED_WITHOUT_DATA = ("finetune", "plan", "fit", "download")
+_HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
 
 
 def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
-    """Completes a config by what follows from the rest of it.
-
-    Args:
-        config: The config, which is changed.
-        command: The command.
-        args: Its options as they were given.
+    """Completes the config of a command with these options, in place, by what follows from the rest of it.
 
     Raises:
         UserError: If something is missing, or contradicts the checkpoint.
     """
-    config["name"] = config["name"] or run_name(config_files(config))
+    files = config_files(config)
+    config["name"] = config["name"] or (Path(files[-1]).stem if files else "run")
     if config.get("ckpt_path") in ("best", "last"):
         folder = f"{config['trainer']['default_root_dir']}/{config['name']}"
-        config["ckpt_path"] = find_checkpoint(folder, config["ckpt_path"], config_files(config))
+        config["ckpt_path"] = find_checkpoint(folder, config["ckpt_path"], files)
     if command in EVALUATIONS:
-        take_checkpoint_model(config, command, args)
+        _take_checkpoint_model(config, command, args)
     if config["data"] is None:
         config["data"] = default_data(command, config.get("ckpt_path"))
     options = config["data"].get("init_args") or {}
@@ -65,26 +65,8 @@ def config_files(config: Namespace) -> list[str]:
     return [str(file) for file in config.get("config") or [] if file is not None]
 
 
-def run_name(files: Sequence[str]) -> str:
-    """The name of a run: that of its last config file.
-
-    >>> run_name(["a/first.yaml", "second.yaml"]), run_name([])
-    ('second', 'run')
-    """
-    return Path(files[-1]).stem if files else "run"
-
-
-def take_checkpoint_model(config: Namespace, command: str, args: Sequence[str]) -> None:
-    """Takes the options of the model from the checkpoint, and leaves out what only a fit needs.
-
-    Args:
-        config: The config of an evaluation, which is changed.
-        command: The command.
-        args: Its options as they were given.
-
-    Raises:
-        UserError: If there is no checkpoint, or the model was asked to be another.
-    """
+def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str]) -> None:
+    """Takes the options of the model from the checkpoint, and leaves out what only a fit needs."""
     files = config_files(config)
     hparams = hyper_parameters(config["ckpt_path"], command, config["trainer"]["default_root_dir"], files)
     known = config["model"]["init_args"]
@@ -102,23 +84,18 @@ def default_data(command: str, ckpt_path: str | None) -> Namespace:
     Raises:
         UserError: If other commands are given none, as the images to try a fit with are not those that are meant.
     """
-    if command in _TRIED_WITHOUT_DATA:
+    if command in ("finetune", "plan", "fit", "download"):
         return Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace())
     run = find_run_of_checkpoint(ckpt_path)
-    hint = f", or --config {format_path(run.config)} for those of the run" if run else ""
+    hint = f", or `--config` {format_path(run.config)} for those of the run" if run else ""
     images = "predict" if command == "predict" else "root"
     raise UserError(
-        f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{images} FOLDER{hint}"
+        f"`data`: lit-ft {command} needs images; give `data` ImageFolderDataModule `data.{images}` FOLDER{hint}"
     )
 
 
 def settle_monitor(key: str, options: Namespace, model: FineTuneModule) -> None:
-    """Settles which metric is watched, and whether its least or greatest value is best, where lit_ft logs it.
-
-    Args:
-        key: The callback.
-        options: Its options, which are changed.
-        model: The module, whose task decides.
+    """Settles which metric a callback watches, and whether its least or greatest value is best, where lit_ft logs it.
 
     Raises:
         UserError: If the metric is of another task.
@@ -129,6 +106,24 @@ def settle_monitor(key: str, options: Namespace, model: FineTuneModule) -> None:
         options["mode"] = monitored[options["monitor"]]
     elif type(model) is FineTuneModule:  # one that is derived from it may log others
         raise unknown("metric", options["monitor"], monitored, f"`{key}.monitor`")
+
+
+def remove_effects(config: Namespace) -> None:
+    """Leaves of a config what its plan depends on: no weights, no files, and no other processor than this one.
+
+    Raises:
+        UserError: If it names a strategy or an accelerator that does not exist.
+    """
+    model = config["model"]["init_args"]
+    if "backbone" in model and "weights" in model:
+        images = InputConfig(**as_plain(model["input"] or {}))
+        spec = images.applied_to(input_spec(as_plain(model["backbone"]), model["weights"]))
+        if model["weights"] is not None and not is_file_name(model["weights"]):  # what is published does fit
+            model["weights"] = None
+        model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
+    refuse_unknown_names(config["trainer"])
+    config["trainer"].update(Namespace({**_HERE, "logger": False, "num_sanity_val_steps": 0}))
+    config["report"] = Namespace(class_path="lit_ft.RunReport", init_args=Namespace())
 
 
 def as_plain(value: Any) -> Any:

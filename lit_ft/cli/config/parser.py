@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_ft.cli.command_list import COMMANDS
+from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
-from lit_ft.cli.messages import class_names, explain, option_names
+from lit_ft.cli.messages import Complaint, class_names, explain, option_names
 from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.run_report import RunReport
@@ -26,9 +26,6 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known without a module
 from lit_ft.training.trainer import EarlyStopping, Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
-
-AddArguments = Callable[[LightningArgumentParser], object]
-"""Adds a command's own arguments to its parser."""
 
 _CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
     ("unfreeze", GradualUnfreezing, {}),
@@ -57,14 +54,15 @@ class ConfigCLI(LightningCLI):
     Args:
         command: The command.
         args: Its options.
-        add_arguments: Adds those that it alone has.
+        folder: How its parser takes ``--folder``, if it does.
         options: As of `LightningCLI`.
     """
 
-    def __init__(self, command: str, args: Sequence[str], add_arguments: AddArguments, **options: Any) -> None:
-        self.command = command
-        self.args = [*args]
-        self._add_arguments_of_command = add_arguments
+    def __init__(
+        self, command: str, args: Sequence[str], folder: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        self.command, self.args, self._folder = command, [*args], folder
+        about = {"prog": f"lit-ft {command}", "description": COMMANDS[command]}
         super().__init__(
             FineTuneModule,
             trainer_class=Trainer,
@@ -72,12 +70,7 @@ class ConfigCLI(LightningCLI):
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "prog": f"lit-ft {command}",
-                "description": COMMANDS[command],
-            },
+            parser_kwargs={**about, "exit_on_error": False, "allow_abbrev": False},
             args=self.args,
             run=False,  # each command has a parser of its own, as building all takes long
             load_from_checkpoint_support=False,  # the module collects its hyperparameters itself
@@ -85,7 +78,7 @@ class ConfigCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the name of the run, the named callbacks, optimizer and schedule, and what the command alone takes."""
+        """Adds the name of the run, the named callbacks, optimizer and schedule, and the folder."""
         about = "Runs go to logs/NAME; null takes the name of the last config."
         parser.add_argument("--name", type=str | None, default=None, help=about)
         for key, callback, default in _CALLBACKS:
@@ -99,20 +92,13 @@ class ConfigCLI(LightningCLI):
         ):
             parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
             parser.link_arguments(key, f"model.init_args.{key}", compute_fn=as_plain)
-        parser.set_defaults(
-            {
-                "model": {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}},
-                "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"},
-            }
-        )
-        self._add_arguments_of_command(parser)
+        model = {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}}
+        parser.set_defaults({"model": model, "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"}})
+        if self._folder is not None:
+            parser.add_argument("--folder", **self._folder)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the options.
-
-        Raises:
-            UserError: With the nearest valid choice.
-        """
+        """Parses the options; what is refused is a user error with the nearest valid choice."""
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -120,9 +106,12 @@ class ConfigCLI(LightningCLI):
                 raise
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
             options = option_names(parser.get_defaults())
-            raise explain(str(error), options, classes, self.command, self.args) from error
-        if not isinstance(trainer := self.config["trainer"], Namespace):  # a number in a config passes the parser
-            raise UserError(f"`trainer`: {trainer} does not fit; give its options, as `trainer.max_epochs` 3")
+            raise explain(Complaint(str(error), options, classes, self.command, self.args)) from error
+        trainer = self.config["trainer"]
+        # A number or a list in a config passes the parser, and options that follow are then the only ones.
+        if not isinstance(trainer, Namespace) or "enable_checkpointing" not in trainer:
+            given = "a value in a config" if isinstance(trainer, Namespace) else trainer
+            raise UserError(f"`trainer`: {given} does not fit; give its options, as `trainer.max_epochs` 3")
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config."""

@@ -17,16 +17,12 @@ from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
 from lit_ft.data.loading.protocols import Batch, Split
 from lit_ft.data.loading.sampler import Picks
-from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.modules.options import check_fraction
+from lit_ft.data.modules.base import ImageDataModule, check_fraction
 from lit_ft.data.split import hold_out
 
-_PARTS = ("train", "test")
-_LIKE = {
-    f"{part}_{what}": like
-    for part in _PARTS
-    for what, like in (("images", (torch.uint8, 4)), ("targets", (torch.int64, 1)))
-}
+Parsed = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[str, Any]]
+"""Images, uint8 ``(N, C, H, W)``, and targets, int64 ``(N,)``, of train and of test; and facts of the files."""
+_NAMES = ("train_images", "train_targets", "test_images", "test_targets")
 _PARSER = 1
 """Version of the parsed arrays; to be raised when files are parsed in another way."""
 
@@ -51,7 +47,6 @@ class ArraySplit:
         return cls(images, torch.arange(len(targets)), targets)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.rows)
 
     def part(self, rows: Tensor) -> ArraySplit:
@@ -66,19 +61,9 @@ class ArraySplit:
         """The row of the first image, and what it holds."""
         return f"{int(self.rows[0]):012}", self.images[int(self.rows[0])].cpu().contiguous().numpy().tobytes()
 
-    def indexed(self) -> ArraySplit:
-        """The same images, with their position as the target."""
-        return replace(self, targets=torch.arange(len(self)))
-
 
 class ArraySource:
-    """Batches of an `ArraySplit`.
-
-    Args:
-        split: The images.
-        spec: The size to bring them to.
-        augments: What to do to them at random, one after the other.
-    """
+    """Batches of an `ArraySplit`, brought to the size of a spec and augmented at random, by one after the other."""
 
     def __init__(self, split: ArraySplit, spec: InputSpec, augments: Sequence[ShiftFlip | PerImage] = ()) -> None:
         self.split = split
@@ -86,7 +71,6 @@ class ArraySource:
         self._augments = augments
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.split)
 
     @property
@@ -97,8 +81,7 @@ class ArraySource:
     def identity(self) -> str:
         """The images themselves, the size, and what is done to them."""
         images = self.split.images.cpu()
-        content = hash_tensors([images, self.split.rows])
-        return f"{content} {tuple(images.shape)} {self._spec} {self._augments}"
+        return f"{hash_tensors([images, self.split.rows])} {tuple(images.shape)} {self._spec} {self._augments}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
         """Yields each batch, its images where all images are."""
@@ -122,15 +105,12 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     """
 
     basic_augment: ShiftFlip
+    test_name: str
+    """Prefix of the names in `predict_paths`."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         self._near: dict[tuple[int, torch.device], Tensor] = {}
-
-    @property
-    @abstractmethod
-    def test_name(self) -> str:
-        """Prefix of the names in `predict_paths`."""
 
     @property
     def predict_paths(self) -> list[str]:
@@ -139,20 +119,18 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
 
     def source(self, split: Split, augment: bool) -> ArraySource:
         """The images of a split; those of ``predict`` are the test images with their index as target."""
-        data = self.splits["test"].indexed() if split == "predict" else self.splits[split]
-        further = policy(self.augment) if augment else None
-        if further is not None:
+        data = self.splits["test" if split == "predict" else split]
+        if split == "predict":
+            data = replace(data, targets=torch.arange(len(data)))
+        if augment and (further := policy(self.augment)) is not None:
             return ArraySource(data, self.input_spec, [self.basic_augment, PerImage(further)])
-        near = replace(data, images=self._near_model(data.images))
+        # On the device of the model if they fit there; splits that share images share the copy.
+        device = self.trainer.strategy.root_device if self.trainer else data.images.device
+        place = (id(data.images), device)
+        if place not in self._near and data.images.nbytes <= free_memory(device) / 4:
+            self._near[place] = data.images.to(device)
+        near = replace(data, images=self._near.get(place, data.images))
         return ArraySource(near, self.input_spec, [self.basic_augment] if augment else [])
-
-    def _near_model(self, images: Tensor) -> Tensor:
-        """The images on the device of the model if they fit there; splits that share them share the copy."""
-        device = self.trainer.strategy.root_device if self.trainer else images.device
-        place = (id(images), device)
-        if place not in self._near and images.nbytes <= free_memory(device) / 4:
-            self._near[place] = images.to(device)
-        return self._near.get(place, images)
 
 
 class HeldOutArrayDataModule(ArrayDataModule):
@@ -171,21 +149,18 @@ class HeldOutArrayDataModule(ArrayDataModule):
     root: Path
 
     @abstractmethod
-    def parse(self) -> Derived:
-        """Reads the files: ``train_images``, ``train_targets``, ``test_images``, ``test_targets``, and facts of them.
-
-        Images are uint8 ``(N, C, H, W)``, targets int64 ``(N,)``.
-        """
+    def parse(self) -> Parsed:
+        """Reads the files."""
 
     def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
         """Whether these are arrays and facts that `parse` may have given."""
-        if not match_layout(arrays, _LIKE):
+        layout = [(torch.uint8, 4), (torch.int64, 1)] * 2
+        if not match_layout(arrays, dict(zip(_NAMES, layout, strict=True))):
             return False
-        images, targets = ([arrays[f"{part}_{what}"] for part in _PARTS] for what in ("images", "targets"))
-        return (
-            images[0].shape[1:] == images[1].shape[1:]
-            and all(len(x) == len(y) > 0 and x.numel() > 0 for x, y in zip(images, targets, strict=True))
-            and all(0 <= int(y.min()) <= int(y.max()) < self.num_classes for y in targets)
+        train, train_targets, test, test_targets = (arrays[name] for name in _NAMES)
+        return train.shape[1:] == test.shape[1:] and all(
+            len(x) == len(y) > 0 and x.numel() > 0 and 0 <= int(y.min()) <= int(y.max()) < self.num_classes
+            for x, y in ((train, train_targets), (test, test_targets))
         )
 
     def check(self, facts: dict[str, Any]) -> None:
@@ -193,22 +168,21 @@ class HeldOutArrayDataModule(ArrayDataModule):
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Parses the files, or maps what an earlier run parsed, and holds the validation images out."""
-        found = [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]
-        of = [_PARSER, found]
+        of = [_PARSER, [file_stamp(path) for path in map(self.find_file, self.files()) if path is not None]]
+
+        def derive() -> Derived:
+            train, test, facts = self.parse()
+            return dict(zip(_NAMES, (*train, *test), strict=True)), {**facts, "of": of}
+
+        key = f"{self.test_name} {self.root.absolute()}"
         arrays, facts = load_or_derive(
-            "arrays",
-            f"{self.test_name} {self.root.absolute()}",
-            lambda found: found[1].get("of") == of and self.is_parsed(*found),
-            lambda: self._parsed(of),
+            "arrays", key, lambda found: found[1].get("of") == of and self.is_parsed(*found), derive
         )
         self.check(facts)
-        train, test = (ArraySplit.whole(arrays[f"{part}_images"], arrays[f"{part}_targets"]) for part in _PARTS)
+        images, targets, test_images, test_targets = (arrays[name] for name in _NAMES)
+        train, test = ArraySplit.whole(images, targets), ArraySplit.whole(test_images, test_targets)
         rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
         return {"train": train.part(rest), "val": train.part(held), "test": test}
-
-    def _parsed(self, of: list[Any]) -> Derived:
-        arrays, facts = self.parse()
-        return arrays, {**facts, "of": of}
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,30 +1,92 @@
-"""Base class of the data modules: their options, loaders and state."""
+"""Base class of the data modules: options, splits, loaders and state, and checks of options in common."""
 
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Literal, cast, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.weights.torch_files import is_plain, plain
+from lit_ft.compat import collect_constructor_arguments
+from lit_ft.data.files.idx import find_idx
+from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader, Position
 from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
 from lit_ft.data.loading.sampler import EpochSampler
-from lit_ft.data.modules.facts import DownloadFacts, SplitFacts
-from lit_ft.data.modules.hparams import as_input_spec, save_plain_hyperparameters
-from lit_ft.data.modules.options import Sampling, check_options
-from lit_ft.data.split import keep_fraction, keep_shots
-from lit_ft.errors import UserError
+from lit_ft.data.split import class_counts, keep_fraction, keep_shots
+from lit_ft.errors import UserError, unknown
+from lit_ft.tasks.task import TaskName
+
+Sampling = Literal["shuffle", "balanced"]
 
 
-class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
+class DataFacts(ABC, Generic[SetT]):
+    """What other parts of a run ask of a data module; numbers of images and ``tested`` need `setup`."""
+
+    splits: dict[Split, SetT]
+    task: TaskName = "multiclass"
+    """The task that the targets are for."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Name of each class, in the order of the targets; known before `setup`."""
+
+    @property
+    @abstractmethod
+    def predict_paths(self) -> list[str]:
+        """Path or name of each image to predict; the second part of a prediction batch indexes it."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def tested(self) -> Split:
+        """The split that is tested on: the validation images where there are no test images."""
+        return "test" if "test" in self.splits else "val"
+
+    def counts(self) -> dict[str, list[int]]:
+        """Number of images of each class, or with each label or number, by split."""
+        return {n: class_counts(s.targets, self.num_classes) for n, s in self.splits.items() if n != "predict"}
+
+    def sizes(self) -> dict[str, int]:
+        """Number of images, by split."""
+        return {n: len(s) for n, s in self.splits.items() if n != "predict"}
+
+    def train_targets(self) -> Tensor:
+        """The targets of the training images, ``(N,)`` or ``(N, K)``."""
+        return self.splits["train"].targets
+
+    def fingerprint(self) -> Fingerprint:
+        """Shows whether a run is resumed with the same images in the same splits."""
+        return fingerprint(self.splits, self.num_classes)
+
+    def files(self) -> dict[Path, str | None]:
+        """Path, without ``.gz``, and address of each file that `prepare_data` can download into ``root``, if any."""
+        return {}
+
+    find_file = staticmethod(find_idx)
+    """The file itself, or its gzipped form, or nothing."""
+
+    def missing_files(self) -> list[Path]:
+        """Those of `files` that are not on this machine."""
+        return [path for path in self.files() if self.find_file(path) is None]
+
+
+class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
     """Labelled images for training, validation and test.
 
     A batch has images, uint8 ``(B, C, H, W)``, and targets: int64 ``(B,)`` for multiclass, int64 ``(B, K)`` of zeros
@@ -60,15 +122,17 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         spec: InputSpec | None = None,
     ) -> None:
         super().__init__()
-        save_plain_hyperparameters(self, inspect.currentframe())
-        check_options(batch_size, augment, shots, fraction, sampling, split_seed)
+        _save_hyperparameters(self, cast(FrameType, inspect.currentframe()))
+        _check_options(batch_size, augment, shots, fraction, sampling, split_seed)
         self.batch_size = batch_size
         self.augment = augment
         self.shots = shots
         self.fraction = fraction
         self.sampling = sampling
         self.split_seed = split_seed
-        self.spec = as_input_spec(spec)
+        if isinstance(spec, Mapping):  # as a checkpoint has it
+            spec = InputSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()})
+        self.spec = spec
         self.input_spec = self.spec or InputSpec()
         self.order_seed: int | None = None
         self.position = Position(self._batches_processed, self._training_loader)
@@ -77,18 +141,9 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
 
     @property
     def hparams_initial(self) -> Any:
-        """The hyperparameters for loggers, where a subclass saves its own: without the options that the model has too.
-
-        Lightning refuses two of one name, such as ``task``, which is open here until the model settles it.
-        """
-        module = self.trainer.lightning_module if self.trainer else None
-        known = getattr(module, "hparams", {})
+        """The hyperparameters for loggers: without those of the model, as Lightning refuses two of one name."""
+        known = getattr(self.trainer.lightning_module, "hparams", {}) if self.trainer else {}
         return {key: value for key, value in super().hparams_initial.items() if key not in known}
-
-    @property
-    @abstractmethod
-    def predict_paths(self) -> list[str]:
-        """Path or name of each image to predict; the second part of a prediction batch indexes it."""
 
     @abstractmethod
     def read_splits(self) -> dict[Split, SetT]:
@@ -103,11 +158,7 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         return EpochSampler(len(source), self.batch_size, **options)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images, and takes the size they should have from the model.
-
-        Args:
-            stage: Not used: all splits are read together, so that `counts` is complete.
-        """
+        """Takes the size of the images from the model, and reads all splits, so that `counts` is complete."""
         module = self.trainer.lightning_module if self.trainer else None
         self.input_spec = spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
         if spec.resize < spec.size:
@@ -116,14 +167,26 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
 
     def read(self) -> None:
         """Reads the images, unless that was done."""
-        if not self._is_read:
-            self.splits |= self.read_splits()
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-            self.splits = {name: _moveable(split, device) for name, split in self.splits.items()}
-            self.splits["train"] = keep_few(
-                self.splits["train"], self.shots, self.fraction, self.sampling, self.split_seed, self.class_names
-            )
-            self._is_read = True
+        if self._is_read:
+            return
+        self.splits |= self.read_splits()
+        if self.trainer and self.trainer.strategy.root_device.type == "mps":  # which has no float64
+            for name, split in self.splits.items():
+                if split.targets.dtype == torch.float64:
+                    self.splits[name] = cast(SetT, replace(cast(Any, split), targets=split.targets.float()))
+        self.splits["train"] = self._keep_few(self.splits["train"])
+        self._is_read = True
+
+    def _keep_few(self, train: SetT) -> SetT:
+        """The training images that ``shots`` or ``fraction`` ask for; all where neither is given."""
+        if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
+            key = "shots" if self.shots else "sampling"
+            raise UserError(f"`data.{key}`: {self.shots or self.sampling} is for images of one class each")
+        if self.shots is not None:
+            return train.part(keep_shots(train.targets, self.shots, self.split_seed, self.class_names))
+        if self.fraction is not None:
+            return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
+        return train
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches, augmented."""
@@ -131,7 +194,7 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
             seed = torch.initial_seed()
             # Every process must hold the same seed, else the shards overlap; without `seed_everything` they do not.
             self.order_seed = int(self.trainer.strategy.broadcast(seed)) if self.trainer else seed
-        return self._loader("train", training=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> Loader:
         """Every validation image once, in a fixed order."""
@@ -139,12 +202,7 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Every test image once, in a fixed order; the validation images where there are none for test."""
-        if not self._is_read:
-            self.setup()
-        if self.tested != "test":
-            held_out = "to hold some out: `data.test_fraction`"
-            rank_zero_warn(f"there are no test images, the validation images are tested on; {held_out}")
-        return self._loader(self.tested)
+        return self._loader("test")
 
     def predict_dataloader(self) -> Loader:
         """Every image to predict once, with its index into `predict_paths`."""
@@ -157,15 +215,17 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the order of the run that is resumed."""
         self.order_seed = self.position.seed = state_dict["order_seed"]
-        is_fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-        if is_fitting and "position" in state_dict:
+        if "position" in state_dict and (self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING):
             self.position.load_state_dict(state_dict["position"])
 
-    def _loader(self, split: Split, training: bool = False) -> Loader:
+    def _loader(self, split: Split) -> Loader:
         if not self._is_read:  # without a Trainer nobody called it
             self.setup()
+        if split == "test" and self.tested != "test":
+            split, hint = self.tested, "the validation images are tested on; to hold some out: `data.test_fraction`"
+            rank_zero_warn(f"there are no test images, {hint}")
+        training, trainer = split == "train", self.trainer
         source = self.source(split, augment=training and self.augment != "none")
-        trainer = self.trainer
         sampler = self.sampler(
             source,
             training=training,
@@ -187,26 +247,43 @@ class ImageDataModule(SplitFacts[SetT], DownloadFacts, L.LightningDataModule):
         return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed) if trainer else None
 
 
-def keep_few(
-    train: SetT, shots: int | None, fraction: float | None, sampling: str, seed: int, class_names: Sequence[str]
-) -> SetT:
-    """The training images that ``shots`` or ``fraction`` ask for; all where neither is given.
+def _save_hyperparameters(module: L.LightningDataModule, constructor: FrameType) -> None:
+    """Saves the arguments of a constructor, and of those of its subclasses, which checkpoints then contain.
 
-    Raises:
-        UserError: ``shots`` or balanced ``sampling`` of images without classes, or more shots than images of a class.
+    What is no plain value is left out: the checkpoint could not be read without running code. Loggers get none of
+    them, as the model has options of the same name.
     """
-    if (shots or sampling == "balanced") and train.targets.ndim > 1:
-        key = "shots" if shots else "sampling"
-        raise UserError(f"`data.{key}`: {shots or sampling} is for images of one class each")
-    if shots is not None:
-        return train.part(keep_shots(train.targets, shots, seed, class_names))
+    given = {name: value for level in collect_constructor_arguments(constructor) for name, value in level.items()}
+    others = [name for name, value in given.items() if not is_plain(plain(value))]
+    module.save_hyperparameters(logger=False, frame=constructor, ignore=others)
+    module.hparams.update(plain(dict(module.hparams)))
+
+
+def _check_options(
+    batch_size: int, augment: str, shots: int | None, fraction: float | None, sampling: str, split_seed: int
+) -> None:
+    if batch_size < 1:
+        raise UserError(f"`data.batch_size`: {batch_size} is less than 1")
+    check_choice("augment", augment, get_args(Augment))
+    check_choice("sampling", sampling, get_args(Sampling))
+    if shots is not None and shots < 1:
+        raise UserError(f"`data.shots`: {shots} is less than 1")
     if fraction is not None:
-        return train.part(keep_fraction(train.targets, fraction, seed))
-    return train
+        check_fraction("fraction", fraction)
+    if shots is not None and fraction is not None:
+        raise UserError(f"`data.fraction`: {fraction} and `data.shots` {shots} cannot both be; set one to null")
+    if not 0 <= split_seed < 2**32:
+        raise UserError(f"`data.split_seed`: {split_seed} is not between 0 and 2**32 - 1")
 
 
-def _moveable(split: SetT, device: torch.device) -> SetT:
-    """A set whose targets can be moved to a device: MPS has no float64."""
-    if device.type == "mps" and split.targets.dtype == torch.float64:
-        return cast(SetT, replace(cast(Any, split), targets=split.targets.float()))
-    return split
+def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
+    """Raises `UserError` for a name that is not among the choices of the option ```data`.<key>``."""
+    if given not in choices:
+        raise unknown(key, str(given), choices, key=f"`data.{key}`")
+
+
+def check_fraction(key: str, given: float, zero: bool = False) -> None:
+    """Raises `UserError` for a fraction outside (0, 1), or [0, 1) where zero is allowed."""
+    if not (0 < given < 1 or (zero and given == 0)):
+        allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+        raise UserError(f"`data.{key}`: {given} is not a fraction {allowed}")

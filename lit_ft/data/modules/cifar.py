@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import io
@@ -17,21 +16,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import data_root, download_dataset
-from lit_ft.data.files.derived_cache import Derived
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
-from lit_ft.data.modules.arrays import HeldOutArrayDataModule
+from lit_ft.data.modules.arrays import HeldOutArrayDataModule, Parsed
 from lit_ft.errors import UserError
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FOLDER = "cifar-10-batches-py"
-TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
-TEST_FILE = "test_batch"
-META_FILE = "batches.meta"
 
 _MOST_BYTES = 1 << 26
 """Most bytes of a file when it is unpacked; each of the published ones has 31 million."""
-
 
 _RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
 
@@ -46,7 +40,7 @@ def _empty_array(_: Any, shape: Any, dtype: Any) -> Any:
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the encoding {encoding} is not allowed in it")
-    return codecs.encode(text, "latin1")
+    return text.encode("latin1")
 
 
 # How numpy rebuilds an array; the module they live in changed its name in numpy 2.
@@ -70,18 +64,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in it")
 
 
-def _check_memo(data: bytes) -> None:
-    """Raises where a pickle numbers an object beyond its own length: a list of so many would be made."""
-    for code, number, _ in pickletools.genops(data):
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and cast(int, number) > len(data):
-            raise pickle.UnpicklingError(f"it numbers an object {number}")
-
-
 def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
-    """Reads a pickled dict of arrays, plain or gzipped, and the MD5 sum of the pickle.
+    """A pickled dict of arrays, lists, dicts, text and numbers, plain or gzipped, and the MD5 sum of the pickle.
 
     Raises:
-        UserError: The file is missing, or holds anything but arrays, lists, dicts, text and numbers.
+        UserError: The file is missing, or holds anything else.
     """
     packed = path.with_name(path.name + ".gz")
     if not path.is_file() and not packed.is_file():
@@ -91,7 +78,10 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        _check_memo(data)
+        for code, number, _ in pickletools.genops(data):
+            # Beyond its own length: a list of so many would be made.
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and cast(int, number) > len(data):
+                raise pickle.UnpicklingError(f"it numbers an object {number}")
         content = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
         # Pickles of Python 3 may have their keys in bytes.
         content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -102,17 +92,12 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def images_and_targets(content: dict[str, Any], path: Path) -> tuple[Tensor, Tensor]:
-    """The images, uint8 ``(N, 3, 32, 32)``, and targets, int64 ``(N,)``, of a batch file.
-
-    Raises:
-        UserError: They are missing or of another shape or range.
-    """
+    """The images, uint8 ``(N, 3, 32, 32)``, and targets, int64 ``(N,)``, of a batch file, checked."""
     data: Any = content.get("data")
-    labels = content.get("labels")
-    is_array = isinstance(data, np.ndarray) and data.dtype == np.uint8
-    if not (is_array and data.ndim == 2 and len(data) and data.shape[1] == 3072):
+    labels: Any = content.get("labels") if isinstance(content.get("labels"), list) else []
+    is_bytes = isinstance(data, np.ndarray) and data.dtype == np.uint8
+    if not (is_bytes and data.ndim == 2 and len(data) and data.shape[1] == 3072):
         raise UserError(f"{path}: not a CIFAR-10 file (its 'data' is no uint8 array of images, 3072 columns each)")
-    labels = labels if isinstance(labels, list) else []
     if len(labels) != len(data):
         raise UserError(f"{path}: {len(labels)} labels for {len(data)} images")
     if not all(isinstance(label, (int, np.integer)) and 0 <= label < len(CLASS_NAMES) for label in labels):
@@ -133,6 +118,8 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         **common: The options of every array data module.
     """
 
+    class_names = CLASS_NAMES
+    test_name = "CIFAR10/test"
     basic_augment = ShiftFlip(shift=4, flip=True)
 
     def __init__(
@@ -148,16 +135,6 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         self.verify = verify
         self.download = download
 
-    @property
-    def class_names(self) -> list[str]:
-        """The ten published names."""
-        return list(CLASS_NAMES)
-
-    @property
-    def test_name(self) -> str:
-        """``CIFAR10/test``."""
-        return "CIFAR10/test"
-
     def prepare_data(self) -> None:
         """Fetches the files when asked to and one is missing."""
         if self.download and self.missing_files():
@@ -169,19 +146,17 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
         """The seven files of the archive, and torchvision's address of it."""
         from torchvision.datasets.cifar import CIFAR10
 
-        return {self.root / FOLDER / name: CIFAR10.url for name in (*TRAIN_FILES, TEST_FILE, META_FILE)}
+        return {self.root / FOLDER / name: CIFAR10.url for name in published_md5()}
 
-    def parse(self) -> Derived:
+    def parse(self) -> Parsed:
         """Reads all files, and their checksums."""
-        folder, names = self.root / FOLDER, (META_FILE, *TRAIN_FILES, TEST_FILE)
+        folder, names = self.root / FOLDER, sorted(published_md5())  # batches.meta, data_batch_1 to 5, test_batch
         contents, sums = zip(*(read_pickle(folder / name) for name in names), strict=True)
-        classes = contents[0].get("label_names")
-        if classes != CLASS_NAMES:
-            raise UserError(f"{folder / META_FILE}: not CIFAR-10: its classes are {classes}")
+        if (classes := contents[0].get("label_names")) != CLASS_NAMES:
+            raise UserError(f"{folder / names[0]}: not CIFAR-10: its classes are {classes}")
         parts = [images_and_targets(content, folder / n) for n, content in zip(names[1:], contents[1:], strict=True)]
-        arrays = {"train_images": torch.cat([x for x, _ in parts[:-1]]), "test_images": parts[-1][0]}
-        targets = {"train_targets": torch.cat([y for _, y in parts[:-1]]), "test_targets": parts[-1][1]}
-        return {**arrays, **targets}, {"md5": dict(zip(names, sums, strict=True))}
+        images, targets = zip(*parts[:-1], strict=True)
+        return (torch.cat(images), torch.cat(targets)), parts[-1], {"md5": dict(zip(names, sums, strict=True))}
 
     def is_parsed(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> bool:
         """Whether these are arrays and facts that `parse` may have given."""
@@ -192,13 +167,11 @@ class CIFAR10DataModule(HeldOutArrayDataModule):
     def check(self, facts: dict[str, Any]) -> None:
         """Warns of files whose checksum is not the published one, or refuses them."""
         published = published_md5()
-        altered = [name for name, md5 in facts["md5"].items() if md5 != published[name]]
-        if not altered:
-            return
-        message = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
-        if self.verify:
-            raise UserError(f"`data.verify`: {message}")
-        rank_zero_warn(f"{message}; to refuse such files: `data.verify` true")
+        if altered := [name for name, md5 in facts["md5"].items() if md5 != published[name]]:
+            message = f"{self.root / FOLDER}: checksums differ from the published ones: {', '.join(altered)}"
+            if self.verify:
+                raise UserError(f"`data.verify`: {message}")
+            rank_zero_warn(f"{message}; to refuse such files: `data.verify` true")
 
 
 def published_md5() -> dict[str, str]:

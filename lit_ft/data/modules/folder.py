@@ -42,6 +42,8 @@ class ImageFolderDataModule(PhotoDataModule):
         **common: The options of all sets of photos.
     """
 
+    group_key = "`data.groups`"
+
     def __init__(
         self,
         root: str = "data",
@@ -64,17 +66,14 @@ class ImageFolderDataModule(PhotoDataModule):
         """Names of the classes, in order: those of the folders of the training images, or what a file calls these."""
         return list(self._class_folders())
 
-    @property
-    def group_key(self) -> str:
-        """The option that names groups."""
-        return "`data.groups`"
-
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""
-        folders, root = self._split_folders(), find_folder(self.root, "`data.root`")
-        if folders["train"] != root:
-            unused = [folder.name for folder in subfolders(root) if folder not in folders.values()]
-            if unused:
+        root, train = find_folder(self.root, "`data.root`"), self._train_folder()
+        folders: dict[Split, Path] = {"train": train}
+        if train != root:
+            others: tuple[Split, ...] = ("val", "test")
+            folders |= {split: root / split for split in others if (root / split).is_dir()}
+            if unused := [folder.name for folder in subfolders(root) if folder not in folders.values()]:
                 rank_zero_warn(f"`data.root`: not used, as neither train, val nor test: {', '.join(unused)} in {root}")
         found = {split: index_images(folder, "`data.root`") for split, folder in folders.items()}
         warn_passed_over(root, "`data.root`", sum((index.passed_over for index in found.values()), Counter[str]()))
@@ -85,11 +84,6 @@ class ImageFolderDataModule(PhotoDataModule):
                 f"predict them: `data.predict` {folders[split]}"
             )
         return {split: self._labelled(folders[split], index, of=split) for split, index in found.items()}
-
-    def _split_folders(self) -> dict[Split, Path]:
-        root, train = find_folder(self.root, "`data.root`"), self._train_folder()
-        others: tuple[Split, ...] = ("val", "test") if train != root else ()
-        return {"train": train, **{split: root / split for split in others if (root / split).is_dir()}}
 
     def _train_folder(self) -> Path:
         root = find_folder(self.root, "`data.root`")
@@ -118,7 +112,7 @@ class ImageFolderDataModule(PhotoDataModule):
         return root / "train"
 
     def _class_folders(self) -> dict[str, str]:
-        """The folder of each class, in the order of the targets."""
+        """The folder of each class, in the order of the targets; its names are checked once."""
         if self._folders is None:
             folder_of = {_as_text(folder.name): folder.name for folder in class_folders(self._train_folder())}
             if self.class_names_from is not None:

@@ -1,27 +1,28 @@
-"""Data modules of photos in files."""
+"""Base of the data modules of photos in files; splits that are not given are held out from the training images."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.files.folders import format_some
 from lit_ft.data.files.image_index import find_images_to_predict
-from lit_ft.data.held_out import HoldOut, check_groups
 from lit_ft.data.images.photo_cache import PhotoCache, SplitCaches
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.images.verification import OnBadImage, Verification, splits_to_verify
 from lit_ft.data.loading.photo_source import PhotoSource
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, workers_for
-from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.modules.options import check_choice, check_held_out
+from lit_ft.data.modules.base import ImageDataModule, check_choice, check_fraction
+from lit_ft.data.split import class_counts, hold_out
 from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
 
@@ -45,6 +46,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: The options of every data module.
     """
 
+    group_key: str
+    """The option that names groups."""
+    columns = Columns()
+    """The names of the columns of the table that `write_split` writes."""
+
     def __init__(
         self,
         val_fraction: float = 0.2,
@@ -56,7 +62,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        check_held_out(val_fraction, test_fraction)
+        check_fraction("val_fraction", val_fraction)
+        check_fraction("test_fraction", test_fraction, zero=True)
+        if val_fraction + test_fraction >= 1:
+            given = f"{test_fraction} and `data.val_fraction` {val_fraction}"
+            raise UserError(f"`data.test_fraction`: {given} leave nothing to train on")
         check_workers(num_workers)
         if cache is not None and not cache.strip():
             raise UserError(f"`data.cache`: {cache!r} names no folder; name one, or leave the option out")
@@ -68,8 +78,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         self.cache = cache
         self.on_bad_image = on_bad_image
         self.verifies = True
-        # What is the same for each image of a patient, a video, …: its number, by its name.
         self.group_numbers: dict[str, int] = {}
+        """Number of each group, by its name: what is the same for each image of a patient, a video, …"""
         self._caches = SplitCaches()
         self._verification = Verification()
         self._whole: dict[Split, FileSplit] = {}
@@ -77,16 +87,6 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     @abstractmethod
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that is given: those to train on, and perhaps others."""
-
-    @property
-    @abstractmethod
-    def group_key(self) -> str:
-        """The option that names groups."""
-
-    @property
-    def columns(self) -> Columns:
-        """The names of the columns of the table that `write_split` writes."""
-        return Columns()
 
     @property
     def left_out(self) -> dict[Split, list[str]]:
@@ -106,33 +106,34 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     def prepare_data(self) -> None:
         """Reads all images once and writes the cache of a fit, on one process of each machine; the others use both."""
         stage = self.trainer.state.fn if self.trainer else TrainerFn.FITTING
-        self._find(stage and stage.value)
-        found = [self._verification.find(split, self.splits[split]) for split in self._to_verify(stage and stage.value)]
+        self._find_to_predict(stage)
+        self.read()
+        found = [self._verification.find(split, self.splits[split]) for split in self._to_verify(stage)]
         # What is refused is refused in `setup`, by all processes alike.
         if self.cache is not None and stage == TrainerFn.FITTING and (self.on_bad_image == "skip" or not any(found)):
             self.setup("fit")
             self._cached("train")
 
     def setup(self, stage: str | None = None) -> None:
-        """Finds the images; those to predict need no training images beside them.
-
-        Args:
-            stage: What will be done with them.
-
-        Raises:
-            UserError: Some cannot be read, and are not to be left out.
-        """
-        self._find(stage)
+        """Finds the images; raises `UserError` where some cannot be read, and are not to be left out."""
+        self._find_to_predict(stage)
         super().setup(stage)
         used = {split: self.splits[split] for split in self._to_verify(stage)}
         self.splits |= self._verification.apply(used, self.on_bad_image, self.class_names if "train" in used else [])
 
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and holds out what is not given."""
-        given = self.read_given()
-        check_groups(given, list(self.group_numbers), self.group_key)
-        hold_out = HoldOut(self.val_fraction, self.test_fraction, self.split_seed, self.class_names, self.group_key)
-        self._whole = splits = hold_out(given)
+        splits = self.read_given()
+        check_groups(splits, list(self.group_numbers), self.group_key)
+        total = len(splits["train"])  # both fractions are of all images, whichever is held out first
+        num_test, num_val = round(self.test_fraction * total), max(1, round(self.val_fraction * total))
+        counts: dict[Split, int] = {"test": num_test, "val": num_val}
+        for split, count in counts.items():
+            if count and split not in splits:
+                splits["train"], splits[split] = hold_out_split(
+                    splits["train"], split, count, self.split_seed, self.class_names, self.group_key
+                )
+        self._whole = splits
         if self.predict is not None:
             return {**splits, "predict": find_images_to_predict(self.predict)}
         return {**splits, "predict": splits["test" if "test" in splits else "val"].indexed()}
@@ -156,11 +157,10 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         numbers = self.group_numbers
         return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
 
-    def _find(self, stage: str | None) -> None:
-        if stage == "predict" and self.predict is not None:
+    def _find_to_predict(self, stage: str | None) -> None:
+        if stage == "predict" and self.predict is not None:  # they need no training images beside them
             self.splits["predict"] = find_images_to_predict(self.predict)
             self._is_read = True
-        self.read()
 
     def _cached(self, split: Split) -> PhotoCache | None:
         """What is read instead of the images of a split; nothing where these are decoded."""
@@ -176,3 +176,35 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if not self.verifies or getattr(self.trainer, "fast_dev_run", False):
             return []
         return [split for split in splits_to_verify(stage, self.splits, self.tested) if split not in self.left_out]
+
+
+def hold_out_split(
+    train: FileSplit, split: Split, count: int, seed: int, class_names: Sequence[str], group_key: str
+) -> tuple[FileSplit, FileSplit]:
+    """The training images kept, and those held out; raises `UserError` where a class cannot be in both."""
+    key = f"`data.{split}_fraction`"
+    has_classes = train.targets.ndim == 1
+    if has_classes and train.groups is None:
+        counts = class_counts(train.targets, len(class_names))
+        if single := [name for name, n in zip(class_names, counts, strict=True) if n == 1]:
+            these = f"the class {single[0]!r} has" if len(single) == 1 else f"the classes {format_some(single)} have"
+            needed = f"and two are needed, one to train on and one for {split}"
+            raise UserError(f"{key}: {these} one image, {needed}; add images, or leave the class out")
+    kept, held = hold_out(train.targets, count, seed, key, train.groups)
+    if has_classes and train.groups is not None:
+        counts = class_counts(train.targets[held], len(class_names))
+        if names := ", ".join(name for name, n in zip(class_names, counts, strict=True) if not n):
+            rank_zero_warn(f"{group_key}: no images of {names} in {split}, as too few groups have any")
+    return train.part(kept), train.part(held)
+
+
+def check_groups(splits: Mapping[Split, FileSplit], group_names: Sequence[str], key: str) -> None:
+    """Raises `UserError` for a group that has images in two of the given splits; ``key`` is the option for groups."""
+    home: dict[int, str] = {}
+    for split, images in splits.items():
+        for number in set(images.groups.tolist()) if images.groups is not None else ():
+            if home.setdefault(number, split) != split:
+                raise UserError(
+                    f"{key}: group {group_names[number]!r} is both in {home[number]} and in {split}; move all its "
+                    "images into one of them"
+                )

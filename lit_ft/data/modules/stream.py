@@ -1,23 +1,85 @@
-"""Data module of a set that litdata streams from a folder or bucket."""
+"""Data module of a set that litdata streams from a folder or bucket, and the source of its batches."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
+from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.files.folders import find_folder
 from lit_ft.data.images.transforms import train_transform
-from lit_ft.data.loading.protocols import Augment, Split
-from lit_ft.data.loading.sampler import ChunkSampler
-from lit_ft.data.loading.workers import check_workers, workers_for
+from lit_ft.data.loading.photo_source import is_random, stack_images, transform_seeded
+from lit_ft.data.loading.protocols import Augment, Batch, Split
+from lit_ft.data.loading.sampler import ChunkSampler, Picks
+from lit_ft.data.loading.workers import InWorkers, Workers, check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.streaming.chunked_split import ChunkedSplit
-from lit_ft.data.streaming.set_files import is_bucket
-from lit_ft.data.streaming.stream_set import StreamSet
-from lit_ft.data.streaming.stream_source import StreamSource
+from lit_ft.data.streaming.stream_set import ChunkedSplit, StreamSet, is_bucket, unpack
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
+
+
+class _Decoded(Dataset[Tensor]):
+    """Decodes whole batches of files, their names and the seeds of their augmentation, in a worker process or not."""
+
+    def __init__(self, transform: v2.Compose) -> None:
+        self.transform = transform
+
+    def __getitem__(self, samples: list[tuple[bytes, str, int]]) -> Tensor | UserError:  # type: ignore[override]
+        try:
+            images = [transform_seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
+        except UserError as error:
+            return error
+        return stack_images(images)
+
+
+class StreamSource:
+    """Batches of a `ChunkedSplit`, which this process reads and its workers decode.
+
+    Only this process reads: workers that took turns at the same chunks would delete them from one another's cache.
+    The transform is as for `PhotoSource`.
+    """
+
+    def __init__(self, split: ChunkedSplit, transform: v2.Compose, workers: Workers | None = None) -> None:
+        self.split = split
+        self._transform = transform
+        self._workers = InWorkers(_Decoded(transform), workers)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether random crops are taken."""
+        return is_random(self._transform)
+
+    def identity(self) -> str:
+        """Where the images are, which of them, and what is done to them; not what they hold, which may be far away."""
+        return f"{self.split.folder} {hash_tensors([self.split.stops, self.split.rows])} {self._transform}"
+
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+        """Yields each batch; raises `UserError` for an image that cannot be read."""
+        seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
+        if batches:
+            decoded = self._workers.batches(self._encoded(batches, seeds))
+            for picks, images in zip(batches, decoded, strict=True):
+                yield images, self.split.targets[picks.rows]
+
+    def _encoded(self, batches: Sequence[Picks], seeds: Tensor) -> Iterator[list[tuple[bytes, str, int]]]:
+        samples = self.split.samples(torch.cat([picks.rows for picks in batches]))
+        for picks in batches:
+            # The seeds first: where they end, `zip` must not have taken a sample.
+            taken = zip(seeds[picks.places].tolist(), samples, strict=False)
+            # Bytes of their own, not a view of a chunk that may be gone when they are sent.
+            unpacked = [(*unpack(bytes(sample)), seed) for seed, sample in taken]
+            yield [(image, f"{self.split.folder}: {name}", seed) for name, image, seed in unpacked]
 
 
 class StreamDataModule(ImageDataModule[ChunkedSplit]):
@@ -54,17 +116,14 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         self.root = root.rstrip("/")
         self.num_workers = num_workers
         self.chunk_cache = chunk_cache
-        self._about: StreamSet | None = None
 
-    @property
+    @cached_property
     def about(self) -> StreamSet:
         """Content of ``set.json``."""
-        if self._about is None:
-            self._about = StreamSet.read(self.root)
-        return self._about
+        return StreamSet.read(self.root)
 
     @property
-    def task(self) -> TaskName:
+    def task(self) -> TaskName:  # type: ignore[override]
         """That of the set that was converted."""
         return self.about.task
 
@@ -81,29 +140,26 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
     def read_splits(self) -> dict[Split, ChunkedSplit]:
         """Opens each split."""
         base = self.root if is_bucket(self.root) else str(find_folder(self.root, "`data.root`"))
-        splits = {
-            split: ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
-            for split in get_args(Split)
-            if split in self.about.images
-        }
-        for split, images in splits.items():
-            self._refuse_strange(split, images.targets)
-        return {**splits, "predict": splits["test" if "test" in splits else "val"].indexed()}
+        splits: dict[Split, ChunkedSplit] = {}
+        for split in [split for split in get_args(Split) if split in self.about.images]:
+            splits[split] = ChunkedSplit.read(f"{base}/{split}", self.chunk_cache, self.about.images[split])
+            if not self._fits(splits[split].targets):
+                what = f"{self.task} with {len(self.class_names)} classes"
+                raise UserError(
+                    f"`data.root`: the targets of {self.root}/{split} are not of {what}; convert the set again"
+                )
+        tested = splits["test" if "test" in splits else "val"]
+        return {**splits, "predict": replace(tested, targets=torch.arange(len(tested)))}
 
-    def _refuse_strange(self, split: Split, targets: Tensor) -> None:
-        """Refuses targets that are not of the set's task and classes: they would index what is not there."""
+    def _fits(self, targets: Tensor) -> bool:
+        """Whether targets are of the set's task and classes; others would index what is not there."""
         number = len(self.class_names)
-        fits = targets.shape[1:] == (() if self.task == "multiclass" else (number,))
+        if targets.shape[1:] != (() if self.task == "multiclass" else (number,)):
+            return False
         if self.task == "regression":
-            fits = fits and targets.is_floating_point() and bool(targets.isfinite().all())
-        else:
-            most = number if self.task == "multiclass" else 2
-            fits = fits and not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
-        if not fits:
-            raise UserError(
-                f"`data.root`: the targets of {self.root}/{split} are not of {self.task} with {number} classes; "
-                "convert the set again"
-            )
+            return targets.is_floating_point() and bool(targets.isfinite().all())
+        most = number if self.task == "multiclass" else 2
+        return not targets.is_floating_point() and 0 <= int(targets.min()) <= int(targets.max()) < most
 
     def sampler(self, source: Any, **options: Any) -> ChunkSampler:
         """An order that stays within a chunk until all of it is read."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ from torch import Tensor
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_file, find_folder
 from lit_ft.data.loading.protocols import Augment, Split
+from lit_ft.data.modules.base import check_choice
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.labels import format_labels, read_labels
-from lit_ft.data.tables.tables import Columns, Table, read_row_splits, read_table, unescape_table, unique_rows
-from lit_ft.errors import UserError, unknown
+from lit_ft.data.tables.tables import Columns, read_row_splits, read_table, unescape_table, unique_rows
+from lit_ft.errors import UserError
 from lit_ft.tasks.task import MAIN_METRIC, TaskName
-
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageTableDataModule(PhotoDataModule):
@@ -47,6 +46,8 @@ class ImageTableDataModule(PhotoDataModule):
         **common: The options of all sets of photos.
     """
 
+    group_key = "`data.group_column`"
+
     def __init__(
         self,
         table: str | None = None,
@@ -63,11 +64,10 @@ class ImageTableDataModule(PhotoDataModule):
         super().__init__(augment=augment, **common)
         if not table:
             raise UserError("`data.table`: is missing; name the CSV, TSV or Parquet file")
-        if task is not None and task not in MAIN_METRIC:
-            raise unknown("task", task, MAIN_METRIC, "`data.task`")
-        self._task: TaskName = task or "multiclass"
+        self.task = "multiclass" if task is None else task
+        check_choice("task", self.task, list(MAIN_METRIC))
         label_columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
-        _check_labels(self._task, label_columns, label_separator)
+        _check_labels(self.task, label_columns, label_separator)
         self.table = table
         self.root = root
         self.path_column = path_column
@@ -75,28 +75,12 @@ class ImageTableDataModule(PhotoDataModule):
         self.label_separator = label_separator
         self.split_column = split_column
         self.group_column = group_column
-        self._read: tuple[list[str], dict[Split, FileSplit]] | None = None
-
-    @property
-    def task(self) -> TaskName:
-        """What the labels are for."""
-        return self._task
+        self.columns = Columns(path_column, tuple(label_columns), split_column or "split", group_column or "group")
 
     @property
     def class_names(self) -> list[str]:
         """The classes or labels in order, or the columns of numbers."""
-        return list(self._rows()[0])
-
-    @property
-    def group_key(self) -> str:
-        """The option that names groups."""
-        return "`data.group_column`"
-
-    @property
-    def columns(self) -> Columns:
-        """The columns by the names that they have in this table."""
-        labels = tuple(self.label_columns)
-        return Columns(self.path_column, labels, self.split_column or "split", self.group_column or "group")
+        return list(self._rows[0])
 
     def label_cells(self, targets: Tensor) -> Iterator[list[str]]:
         """The cells of the label columns, for each target."""
@@ -111,41 +95,31 @@ class ImageTableDataModule(PhotoDataModule):
 
     def read_given(self) -> dict[Split, FileSplit]:
         """The rows of each split that has any."""
-        return dict(self._rows()[1])
+        return dict(self._rows[1])
 
+    @cached_property
     def _rows(self) -> tuple[list[str], dict[Split, FileSplit]]:
-        """The names of the classes, and the rows of each split; read once."""
-        if self._read is None:
-            file = find_file(self.table, "`data.table`")
-            table = unescape_table(read_table(file, "`data.table`"), self.path_column)
-            split_of = read_row_splits(table, self.split_column, (*self.label_columns, self.path_column))
-            root = find_folder(self.root, "`data.root`") if self.root is not None else file.parent
-            names = table.column(self.path_column, "`data.path_column`")
-            paths = _find_images(table, root, names)
-            class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
-            rows = torch.tensor(unique_rows(table, paths, self.columns))
-            images = FileSplit(PackedPaths.pack(root, names), targets, self._read_groups(table))
-            by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in _SPLITS}
-            self._read = class_names, {split: images.part(some) for split, some in by_split.items() if len(some)}
-        return self._read
-
-    def _read_groups(self, table: Table) -> Tensor | None:
-        """The group of each row, int64 ``(N,)``."""
-        if self.group_column is None:
-            return None
-        cells = table.column(self.group_column, "`data.group_column`")
-        table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
-        return self.number_groups(cells)
-
-
-def _find_images(table: Table, root: Path, names: Sequence[str]) -> list[str]:
-    """The normal form of the path of each row; raises `UserError` where there is no such file."""
-    table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
-    paths = [os.path.normpath(os.path.join(root, name)) for name in names]
-    missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
-    advice = "fix them, or name the folder that they start from: `data.root`"
-    table.refuse(missing, "`data.table`", "name no file", paths, advice)
-    return paths
+        """The names of the classes, and the rows of each split."""
+        file = find_file(self.table, "`data.table`")
+        table = unescape_table(read_table(file, "`data.table`"), self.path_column)
+        split_of = read_row_splits(table, self.split_column, (*self.label_columns, self.path_column))
+        root = find_folder(self.root, "`data.root`") if self.root is not None else file.parent
+        names = table.column(self.path_column, "`data.path_column`")
+        table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
+        paths = [os.path.normpath(os.path.join(root, name)) for name in names]
+        missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
+        advice = "fix them, or name the folder that they start from: `data.root`"
+        table.refuse(missing, "`data.table`", "name no file", paths, advice)
+        class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
+        rows = torch.tensor(unique_rows(table, paths, self.columns))
+        groups = None
+        if self.group_column is not None:
+            cells = table.column(self.group_column, "`data.group_column`")
+            table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
+            groups = self.number_groups(cells)
+        images = FileSplit(PackedPaths.pack(root, names), targets, groups)
+        by_split = {split: rows[[split_of[i] == split for i in rows.tolist()]] for split in get_args(Split)}
+        return class_names, {split: images.part(some) for split, some in by_split.items() if len(some)}
 
 
 def _check_labels(task: TaskName, columns: Sequence[str], separator: str | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +15,20 @@ from tqdm import tqdm
 
 from lit_ft.console import rank_zero_print
 from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.streaming.chunked_split import pack
-from lit_ft.data.streaming.set_files import TARGETS_FILE, check_litdata
-from lit_ft.data.streaming.stream_set import SPLITS, StreamSet
+from lit_ft.data.streaming.stream_set import SET_FILE, SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack
 from lit_ft.errors import UserError
 
-CHUNK_BYTES = 64 * 2**20
 
-
-def convert(
-    data: PhotoDataModule,
-    folder: str | Path,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Path:
-    """Writes the splits of a data module into a new folder, each image file as it is.
+def convert(data: PhotoDataModule, folder: str | Path, chunk_bytes: int = 64 * 2**20) -> Path:
+    """Writes the splits of photos into a new folder, each image file as it is, and returns the folder.
 
     The training images are written in a random order, the others in their own. The write is atomic.
 
     Args:
-        data: Photos in files, with the splits that its options ask for.
+        data: The photos, with the splits that its options ask for.
         folder: The folder to make; ``train``, ``val``, ``test`` and ``set.json`` are in it.
         chunk_bytes: Most bytes in one chunk, of which a bucket gives one after the other.
-
-    Returns:
-        The folder.
 
     Raises:
         UserError: If the folder exists or cannot be written, or an image cannot be read.
@@ -63,24 +53,18 @@ def convert(
 
 def _write_set(folder: Path, data: PhotoDataModule, chunk_bytes: int) -> None:
     splits = {name: split for name, split in data.splits.items() if name in SPLITS}
-    names = _names(splits)
+    base = os.path.commonpath([path.absolute().parent for split in splits.values() for path in split.paths])
+    names = {
+        name: [path.absolute().relative_to(base).as_posix() for path in split.paths] for name, split in splits.items()
+    }
     for name, split in splits.items():
         order = torch.arange(len(split))
         if name == "train":  # so that a chunk holds all classes
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(data.split_seed))
         _write_split(folder / name, split, names[name], order, chunk_bytes)
-    StreamSet(
-        task=data.task,
-        class_names=data.class_names,
-        images={str(name): len(split) for name, split in splits.items()},
-        names={str(name): names[name] for name in splits if name != "train"},
-    ).write(folder)
-
-
-def _names(splits: dict[Split, FileSplit]) -> dict[Split, list[str]]:
-    """The path of each image, from the folder that holds all of them."""
-    base = os.path.commonpath([path.absolute().parent for split in splits.values() for path in split.paths])
-    return {n: [path.absolute().relative_to(base).as_posix() for path in s.paths] for n, s in splits.items()}
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    about = StreamSet(data.task, data.class_names, sizes, {n: names[n] for n in splits if n != "train"})
+    (folder / SET_FILE).write_text(json.dumps(asdict(about), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_split(folder: Path, split: FileSplit, names: list[str], order: Tensor, chunk_bytes: int) -> None:

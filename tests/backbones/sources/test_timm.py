@@ -12,9 +12,8 @@ from torchvision.io import decode_image
 from torchvision.transforms import InterpolationMode
 
 from lit_ft.backbones.backbone import Backbone
-from lit_ft.backbones.build import build_backbone, input_spec, source_of
+from lit_ft.backbones.build import build_backbone, input_spec, make_pool, source_of
 from lit_ft.backbones.partition.cut import cut
-from lit_ft.backbones.pooling import make_pool
 from lit_ft.backbones.stem import adapted
 from lit_ft.errors import UserError
 

@@ -154,7 +154,9 @@ def test_names_of_the_stages(name, stages):
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_networks_trained_with_another_normalisation_get_images_of_theirs(name):
     network, _, _ = built(name)
-    published = without_data(lambda: torchvision.get_model(name, weights=None, init_weights=True, transform_input=True))
+    published = without_data(
+        lambda: torchvision.models.get_model(name, weights=None, init_weights=True, transform_input=True)
+    )
     filled(published).eval()
     size = SIZES[name]
     photo = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -227,7 +229,7 @@ def test_eval_transform_is_that_of_the_weights():
     rows, columns = torch.meshgrid(torch.arange(300), torch.arange(260), indexing="ij")
     photo = torch.stack([rows * 255 // 300, columns * 255 // 260, (rows + columns) % 256]).to(torch.uint8)
     for name in ("resnet50", "efficientnet_b3", "swin_v2_t"):
-        weights = torchvision.get_model_weights(name).DEFAULT
+        weights = torchvision.models.get_model_weights(name).DEFAULT
         # The weights were evaluated on Pillow's images, whose rounding differs by at most one of 255 steps.
         expected = weights.transforms()(to_pil_image(photo))
         torch.testing.assert_close(input_spec(name).eval_transform()(photo), expected, rtol=0, atol=1.01 / 255 / 0.224)

@@ -10,7 +10,7 @@ from small_runs import FewDigits, small_module, small_trainer
 
 from lit_ft.backbones.weights import torch_files
 from lit_ft.backbones.weights.torch_files import is_plain, plain
-from lit_ft.model.mixing import MixConfig
+from lit_ft.model.preprocessing import MixConfig
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 
 

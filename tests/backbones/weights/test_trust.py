@@ -107,7 +107,7 @@ FOREIGN = {
         "stages": STAGES,
     },
     "torch.hub.load_state_dict_from_url": {"class_path": "torch.hub.load_state_dict_from_url", "stages": STAGES},
-    "torch.nn.modules.Path": {"class_path": "lit_ft.model.checkpoint.content.Path", "stages": STAGES},
+    "torch.nn.modules.Path": {"class_path": "lit_ft.model.checkpoint.Path", "stages": STAGES},
 }
 
 

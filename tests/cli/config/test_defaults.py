@@ -1,7 +1,7 @@
 import pytest
 from jsonargparse import Namespace
 
-from lit_ft.cli.config.defaults import config_files, default_data
+from lit_ft.cli.config.defaults import config_files, default_data, settle
 from lit_ft.errors import UserError
 
 
@@ -15,16 +15,24 @@ def test_data_to_try_a_fit_with(command):
 )
 def test_other_commands_need_to_be_given_data(tmp_path, command, option):
     checkpoint = tmp_path / "checkpoints" / "best.ckpt"
-    message = f"`data`: lit-ft {command} needs images; give --data ImageFolderDataModule --data.{option} FOLDER"
+    message = f"`data`: lit-ft {command} needs images; give `data` ImageFolderDataModule `data.{option}` FOLDER"
     with pytest.raises(UserError) as caught:
         default_data(command, str(checkpoint))
     assert caught.value.args[0] == message
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError) as caught:
         default_data(command, str(checkpoint))
-    assert caught.value.args[0] == f"{message}, or --config {tmp_path / 'config.yaml'} for those of the run"
+    assert caught.value.args[0] == f"{message}, or `--config` {tmp_path / 'config.yaml'} for those of the run"
 
 
 def test_config_from_python_is_no_file():
     assert config_files(Namespace(config=["a.yaml", None])) == ["a.yaml"]
     assert config_files(Namespace(config=None)) == []
+
+
+@pytest.mark.parametrize(("files", "name"), [(["a/first.yaml", "second.yaml"], "second"), ([], "run")])
+def test_run_has_the_name_of_its_last_config(files, name):
+    options = Namespace(class_path="lit_ft.DigitsDataModule", init_args=Namespace())
+    config = Namespace(config=files, name=None, ckpt_path=None, data=options, checkpoint=None, trainer=Namespace())
+    settle(config, "fit", [])
+    assert config.name == name

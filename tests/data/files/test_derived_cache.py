@@ -88,3 +88,13 @@ def test_cache_folder_is_the_variable_or_in_the_users_cache(monkeypatch):
     assert str(cache_folder()) == "/home/ann/.cache/lit_ft"
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
     assert str(cache_folder()) == "/scratch/lit_ft"
+
+
+def test_cache_folder_is_that_of_the_system_unless_there_is_one_of_an_earlier_release(tmp_path, monkeypatch):
+    monkeypatch.delenv("LIT_FT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name, appauthor: tmp_path / "Library" / "Caches" / name)
+    assert cache_folder() == tmp_path / "Library" / "Caches" / "lit_ft"
+    (tmp_path / ".cache" / "lit_ft").mkdir(parents=True)
+    assert cache_folder() == tmp_path / ".cache" / "lit_ft"

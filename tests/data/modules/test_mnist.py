@@ -4,7 +4,8 @@ import torch
 from image_files import noise
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data import MNISTToEMNISTDataModule
+from lit_ft.data import DigitsDataModule, MNISTToEMNISTDataModule
+from lit_ft.data.modules.mnist import mnist_format
 from lit_ft.errors import UserError
 
 GREY = InputSpec(size=28, resize=28, mean=(0.13,), std=(0.31,))
@@ -138,3 +139,56 @@ def test_download_leaves_present_files_alone(letters_root, monkeypatch):
 def test_options_out_of_range(options, message):
     with pytest.raises(UserError, match=f"^{message}"):
         MNISTToEMNISTDataModule("nowhere", **options)
+
+
+def make_digits(**options):
+    data = DigitsDataModule(spec=GREY, **options)
+    data.setup()
+    return data
+
+
+def test_digits_are_drawn_in_the_middle_box_at_full_scale():
+    drawn = mnist_format(np.full((1, 8, 8), 16.0))
+    assert drawn.shape == (1, 1, 28, 28)
+    assert drawn.dtype == torch.uint8
+    assert drawn[0, 0, 4:24, 4:24].unique().tolist() == [255]
+    assert int(drawn.sum()) == 255 * 20 * 20
+
+
+def test_sizes_of_the_splits_of_digits():
+    assert {name: sum(n) for name, n in make_digits(shots=None).counts().items()} == {
+        "train": 497,
+        "val": 300,
+        "test": 1000,
+    }
+    assert make_digits().counts()["train"] == [10] * 10
+
+
+def test_splits_of_digits_depend_on_the_split_seed_alone():
+    def test_images(seed):
+        torch.manual_seed(seed + 7)
+        return next(iter(make_digits(split_seed=seed).test_dataloader()))[0]
+
+    assert test_images(0).equal(test_images(0))
+    assert not test_images(0).equal(test_images(1))
+
+
+def test_shots_of_digits_nest():
+    def train(shots):
+        return {bytes(x.numpy()) for xs, _ in make_digits(shots=shots, augment="none").train_dataloader() for x in xs}
+
+    assert len(train(1)) == 10
+    assert train(1) < train(5)
+
+
+def test_targets_belong_to_the_digits():
+    # Nearest neighbours recognise 19 of 20 of these digits: targets in another order would give 1 in 10.
+    data = make_digits(shots=None, augment="none", batch_size=1000)
+    (x, y), (test_x, test_y) = next(iter(data.train_dataloader())), next(iter(data.test_dataloader()))
+    nearest = torch.cdist(test_x.flatten(1).float(), x.flatten(1).float()).argmin(1)
+    assert (y[nearest] == test_y).float().mean() > 0.9
+
+
+def test_too_many_shots_of_digits():
+    with pytest.raises(UserError, match=r"data.shots: class '\d' has 4\d images to train on, 60 were asked"):
+        make_digits(shots=60)

@@ -52,6 +52,8 @@ def test_two_calls_give_the_same_and_leave_the_process_as_it_was(monkeypatch):
         (["fit", "--model.lr", "-1", "--offline"], 2),
         (["fot"], 2),
         (["--help"], 0),
+        (["models", "--help"], 0),
+        (["fit", "--print_config"], 0),
     ],
 )
 def test_process_is_as_it_was_also_after_an_error(monkeypatch, args, code):
@@ -59,6 +61,12 @@ def test_process_is_as_it_was_also_after_an_error(monkeypatch, args, code):
     before = process()
     assert main(args) == code
     assert process() == before
+
+
+def test_exit_of_own_code_stays_one(monkeypatch):
+    monkeypatch.setattr("lit_ft.cli._run", lambda _: sys.exit(3))
+    with pytest.raises(SystemExit, match="3"):
+        main(["fit"])
 
 
 def test_streams_are_restored(monkeypatch):

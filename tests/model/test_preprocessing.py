@@ -9,7 +9,8 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from lit_ft.errors import UserError
-from lit_ft.model.mixing import BatchMix, MixConfig, draw_rectangles, erase
+from lit_ft.model.preprocessing import BatchMix, MixConfig, draw_rectangles, erase
+from lit_ft.tasks.task import check_task
 
 B, K = 6, 4
 ALL = MixConfig(mixup=0.4, cutmix=1.0, erase=0.5)
@@ -189,4 +190,4 @@ def test_whole_number_is_taken_for_alpha():
 )
 def test_mixing_that_cannot_be_is_refused(options, task, text):
     with pytest.raises(UserError, match=f"^{re.escape(text)}"):
-        MixConfig(**options).check_task(task)
+        check_task(task, 0.0, cutmix=MixConfig(**options).cutmix)

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
-from lit_ft.model.fit.first_batch import check_images, check_pair
+from lit_ft.model.first_batch import check_images, check_pair
 from lit_ft.model.module import FineTuneModule
-from lit_ft.model.normalisation import Normalise
+from lit_ft.model.preprocessing import Normalise
 from lit_ft.tasks.task import Task
 
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)

@@ -11,11 +11,8 @@ from torch import Tensor
 
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.errors import UserError, is_from_user_code
-from lit_ft.model.normalisation import Normalise
+from lit_ft.model.preprocessing import Normalise
 from lit_ft.tasks.task import Task
-
-FAR = 8.0
-"""By which factor floats lie beyond the largest normalised value where they were certainly not normalised."""
 
 
 class BatchCheck:
@@ -36,25 +33,15 @@ class BatchCheck:
 
 
 def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None:
-    """Refuses a batch that is no pair of images and targets for the task.
-
-    Args:
-        batch: The batch from the loader.
-        split: ``train``, ``val`` or ``test``.
-        task: The task of the targets.
-        normalise: The normalisation that float images should have had.
-
-    Raises:
-        UserError: If it is something else.
-    """
+    """Raises `UserError` if a batch of a split is no pair of images, as of `check_images`, and targets for the task."""
+    shape = "(B,)" if task.name == "multiclass" else f"(B, {task.num_outputs})"
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise _unexpected(split, "a batch", batch, f"a pair of images (B, C, H, W) and targets {_format_shape(task)}")
+        raise _unexpected(split, "a batch", batch, f"a pair of images (B, C, H, W) and targets {shape}")
     images, targets = batch
     check_images(images, split, normalise)
     if not isinstance(targets, Tensor):
-        raise _unexpected(split, "targets", targets, f"a tensor {_format_shape(task)}")
-    check = {"multiclass": _check_classes, "multilabel": _check_labels, "regression": _check_numbers}[task.name]
-    check(targets, split, task)
+        raise _unexpected(split, "targets", targets, f"a tensor {shape}")
+    _check_targets(targets, split, task)
     if isinstance(images, Tensor) and len(images) != len(targets):
         raise UserError(
             f"{split}_dataloader: a batch has {len(images)} images and {len(targets)} targets, expected one for each"
@@ -62,11 +49,7 @@ def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None
 
 
 def check_images(images: Any, split: str, normalise: Normalise) -> None:
-    """Refuses anything but a batch of images, uint8 or normalised, and warns of floats that may not be normalised.
-
-    Raises:
-        UserError: If it is none.
-    """
+    """Refuses anything but a batch of images, uint8 or normalised, and warns of floats that may not be normalised."""
     if isinstance(images, StageOutput):  # computed from images that were uint8
         return
     wanted = f"uint8 or normalised float (B, {normalise.channels}, H, W)"
@@ -80,17 +63,10 @@ def check_images(images: Any, split: str, normalise: Normalise) -> None:
 
 
 def refuse_other_size(images: Any, size: int, error: Exception) -> None:
-    """Refuses images that a network has failed on, and that are of another size than it was made for.
+    """Raises `UserError` if a network has failed on images of another height and width than it was made for.
 
-    Most networks take any size, so that the size is checked only after one has failed.
-
-    Args:
-        images: ``(B, C, H, W)``, or cached features.
-        size: Height and width that it was made for.
-        error: The error of the network.
-
-    Raises:
-        UserError: If they have another size, and the cause is neither the user's own code nor a lack of memory.
+    Most networks take any size, so that the size is checked only after one has failed, and not by the user's own code
+    or for lack of memory.
     """
     if not isinstance(images, Tensor) or images.shape[2:] == (size, size):
         return
@@ -105,33 +81,15 @@ def refuse_other_size(images: Any, size: int, error: Exception) -> None:
 
 
 def check_range(targets: Tensor, split: str, num: int) -> None:
-    """Refuses class indices out of range.
-
-    Args:
-        targets: int ``(B,)``.
-        split: The split that they are of.
-        num: The number of classes.
-
-    Raises:
-        UserError: If there is one below 0 or above the last.
-    """
-    if not len(targets):
-        return
-    low, high = (int(one) for one in targets.aminmax())
+    """Raises `UserError` if a class index of a split, int ``(B,)``, is below 0 or not below the number of classes."""
+    low, high = (int(one) for one in targets.aminmax()) if len(targets) else (0, 0)
     if low < 0 or high >= num:
         hint = "; count classes from 0" if low > 0 and high == num else ""
         raise UserError(f"{split}_dataloader: targets run from {low} to {high}, expected 0 to {num - 1}{hint}")
 
 
 def refuse_no_batch(trainer: Any) -> None:
-    """Refuses a fit that has ended without a step, unless none was asked for.
-
-    Args:
-        trainer: The trainer, at the end of a fit.
-
-    Raises:
-        UserError: If there was no batch to train on.
-    """
+    """Raises `UserError` at the end of a fit for which there was no batch, unless none was asked for."""
     if trainer.global_step or 0 in (trainer.max_epochs, trainer.max_steps):
         return
     loader = trainer.train_dataloader
@@ -153,40 +111,35 @@ def _check_normalised(images: Tensor, split: str, normalise: Normalise) -> None:
     most = float(((255 - normalise.mean) / normalise.std).max())
     found = f"{split}_dataloader: images are float from {low:.3g} to {high:.3g}"
     wanted = f"uint8, or float that is normalised, which lies within {least:.3g} and {most:.3g}"
-    if low >= 0 and high > FAR * max(most, 1.0):
+    if low >= 0 and high > 8 * max(most, 1.0):  # so far beyond the largest that they were certainly not normalised
         raise UserError(f"{found}, expected {wanted}")
     if low >= 0 and least < -0.1:  # no pixel is darker than the mean: it may be so
         rank_zero_warn(f"{found}, as if they were not normalised; expected {wanted}")
 
 
-def _check_classes(targets: Tensor, split: str, task: Task) -> None:
-    is_float = targets.is_floating_point()
-    if targets.shape[1:] not in ((), (task.num_outputs,)) or (is_float and targets.ndim == 1):
-        shares = f"shares (B, {task.num_outputs})"
-        raise _unexpected(split, "targets", targets, f"int64 (B,) from 0 to {task.num_outputs - 1}, or {shares}")
-    if targets.ndim == 1:
-        check_range(targets, split, task.num_outputs)
-
-
-def _check_labels(targets: Tensor, split: str, task: Task) -> None:
-    wanted = f"{_format_shape(task)} from 0 to 1"
-    if targets.shape[1:] != (task.num_outputs,):
+def _check_targets(targets: Tensor, split: str, task: Task) -> None:
+    """Refuses targets of another shape or type than the task's, or with values that it does not have."""
+    num, is_float = task.num_outputs, targets.is_floating_point()
+    of_outputs, is_flat = targets.shape[1:] == (num,), targets.ndim == 1
+    shape = f"(B, {num})"
+    fits, wanted = {
+        "multiclass": (of_outputs or (is_flat and not is_float), f"int64 (B,) from 0 to {num - 1}, or shares {shape}"),
+        "multilabel": (of_outputs, f"{shape} from 0 to 1"),
+        "regression": ((of_outputs or (is_flat and num == 1)) and not targets.is_complex(), f"numbers {shape}"),
+    }[task.name]
+    if not fits:
         raise _unexpected(split, "targets", targets, wanted)
-    if targets.numel() and not bool(((targets >= 0) & (targets <= 1)).all()):
+    if task.name == "multiclass" and is_flat:
+        check_range(targets, split, num)
+    elif task.name == "multilabel" and targets.numel() and not bool(((targets >= 0) & (targets <= 1)).all()):
         raise UserError(f"{split}_dataloader: targets run to {float(targets.max()):g}, expected {wanted}")
-
-
-def _check_numbers(targets: Tensor, split: str, task: Task) -> None:
-    shapes = [(task.num_outputs,)] + [()] * (task.num_outputs == 1)
-    if targets.shape[1:] not in shapes or targets.is_complex():
-        raise _unexpected(split, "targets", targets, f"numbers {_format_shape(task)}")
-    if targets.is_floating_point() and targets.dtype.itemsize < 4:
+    elif task.name == "regression" and is_float and targets.dtype.itemsize < 4:
         raise UserError(
             f"{split}_dataloader: targets are {_format_type(targets)}, which has too few digits, and so rounds them; "
             "expected float32 or float64: give `trainer.precision` bf16-mixed or 16-mixed instead of bf16-true or "
             "16-true"
         )
-    if not bool(targets.isfinite().all()):
+    elif task.name == "regression" and not bool(targets.isfinite().all()):
         raise UserError(f"{split}_dataloader: targets have values that are not finite")
 
 
@@ -207,7 +160,3 @@ def _format_found(value: Any) -> str:
 
 def _format_type(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
-
-
-def _format_shape(task: Task) -> str:
-    return "(B,)" if task.name == "multiclass" else f"(B, {task.num_outputs})"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import small_module, small_trainer
 
-from lit_ft.cli.config.saved_data import add_saved_data, read_saved_data
+from lit_ft.cli.config.checkpoint import add_saved_data, read_saved_data
 from lit_ft.data import DigitsDataModule, ImageFolderDataModule
 from lit_ft.errors import UserError
 

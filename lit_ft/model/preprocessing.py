@@ -1,13 +1,15 @@
-"""Erasing and mixing of the images of a training batch, on the device, with the targets that follow."""
+"""Images on the device: normalised, and those of a training batch erased and mixed, with the targets that follow."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from lit_ft.errors import UserError
 
@@ -15,6 +17,53 @@ from lit_ft.errors import UserError
 AREA = (0.02, 0.33)
 ASPECT = (0.3, 3.3)
 ATTEMPTS = 10
+
+
+class Normalise(nn.Module):
+    """Makes what the network takes of images.
+
+    Args:
+        mean: Mean of each channel, on a scale from 0 to 1; their number is the number of channels.
+        std: Standard deviation of each channel, on the same scale.
+        memory_format: The memory format in which the network is fastest.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], memory_format: torch.memory_format) -> None:
+        super().__init__()
+        self.channels = len(mean)
+        self.memory_format = memory_format
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)``, uint8, or float that is taken as normalised -> normalised.
+
+        Raises:
+            UserError: If they have channels that the network does not take.
+        """
+        if images.shape[1] != self.channels:
+            if images.shape[1] == 1:
+                images = images.expand(-1, self.channels, -1, -1)
+            elif self.channels == 1:
+                images = rgb_to_grayscale(images)
+            else:
+                raise UserError(
+                    f"`model.input.channels`: the model takes images of {self.channels} channels, but the data gives "
+                    f"{images.shape[1]}"
+                )
+        if images.dtype == torch.uint8:
+            # In place: each further tensor of floats costs as much time as the arithmetic.
+            images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
+        else:  # NumPy's floats are float64
+            images = images.to(self.mean.dtype)
+        return images.contiguous(memory_format=self.memory_format)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised images ``(B, C, H, W)`` as uint8 again."""
+        return (images * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass
@@ -41,11 +90,6 @@ class MixConfig:
         if not 0.0 <= self.erase <= 1.0:
             raise UserError(f"`model.mix.erase`: must be at least 0 and at most 1, got {self.erase}")
 
-    def check_task(self, task: str) -> None:
-        """Raises `UserError` where a kind of mixing does not fit the task."""
-        if self.cutmix and task == "regression":
-            raise UserError("`model.mix.cutmix`: is for classes, not `model.task` regression; take `model.mix.mixup`")
-
 
 class BatchMix:
     """Erases and mixes a training batch, in this order, as torchvision's and timm's own trainings do.
@@ -53,18 +97,9 @@ class BatchMix:
     Mixup is `Zhang et al. 2018 <https://arxiv.org/abs/1710.09412>`_ and cutmix `Yun et al. 2019
     <https://arxiv.org/abs/1905.04899>`_, both by torchvision. All random numbers come from torch's generator on the
     CPU, so that they are the same on every kind of device.
-
-    Args:
-        config: What to do.
-        task: Name of the task.
-        num_outputs: K, the number of classes or of regression targets.
-
-    Raises:
-        UserError: If a kind of mixing does not fit the task.
     """
 
     def __init__(self, config: MixConfig, task: str, num_outputs: int) -> None:
-        config.check_task(task)
         self._erase = config.erase
         self._num_outputs = num_outputs
         self._are_numbers = task == "regression"
@@ -79,14 +114,10 @@ class BatchMix:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # numbers drawn on the CPU would break the graph
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Erases, then mixes each image with the one before it in the batch.
+        """Erases, then mixes each normalised image ``(B, C, H, W)`` with the one before it in the batch.
 
-        Args:
-            images: Normalised, ``(B, C, H, W)``.
-            targets: Class indices ``(B,)``, or ``(B, K)`` of labels, probabilities or numbers.
-
-        Returns:
-            Images of the same shape, and the targets; where images are mixed, these are floats ``(B, K)``.
+        Targets are class indices ``(B,)``, or ``(B, K)`` of labels, probabilities or numbers, and for mixed images
+        come back as floats ``(B, K)``.
         """
         if self._erase:
             images = erase(images, self._erase)
@@ -98,12 +129,7 @@ class BatchMix:
 
 
 def erase(images: Tensor, probability: float) -> Tensor:
-    """Sets a rectangle of some images to 0, which is the mean after normalisation; each image has its own.
-
-    Args:
-        images: Normalised, ``(B, C, H, W)``.
-        probability: With which an image has a rectangle.
-    """
+    """Sets a rectangle of its own in some images ``(B, C, H, W)`` to 0, which is the mean after normalisation."""
     num, _, height, width = images.shape
     corners = draw_rectangles(num, height, width) * (torch.rand(num) < probability)
     top, left, bottom, right = corners.to(images.device).unsqueeze(-1)
@@ -116,10 +142,8 @@ def draw_rectangles(num: int, height: int, width: int) -> Tensor:
     """Draws a rectangle for each of so many images, as torchvision's ``RandomErasing`` draws one.
 
     Its share of the area is uniform, its aspect (height by width) uniform in the logarithm, and its place uniform among
-    those within the image. Where none of `ATTEMPTS` shapes is smaller than the image, it is empty.
-
-    Returns:
-        int64 ``(4, num)``: top, left, bottom and right, the last two outside.
+    those within the image. Where none of `ATTEMPTS` shapes is smaller than the image, it is empty. Returned are top,
+    left, bottom and right, the last two outside, as int64 ``(4, num)``.
     """
     area = height * width * torch.empty(ATTEMPTS, num).uniform_(*AREA)
     aspect = torch.empty(ATTEMPTS, num).uniform_(math.log(ASPECT[0]), math.log(ASPECT[1])).exp()

@@ -5,10 +5,10 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_runs import FewDigits, small_trainer
 
-from lit_ft.model.checkpoint.content import hyper_parameters
+from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.heads import HeadConfig
-from lit_ft.model.mixing import MixConfig
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.preprocessing import MixConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,0 +1,126 @@
+"""What a run saves of its config, and what its checkpoint adds to a later config or refuses in it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from lit_ft import data
+from lit_ft.backbones.weights import torch_files
+from lit_ft.cli.config.defaults import EVALUATIONS, METHOD_OPTIONS
+from lit_ft.errors import UserError, refuse_unwritable
+from lit_ft.model.checkpoint import hyper_parameters, refuse_missing_checkpoint, saved_options
+from lit_ft.runs import Run, find_run
+from lit_ft.training.run_options import refuse_other_options, run_options
+
+# Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
+_EFFECTS = ("download", "chunk_cache")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves a config that any command takes, so without the options of this one command, and the split."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        for key in METHOD_OPTIONS:
+            config.pop(key, None)
+        super().__init__(parser, config, **kwargs)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
+        # Now, as it asks all ranks, and `save_config` is called on the first alone.
+        self._run = find_run(trainer) or Run(Path("."))
+        self.already_saved |= trainer.strategy.broadcast(self._run.config.is_file())
+        super().setup(trainer, pl_module, stage)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the options of the run, for one that resumes it."""
+        checkpoint["run_options"] = run_options(self.config.as_dict())
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Also saves which image is in which split, where the data module can write it."""
+        write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
+        if stage == "fit" and write_split is not None:
+            with refuse_unwritable(self._run.split_table):
+                write_split(self._run.split_table)
+
+
+def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> None:
+    """Refuses to resume from the checkpoint of another run, whose classes or options differ that must not."""
+    path = config["ckpt_path"]
+    if path is None or path == "hpc":
+        return
+    hparams = hyper_parameters(path, command, "")
+    names = getattr(data, "class_names", None)
+    if names is not None and list(names) != (earlier := hparams.get("classes")):
+        raise UserError(f"`ckpt_path`: {path} is of a run with the classes {earlier}, not {list(names)}")
+    then, now = ({f"model.{key}": value for key, value in options.items()} for options in (hparams, model.hparams))
+    refuse_other_options(path, {**saved_options(path), **then}, {**now, **run_options(config.as_dict())})
+
+
+def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
+    """The options of a command, with the data of the checkpoint that is evaluated before all options.
+
+    Options that are given replace those of the checkpoint. Nothing is added where a class of data is given, nor to
+    predict, unless it is given the images.
+
+    Raises:
+        UserError: If the checkpoint does not exist.
+    """
+    args = list(args)
+    path = _read_values(args, "--ckpt_path")[-1:]
+    if command in EVALUATIONS and path and not _gives_data(args):
+        if path[0] not in ("best", "last"):  # which the config finds; else options of unknown data would be blamed
+            refuse_missing_checkpoint(path[0])
+        found = read_saved_data(path[0])
+        if found is not None and (command != "predict" or _read_values(args, "--data.predict")):
+            return ["--data", json.dumps(found), *args]
+    return args
+
+
+def read_saved_data(path: str) -> dict[str, Any] | None:
+    """Class path and options of the data in a checkpoint, if it can be read and these are a data module of lit_ft."""
+    try:
+        checkpoint = torch_files.load(path, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError):
+        return None  # refused where its model is read
+    if not isinstance(checkpoint, dict):
+        return None
+    options = checkpoint.get("run_options") or {}
+    # Lightning saves no class; without a command line there is the state of the data module, by the name of that.
+    states = [f"lit_ft.data.{key}" for key in checkpoint if key in data.__all__]
+    class_path = str(options.get("data") or next(iter(states), ""))
+    name = class_path.rpartition(".")[2]
+    if not class_path.startswith("lit_ft.") or name not in data.__all__:
+        return None
+    # Checkpoints before 0.2 have no hyperparameters of data.
+    earlier = {key.removeprefix("data."): value for key, value in options.items() if key.startswith("data.")}
+    hparams = checkpoint.get(data.ImageDataModule.CHECKPOINT_HYPER_PARAMS_KEY, earlier)
+    kept = {key: value for key, value in hparams.items() if key not in _EFFECTS}
+    return {"class_path": f"lit_ft.data.{name}", "init_args": kept}
+
+
+def _gives_data(args: Sequence[str]) -> bool:
+    """Whether a class of data is given, by an option or in a config."""
+    if _read_values(args, "--data") or _read_values(args, "--data.class_path"):
+        return True
+    try:
+        configs = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in _read_values(args, "--config")]
+    except (OSError, ValueError, yaml.YAMLError):
+        return True  # refused where it is parsed
+    return any(isinstance(config, dict) and config.get("data") is not None for config in configs)
+
+
+def _read_values(args: Sequence[str], option: str) -> list[str]:
+    """The values of an option, as ``--option value`` or ``--option=value``, in their order."""
+    pairs = [(arg.partition("="), following) for arg, following in pairwise([*args, ""])]
+    return [value if equals else following for (name, equals, value), following in pairs if name == option]

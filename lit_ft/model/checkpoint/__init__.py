@@ -1,1 +1,0 @@
-"""What is in a checkpoint, and loading of modules from one."""

@@ -1,1 +1,0 @@
-"""What a module does around its steps in a fit: checks, metrics, divergence, finders, state."""

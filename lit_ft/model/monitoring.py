@@ -1,0 +1,159 @@
+"""Losses and metrics of a run: a loss that is not finite ends it, with its step and the largest gradient's stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_ft.compat import attached_trainer
+from lit_ft.errors import UserError, unknown
+from lit_ft.runs import find_best_path
+from lit_ft.tasks.classes import warn_absent_classes
+from lit_ft.tasks.metrics import MeanLoss
+from lit_ft.tasks.task import METRICS, Task
+
+EVERY = 50  # steps between two looks where the trainer logs nothing
+EARLY = (1, 2, 4, 8)  # steps with a look of their own, as runs that diverge mostly do so at their beginning
+
+
+class LossWatch:
+    """Notes the losses of a fit, and ends it where one is not finite.
+
+    On a CPU each is looked at. From a GPU, or other processes, they are fetched together, after those steps whose
+    losses the trainer has just logged, so that no step waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[int, Tensor]] = []
+        self._waits = False
+        self.warned_splits: set[str] = set()
+        self.largest: str | None = None  # the stage with the largest gradient, when it was last looked at
+
+    def before_step(self, module: Any) -> None:
+        """Looks at what was noted, if it is time."""
+        step = module.global_step
+        if self._waits and (step in EARLY or step % (module.trainer.log_every_n_steps or EVERY) == 0):
+            self.look_closely(module)
+
+    def look_closely(self, module: Any) -> None:
+        """Looks at what was noted, and at the gradients of the last step."""
+        self.look(module)
+        self.largest = find_largest_gradient(module) or self.largest
+
+    def note(self, module: Any, loss: Tensor) -> None:
+        """Notes the loss of a training step, before its backward pass, and looks at it if it need not wait."""
+        loss = loss.detach()
+        if loss.device.type != "cpu" or _world_size(module) > 1:
+            self._waits = True
+            self._noted.append((module.global_step, loss.clone()))
+        elif not math.isfinite(loss):
+            # The gradients are still those of the step before, after which it came to this.
+            stage = find_largest_gradient(module) or self.largest
+            raise build_divergence_error(module, "train/loss", module.global_step, stage)
+
+    def look(self, module: Any) -> None:
+        """Raises `UserError` in every process, all of which must call it, if a loss that was noted is not finite."""
+        noted, self._noted = self._noted, []
+        if not noted:
+            return
+        losses = torch.stack([loss for _, loss in noted])
+        steps = [step for (step, _), value in zip(noted, losses.tolist(), strict=True) if not math.isfinite(value)]
+        first = min(steps, default=math.inf)
+        if _world_size(module) > 1:
+            least = torch.tensor(float(first), device=losses.device)
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+            first = float(least)
+        if first < math.inf:
+            raise build_divergence_error(module, "train/loss", int(first), self.largest)
+
+
+class SplitMetrics(nn.Module):
+    """The mean loss and the metrics of a split, ``val`` or ``test``, over all images of an evaluation."""
+
+    def __init__(self, split: str, task: Task) -> None:
+        super().__init__()
+        self.split = split
+        self.metrics = task.metrics(f"{split}/")
+        # Not Lightning's mean: with unequal numbers of images in the processes it divides by a rounded mean of them.
+        self.loss = MeanLoss()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def update(self, module: Any, logits: Tensor, targets: Tensor, batch_idx: int) -> None:
+        """Adds a batch, logits ``(B, K)`` and targets, and logs loss and metrics with the first.
+
+        Once is enough, as Lightning computes them at the end of the evaluation.
+        """
+        num = len(targets)
+        module.task.update(self.metrics, logits, targets)
+        self.loss.update(module.task.loss(logits, targets).expand(num))
+        if batch_idx == 0:
+            main = module.main_metric[0].removeprefix("val/")
+            module.log(f"{self.split}/loss", self.loss, prog_bar=True, batch_size=num)
+            for name, metric in self.metrics.items(keep_base=True):
+                module.log(f"{self.split}/{name}", metric, prog_bar=name == main, batch_size=num)
+
+    def check(self, module: Any, losses: LossWatch) -> None:
+        """Raises `UserError` in every process if the loss of an evaluation, or of training before, is not finite."""
+        losses.look(module)
+        trainer = module.trainer
+        if trainer.sanity_checking or trainer.fast_dev_run:
+            return  # batch norm has not yet settled after so few steps
+        if not trainer.strategy.reduce_boolean_decision(self.loss.update_called, all=False):
+            return
+        if not bool(self.loss.compute().isfinite()):
+            step = module.global_step if trainer.state.fn == "fit" else None
+            raise build_divergence_error(module, f"{self.split}/loss", step, losses.largest)
+        if self.split not in losses.warned_splits:
+            losses.warned_splits.add(self.split)
+            warn_absent_classes(self.metrics, self.split, module.class_names)
+
+
+def refuse_unlogged(callbacks: Iterable[Any], logged: Mapping[str, str], task: str) -> None:
+    """Raises `UserError` if a callback monitors a metric that the task logs for other numbers of classes alone."""
+    others = {f"val/{name}" for name in METRICS[task]} - logged.keys()
+    for callback in callbacks:
+        if (monitor := getattr(callback, "monitor", None)) in others:
+            raise unknown("metric", monitor, logged, f"{type(callback).__name__}.monitor")
+
+
+def build_divergence_error(module: Any, name: str, step: int | None, stage: str | None) -> UserError:
+    """The error for a loss that is not finite, in or after a step, counted from 0; None where nothing is trained.
+
+    The stage is the one with the largest gradient before that, where it is known.
+    """
+    trainer, check_inputs = attached_trainer(module), "look for weights, images or targets that are not"
+    if step is None:
+        return UserError(f"{name} is not finite: {check_inputs}")
+    rates = [group["lr"] for optimizer in getattr(trainer, "optimizers", ()) for group in optimizer.param_groups]
+    where = [f"learning rate {rate:.3g}" for rate in sorted(rates)[-1:]]
+    where += [f"largest gradient in {stage}"] if stage else []
+    details = f" ({', '.join(where)})" if where else ""
+    advice = "lower `model.lr`, or give `trainer.gradient_clip_val` 1" if step else check_inputs
+    best = find_best_path(trainer) if trainer else None
+    kept = f"; best model before that: {best}" if best else ""
+    return UserError(f"{name} is not finite in step {step}{details}: {advice}{kept}")
+
+
+def find_largest_gradient(module: Any) -> str | None:
+    """The stage with the largest gradient, by its largest element; None where there is no gradient.
+
+    Of several that are not finite it is the deepest, from which these spread to the others.
+    """
+    largest: dict[str, Tensor] = {}
+    for stage, parts in module.stage_modules().items():
+        gradients = [p.grad for part in parts for p in part.parameters() if p.grad is not None]
+        if gradients:
+            largest[stage] = nn.utils.get_total_norm(gradients, norm_type=math.inf)
+    if not largest:
+        return None
+    values = torch.stack(list(largest.values())).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
+    return max(zip(values, range(len(values)), largest, strict=True))[2]
+
+
+def _world_size(module: Any) -> int:
+    trainer = attached_trainer(module)
+    return trainer.world_size if trainer else 1

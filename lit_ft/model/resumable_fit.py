@@ -1,0 +1,166 @@
+"""The base of a module whose fit can be resumed: its seeds, its images, its schedule, and Lightning's finders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+
+from lit_ft.compat import attached_trainer, forget_files_elsewhere, keep_last_batch, validate_first
+from lit_ft.data.fingerprint import Fingerprint, difference
+from lit_ft.data.loading.loader import adopt_earlier_position
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.errors import UserError
+from lit_ft.model.checkpoint import all_hyperparameters
+from lit_ft.model.first_batch import refuse_no_batch
+from lit_ft.optim.run_length import RunLength
+from lit_ft.optim.schedules import enter_epoch, step_plateaus
+
+
+class ResumableFit(L.LightningModule):
+    """A module whose fit, resumed from a checkpoint, ends as an uninterrupted one.
+
+    To weights and loops a checkpoint adds the seed of the run, from which that of each step follows, the fingerprint of
+    its images, the length of its epochs, and the validation metrics that its schedule waits for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_names: list[str] = []
+        self._seed: int | None = None
+        self._images: Fingerprint | None = None
+        self._measured: dict[str, float] = {}  # as the checkpoint was written
+        self.resumed_schedule: Mapping[str, Any] | None = None  # that in the checkpoint from which the fit resumes
+        self._has_followed = False
+
+    @property
+    def data_module(self) -> Any:
+        """The data module of the trainer, if it has one."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def setup(self, stage: str) -> None:
+        """Takes the seed of a fit from torch; a resume then replaces it by that of its checkpoint."""
+        self._has_followed = False
+        if stage == "fit":
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+            self._images = None  # of an earlier fit
+
+    # Lightning's finders
+
+    def _finders(self) -> list[str]:
+        callbacks = cast(Any, self.trainer).callbacks
+        finders = (BatchSizeFinder, LearningRateFinder)
+        return [type(callback).__name__ for callback in callbacks if isinstance(callback, finders)]
+
+    def refuse_finders_on_resume(self) -> None:
+        """Raises `UserError` if a resumed run would look for other values, by which Lightning would lose its state."""
+        if not self._has_followed and self.trainer.ckpt_path is not None and (found := self._finders()):
+            raise UserError(
+                f"`trainer.callbacks`: {' and '.join(found)} would find other values than those of the run that is "
+                "resumed; leave it out, and give `model.lr` and `data.batch_size` as the run printed them"
+            )
+
+    def follow_finders(self) -> None:
+        """Builds optimizer and schedule anew where Lightning's finders have changed learning rate or batch size.
+
+        They leave all groups with one rate, and a schedule that knows neither that nor the number of steps. A callback
+        that looks at the groups as a fit starts calls this first; it is done once.
+        """
+        if self._finders() and not self._has_followed:
+            self._has_followed = True
+            self.trainer.strategy.setup_optimizers(self.trainer)
+            size = getattr(self.data_module, "batch_size", None)
+            found = f"model.lr {self.hparams['lr']}" + (f"  data.batch_size {size}" if size else "")
+            self.print(f"Found  {found}", flush=True)
+
+    def on_fit_start(self) -> None:
+        """Follows Lightning's finders of learning rate and batch size, which callbacks of a fit begin with."""
+        self.follow_finders()
+
+    # Training
+
+    def on_train_start(self) -> None:
+        """Lets the schedule go on where the run is resumed."""
+        self.resumed_schedule = None
+        keep_last_batch(self.trainer)
+        forget_files_elsewhere(self.trainer)
+        enter_epoch(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Gives the schedule the number of steps of this epoch."""
+        enter_epoch(self.trainer)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds the step by its position, so that mixing and dropout are the same in a resumed run."""
+        position = [self._seed, self.current_epoch, batch_idx, self.global_rank]
+        seed = int(np.random.SeedSequence(cast(Any, position)).generate_state(1)[0])
+        # Without a GPU torch.manual_seed would note at each step, with a stack trace, how to seed one that may come.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
+
+    def on_train_epoch_end(self) -> None:
+        """Steps a schedule that waits for a plateau, before the checkpoints of the epoch's end are written."""
+        step_plateaus(self.trainer, {**self._measured, **self.trainer.callback_metrics})
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""
+        if metric is None:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_fit_end(self) -> None:
+        """Refuses a fit in which no batch came."""
+        refuse_no_batch(self.trainer)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Logs as Lightning does; never compiled, as it would be for each name and phase."""
+        super().log(*args, **kwargs)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the state of the fit."""
+        monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
+        metrics = self.trainer.callback_metrics
+        checkpoint["run_seed"] = self._seed
+        checkpoint["images"] = self._fingerprint()
+        checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
+        checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resumes the fit, and raises `UserError` if the data has other classes or images than the checkpoint's run."""
+        self._seed = checkpoint.get("run_seed")
+        self._measured = {str(key): float(value) for key, value in checkpoint.get("measured", {}).items()}
+        trainer = attached_trainer(self)
+        if trainer is None:
+            return  # only the weights are loaded
+        if trainer.state.fn == "fit":
+            self._refuse_other_data(checkpoint)
+            self.resumed_schedule = {
+                key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint
+            }
+        adopt_earlier_position(checkpoint, self.data_module)
+        validate_first(checkpoint, trainer)
+
+    def _refuse_other_data(self, checkpoint: Mapping[str, Any]) -> None:
+        saved, found = all_hyperparameters(checkpoint).get("classes"), None
+        if saved not in (None, self.class_names):
+            found = f"with the classes {saved}, not {self.class_names}"
+        # Earlier versions saved no fingerprint.
+        elif checkpoint.get("images") and (images := self._fingerprint()):
+            found = difference(checkpoint["images"], images, self.class_names)
+        if found is not None:
+            path = self.trainer.ckpt_path
+            raise UserError(
+                f"`ckpt_path`: {path} is of a run {found}; give the same data, or start from its weights with "
+                f"`model.weights` {path}"
+            )
+
+    def _fingerprint(self) -> Fingerprint | None:
+        """The fingerprint of the fit's images, if the data module has one; computed once."""
+        if self._images is None and isinstance(self.data_module, ImageDataModule):
+            self._images = self.data_module.fingerprint()
+        return self._images
