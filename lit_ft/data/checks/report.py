@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import asdict, dataclass, field, replace
-from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from lit_ft.console import format_path, format_table, rank_zero_print
-from lit_ft.data.images.decode import formats
+from lit_ft.data.pages import make_folder, render_page, write_report
 from lit_ft.errors import for_command_line, printable
 
 _MAX_LINES = 5  # of a finding, in the terminal
-_MAX_SHOWN = 50  # groups or images of a finding, on the page
 _MAX_ABREAST = 8  # images of a group
-_SIDE = 160
 
 
 @dataclass(frozen=True)
@@ -59,11 +53,8 @@ def print_check(checked: Checked, folder: str | None) -> int:
     checked = replace(checked, findings=findings)
     rank_zero_print(format_text(checked))
     if folder is not None:
-        place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
-        for name, text in (("check.json", format_json(checked)), ("check.html", render_page(checked))):
-            (place / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-            rank_zero_print(f"Written: {place / name}")
+        texts = {"check.json": format_json(checked), "check.html": render_check(checked)}
+        write_report(make_folder(folder), texts)
     return int(checked.hurts)
 
 
@@ -98,41 +89,16 @@ def format_json(checked: Checked) -> str:
     return json.dumps({"hurts": checked.hurts, **asdict(checked)}, indent=1) + "\n"
 
 
-def render_page(checked: Checked) -> str:
+def render_check(checked: Checked) -> str:
     """The same as one HTML file, with the pictures in it."""
-    from jinja2 import Environment, PackageLoader  # slow to load, and seldom needed
-
-    environment = Environment(
-        loader=PackageLoader("lit_ft.data.checks"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "name": lambda path: PurePath(path).name,
-        "suffix": lambda path: PurePath(path).suffix,
-        "thumbnail": _thumbnail,
-    }
-    return environment.get_template("check.html").render(
+    return render_page(
+        "lit_ft.data.checks",
+        "check.html",
         title=f"lit-ft check: {checked.data}",
         checked=checked,
         names=list(next(iter(checked.counts.values()), {})),
-        max_shown=_MAX_SHOWN,
         max_abreast=_MAX_ABREAST,
     )
-
-
-def _thumbnail(path: str) -> str:
-    """A small JPEG of an image in base 64; nothing of one that cannot be read, or has too many pixels."""
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        with Image.open(path, formats=formats()) as image:
-            if image.width * image.height > (limit or 0):
-                return ""
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((_SIDE, _SIDE))
-    except Exception:  # what cannot be read is what this page is about
-        return ""
-    data = BytesIO()
-    small.save(data, "JPEG", quality=80)
-    return base64.b64encode(data.getvalue()).decode()
 
 
 def _line(item: dict[str, Any]) -> str:
