@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ft.data.checks.copies import Group, find_duplicates, find_placeholders
-from lit_ft.data.checks.findings import Sample, check_classes, check_copies, check_files, inspect_file
+from lit_ft.data.checks.findings import Inspected, Sample, check_classes, check_copies, check_files, inspect_file
 from lit_ft.data.checks.report import Checked, Finding
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
@@ -38,13 +39,14 @@ def check(data: ImageDataModule[Any]) -> Checked:
     if not isinstance(data, PhotoDataModule | ArrayDataModule):
         raise UserError(f"`data`: lit-ft check takes photos in files and sets in memory, not {type(data).__name__}")
     splits, refusal = _splits(data)
-    images = [image for name, split in splits.items() for image in _samples(data, name, split)]
+    images = list_samples(data, splits)
     targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
     counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
     if isinstance(data, PhotoDataModule):
         findings, groups, often = _check_photos(images, bool(counts))
     else:
-        findings, groups, often = [], *_find_copies(splits)
+        sums, groups = _hash_pixels(splits)
+        findings, often = [], find_placeholders(sums)
     if refusal:
         advice = "add images to the classes concerned, or change the option"
         findings = [Finding("split", True, refusal, advice, 1), *findings]
@@ -57,11 +59,7 @@ def check(data: ImageDataModule[Any]) -> Checked:
 
 def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Finding], list[Group], list[list[int]]]:
     """What is wrong with single files, those that show the same, and the rows of placeholders."""
-    inspected = list(sweep([Path(image.path) for image in images], inspect_file, "checking"))
-    checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
-    blank = np.zeros((3, 32, 32), np.uint8)
-    thumbs = np.stack([blank if seen.thumb is None else seen.thumb for seen in inspected])
-    groups = find_duplicates(checksums, torch.from_numpy(thumbs))
+    inspected, thumbs, groups = _inspect(images)
     # What is the same when it is small is the same picture, whatever its size, format and metadata.
     same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in inspected]
     # In one class, many near copies may be frames of a film.
@@ -70,11 +68,27 @@ def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Fi
     return check_files(images, inspected), groups, often
 
 
-def _find_copies(splits: dict[Split, Any]) -> tuple[list[Group], list[list[int]]]:
-    """Exact copies in sets in memory, and the rows of placeholders."""
+def _inspect(images: Sequence[Sample]) -> tuple[list[Inspected], NDArray[np.uint8], list[Group]]:
+    """Facts about files, their thumbnails ``(N, 3, 32, 32)``, and the copies among them."""
+    inspected = list(sweep([Path(image.path) for image in images], inspect_file, "checking"))
+    checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
+    blank = np.zeros((3, 32, 32), np.uint8)
+    thumbs = np.stack([blank if seen.thumb is None else seen.thumb for seen in inspected])
+    return inspected, thumbs, find_duplicates(checksums, torch.from_numpy(thumbs))
+
+
+def _hash_pixels(splits: Mapping[Split, Any]) -> tuple[list[bytes], list[Group]]:
+    """Checksums of the images of sets in memory, and the exact copies among them."""
     pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
     sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
-    return find_duplicates(np.array(sums, dtype="S16").view("V16"), None), find_placeholders(sums)
+    return sums, find_duplicates(np.array(sums, dtype="S16").view("V16"), None)
+
+
+def find_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> list[Group]:
+    """Images of splits of photos or of sets in memory that show the same; rows are counted through all splits."""
+    if isinstance(data, PhotoDataModule):
+        return _inspect(list_samples(data, splits))[2]
+    return _hash_pixels(splits)[1]
 
 
 def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
@@ -88,6 +102,11 @@ def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
             raise
         return dict(data.read_given()), error.args[0]  # which raises what is wrong with the folder itself
     return {name: split for name, split in data.splits.items() if name != "predict"}, ""
+
+
+def list_samples(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> list[Sample]:
+    """The images of splits, one split after the other."""
+    return [sample for name, split in splits.items() for sample in _samples(data, name, split)]
 
 
 def _samples(data: ImageDataModule[Any], name: str, split: Any) -> list[Sample]:
