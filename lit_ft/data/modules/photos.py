@@ -150,7 +150,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 
         Each image is in it once, also those that ``shots`` or ``fraction`` leave out.
         """
-        write_split_table(file, self._whole, self.columns, self.label_cells, list(self.group_numbers))
+        write_split_table(file, self._whole.items(), self.columns, self.label_cells, list(self.group_numbers))
 
     def number_groups(self, names: Iterable[str]) -> Tensor:
         """The numbers of groups, int64 ``(N,)``, for their names."""

@@ -7,7 +7,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -191,25 +193,28 @@ def unique_rows(table: Table, paths: Sequence[str], columns: Columns) -> list[in
 
 def write_split_table(
     file: Path,
-    splits: Mapping[Split, FileSplit],
+    parts: Iterable[tuple[Split, FileSplit]],
     columns: Columns,
     label_cells: Callable[[Tensor], Iterable[Sequence[str]]],
     group_names: Sequence[str] = (),
+    notes: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     """Writes a row for each image, as `ImageTableDataModule` reads it; ``label_cells`` gives those of targets.
 
-    Cells that a spreadsheet would run as a formula are escaped, but not the paths: these are absolute.
+    Cells that a spreadsheet would run as a formula are escaped, but not the paths: these are absolute. ``notes`` are
+    further columns, which end where no more rows have any.
     """
     # Names of files need not be valid text.
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         writer = csv.writer(opened)
         header = [columns.path, *columns.labels, columns.split, *([columns.group] if group_names else [])]
-        writer.writerow(map(escape_formula, header))
-        for split, images in splits.items():
+        writer.writerow(map(escape_formula, [*header, *notes]))
+        noted = chain(zip(*notes.values(), strict=True), repeat([""] * len(notes)))
+        for split, images in parts:
             numbers = images.groups.tolist() if images.groups is not None else [0] * len(images)
             rows = zip(images.paths.absolute(), label_cells(images.targets), numbers, strict=True)
-            for path, labels, number in rows:
-                cells = [*labels, split, *([group_names[number]] if group_names else [])]
+            for (path, labels, number), further in zip(rows, noted, strict=False):
+                cells = [*labels, split, *([group_names[number]] if group_names else []), *further]
                 writer.writerow([path, *map(escape_formula, cells)])
 
 
