@@ -103,14 +103,21 @@ class CrossValidation:
 
     @cached_property
     def correct(self) -> Tensor:
-        """Whether each image is classified right out of fold ``(R, N)``; for labels the share that is."""
+        """Whether each image is classified right out of fold ``(R, N)``; for labels the share that is.
+
+        For numbers it is 1 minus the squared error in units of their variance, whose mean is R2.
+        """
         if self.targets.loss == "softmax":
             return (self.logits.argmax(dim=2) == self.targets.values).double()
+        if self.targets.loss == "squared":
+            values = self.targets.values.double()
+            variance = values.var(dim=0, correction=0).clamp(min=1e-30)
+            return 1 - ((self.logits.double() - values).square() / variance).mean(dim=2)
         return ((self.logits > 0) == (self.targets.values > 0.5)).double().mean(dim=2)
 
     @property
     def accuracy(self) -> float:
-        """Mean out-of-fold accuracy."""
+        """Mean out-of-fold accuracy; for numbers R2."""
         return float(self.correct[self.folds >= 0].mean())
 
     @property
@@ -118,20 +125,23 @@ class CrossValidation:
         """Mean loss of the held-out images with the best strength."""
         return float(self.losses[..., self.best].mean())
 
-    def accuracy_interval(self) -> tuple[float, float]:
-        """The 95% interval of the accuracy.
+    @cached_property
+    def fold_accuracies(self) -> Tensor:
+        """Accuracy in each fold of each repetition ``(R F,)``."""
+        repeats, num_folds = zip(self.correct, self.folds, strict=True), int(self.folds.max()) + 1
+        return torch.stack([correct[folds == fold].mean() for correct, folds in repeats for fold in range(num_folds)])
 
-        The scores of overlapping training sets depend on each other; their variance is corrected as Nadeau and Bengio
-        2003, Inference for the Generalization Error, equation 7, do.
-        """
-        num_folds = int(self.folds.max()) + 1
-        repeats = zip(self.correct, self.folds, strict=True)
-        scores = [correct[folds == fold].mean() for correct, folds in repeats for fold in range(num_folds)]
-        return corrected_interval(torch.stack(scores), 1 / (num_folds - 1))
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95% interval of the accuracy, within 0 and 1; for numbers, of R2."""
+        least, most = corrected_interval(self.fold_accuracies, 1 / int(self.folds.max()))
+        return (least if self.targets.loss == "squared" else max(0.0, least)), min(1.0, most)
 
 
 def corrected_interval(scores: Tensor, test_share: float) -> tuple[float, float]:
-    """The 95% interval of the mean of J scores of repeated folds ``(J,)``, within 0 and 1.
+    """The 95% interval of the mean of J scores of repeated folds ``(J,)``.
+
+    The scores of overlapping training sets depend on each other; their variance is corrected as Nadeau and Bengio
+    2003, Inference for the Generalization Error, equation 7, do.
 
     Args:
         scores: Score of each fold.
@@ -141,7 +151,7 @@ def corrected_interval(scores: Tensor, test_share: float) -> tuple[float, float]
 
     deviation = math.sqrt((1 / len(scores) + test_share) * float(scores.var()))
     half, mean = float(t.ppf(0.975, len(scores) - 1)) * deviation, float(scores.mean())
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return mean - half, mean + half
 
 
 def best_strength(losses: Tensor) -> int:

@@ -63,12 +63,7 @@ def fit_linear_probe(
     Raises:
         UserError: If features are not finite.
     """
-    finite = torch.cat([part.isfinite().all(dim=1).cpu() for part in torch.split(features, 4096)])
-    if not finite.all():
-        raise UserError(
-            f"the features of {int((~finite).sum())} of {len(finite)} images are not finite, first those of image "
-            f"{int((~finite).nonzero()[0])}; compute them in float32, or take other weights"
-        )
+    refuse_not_finite(features)
     try:
         folds = make_folds(targets.values if targets.loss == "softmax" else targets.values.double(),
                            num_folds, repeats, seed, groups)  # fmt: skip
@@ -81,3 +76,13 @@ def fit_linear_probe(
     counts = torch.ones(1, len(features), dtype=torch.float64) if weights is None else weights.unsqueeze(0)
     ((_, heads),) = solve(Problems(basis, targets, counts, torch.tensor([0]), torch.tensor([l2])), tolerance=1e-5)
     return LinearProbe(*basis.heads(heads[0]), l2, validated)
+
+
+def refuse_not_finite(features: Tensor) -> None:
+    """Raises `UserError` for features ``(N, D)`` that are not all finite."""
+    finite = torch.cat([part.isfinite().all(dim=1).cpu() for part in torch.split(features, 4096)])
+    if not finite.all():
+        raise UserError(
+            f"the features of {int((~finite).sum())} of {len(finite)} images are not finite, first those of image "
+            f"{int((~finite).nonzero()[0])}; compute them in float32, or take other weights"
+        )

@@ -134,7 +134,21 @@ def test_interval_is_that_of_nadeau_and_bengio() -> None:
     scores = torch.tensor([0.7, 0.8, 0.9, 0.8])
     # t with 3 degrees of freedom is 3.182; the variance 0.00667 counts (1/4 + 1/3) times.
     assert corrected_interval(scores, 1 / 3) == pytest.approx((0.8 - 0.19847, 0.8 + 0.19847), abs=1e-4)
-    assert corrected_interval(torch.tensor([1.0, 0.5]), 1.0) == (0.0, 1.0)
+
+
+def test_interval_of_an_accuracy_is_within_0_and_1_and_that_of_r2_is_not() -> None:
+    folds, logits = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[[1.0, 0.0]] * 3 + [[0.0, 1.0]]])
+    losses, strengths = torch.zeros(1, 2, 1), torch.tensor([1.0])
+    result = CrossValidation(folds, strengths, losses, logits, Targets("softmax", torch.tensor([0, 0, 0, 0]), 2))
+    assert result.fold_accuracies.tolist() == [1.0, 0.5]
+    assert result.accuracy_interval() == (0.0, 1.0)
+    numbers = Targets("squared", torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), 1)
+    predicted = torch.tensor([[[1.0], [1.0], [0.0], [0.0]]])
+    result = CrossValidation(folds, strengths, losses, predicted, numbers)
+    # Of variance 1 and squared errors 0, 4, 1 and 1.
+    assert result.accuracy == pytest.approx(-0.5)
+    assert result.fold_accuracies.tolist() == [-1.0, 0.0]
+    assert result.accuracy_interval()[0] < -1.0
 
 
 def test_accuracy_of_labels_is_the_share_that_is_right() -> None:
