@@ -17,18 +17,18 @@ def rank_zero_print(text: str) -> None:
     rank_zero_only(print)(printable(plain(text), lines=True), flush=True)
 
 
-def log_progress(what: str, done: Iterable[int], total: int, is_first: bool = True) -> None:
-    """Consumes numbers of finished images; the first process shows a bar in a terminal, else a line every minute."""
+def log_progress(what: str, done: Iterable[int], total: int, is_first: bool = True, unit: str = "images") -> None:
+    """Consumes numbers of finished images, or other units; the first process shows a bar, or a line a minute."""
     from tqdm import tqdm  # here, as `lit-ft --help` does without it
 
     logged, count = time.monotonic(), 0
-    with tqdm(total=total, desc=what, unit=" images", disable=None if is_first else True, leave=False) as bar:
+    with tqdm(total=total, desc=what, unit=f" {unit}", disable=None if is_first else True, leave=False) as bar:
         for number in done:
             count += number
             bar.update(number)
             if bar.disable and time.monotonic() - logged > 60:
                 logged = time.monotonic()
-                rank_zero_print(f"{what}  {count:,} of {total:,} images")
+                rank_zero_print(f"{what}  {count:,} of {total:,} {unit}")
 
 
 def format_bytes(size: int) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 from jsonargparse import Namespace
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_ft.assets import is_offline
 from lit_ft.cli.commands.download import download, read_before_fetching, refuse_missing
+from lit_ft.cli.commands.probe import probe
 from lit_ft.cli.config.checkpoint import SaveConfig, add_saved_data, refuse_other_run
 from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
@@ -208,8 +209,8 @@ def run_command(command: str, args: Sequence[str]) -> int:
         if command not in _WITHOUT_TRAINER:
             FineTuneCLI(command, add_saved_data(command, args)).execute()
             return 0
-        run, folder = _WITHOUT_TRAINER[command]
-        cli = ConfigCLI(command, args, folder)
+        run, own = _WITHOUT_TRAINER[command]
+        cli = ConfigCLI(command, args, own)
         with raise_user_errors(find_user_packages(cli.config.as_dict())):
             return run(cli)
 
@@ -225,10 +226,24 @@ def _convert(cli: ConfigCLI) -> int:
 
 _OPTIONAL = {"type": str | None, "default": None}
 _PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
+_PROBED = "The folder that probe.html, probe.json, suggested.yaml and label_issues.csv go to; null writes nothing."
+_BACKBONES = "Names with commas, each perhaps with its weights, as NAME=FILE or NAME=TAG; null takes the config's own."
+_STAGES = "Whether all stages are measured, or just the features of the last one."
 _FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
-_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, Any]]] = {
-    "check": (lambda cli: print_check(check(cli.make_data()), cli.config["folder"]), {**_OPTIONAL, "help": _PAGE}),
-    "convert": (_convert, {"type": str, "required": True, "help": "The folder to make."}),
-    "download": (download, {**_OPTIONAL, "help": _FETCHED}),
+_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str, Any]]]] = {
+    "check": (
+        lambda cli: print_check(check(cli.make_data()), cli.config["folder"]),
+        {"folder": {**_OPTIONAL, "help": _PAGE}},
+    ),
+    "probe": (
+        probe,
+        {
+            "backbones": {**_OPTIONAL, "help": _BACKBONES},
+            "stages": {"type": Literal["all", "last"], "default": "all", "help": _STAGES},
+            "folder": {**_OPTIONAL, "help": _PROBED},
+        },
+    ),
+    "convert": (_convert, {"folder": {"type": str, "required": True, "help": "The folder to make."}}),
+    "download": (download, {"folder": {**_OPTIONAL, "help": _FETCHED}}),
 }
-"""The function of each, and how the parser takes its ``--folder``."""
+"""The function of each, and how the parser takes its own options."""

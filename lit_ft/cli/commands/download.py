@@ -19,7 +19,7 @@ from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 
-_OWN_OPTIONS = {f"--{name}" for name in (*METHOD_OPTIONS, "folder")}
+_OWN_OPTIONS = {f"--{name}" for name in (*METHOD_OPTIONS, "folder", "backbones", "stages")}
 
 
 def refuse_missing(cli: ConfigCLI) -> None:

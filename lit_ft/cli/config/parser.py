@@ -54,14 +54,18 @@ class ConfigCLI(LightningCLI):
     Args:
         command: The command.
         args: Its options.
-        folder: How its parser takes ``--folder``, if it does.
+        own: How its parser takes the options that no other part of a config has, by name.
         options: As of `LightningCLI`.
     """
 
     def __init__(
-        self, command: str, args: Sequence[str], folder: Mapping[str, Any] | None = None, **options: Any
+        self,
+        command: str,
+        args: Sequence[str],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> None:
-        self.command, self.args, self._folder = command, [*args], folder
+        self.command, self.args, self._own = command, [*args], own or {}
         about = {"prog": f"lit-ft {command}", "description": COMMANDS[command]}
         super().__init__(
             FineTuneModule,
@@ -78,7 +82,7 @@ class ConfigCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the name of the run, the named callbacks, optimizer and schedule, and the folder."""
+        """Adds the name of the run, the named callbacks, optimizer and schedule, and the command's own options."""
         about = "Runs go to logs/NAME; null takes the name of the last config."
         parser.add_argument("--name", type=str | None, default=None, help=about)
         for key, callback, default in _CALLBACKS:
@@ -94,8 +98,8 @@ class ConfigCLI(LightningCLI):
             parser.link_arguments(key, f"model.init_args.{key}", compute_fn=as_plain)
         model = {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}}
         parser.set_defaults({"model": model, "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"}})
-        if self._folder is not None:
-            parser.add_argument("--folder", **self._folder)
+        for key, how in self._own.items():
+            parser.add_argument(f"--{key}", **how)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the options; what is refused is a user error with the nearest valid choice."""

@@ -1,0 +1,166 @@
+"""The images of a probe: those of train and val together, their targets, groups and copies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from lit_ft.data.checks.check_data import find_copies, list_samples
+from lit_ft.data.checks.findings import Sample
+from lit_ft.data.files.derived_cache import hash_tensors, load_or_derive
+from lit_ft.data.files.file_split import FileSplit, PhotoFiles
+from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.arrays import ArrayDataModule
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.pages import encode_thumbnail, thumbnail
+from lit_ft.errors import UserError
+from lit_ft.probes.cross_validation import make_folds, usable_folds
+from lit_ft.probes.solver import Targets
+from lit_ft.tasks.standardisation import Standardisation
+
+FOLDS = 5
+REPEATS = 4
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """N labelled images, those of train before those of val; test images are never probed.
+
+    Args:
+        data: The data module, set up.
+        splits: Train and val.
+        samples: Path, split and label of each image.
+        targets: What heads are to predict; numbers are standardised.
+        groups: Group of each image ``(N,)``, where groups are known.
+        copies: The first image that each one is a copy of ``(N,)``; its own row, where it is none.
+    """
+
+    data: ImageDataModule[Any]
+    splits: Mapping[Split, Any]
+    samples: list[Sample]
+    targets: Targets
+    groups: Tensor | None
+    copies: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def thumbnail(self, row: int) -> str:
+        """A small JPEG of an image in base 64; empty where it cannot be read."""
+        for split in self.splits.values():
+            if row < len(split):
+                break
+            row -= len(split)
+        if isinstance(split, FileSplit):
+            return thumbnail(split.paths.full(row))
+        return encode_thumbnail(to_pil_image(split.images[split.rows[row]].cpu()))
+
+    @property
+    def is_first(self) -> Tensor:
+        """Which images are no copies of one before them ``(N,)``."""
+        return self.copies == torch.arange(len(self))
+
+    @property
+    def firsts(self) -> Tensor:
+        """The rows of these, ascending."""
+        return self.is_first.nonzero().squeeze(1)
+
+    @property
+    def num_copies(self) -> int:
+        """Number of images that are copies of another one."""
+        return len(self) - len(self.firsts)
+
+    def num_folds(self) -> int:
+        """Number of folds that the images allow, at most `FOLDS`.
+
+        Raises:
+            UserError: If there are too few images for two.
+        """
+        try:
+            if self.groups is None:
+                return usable_folds(self._strata[self.firsts], FOLDS)
+            return usable_folds(self._strata, FOLDS, join_copies(self.groups, self.copies))
+        except ValueError as error:
+            raise UserError(f"`data`: {error}, without copies, in train and val; add images") from error
+
+    def fold(self, seed: int = 0) -> Tensor:
+        """The fold of each image, once for each repetition ``(R, N)``; copies and groups are each in one fold."""
+        num_folds = self.num_folds()
+        if self.groups is not None:
+            return make_folds(self._strata, num_folds, REPEATS, seed, join_copies(self.groups, self.copies))
+        folds = make_folds(self._strata[self.firsts], num_folds, REPEATS, seed)
+        return folds[:, torch.searchsorted(self.firsts, self.copies)]
+
+    @property
+    def _strata(self) -> Tensor:
+        """Classes ``(N,)``, or what is split regardless of it."""
+        return self.targets.values if self.targets.loss == "softmax" else self.targets.values.double()
+
+
+def read_images(data: Any) -> ProbeImages:
+    """Sets a data module up, and finds the copies among its images of train and val.
+
+    Raises:
+        UserError: If it is of another kind, or its images cannot be read.
+    """
+    if not isinstance(data, PhotoDataModule | ArrayDataModule):
+        raise UserError(f"`data`: lit-ft probe takes photos in files and sets in memory, not {type(data).__name__}")
+    data.setup()
+    splits: dict[Split, Any] = {"train": data.splits["train"], "val": data.splits["val"]}
+    groups = [split.groups for split in splits.values() if getattr(split, "groups", None) is not None]
+    return ProbeImages(
+        data,
+        splits,
+        list_samples(data, splits),
+        _read_targets(data, torch.cat([split.targets for split in splits.values()])),
+        torch.cat(groups) if len(groups) == len(splits) else None,
+        _first_copies(data, splits),
+    )
+
+
+def _read_targets(data: ImageDataModule[Any], targets: Tensor) -> Targets:
+    if data.task == "multiclass":
+        return Targets("softmax", targets, data.num_classes)
+    if data.task == "multilabel":
+        return Targets("sigmoid", targets, data.num_classes)
+    return Targets("squared", Standardisation.of(targets).standardise(targets), targets.shape[1])
+
+
+def _first_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> Tensor:
+    """The first image that each is a copy of ``(N,)``; of files they are kept between runs."""
+
+    def find() -> Tensor:
+        first = torch.arange(sum(map(len, splits.values())))
+        for group in find_copies(data, splits):
+            first[group.rows] = group.rows[0]
+        return first
+
+    if not all(isinstance(split, FileSplit) for split in splits.values()):
+        return find()
+    stamps = [hash_tensors([torch.from_numpy(PhotoFiles.of(split.paths).keys)]) for split in splits.values()]
+    found, _ = load_or_derive("copies", json.dumps(stamps), lambda _: True, lambda: ({"first": find()}, {}))
+    return found["first"]
+
+
+def join_copies(groups: Tensor, copies: Tensor) -> Tensor:
+    """Groups ``(N,)`` that also keep copies together: what shares a group or a copy has one number.
+
+    >>> join_copies(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 3]))
+    tensor([0, 0, 0, 1])
+    """
+    num, rows = len(groups), np.arange(len(groups))
+    links = np.concatenate([num + groups.numpy(), copies.numpy()])
+    size = num + int(groups.max()) + 1
+    linked = coo_matrix((np.ones(2 * num, bool), (np.tile(rows, 2), links)), (size, size))
+    joined = connected_components(linked, directed=False)[1][:num]
+    return torch.from_numpy(np.unique(joined, return_inverse=True)[1]).long()
