@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_ft.data.split import rows_by_class
 from lit_ft.probes.basis import Basis
 from lit_ft.probes.cross_validation import STRENGTHS, CrossValidation, cross_validate
 from lit_ft.probes.images import ProbeImages
@@ -154,7 +153,7 @@ def rank_labels(validated: CrossValidation, images: ProbeImages) -> Ranking:
 
 
 def rank_unlike(features: Tensor, images: ProbeImages) -> Ranking:
-    """The images that are furthest from the others of their class, in units of the median distance of the class.
+    """The images that are furthest from the others of their class, in units of the median distance of all.
 
     Copies are left out, as they would be each other's neighbours.
 
@@ -163,10 +162,8 @@ def rank_unlike(features: Tensor, images: ProbeImages) -> Ranking:
         images: The images.
     """
     rows = images.firsts
-    classes = images.targets.values[rows]
-    distances = distances_to_neighbours(features[rows], classes)
-    for members in rows_by_class(classes, 0):
-        distances[members] /= distances[members].nanmedian()
+    distances = distances_to_neighbours(features[rows], images.targets.values[rows])
+    distances /= distances.nanmedian()
     order = distances.nan_to_num(-1.0).argsort(descending=True, stable=True)[:_MOST]
     order = order[distances[order].isfinite()]
     return Ranking(_items(images, rows[order], [{"distance": one} for one in distances[order].tolist()]))

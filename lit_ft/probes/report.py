@@ -122,7 +122,7 @@ class Report:
             line = f"{number}, by out-of-fold predictions; the most suspect first"
             yield "Labels that are probably wrong", [], [line], found.issues
         if found.unlike is not None:
-            line = "by the distance to the nearest of their class, in units of its median; the furthest first"
+            line = "by the distance to the nearest of their class, in units of the median; the furthest first"
             yield "Images unlike the others of their class", [], [line], found.unlike
 
     def text(self) -> str:

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from lit_ft.data.split import rows_by_class
 
-NEIGHBOURS = 5
+NEIGHBOURS = 10
+"""With fewer, some images of another kind in a class are each other's neighbours."""
 
 _MOST_REFERENCES = 5000
 """Images of a class that all of its images are compared with; evenly spaced ones of more."""

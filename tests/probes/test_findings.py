@@ -63,7 +63,6 @@ def test_images_of_another_kind_are_first_and_copies_are_left_out() -> None:
     generator = torch.Generator().manual_seed(0)
     features = 0.3 * torch.randn(60, 16, generator=generator) + 1
     classes = torch.arange(3).repeat(20)
-    features[classes == 2] *= 3  # wider than the others, and so are its distances
     odd = [0, 16, 32]
     features[odd] = -torch.randn(3, 16, generator=generator).abs()
     copies = torch.arange(60)
@@ -72,9 +71,7 @@ def test_images_of_another_kind_are_first_and_copies_are_left_out() -> None:
     assert {item["row"] for item in items[:3]} == set(odd)
     assert 48 not in {item["row"] for item in items}
     assert items[0]["distance"] > 2
-    # In units of the median of each class.
-    for name in NAMES:
-        assert torch.tensor([one["distance"] for one in items if one["class"] == name]).median() == 1
+    assert torch.tensor([one["distance"] for one in items]).median() == 1
 
 
 def test_images_without_another_one_of_their_class_are_not_ranked() -> None:
