@@ -134,6 +134,8 @@ def _notes(images: ProbeImages, folds: Tensor, num_backbones: int) -> list[str]:
     if num_folds < FOLDS:
         too_few = "groups" if images.groups is not None else "images of a class, copies left out"
         notes.append(f"{num_folds} folds instead of {FOLDS}, as there are too few {too_few}")
+    if few := images.classes_in_few_groups(num_folds):
+        notes.append(f"fewer groups than folds have images of {', '.join(few)}, so that some folds have none")
     if unseen:
         notes.append(f"{unseen} image(s) without another one of their class are never held out")
     return notes

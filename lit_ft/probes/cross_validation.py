@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,8 +51,10 @@ def make_folds(
     for repeat in range(repeats):
         options = {"n_splits": num_folds, "shuffle": True, "random_state": seed + repeat}
         splitter = sk.StratifiedKFold(**options) if groups is None else sk.StratifiedGroupKFold(**options)
-        for fold, (_, held) in enumerate(splitter.split(strata, strata, of_groups)):
-            folds[repeat, rows[held]] = fold
+        with warnings.catch_warnings():  # of classes in few groups, for each repetition
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            for fold, (_, held) in enumerate(splitter.split(strata, strata, of_groups)):
+                folds[repeat, rows[held]] = fold
     return folds
 
 

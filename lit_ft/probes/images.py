@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,14 @@ class ProbeImages:
             return make_folds(self._strata, num_folds, REPEATS, seed, join_copies(self.groups, self.copies))
         folds = make_folds(self._strata[self.firsts], num_folds, REPEATS, seed)
         return folds[:, torch.searchsorted(self.firsts, self.copies)]
+
+    def classes_in_few_groups(self, num_folds: int) -> list[str]:
+        """The classes with images in fewer groups than folds."""
+        if self.groups is None or self.targets.loss != "softmax":
+            return []
+        pairs = torch.stack([self.targets.values, join_copies(self.groups, self.copies)], dim=1).tolist()
+        counts = Counter(label for label, _ in {(label, group) for label, group in pairs})
+        return [name for label, name in enumerate(self.data.class_names) if 0 < counts[label] < num_folds]
 
     @property
     def _strata(self) -> Tensor:

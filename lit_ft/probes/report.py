@@ -129,7 +129,7 @@ class Report:
         """Everything as lines of a terminal, with a few images of each ranking."""
         passes = sum(one.feature_seconds for one in self.probe.backbones)
         solved = self.probe.findings.seconds + sum(one.solver_seconds for one in self.probe.backbones)
-        lines = [f"Probed {self.title}; feature passes took {passes:.1f} s, all else {solved:.1f} s"]
+        lines = [f"Probed {self.title}; feature passes took {passes:.1f} s when made, all else {solved:.1f} s"]
         for title, rows, notes, ranking in self.sections():
             lines += ["", title, *(f"  {line}" for line in _table(rows)), *(f"  -> {line}" for line in notes)]
             lines += [f"     {_line(item)}" for item in (ranking.items if ranking else [])[:_MAX_LINES]]

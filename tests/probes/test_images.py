@@ -60,6 +60,17 @@ def test_groups_and_copies_are_joined_in_folds(tmp_path: Path) -> None:
         assert len(folds_of) == len(set(joined.tolist()))
 
 
+def test_classes_in_few_groups_are_named_and_nothing_warns(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"dots": 20, "lines": 20})
+    for i in range(20):  # of two groups
+        (root / "lines" / f"{i:03}.png").rename(root / "lines" / f"{i:03}-{i % 2}.png")
+    with pytest.warns(UserWarning, match="no images of lines in val"):  # of the data module alone
+        images = read_photos(root, groups="([0-9])[.]png")
+    assert images.classes_in_few_groups(5) == ["lines"]
+    assert images.classes_in_few_groups(2) == []
+    assert images.fold().max() == 4
+
+
 def test_folds_are_fewer_where_the_smallest_class_has_fewer_images(tmp_path: Path) -> None:
     images = read_photos(write_photos(tmp_path, {"dots": 3, "lines": 12}))
     assert images.num_folds() == 3

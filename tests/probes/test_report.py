@@ -45,7 +45,7 @@ PROBE = Probe(
     "line",
     [
         "Probed ImageFolderDataModule: train 500, val 200 images; 5 folds, 4 times; "
-        "feature passes took 32.0 s, all else 3.5 s",
+        "feature passes took 32.0 s when made, all else 3.5 s",
         "  big<net>     94.1%  92.0% to 96.0%     0.210  0.300       512      1.24    0.26        16.0 s      34 s",
         "  -> big<net>: 4.1 points more than small (1.1 to 7.1)",
         "  -> odd cannot be used: --model.backbone: unknown",
