@@ -53,6 +53,13 @@ class Basis:
             return self._rotate(self.features[rows if isinstance(rows, slice) else rows.to(self.features.device)])
         return self._kept[rows if isinstance(rows, slice) else rows.to(self.device)]
 
+    def part(self, rows: Tensor) -> Basis:
+        """The same coordinates of some of the images alone."""
+        some = object.__new__(Basis)
+        kept = None if self._kept is None else self[rows]
+        some.__dict__.update(self.__dict__, features=self.features[rows.to(self.features.device)], _kept=kept)
+        return some
+
     def heads(self, solved: Tensor) -> tuple[Tensor, Tensor]:
         """Weights ``(..., K, D)`` and biases ``(..., K)`` for features as they are, of heads ``(..., K, width)``."""
         weight = (solved[..., :-1].double() @ self.rotation.double().T) / self.scale

@@ -13,7 +13,7 @@ from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, for_command_line
 from lit_ft.probes.cross_validation import corrected_interval
 from lit_ft.probes.findings import Findings, find
-from lit_ft.probes.images import FOLDS, REPEATS, ProbeImages
+from lit_ft.probes.images import FOLDS, ProbeImages
 from lit_ft.probes.solver import Loss
 from lit_ft.probes.survey import BackboneChoice, BackboneProbe, Survey, survey_backbone
 
@@ -109,7 +109,7 @@ def probe_images(
         {str(name): len(split) for name, split in images.splits.items()},
         list(images.data.class_names),
         int(folds.max()) + 1,
-        REPEATS,
+        images.repeats,
         probes,
         [_lead(best, probe.name, accuracies) for probe in probes[1:]],
         failed,

@@ -107,11 +107,14 @@ def find(survey: Survey, images: ProbeImages, device: torch.device) -> Findings:
 
 
 def measure_copies(basis: Basis, images: ProbeImages, validated: CrossValidation) -> CopyEffect:
-    """Compares the score with that of the same folds but for copies, which are each moved to the next one."""
+    """Compares the score with that of the same folds but for copies, which are each moved to the next one.
+
+    Stronger penalties than the best are not tried, as who has seen an image needs weaker ones.
+    """
     is_first, is_held = images.is_first, validated.folds >= 0
     moved = (validated.folds + 1) % (int(validated.folds.max()) + 1)
     apart = validated.folds.where(is_first | ~is_held, moved)
-    naive = cross_validate(basis, images.targets, apart)
+    naive = cross_validate(basis, images.targets, apart, strengths=STRENGTHS[: validated.best + 1])
     return CopyEffect(images.num_copies, naive.accuracy, float(validated.correct[is_held & is_first].mean()))
 
 

@@ -30,7 +30,10 @@ from lit_ft.probes.solver import Targets
 from lit_ft.tasks.standardisation import Standardisation
 
 FOLDS = 5
-REPEATS = 4
+
+_REPEATS = 4
+_LARGE = 20_000
+"""Folds are repeated `_REPEATS` times, or in all of so many images, as the scores of large sets vary less."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class ProbeImages:
         """Number of images that are copies of another one."""
         return len(self) - len(self.firsts)
 
+    @property
+    def repeats(self) -> int:
+        """How often the images are split into folds."""
+        return max(1, min(_REPEATS, _LARGE // len(self)))
+
     def num_folds(self) -> int:
         """Number of folds that the images allow, at most `FOLDS`.
 
@@ -98,8 +106,8 @@ class ProbeImages:
         """The fold of each image, once for each repetition ``(R, N)``; copies and groups are each in one fold."""
         num_folds = self.num_folds()
         if self.groups is not None:
-            return make_folds(self._strata, num_folds, REPEATS, seed, join_copies(self.groups, self.copies))
-        folds = make_folds(self._strata[self.firsts], num_folds, REPEATS, seed)
+            return make_folds(self._strata, num_folds, self.repeats, seed, join_copies(self.groups, self.copies))
+        folds = make_folds(self._strata[self.firsts], num_folds, self.repeats, seed)
         return folds[:, torch.searchsorted(self.firsts, self.copies)]
 
     def classes_in_few_groups(self, num_folds: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from lit_ft.probes.basis import Basis
 from lit_ft.probes.solver import Problems, Targets, solve
 
 _SIZES = (3, *(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power >= 5))
+
+_TOGETHER = 20_000
+"""Draws of so many images together are solved at once; of large sets each by itself, on no more than its images."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,7 @@ def learning_curve(
     order = _draw_order(targets.values, ~held, seed)
     largest = int(order.where(~held, -1).max()) + 1
     sizes = [*(size for size in _SIZES if size <= 0.8 * largest), largest]
-    l2 = torch.tensor(strengths, dtype=torch.float64).repeat(len(held))
-    sample = torch.arange(len(held)).repeat_interleave(len(strengths))
-    curve = [
-        _score(basis, targets, Problems(basis, targets, (~held & (order < size)).double(), sample, l2), held)
-        for size in sizes
-    ]
+    curve = [_score(basis, targets, ~held & (order < size), held, strengths) for size in sizes]
     return LearningCurve(sizes, *(torch.stack(parts) for parts in zip(*curve, strict=True)))
 
 
@@ -72,25 +70,38 @@ def _draw_order(classes: Tensor, may_draw: Tensor, seed: int) -> Tensor:
     return order
 
 
-def _score(basis: Basis, targets: Targets, problems: Problems, held: Tensor) -> tuple[Tensor, Tensor]:
+def _score(
+    basis: Basis, targets: Targets, trains: Tensor, held: Tensor, strengths: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """Accuracy of each draw ``(R,)`` and recall of each class ``(K,)`` at the best strength."""
-    num_problems = len(problems.l2)
-    losses, right = (torch.zeros(num_problems, len(basis)) for _ in range(2))
-    for indices, heads in solve(problems, tolerance=3e-2):
-        for start in range(0, len(basis), 4096):
-            rows = slice(start, min(start + 4096, len(basis)))
-            features = basis[rows]
-            logits = (features @ heads.flatten(0, 1).T).view(len(features), len(heads), -1)
-            wanted = targets.values[rows].to(logits.device)
-            part = (indices.cpu(), rows)
-            right[part] = (wanted == logits.argmax(dim=2).T).float().cpu()
-            losses[part] = targets.losses(logits, rows)[0].T.float().cpu()
-    by_strength = (len(held), num_problems // len(held), len(basis))
-    losses, right = losses.view(by_strength), right.view(by_strength)
+    draws = torch.split(trains, max(1, _TOGETHER // len(basis)))
+    solved = [_solve(basis, targets, some, strengths) for some in draws]
+    losses, right = (torch.cat(parts) for parts in zip(*solved, strict=True))
     best = int((losses * held.unsqueeze(1)).sum(dim=(0, 2)).argmin())
     hits = (right[:, best] * held).double()
     classes = torch.nn.functional.one_hot(targets.values, targets.num_outputs).double()
     return hits.sum(dim=1) / held.sum(dim=1), hits.sum(dim=0) @ classes / (held.sum(dim=0).double() @ classes)
+
+
+def _solve(basis: Basis, targets: Targets, trains: Tensor, strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Loss of each image, and whether it is right, by heads of some draws at each strength ``(r, S, N)``."""
+    rows = trains.any(dim=0).nonzero().squeeze(1)  # the others would only be multiplied by zero
+    l2 = torch.tensor(strengths, dtype=torch.float64).repeat(len(trains))
+    sample = torch.arange(len(trains)).repeat_interleave(len(strengths))
+    some = replace(targets, values=targets.values[rows])
+    problems = Problems(basis.part(rows), some, trains[:, rows].double(), sample, l2)
+    losses, right = (torch.zeros(len(l2), len(basis)) for _ in range(2))
+    for indices, heads in solve(problems, tolerance=3e-2):
+        for start in range(0, len(basis), 4096):
+            block = slice(start, min(start + 4096, len(basis)))
+            features = basis[block]
+            logits = (features @ heads.flatten(0, 1).T).view(len(features), len(heads), -1)
+            wanted = targets.values[block].to(logits.device)
+            part = (indices.cpu(), block)
+            right[part] = (wanted == logits.argmax(dim=2).T).float().cpu()
+            losses[part] = targets.losses(logits, block)[0].T.float().cpu()
+    by_strength = (len(trains), len(strengths), len(basis))
+    return losses.view(by_strength), right.view(by_strength)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Report:
     def title(self) -> str:
         """What was probed."""
         sizes = ", ".join(f"{name} {size:,}" for name, size in self.probe.sizes.items())
-        return f"{self.probe.data}: {sizes} images; {self.probe.num_folds} folds, {self.probe.repeats} times"
+        times = "once" if self.probe.repeats == 1 else f"{self.probe.repeats} times"
+        return f"{self.probe.data}: {sizes} images; {self.probe.num_folds} folds, {times}"
 
     def score(self, value: float) -> str:
         """A score."""
@@ -88,8 +89,8 @@ class Report:
         stage = best_earlier_stage(self.probe.best.stages)
         if stage is None:
             return []
-        where = f"in the first of the {self.probe.repeats} repetitions"
-        return [f"{stage.name}: {self.compare(stage.difference)}, {stage.compute:.0%} of the compute, {where}"]
+        where = f", in the first of the {self.probe.repeats} repetitions" if self.probe.repeats > 1 else ""
+        return [f"{stage.name}: {self.compare(stage.difference)}, {stage.compute:.0%} of the compute{where}"]
 
     def _curve_rows(self, labels: LabelsNeeded) -> list[Row]:
         sizes = [f"{size:,}" for size in labels.sizes]

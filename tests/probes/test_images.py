@@ -77,6 +77,13 @@ def test_folds_are_fewer_where_the_smallest_class_has_fewer_images(tmp_path: Pat
     assert images.fold().max() == 2
 
 
+def test_large_sets_are_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = read_photos(write_photos(tmp_path, {"dots": 12, "lines": 12}))
+    for large, repeats in ((96, 4), (95, 3), (10, 1)):
+        monkeypatch.setattr("lit_ft.probes.images._LARGE", large)
+        assert images.repeats == len(images.fold()) == repeats
+
+
 def test_copies_do_not_count_for_the_number_of_folds(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"dots": 2, "lines": 12})
     for i in range(4):

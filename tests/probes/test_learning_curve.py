@@ -33,6 +33,21 @@ def test_more_images_score_higher_and_all_score_as_in_cross_validation() -> None
     torch.testing.assert_close(curve.recalls.mean(dim=1), means)
 
 
+def test_draws_that_are_solved_apart_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, classes = clusters(120, 24, 3)
+    basis, targets, folds = (
+        Basis(features, dtype=torch.float64),
+        Targets("softmax", classes, 3),
+        make_folds(classes, 4, 2),
+    )
+    together = learning_curve(basis, targets, folds, (0.1, 1.0))
+    monkeypatch.setattr("lit_ft.probes.learning_curve._TOGETHER", 1)
+    apart = learning_curve(basis, targets, folds, (0.1, 1.0))
+    # Heads are solved to 3% of their size, so that an image near the border may fall to either side.
+    torch.testing.assert_close(apart.accuracies, together.accuracies, atol=0.07, rtol=0)
+    torch.testing.assert_close(apart.recalls.mean(dim=1), together.recalls.mean(dim=1), atol=0.02, rtol=0)
+
+
 def test_draws_nest_and_keep_to_what_may_be_drawn() -> None:
     classes = torch.tensor([0] * 6 + [1] * 4)
     allowed = torch.ones(2, 10, dtype=torch.bool)

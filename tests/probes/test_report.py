@@ -67,6 +67,12 @@ def test_terminal_has_each_answer(line: str) -> None:
     assert line in Report(PROBE).text().splitlines()
 
 
+def test_folds_that_are_not_repeated() -> None:
+    text = Report(replace(PROBE, repeats=1)).text()
+    assert "images; 5 folds, once; feature" in text
+    assert "  -> body: 0.4 points less, 55% of the compute\n" in text
+
+
 def test_terminal_has_five_images_of_a_ranking() -> None:
     assert Report(PROBE).text().count("rather bee") == 5
 
