@@ -19,6 +19,7 @@ from lit_ft.probes.cross_validation import (
     cross_validate,
     make_folds,
     usable_folds,
+    wilson_interval,
 )
 from lit_ft.probes.solver import Targets
 from tests.probes.test_solver import clusters
@@ -142,6 +143,9 @@ def test_interval_of_an_accuracy_is_within_0_and_1_and_that_of_r2_is_not() -> No
     result = CrossValidation(folds, strengths, losses, logits, Targets("softmax", torch.tensor([0, 0, 0, 0]), 2))
     assert result.fold_accuracies.tolist() == [1.0, 0.5]
     assert result.accuracy_interval() == (0.0, 1.0)
+    right = CrossValidation(folds, strengths, losses, logits, Targets("softmax", torch.tensor([0, 0, 0, 1]), 2))
+    assert right.fold_accuracies.tolist() == [1.0, 1.0]
+    assert right.accuracy_interval() == pytest.approx(wilson_interval(1.0, 4))
     numbers = Targets("squared", torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), 1)
     predicted = torch.tensor([[[1.0], [1.0], [0.0], [0.0]]])
     result = CrossValidation(folds, strengths, losses, predicted, numbers)
