@@ -144,6 +144,7 @@ def test_page_has_the_pictures_of_both_rankings() -> None:
     assert tags.open == []
     assert tags.count["figure"] == tags.count["img"] == 50 + 3
     assert tags.count["h2"] == 6
+    assert (tags.count["tr"], tags.count["th"]) == (3 + 4 + 2, 10 + 5 + 4)
     assert page.count("src='data:image/jpeg;base64,PICTURE4'") == 53
     assert "big&lt;net&gt;" in page
     assert "<net>" not in page

@@ -81,7 +81,8 @@ def test_without_a_folder_nothing_is_written(run, photos):
     assert {*Path().rglob("*")} == before
 
 
-def test_backbones_are_compared_and_the_best_is_suggested(run, photos):
+def test_backbones_are_compared_and_the_best_is_suggested(run):
+    write_photos(Path("photos"), {"dots": 8, "lines": 8})
     size = ("--model.input", '{"size": 28}')
     backbones = "squeezenet1_1=null, mnist_cnn=MNIST,resnet5"
     printed = run("probe", *PHOTOS, *size, "--backbones", backbones, "--stages", "last", "--folder", "out")
