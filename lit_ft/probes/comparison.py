@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,18 +86,12 @@ def probe_images(
     Raises:
         UserError: If no backbone can be used, or there are too few images.
     """
-    began = time.perf_counter()
-    folds = images.fold()
-    best, probes, accuracies, failed = None, [], {}, {}
-    for choice in choices:
-        rank_zero_print(f"Probing {choice.title}")
-        try:
-            survey = survey_backbone(choice, images, folds, device, all_stages)
-        except UserError as error:
-            failed[choice.title] = for_command_line(error.args[0])
-            continue
+    began, folds = time.perf_counter(), images.fold()
+    failed: dict[str, str] = {}
+    best, probes, accuracies = None, [], {}
+    for survey in _survey_each(choices, images, folds, failed, device, all_stages):
         probes.append(survey.probe)
-        accuracies[choice.title] = survey.validated.fold_accuracies
+        accuracies[survey.probe.name] = survey.validated.fold_accuracies
         if best is None or survey.probe.score > best.probe.score:  # only its features stay in memory
             best = survey
     if best is None:
@@ -104,20 +99,34 @@ def probe_images(
     probes.sort(key=lambda probe: -probe.score)
     findings = find(best, images, device)
     probe = Probe(
-        type(images.data).__name__,
-        METRIC[images.targets.loss],
-        {str(name): len(split) for name, split in images.splits.items()},
-        list(images.data.class_names),
-        int(folds.max()) + 1,
-        images.repeats,
-        probes,
-        [_lead(best, probe.name, accuracies) for probe in probes[1:]],
-        failed,
-        findings,
-        _notes(images, folds, len(probes)),
-        time.perf_counter() - began,
+        data=type(images.data).__name__,
+        metric=METRIC[images.targets.loss],
+        sizes={str(name): len(split) for name, split in images.splits.items()},
+        class_names=list(images.data.class_names),
+        num_folds=int(folds.max()) + 1,
+        repeats=images.repeats,
+        backbones=probes,
+        leads=[_lead(best, probe.name, accuracies) for probe in probes[1:]],
+        failed=failed,
+        findings=findings,
+        notes=_notes(images, folds, len(probes)),
+        seconds=time.perf_counter() - began,
     )
     return probe, best.choice
+
+
+def _survey_each(
+    choices: Sequence[BackboneChoice], images: ProbeImages, folds: Tensor, failed: dict[str, str], *options: Any
+) -> Iterator[Survey]:
+    """Surveys each backbone, and adds those that cannot be used, and why, to ``failed``."""
+    for choice in choices:
+        rank_zero_print(f"Probing {choice.title}")
+        try:
+            survey = survey_backbone(choice, images, folds, *options)
+        except UserError as error:
+            failed[choice.title] = for_command_line(error.args[0])
+        else:
+            yield survey
 
 
 def _lead(best: Survey, name: str, accuracies: dict[str, Tensor]) -> Lead:

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ft.data.checks.check_data import find_copies, list_samples
 from lit_ft.data.checks.findings import Sample
-from lit_ft.data.files.derived_cache import hash_tensors, load_or_derive
+from lit_ft.data.files.derived_cache import hash_tensors, load_or_derive, match_layout
 from lit_ft.data.files.file_split import FileSplit, PhotoFiles
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArrayDataModule
@@ -155,9 +155,10 @@ def _read_targets(data: ImageDataModule[Any], targets: Tensor) -> Targets:
 
 def _first_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> Tensor:
     """The first image that each is a copy of ``(N,)``; of files they are kept between runs."""
+    total = sum(map(len, splits.values()))
 
     def find() -> Tensor:
-        first = torch.arange(sum(map(len, splits.values())))
+        first = torch.arange(total)
         for group in find_copies(data, splits):
             first[group.rows] = group.rows[0]
         return first
@@ -165,7 +166,13 @@ def _first_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> Te
     if not all(isinstance(split, FileSplit) for split in splits.values()):
         return find()
     stamps = [hash_tensors([torch.from_numpy(PhotoFiles.of(split.paths).keys)]) for split in splits.values()]
-    found, _ = load_or_derive("copies", json.dumps(stamps), lambda _: True, lambda: ({"first": find()}, {}))
+    layout: dict[str, tuple[torch.dtype, int]] = {"first": (torch.int64, 1)}
+    found, _ = load_or_derive(
+        "copies",
+        json.dumps(stamps),
+        lambda made: match_layout(made[0], layout) and len(made[0]["first"]) == total,
+        lambda: ({"first": find()}, {}),
+    )
     return found["first"]
 
 

@@ -306,7 +306,7 @@ MISTAKES = {
         "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
     ),
     ("fot",): "unknown command 'fot'; nearest: fit",
-    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, models, desc",
+    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, models",
 }
 
 
