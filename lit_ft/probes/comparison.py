@@ -97,6 +97,7 @@ def probe_images(
     if best is None:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
     probes.sort(key=lambda probe: -probe.score)
+    rank_zero_print(f"Images and labels, by the features of {best.probe.name}")
     findings = find(best, images, device)
     probe = Probe(
         data=type(images.data).__name__,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_ft.console import log_progress
 from lit_ft.data.split import rows_by_class
 from lit_ft.probes.basis import Basis
 from lit_ft.probes.solver import Problems, Targets, solve
@@ -55,7 +56,14 @@ def learning_curve(
     order = _draw_order(targets.values, ~held, seed)
     largest = int(order.where(~held, -1).max()) + 1
     sizes = [*(size for size in _SIZES if size <= 0.8 * largest), largest]
-    curve = [_score(basis, targets, ~held & (order < size), held, strengths) for size in sizes]
+    curve: list[tuple[Tensor, Tensor]] = []
+
+    def measure() -> Iterator[int]:
+        for size in sizes:
+            curve.append(_score(basis, targets, ~held & (order < size), held, strengths))
+            yield 1
+
+    log_progress("Learning curve", measure(), len(sizes), unit="sizes")
     return LearningCurve(sizes, *(torch.stack(parts) for parts in zip(*curve, strict=True)))
 
 
