@@ -8,7 +8,7 @@ from pathlib import Path
 from probe_sets import read_photos, write_photos
 
 from lit_ft import ImageTableDataModule
-from lit_ft.probes.findings import Ranking
+from lit_ft.probes.image_findings import Ranking
 from lit_ft.probes.label_table import write_label_table
 
 

@@ -15,7 +15,7 @@ from probe_sets import read_photos
 from lit_ft.data.files.idx import read_idx
 from lit_ft.probes.basis import Basis
 from lit_ft.probes.cross_validation import cross_validate
-from lit_ft.probes.findings import measure_copies, rank_labels, rank_unlike
+from lit_ft.probes.image_findings import measure_copies, rank_labels, rank_unlike
 from lit_ft.probes.images import ProbeImages
 from lit_ft.probes.survey import BackboneChoice, Survey, survey_backbone
 

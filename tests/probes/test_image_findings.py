@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_ft.data.checks.findings import Sample
 from lit_ft.probes.basis import Basis
 from lit_ft.probes.cross_validation import CrossValidation, cross_validate, make_folds
-from lit_ft.probes.findings import measure_copies, measure_labels, rank_labels, rank_unlike
+from lit_ft.probes.image_findings import measure_copies, measure_labels, rank_labels, rank_unlike
 from lit_ft.probes.images import ProbeImages
 from lit_ft.probes.solver import Targets
 from tests.probes.test_solver import clusters
