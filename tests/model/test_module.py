@@ -119,6 +119,7 @@ def test_grey_images_fit_a_colour_backbone_and_colour_images_a_grey_one():
     ("options", "message"),
     [
         ({"lr": 0.0}, r"model.lr: must be above 0, got 0.0"),
+        ({"lr_backbone": -1.0}, r"model.lr_backbone: must be above 0, got -1.0"),
         ({"lr_decay": 0.0}, r"model.lr_decay: must be above 0 and at most 1, got 0.0"),
         ({"lr_decay": 1.5}, r"model.lr_decay: .* got 1.5"),
         ({"classes": 0}, r"classes: must be at least 1"),
