@@ -16,8 +16,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from small_runs import (
     CASES,
@@ -43,7 +42,6 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.strategies import make_plan
 
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 SECONDS = 240  # after which a process that waits for the other one is ended
 
 
@@ -181,8 +179,7 @@ def resume(folder, rank, case="auto, mixed", middle=("step=4",)):
 
 def resume_everywhere(folder, rank):
     """The same from every checkpoint, for each kind of run."""
-    cases = [name for name, case in CASES.items() if not case.get("average") or EMAWeightAveraging]
-    return {name: resume(folder, rank, name, ()) for name in cases}
+    return {name: resume(folder, rank, name, ()) for name in CASES}
 
 
 def resume_on_two(folder, rank):

@@ -8,8 +8,7 @@ import lightning as L
 import processes
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from rounding import same_but_for_rounding
@@ -25,7 +24,6 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.preconditions import is_replicated
 
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 NUM_TRAIN = 20
 PROBE = {"strategy": "linear_probe"}
 # Three epochs from pooled features, two from a map, one from nothing.
@@ -449,7 +447,6 @@ def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     assert furthest(*runs) < 1e-5
 
 
-@pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 def test_averaged_weights_are_validated_although_frozen_ones_lag_behind(tmp_path):
     phases = [{"train": ["*"], "epochs": 1}, {"train": ["head"], "epochs": 3}]
     runs, passes = [Validations(), Validations()], Passes()

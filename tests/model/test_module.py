@@ -3,13 +3,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from small_runs import (
     NUM_VAL,
     SGD,
     SHARES,
     UNEVEN,
-    EMAWeightAveraging,
     FewDigits,
     Recorder,
     images_of,
@@ -18,7 +17,6 @@ from small_runs import (
     small_module,
     small_resnet,
     small_trainer,
-    with_ema,
 )
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -274,7 +272,6 @@ def test_images_alone_are_predicted():
     assert module.predict_step([images], 0)["answers"].equal(module(images).softmax(1))
 
 
-@with_ema
 def test_weight_averaging_finds_the_head_that_the_data_asks_for(tmp_path):
     module = small_module()
     averaging = EMAWeightAveraging(decay=0.5)

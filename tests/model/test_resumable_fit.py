@@ -9,19 +9,18 @@ import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
+    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
     OnExceptionCheckpoint,
 )
 from small_runs import (
     CASES,
-    EMAWeightAveraging,
     FewDigits,
     differences,
     final_state,
     small_module,
     small_trainer,
-    with_ema,
 )
 
 from lit_ft.evaluation.run_report import RunReport
@@ -61,9 +60,7 @@ def interrupted_run(folder, case, seed, ckpt_path=None, stop_at=None):
     return {**final_state(trainer, module), "unfreezing": callbacks[0].state_dict()}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[with_ema] * bool(c.get("average"))) for name, c in CASES.items()]
-)
+@pytest.fixture(scope="module", params=CASES)
 def whole_run(request, tmp_path_factory):
     """An uninterrupted run, what it ended with, and all of its checkpoints."""
     folder, case = tmp_path_factory.mktemp("whole"), CASES[request.param]

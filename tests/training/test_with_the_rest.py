@@ -5,8 +5,13 @@ import shutil
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from small_runs import FewDigits, Recorder, differences, final_state, small_module, small_resnet, small_trainer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -18,9 +23,6 @@ from lit_ft.training.trainer import EarlyStopping
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.preconditions import refuse_averaging
 from lit_ft.unfreezing.strategies import make_plan
-
-WeightAveraging = getattr(lightning_callbacks, "WeightAveraging", None)
-with_averaging = pytest.mark.skipif(WeightAveraging is None, reason="this Lightning has no WeightAveraging")
 
 GRADUAL = [{"head"}, {"dense", "head"}, {"conv", "dense", "head"}]
 SGD = {"class_path": "SGD", "init_args": {"momentum": 0.0}}
@@ -242,9 +244,8 @@ def ema(weights, decay):
     return average
 
 
-@with_averaging
 def test_exponential_average_through_a_thaw():
-    module, start, weights = averaged_run(lightning_callbacks.EMAWeightAveraging(decay=0.9))
+    module, start, weights = averaged_run(EMAWeightAveraging(decay=0.9))
     for name, average in ema(weights, 0.9).items():
         torch.testing.assert_close(module.get_parameter(name).detach(), average, rtol=1e-4, atol=1e-6)
     final = module.state_dict()
@@ -253,7 +254,6 @@ def test_exponential_average_through_a_thaw():
         torch.testing.assert_close(final[name], tensor, rtol=1e-5, atol=0)
 
 
-@with_averaging
 def test_exponential_average_by_interpolation_keeps_frozen_stages_bit_for_bit():
     averaging = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9))
     module, start, weights = averaged_run(averaging)
