@@ -10,6 +10,7 @@ import time
 import warnings
 import weakref
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -150,6 +151,17 @@ def watch_norms(folder, rank):
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     trainer.save_checkpoint(folder / "norms.ckpt", weights_only=True)
     return {**watch.found(), "metrics": metrics}
+
+
+def solve_head(folder, rank):
+    """A head that is solved, and an epoch from there."""
+    os.environ["LIT_FT_CACHE"] = str(folder / f"cache{rank}")  # as on machines of their own
+    watch = Watch()
+    L.seed_everything(1 + rank)
+    unfreezing = GradualUnfreezing("lp_ft", head_fit="solved")
+    module = small_module(lr_scheduler=None)
+    fit(module, FewDigits(batch_size=5, spec=module.input_spec), unfreezing, 1, watch)
+    return {**watch.found(), "solved": asdict(unfreezing.solved)}
 
 
 def resume(folder, rank, case="auto, mixed", middle=("step=4",)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
@@ -62,38 +63,55 @@ def refuse_unsolvable(module: L.LightningModule, data: Any) -> None:
 
 
 def solve_head(trainer: L.Trainer, module: FineTuneModule) -> SolvedHead:
-    """Sets the head to the linear probe of the training images; the first process computes it for all.
+    """Sets the head to the linear probe of the training images.
+
+    Each process computes the features of its share of the images, and the first one solves the head for all.
 
     Raises:
         UserError: If features are not finite.
     """
-    found: Any = _solve(module, cast(Any, trainer).datamodule) if trainer.is_global_zero else None
+    was_training = module.training
+    module.eval()
+    (features, seconds), (held_out, _) = (_share_features(trainer, module, split) for split in ("train", "val"))
+    module.train(was_training)
+    data = cast(Any, trainer).datamodule
+    found: Any = _solve(module, data, features) if trainer.is_global_zero else None
     solved, weight, bias = trainer.strategy.broadcast(found)
     last = cast(nn.Linear, module.head[-1])
     with torch.no_grad():
         last.weight.copy_(weight)
         last.bias.copy_(bias)
-    return cast(SolvedHead, solved)
+    logits = held_out.double() @ weight.T + bias
+    metrics = _evaluate(module, logits, data.splits["val"].targets, _share(trainer, len(logits)))
+    return replace(cast(SolvedHead, solved), feature_seconds=seconds, metrics=metrics)
 
 
-def _solve(module: FineTuneModule, data: Any) -> tuple[SolvedHead, Tensor, Tensor]:
-    was_training = module.training
-    module.eval()
-    passes = {
-        split: compute_stage_features(
-            module.backbone, module.normalise, data.source(split, augment=False), data.batch_size, only_last=True
-        )
-        for split in ("train", "val")
-    }
-    features, images = passes["train"].last, data.splits["train"]
-    began = time.perf_counter()
+def _share(trainer: L.Trainer, num: int) -> slice:
+    """The images of this process."""
+    return slice(*(num * rank // trainer.world_size for rank in (trainer.global_rank, trainer.global_rank + 1)))
+
+
+def _share_features(trainer: L.Trainer, module: FineTuneModule, split: Split) -> tuple[Tensor, float]:
+    """The features of a split ``(N, D)``, and the seconds that they took."""
+    data = cast(Any, trainer).datamodule
+    source = data.source(split, augment=False)
+    rows = range(len(source))[_share(trainer, len(source))]
+    found = compute_stage_features(
+        module.backbone, module.normalise, source, data.batch_size, only_last=True, rows=rows
+    )
+    if trainer.world_size == 1:
+        return found.last, found.seconds
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, (found.last, found.seconds))
+    return torch.cat([features for features, _ in parts]), max(seconds for _, seconds in parts)
+
+
+def _solve(module: FineTuneModule, data: Any, features: Tensor) -> tuple[SolvedHead, Tensor, Tensor]:
+    images, began = data.splits["train"], time.perf_counter()
     targets, weights = _weigh(module, data, images.targets)
     probe = fit_linear_probe(features, targets, weights, getattr(images, "groups", None))
-    solved = SolvedHead(
-        len(features), features.shape[1], probe.l2, _accuracy(probe), passes["train"].seconds,
-        time.perf_counter() - began, _evaluate(module, probe(passes["val"].last), data.splits["val"].targets),
-    )  # fmt: skip
-    module.train(was_training)
+    seconds = time.perf_counter() - began
+    solved = SolvedHead(len(features), features.shape[1], probe.l2, _accuracy(probe), solver_seconds=seconds)
     return solved, probe.weight, probe.bias
 
 
@@ -118,9 +136,10 @@ def _accuracy(probe: LinearProbe) -> list[float]:
     return [validated.accuracy, *validated.accuracy_interval()]
 
 
-def _evaluate(module: FineTuneModule, logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """The validation metrics of logits ``(N, K)``, as a validation logs them."""
-    metrics = module.task.metrics("val/")
-    module.task.update(metrics, logits, targets)
+def _evaluate(module: FineTuneModule, logits: Tensor, targets: Tensor, own: slice) -> dict[str, float]:
+    """The validation metrics of logits ``(N, K)``, as a validation logs them; each process adds its own images."""
+    logits, targets = logits.to(module.device, torch.float32), targets.to(module.device)  # as collectives need them
+    metrics = module.task.metrics("val/").to(module.device)
+    module.task.update(metrics, logits[own], targets[own])
     values = {name: float(value) for name, value in metrics.compute().items()}
     return {"val/loss": float(module.task.loss(logits, targets)), **values}

@@ -2,6 +2,7 @@
 
 import lightning as L
 import numpy as np
+import processes
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -102,6 +103,17 @@ def test_regression_is_solved_in_standardised_units():
     _, unfreezing = fit_solved(module, data)
     assert unfreezing.solved.accuracy == []
     assert unfreezing.solved.metrics["val/mae"] < 200  # of numbers from 1,000 to 1,900
+
+
+def test_processes_share_the_images_and_the_head(tmp_path):
+    first, second = (found["solve_head"] for found in processes.launch(tmp_path, "solve_head"))
+    assert first["solved"] == second["solved"]
+    assert first["equal_replicas"] == second["equal_replicas"] == [True]
+    assert first["solved"]["num_images"] == 20
+
+    data, module = FewDigits(batch_size=5, spec=small_module().input_spec), small_module(lr_scheduler=None)
+    _, alone = fit_solved(module, data, "lp_ft", max_epochs=1)
+    assert first["solved"]["metrics"] == pytest.approx(alone.solved.metrics, abs=1e-4)
 
 
 def test_plan_computes_no_features(data, monkeypatch, capsys):
