@@ -123,6 +123,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Finds the images, unless that was done; to predict those that are given, these alone, and each time anew."""
         if stage == "predict" and self.predict is not None:
             self.splits["predict"] = find_images_to_predict(self.predict)
+            self.left_out.pop("predict", None)
         else:
             super().read(stage)
 
