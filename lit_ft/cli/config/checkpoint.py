@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
-from lit_ft.cli.config.defaults import EVALUATIONS, METHOD_OPTIONS
+from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint import hyper_parameters, refuse_missing_checkpoint, saved_options
 from lit_ft.runs import Run, find_run
@@ -65,6 +65,25 @@ def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> 
         raise UserError(f"`ckpt_path`: {path} is of a run with the classes {earlier}, not {list(names)}")
     then, now = ({f"model.{key}": value for key, value in options.items()} for options in (hparams, model.hparams))
     refuse_other_options(path, {**saved_options(path), **then}, {**now, **run_options(config.as_dict())})
+
+
+def refuse_other_model(
+    model: Mapping[str, Any], hparams: Mapping[str, Any], arguments: Sequence[str], configs: Sequence[Any]
+) -> None:
+    """Raises `UserError` for options of the model that the user gave and that are others than in the checkpoint.
+
+    The command line is compared whole. Of config files, as of a recipe that is given for its data, just what makes
+    another model is; how it was trained does not matter any more.
+    """
+    kept = {**hparams, "weights": hparams.get("source_weights")}
+    another_model = {"backbone", "stem", "pool", "input", "head", "task", "classes"}
+    for key in sorted(_typed(arguments) | _filed(configs) & another_model):
+        flag = key if key in ("optimizer", "lr_scheduler") else f"model.{key}"
+        for option, given, own in _differences(flag, model.get(key), kept[key]) if key in kept else ():
+            raise UserError(
+                f"`{option}`: {given}, but the checkpoint is of a run with {own}, and its model is taken; leave the "
+                "option out, or give another `ckpt_path`"
+            )
 
 
 def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
@@ -124,3 +143,30 @@ def _read_values(args: Sequence[str], option: str) -> list[str]:
     """The values of an option, as ``--option value`` or ``--option=value``, in their order."""
     pairs = [(arg.partition("="), following) for arg, following in pairwise([*args, ""])]
     return [value if equals else following for (name, equals, value), following in pairs if name == option]
+
+
+def _typed(arguments: Sequence[str]) -> set[str]:
+    """The options of the model on a command line."""
+    names = [argument.partition("=")[0].removeprefix("--").split(".") for argument in arguments if argument[:2] == "--"]
+    nested = {part for first, *rest in names if first == "model" for part in [p for p in rest if p != "init_args"][:1]}
+    return nested | {first for first, *_ in names if first in ("optimizer", "lr_scheduler")}
+
+
+def _filed(configs: Sequence[Any]) -> set[str]:
+    """The options of the model in config files."""
+    found: set[str] = set()
+    for config in configs:
+        content = yaml.safe_load(Path(str(config)).read_text(encoding="utf-8"))
+        model = content.get("model") if isinstance(content, dict) else None
+        if isinstance(model, dict):
+            found |= set(model.get("init_args") or {} if "class_path" in model else model)
+    return found
+
+
+def _differences(option: str, given: Any, kept: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The options that were given and are something else, with both values; null leaves the choice."""
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        for key, value in given.items():
+            yield from _differences(f"{option}.{key}", value, kept.get(key))
+    elif given is not None and given != (tuple(kept) if isinstance(given, tuple) else kept):
+        yield option, given, kept

@@ -13,18 +13,15 @@ from lit_ft.backbones.build import input_spec
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
+from lit_ft.cli.commands import EVALUATIONS
+from lit_ft.cli.config.checkpoint import refuse_other_model
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoint import hyper_parameters, refuse_other_model
+from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_checkpoint, find_run_of_checkpoint
 from lit_ft.tasks.task import METRICS
 from lit_ft.training.trainer import refuse_unknown_names
-
-EVALUATIONS = ("validate", "test", "predict")
-
-METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
-"""What only some of the trainer's commands take, and others would not know."""
 
 CHECKPOINT: dict[str, Any] = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
 
