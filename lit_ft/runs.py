@@ -17,6 +17,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ft.errors import UserError
 
+DEFAULT_ROOT = "logs"
+"""The folder of all runs, unless another is given."""
+
 FOLDER_VARIABLE = "LIT_FT_RUN"
 """Names the claimed folder to the processes of the other ranks, which Lightning starts by the same command."""
 
