@@ -114,6 +114,9 @@ def _unknown_option(complaint: Complaint) -> str | None:
     for base, what, example in _BASES:
         if any(path.endswith(base) for path in paths):
             return f"`--{given}`: name the {what} first, such as `--{key}` {example}"
+    if paths and given in ("data.predict", "data.init_args.predict"):
+        cls = paths[-1].rpartition(".")[2]
+        return f"`--{given}`: {cls} takes no images to predict; name `--data` ImageFolderDataModule before it"
     known = set(complaint.options)
     for path in paths:
         module, _, cls = path.rpartition(".")

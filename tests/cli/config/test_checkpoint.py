@@ -118,6 +118,19 @@ def test_saved_data_is_of_the_checkpoint_that_a_name_stands_for(tmp_path, monkey
     assert (json.loads(added)["init_args"], rest) == ({"shots": shots}, args)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_photos_are_predicted_by_a_checkpoint_of_arrays_with_the_class_that_the_message_names(run, refused, photo_root):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null")
+    photos = ("--data.predict", photo_root / "ant", "--predictions.overwrite", "true")
+    for args in (("--name", "run"), ("--config", "logs/run/version_0/config.yaml")):
+        assert refused("predict", "--ckpt_path", "best", *args, *photos) == (
+            "lit-ft: --data.predict: DigitsDataModule takes no images to predict; name --data ImageFolderDataModule "
+            "before it"
+        )
+        run("predict", "--ckpt_path", "best", *args, "--data", "ImageFolderDataModule", *photos)
+        assert len(Path("logs/run/version_0/predictions.csv").read_text().splitlines()) == 1 + 10
+
+
 def test_checkpoint_is_evaluated_on_its_own_data_and_options_override(run):
     fit = ("--data", "DigitsDataModule", "--data.split_seed", 3, "--data.shots", 5, "--unfreeze", "null")
     score = r"test/acc +│? *([0-9.]+)"
