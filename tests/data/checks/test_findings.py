@@ -375,3 +375,12 @@ def test_help_claims_no_more_than_is_found(run):
     told = " ".join(run("--help").split())
     assert "damaged files, copies across splits, placeholders." in told
     assert "wrong labels" not in told
+
+
+@pytest.mark.parametrize("name", ["check.json", "check.html"])
+def test_report_that_cannot_be_written_is_one_line_after_what_was_found(lit_ft, photo_root, name):
+    Path("found", name).mkdir(parents=True)  # which no file replaces
+    code, out, err = lit_ft("check", "--data", "ImageFolderDataModule", "--data.root", photo_root, "--folder", "found")
+    assert (code, err) == (2, [f"lit-ft: found/{name}: cannot be written (Is a directory)"])
+    assert "Checked ImageFolderDataModule" in out
+    assert [path.name for path in Path("found").glob(".*")] == []
