@@ -147,7 +147,7 @@ def format_intact_checkpoints(folder: Path) -> str:
     found = _sort_by_age(folder.glob("*.ckpt"))
     if not found:
         return "no checkpoint was written before; make room, and start again"
-    return f"whole are {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
+    return f"intact: {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
 
 
 def _find_beside(configs: Sequence[Any], name: str) -> list[Path]:
