@@ -229,7 +229,7 @@ MISTAKES = {
     ("fit", "--model.backbone", "resnet5"): "--model.backbone: unknown backbone 'resnet5'; nearest: resnet50",
     ("fit", "--model.weights", "MNITS"): "unknown weights tag of mnist_cnn 'MNITS'; nearest: MNIST",
     ("fit", "--model.weights", "nix.pth"): "--model.weights: no such file: nix.pth",
-    ("fit", "--model.lr", "fast"): "--model.lr: Expected a float. got fast",
+    ("fit", "--model.lr", "fast"): "--model.lr: fast does not fit; give a number",
     ("fit", "--model.lr", "-1"): "--model.lr: must be above 0, got -1.0",
     ("fit", "--optimizer", "SDG"): "--optimizer: unknown class 'SDG'; nearest: SGD",
     ("fit", "--optimizer.lr", "1"): "--optimizer.lr: there is no such option; nearest: --model.lr",
