@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from lit_ft.atomic import replace_atomically
 from lit_ft.errors import UserError
 
 OFFLINE = "LIT_FT_OFFLINE"
@@ -106,9 +107,8 @@ def record(folder: Path, path: Path, url: str | None = None) -> None:
     url = url or files.get(name, {}).get("url")
     entry = {"bytes": path.stat().st_size, "sha256": checksum(path)}
     files[name] = {**entry, "url": url} if url else entry
-    written = folder / f".{MANIFEST}.{os.getpid()}"
-    written.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")
-    written.replace(folder / MANIFEST)
+    with replace_atomically(folder / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")
 
 
 def is_intact(folder: Path, path: Path) -> bool:

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
+from lit_ft.atomic import random_part
 from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
@@ -66,7 +67,7 @@ class FeatureFile:
     def _write(self) -> str | None:
         """Writes the file, each process its share of the images; returns the reason if that fails."""
         # A name of its own, as another run may use the same folder.
-        unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(os.getpid())}")
+        unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(random_part())}")
         # What other settings cached would take space beyond the limit.
         remove_files(self._trainer, unfinished.parent, self._others)
         try:
