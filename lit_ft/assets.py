@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,8 @@ def download_dataset(dataset: Callable[..., object], folder: Path, **options: An
     Raises:
         UserError: The download failed, or nothing may be fetched.
     """
+    from http.client import HTTPException  # here and not above, as `lit-ft --help` imports this file
+
     if is_offline():
         raise UserError(f"`offline`: files are missing in {folder}; fetch them elsewhere with lit-ft download")
     try:
