@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
+from lit_ft.features.layout import Layout
 from lit_ft.features.source import FrozenStages
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -182,6 +183,16 @@ def test_files_of_others_stay(tmp_path):
     fit(tmp_path, keep)
     assert sorted(name.rpartition("-")[0] for name in keep.files) == ["phase-2", "phase0-train", "phase0-val"]
     assert cached_files(tmp_path) == ["phase-2-trial.csv"]
+
+
+def test_unfinished_files_of_two_processes_of_one_number_have_two_names(tmp_path, monkeypatch):
+    reserved = []
+    reserve = Layout.reserve_file
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers that share a file system
+    monkeypatch.setattr(Layout, "reserve_file", lambda self, path: (reserved.append(path.name), reserve(self, path)))
+    for _ in range(2):
+        fit(tmp_path, epochs=2)
+    assert len(set(reserved)) == len(reserved) == 2 * len({name.partition(".bin")[0] for name in reserved}) == 4
 
 
 def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):

@@ -86,7 +86,7 @@ def differences_after(whole_run, copy, names):
         pytest.param("end0", id="epoch_end"),
         pytest.param("val1", id="validation_end_within_the_last_batch"),
         pytest.param("step1", id="first_step"),
-        pytest.param("step5", id="mid_epoch_after_a_thaw"),
+        pytest.param("step5", id="mid_epoch_after_unfreezing"),
         pytest.param("step6", id="last_batch_before_validation_at_a_phase_boundary"),
         pytest.param("step8", id="mid_epoch_in_the_last_phase"),
     ],

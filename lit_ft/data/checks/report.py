@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from lit_ft.atomic import replace_atomically
 from lit_ft.console import format_path, format_table, rank_zero_print
 from lit_ft.data.images.decode import formats
 from lit_ft.errors import for_command_line, printable
@@ -51,7 +52,11 @@ class Checked:
 
 
 def print_check(checked: Checked, folder: str | None) -> int:
-    """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code."""
+    """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code.
+
+    Raises:
+        UserError: If these cannot be written.
+    """
     findings = [
         replace(finding, what=for_command_line(finding.what), advice=for_command_line(finding.advice))
         for finding in checked.findings
@@ -60,9 +65,9 @@ def print_check(checked: Checked, folder: str | None) -> int:
     rank_zero_print(format_text(checked))
     if folder is not None:
         place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
         for name, text in (("check.json", format_json(checked)), ("check.html", render_page(checked))):
-            (place / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+            with replace_atomically(place / name) as unfinished:
+                unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
             rank_zero_print(f"Written: {place / name}")
     return int(checked.hurts)
 
