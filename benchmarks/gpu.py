@@ -264,9 +264,9 @@ def memory(rounds: int, sizes: Sizes) -> None:
             model = module(network, sizes.side)
             last = list(model.backbone.stage_modules())[-1]
             phases = [PhaseConfig(["head"], 1), PhaseConfig(["head", last], 1), PhaseConfig(["*"], 1)]
-            noting, thaw = Memory(), GradualUnfreezing("phases", phases=phases)
+            noting, unfreezing = Memory(), GradualUnfreezing("phases", phases=phases)
             with tempfile.TemporaryDirectory() as folder:
-                few = {"max_epochs": 3, "limit_val_batches": 0, "thaw": thaw}
+                few = {"max_epochs": 3, "limit_val_batches": 0, "unfreezing": unfreezing}
                 _fit(model, data, command_line_trainer(Path(folder), noting, **few, **_on(sizes)))
             peaks.append(noting.peaks)
         print(f"\n{network}, {sizes.side} px, batches of {sizes.batch}: peak GPU memory in GB, min / median / max")

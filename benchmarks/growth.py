@@ -129,7 +129,7 @@ def train(
     classes: int = 10,
     depth: int = 3,
     batch_size: int = BATCH,
-    thaw: Any = "full",
+    unfreezing: Any = "full",
     epochs: int = 1,
     sampling: Any = "shuffle",
     **trainer: Any,
@@ -148,7 +148,7 @@ def train(
     checkpoint = ModelCheckpoint(**CHECKPOINT, monitor="val/acc", mode="max")
     own = {"accelerator": "cpu", "devices": 1, "max_epochs": epochs, "enable_checkpointing": True, **trainer}
     callbacks = (growing, checkpoint, EndOfEpoch())
-    made = command_line_trainer(folder, *callbacks, thaw=GradualUnfreezing(thaw), **own)
+    made = command_line_trainer(folder, *callbacks, unfreezing=GradualUnfreezing(unfreezing), **own)
     made.fit(model, Generated(images, classes, batch_size=batch_size, sampling=sampling))
     found: Found = json.loads(growing.to.read_text())
     return found
@@ -175,9 +175,9 @@ def of_classes(size: int, folder: Path) -> Found:
 
 
 def of_stages(size: int, folder: Path) -> Found:
-    """Stages, head included: set up to thaw one after the other, and steps in which all train."""
+    """Stages, head included: set up to unfreeze one after the other, and steps in which all train."""
     few = {"images": 4_000, "depth": size - 1}
-    gradual = train(folder, thaw="gradual", epochs=size, limit_train_batches=SKIP + 1, limit_val_batches=1, **few)
+    gradual = train(folder, unfreezing="gradual", epochs=size, limit_train_batches=SKIP + 1, limit_val_batches=1, **few)
     return {"set-up s": gradual["set-up s"], "step ms": train(folder, **few)["step ms"]}
 
 

@@ -65,17 +65,17 @@ def fit(watch: type[Callback], options: dict[str, Any], *arguments: str) -> dict
 
 
 def command_line_trainer(
-    folder: Path, *callbacks: Callback, thaw: GradualUnfreezing | None = None, **options: Any
+    folder: Path, *callbacks: Callback, unfreezing: GradualUnfreezing | None = None, **options: Any
 ) -> Trainer:
     """A trainer as the command line makes it: but without checkpoints.
 
     Args:
         folder: Where all that it writes goes.
         *callbacks: Further ones, before those.
-        thaw: What trains when; all, unless given.
+        unfreezing: What trains when; all, unless given.
         **options: Of the trainer.
     """
-    usual = [thaw or GradualUnfreezing("full"), FeatureCache(), RunReport(), build_progress_bar()]
+    usual = [unfreezing or GradualUnfreezing("full"), FeatureCache(), RunReport(), build_progress_bar()]
     own = {"logger": TensorBoardLogger(folder), "default_root_dir": folder, "enable_checkpointing": False}
     return Trainer(**{**TRAINER, **own, "callbacks": [*callbacks, *usual], **options})
 

@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from lit_ft.atomic import replace_atomically
 from lit_ft.errors import UserError
 
 OFFLINE = "LIT_FT_OFFLINE"
@@ -57,6 +57,8 @@ def download_dataset(dataset: Callable[..., object], folder: Path, **options: An
     Raises:
         UserError: The download failed, or nothing may be fetched.
     """
+    from http.client import HTTPException  # here and not above, as `lit-ft --help` imports this file
+
     if is_offline():
         raise UserError(f"`offline`: files are missing in {folder}; fetch them elsewhere with lit-ft download")
     try:
@@ -106,9 +108,8 @@ def record(folder: Path, path: Path, url: str | None = None) -> None:
     url = url or files.get(name, {}).get("url")
     entry = {"bytes": path.stat().st_size, "sha256": checksum(path)}
     files[name] = {**entry, "url": url} if url else entry
-    written = folder / f".{MANIFEST}.{os.getpid()}"
-    written.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")
-    written.replace(folder / MANIFEST)
+    with replace_atomically(folder / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")
 
 
 def is_intact(folder: Path, path: Path) -> bool:

@@ -21,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lit_ft.errors import iterate_causes
 
-# Lightning (2.5.0 to 2.6.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
+# Lightning (2.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
 # It has no public way to set them.
 
 
@@ -65,7 +65,7 @@ def keep_last_batch(trainer: Any) -> None:
 def epochs_done(trainer: Any) -> tuple[int, int]:
     """The epochs that a fit has completed, and the batches trained in the epoch under way.
 
-    Lightning (2.5 to 2.6) counts both in its loops alone; its public ``current_epoch`` does not tell the latter.
+    Lightning (2.6) counts both in its loops alone; its public ``current_epoch`` does not tell the latter.
     """
     epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
     return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
@@ -112,7 +112,7 @@ def setup_train_data(trainer: Any) -> None:
 
     Lightning's public ``estimated_stepping_batches`` does it with a message, and cannot for data without a length.
 
-    In a run that is resumed the loop sets it up once more: Lightning (2.5 to 2.6.6) restores the state of loaders, such
+    In a run that is resumed the loop sets it up once more: Lightning (2.6) restores the state of loaders, such
     as a ``StatefulDataLoader`` of the user's, only where it makes them.
     """
     trainer.fit_loop.setup_data()
@@ -123,7 +123,7 @@ def setup_train_data(trainer: Any) -> None:
 def setup_validation_loaders(trainer: Any) -> None:
     """Makes the validation loaders of a fit that has started before its first validation.
 
-    Lightning (2.5.0 to 2.6.6) makes them at the first epoch that validates, and ``Trainer.val_dataloaders`` is ``None``
+    Lightning (2.6) makes them at the first epoch that validates, and ``Trainer.val_dataloaders`` is ``None``
     before. There is no public way to ask for them. Calling this again does nothing.
     """
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -141,7 +141,7 @@ def attached_trainer(module: Any) -> Any:
 def log_repeatedly(module: Any, name: str, value: Any, **options: Any) -> None:
     """Logs a scalar at each step of an epoch with the same options, as ``module.log`` does.
 
-    Lightning (2.5 to 2.6.6) checks all options at every call, which takes a tenth of a small network's step. After the
+    Lightning (2.6) checks all options at every call, which takes a tenth of a small network's step. After the
     first call of an epoch the value goes straight to what that call made.
     """
     trainer = attached_trainer(module)
@@ -156,7 +156,7 @@ def log_repeatedly(module: Any, name: str, value: Any, **options: Any) -> None:
 def rewrap_ddp(strategy: Any) -> None:
     """Wraps the bare module of a `DDPStrategy` once more; replicas are equal already, so nothing is sent.
 
-    Lightning (2.5 to 2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
+    Lightning (2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
     (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
     """
     strategy.model = strategy.lightning_module
@@ -178,7 +178,7 @@ def collect_constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:
 
 
 NO_INSTANTIATOR: Mapping[str, Any] = {"_instantiator": None}
-"""For ``load_from_checkpoint``: else Lightning (2.5 to 2.6.6) imports and calls what a checkpoint names so."""
+"""For ``load_from_checkpoint``: else Lightning (2.6) imports and calls what a checkpoint names so."""
 
 
 # torch

@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +103,8 @@ def check_torchvision() -> None:
     A torchvision wheel states the one torch release it was compiled against. With any other, importing it ends in
     ``operator torchvision::nms does not exist``, which tells nobody what to install.
     """
+    from importlib import metadata  # slow to load, and `lit-ft --help` does without it
+
     try:
         torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
     except metadata.PackageNotFoundError as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
@@ -16,7 +15,10 @@ from typing import Any, cast
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_ft.errors import UserError, refuse_unwritable
+from lit_ft.errors import UserError
+
+DEFAULT_ROOT = "logs"
+"""The folder of all runs, unless another is given."""
 
 FOLDER_VARIABLE = "LIT_FT_RUN"
 """Names the claimed folder to the processes of the other ranks, which Lightning starts by the same command."""
@@ -145,7 +147,7 @@ def format_intact_checkpoints(folder: Path) -> str:
     found = _sort_by_age(folder.glob("*.ckpt"))
     if not found:
         return "no checkpoint was written before; make room, and start again"
-    return f"whole are {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
+    return f"intact: {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
 
 
 def _find_beside(configs: Sequence[Any], name: str) -> list[Path]:
@@ -230,30 +232,6 @@ def claim(places: Sequence[Path]) -> tuple[Path, ...]:
                 f"`trainer.default_root_dir`: cannot make a folder for the run in {folder.parent} ({error.strerror}); "
                 "name one that can be written"
             ) from error
-
-
-def name_unfinished(path: Path) -> Path:
-    """The file beside a file, or beside the one that it links to, which replaces that once it is complete."""
-    target = path.resolve()
-    return target.with_name(f".{target.name}.{os.getpid()}")
-
-
-@contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
-    """Gives the path of a file to write, which then replaces the one that is there, or that it links to, whole or not.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    unfinished = name_unfinished(path)
-    try:
-        with refuse_unwritable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield unfinished
-            unfinished.replace(path.resolve())
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def is_first_process() -> bool:

@@ -10,14 +10,14 @@ import time
 import warnings
 import weakref
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from small_runs import (
     CASES,
@@ -43,7 +43,6 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.strategies import make_plan
 
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 SECONDS = 240  # after which a process that waits for the other one is ended
 
 
@@ -154,6 +153,17 @@ def watch_norms(folder, rank):
     return {**watch.found(), "metrics": metrics}
 
 
+def solve_head(folder, rank):
+    """A head that is solved, and an epoch from there."""
+    os.environ["LIT_FT_CACHE"] = str(folder / f"cache{rank}")  # as on machines of their own
+    watch = Watch()
+    L.seed_everything(1 + rank)
+    unfreezing = GradualUnfreezing("lp_ft", head_fit="solved")
+    module = small_module(lr_scheduler=None)
+    fit(module, FewDigits(batch_size=5, spec=module.input_spec), unfreezing, 1, watch)
+    return {**watch.found(), "solved": asdict(unfreezing.solved)}
+
+
 def resume(folder, rank, case="auto, mixed", middle=("step=4",)):
     """The differences between a run and those that go on from some of its checkpoints."""
     folder, case = folder / case, CASES[case]
@@ -181,8 +191,7 @@ def resume(folder, rank, case="auto, mixed", middle=("step=4",)):
 
 def resume_everywhere(folder, rank):
     """The same from every checkpoint, for each kind of run."""
-    cases = [name for name, case in CASES.items() if not case.get("average") or EMAWeightAveraging]
-    return {name: resume(folder, rank, name, ()) for name in cases}
+    return {name: resume(folder, rank, name, ()) for name in CASES}
 
 
 def resume_on_two(folder, rank):

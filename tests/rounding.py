@@ -1,5 +1,6 @@
-"""How far results may lie apart that the same arithmetic gave in another order."""
+"""Comparison of results: with those of another order of the same arithmetic, and with scikit-learn's."""
 
+import numpy as np
 import torch
 
 ROUNDINGS = 64
@@ -17,3 +18,8 @@ def same_but_for_rounding(found, expected):
     found, expected = found.double(), expected.double()
     tolerance = ROUNDINGS * eps * expected.abs().max()
     return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance)
+
+
+def by_sk(score, *tensors, **options):
+    """A score of scikit-learn, which in its oldest supported version takes no tensors."""
+    return score(*(np.asarray(tensor) for tensor in tensors), **options)

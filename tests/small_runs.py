@@ -3,9 +3,7 @@
 import hashlib
 
 import lightning as L
-import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,9 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_ft.data import DigitsDataModule
 from lit_ft.model.module import FineTuneModule
 from lit_ft.optim.run_length import RunLength
-
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
-with_ema = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 
 NUM_VAL = 37  # odd, so that no number of processes or batch size divides it
 

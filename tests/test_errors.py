@@ -342,7 +342,7 @@ def test_checkpoint_for_which_there_is_no_room_is_told_with_those_that_are_whole
     largest_file(5_000_000)  # one of epoch 0 has 2.8 MB, those after it what AdamW keeps of all parameters, too
     folder = "logs/run/version_0/checkpoints"
     assert refused("fit", "--trainer.max_epochs", 3, "--unfreeze.strategy", "lp_ft") == (
-        f"lit-ft: {folder}: last.ckpt cannot be written (File too large); whole are best.ckpt, last.ckpt; make room, "
+        f"lit-ft: {folder}: last.ckpt cannot be written (File too large); intact: best.ckpt, last.ckpt; make room, "
         f"and resume from {folder}/last.ckpt"
     )
     assert torch.load(f"{folder}/last.ckpt", weights_only=True)["epoch"] == 0

@@ -19,11 +19,11 @@ clock.start()
 for epoch in range(job.epochs):
     if epoch == job.head_epochs:
         optimizer.add_param_group({"params": backbone.parameters(), "lr": BACKBONE_LR})
-    thawed = epoch >= job.head_epochs
+    unfrozen = epoch >= job.head_epochs
     network.train()
-    backbone.train(thawed)
+    backbone.train(unfrozen)
     for images, targets in train:
-        with torch.set_grad_enabled(thawed):
+        with torch.set_grad_enabled(unfrozen):
             features = backbone(images.contiguous(memory_format=torch.channels_last))
         loss = cross_entropy(head(features), targets)
         optimizer.zero_grad()

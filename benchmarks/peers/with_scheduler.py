@@ -20,11 +20,11 @@ if job.full_epochs:
     schedule[1] = {"params": [r"backbone\..*"], "max_transition_epoch": job.epochs, "lr": BACKBONE_LR}
 clock = Clock(job)
 with tempfile.TemporaryDirectory() as folder:
-    thaw = FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True)
+    unfreezing = FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=job.epochs,
-        callbacks=[thaw, Epochs(clock, "val_acc")],
+        callbacks=[unfreezing, Epochs(clock, "val_acc")],
         default_root_dir=folder,
     )
     clock.start()

@@ -69,6 +69,8 @@ class Backbone(Staged, nn.Module):
         UserError: If the network cannot take images of the size that ``spec`` names.
     """
 
+    _ends_in_head = False
+
     def __init__(
         self, stages: Mapping[str, nn.Module], pool: nn.Module, spec: InputSpec, channels_last: bool = True
     ) -> None:

@@ -11,6 +11,7 @@ from lit_ft.compat import BATCH_NORM, INSTANCE_NORM
 from lit_ft.errors import UserError
 
 FrozenNorm = Literal["eval", "stats", "train"]
+TrainedNorm = Literal["train", "eval"]
 
 Kind = Literal["all", "norms", "biases", "weights"]
 """Every parameter, those of norm layers, biases of any layer, or the weights of layers that multiply.
@@ -79,20 +80,27 @@ class Staged:
 
     _frozen: frozenset[str] = frozenset()
     _frozen_norm: FrozenNorm = "eval"
+    _norm: TrainedNorm = "train"
+    _ends_in_head = True  # which is new, and has no statistics to keep
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep: every parameter stands in exactly one stage."""
         raise NotImplementedError(f"{type(self).__name__} must define stage_modules()")
 
-    def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
+    def set_trainable(
+        self, names: Collection[str], frozen_norm: FrozenNorm = "eval", norm: TrainedNorm = "train"
+    ) -> None:
         """Lets just the stages ``names`` train; setting the same again changes nothing.
 
         Args:
             names: The stages that train. All others have no gradient and stay in eval mode, whoever calls `train`.
             frozen_norm: What norm layers of frozen stages do: ``eval`` nothing, ``stats`` follow the running
                 statistics of the batches, ``train`` train on.
+            norm: What batch norm of stages that train does: ``train`` normalises by the batch and follows it, ``eval``
+                normalises by the statistics that it has. Its weights and biases train. That of the last stage, the
+                new head, always follows the batches.
         """
-        self.mark_frozen(names, frozen_norm)
+        self.mark_frozen(names, frozen_norm, norm)
         selected = {id(parameter) for parameter in self.trainable_parameters(names, frozen_norm)}
         module = cast(nn.Module, self)
         for parameter in module.parameters():
@@ -103,10 +111,11 @@ class Staged:
                 parameter.grad = None  # else the optimizer would step once more with the last gradient
         module.train(module.training)
 
-    def mark_frozen(self, names: Collection[str], frozen_norm: FrozenNorm) -> None:
-        """Sets which stages `train` leaves in eval mode: all but ``names``. Gradients are left to `set_trainable`."""
+    def mark_frozen(self, names: Collection[str], frozen_norm: FrozenNorm, norm: TrainedNorm = "train") -> None:
+        """Sets what `train` leaves in eval mode: all stages but ``names``. Gradients are left to `set_trainable`."""
         self._frozen = frozenset(self.stage_modules()) - frozenset(names)
         self._frozen_norm = frozen_norm
+        self._norm = norm
 
     def trainable_parameters(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> list[nn.Parameter]:
         """The parameters that `set_trainable` with the same arguments lets train, each once, shallow to deep."""
@@ -128,12 +137,16 @@ class Staged:
     def train(self: StagedT, mode: bool = True) -> StagedT:
         """Sets training mode for all but the frozen stages, whose dropout and batch norm must not act."""
         super().train(mode)  # type: ignore[misc]  # nn.Module's, which stands behind this one
-        stages = self.stage_modules() if mode and self._frozen else {}
-        for name in self._frozen & stages.keys():
-            for part in stages[name]:
-                part.eval()
-            for norm in norm_layers(stages[name]) if self._frozen_norm != "eval" else ():
-                norm.train()
+        stages = self.stage_modules() if mode and (self._frozen or self._norm == "eval") else {}
+        for name, parts in stages.items():
+            if name in self._frozen:
+                for part in parts:
+                    part.eval()
+                for layer in norm_layers(parts) if self._frozen_norm != "eval" else ():
+                    layer.train()
+            elif self._norm == "eval" and not (self._ends_in_head and name == next(reversed(stages))):
+                for layer in norm_layers(parts):
+                    layer.train(not isinstance(layer, BATCH_NORM))
         return self
 
     def check_stages(self) -> None:

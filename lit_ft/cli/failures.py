@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator
@@ -12,7 +11,7 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_ft.cli.messages import Complaint, explain
+from lit_ft.cli.messages import Complaint, explain, pick_line
 from lit_ft.cli.process import quiet_libraries
 from lit_ft.compat import is_from_restoring_checkpoint, parsing_settings
 from lit_ft.console import format_path
@@ -59,7 +58,7 @@ def raise_user_errors(
         is_over_options = isinstance(error, MisconfigurationException) or before_training()
         if is_from_user_code(error, packages) or not is_over_options:
             raise
-        raise LibraryError(_reason(str(error)) or type(error).__name__) from error
+        raise LibraryError(pick_line(str(error)) or type(error).__name__) from error
 
 
 def _raise_again(user_error: UserError, error: Exception) -> NoReturn:
@@ -70,16 +69,6 @@ def _raise_again(user_error: UserError, error: Exception) -> NoReturn:
     if user_error is error:
         raise user_error
     raise type(user_error)(*user_error.args) from error
-
-
-def _reason(message: str) -> str:
-    """The line of a library's message that has most to say."""
-    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
-        return f"{found[1]}: {found[2]}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
-    # What a value of another type was expected to be tells less.
-    return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")
 
 
 def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserError | None:

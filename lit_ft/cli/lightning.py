@@ -16,10 +16,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_ft.assets import is_offline
+from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.commands.download import download, read_before_fetching, refuse_missing
 from lit_ft.cli.commands.probe import probe
 from lit_ft.cli.config.checkpoint import SaveConfig, add_saved_data, refuse_other_run
-from lit_ft.cli.config.defaults import EVALUATIONS, as_plain, remove_effects, settle_monitor
+from lit_ft.cli.config.defaults import as_plain, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import explain_failure, interruption, quiet_command, raise_user_errors
 from lit_ft.cli.process import quiet_threads

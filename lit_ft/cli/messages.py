@@ -29,7 +29,14 @@ _NO_CLASS = (
 )
 _NEEDS = r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s+the following arguments are required: (\S+)"
 
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "tuple": "a list",
+}
 
 # What jsonargparse takes for the class where an option is given, but no class.
 _BASES = [
@@ -78,7 +85,7 @@ def explain(complaint: Complaint) -> UserError:
     for explanation in (_stray, _unknown_option, _unknown_choice, _missing, _wrong_class, _wrong_file, _wrong_value):
         if line := explanation(complaint):
             return UserError(line)
-    return UserError(_anything_else(complaint))
+    return UserError(f"{complaint.prefix}{pick_line(complaint.message).rstrip('.')}")
 
 
 def _stray(complaint: Complaint) -> str | None:
@@ -114,6 +121,9 @@ def _unknown_option(complaint: Complaint) -> str | None:
     for base, what, example in _BASES:
         if any(path.endswith(base) for path in paths):
             return f"`--{given}`: name the {what} first, such as `--{key}` {example}"
+    if paths and given in ("data.predict", "data.init_args.predict"):
+        cls = paths[-1].rpartition(".")[2]
+        return f"`--{given}`: {cls} takes no images to predict; name `--data` ImageFolderDataModule before it"
     known = set(complaint.options)
     for path in paths:
         module, _, cls = path.rpartition(".")
@@ -187,7 +197,11 @@ def _wrong_value(complaint: Complaint) -> str | None:
         return f"{complaint.prefix}{found[1]} does not fit; give its options, as `--{complaint.key}.NAME` VALUE"
     found = None if "Got value" in complaint.message else complaint.search(r"Given value: (\S.*)$")
     found = found or complaint.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)")
-    return found and f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
+    if found is not None:
+        return f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
+    found = complaint.search(r"Expected a <class '(\w+)'>\. Got value: (\S.*)$")
+    wanted = found and _WORDS.get(found[1])
+    return f"{complaint.prefix}{found[2]} does not fit; give {wanted}" if found and wanted else None
 
 
 def _fitting(message: str, given: str, key: str) -> str:
@@ -207,14 +221,15 @@ def _fitting(message: str, given: str, key: str) -> str:
     return f"; give {' or '.join(wanted)}" if wanted else ""
 
 
-def _anything_else(complaint: Complaint) -> str:
-    """The line of the message that has most to say."""
-    lines = [line.strip(" -") for line in complaint.message.splitlines() if line.strip(" -")]
-    worth = [line for line in lines if re.search(r"Got value|required|Unable to|not found|exist|Problem with", line)]
-    leaf = [line for line in worth if not _GIVEN_CLASS.search(line)] or lines[-1:]
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", leaf[0]).replace("Got value:", "got")
-    text = re.sub(r"^Parser key ['\"][^'\"]+['\"]:\s*", "", text)
-    return f"{complaint.prefix}{text.rstrip('.')}"
+def pick_line(message: str) -> str:
+    """The line of a library's message that has most to say."""
+    message = re.sub(r"Parser key ['\"][^'\"]*['\"]:", "", message)
+    if found := re.search(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':\s*\n\s*(\S.*)", message):
+        return f"{found[1]}: {found[2]}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
+    # What a value of another type was expected to be tells less.
+    return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")
 
 
 def option_names(defaults: Any) -> set[str]:

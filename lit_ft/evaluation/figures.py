@@ -47,7 +47,7 @@ def draw_plan(plan: Plan, starts: Sequence[int], num_epochs: int | None, rates: 
         for stage, name in zip(plan.stages, names, strict=True)
     ]
     axes.set_yticks(range(len(labels)), labels, **style)
-    axes.set_xlim(0, end)
+    axes.set_xlim(0, max(1, end))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     is_open = any(phase.plateau for phase in plan.phases[len(starts) - 1 :])
     earliest = " (phases that end by a plateau: their earliest end)" if is_open else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from lit_ft.atomic import random_part
 from lit_ft.console import log_progress
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory
@@ -64,7 +65,7 @@ class FeatureFile:
     def _write(self) -> str | None:
         """Writes the file, each process its share of the images; returns the reason if that fails."""
         # A name of its own, as another run may use the same folder.
-        unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(os.getpid())}")
+        unfinished = self._path.with_suffix(f".bin{self._trainer.strategy.broadcast(random_part())}")
         # What other settings cached would take space beyond the limit.
         remove_files(self._trainer, unfinished.parent, self._others)
         try:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_ft.backbones import HEAD
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.backbones.build import NetworkName, Pool, build_backbone, input_spec
-from lit_ft.backbones.freezing import FrozenNorm, Staged
+from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.backbones.stem import Stem
 from lit_ft.backbones.weights.trust import refuse_foreign_names
@@ -61,6 +61,7 @@ class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):
         mix: How the images of a training batch are erased and mixed, on the device; never in an evaluation.
         lr: Learning rate of the head.
         lr_decay: Factor from the learning rate of a stage to that of the next shallower one.
+        lr_backbone: Learning rate of the deepest stage of the backbone; null takes lr times lr_decay.
         optimizer: A torch optimizer, by name or as class_path and init_args; null is AdamW.
         lr_scheduler: A torch learning-rate scheduler, likewise, its functions by dotted path, and from Python alone its
             schedulers as a list of the same; null keeps the rates constant.
@@ -98,9 +99,10 @@ class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):
         compile: bool = False,
         classes: int | list[str] | None = None,
         weights_key: str | None = None,
+        lr_backbone: float | None = None,
     ) -> None:
         super().__init__()
-        check_rates(lr, lr_decay)  # as all of these options, before anything is fetched
+        check_rates(lr, lr_decay, lr_backbone)  # as all of these options, before anything is fetched
         head, mix, penalty = as_config(HeadConfig, head), as_config(MixConfig, mix), as_config(PenaltyConfig, penalty)
         check_task(task, label_smoothing, class_weight, mix.cutmix)
         spec = as_config(InputConfig, input).applied_to(input_spec(backbone, weights))
@@ -135,11 +137,13 @@ class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):
         """The metrics that a validation logs, and whether the least or the greatest value of each is best."""
         return {f"val/{name}": mode for name, mode in self.task.logged.items()}
 
-    def set_trainable(self, names: Collection[str], frozen_norm: FrozenNorm = "eval") -> None:
+    def set_trainable(
+        self, names: Collection[str], frozen_norm: FrozenNorm = "eval", norm: TrainedNorm = "train"
+    ) -> None:
         """Lets just these stages train; see `Staged.set_trainable`."""
         with recompiling(self):
-            self.backbone.mark_frozen(names, frozen_norm)  # so that it holds for who calls its `train` alone, too
-            super().set_trainable(names, frozen_norm)
+            self.backbone.mark_frozen(names, frozen_norm, norm)  # so that it holds for who calls its `train` alone, too
+            super().set_trainable(names, frozen_norm, norm)
 
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float, or cached features -> logits ``(B, K)``."""
@@ -204,7 +208,8 @@ class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):
         self.refuse_finders_on_resume()
         for key in self.unverified_options:
             refuse_foreign_names(self.hparams[key], key)
-        groups = build_param_groups(self.stage_modules(), self.hparams["lr"], self.hparams["lr_decay"])
+        rates = (self.hparams[name] for name in ("lr", "lr_decay", "lr_backbone"))
+        groups = build_param_groups(self.stage_modules(), *rates)
         # Fused optimizers undo the scaling of float16 themselves, after callbacks have seen the gradients, and
         # Lightning refuses to clip with them, also where nothing is scaled.
         plugin = self.trainer.precision_plugin

@@ -22,15 +22,18 @@ ClassSpec = str | dict[str, Any]
 _FORMS = ("fused", "foreach", "capturable", "differentiable")
 
 
-def check_rates(lr: float, lr_decay: float) -> None:
-    """Raises `UserError` for a learning rate of the head, or a factor from stage to stage, that is out of range."""
-    if lr <= 0:
-        raise UserError(f"`model.lr`: must be above 0, got {lr}")
+def check_rates(lr: float, lr_decay: float, lr_backbone: float | None = None) -> None:
+    """Raises `UserError` for a learning rate, or a factor from stage to stage, that is out of range."""
+    for name, rate in (("lr", lr), ("lr_backbone", lr_backbone)):
+        if rate is not None and rate <= 0:
+            raise UserError(f"`model.{name}`: must be above 0, got {rate}")
     if not 0.0 < lr_decay <= 1.0:
         raise UserError(f"`model.lr_decay`: must be above 0 and at most 1, got {lr_decay}")
 
 
-def build_param_groups(stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float) -> list[dict[str, Any]]:
+def build_param_groups(
+    stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_decay: float, lr_backbone: float | None = None
+) -> list[dict[str, Any]]:
     """One parameter group a stage and decay class, head first; all exist from the first step.
 
     The head has the learning rate ``lr``, and each shallower stage that of the stage above it times ``lr_decay``.
@@ -41,6 +44,7 @@ def build_param_groups(stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_
         stages: The modules of each stage, shallow to deep, with the head last.
         lr: Learning rate of the head.
         lr_decay: Factor from a stage to the next shallower one.
+        lr_backbone: Learning rate of the stage next to the head, if that is not ``lr * lr_decay``.
 
     Returns:
         Groups with ``params``, ``lr``, ``stage``, ``name`` and, for what must not decay, ``weight_decay`` 0.
@@ -55,7 +59,7 @@ def build_param_groups(stages: Mapping[str, Sequence[nn.Module]], lr: float, lr_
         decay = select_parameters(own, {stage: "weights"})[stage]
         weights = {id(parameter) for parameter in decay}
         no_decay = [p for p in select_parameters(own, {stage: "all"})[stage] if id(p) not in weights]
-        rate = lr * lr_decay**depth
+        rate = lr * lr_decay**depth if lr_backbone is None or not depth else lr_backbone * lr_decay ** (depth - 1)
         if decay:
             groups.append({"params": decay, "lr": rate, "stage": stage, "name": stage})
         if no_decay:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.console import log_progress
-from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_or_derive
+from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_derived, load_or_derive
 from lit_ft.data.loading.protocols import Source
 from lit_ft.data.loading.sampler import Picks, seed_view
 
@@ -36,7 +36,14 @@ class StageFeatures:
 
 
 def compute_stage_features(
-    backbone: Backbone, normalise: nn.Module, source: Source, batch_size: int = 32, view: int = 0, seed: int = 0
+    backbone: Backbone,
+    normalise: nn.Module,
+    source: Source,
+    batch_size: int = 32,
+    view: int = 0,
+    seed: int = 0,
+    only_last: bool = False,
+    rows: range | None = None,
 ) -> StageFeatures:
     """The pooled output of every stage for all images of a source, from one pass.
 
@@ -49,39 +56,55 @@ def compute_stage_features(
         batch_size: Number of images in a batch.
         view: Which random view, if the source is augmented.
         seed: Seed of the views.
+        only_last: Compute and keep the last stage's alone, unless those of all are kept already.
+        rows: Which images; all when not given.
     """
+    rows = range(len(source)) if rows is None else rows
     names = list(backbone.stages)
     weights = hash_tensors([*backbone.state_dict().values(), *normalise.state_dict().values()])
-    key = json.dumps([weights, names, source.identity(), [view, seed] if source.is_augmented else None])
-    arrays, facts = load_or_derive(
-        "features",
-        key,
-        lambda found: set(found[0]) == set(names) and all(len(one) == len(source) for one in found[0].values()),
-        lambda: _compute(backbone, normalise, source, batch_size, view, seed),
-    )
-    return StageFeatures({name: arrays[name] for name in names}, float(facts["seconds"]))
+    content = [weights, source.identity(), [view, seed] if source.is_augmented else None, [*rows[:1], *rows[-1:]]]
+
+    def is_valid(found: Derived) -> bool:
+        arrays = [found[0].get(name) for name in names]
+        return all(one is not None and one.shape[:1] == (len(rows),) for one in arrays)
+
+    def make() -> Derived:
+        return _compute(backbone, normalise, source, batch_size, seed_view(seed, view), names, rows)
+
+    found = load_derived("features", json.dumps([*content, names])) if only_last else None
+    if found is None or not is_valid(found):
+        names = names[-1:] if only_last else names
+        found = load_or_derive("features", json.dumps([*content, names]), is_valid, make)
+    return StageFeatures({name: found[0][name] for name in names}, float(found[1]["seconds"]))
 
 
 def _compute(
-    backbone: Backbone, normalise: nn.Module, source: Source, batch_size: int, view: int, seed: int
+    backbone: Backbone,
+    normalise: nn.Module,
+    source: Source,
+    batch_size: int,
+    generator: torch.Generator,
+    names: Collection[str],
+    rows: range,
 ) -> Derived:
     features: dict[str, Tensor] = {}
 
     def fill() -> Iterator[int]:
         device = next(backbone.parameters()).device
-        batches = [Picks(rows, rows) for rows in torch.split(torch.arange(len(source)), batch_size)]
-        read = source.read(batches, seed_view(seed, view))
-        for (rows, _), (images, _) in zip(batches, read, strict=True):
+        parts = torch.split(torch.arange(rows.start, rows.stop), batch_size)
+        read = source.read([Picks(part, part) for part in parts], generator)
+        for part, (images, _) in zip(parts, read, strict=True):
             with torch.inference_mode():
                 pooled = pool_stages(backbone, normalise(images.to(device)))
-            for name, values in pooled.items():
+            for name in names:
+                values = pooled[name]
                 if name not in features:
-                    features[name] = torch.empty(len(source), values.shape[1])
-                features[name][rows] = values.float().cpu()
-            yield len(rows)
+                    features[name] = torch.empty(len(rows), values.shape[1])
+                features[name][part - rows.start] = values.float().cpu()
+            yield len(part)
 
     began = time.perf_counter()
-    log_progress("Features", fill(), len(source))
+    log_progress("Features", fill(), len(rows))
     return features, {"seconds": time.perf_counter() - began}
 
 

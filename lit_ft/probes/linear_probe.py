@@ -43,13 +43,13 @@ def fit_linear_probe(
     weights: Tensor | None = None,
     groups: Tensor | None = None,
     num_folds: int = 5,
-    repeats: int = 4,
     seed: int = 0,
+    max_validated: int = 10_000,
 ) -> LinearProbe:
     """Chooses the penalty by cross-validation, and solves the head on all images.
 
     The features are standardised by all images. The bias has no penalty, so that the mean prediction is the share of
-    each class.
+    each class. Few images are split into folds up to four times, 4,000 or more once.
 
     Args:
         features: ``(N, D)``.
@@ -57,25 +57,32 @@ def fit_linear_probe(
         weights: What each image counts ``(N,)``.
         groups: Group of each image ``(N,)``; no group comes in two folds.
         num_folds: Number of folds, if there are images enough.
-        repeats: How often the images are split into folds.
         seed: Seed of the folds.
+        max_validated: Of more images, so many are cross-validated, drawn at random; the head is solved on all.
 
     Raises:
         UserError: If features are not finite.
     """
     refuse_not_finite(features)
-    try:
-        folds = make_folds(targets.values if targets.loss == "softmax" else targets.values.double(),
-                           num_folds, repeats, seed, groups)  # fmt: skip
-    except ValueError:
-        validated = None
-    else:
-        validated = cross_validate(Basis(features), targets, folds, weights)
+    drawn = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:max_validated].sort().values
+    few_weights, few_groups = (None if one is None else one[drawn] for one in (weights, groups))
+    validated = _validate(features[drawn], targets.part(drawn), few_weights, few_groups, num_folds, seed)
     l2 = DEFAULT_STRENGTH if validated is None else float(validated.strengths[validated.best])
     basis = Basis(features, dtype=torch.float64)
     counts = torch.ones(1, len(features), dtype=torch.float64) if weights is None else weights.unsqueeze(0)
     ((_, heads),) = solve(Problems(basis, targets, counts, torch.tensor([0]), torch.tensor([l2])), tolerance=1e-5)
     return LinearProbe(*basis.heads(heads[0]), l2, validated)
+
+
+def _validate(
+    features: Tensor, targets: Targets, weights: Tensor | None, groups: Tensor | None, num_folds: int, seed: int
+) -> CrossValidation | None:
+    classes = targets.values if targets.loss == "softmax" else targets.values.double()
+    try:
+        folds = make_folds(classes, num_folds, max(1, min(4, 4000 // len(features))), seed, groups)
+    except ValueError:
+        return None
+    return cross_validate(Basis(features), targets, folds, weights)
 
 
 def refuse_not_finite(features: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,10 @@ class Targets:
     values: Tensor
     num_outputs: int
     positive_weight: Tensor | None = None
+
+    def part(self, rows: Tensor) -> Targets:
+        """The targets of some images."""
+        return replace(self, values=self.values[rows])
 
     def losses(self, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """The loss of some images, and its gradient by the logits.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from lit_ft.atomic import random_part
 from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, iterate_causes
@@ -57,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if left.stat().st_mtime < self._made_at:  # one that is being written has changed since this run began
                     left.unlink()
         # A name of its own, as two runs can write to one folder.
-        part = target.parent / f".{uuid.uuid4().hex}{_SUFFIX}"
+        part = target.parent / f".{random_part()}{_SUFFIX}"
         try:
             with part.open("xb") as file:
                 torch.save(checkpoint, file)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from pkgutil import resolve_name
 from typing import Any
 
+from lit_ft.backbones.weights.torch_files import plain
 from lit_ft.errors import UserError
 
 MAY_DIFFER = frozenset(
@@ -78,8 +79,8 @@ def _of_class(key: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
         return {key: None}
     cls = resolve_name(given["class_path"])
     options = {**_defaults(cls), **(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
-    plain = {f"{key}.{option}": _plain(value) for option, value in options.items()}
-    return {key: _class_name(f"{cls.__module__}.{cls.__qualname__}"), **plain}
+    named = {f"{key}.{option}": _plain(value) for option, value in options.items()}
+    return {key: _class_name(f"{cls.__module__}.{cls.__qualname__}"), **named}
 
 
 def _class_name(path: str) -> str:
@@ -101,13 +102,5 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value in types that a checkpoint can hold and be read without running code."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if hasattr(value, "as_dict"):
-        value = value.as_dict()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    """A value in types that a checkpoint can hold and be read without running code; what has no such form is text."""
+    return json.loads(json.dumps(plain(value), default=str))

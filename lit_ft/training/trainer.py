@@ -25,6 +25,7 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
+from lit_ft.training.selection import select_best
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
@@ -50,6 +51,8 @@ class Trainer(L.Trainer):
     """
 
     run: Run | None = None
+    is_plan = False
+    """Whether a fit only shows its plan."""
 
     # Listed, so that the command line tries whole numbers first: for Lightning's `Union[int, float]` typing may give
     # `Union[float, int]`, which it takes for the same and had in its cache, and 1 would then be read as 1.0.
@@ -95,12 +98,15 @@ class Trainer(L.Trainer):
     def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Fits, then tests the best checkpoint.
 
+        If the head was solved, that is the best of the linear probe, the best epoch, and blends of their weights.
+
         Args:
             model: The module to fine-tune.
             datamodule: Its data.
             ckpt_path: Checkpoint of an interrupted run to resume.
         """
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        select_best(self, model)
         best = find_best_path(self)
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
@@ -123,11 +129,13 @@ class Trainer(L.Trainer):
         own = cast(Any, self)
         before = list(own.callbacks)
         own.callbacks.append(callbacks.LambdaCallback(on_train_start=_end_plan))
+        self.is_plan = True
         try:
             with suppress(_PlanShown):
                 self.fit(model, datamodule=datamodule)
         finally:
             own.callbacks = before  # also without those that the module added
+            self.is_plan = False
 
 
 class EarlyStopping(callbacks.EarlyStopping):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from dataclasses import asdict
+from typing import Any, cast, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from lit_ft.backbones.freezing import FrozenNorm, Staged
+from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
 from lit_ft.compat import forget_files_elsewhere, keep_last_batch, rewrap_ddp, validate_first
 from lit_ft.console import rank_zero_print
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, unknown
+from lit_ft.model.module import FineTuneModule
 from lit_ft.optim.schedules import enter_epoch
+from lit_ft.runs import find_run
 from lit_ft.unfreezing import preconditions
 from lit_ft.unfreezing.gradients import relative_gradients
 from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig, UnfreezingState
-from lit_ft.unfreezing.strategies import Strategy, make_plan
+from lit_ft.unfreezing.solved_head import SolvedHead, refuse_unsolvable, solve_head
+from lit_ft.unfreezing.strategies import HeadFit, Strategy, make_plan
 
 
 class GradualUnfreezing(Callback):
@@ -43,6 +47,10 @@ class GradualUnfreezing(Callback):
             them.
         auto_threshold: For auto: stages train whose relative gradient is at least this share of the largest one.
         auto_batches: For auto: the number of training batches in which gradients are measured.
+        head_fit: trained trains the head in epochs of its own. solved finds the best linear head on the features of the
+            training images before the first epoch, its penalty by cross-validation, and leaves these epochs out.
+        norm: Batch norm of stages that train: train normalises by the batch and follows it, eval keeps the statistics
+            of the pretraining, which is better for small batches or few images; its weights train in both.
 
     Raises:
         UserError: At the start of a fit, if the plan does not fit the model or the run.
@@ -58,11 +66,15 @@ class GradualUnfreezing(Callback):
         frozen_norm: FrozenNorm = "eval",
         auto_threshold: float = 0.5,
         auto_batches: int = 8,
+        head_fit: HeadFit = "trained",
+        norm: TrainedNorm = "train",
     ) -> None:
         if not 0.0 < auto_threshold <= 1.0:
             raise UserError(f"`unfreeze.auto_threshold`: must be above 0 and at most 1, got {auto_threshold}")
         if auto_batches < 1:
             raise UserError(f"`unfreeze.auto_batches`: must be at least 1, got {auto_batches}")
+        if norm not in get_args(TrainedNorm):
+            raise unknown("norm", norm, get_args(TrainedNorm), "`unfreeze.norm`")
         self.strategy = strategy
         self.head_epochs = head_epochs
         self.epochs_per_stage = epochs_per_stage
@@ -71,6 +83,9 @@ class GradualUnfreezing(Callback):
         self.frozen_norm = frozen_norm
         self.auto_threshold = auto_threshold
         self.auto_batches = auto_batches
+        self.head_fit = head_fit
+        self.norm = norm
+        self.solved: SolvedHead | None = None
         self.state: UnfreezingState | None = None
         # The names of the parameters whose gradients DDP reduces.
         self._reduced: frozenset[str] = frozenset()
@@ -87,7 +102,7 @@ class GradualUnfreezing(Callback):
                 "define its stage_modules()"
             )
         module.check_stages()
-        options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau
+        options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau, self.head_fit
         plan = make_plan(self.strategy, list(module.stage_modules()), max_epochs, *options)
         return plan.resolve_plateaus(cast(Any, module).monitored() if hasattr(module, "monitored") else {})
 
@@ -99,12 +114,17 @@ class GradualUnfreezing(Callback):
         if before is not None and trainer.current_epoch > 0:  # a second fit of the same trainer continues the first
             self.state.load_plain(before.to_plain(), self.auto_threshold)
         preconditions.refuse_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
+        if self.head_fit == "solved":
+            refuse_unsolvable(pl_module, cast(Any, trainer).datamodule)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes what DDP wrapped, and refuses to unfreeze parameters that no optimizer has."""
+        """Notes what DDP wrapped, refuses to unfreeze parameters that no optimizer has, and solves the head."""
         self._reduced = _trainable(pl_module)
         plan = cast(UnfreezingState, self.state).plan
         preconditions.refuse_missing_in_optimizers(trainer, pl_module, plan, self.frozen_norm)
+        is_plan, is_resumed = getattr(trainer, "is_plan", False), trainer.ckpt_path or trainer.global_step
+        if plan.solves_head and not is_plan and not is_resumed:
+            self._solve(trainer, cast(FineTuneModule, pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Applies the phase of this epoch, also on resume inside it, if the run has the steps to reach the last."""
@@ -132,28 +152,40 @@ class GradualUnfreezing(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The phases that have begun, what decided them, and the plan."""
-        return {} if self.state is None else self.state.to_plain()
+        solved = {} if self.solved is None else {"solved": asdict(self.solved)}
+        return {} if self.state is None else {**self.state.to_plain(), **solved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes the phases of a checkpoint; raises `UserError` if that is of another plan."""
         if self.state is not None:
             self.state.load_plain(state_dict, self.auto_threshold)
+            self.solved = SolvedHead(**state_dict["solved"]) if "solved" in state_dict else None
             preconditions.refuse_another_plan(state_dict.get("plan"), self.state.plan)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lets a run of any module go on with the validation that its checkpoint was written before."""
         validate_first(checkpoint, trainer)
 
+    def _solve(self, trainer: L.Trainer, module: FineTuneModule) -> None:
+        """Solves the head, saves it as a checkpoint, and ends a run in which nothing else would train."""
+        self.solved = solve_head(trainer, module)
+        rank_zero_print(str(self.solved))
+        if (run := find_run(trainer)) and trainer.checkpoint_callbacks:
+            trainer.save_checkpoint(run.checkpoint("probe"), weights_only=True)
+        if cast(UnfreezingState, self.state).plan.phases[-1].num_epochs == 0:
+            trainer.fit_loop.max_epochs = 0
+
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         state, module = cast(UnfreezingState, self.state), cast(Any, pl_module)
         state.starts = state.starts_by(trainer.current_epoch)
         _check_ranks_agree(trainer, state.index)
-        if state.plan.undecided and state.index > 0:
+        if state.plan.undecided and (state.index > 0 or state.plan.solves_head):
             state.decide(relative_gradients(trainer, pl_module, self.auto_batches), self.auto_threshold)
             values = ", ".join(f"{stage} {value:.2g}" for stage, value in state.gradients.items())
             rank_zero_print(f"Norm of the gradient by that of the weights: {values}")
         _set_unfreeze_epochs(trainer, module, state, self.frozen_norm)
-        module.set_trainable(state.phase.trainable, self.frozen_norm)
+        norm: Any = {} if self.norm == "train" else {"norm": self.norm}  # which a module of the user's may not take
+        module.set_trainable(state.phase.trainable, self.frozen_norm, **norm)
         if (trainable := _trainable(pl_module)) == self._reduced:
             return
         self._reduced = trainable

@@ -129,6 +129,7 @@ class Plan:
         stages: All stages, shallow to deep, with the head last.
         phases: The phases, the first of which starts at epoch 0.
         undecided: Whether the stages of the last phase are still to be chosen, among those that it names.
+        solves_head: Whether the head is solved before the first epoch.
 
     >>> plan = Plan(("stem", "layer1", "head"), (Phase(0, 2, ("stem", "layer1", "head")),), undecided=True)
     >>> plan.decide(["layer1"]).phases[-1].trainable
@@ -138,6 +139,7 @@ class Plan:
     stages: tuple[str, ...]
     phases: tuple[Phase, ...]
     undecided: bool = False
+    solves_head: bool = False
 
     def decide(self, chosen: Collection[str]) -> Plan:
         """Lets just the chosen stages and the head train in the last phase, if that is undecided and any are chosen."""

@@ -11,6 +11,7 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.unfreezing.plan import Phase, PhaseConfig, Plan, PlateauConfig
 
 Strategy = Literal["full", "linear_probe", "gradual", "lp_ft", "phases", "plateau", "auto"]
+HeadFit = Literal["trained", "solved"]
 
 
 def make_plan(
@@ -21,6 +22,7 @@ def make_plan(
     head_epochs: int = 1,
     phases: Sequence[PhaseConfig] | None = None,
     plateau: PlateauConfig | None = None,
+    head_fit: HeadFit = "trained",
 ) -> Plan:
     """Turns a strategy into the phases of a run.
 
@@ -32,6 +34,7 @@ def make_plan(
         head_epochs: Epochs in which ``gradual``, ``lp_ft`` and ``auto`` train the head alone; with a plateau, at most.
         phases: The phases of ``phases``.
         plateau: Ends the phases of ``plateau``, and the first one of ``lp_ft``.
+        head_fit: With ``solved``, the phase of the head alone is left out, as the head is solved before the first one.
 
     Raises:
         UserError: If a pattern matches no stage, a phase would never be reached or lasts less than an epoch, the
@@ -41,11 +44,18 @@ def make_plan(
     [('head',), ('layer1', 'head'), ('stem', 'layer1', 'head')]
     """
     _check_options(strategy, epochs_per_stage, head_epochs, phases, plateau)
+    if head_fit not in get_args(HeadFit):
+        raise unknown("head_fit", head_fit, get_args(HeadFit), "`unfreeze.head_fit`")
     if strategy == "phases":
         listed = _match_phases(phases or [], stages)
     else:
         listed = _list_phases(strategy, list(stages), epochs_per_stage, head_epochs, plateau)
-    return Plan(tuple(stages), _lay_out(listed, strategy, max_epochs), undecided=strategy == "auto")
+    is_solved = head_fit == "solved"
+    if is_solved and listed[0].train == [stages[-1]]:
+        del listed[0]
+    # Where nothing else trains, no epoch follows.
+    laid_out = _lay_out(listed, strategy, max_epochs) if listed else (Phase(0, 0, (stages[-1],)),)
+    return Plan(tuple(stages), laid_out, undecided=strategy == "auto", solves_head=is_solved)
 
 
 def _list_phases(

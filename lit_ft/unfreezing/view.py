@@ -28,13 +28,14 @@ def run_starts(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> lis
 
 
 def _run_state(trainer: L.Trainer, module: L.LightningModule) -> UnfreezingState:
-    unfreezing = _find_unfreezing(trainer)
+    unfreezing = find_unfreezing(trainer)
     if unfreezing is None:
         return UnfreezingState(make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer)))
     return unfreezing.state or UnfreezingState(unfreezing.make_plan(module, run_epochs(trainer)))
 
 
-def _find_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
+def find_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:
+    """The callback that unfreezes, if there is one."""
     callbacks = cast(Any, trainer).callbacks
     return next((callback for callback in callbacks if isinstance(callback, GradualUnfreezing)), None)
 
@@ -44,14 +45,17 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
 
     Learning rates are those of the trainer's optimizers, if there are some already.
     """
-    plan, unfreezing = run_plan(trainer, module), _find_unfreezing(trainer)
+    plan, unfreezing = run_plan(trainer, module), find_unfreezing(trainer)
     stages = cast(Staged, module).stage_modules()
     everything = [parameter for parts in stages.values() for parameter in nn.ModuleList(parts).parameters()]
     whole, macs = sum(parameter.numel() for parameter in everything), _macs(module)
     frozen_norm: FrozenNorm = unfreezing.frozen_norm if unfreezing else "eval"
     rates = stage_rates(trainer, initial=True)
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
-    for i, phase in enumerate(plan.phases):
+    if plan.solves_head:
+        num = sum(parameter.numel() for part in stages[plan.stages[-1]] for parameter in part.parameters())
+        rows.append(("0", "solved", plan.stages[-1], f"{num:,} ({num / whole:.1%})", "-", "1 pass", "-"))
+    for i, phase in enumerate(plan.phases if plan.phases[-1].num_epochs != 0 else ()):
         trained = cast(Staged, module).trainable_parameters(phase.trainable, frozen_norm)
         num = sum(parameter.numel() for parameter in trained)
         names = "all" if phase.trainable == plan.stages and len(plan.stages) > 3 else ", ".join(phase.trainable)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 import lit_ft.data  # noqa: F401 - whose classes are then known
 from lit_ft.cli import main
-from lit_ft.cli.messages import Complaint, class_names, class_options, explain
+from lit_ft.cli.messages import Complaint, class_names, class_options, explain, pick_line
 from lit_ft.errors import for_command_line
 from lit_ft.model.heads import HeadConfig
 
@@ -78,8 +78,9 @@ def told(*arguments):
         (["--optimizer=Adm"], "--optimizer: unknown class 'Adm'; nearest: Adam"),
         (["--optimizer=torch.optim.Adm"], "--optimizer: unknown class 'torch.optim.Adm'; nearest: Adam"),
         (["--optimizer=nope.SGDD"], "--optimizer: unknown class 'nope.SGDD'; nearest: SGD"),
-        (["--model.lr=abc"], "--model.lr: Expected a float. got abc"),
-        (["--model.head.dropout=x"], "--model.head.dropout: Expected a float. got x"),
+        (["--model.lr=abc"], "--model.lr: abc does not fit; give a number"),
+        (["--model.head.dropout=x"], "--model.head.dropout: x does not fit; give a number"),
+        (["--model.head.hidden=[1,x]"], "--model.head.hidden: x does not fit; give a whole number"),
         (["--trainer.max_epochs=few"], "--trainer.max_epochs: few does not fit; give a whole number or null"),
         (["--trainer.max_epochs=1e1"], "--trainer.max_epochs: 10.0 does not fit; give a whole number or null"),
         (["--trainer.precision=half"], "--trainer.precision: half does not fit; choose from bf16, 64, null"),
@@ -135,6 +136,35 @@ def test_classes_that_cannot_be_made_are_not_offered():
     names = class_names(LightningDataModule)
     assert "DigitsDataModule" in names
     assert not {"ImageDataModule", "PhotoDataModule", "ArrayDataModule"} & set(names)
+
+
+UNION = """Parser key "x":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - {}
+    - Expected a <class 'bool'>
+    - Expected a <class 'NoneType'>
+  Given value: 3"""
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("\nbad option\nmore of it", "bad option"),
+        ('Parser key "x":\n  bad option', "bad option"),
+        ('Parser key "x": bad option', "bad option"),
+        (UNION.format("save_top_k must be >= -1"), "save_top_k must be >= -1"),
+        (UNION.format("Expected a <class 'int'>"), "Expected a <class 'int'>"),
+        (
+            UNION.format("Problem with given class_path 'a.b.Logger':\n        wandb is missing"),
+            "Logger: wandb is missing",
+        ),
+        (UNION.format("Problem with given class_path 'a.C':\n  Parser key \"y\":\n    too few"), "C: too few"),
+        ("", ""),
+    ],
+)
+def test_line_that_says_most_is_picked(message, line):
+    assert pick_line(message) == line
 
 
 def test_option_like_no_other_has_no_nearest():

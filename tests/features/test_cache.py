@@ -8,8 +8,7 @@ import lightning as L
 import processes
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from rounding import same_but_for_rounding
@@ -19,13 +18,13 @@ from torch.utils.data import DataLoader
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
+from lit_ft.features.layout import Layout
 from lit_ft.features.source import FrozenStages
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.preconditions import is_replicated
 
-EMAWeightAveraging = getattr(lightning_callbacks, "EMAWeightAveraging", None)
 NUM_TRAIN = 20
 PROBE = {"strategy": "linear_probe"}
 # Three epochs from pooled features, two from a map, one from nothing.
@@ -184,6 +183,16 @@ def test_files_of_others_stay(tmp_path):
     fit(tmp_path, keep)
     assert sorted(name.rpartition("-")[0] for name in keep.files) == ["phase-2", "phase0-train", "phase0-val"]
     assert cached_files(tmp_path) == ["phase-2-trial.csv"]
+
+
+def test_unfinished_files_of_two_processes_of_one_number_have_two_names(tmp_path, monkeypatch):
+    reserved = []
+    reserve = Layout.reserve_file
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers that share a file system
+    monkeypatch.setattr(Layout, "reserve_file", lambda self, path: (reserved.append(path.name), reserve(self, path)))
+    for _ in range(2):
+        fit(tmp_path, epochs=2)
+    assert len(set(reserved)) == len(reserved) == 2 * len({name.partition(".bin")[0] for name in reserved}) == 4
 
 
 def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
@@ -449,7 +458,6 @@ def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):
     assert furthest(*runs) < 1e-5
 
 
-@pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 def test_averaged_weights_are_validated_although_frozen_ones_lag_behind(tmp_path):
     phases = [{"train": ["*"], "epochs": 1}, {"train": ["head"], "epochs": 3}]
     runs, passes = [Validations(), Validations()], Passes()

@@ -3,13 +3,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from small_runs import (
     NUM_VAL,
     SGD,
     SHARES,
     UNEVEN,
-    EMAWeightAveraging,
     FewDigits,
     Recorder,
     images_of,
@@ -18,7 +17,6 @@ from small_runs import (
     small_module,
     small_resnet,
     small_trainer,
-    with_ema,
 )
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -119,6 +117,7 @@ def test_grey_images_fit_a_colour_backbone_and_colour_images_a_grey_one():
     ("options", "message"),
     [
         ({"lr": 0.0}, r"model.lr: must be above 0, got 0.0"),
+        ({"lr_backbone": -1.0}, r"model.lr_backbone: must be above 0, got -1.0"),
         ({"lr_decay": 0.0}, r"model.lr_decay: must be above 0 and at most 1, got 0.0"),
         ({"lr_decay": 1.5}, r"model.lr_decay: .* got 1.5"),
         ({"classes": 0}, r"classes: must be at least 1"),
@@ -273,7 +272,6 @@ def test_images_alone_are_predicted():
     assert module.predict_step([images], 0)["answers"].equal(module(images).softmax(1))
 
 
-@with_ema
 def test_weight_averaging_finds_the_head_that_the_data_asks_for(tmp_path):
     module = small_module()
     averaging = EMAWeightAveraging(decay=0.5)

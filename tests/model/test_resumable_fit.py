@@ -9,19 +9,18 @@ import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
+    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
     OnExceptionCheckpoint,
 )
 from small_runs import (
     CASES,
-    EMAWeightAveraging,
     FewDigits,
     differences,
     final_state,
     small_module,
     small_trainer,
-    with_ema,
 )
 
 from lit_ft.evaluation.run_report import RunReport
@@ -61,9 +60,7 @@ def interrupted_run(folder, case, seed, ckpt_path=None, stop_at=None):
     return {**final_state(trainer, module), "unfreezing": callbacks[0].state_dict()}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[with_ema] * bool(c.get("average"))) for name, c in CASES.items()]
-)
+@pytest.fixture(scope="module", params=CASES)
 def whole_run(request, tmp_path_factory):
     """An uninterrupted run, what it ended with, and all of its checkpoints."""
     folder, case = tmp_path_factory.mktemp("whole"), CASES[request.param]
@@ -89,7 +86,7 @@ def differences_after(whole_run, copy, names):
         pytest.param("end0", id="epoch_end"),
         pytest.param("val1", id="validation_end_within_the_last_batch"),
         pytest.param("step1", id="first_step"),
-        pytest.param("step5", id="mid_epoch_after_a_thaw"),
+        pytest.param("step5", id="mid_epoch_after_unfreezing"),
         pytest.param("step6", id="last_batch_before_validation_at_a_phase_boundary"),
         pytest.param("step8", id="mid_epoch_in_the_last_phase"),
     ],

@@ -110,6 +110,12 @@ def test_rate_decays_with_depth(stages):
     assert {group["lr"] for group in build_param_groups(stages, 0.2, 1.0)} == {0.2}
 
 
+def test_backbone_has_a_rate_of_its_own():
+    stages = {name: [nn.Linear(2, 2)] for name in ("stem", "body", "head")}
+    groups = build_param_groups(stages, 1.0, 0.5, lr_backbone=0.01)
+    assert {group["stage"]: group["lr"] for group in groups} == {"head": 1.0, "body": 0.01, "stem": 0.005}
+
+
 def test_norms_and_biases_have_no_weight_decay(stages):
     # In these networks all other parameters but scales, tokens and position embeddings have more than one dimension.
     for group in build_param_groups(stages, 1.0, 1.0):

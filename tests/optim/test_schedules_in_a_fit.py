@@ -38,16 +38,16 @@ def one_cycle(step):
     return 1 / 250000 + (1 - 1 / 250000) * cosine((step - top) / (STEPS - 1 - top))
 
 
-def cosine_after_four_steps(step, thaw):
+def cosine_after_four_steps(step, start):
     if step < 4:
         return 0.5
-    step, thaw = step - 4, max(0, thaw - 4)
-    rise = min(1.0, (step - thaw + 1) / 2) if step >= thaw else 0.0
+    step, start = step - 4, max(0, start - 4)
+    rise = min(1.0, (step - start + 1) / 2) if step >= start else 0.0
     return rise * cosine(max(0, step - 2) / 6)
 
 
 # For each class its options, and the share of a group's own rate in an epoch (e) and step (s), for a group with that
-# base rate (b) that thaws at a step (t). Frozen groups are on the same schedule as others, but for WarmupCosine.
+# base rate (b) that is unfrozen at a step (t). Frozen groups are on the same schedule as others, but for WarmupCosine.
 SCHEDULES = {
     "LambdaLR": ({"lr_lambda": "small_runs.harmonic"}, lambda e, s, b, t: 1 / (1 + e)),
     "MultiplicativeLR": ({"lr_lambda": "small_runs.harmonic"}, lambda e, s, b, t: 1 / math.factorial(e + 1)),
@@ -126,9 +126,9 @@ def whole_run(request, tmp_path_factory):
 def test_each_group_has_the_rate_of_the_formula_at_each_step(whole_run):
     _, _, factor, _, recorder, _ = whole_run
     assert len(recorder.rates) == STEPS
-    for depth, (stage, thaw) in enumerate(UNFROZEN.items()):
+    for depth, (stage, start) in enumerate(UNFROZEN.items()):
         base = LR * 0.5**depth
-        expected = [base * factor(step // STEPS_PER_EPOCH, step, base, thaw) for step in range(STEPS)]
+        expected = [base * factor(step // STEPS_PER_EPOCH, step, base, start) for step in range(STEPS)]
         for name in (stage, f"{stage}/no_decay"):
             assert [rates[name] for rates in recorder.rates] == pytest.approx(expected)
     assert recorder.moved() == [{"head"}, {"dense", "head"}, {"conv", "dense", "head"}]

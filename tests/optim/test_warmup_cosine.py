@@ -25,7 +25,7 @@ def test_warmup_cosine_has_the_values_of_the_formula(options, unfreeze_epoch, ex
     optimizer = two_groups()
     scheduler = WarmupCosine(optimizer, **{"total_steps": 10, "warmup_fraction": 0.2, **options})
     if unfreeze_epoch is not None:
-        # The trainer sets it after the scheduler was made; what is thawed at step 0 has its rate from the start.
+        # The trainer sets it after the scheduler was made; what is unfrozen at step 0 has its rate from the start.
         for group in optimizer.param_groups:
             group.update(unfreeze_epoch=unfreeze_epoch, lr=0.0)
     seen = rates(optimizer, scheduler, 12)

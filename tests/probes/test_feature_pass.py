@@ -56,6 +56,16 @@ def test_features_are_found_again_and_new_weights_are_passed_again(
     assert not torch.equal(first.last, changed.last)
 
 
+def test_last_stage_alone_is_found_among_all_of_them(model: FineTuneModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = digits(model).source("val", augment=False)
+    alone = compute_stage_features(model.backbone, model.normalise, source, only_last=True)
+    every = compute_stage_features(model.backbone, model.normalise, source)
+    assert list(alone.stages) == list(every.stages)[-1:]
+    assert torch.equal(alone.last, every.last)
+    monkeypatch.setattr(feature_pass, "_compute", None)  # nothing is computed any more
+    assert torch.equal(compute_stage_features(model.backbone, model.normalise, source, only_last=True).last, alone.last)
+
+
 def test_views_are_random_and_repeat(model: FineTuneModule) -> None:
     source = digits(model, augment="basic").source("train", augment=True)
     one, two, again = (

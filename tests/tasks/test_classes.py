@@ -6,8 +6,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from sklearn.utils.class_weight import compute_class_weight
-from small_runs import EMAWeightAveraging, small_module, small_trainer, with_ema
+from small_runs import small_module, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
@@ -61,7 +62,7 @@ DATA = [Numbered, NumberedInSetup, NamedInSetup, CountedAndNumbered]
     "callbacks",
     [
         lambda: [GradualUnfreezing("gradual"), FeatureCache(), RunReport()],
-        pytest.param(lambda: [EMAWeightAveraging(decay=0.5), GradualUnfreezing("gradual")], marks=with_ema),
+        lambda: [EMAWeightAveraging(decay=0.5), GradualUnfreezing("gradual")],
     ],
     ids=["usual", "averaged"],
 )

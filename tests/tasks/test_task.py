@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import by_sk
 from sklearn import metrics as sk
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,7 +74,7 @@ def test_regression_rounds_no_target_to_the_precision_of_the_logits(dtype):
     found = computed(task, logits, years, batch_size=7)
     assert found["val/mse"] == pytest.approx(float(errors.square().mean()))
     assert found["val/mae"] == pytest.approx(float(errors.abs().mean()))
-    assert found["val/r2"] == pytest.approx(sk.r2_score(years, years + errors))
+    assert found["val/r2"] == pytest.approx(by_sk(sk.r2_score, years, years + errors))
 
 
 @pytest.mark.parametrize("standardisation", [None, Standardisation((3e5,), (1e-6,))])
@@ -104,9 +105,9 @@ def test_classes_without_an_image_are_left_out_of_the_means(name, logits, classe
     assert (torch.isin(guessed, absent) if name == "multiclass" else guessed[:, absent]).any()
     found = computed(Task(name, K), logits, targets)
     macro = {"average": "macro", "zero_division": 0, "labels": present}
-    assert found["val/precision"] == pytest.approx(sk.precision_score(targets, guessed, **macro))
-    assert found["val/recall"] == pytest.approx(sk.recall_score(targets, guessed, **macro))
-    assert found["val/f1"] == pytest.approx(sk.f1_score(targets, guessed, **macro))
+    assert found["val/precision"] == pytest.approx(by_sk(sk.precision_score, targets, guessed, **macro))
+    assert found["val/recall"] == pytest.approx(by_sk(sk.recall_score, targets, guessed, **macro))
+    assert found["val/f1"] == pytest.approx(by_sk(sk.f1_score, targets, guessed, **macro))
 
 
 def test_labels_that_no_image_has_at_all_make_a_mean_of_0(logits):
@@ -126,10 +127,10 @@ def test_multiclass_metrics_are_those_of_scikit_learn(logits, classes):
     macro = {"average": "macro", "zero_division": 0}
     assert found == pytest.approx(
         {
-            "val/acc": sk.accuracy_score(classes, guessed),
-            "val/precision": sk.precision_score(classes, guessed, **macro),
-            "val/recall": sk.recall_score(classes, guessed, **macro),
-            "val/f1": sk.f1_score(classes, guessed, **macro),
+            "val/acc": by_sk(sk.accuracy_score, classes, guessed),
+            "val/precision": by_sk(sk.precision_score, classes, guessed, **macro),
+            "val/recall": by_sk(sk.recall_score, classes, guessed, **macro),
+            "val/f1": by_sk(sk.f1_score, classes, guessed, **macro),
             "val/acc_top5": sk.top_k_accuracy_score(classes, logits.numpy(), k=5, labels=range(K)),
         }
     )
@@ -168,9 +169,9 @@ def test_multilabel_metrics_are_those_of_scikit_learn(logits, labels, scale, shi
     assert computed(Task("multilabel", K), logits, labels.float()) == pytest.approx(
         {
             "val/acc": (guessed == labels).float().mean().item(),
-            "val/precision": sk.precision_score(labels, guessed, **macro),
-            "val/recall": sk.recall_score(labels, guessed, **macro),
-            "val/f1": sk.f1_score(labels, guessed, **macro),
+            "val/precision": by_sk(sk.precision_score, labels, guessed, **macro),
+            "val/recall": by_sk(sk.recall_score, labels, guessed, **macro),
+            "val/f1": by_sk(sk.f1_score, labels, guessed, **macro),
         }
     )
 
@@ -246,9 +247,9 @@ def test_regression_metrics_are_those_of_scikit_learn(num):
     found = computed(Task("regression", num), torch.tensor(guessed).float(), torch.tensor(targets))
     assert found == pytest.approx(
         {
-            "val/mse": sk.mean_squared_error(targets, guessed),
-            "val/mae": sk.mean_absolute_error(targets, guessed),
-            "val/r2": sk.r2_score(targets, guessed),
+            "val/mse": by_sk(sk.mean_squared_error, targets, guessed),
+            "val/mae": by_sk(sk.mean_absolute_error, targets, guessed),
+            "val/r2": by_sk(sk.r2_score, targets, guessed),
         },
         rel=1e-4,
     )

@@ -61,9 +61,7 @@ def test_write_that_fails_leaves_the_old_checkpoint_alone(tmp_path, monkeypatch)
             raise RuntimeError("unexpected pos")  # as torch's writer does while it closes
 
     monkeypatch.setattr(torch, "save", full)
-    told = (
-        rf"^{tmp_path}: last.ckpt cannot be written \(No space .*\); whole are last.ckpt; make room, and resume from "
-    )
+    told = rf"^{tmp_path}: last.ckpt cannot be written \(No space .*\); intact: last.ckpt; make room, and resume from "
     with pytest.raises(UserError, match=told):
         AtomicCheckpointIO().save_checkpoint({"number": 2}, path)
     assert (number_in(path), list(tmp_path.iterdir())) == (1, [path])

@@ -1,8 +1,10 @@
 """What a resumed run may have otherwise than the one that wrote its checkpoint, by hand and by the command line."""
 
+from enum import Enum
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from small_runs import FewDigits, small_module, small_trainer
@@ -21,6 +23,11 @@ from lit_ft.features.cache import FeatureCache
 from lit_ft.model.module import FineTuneModule
 from lit_ft.training.run_options import MAY_DIFFER, refuse_other_options, run_options
 from lit_ft.unfreezing.callback import GradualUnfreezing
+
+
+class Choice(Enum):
+    FIRST = "first"
+
 
 DATA = [
     CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule, ImageTableDataModule, MNISTToEMNISTDataModule,
@@ -42,6 +49,18 @@ def test_defaults_are_those_of_the_class_and_its_parents():
     expected = {"shots": 3, "augment": "basic", "batch_size": 32, "split_seed": 0, "sampling": "shuffle"}
     assert {key: found[f"data.{key}"] for key in expected} == expected
     assert (found["seed_everything"], found["unfreeze"]) == (4, None)
+
+
+def test_options_are_of_types_that_a_checkpoint_holds_and_the_same_in_every_process(tmp_path):
+    given = {"size": (np.float64(0.5), 2), "choice": Choice.FIRST, "function": swap, "kind": FewDigits, "others": {3}}
+    saved = run_options({"trainer": given})
+    assert {key.removeprefix("trainer."): value for key, value in saved.items() if "callbacks" not in key} == {
+        "seed_everything": None, "model": None, "data": None, "unfreeze": None,
+        "size": [0.5, 2], "choice": "first", "function": f"{__name__}.swap", "kind": "small_runs.FewDigits",
+        "others": "{3}",
+    }  # fmt: skip
+    torch.save(saved, tmp_path / "x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True) == saved
 
 
 def test_length_of_the_last_phase_may_differ():

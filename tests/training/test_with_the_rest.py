@@ -5,8 +5,13 @@ import shutil
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from small_runs import FewDigits, Recorder, differences, final_state, small_module, small_resnet, small_trainer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -18,9 +23,6 @@ from lit_ft.training.trainer import EarlyStopping
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.preconditions import refuse_averaging
 from lit_ft.unfreezing.strategies import make_plan
-
-WeightAveraging = getattr(lightning_callbacks, "WeightAveraging", None)
-with_averaging = pytest.mark.skipif(WeightAveraging is None, reason="this Lightning has no WeightAveraging")
 
 GRADUAL = [{"head"}, {"dense", "head"}, {"conv", "dense", "head"}]
 SGD = {"class_path": "SGD", "init_args": {"momentum": 0.0}}
@@ -55,7 +57,7 @@ def fit(module, *callbacks, unfreezing=None, compiled=None, epochs=3, ckpt_path=
 
 @pytest.mark.filterwarnings("ignore:You passed .*precision='16-mixed'")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_thaws_with_mixed_precision_on_a_cpu(precision):
+def test_unfreezes_with_mixed_precision_on_a_cpu(precision):
     """A CPU has no mixed float16: Lightning takes bfloat16 for it, and warns."""
     exact, mixed = small_module(), small_module()
     fit(exact)
@@ -68,7 +70,7 @@ def test_thaws_with_mixed_precision_on_a_cpu(precision):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_gradient_scaler_goes_on_through_thaws():
+def test_gradient_scaler_goes_on_through_unfreezing():
     class Scales(Callback):
         def __init__(self):
             self.seen = []
@@ -120,7 +122,7 @@ WAYS = [pytest.param(None, id="not"), "by the trainer", "in place", "backbone", 
 
 
 @pytest.mark.parametrize("how", WAYS[1:])
-def test_compiled_run_thaws_and_its_checkpoints_fit_runs_that_are_not_compiled(how, plain_run, tmp_path):
+def test_compiled_run_unfreezes_and_its_checkpoints_fit_runs_that_are_not_compiled(how, plain_run, tmp_path):
     final, moved, _ = compiled_run(how, tmp_path, backend="eager" if how == "by the trainer" else "aot_eager")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert moved == GRADUAL
@@ -175,7 +177,7 @@ def test_option_to_compile_is_refused_without_a_compiler(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("how", WAYS[1:])
-def test_run_compiled_to_machine_code_thaws(how, plain_run):
+def test_run_compiled_to_machine_code_unfreezes(how, plain_run):
     final, moved, _ = compiled_run(how, backend="inductor")
     assert moved == GRADUAL
     for name, weight in plain_run[0]["weights"].items():
@@ -242,9 +244,8 @@ def ema(weights, decay):
     return average
 
 
-@with_averaging
-def test_exponential_average_through_a_thaw():
-    module, start, weights = averaged_run(lightning_callbacks.EMAWeightAveraging(decay=0.9))
+def test_exponential_average_through_unfreezing():
+    module, start, weights = averaged_run(EMAWeightAveraging(decay=0.9))
     for name, average in ema(weights, 0.9).items():
         torch.testing.assert_close(module.get_parameter(name).detach(), average, rtol=1e-4, atol=1e-6)
     final = module.state_dict()
@@ -253,7 +254,6 @@ def test_exponential_average_through_a_thaw():
         torch.testing.assert_close(final[name], tensor, rtol=1e-5, atol=0)
 
 
-@with_averaging
 def test_exponential_average_by_interpolation_keeps_frozen_stages_bit_for_bit():
     averaging = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9))
     module, start, weights = averaged_run(averaging)
@@ -266,7 +266,7 @@ def test_exponential_average_by_interpolation_keeps_frozen_stages_bit_for_bit():
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 @pytest.mark.parametrize("rates", [0.02, [0.02, 0.02, 0.01, 0.01, 0.005, 0.005]], ids=["one", "each group"])
-def test_stochastic_weight_averaging_through_thaws(rates):
+def test_stochastic_weight_averaging_through_unfreezing(rates):
     module = small_module(optimizer=SGD, lr_decay=0.5)
     phases = [{"train": ["head"], "epochs": 1}, {"train": ["dense", "head"], "epochs": 3}]
     start = {name: p.detach().clone() for name, p in module.backbone.stages["conv"].named_parameters()}
@@ -286,7 +286,7 @@ def test_stochastic_weight_averaging_through_thaws(rates):
 
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
-def test_stochastic_weight_averaging_gathers_the_statistics_of_thawed_batch_norm_anew():
+def test_stochastic_weight_averaging_gathers_the_statistics_of_unfrozen_batch_norm_anew():
     module = small_resnet(optimizer=SGD)
     swa = StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=1)
     trainer, _, _ = fit(module, swa, epochs=3, unfreezing=GradualUnfreezing("lp_ft"))

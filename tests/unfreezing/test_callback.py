@@ -93,6 +93,22 @@ def test_frozen_norm_layers_do_what_the_option_says(frozen_norm):
         ]  # of the frozen ones just the norms, in the first phase too
 
 
+@pytest.mark.parametrize("norm", ["train", "eval"])
+def test_norm_layers_of_stages_that_train_do_what_the_option_says(norm):
+    module = small_resnet(optimizer=SGD)
+    _, recorder = fit(module, GradualUnfreezing("full", norm=norm), 1)
+    backbone = {"stem", "layer1", "layer2", "layer3", "layer4"}
+    assert recorder.moved(0) == [{*backbone, "head"}]  # their weights train in both
+    assert recorder.moved(1) == [backbone if norm == "train" else set()]
+    module.backbone.train()  # whoever calls it
+    assert {layer.training for layer in norms(module)} == {norm == "train"}
+
+
+def test_norm_that_is_unknown():
+    with pytest.raises(UserError, match=r"unfreeze.norm.*'frozen'.*choose from train, eval"):
+        GradualUnfreezing(norm="frozen")
+
+
 @pytest.fixture(scope="module")
 def gradual_run():
     """Three epochs of four steps, one stage unfrozen after each of the first two, with a warm-up of three steps."""

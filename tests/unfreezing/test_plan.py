@@ -163,6 +163,30 @@ def test_lp_ft_ends_its_first_phase_by_a_plateau_or_after_head_epochs():
     assert plan.phase_starts(19, {0: {"val/loss": 1.0}, 1: {"val/loss": 1.0}}) == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "options", "expected"),
+    [
+        ("lp_ft", {"head_epochs": 3}, [(0, 5, "stem body head")]),
+        ("gradual", {}, [(0, 1, "body head"), (1, 4, "stem body head")]),
+        ("auto", {}, [(0, 5, "stem body head")]),
+        ("full", {}, [(0, 5, "stem body head")]),
+        ("linear_probe", {}, [(0, 0, "head")]),
+        ("phases", {"phases": [PhaseConfig(["head"], 2), PhaseConfig(["body", "head"], 5)]}, [(0, 5, "body head")]),
+        ("phases", {"phases": [PhaseConfig(["*"], 5)]}, [(0, 5, "stem body head")]),
+    ],
+)
+def test_solved_head_leaves_out_the_epochs_of_the_head_alone(strategy, options, expected):
+    plan = make_plan(strategy, ["stem", "body", "head"], 5, head_fit="solved", **options)
+    assert [(p.first_epoch, p.num_epochs or 0, " ".join(p.trainable)) for p in plan.phases] == expected
+    assert plan.solves_head
+    assert not make_plan("lp_ft", ["stem", "head"], 5).solves_head
+
+
+def test_way_to_fit_the_head_that_is_unknown():
+    with pytest.raises(UserError, match=r"unfreeze.head_fit.*'guessed'.*choose from trained, solved"):
+        make_plan("lp_ft", ["stem", "head"], 5, head_fit="guessed")
+
+
 def test_auto_trains_what_is_chosen_beside_the_head():
     undecided = make_plan("auto", ALL, 5, head_epochs=2)
     assert undecided.undecided

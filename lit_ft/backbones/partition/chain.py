@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +197,8 @@ def _trace(network: Network, spec: InputSpec) -> fx.Graph:
         with in_eval_mode(module):
             graph = _Tracer(network).trace(module, defaults)
     except Exception as error:  # a network can fail in any way
+        with suppress(UserError):  # of images that it does not take, or of having no data
+            of_an_image(module, spec)  # raises a fault of the network's own code, which keeps its traceback
         raise _not_traced(module, error) from error
     try:
         _Shapes(module, graph=graph).run(spec.meta_images())

@@ -18,6 +18,11 @@ COMMANDS = {
 }
 """A line about each, in the order of the list."""
 
+EVALUATIONS = ("validate", "test", "predict")
+
+METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+"""What only some of the trainer's commands take, and others would not know."""
+
 
 def print_commands() -> None:
     """Prints the list of commands."""

@@ -14,7 +14,7 @@ from lit_ft.assets import MANIFEST, data_root, entry_name, is_intact, is_offline
 from lit_ft.backbones.build import input_spec, source_of
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.pretrained import Published
-from lit_ft.cli.config.defaults import METHOD_OPTIONS
+from lit_ft.cli.commands import METHOD_OPTIONS
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
-from lit_ft.cli.config.defaults import EVALUATIONS, METHOD_OPTIONS
+from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint import hyper_parameters, refuse_missing_checkpoint, saved_options
-from lit_ft.runs import Run, find_run
+from lit_ft.runs import DEFAULT_ROOT, Run, find_checkpoint, find_run
 from lit_ft.training.run_options import refuse_other_options, run_options
 
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
@@ -54,6 +54,20 @@ class SaveConfig(SaveConfigCallback):
                 write_split(self._run.split_table)
 
 
+def name_run(given: str | None, configs: Sequence[str]) -> str:
+    """The name of a run: the one that is given, else that of its last config."""
+    return given or (Path(configs[-1]).stem if configs else "run")
+
+
+def locate_checkpoint(given: str, root: str | None, name: str, configs: Sequence[str]) -> str:
+    """The path of a checkpoint, which may be given as ``best`` or ``last`` of the runs of a name below ``root``.
+
+    Raises:
+        UserError: If these runs have none.
+    """
+    return find_checkpoint(f"{root or '.'}/{name}", given, configs) if given in ("best", "last") else given
+
+
 def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> None:
     """Refuses to resume from the checkpoint of another run, whose classes or options differ that must not."""
     path = config["ckpt_path"]
@@ -67,6 +81,25 @@ def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> 
     refuse_other_options(path, {**saved_options(path), **then}, {**now, **run_options(config.as_dict())})
 
 
+def refuse_other_model(
+    model: Mapping[str, Any], hparams: Mapping[str, Any], arguments: Sequence[str], configs: Sequence[Any]
+) -> None:
+    """Raises `UserError` for options of the model that the user gave and that are others than in the checkpoint.
+
+    The command line is compared whole. Of config files, as of a recipe that is given for its data, just what makes
+    another model is; how it was trained does not matter any more.
+    """
+    kept = {**hparams, "weights": hparams.get("source_weights")}
+    another_model = {"backbone", "stem", "pool", "input", "head", "task", "classes"}
+    for key in sorted(_typed(arguments) | _filed(configs) & another_model):
+        flag = key if key in ("optimizer", "lr_scheduler") else f"model.{key}"
+        for option, given, own in _differences(flag, model.get(key), kept[key]) if key in kept else ():
+            raise UserError(
+                f"`{option}`: {given}, but the checkpoint is of a run with {own}, and its model is taken; leave the "
+                "option out, or give another `ckpt_path`"
+            )
+
+
 def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     """The options of a command, with the data of the checkpoint that is evaluated before all options.
 
@@ -77,14 +110,16 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
         UserError: If the checkpoint does not exist.
     """
     args = list(args)
-    path = _read_values(args, "--ckpt_path")[-1:]
-    if command in EVALUATIONS and path and not _gives_data(args):
-        if path[0] not in ("best", "last"):  # which the config finds; else options of unknown data would be blamed
-            refuse_missing_checkpoint(path[0])
-        found = read_saved_data(path[0])
-        if found is not None and (command != "predict" or _read_values(args, "--data.predict")):
-            return ["--data", json.dumps(found), *args]
-    return args
+    if command not in EVALUATIONS or _gives_data(args) or (given := _read_setting(args, "ckpt_path")) is None:
+        return args
+    configs = _read_values(args, "--config")
+    root = _read_setting(args, "trainer.default_root_dir", DEFAULT_ROOT)
+    path = locate_checkpoint(given, root, name_run(_read_setting(args, "name"), configs), configs)
+    refuse_missing_checkpoint(path)  # else options of unknown data would be blamed
+    found = read_saved_data(path)
+    if found is None or (command == "predict" and not _read_values(args, "--data.predict")):
+        return args
+    return ["--data", json.dumps(found), *args]
 
 
 def read_saved_data(path: str) -> dict[str, Any] | None:
@@ -120,7 +155,55 @@ def _gives_data(args: Sequence[str]) -> bool:
     return any(isinstance(config, dict) and config.get("data") is not None for config in configs)
 
 
+def _read_setting(args: Sequence[str], option: str, default: str | None = None) -> str | None:
+    """The value of an option, by whichever of the command line and its configs has it last."""
+    value = default
+    for name, content in _pair(args):
+        if name == f"--{option}":
+            value = None if content == "null" else content
+        elif name == "--config":
+            found = yaml.safe_load(Path(content).read_text(encoding="utf-8"))
+            *sections, last = option.split(".")
+            for section in sections:
+                found = found.get(section) if isinstance(found, dict) else None
+            if isinstance(found, dict) and last in found:
+                value = found[last]
+    return value
+
+
 def _read_values(args: Sequence[str], option: str) -> list[str]:
-    """The values of an option, as ``--option value`` or ``--option=value``, in their order."""
+    """The values of an option, in their order."""
+    return [value for name, value in _pair(args) if name == option]
+
+
+def _pair(args: Sequence[str]) -> list[tuple[str, str]]:
+    """Each argument as an option, with its value, be it ``--option value`` or ``--option=value``."""
     pairs = [(arg.partition("="), following) for arg, following in pairwise([*args, ""])]
-    return [value if equals else following for (name, equals, value), following in pairs if name == option]
+    return [(name, value if equals else following) for (name, equals, value), following in pairs]
+
+
+def _typed(arguments: Sequence[str]) -> set[str]:
+    """The options of the model on a command line."""
+    names = [argument.partition("=")[0].removeprefix("--").split(".") for argument in arguments if argument[:2] == "--"]
+    nested = {part for first, *rest in names if first == "model" for part in [p for p in rest if p != "init_args"][:1]}
+    return nested | {first for first, *_ in names if first in ("optimizer", "lr_scheduler")}
+
+
+def _filed(configs: Sequence[Any]) -> set[str]:
+    """The options of the model in config files."""
+    found: set[str] = set()
+    for config in configs:
+        content = yaml.safe_load(Path(str(config)).read_text(encoding="utf-8"))
+        model = content.get("model") if isinstance(content, dict) else None
+        if isinstance(model, dict):
+            found |= set(model.get("init_args") or {} if "class_path" in model else model)
+    return found
+
+
+def _differences(option: str, given: Any, kept: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The options that were given and are something else, with both values; null leaves the choice."""
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        for key, value in given.items():
+            yield from _differences(f"{option}.{key}", value, kept.get(key))
+    elif given is not None and given != (tuple(kept) if isinstance(given, tuple) else kept):
+        yield option, given, kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -13,24 +12,21 @@ from lit_ft.backbones.build import input_spec
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
+from lit_ft.cli.commands import EVALUATIONS
+from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, refuse_other_model
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoint import hyper_parameters, refuse_other_model
+from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import find_checkpoint, find_run_of_checkpoint
+from lit_ft.runs import DEFAULT_ROOT, find_run_of_checkpoint
 from lit_ft.tasks.task import METRICS
 from lit_ft.training.trainer import refuse_unknown_names
-
-EVALUATIONS = ("validate", "test", "predict")
-
-METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
-"""What only some of the trainer's commands take, and others would not know."""
 
 CHECKPOINT: dict[str, Any] = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
 
 TRAINER: dict[str, Any] = {
     "max_epochs": 10,
-    "default_root_dir": "logs",
+    "default_root_dir": DEFAULT_ROOT,
     "enable_model_summary": False,  # the plan has it
     "log_every_n_steps": 10,
 }
@@ -45,10 +41,10 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
         UserError: If something is missing, or contradicts the checkpoint.
     """
     files = config_files(config)
-    config["name"] = config["name"] or (Path(files[-1]).stem if files else "run")
-    if config.get("ckpt_path") in ("best", "last"):
-        folder = f"{config['trainer']['default_root_dir']}/{config['name']}"
-        config["ckpt_path"] = find_checkpoint(folder, config["ckpt_path"], files)
+    config["name"] = name_run(config["name"], files)
+    if config.get("ckpt_path") is not None:
+        root = config["trainer"]["default_root_dir"]
+        config["ckpt_path"] = locate_checkpoint(config["ckpt_path"], root, config["name"], files)
     if command in EVALUATIONS:
         _take_checkpoint_model(config, command, args)
     if config["data"] is None:

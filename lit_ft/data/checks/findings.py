@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from lit_ft.data.checks.copies import MANY, THUMB, Group
 from lit_ft.data.checks.report import Finding
-from lit_ft.data.files.folders import is_ignored
+from lit_ft.data.files.folders import is_ignored, rank_kinds
 from lit_ft.data.images.decode import HEIC_ADVICE, formats, is_image, is_unread_heif, suffix_of
 from lit_ft.data.images.verification import problem_or_pixels
 from lit_ft.data.loading.protocols import Split
@@ -151,7 +151,7 @@ def _find_ignored(folders: Collection[Path]) -> tuple[list[dict[str, Any]], str]
         if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path)
     ]
     kinds = Counter(item["reason"] for item in found)
-    listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
+    listed = ", ".join(f"{number} {kind}" for kind, number in rank_kinds(kinds)[:5])
     heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
     advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
     return sorted(found, key=lambda item: item["path"]), advice

@@ -45,7 +45,11 @@ class Checked:
 
 
 def print_check(checked: Checked, folder: str | None) -> int:
-    """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code."""
+    """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code.
+
+    Raises:
+        UserError: If these cannot be written.
+    """
     findings = [
         replace(finding, what=for_command_line(finding.what), advice=for_command_line(finding.advice))
         for finding in checked.findings

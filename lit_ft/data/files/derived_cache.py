@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_ft.assets import cache_folder
+from lit_ft.atomic import name_unfinished
 
 Derived = tuple[dict[str, Tensor], dict[str, Any]]  # arrays by name, and plain facts about them
 
@@ -81,7 +82,7 @@ def load_derived(name: str, key: str) -> Derived | None:
 def store_derived(name: str, key: str, made: Derived) -> Derived:
     """Stores the entry of a name and key, and returns it mapped into memory."""
     path = _place(name, key)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = name_unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(made[0], unfinished, {"facts": json.dumps(made[1])})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lit_ft.assets import shared_folder
@@ -55,6 +55,15 @@ def is_ignored(name: str) -> bool:
     (True, True, True, False)
     """
     return name.startswith(".") or name.lower() in _SKIPPED
+
+
+def rank_kinds(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Kinds of files and their numbers, the most frequent first, and those of one number by name.
+
+    >>> rank_kinds({".xml": 1, ".txt": 2, ".csv": 1})
+    [('.txt', 2), ('.csv', 1), ('.xml', 1)]
+    """
+    return sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
-from lit_ft.data.files.folders import find_folder, holds, is_ignored
+from lit_ft.data.files.folders import find_folder, holds, is_ignored, rank_kinds
 from lit_ft.data.images.decode import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
 
@@ -81,7 +81,7 @@ def index_images(folder: Path, key: str) -> ImageIndex:
 def warn_passed_over(folder: Path, key: str, passed_over: Counter[str]) -> None:
     """Says in one line how many files below a folder are no images, by suffix, if there are any."""
     if passed_over:
-        count, most = passed_over.total(), passed_over.most_common(_SHOWN)
+        count, most = passed_over.total(), rank_kinds(passed_over)[:_SHOWN]
         kinds = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in most]
         if len(passed_over) > _SHOWN:
             kinds.append(f"{count - sum(number for _, number in most):,} others")

@@ -25,7 +25,7 @@ _MAX_NAMED = 10  # images that a message names
 
 
 class Verification:
-    """The images of each split that cannot be read; each split is verified once."""
+    """The images of each split that cannot be read; they are found once for each time that they are applied."""
 
     def __init__(self) -> None:
         self._bad: dict[Split, dict[int, str]] = {}
@@ -47,6 +47,7 @@ class Verification:
             UserError: Some cannot be read and ``on_bad_image`` is ``error``, or too few are left.
         """
         bad = {split: self.find(split, files) for split, files in used.items()}
+        self._bad.clear()  # those to predict may be others, or have changed, when they are verified again
         named = {split: [(used[split].paths[row], why) for row, why in rows.items()] for split, rows in bad.items()}
         lines = [f"{path} ({why})" for pairs in named.values() for path, why in pairs]
         message = format_unreadable(lines, sum(map(len, used.values())))

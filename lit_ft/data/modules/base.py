@@ -137,7 +137,6 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         self.order_seed: int | None = None
         self.position = Position(self._batches_processed, self._training_loader)
         self.splits: dict[Split, SetT] = {}
-        self._is_read = False
 
     @property
     def hparams_initial(self) -> Any:
@@ -163,19 +162,19 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         self.input_spec = spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
         if spec.resize < spec.size:
             raise UserError(f"`data.spec.resize`: {spec.resize} is less than `data.spec.size`, {spec.size}")
-        self.read()
+        self.read(stage)
 
-    def read(self) -> None:
-        """Reads the images, unless that was done."""
-        if self._is_read:
+    def read(self, stage: str | None = None) -> None:
+        """Reads the images of all splits, for whichever stage of the Trainer, unless that was done."""
+        if "train" in self.splits:
             return
-        self.splits |= self.read_splits()
+        splits = self.read_splits()
         if self.trainer and self.trainer.strategy.root_device.type == "mps":  # which has no float64
-            for name, split in self.splits.items():
+            for name, split in splits.items():
                 if split.targets.dtype == torch.float64:
-                    self.splits[name] = cast(SetT, replace(cast(Any, split), targets=split.targets.float()))
-        self.splits["train"] = self._keep_few(self.splits["train"])
-        self._is_read = True
+                    splits[name] = cast(SetT, replace(cast(Any, split), targets=split.targets.float()))
+        splits["train"] = self._keep_few(splits["train"])
+        self.splits |= splits
 
     def _keep_few(self, train: SetT) -> SetT:
         """The training images that ``shots`` or ``fraction`` ask for; all where neither is given."""
@@ -219,7 +218,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
             self.position.load_state_dict(state_dict["position"])
 
     def _loader(self, split: Split) -> Loader:
-        if not self._is_read:  # without a Trainer nobody called it
+        if not {"train", split} & self.splits.keys():  # without a Trainer nobody called it
             self.setup()
         if split == "test" and self.tested != "test":
             split, hint = self.tested, "the validation images are tested on; to hold some out: `data.test_fraction`"

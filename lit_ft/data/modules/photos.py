@@ -106,8 +106,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     def prepare_data(self) -> None:
         """Reads all images once and writes the cache of a fit, on one process of each machine; the others use both."""
         stage = self.trainer.state.fn if self.trainer else TrainerFn.FITTING
-        self._find_to_predict(stage)
-        self.read()
+        self.read(stage)
         found = [self._verification.find(split, self.splits[split]) for split in self._to_verify(stage)]
         # What is refused is refused in `setup`, by all processes alike.
         if self.cache is not None and stage == TrainerFn.FITTING and (self.on_bad_image == "skip" or not any(found)):
@@ -116,10 +115,17 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the images; raises `UserError` where some cannot be read, and are not to be left out."""
-        self._find_to_predict(stage)
         super().setup(stage)
         used = {split: self.splits[split] for split in self._to_verify(stage)}
         self.splits |= self._verification.apply(used, self.on_bad_image, self.class_names if "train" in used else [])
+
+    def read(self, stage: str | None = None) -> None:
+        """Finds the images, unless that was done; to predict those that are given, these alone, and each time anew."""
+        if stage == "predict" and self.predict is not None:
+            self.splits["predict"] = find_images_to_predict(self.predict)
+            self.left_out.pop("predict", None)
+        else:
+            super().read(stage)
 
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and holds out what is not given."""
@@ -133,10 +139,12 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
                 splits["train"], splits[split] = hold_out_split(
                     splits["train"], split, count, self.split_seed, self.class_names, self.group_key
                 )
-        self._whole = splits
-        if self.predict is not None:
-            return {**splits, "predict": find_images_to_predict(self.predict)}
-        return {**splits, "predict": splits["test" if "test" in splits else "val"].indexed()}
+        self._whole = dict(splits)
+        if self.predict is None:
+            splits["predict"] = splits["test" if "test" in splits else "val"].indexed()
+        elif "predict" not in self.splits:  # else an earlier prediction has found them, and verified them
+            splits["predict"] = find_images_to_predict(self.predict)
+        return splits
 
     def source(self, split: Split, augment: bool) -> PhotoSource:
         """The images of a split; those of ``predict`` come with their index as target."""
@@ -156,11 +164,6 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """The numbers of groups, int64 ``(N,)``, for their names."""
         numbers = self.group_numbers
         return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
-
-    def _find_to_predict(self, stage: str | None) -> None:
-        if stage == "predict" and self.predict is not None:  # they need no training images beside them
-            self.splits["predict"] = find_images_to_predict(self.predict)
-            self._is_read = True
 
     def _cached(self, split: Split) -> PhotoCache | None:
         """What is read instead of the images of a split; nothing where these are decoded."""

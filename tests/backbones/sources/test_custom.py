@@ -57,6 +57,36 @@ class Writing(Net):
         return self.fc(self.features(images))
 
 
+class Mistyped(Net):
+    def forward(self, images):
+        return self.fc(self.featuers(images))
+
+
+class MistypedWithin(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = MistypedNorm()
+
+
+class MistypedNorm(nn.BatchNorm2d):
+    def __init__(self):
+        super().__init__(4)
+
+    def forward(self, images):
+        return super().forward(featuers)  # noqa: F821
+
+
+class Hidden(Net):
+    """One whose layers are found by none who asks it for its modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())]
+
+    def forward(self, images):
+        return self.fc(self.hidden[0](torch.relu(self.conv1(images))).mean(dim=(2, 3)))
+
+
 class Listing(Net):
     def forward(self, images):
         parts = images.split([1, 2], 1)
@@ -335,6 +365,7 @@ TWO = {"stem": "conv1|norm1", "deep": "body|scale"}
         (config("OnBuffer", stages=TWO), "model.backbone: cannot follow the images through OnBuffer (symbolically"),
         (config("Writing", stages=TWO), "model.backbone: cannot follow the images through Writing ('Proxy' object"),
         (config("Listing", stages=TWO), "model.backbone: cannot follow the images through Listing ("),
+        (config("Hidden", stages=TWO), "model.backbone: cannot follow the images through Hidden (module is not"),
         (
             config("Sized", stages={"stem": "conv1|norm1", "middle": r"body\.0", "deep": r"body\.1|scale"}),
             "model.backbone.stages: stem and middle cannot be cut apart: what follows stem takes more than one "
@@ -352,6 +383,13 @@ TWO = {"stem": "conv1|norm1", "deep": "body|scale"}
 def test_mistakes_are_told_in_one_line(given, text):
     with pytest.raises(UserError, match=f"^{re.escape(text)}"):
         build_backbone(given, None, spec=SPEC)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("Mistyped", AttributeError), ("MistypedWithin", NameError)])
+def test_fault_in_the_code_of_an_own_network_keeps_its_traceback(name, fault):
+    with pytest.raises(fault, match="featuers") as caught:
+        build_backbone(config(name, stages=TWO), None, spec=SPEC)
+    assert "forward" in [frame.name for frame in caught.traceback if str(frame.path) == __file__]
 
 
 def test_own_network_has_no_published_weights():

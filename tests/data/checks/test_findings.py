@@ -375,3 +375,37 @@ def test_help_claims_no_more_than_is_found(run):
     told = " ".join(run("--help").split())
     assert "damaged files, copies across splits, placeholders." in told
     assert "wrong labels" not in told
+
+
+@pytest.mark.parametrize("name", ["check.json", "check.html"])
+def test_report_that_cannot_be_written_is_one_line_after_what_was_found(lit_ft, photo_root, name):
+    Path("found", name).mkdir(parents=True)  # which no file replaces
+    code, out, err = lit_ft("check", "--data", "ImageFolderDataModule", "--data.root", photo_root, "--folder", "found")
+    assert (code, err) == (2, [f"lit-ft: found/{name}: cannot be written (Is a directory)"])
+    assert "Checked ImageFolderDataModule" in out
+    assert [path.name for path in Path("found").glob(".*")] == []
+
+
+class Entries(list):
+    """What `os.scandir` gives, in an order of one's own."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_kinds_of_ignored_files_come_by_number_then_by_name(clean, monkeypatch, reverse):
+    for name in ("1.xml", "2.xml", "1.txt", "1.csv", "1.zip"):
+        (clean / "train" / "ant" / name).write_text("no image")
+    read = os.scandir
+
+    def scandir(folder):
+        return Entries(sorted(read(folder), key=lambda entry: entry.name, reverse=reverse))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(UserWarning, match=r"not used: 2 \.xml, 1 \.csv, 1 \.txt, 1 \.zip$"):
+        advice = found(clean)["ignored"].advice
+    assert advice.startswith("(2 .xml, 1 .csv, 1 .txt, 1 .zip) ")

@@ -79,6 +79,18 @@ def test_nothing_unfinished_stays(cache, source, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
+def test_two_processes_of_one_number_store_one_entry_apart(cache, source, monkeypatch):
+    def at_once(arrays, path, facts):
+        save_file(arrays, path, facts)
+        monkeypatch.setattr("lit_ft.data.files.derived_cache.save_file", save_file)
+        assert numbers(source, []) == [1, 2, 3]  # the other process, before this one renames its file
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers that share a file system
+    monkeypatch.setattr("lit_ft.data.files.derived_cache.save_file", at_once)
+    assert numbers(source, []) == [1, 2, 3]
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+
+
 def test_cache_folder_is_the_variable_or_in_the_users_cache(monkeypatch):
     monkeypatch.setenv("LIT_FT_CACHE", "~/mine")
     monkeypatch.setenv("HOME", "/home/ann")

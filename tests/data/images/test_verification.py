@@ -176,6 +176,38 @@ def test_what_is_predicted_keeps_its_places(photo_root, tmp_path):
         folder(photo_root, predict=str(new)).setup("predict")
 
 
+@pytest.mark.parametrize("stages", [["predict"], ["fit"], ["fit", "predict"]], ids="-".join)
+def test_image_that_cannot_be_read_stays_out_of_a_second_prediction(photo_root, tmp_path, stages):
+    new = tmp_path / "new"
+    shutil.copytree(photo_root / "ant", new)
+    cut(new / "0.png")
+    data = folder(photo_root, predict=str(new), on_bad_image="skip")
+    with pytest.warns(UserWarning, match="1 of 10 images cannot be read"):
+        data.setup("predict")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for stage in stages:
+            data.setup(stage)
+    assert [Path(path).name for path in data.predict_paths] == [f"{i}.png" for i in range(1, 10)]
+    assert [line.partition(": ")[0] for line in data.left_out["predict"]] == [str(new / "0.png")]
+
+
+def test_second_prediction_takes_the_images_that_are_there_now(photo_root, tmp_path):
+    new = tmp_path / "new"
+    shutil.copytree(photo_root / "ant", new)
+    fine = (new / "3.png").read_bytes()
+    cut(new / "3.png")
+    data = folder(photo_root, predict=str(new), on_bad_image="skip")
+    with pytest.warns(UserWarning, match=r"1 of 10 images cannot be read: .*3\.png"):
+        data.setup("predict")
+    (new / "3.png").write_bytes(fine)
+    shutil.copy(new / "5.png", new / "00.png")
+    cut(new / "1.png")
+    with pytest.warns(UserWarning, match=r"1 of 11 images cannot be read: .*1\.png"):
+        data.setup("predict")
+    assert [Path(path).name for path in data.predict_paths] == ["0.png", "00.png", *(f"{i}.png" for i in range(2, 10))]
+
+
 def test_an_evaluation_reads_only_what_it_uses(photo_root, reads):
     data = folder(photo_root, test_fraction=0.1)
     data.setup("test")

@@ -421,3 +421,18 @@ def test_names_that_may_not_be_meant_are_warned_of(photo_root, tmp_path, names, 
         shutil.copytree(photo_root / "ant", tmp_path / "named" / name)
     with pytest.warns(UserWarning, match=f"^`data.root`: {text}$"):
         assert sorted(ImageFolderDataModule(str(tmp_path / "named")).class_names) == sorted(names)
+
+
+def test_images_to_predict_are_found_without_training_images_which_a_later_fit_reads(photo_root, tmp_path):
+    shutil.copytree(photo_root / "ant", tmp_path / "new")
+    own = {"predict": str(tmp_path / "new"), "shots": 2}
+    data = ImageFolderDataModule(str(photo_root / "none"), num_workers=0, spec=SPEC, **own)
+    data.setup("predict")
+    assert [len(index) for _, index in data.predict_dataloader()] == [10]
+    assert data.sizes() == {}
+    data.root = str(photo_root)
+    data.setup("fit")
+    assert data.sizes() == {"train": 6, "val": 6}
+    assert sum(len(targets) for _, targets in data.train_dataloader()) == 6
+    data.write_split(tmp_path / "split.csv")
+    assert len((tmp_path / "split.csv").read_text().splitlines()) == 1 + 30

@@ -1,6 +1,7 @@
-"""Evaluations with the data of their checkpoint."""
+"""Evaluations with the data of their checkpoint, and options of the model that contradict it."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -69,10 +70,10 @@ def test_file_that_cannot_be_read_has_no_data(tmp_path):
         (["test", "--ckpt_path", "CKPT", "--data.class_path", "DigitsDataModule"], False),
         (["test", "--ckpt_path", "CKPT", "--config=data.yaml", "--config", "recipe.yaml"], False),
         (["test", "--ckpt_path", "none.ckpt", "--ckpt_path=CKPT"], True),
+        (["test", "--config", "checkpoint.yaml"], True),
         (["predict", "--ckpt_path", "CKPT"], False),
         (["predict", "--ckpt_path", "CKPT", "--data.predict", "photos"], True),
         (["fit", "--ckpt_path", "CKPT"], False),
-        (["test", "--ckpt_path", "best"], False),
         (["test"], False),
     ],
 )
@@ -81,9 +82,53 @@ def test_saved_data_is_added_where_no_other_is_given(checkpoint, tmp_path, monke
     Path("recipe.yaml").write_text("model: {backbone: mnist_cnn}\n")
     Path("data.yaml").write_text("data: DigitsDataModule\n")
     path = checkpoint(SAVED)
+    Path("checkpoint.yaml").write_text(f"ckpt_path: {path}\n")
     args = [arg.replace("CKPT", path) for arg in given]
     command, *options = args
     assert add_saved_data(command, options) == (["--data", json.dumps(FOUND), *options] if adds else options)
+
+
+@pytest.mark.parametrize(
+    ("folder", "args"),
+    [
+        ("logs/run", []),
+        ("logs/mine", ["--name", "mine"]),
+        ("logs/mine", ["--name=other", "--name=mine"]),
+        ("elsewhere/run", ["--trainer.default_root_dir", "elsewhere"]),
+        ("logs/recipe", ["--config", "recipe.yaml"]),
+        ("elsewhere/mine", ["--config", "named.yaml"]),
+        ("elsewhere/other", ["--config", "named.yaml", "--name", "other"]),
+        ("elsewhere/mine", ["--name", "other", "--config", "named.yaml"]),
+        ("elsewhere/recipe", ["--config", "named.yaml", "--config", "recipe.yaml", "--name", "null"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_saved_data_is_of_the_checkpoint_that_a_name_stands_for(tmp_path, monkeypatch, name, folder, args):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("model: {backbone: mnist_cnn}\n")
+    Path("named.yaml").write_text("name: mine\ntrainer: {default_root_dir: elsewhere}\n")
+    args = ["--ckpt_path", name, *args]
+    for shots, place in enumerate([*sorted({"logs/run", "logs/other", "elsewhere/run"} - {folder}), folder]):
+        path = Path(place, "version_0", "checkpoints", f"{name}.ckpt")
+        path.parent.mkdir(parents=True)
+        torch.save({"DigitsDataModule": {}, "datamodule_hyper_parameters": {"shots": shots}}, path)
+        os.utime(path, (shots, shots))
+    _, added, *rest = add_saved_data("test", args)
+    assert (json.loads(added)["init_args"], rest) == ({"shots": shots}, args)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_photos_are_predicted_by_a_checkpoint_of_arrays_with_the_class_that_the_message_names(run, refused, photo_root):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null")
+    photos = ("--data.predict", photo_root / "ant", "--predictions.overwrite", "true")
+    for args in (("--name", "run"), ("--config", "logs/run/version_0/config.yaml")):
+        assert refused("predict", "--ckpt_path", "best", *args, *photos) == (
+            "lit-ft: --data.predict: DigitsDataModule takes no images to predict; name --data ImageFolderDataModule "
+            "before it"
+        )
+        run("predict", "--ckpt_path", "best", *args, "--data", "ImageFolderDataModule", *photos)
+        assert len(Path("logs/run/version_0/predictions.csv").read_text().splitlines()) == 1 + 10
 
 
 def test_checkpoint_is_evaluated_on_its_own_data_and_options_override(run):
@@ -95,6 +140,7 @@ def test_checkpoint_is_evaluated_on_its_own_data_and_options_override(run):
     assert re.search(score, run("test", *best, "--data.batch_size", 7))[1] == trained
     assert re.search(score, run("test", *best, "--data.split_seed", 4))[1] != trained
     assert "val/acc" in run("validate", *best)
+    assert re.search(score, run("test", "--ckpt_path", "best", "--name", "run"))[1] == trained
 
 
 def test_photos_are_predicted_by_their_checkpoint_alone(run, photo_root):
@@ -137,4 +183,28 @@ def test_missing_checkpoint_is_named_before_options_of_its_data(tmp_path):
     args = ["--ckpt_path", str(tmp_path / "none.ckpt"), "--data.predict", str(tmp_path)]
     with pytest.raises(UserError, match=r"ckpt_path: no such file: .*none\.ckpt"):
         add_saved_data("predict", args)
-    assert add_saved_data("predict", ["--ckpt_path", "last", *args[2:]]) == ["--ckpt_path", "last", *args[2:]]
+    with pytest.raises(UserError, match=r"ckpt_path: there is no logs/run/\*/checkpoints/last\.ckpt"):
+        add_saved_data("predict", ["--ckpt_path", "last", *args[2:]])
+
+
+def test_option_of_the_model_that_the_checkpoint_overrides_is_refused_if_it_differs(run, refused):
+    hidden = ("--model.head.hidden", "[8]")
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.lr", 0.002, *hidden)
+    folder = "logs/run/version_0"
+    own = ("--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/best.ckpt")
+    for option, told in {
+        ("--model.backbone", "resnet18"): "--model.backbone: resnet18, but the checkpoint is of a run with mnist_cnn",
+        ("--model.backbone=resnet18",): "--model.backbone: resnet18, but the checkpoint is of a run with mnist_cnn",
+        ("--model.weights", "mine.pth"): "--model.weights: mine.pth, but the checkpoint is of a run with DEFAULT",
+        ("--model.input.size", 32): "--model.input.size: 32, but the checkpoint is of a run with 28",
+        ("--model.head.hidden", "[9]"): "--model.head.hidden: [9], but the checkpoint is of a run with [8]",
+        ("--model.lr", 0.001): "--model.lr: 0.001, but the checkpoint is of a run with 0.002",
+        ("--optimizer", "SGD"): "--optimizer: {'class_path': 'torch.optim.SGD', ",
+    }.items():
+        assert told in refused("test", *own, *option)
+    run("test", *own, "--model.lr", 0.002, *hidden, "--model.weights", "DEFAULT", "--model.input.size", 28)
+    # A recipe may have been trained otherwise, but is of the same model or not.
+    Path("recipe.yaml").write_text("data: DigitsDataModule\nmodel: {backbone: mnist_cnn, lr: 0.1, head: {hidden: [8]}}")
+    run("test", "--config", "recipe.yaml", *own[2:])
+    Path("recipe.yaml").write_text("data: DigitsDataModule\nmodel: {backbone: mnist_cnn, head: {hidden: [9]}}")
+    assert "--model.head.hidden: [9], but" in refused("test", "--config", "recipe.yaml", *own[2:])

@@ -1,6 +1,6 @@
-"""Thaws a backbone after one epoch on two processes, with Lightning's callback and with lit_ft's, and compares.
+"""Unfreezes a backbone after one epoch on two processes, with Lightning's callback and with lit_ft's, and compares.
 
-Run: python benchmarks/thaw.py
+Run: python benchmarks/unfreezing.py
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def fit(kind: str, epochs: int, devices: int, folder: Path, ckpt_path: str | Non
     """Trains with one of the callbacks."""
     L.seed_everything(1)
     theirs = kind == "BackboneFinetuning"
-    thaw: Callback = BackboneFinetuning(1, train_bn=False) if theirs else lit_ft.GradualUnfreezing("lp_ft")
+    unfreezing: Callback = BackboneFinetuning(1, train_bn=False) if theirs else lit_ft.GradualUnfreezing("lp_ft")
     module, watch = (Net() if theirs else WholeNet()), Watch()
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(64, 3, 8, 8, generator=generator), torch.arange(64) % 4)
@@ -95,7 +95,7 @@ def fit(kind: str, epochs: int, devices: int, folder: Path, ckpt_path: str | Non
         devices=devices,
         strategy=strategy,
         max_epochs=epochs,
-        callbacks=[thaw, watch, every],
+        callbacks=[unfreezing, watch, every],
         **quiet,
     )
     trainer.fit(module, DataLoader(data, batch_size=8), ckpt_path=ckpt_path)
@@ -107,7 +107,9 @@ def replicas(rank: int, kind: str, port: int, folder: Path) -> None:
     os.environ.update(
         {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     )
-    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "thaw", "GROUP_RANK": "0"})
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "unfreezing", "GROUP_RANK": "0"}
+    )
     quiet()
     watch, _ = fit(kind, EPOCHS, 2, folder / "ddp")
     if rank == 0:

@@ -1,0 +1,98 @@
+"""The model that a fine-tuning hands back."""
+
+import json
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from small_runs import FewDigits, small_module
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_ft.runs import Run
+from lit_ft.training.history import HistoryWriter, read_history
+from lit_ft.training.selection import Candidate, choose, select_best
+from lit_ft.training.trainer import Trainer
+from lit_ft.unfreezing.callback import GradualUnfreezing
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        # Accuracy and loss; one standard error of 0.90 of 100 images is 0.03.
+        ({"probe": (0.88, 0.40), "tuned": (0.90, 0.35)}, "tuned"),
+        ({"probe": (0.88, 0.30), "tuned": (0.90, 0.35)}, "probe"),
+        ({"probe": (0.86, 0.30), "tuned": (0.90, 0.35)}, "tuned"),
+        ({"probe": (0.90, 0.35), "tuned": (0.90, 0.35)}, "probe"),
+        ({"probe": (0.70, 0.10), "blend": (0.89, 0.30), "tuned": (0.90, 0.35)}, "blend"),
+    ],
+)
+def test_least_loss_within_a_standard_error_of_the_best_is_chosen(scores, expected):
+    candidates = [Candidate(name, 0.0, {"val/acc": acc, "val/loss": loss}) for name, (acc, loss) in scores.items()]
+    assert choose(candidates, "val/acc", "max", 100).name == expected
+
+
+def test_metric_without_a_known_error_decides_alone():
+    candidates = [Candidate("probe", 0.0, {"val/mse": 2.0, "val/loss": 0.1}),
+                  Candidate("tuned", 1.0, {"val/mse": 1.9, "val/loss": 0.2})]  # fmt: skip
+    assert choose(candidates, "val/mse", "min", 100).name == "tuned"
+
+
+def finetuned(folder, lr, strategy="lp_ft", max_epochs=2):
+    """A run, its trainer, and the weights that the fit ended with."""
+    module = small_module(lr=lr, lr_scheduler=None)
+    data = FewDigits(shots=8, batch_size=16)
+    checkpoint = ModelCheckpoint(folder / "checkpoints", "best", "val/acc", mode="max", enable_version_counter=False)
+    L.seed_everything(1)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=max_epochs, enable_progress_bar=False, enable_model_summary=False,
+        logger=TensorBoardLogger(folder.parent, folder.name, version=""), num_sanity_val_steps=0,
+        callbacks=[GradualUnfreezing(strategy, head_fit="solved"), checkpoint, HistoryWriter()],
+    )  # fmt: skip
+    trainer.run = Run(folder)
+    trainer.fit(module, datamodule=data)
+    ended = {name: value.clone() for name, value in module.state_dict().items()}
+    select_best(trainer, module)
+    assert all(value.equal(ended[name]) for name, value in module.state_dict().items())
+    return trainer, checkpoint
+
+
+def state(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_probe_is_handed_back_where_training_has_destroyed_it(tmp_path, capsys):
+    trainer, checkpoint = finetuned(tmp_path / "run", lr=3.0)
+    run = trainer.run
+    assert checkpoint.best_model_path == str(run.checkpoint("best"))
+    best, probe = state(run.checkpoint("best")), state(run.checkpoint("probe"))
+    assert all(value.equal(probe[name]) for name, value in best.items())
+    solved = next(c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)).solved
+    written = json.loads(run.metrics.read_text())["val"]
+    assert written["checkpoint"] == "checkpoints/best.ckpt"
+    assert written["val/acc"] == pytest.approx(solved.metrics["val/acc"])
+    assert float(checkpoint.best_model_score) == pytest.approx(solved.metrics["val/acc"])
+    assert "Chosen  linear probe, of val/acc: linear probe" in capsys.readouterr().out
+    trainer.validate(small_module(), datamodule=FewDigits(shots=8), ckpt_path=checkpoint.best_model_path, verbose=False)
+    assert float(trainer.callback_metrics["val/acc"]) == pytest.approx(solved.metrics["val/acc"])
+
+
+def test_blends_leave_history_and_board_as_the_run_wrote_them(tmp_path):
+    trainer, _ = finetuned(tmp_path / "run", lr=0.001)
+    assert [row["epoch"] for row in read_history(trainer.run.history)] == [0, 1]
+    board = EventAccumulator(str(trainer.run.folder)).Reload()
+    assert [event.step for event in board.Scalars("val/acc")] == [4, 9]
+
+
+def test_probe_alone_is_the_best_checkpoint_of_a_run_without_epochs(tmp_path):
+    trainer, checkpoint = finetuned(tmp_path / "run", lr=0.01, strategy="linear_probe")
+    best, probe = state(trainer.run.checkpoint("best")), state(trainer.run.checkpoint("probe"))
+    assert checkpoint.best_model_path == str(trainer.run.checkpoint("best"))
+    assert all(value.equal(probe[name]) for name, value in best.items())
+
+
+def test_run_whose_head_was_trained_is_left_alone():
+    trainer = SimpleNamespace(callbacks=[GradualUnfreezing()], checkpoint_callbacks=[], log_dir=None)
+    select_best(trainer, None)
