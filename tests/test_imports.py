@@ -15,7 +15,6 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # The rooms of the package. Each file may import those of its own room, and of the rooms above it in this list.
 ROOMS = [
     "errors",
-    "atomic",
     "console",
     "compat",
     "assets",
@@ -74,7 +73,6 @@ def test_no_modules_import_each_other_in_a_circle():
 
 _LOWEST = [
     "errors",
-    "atomic",
     "assets",
     "unfreezing/plan",
     "unfreezing/strategies",
@@ -115,7 +113,6 @@ def test_networks_and_optimizers_need_no_lightning(path):
             [
                 "lit_ft",
                 "lit_ft.assets",
-                "lit_ft.atomic",
                 "lit_ft.cli",
                 "lit_ft.cli.commands",
                 "lit_ft.cli.process",

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from lit_ft.atomic import random_part
+from lit_ft.assets import random_part
 from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.atomic import replace_atomically
+from lit_ft.assets import replace_atomically
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.progress import MeanLoss

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from lit_ft.atomic import replace_atomically
+from lit_ft.assets import replace_atomically
 from lit_ft.console import format_path, format_table, rank_zero_print
 from lit_ft.data.images.decode import formats
 from lit_ft.errors import for_command_line, printable
