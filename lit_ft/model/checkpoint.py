@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TypeVar, cast
 
 import torch
-import yaml
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
@@ -206,49 +205,3 @@ def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, insp
         saved = {whole: saved}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {key: value for key, value in saved.items() if takes_any or key in names}
-
-
-def refuse_other_model(
-    model: Mapping[str, Any], hparams: Mapping[str, Any], arguments: Sequence[str], configs: Sequence[Any]
-) -> None:
-    """Raises `UserError` for options of the model that the user gave and that are others than in the checkpoint.
-
-    The command line is compared whole. Of config files, as of a recipe that is given for its data, just what makes
-    another model is; how it was trained does not matter any more.
-    """
-    kept = {**hparams, "weights": hparams.get("source_weights")}
-    another_model = {"backbone", "stem", "pool", "input", "head", "task", "classes"}
-    for key in sorted(_typed(arguments) | _filed(configs) & another_model):
-        flag = key if key in ("optimizer", "lr_scheduler") else f"model.{key}"
-        for option, given, own in _differences(flag, model.get(key), kept[key]) if key in kept else ():
-            raise UserError(
-                f"`{option}`: {given}, but the checkpoint is of a run with {own}, and its model is taken; leave the "
-                "option out, or give another `ckpt_path`"
-            )
-
-
-def _typed(arguments: Sequence[str]) -> set[str]:
-    """The options of the model on a command line."""
-    names = [argument.partition("=")[0].removeprefix("--").split(".") for argument in arguments if argument[:2] == "--"]
-    nested = {part for first, *rest in names if first == "model" for part in [p for p in rest if p != "init_args"][:1]}
-    return nested | {first for first, *_ in names if first in ("optimizer", "lr_scheduler")}
-
-
-def _filed(configs: Sequence[Any]) -> set[str]:
-    """The options of the model in config files."""
-    found: set[str] = set()
-    for config in configs:
-        content = yaml.safe_load(Path(str(config)).read_text(encoding="utf-8"))
-        model = content.get("model") if isinstance(content, dict) else None
-        if isinstance(model, dict):
-            found |= set(model.get("init_args") or {} if "class_path" in model else model)
-    return found
-
-
-def _differences(option: str, given: Any, kept: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The options that were given and are something else, with both values; null leaves the choice."""
-    if isinstance(given, Mapping) and isinstance(kept, Mapping):
-        for key, value in given.items():
-            yield from _differences(f"{option}.{key}", value, kept.get(key))
-    elif given is not None and given != (tuple(kept) if isinstance(given, tuple) else kept):
-        yield option, given, kept
