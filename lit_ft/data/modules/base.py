@@ -22,7 +22,7 @@ from lit_ft.compat import collect_constructor_arguments
 from lit_ft.data.files.idx import find_idx
 from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader, Position
-from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
+from lit_ft.data.loading.protocols import Augment, ImageSource, SetT, Split
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots
 from lit_ft.errors import UserError, unknown
@@ -150,7 +150,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         """Finds or reads the images, and splits them. Called once."""
 
     @abstractmethod
-    def source(self, split: Split, augment: bool) -> Source:
+    def source(self, split: Split, augment: bool) -> ImageSource:
         """The images of a split; those of ``predict`` come with their index as target."""
 
     def sampler(self, source: Any, **options: Any) -> EpochSampler:
