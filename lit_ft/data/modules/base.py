@@ -36,6 +36,8 @@ class DataFacts(ABC, Generic[SetT]):
 
     splits: dict[Split, SetT]
     task: TaskName = "multiclass"
+    test_advice: str = "hold some out"
+    """How to get test images, where there are none."""
     """The task that the targets are for."""
 
     @property
@@ -222,8 +224,8 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         if not self._is_read:  # without a Trainer nobody called it
             self.setup()
         if split == "test" and self.tested != "test":
-            split, hint = self.tested, "the validation images are tested on; to hold some out: `data.test_fraction`"
-            rank_zero_warn(f"there are no test images, {hint}")
+            split = self.tested
+            rank_zero_warn(f"there are no test images, the validation images are tested on; {self.test_advice}")
         training, trainer = split == "train", self.trainer
         source = self.source(split, augment=training and self.augment != "none")
         sampler = self.sampler(
@@ -277,7 +279,7 @@ def _check_options(
 
 
 def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
-    """Raises `UserError` for a name that is not among the choices of the option ```data`.<key>``."""
+    """Raises `UserError` for a name that is not among the choices of the option ``data.<key>``."""
     if given not in choices:
         raise unknown(key, str(given), choices, key=f"`data.{key}`")
 
