@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from lit_ft.console import format_path, format_table, rank_zero_print
 from lit_ft.data.images.decode import formats
-from lit_ft.errors import for_command_line, printable
+from lit_ft.errors import for_command_line, printable, refuse_unwritable
 
 _MAX_LINES = 5  # of a finding, in the terminal
 _MAX_SHOWN = 50  # groups or images of a finding, on the page
@@ -51,7 +51,11 @@ class Checked:
 
 
 def print_check(checked: Checked, folder: str | None) -> int:
-    """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code."""
+    """Prints what was found, writes ``check.json`` and ``check.html`` where wanted, and gives the exit code.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
     findings = [
         replace(finding, what=for_command_line(finding.what), advice=for_command_line(finding.advice))
         for finding in checked.findings
@@ -60,9 +64,11 @@ def print_check(checked: Checked, folder: str | None) -> int:
     rank_zero_print(format_text(checked))
     if folder is not None:
         place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
+        with refuse_unwritable(place):
+            place.mkdir(parents=True, exist_ok=True)
         for name, text in (("check.json", format_json(checked)), ("check.html", render_page(checked))):
-            (place / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+            with refuse_unwritable(place / name):
+                (place / name).write_text(text, encoding="utf-8", errors="surrogateescape")
             rank_zero_print(f"Written: {place / name}")
     return int(checked.hurts)
 
@@ -74,7 +80,8 @@ def format_text(checked: Checked) -> str:
     for split, size in checked.sizes.items():
         counts = checked.counts.get(split, {})
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
-        spread = f", {low:,} to {high:,} in each of {len(counts)} classes" if counts else ""
+        number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        spread = f", {number} in each of {len(counts)} classes" if counts else ""
         rows.append((f"  {split}", f"{size:,}", f"images{spread}"))
     lines += format_table(rows, ("<8", ">8"), gap=" ").splitlines()
     for finding in checked.findings:
