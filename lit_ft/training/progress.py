@@ -19,7 +19,7 @@ REFRESH_SECONDS = 0.5
 
 @dataclass
 class RunningLoss:
-    """The running mean of the training losses of an epoch, on the device where these are, so that no step waits for it."""
+    """The mean of the training losses so far in an epoch, on the device where these are, so that no step waits."""
 
     total: Any = 0.0
     num_steps: int = 0
