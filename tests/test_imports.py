@@ -194,7 +194,7 @@ def test_name_that_is_not_public_is_refused():
 
 def test_flags_stand_in_the_command_line_alone():
     """Messages of the library name options as a config does; flags of other programs are no ours."""
-    flag = re.compile(r"(?<![\w-])--[a-z{]")
+    flag = re.compile(r"(?<![\w-])--([a-z{]|$)")
     others = ("pip install", "tensorboard")
     found = []
     for path in FILES:
