@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
 from lit_ft.backbones.build import input_spec
@@ -14,7 +13,7 @@ from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import EVALUATIONS
-from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run
+from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, refuse_other_model
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.checkpoint import hyper_parameters
@@ -67,58 +66,12 @@ def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str])
     files = config_files(config)
     hparams = hyper_parameters(config["ckpt_path"], command, config["trainer"]["default_root_dir"], files)
     known = config["model"]["init_args"]
-    _refuse_other_model(as_plain(known), hparams, args, files)
+    refuse_other_model(as_plain(known), hparams, args, files)
     # What only a fit needs stays the command's own: jsonargparse would import it where it saves the config.
     taken = {key: hparams[key] for key in hparams if key in known and key not in ("optimizer", "lr_scheduler")}
     refuse_foreign(taken, as_plain(known))
     known.update(Namespace(taken | ({"weights": None} if "weights" in taken else {})))
     config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
-
-
-def _refuse_other_model(
-    model: Mapping[str, Any], hparams: Mapping[str, Any], arguments: Sequence[str], configs: Sequence[str]
-) -> None:
-    """Raises `UserError` for options of the model that the user gave and that are others than in the checkpoint.
-
-    The command line is compared whole. Of config files, as of a recipe that is given for its data, just what makes
-    another model is; how it was trained does not matter any more.
-    """
-    kept = {**hparams, "weights": hparams.get("source_weights")}
-    another_model = {"backbone", "stem", "pool", "input", "head", "task", "classes"}
-    for key in sorted(_typed(arguments) | _filed(configs) & another_model):
-        flag = key if key in ("optimizer", "lr_scheduler") else f"model.{key}"
-        for option, given, own in _differences(flag, model.get(key), kept[key]) if key in kept else ():
-            raise UserError(
-                f"`{option}`: {given}, but the checkpoint is of a run with {own}, and its model is taken; leave the "
-                "option out, or give another `ckpt_path`"
-            )
-
-
-def _typed(arguments: Sequence[str]) -> set[str]:
-    """The options of the model on a command line."""
-    names = [argument.partition("=")[0].removeprefix("--").split(".") for argument in arguments if argument[:2] == "--"]
-    nested = {part for first, *rest in names if first == "model" for part in [p for p in rest if p != "init_args"][:1]}
-    return nested | {first for first, *_ in names if first in ("optimizer", "lr_scheduler")}
-
-
-def _filed(configs: Sequence[str]) -> set[str]:
-    """The options of the model in config files."""
-    found: set[str] = set()
-    for config in configs:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        model = content.get("model") if isinstance(content, dict) else None
-        if isinstance(model, dict):
-            found |= set(model.get("init_args") or {} if "class_path" in model else model)
-    return found
-
-
-def _differences(option: str, given: Any, kept: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The options that were given and are something else, with both values; null leaves the choice."""
-    if isinstance(given, Mapping) and isinstance(kept, Mapping):
-        for key, value in given.items():
-            yield from _differences(f"{option}.{key}", value, kept.get(key))
-    elif given is not None and given != (tuple(kept) if isinstance(given, tuple) else kept):
-        yield option, given, kept
 
 
 def default_data(command: str, ckpt_path: str | None) -> Namespace:
