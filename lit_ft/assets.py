@@ -1,4 +1,4 @@
-"""Data and weights on this machine: their folders, downloads, and the manifest of intact files."""
+"""Files on this machine: folders of data, weights and caches, atomic writes, downloads, and a manifest of checksums."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_ft.atomic import replace_atomically
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, refuse_unwritable
 
 OFFLINE = "LIT_FT_OFFLINE"
 MANIFEST = "manifest.json"
@@ -49,6 +49,35 @@ def cache_folder() -> Path:
 def is_offline() -> bool:
     """Whether nothing may be fetched: ``--offline``, or the variable LIT_FT_OFFLINE."""
     return os.environ.get(OFFLINE, "0") not in ("", "0")
+
+
+def random_part() -> str:
+    """The part of a name that no other process has, be it of the same number on another node that shares the folder."""
+    return secrets.token_hex(8)
+
+
+def name_unfinished(path: Path) -> Path:
+    """A new name beside a file, or beside the one that it links to, for what replaces that once it is complete."""
+    target = path.resolve()
+    return target.with_name(f".{target.name}.{random_part()}")
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Gives the path of a file to write, which then replaces the one that is there, or that it links to, whole or not.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    unfinished = name_unfinished(path)
+    try:
+        with refuse_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            unfinished.replace(path.resolve())
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def download_dataset(dataset: Callable[..., object], folder: Path, **options: Any) -> None:

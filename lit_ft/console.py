@@ -1,4 +1,4 @@
-"""Printing on the terminal, and formatting of bytes, values and paths."""
+"""Printing on the terminal, and formatting of tables, bytes, values and paths."""
 
 from __future__ import annotations
 

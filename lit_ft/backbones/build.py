@@ -27,7 +27,7 @@ NetworkName = str | dict[str, Any]
 """A name that `backbone_names` lists, or the arguments of `OwnNetwork`."""
 
 
-class Source(Protocol):
+class NetworkSource(Protocol):
     """A collection of networks; each module of this package that holds one has these functions."""
 
     def tags(self, name: str) -> dict[str, Published]:
@@ -57,7 +57,7 @@ def backbone_names(start: str = "") -> list[str]:
     return list(_timm(start).names())
 
 
-def source_of(name: NetworkName) -> Source:
+def source_of(name: NetworkName) -> NetworkSource:
     """The collection that a network is from.
 
     Raises:
@@ -176,7 +176,9 @@ def _network_names(backbone: Backbone, network: nn.Module) -> dict[str, str]:
     return {key: names[id(tensor)] for key, tensor in own.items() if id(tensor) in names}
 
 
-def _state(source: Source, name: str, weights: str, names: Mapping[str, str], key: str | None) -> Mapping[str, Tensor]:
+def _state(
+    source: NetworkSource, name: str, weights: str, names: Mapping[str, str], key: str | None
+) -> Mapping[str, Tensor]:
     """Tensors by the network's own names, from a file or as published."""
     if not weights_.is_file_name(weights):
         if key is not None:
@@ -190,7 +192,7 @@ def _state(source: Source, name: str, weights: str, names: Mapping[str, str], ke
 
 
 def _fitted(
-    source: Source, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec, weights: str
+    source: NetworkSource, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec, weights: str
 ) -> dict[str, Tensor]:
     try:
         return dict(source.fitted(module, state, spec))

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from lit_ft.assets import replace_atomically
 from lit_ft.console import rank_zero_print
 from lit_ft.data.images.decode import formats
 from lit_ft.errors import refuse_unwritable
@@ -73,6 +74,6 @@ def make_folder(folder: str) -> Path:
 def write_report(folder: Path, texts: Mapping[str, str]) -> None:
     """Writes the files of a report by name, and prints their paths; names of files in them need not be valid text."""
     for name, text in texts.items():
-        with refuse_unwritable(folder / name):
-            (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+        with replace_atomically(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
         rank_zero_print(f"Written: {folder / name}")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lit_ft.atomic import name_unfinished, replace_atomically
+from lit_ft.assets import name_unfinished, replace_atomically
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError
 from lit_ft.runs import Run, find_run

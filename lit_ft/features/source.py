@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.data.files.derived_cache import hash_tensors
-from lit_ft.data.loading.protocols import Source
+from lit_ft.data.loading.protocols import ImageSource
 from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.features.layout import Layout
 from lit_ft.model.module import FineTuneModule
@@ -29,7 +29,7 @@ class FeatureSource:
         depth: Number of stages that the features have passed through.
     """
 
-    def __init__(self, features: Tensor, layout: Layout, source: Source, depth: int) -> None:
+    def __init__(self, features: Tensor, layout: Layout, source: ImageSource, depth: int) -> None:
         self._features = features
         self._layout = layout
         self._source = source
@@ -77,7 +77,7 @@ class FrozenStages:
             given = self._trainer.strategy.batch_to_device(self._trainer.precision_plugin.convert_input(images))
             return self._module.backbone.prefix(self._module.normalise(given), self.depth)
 
-    def compute_rows(self, source: Source, rows: Tensor, seed: int, view: int = 0) -> Tensor:
+    def compute_rows(self, source: ImageSource, rows: Tensor, seed: int, view: int = 0) -> Tensor:
         """Features of some images in one view."""
         ((images, _),) = source.read([Picks(rows, rows)], seed_view(seed, view))
         return self(images)

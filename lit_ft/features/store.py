@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from lit_ft.atomic import random_part
+from lit_ft.assets import random_part
 from lit_ft.console import log_progress
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.modules.arrays import free_memory

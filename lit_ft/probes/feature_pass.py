@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.console import log_progress
 from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_derived, load_or_derive
-from lit_ft.data.loading.protocols import Source
+from lit_ft.data.loading.protocols import ImageSource
 from lit_ft.data.loading.sampler import Picks, seed_view
 
 
@@ -38,7 +38,7 @@ class StageFeatures:
 def compute_stage_features(
     backbone: Backbone,
     normalise: nn.Module,
-    source: Source,
+    source: ImageSource,
     batch_size: int = 32,
     view: int = 0,
     seed: int = 0,
@@ -81,7 +81,7 @@ def compute_stage_features(
 def _compute(
     backbone: Backbone,
     normalise: nn.Module,
-    source: Source,
+    source: ImageSource,
     batch_size: int,
     generator: torch.Generator,
     names: Collection[str],

@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lit_ft.atomic import random_part
+from lit_ft.assets import random_part
 from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, iterate_causes

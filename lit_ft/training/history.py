@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.atomic import replace_atomically
+from lit_ft.assets import replace_atomically
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
-from lit_ft.training.progress import MeanLoss
+from lit_ft.training.progress import RunningLoss
 
 Row = dict[str, int | float | None]
 
@@ -36,7 +36,7 @@ class HistoryWriter(Callback):
 
     def __init__(self) -> None:
         self._run: Run | None = None
-        self._loss = MeanLoss()
+        self._loss = RunningLoss()
         self._rates: dict[str, float] = {}
         self._earlier: dict[str, Tensor] = {}
 
@@ -51,7 +51,7 @@ class HistoryWriter(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins a row."""
-        self._loss = MeanLoss()
+        self._loss = RunningLoss()
         self._rates = read_rates(trainer.optimizers)
         self._earlier = dict(trainer.callback_metrics)
 
@@ -99,7 +99,7 @@ class HistoryWriter(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the row of the run that is resumed."""
         self._rates = state_dict["rates"]
-        self._loss = MeanLoss(state_dict["total"], state_dict["num_steps"])
+        self._loss = RunningLoss(state_dict["total"], state_dict["num_steps"])
 
     def _write_evaluation(self, trainer: L.Trainer, split: str) -> None:
         if self._run is not None and trainer.is_global_zero:

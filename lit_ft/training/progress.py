@@ -18,8 +18,8 @@ REFRESH_SECONDS = 0.5
 
 
 @dataclass
-class MeanLoss:
-    """The mean of the training losses of an epoch, on the device where these are, so that no step waits for it."""
+class RunningLoss:
+    """The mean of the training losses so far in an epoch, on the device where these are, so that no step waits."""
 
     total: Any = 0.0
     num_steps: int = 0
@@ -42,11 +42,11 @@ class _MetricsDisplay(ProgressBar):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._loss = MeanLoss()
+        self._loss = RunningLoss()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self._loss = MeanLoss()
+        self._loss = RunningLoss()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -87,6 +87,7 @@ class GradualUnfreezing(Callback):
         self.norm = norm
         self.solved: SolvedHead | None = None
         self.state: UnfreezingState | None = None
+        self._fits = False
         # The names of the parameters whose gradients DDP reduces.
         self._reduced: frozenset[str] = frozenset()
 
@@ -108,7 +109,8 @@ class GradualUnfreezing(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the plan, and refuses one that cannot be carried out, before any training."""
-        if stage != "fit":
+        self._fits = stage == "fit"
+        if not self._fits:
             return
         before, self.state = self.state, UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
         if before is not None and trainer.current_epoch > 0:  # a second fit of the same trainer continues the first
@@ -157,7 +159,8 @@ class GradualUnfreezing(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes the phases of a checkpoint; raises `UserError` if that is of another plan."""
-        if self.state is not None:
+        # Lightning loads it also for a test after the fit, of a checkpoint that may be of an earlier phase.
+        if self.state is not None and self._fits:
             self.state.load_plain(state_dict, self.auto_threshold)
             self.solved = SolvedHead(**state_dict["solved"]) if "solved" in state_dict else None
             preconditions.refuse_another_plan(state_dict.get("plan"), self.state.plan)

@@ -654,6 +654,19 @@ def test_checkpoint_of_other_phases_is_refused(tmp_path):
         checkpointed(tmp_path / "other", 5, GradualUnfreezing("lp_ft"), ckpt_path=tmp_path / "end.ckpt")
 
 
+def test_evaluating_an_earlier_checkpoint_leaves_the_phases_of_the_fit(tmp_path):
+    unfreezing = GradualUnfreezing("auto", auto_threshold=1.0)
+    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    module, data = small_module(lr_scheduler=None), FewDigits()
+    trainer = small_trainer(3, unfreezing, every, limit_val_batches=1, limit_test_batches=1)
+    trainer.fit(module, datamodule=data)
+    state = unfreezing.state.to_plain()
+    assert state["starts"] == [0, 1]
+    assert len(state["plan"][1]["trainable"]) == 2  # the head and one stage, which no checkpoint before has chosen
+    trainer.test(module, datamodule=data, ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert unfreezing.state.to_plain() == state
+
+
 @pytest.mark.parametrize("step", [1, 2, 4, 5])
 def test_any_module_resumes_where_it_was(tmp_path, step):
     whole, module = checkpointed(tmp_path / "whole", 6, GradualUnfreezing(**PLATEAU), Plain())

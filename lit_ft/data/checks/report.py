@@ -69,7 +69,8 @@ def format_text(checked: Checked) -> str:
     for split, size in checked.sizes.items():
         counts = checked.counts.get(split, {})
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
-        spread = f", {low:,} to {high:,} in each of {len(counts)} classes" if counts else ""
+        number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        spread = f", {number} in each of {len(counts)} classes" if counts else ""
         rows.append((f"  {split}", f"{size:,}", f"images{spread}"))
     lines += format_table(rows, ("<8", ">8"), gap=" ").splitlines()
     for finding in checked.findings:

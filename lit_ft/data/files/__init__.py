@@ -1,1 +1,1 @@
-"""Files: folders of images, tables, IDX, and what is kept of them between runs."""
+"""Files: folders of images, IDX, and what is kept of them between runs."""

@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_ft.assets import cache_folder
-from lit_ft.atomic import name_unfinished
+from lit_ft.assets import cache_folder, name_unfinished
 
 Derived = tuple[dict[str, Tensor], dict[str, Any]]  # arrays by name, and plain facts about them
 

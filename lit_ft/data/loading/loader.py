@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_ft.backbones.backbone import StageOutput
-from lit_ft.data.loading.protocols import Readable, Source
+from lit_ft.data.loading.protocols import ImageSource, Readable
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.errors import UserError
 
@@ -28,7 +28,7 @@ class Loader:
 
     batch_sampler = None  # Lightning looks for it wherever there is a `sampler`
 
-    def __init__(self, source: Source, sampler: EpochSampler, position: Position | None = None) -> None:
+    def __init__(self, source: ImageSource, sampler: EpochSampler, position: Position | None = None) -> None:
         self.sampler = sampler
         self.source = source
         self.position = position or Position()

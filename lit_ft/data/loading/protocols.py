@@ -52,7 +52,7 @@ class Readable(Protocol):
         """
 
 
-class Source(Readable, Protocol):
+class ImageSource(Readable, Protocol):
     """Images that can be read by index."""
 
     @property

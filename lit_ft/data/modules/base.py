@@ -22,7 +22,7 @@ from lit_ft.compat import collect_constructor_arguments
 from lit_ft.data.files.idx import find_idx
 from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader, Position
-from lit_ft.data.loading.protocols import Augment, SetT, Source, Split
+from lit_ft.data.loading.protocols import Augment, ImageSource, SetT, Split
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots
 from lit_ft.errors import UserError, unknown
@@ -36,6 +36,8 @@ class DataFacts(ABC, Generic[SetT]):
 
     splits: dict[Split, SetT]
     task: TaskName = "multiclass"
+    test_advice: str = "hold some out"
+    """How to get test images, where there are none."""
     """The task that the targets are for."""
 
     @property
@@ -149,7 +151,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         """Finds or reads the images, and splits them. Called once."""
 
     @abstractmethod
-    def source(self, split: Split, augment: bool) -> Source:
+    def source(self, split: Split, augment: bool) -> ImageSource:
         """The images of a split; those of ``predict`` come with their index as target."""
 
     def sampler(self, source: Any, **options: Any) -> EpochSampler:
@@ -221,8 +223,8 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         if not {"train", split} & self.splits.keys():  # without a Trainer nobody called it
             self.setup()
         if split == "test" and self.tested != "test":
-            split, hint = self.tested, "the validation images are tested on; to hold some out: `data.test_fraction`"
-            rank_zero_warn(f"there are no test images, {hint}")
+            split = self.tested
+            rank_zero_warn(f"there are no test images, the validation images are tested on; {self.test_advice}")
         training, trainer = split == "train", self.trainer
         source = self.source(split, augment=training and self.augment != "none")
         sampler = self.sampler(
@@ -276,7 +278,7 @@ def _check_options(
 
 
 def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
-    """Raises `UserError` for a name that is not among the choices of the option ```data`.<key>``."""
+    """Raises `UserError` for a name that is not among the choices of the option ``data.<key>``."""
     if given not in choices:
         raise unknown(key, str(given), choices, key=f"`data.{key}`")
 

@@ -51,6 +51,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     columns = Columns()
     """The names of the columns of the table that `write_split` writes."""
 
+    test_advice = "to hold some out: `data.test_fraction`"
+
     def __init__(
         self,
         val_fraction: float = 0.2,

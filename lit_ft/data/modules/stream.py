@@ -101,6 +101,8 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         **common: The options of every data module; ``sampling`` is always ``shuffle``.
     """
 
+    test_advice = "to hold some out, convert the photos again with `data.test_fraction`"
+
     def __init__(
         self,
         root: str = "data",

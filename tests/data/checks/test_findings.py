@@ -343,8 +343,8 @@ def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
     code, out, err = lit_ft("check", *data)
     assert (code, err) == (0, [])
     assert out.splitlines()[1:] == [
-        "  train        36 images, 12 to 12 in each of 3 classes",
-        "  val          12 images, 4 to 4 in each of 3 classes",
+        "  train        36 images, 12 in each of 3 classes",
+        "  val          12 images, 4 in each of 3 classes",
         "",
         "Nothing was found.",
     ]
@@ -367,7 +367,10 @@ def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
     assert page.count("class='none'") == 2
 
 
-def test_command_refuses_in_a_line_what_it_cannot_check(refused):
+def test_command_refuses_in_a_line_what_it_cannot_check_or_write(refused, clean):
+    data = ("--data", "ImageFolderDataModule", "--data.root", clean)
+    Path("file").touch()
+    assert refused("check", *data, "--folder", "file") == "lit-ft: file: cannot be written (File exists)"
     assert refused("check", "--data", "ImageFolderDataModule", "--data.root", "nix").startswith("lit-ft: --data.root: ")
 
 

@@ -105,7 +105,9 @@ def test_test_images_are_converted_and_said_to_be_missing_where_they_are(photo_r
         warnings.simplefilter("error")
         assert_same(batches_of(data.test_dataloader()), batches_of(photos.test_dataloader()))
     assert data.predict_paths == [os.path.relpath(path, photo_root) for path in photos.predict_paths]
-    with pytest.warns(UserWarning, match="no test images, the validation images are tested on"):
+    with pytest.warns(
+        UserWarning, match="no test images, .*; to hold some out, convert the photos again with `data.test_fraction`"
+    ):
         assert colors(make(stream_root).test_dataloader()) == colors(make(stream_root).val_dataloader())
 
 

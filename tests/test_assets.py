@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from lit_ft.atomic import replace_atomically
+from lit_ft.assets import replace_atomically
 from lit_ft.errors import UserError
 
 
