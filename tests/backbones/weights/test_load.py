@@ -321,7 +321,7 @@ SMALLEST = {
 
 
 def spec_of(name):
-    size = {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 96}.get(name, 64)
+    size = {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 96, "vit_h_14": 70}.get(name, 64)
     return InputSpec(size=size, resize=size)
 
 
