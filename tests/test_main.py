@@ -66,3 +66,12 @@ def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_pa
     assert done.returncode == 0
     assert "lit-ft: warning: `ModelCheckpoint(monitor='val/acc')` could not find" in done.stderr
     assert "model_checkpoint.py" not in done.stderr
+
+
+def test_reader_that_wants_no_more_is_no_error():
+    started = subprocess.Popen(
+        [sys.executable, "-m", "lit_ft", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    started.stdout.close()  # before it prints, as `head` does after some lines
+    _, err = started.communicate()
+    assert (started.returncode, err) == (141, b"")

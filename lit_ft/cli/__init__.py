@@ -18,7 +18,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command and its options; ``None`` takes those of the process.
 
     Returns:
-        The exit code: 0; 1 if ``check`` found what hurts a training; 2 after a user error; 130 after an interrupt.
+        The exit code: 0; 1 if ``check`` found what hurts a training; 2 after a user error; 130 after an interrupt;
+        141 where nobody reads the output any more.
     """
     given = [*(sys.argv[1:] if args is None else args)]
     with restored_process():
@@ -38,6 +39,9 @@ def main(args: Sequence[str] | None = None) -> int:
             if stop.code:
                 raise
             return 0  # after a help, or a config that was printed
+        except BrokenPipeError:  # who reads the output, such as `head`, wants no more of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try once more at its end
+            return 141
         except KeyboardInterrupt as error:
             print(f"lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130

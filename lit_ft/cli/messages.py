@@ -66,7 +66,7 @@ class Complaint:
     @property
     def key(self) -> str:
         """The option, by its full name."""
-        parts = [part for part in re.findall(r"Parser key ['\"]([^'\"]+)['\"]", self.message) if part]
+        parts = [part for part in re.findall(r"(?:Parser key|Group) ['\"]([^'\"]+)['\"]", self.message) if part]
         # One that is a file of options, were it text, is named twice.
         return ".".join(part for part, last in zip(parts, ["", *parts], strict=False) if part != last)
 

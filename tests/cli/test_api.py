@@ -93,6 +93,8 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
         ({"modle.lr": 1}, "modle.lr: there is no such option; nearest: model.lr"),
         ({"optimizer": "SGD", "optimizer.momentum": -1}, "Invalid momentum value: -1.0"),
+        ({"trainer": {"max_epoch": 3}}, "trainer.max_epoch: there is no such option; nearest: trainer.max_epochs"),
+        ({"seed_everything": -1}, "seed_everything: must be between 0 and 2**32 - 1, got -1"),
         ({"trainer": [1]}, "trainer: [1] does not fit; give its options, as trainer.max_epochs 3"),
     ],
 )

@@ -116,6 +116,9 @@ class ConfigCLI(LightningCLI):
         if not isinstance(trainer, Namespace) or "enable_checkpointing" not in trainer:
             given = "a value in a config" if isinstance(trainer, Namespace) else trainer
             raise UserError(f"`trainer`: {given} does not fit; give its options, as `trainer.max_epochs` 3")
+        seed = self.config["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
+            raise UserError(f"`seed_everything`: must be between 0 and 2**32 - 1, got {seed}")
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config."""
