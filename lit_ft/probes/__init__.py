@@ -1,1 +1,1 @@
-"""What is solved on features: linear probes, and what their out-of-fold predictions show."""
+"""Probes: what the features of frozen backbones tell, without training; and `lit-ft probe`."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, for_command_line
-from lit_ft.probes.cross_validation import corrected_interval
-from lit_ft.probes.image_findings import Findings, find
+from lit_ft.probes.findings.image_findings import Findings, find
+from lit_ft.probes.heads.cross_validation import corrected_interval
+from lit_ft.probes.heads.solver import Loss
 from lit_ft.probes.images import FOLDS, ProbeImages
-from lit_ft.probes.solver import Loss
 from lit_ft.probes.survey import BackboneChoice, BackboneProbe, Survey, survey_backbone
 
 METRIC: dict[Loss, str] = {"softmax": "accuracy", "sigmoid": "label accuracy", "squared": "R2"}

@@ -25,8 +25,8 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import encode_thumbnail, thumbnail
 from lit_ft.errors import UserError
-from lit_ft.probes.cross_validation import make_folds, usable_folds
-from lit_ft.probes.solver import Targets
+from lit_ft.probes.heads.cross_validation import make_folds, usable_folds
+from lit_ft.probes.heads.solver import Targets
 from lit_ft.tasks.standardisation import Standardisation
 
 FOLDS = 5

@@ -13,7 +13,7 @@ from lit_ft.console import format_path, format_table
 from lit_ft.data.pages import render_page
 from lit_ft.errors import printable
 from lit_ft.probes.comparison import Lead, Probe
-from lit_ft.probes.image_findings import GAIN, CopyEffect, LabelsNeeded, Ranking
+from lit_ft.probes.findings.image_findings import GAIN, CopyEffect, LabelsNeeded, Ranking
 from lit_ft.probes.survey import EPOCH_PASSES, StageProbe
 
 _MAX_LINES = 5  # of a ranking, in the terminal

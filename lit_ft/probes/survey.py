@@ -17,12 +17,12 @@ from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.console import log_progress
 from lit_ft.errors import UserError
 from lit_ft.model.preprocessing import Normalise
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import CrossValidation, cross_validate
 from lit_ft.probes.feature_pass import StageFeatures, compute_stage_features
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import CrossValidation, cross_validate
+from lit_ft.probes.heads.linear_probe import refuse_not_finite
+from lit_ft.probes.heads.logme import logme
 from lit_ft.probes.images import ProbeImages
-from lit_ft.probes.linear_probe import refuse_not_finite
-from lit_ft.probes.logme import logme
 
 EPOCH_PASSES = 3
 """Passes that an epoch of fine-tuning is predicted to take for each image: one forward, two as long backward."""

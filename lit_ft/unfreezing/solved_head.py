@@ -15,8 +15,8 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.feature_pass import compute_stage_features
-from lit_ft.probes.linear_probe import LinearProbe, fit_linear_probe
-from lit_ft.probes.solver import Loss, Targets
+from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe
+from lit_ft.probes.heads.solver import Loss, Targets
 
 _LOSSES: dict[str, Loss] = {"multiclass": "softmax", "multilabel": "sigmoid", "regression": "squared"}
 

@@ -10,7 +10,7 @@ from probe_sets import NETWORK, read_photos, write_photos
 
 from lit_ft.errors import UserError
 from lit_ft.probes.comparison import probe_images
-from lit_ft.probes.cross_validation import corrected_interval
+from lit_ft.probes.heads.cross_validation import corrected_interval
 from lit_ft.probes.images import ProbeImages
 from lit_ft.probes.survey import BackboneChoice, survey_backbone
 

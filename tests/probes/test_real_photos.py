@@ -13,9 +13,9 @@ from PIL import Image
 from probe_sets import read_photos
 
 from lit_ft.data.files.idx import read_idx
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import cross_validate
-from lit_ft.probes.image_findings import measure_copies, rank_labels, rank_unlike
+from lit_ft.probes.findings.image_findings import measure_copies, rank_labels, rank_unlike
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.images import ProbeImages
 from lit_ft.probes.survey import BackboneChoice, Survey, survey_backbone
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lit_ft.probes.comparison import Lead, Probe
-from lit_ft.probes.image_findings import CopyEffect, Findings, LabelsNeeded, Ranking
+from lit_ft.probes.findings.image_findings import CopyEffect, Findings, LabelsNeeded, Ranking
 from lit_ft.probes.report import Report, best_earlier_stage, format_json, outlook_line, render_probe
 from lit_ft.probes.survey import BackboneProbe, StageProbe
 

@@ -12,14 +12,14 @@ from lit_ft.backbones.backbone import Backbone, StageCost
 from lit_ft.errors import UserError
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes import survey
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import cross_validate, make_folds
 from lit_ft.probes.feature_pass import StageFeatures
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.logme import logme
+from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages
-from lit_ft.probes.logme import logme
-from lit_ft.probes.solver import Targets
 from lit_ft.probes.survey import BackboneChoice, measure_stages, survey_backbone
-from tests.probes.test_solver import clusters
+from tests.probes.heads.test_solver import clusters
 
 CPU = torch.device("cpu")
 

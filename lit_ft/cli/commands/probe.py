@@ -16,8 +16,8 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import make_folder, write_report
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.probes.comparison import Probe, probe_images
+from lit_ft.probes.findings.label_table import write_label_table
 from lit_ft.probes.images import ProbeImages, read_images
-from lit_ft.probes.label_table import write_label_table
 from lit_ft.probes.report import Report, format_json, render_probe
 from lit_ft.probes.suggestion import format_suggestion
 from lit_ft.probes.survey import BUILT_BY, BackboneChoice

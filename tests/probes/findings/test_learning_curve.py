@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import cross_validate, make_folds
-from lit_ft.probes.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
-from lit_ft.probes.solver import Targets
-from tests.probes.test_solver import clusters
+from lit_ft.probes.findings.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.solver import Targets
+from tests.probes.heads.test_solver import clusters
 
 
 def curve_of(errors: list[float], sizes: list[int], noise: float = 0.0) -> LearningCurve:
@@ -41,7 +41,7 @@ def test_draws_that_are_solved_apart_score_the_same(monkeypatch: pytest.MonkeyPa
         make_folds(classes, 4, 2),
     )
     together = learning_curve(basis, targets, folds, (0.1, 1.0))
-    monkeypatch.setattr("lit_ft.probes.learning_curve._TOGETHER", 1)
+    monkeypatch.setattr("lit_ft.probes.findings.learning_curve._TOGETHER", 1)
     apart = learning_curve(basis, targets, folds, (0.1, 1.0))
     # Heads are solved to 3% of their size, so that an image near the border may fall to either side.
     torch.testing.assert_close(apart.accuracies, together.accuracies, atol=0.07, rtol=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_ft.probes.basis import Basis
+from lit_ft.probes.heads.basis import Basis
 
 Loss = Literal["softmax", "sigmoid", "squared"]
 

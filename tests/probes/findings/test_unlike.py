@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_ft.probes import unlike
-from lit_ft.probes.unlike import distances_to_neighbours
+from lit_ft.probes.findings import unlike
+from lit_ft.probes.findings.unlike import distances_to_neighbours
 
 
 def test_distance_is_to_the_kth_other_of_the_class() -> None:

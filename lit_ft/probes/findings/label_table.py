@@ -11,7 +11,7 @@ from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.tables import write_split_table
-from lit_ft.probes.image_findings import Ranking
+from lit_ft.probes.findings.image_findings import Ranking
 from lit_ft.probes.images import ProbeImages
 
 

@@ -11,10 +11,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lit_ft.probes import basis as basis_file
-from lit_ft.probes import solver
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.solver import Problems, Targets, solve
+from lit_ft.probes.heads import basis as basis_file
+from lit_ft.probes.heads import solver
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 
 def clusters(num: int, width: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

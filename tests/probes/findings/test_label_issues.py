@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import cross_validate, make_folds
-from lit_ft.probes.label_issues import find_label_issues
-from lit_ft.probes.solver import Targets
-from tests.probes.test_solver import clusters
+from lit_ft.probes.findings.label_issues import find_label_issues
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.solver import Targets
+from tests.probes.heads.test_solver import clusters
 
 
 def test_ranking_and_estimate_of_a_table() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_ft.probes.basis import Basis
+from lit_ft.probes.heads.basis import Basis
 
 
 @pytest.mark.parametrize("keep", [2 << 30, 0])

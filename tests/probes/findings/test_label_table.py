@@ -8,8 +8,8 @@ from pathlib import Path
 from probe_sets import read_photos, write_photos
 
 from lit_ft import ImageTableDataModule
-from lit_ft.probes.image_findings import Ranking
-from lit_ft.probes.label_table import write_label_table
+from lit_ft.probes.findings.image_findings import Ranking
+from lit_ft.probes.findings.label_table import write_label_table
 
 
 def test_table_is_read_after_an_edit_with_the_same_splits_and_groups(tmp_path: Path) -> None:

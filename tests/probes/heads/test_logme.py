@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lit_ft.probes.logme import logme
-from tests.probes.test_solver import clusters
+from lit_ft.probes.heads.logme import logme
+from tests.probes.heads.test_solver import clusters
 
 
 def evidence(features: np.ndarray, wanted: np.ndarray, alpha: float, beta: float) -> float:

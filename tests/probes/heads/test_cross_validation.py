@@ -11,8 +11,8 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import (
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import (
     CrossValidation,
     best_strength,
     corrected_interval,
@@ -21,8 +21,8 @@ from lit_ft.probes.cross_validation import (
     usable_folds,
     wilson_interval,
 )
-from lit_ft.probes.solver import Targets
-from tests.probes.test_solver import clusters
+from lit_ft.probes.heads.solver import Targets
+from tests.probes.heads.test_solver import clusters
 
 
 def test_folds_hold_each_image_once_and_classes_evenly() -> None:

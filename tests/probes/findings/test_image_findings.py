@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.checks.findings import Sample
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import CrossValidation, cross_validate, make_folds
-from lit_ft.probes.image_findings import measure_copies, measure_labels, rank_labels, rank_unlike
+from lit_ft.probes.findings.image_findings import measure_copies, measure_labels, rank_labels, rank_unlike
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import CrossValidation, cross_validate, make_folds
+from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages
-from lit_ft.probes.solver import Targets
-from tests.probes.test_solver import clusters
+from tests.probes.heads.test_solver import clusters
 
 NAMES = ["ant", "bee", "cat"]
 

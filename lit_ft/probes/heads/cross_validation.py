@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_ft.data.split import class_counts
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.solver import Problems, Targets, solve
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 _PATIENCE = 2
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lit_ft.console import log_progress
 from lit_ft.data.split import rows_by_class
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.solver import Problems, Targets, solve
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 _SIZES = (3, *(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power >= 5))
 

@@ -9,9 +9,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lit_ft.errors import UserError
-from lit_ft.probes.linear_probe import DEFAULT_STRENGTH, fit_linear_probe
-from lit_ft.probes.solver import Targets
-from tests.probes.test_solver import clusters
+from lit_ft.probes.heads.linear_probe import DEFAULT_STRENGTH, fit_linear_probe
+from lit_ft.probes.heads.solver import Targets
+from tests.probes.heads.test_solver import clusters
 
 
 def test_probabilities_are_those_of_scikit_learn_on_features_as_they_are() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_ft.errors import UserError
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import STRENGTHS, CrossValidation, cross_validate, make_folds
-from lit_ft.probes.solver import Problems, Targets, solve
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import STRENGTHS, CrossValidation, cross_validate, make_folds
+from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 DEFAULT_STRENGTH = STRENGTHS[3]
 """The penalty where there are too few images to choose one."""

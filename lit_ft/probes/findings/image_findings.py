@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_ft.probes.basis import Basis
-from lit_ft.probes.cross_validation import STRENGTHS, CrossValidation, cross_validate
+from lit_ft.probes.findings.label_issues import find_label_issues
+from lit_ft.probes.findings.learning_curve import extrapolate, learning_curve
+from lit_ft.probes.findings.unlike import distances_to_neighbours
+from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import STRENGTHS, CrossValidation, cross_validate
 from lit_ft.probes.images import ProbeImages
-from lit_ft.probes.label_issues import find_label_issues
-from lit_ft.probes.learning_curve import extrapolate, learning_curve
 from lit_ft.probes.survey import Survey
-from lit_ft.probes.unlike import distances_to_neighbours
 
 GAIN = 0.01
 """The rise in accuracy that further labels are counted for."""

@@ -1,0 +1,1 @@
+"""Linear heads on features, solved to their optimum, and their cross-validation."""
