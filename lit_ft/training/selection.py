@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_value, rank_zero_print
@@ -65,29 +66,50 @@ def select_best(trainer: Any, module: Any) -> None:
     solved = unfreezing.solved if unfreezing else None
     if solved is None or callback is None or run is None or trainer.fast_dev_run:
         return
-    probe = Candidate("linear probe", 0.0, solved.metrics)
-    candidates, tuned = [probe], None
-    if callback.best_model_path:
-        row = find_best_row(read_history(run.history), callback.monitor, callback.best_model_score) or {}
-        metrics = {name: value for name, value in row.items() if value is not None}
-        if {"val/loss", callback.monitor} <= metrics.keys():
-            tuned = _load(callback.best_model_path)
-            candidates += _blends(trainer, module, _load(run.checkpoint("probe")), tuned)
-            candidates.append(Candidate(f"epoch {row['epoch']}", 1.0, metrics))
+    # Read by the first process for all, as the others may be on machines without the folder of the run.
+    read = _read(run, callback) if trainer.is_global_zero else None
+    probe, tuned, row = trainer.strategy.broadcast(read)
+    if (
+        probe is None or callback.monitor not in solved.metrics
+    ):  # a folder that was moved in part, a metric of the user's
+        rank_zero_warn(
+            f"the linear probe is not compared: no {run.checkpoint('probe')}, or no {callback.monitor} of it"
+        )
+        return
+    candidates = [Candidate("linear probe", 0.0, solved.metrics)]
+    if tuned is not None:
+        candidates += _blends(trainer, module, probe["state_dict"], tuned["state_dict"])
+        candidates.append(Candidate(f"epoch {row['epoch']}", 1.0, row))
     chosen = choose(candidates, callback.monitor, callback.mode, trainer.datamodule.sizes()["val"])
-    if trainer.is_global_zero:
-        _write(trainer, run, callback, chosen, tuned)
-    trainer.strategy.barrier("selection")
+    callback.best_model_path = callback.best_model_path or str(run.checkpoint(callback.filename or "best"))
     callback.best_model_score = torch.tensor(chosen.metrics[callback.monitor])
+    if trainer.is_global_zero:
+        if chosen.share < 1:
+            state = blend(probe["state_dict"], tuned["state_dict"], chosen.share) if chosen.share else {}
+            content = {**tuned, "state_dict": state} if state else probe
+            trainer.strategy.checkpoint_io.save_checkpoint(content, callback.best_model_path)
+        metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
+        write_metrics(run, "val", metrics, callback.best_model_path)
+    trainer.strategy.barrier("selection")
     rank_zero_print(_format(candidates, chosen, callback.monitor))
 
 
-def _blends(trainer: Any, module: Any, probe: Mapping[str, Any], tuned: Mapping[str, Any]) -> Iterator[Candidate]:
+def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, float]]:
+    """The checkpoints of the probe and of the best epoch, and that epoch's metrics; None where there are none."""
+    if not run.checkpoint("probe").is_file():
+        return None, None, {}
+    row = find_best_row(read_history(run.history), callback.monitor, callback.best_model_score) or {}
+    metrics = {name: value for name, value in row.items() if value is not None}
+    has_best = callback.best_model_path and {"val/loss", callback.monitor} <= metrics.keys()
+    return _load(run.checkpoint("probe")), _load(callback.best_model_path) if has_best else None, metrics
+
+
+def _blends(trainer: Any, module: Any, probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[Candidate]:
     """Validates the blends, and then gives the module its weights back."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with _quiet(trainer):
         for share in BLENDS:
-            module.load_state_dict(blend(probe["state_dict"], tuned["state_dict"], share))
+            module.load_state_dict(blend(probe, tuned, share))
             (metrics,) = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
             yield Candidate(f"{share:.0%} fine-tuned, {1 - share:.0%} probe", share, metrics)
     module.load_state_dict(before)
@@ -119,19 +141,6 @@ def _quiet(trainer: Any) -> Iterator[None]:
 
 def _load(path: Any) -> dict[str, Any]:
     return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _write(trainer: Any, run: Run, callback: Any, chosen: Candidate, tuned: dict[str, Any] | None) -> None:
-    """Writes the chosen model as the best checkpoint, and its metrics."""
-    path = callback.best_model_path or str(run.checkpoint(callback.filename or "best"))
-    if chosen.share < 1 or tuned is None:
-        content = _load(run.checkpoint("probe"))
-        if tuned is not None and chosen.share > 0:
-            content = {**tuned, "state_dict": blend(content["state_dict"], tuned["state_dict"], chosen.share)}
-        trainer.strategy.checkpoint_io.save_checkpoint(content, path)
-        callback.best_model_path = path
-    metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
-    write_metrics(run, "val", {**metrics}, path)
 
 
 def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str) -> str:

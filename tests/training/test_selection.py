@@ -40,8 +40,8 @@ def test_metric_without_a_known_error_decides_alone():
     assert choose(candidates, "val/mse", "min", 100).name == "tuned"
 
 
-def finetuned(folder, lr, strategy="lp_ft", max_epochs=2):
-    """A run, its trainer, and the weights that the fit ended with."""
+def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None):
+    """A run, its trainer, and what keeps its best; ``before`` is done before the selection."""
     module = small_module(lr=lr, lr_scheduler=None)
     data = FewDigits(shots=8, batch_size=16)
     checkpoint = ModelCheckpoint(folder / "checkpoints", "best", "val/acc", mode="max", enable_version_counter=False)
@@ -54,6 +54,7 @@ def finetuned(folder, lr, strategy="lp_ft", max_epochs=2):
     trainer.run = Run(folder)
     trainer.fit(module, datamodule=data)
     ended = {name: value.clone() for name, value in module.state_dict().items()}
+    before(trainer.run)
     select_best(trainer, module)
     assert all(value.equal(ended[name]) for name, value in module.state_dict().items())
     return trainer, checkpoint
@@ -91,6 +92,12 @@ def test_probe_alone_is_the_best_checkpoint_of_a_run_without_epochs(tmp_path):
     best, probe = state(trainer.run.checkpoint("best")), state(trainer.run.checkpoint("probe"))
     assert checkpoint.best_model_path == str(trainer.run.checkpoint("best"))
     assert all(value.equal(probe[name]) for name, value in best.items())
+
+
+def test_run_without_its_probe_keeps_its_best_epoch(tmp_path):
+    with pytest.warns(UserWarning, match="the linear probe is not compared: no .*probe.ckpt"):
+        trainer, checkpoint = finetuned(tmp_path / "run", lr=3.0, before=lambda run: run.checkpoint("probe").unlink())
+    assert checkpoint.best_model_path == str(trainer.run.checkpoint("best"))
 
 
 def test_run_whose_head_was_trained_is_left_alone():

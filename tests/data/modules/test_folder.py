@@ -283,7 +283,9 @@ def test_what_tools_leave_behind_is_no_class_and_no_image(photo_root, recwarn, n
 def test_what_is_passed_over_is_counted_in_one_line_for_training_and_for_prediction(split_root):
     for place, name in (("train/ant", "a.txt"), ("train/bee", "b.TXT"), ("val/cat", "c.psd"), ("test", "noise")):
         (split_root / place / name).write_bytes(b"8BPS")
-    told = rf"^`data.root`: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 without a suffix, 1 .psd"
+    told = (
+        rf"^`data.root`: 4 file\(s\) below {split_root} are no images, and not used: 2 .txt, 1 without a suffix, 1 .psd"
+    )
     with pytest.warns(UserWarning, match=told) as warned:
         make(split_root)
     assert len(warned) == 1
