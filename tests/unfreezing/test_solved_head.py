@@ -130,10 +130,10 @@ def test_resumed_run_keeps_what_was_solved(data, tmp_path, monkeypatch):
     saved = ModelCheckpoint(tmp_path, save_last=True)
     unfreezing = GradualUnfreezing("lp_ft", head_fit="solved")
     L.seed_everything(1)
-    small_trainer(1, unfreezing, saved).fit(small_module(), datamodule=data)
+    small_trainer(1, unfreezing, saved, default_root_dir=tmp_path).fit(small_module(), datamodule=data)
     monkeypatch.setattr(solved_head, "compute_stage_features", None)
     again = GradualUnfreezing("lp_ft", head_fit="solved")
-    trainer = small_trainer(2, again, ModelCheckpoint(tmp_path, save_last=True))
+    trainer = small_trainer(2, again, ModelCheckpoint(tmp_path, save_last=True), default_root_dir=tmp_path)
     trainer.fit(small_module(), datamodule=data, ckpt_path=saved.last_model_path)
     assert again.solved == unfreezing.solved
     assert trainer.current_epoch == 2
