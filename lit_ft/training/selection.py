@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_value, rank_zero_print
+from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.history import find_best_row, read_history, write_metrics
 from lit_ft.unfreezing.view import find_unfreezing
@@ -69,12 +70,11 @@ def select_best(trainer: Any, module: Any) -> None:
     # Read by the first process for all, as the others may be on machines without the folder of the run.
     read = _read(run, callback) if trainer.is_global_zero else None
     probe, tuned, row = trainer.strategy.broadcast(read)
-    if (
-        probe is None or callback.monitor not in solved.metrics
-    ):  # a folder that was moved in part, a metric of the user's
-        rank_zero_warn(
-            f"the linear probe is not compared: no {run.checkpoint('probe')}, or no {callback.monitor} of it"
-        )
+    missing = f"no {run.checkpoint('probe')}" if probe is None else ""  # the folder was moved in part
+    if callback.monitor not in solved.metrics:  # a metric of the user's own
+        missing = f"its {callback.monitor} is not known"
+    if missing:
+        rank_zero_warn(f"the linear probe is not compared: {missing}")
         return
     candidates = [Candidate("linear probe", 0.0, solved.metrics)]
     if tuned is not None:
@@ -100,8 +100,9 @@ def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any
         return None, None, {}
     row = find_best_row(read_history(run.history), callback.monitor, callback.best_model_score) or {}
     metrics = {name: value for name, value in row.items() if value is not None}
-    has_best = callback.best_model_path and {"val/loss", callback.monitor} <= metrics.keys()
-    return _load(run.checkpoint("probe")), _load(callback.best_model_path) if has_best else None, metrics
+    best = callback.best_model_path
+    has_best = best and {"val/loss", callback.monitor} <= metrics.keys()
+    return read_checkpoint(run.checkpoint("probe")), read_checkpoint(best) if has_best else None, metrics
 
 
 def _blends(trainer: Any, module: Any, probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[Candidate]:
@@ -137,10 +138,6 @@ def _quiet(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.callbacks, trainer.loggers = before, loggers
-
-
-def _load(path: Any) -> dict[str, Any]:
-    return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str) -> str:
