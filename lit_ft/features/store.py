@@ -14,6 +14,7 @@ import torch
 from lit_ft.assets import random_part
 from lit_ft.console import log_progress
 from lit_ft.data.loading.loader import Loader
+from lit_ft.data.loading.sampler import share
 from lit_ft.data.modules.arrays import free_memory
 from lit_ft.features.layout import Layout
 from lit_ft.features.source import FeatureSource, FrozenStages
@@ -43,9 +44,8 @@ class FeatureFile:
         self._path = folder / f"phase{phase}-{split}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.bin"
         self._others = f"phase*-{split}-*"
         # The images that this process computes, and the blocks that it sums up, of those of its machine.
-        rank, num = trainer.local_rank, trainer.num_devices
-        shares = [range(n * rank // num, n * (rank + 1) // num) for n in (layout.images, layout.blocks)]
-        self._rows, self._blocks = shares
+        place = trainer.local_rank, trainer.num_devices
+        self._rows, self._blocks = share(layout.images, *place), share(layout.blocks, *place)
 
     def read(self) -> FeatureSource | str:
         """The cached features, or the reason why there are none.

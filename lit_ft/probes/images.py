@@ -26,7 +26,7 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import encode_thumbnail, thumbnail
 from lit_ft.errors import UserError
 from lit_ft.probes.heads.cross_validation import make_folds, usable_folds
-from lit_ft.probes.heads.solver import Targets
+from lit_ft.probes.heads.solver import LOSSES, Targets
 from lit_ft.tasks.standardisation import Standardisation
 
 FOLDS = 5
@@ -97,8 +97,8 @@ class ProbeImages:
         """
         try:
             if self.groups is None:
-                return usable_folds(self._strata[self.firsts], FOLDS)
-            return usable_folds(self._strata, FOLDS, join_copies(self.groups, self.copies))
+                return usable_folds(self.targets.values[self.firsts], FOLDS)
+            return usable_folds(self.targets.values, FOLDS, join_copies(self.groups, self.copies))
         except ValueError as error:
             raise UserError(f"`data`: {error}, without copies, in train and val; add images") from error
 
@@ -106,8 +106,8 @@ class ProbeImages:
         """The fold of each image, once for each repetition ``(R, N)``; copies and groups are each in one fold."""
         num_folds = self.num_folds()
         if self.groups is not None:
-            return make_folds(self._strata, num_folds, self.repeats, seed, join_copies(self.groups, self.copies))
-        folds = make_folds(self._strata[self.firsts], num_folds, self.repeats, seed)
+            return make_folds(self.targets.values, num_folds, self.repeats, seed, join_copies(self.groups, self.copies))
+        folds = make_folds(self.targets.values[self.firsts], num_folds, self.repeats, seed)
         return folds[:, torch.searchsorted(self.firsts, self.copies)]
 
     def classes_in_few_groups(self, num_folds: int) -> list[str]:
@@ -117,11 +117,6 @@ class ProbeImages:
         pairs = torch.stack([self.targets.values, join_copies(self.groups, self.copies)], dim=1).tolist()
         counts = Counter(label for label, _ in {(label, group) for label, group in pairs})
         return [name for label, name in enumerate(self.data.class_names) if 0 < counts[label] < num_folds]
-
-    @property
-    def _strata(self) -> Tensor:
-        """Classes ``(N,)``, or what is split regardless of it."""
-        return self.targets.values if self.targets.loss == "softmax" else self.targets.values.double()
 
 
 def read_images(data: Any) -> ProbeImages:
@@ -146,11 +141,9 @@ def read_images(data: Any) -> ProbeImages:
 
 
 def _read_targets(data: ImageDataModule[Any], targets: Tensor) -> Targets:
-    if data.task == "multiclass":
-        return Targets("softmax", targets, data.num_classes)
-    if data.task == "multilabel":
-        return Targets("sigmoid", targets, data.num_classes)
-    return Targets("squared", Standardisation.of(targets).standardise(targets), targets.shape[1])
+    if data.task == "regression":
+        targets = Standardisation.of(targets).standardise(targets)
+    return Targets(LOSSES[data.task], targets, data.num_classes)
 
 
 def _first_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> Tensor:

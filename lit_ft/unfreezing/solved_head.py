@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_ft.data.loading.protocols import Split
+from lit_ft.data.loading.sampler import share
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.feature_pass import compute_stage_features
-from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe
-from lit_ft.probes.heads.solver import Loss, Targets
-
-_LOSSES: dict[str, Loss] = {"multiclass": "softmax", "multilabel": "sigmoid", "regression": "squared"}
+from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_not_finite
+from lit_ft.probes.heads.solver import LOSSES, Targets
 
 
 @dataclass
@@ -74,6 +73,7 @@ def solve_head(trainer: L.Trainer, module: FineTuneModule) -> SolvedHead:
     module.eval()
     (features, seconds), (held_out, _) = (_share_features(trainer, module, split) for split in ("train", "val"))
     module.train(was_training)
+    refuse_not_finite(features)  # in all processes, as the others would wait for the first
     data = cast(Any, trainer).datamodule
     found: Any = _solve(module, data, features) if trainer.is_global_zero else None
     solved, weight, bias = trainer.strategy.broadcast(found)
@@ -82,20 +82,16 @@ def solve_head(trainer: L.Trainer, module: FineTuneModule) -> SolvedHead:
         last.weight.copy_(weight)
         last.bias.copy_(bias)
     logits = held_out.double() @ weight.T + bias
-    metrics = _evaluate(module, logits, data.splits["val"].targets, _share(trainer, len(logits)))
+    own = share(len(logits), trainer.global_rank, trainer.world_size)
+    metrics = _evaluate(module, logits, data.splits["val"].targets, slice(own.start, own.stop))
     return replace(cast(SolvedHead, solved), feature_seconds=seconds, metrics=metrics)
-
-
-def _share(trainer: L.Trainer, num: int) -> slice:
-    """The images of this process."""
-    return slice(*(num * rank // trainer.world_size for rank in (trainer.global_rank, trainer.global_rank + 1)))
 
 
 def _share_features(trainer: L.Trainer, module: FineTuneModule, split: Split) -> tuple[Tensor, float]:
     """The features of a split ``(N, D)``, and the seconds that they took."""
     data = cast(Any, trainer).datamodule
     source = data.source(split, augment=False)
-    rows = range(len(source))[_share(trainer, len(source))]
+    rows = share(len(source), trainer.global_rank, trainer.world_size)
     found = compute_stage_features(
         module.backbone, module.normalise, source, data.batch_size, only_last=True, rows=rows
     )
@@ -117,7 +113,7 @@ def _solve(module: FineTuneModule, data: Any, features: Tensor) -> tuple[SolvedH
 
 def _weigh(module: FineTuneModule, data: Any, given: Tensor) -> tuple[Targets, Tensor | None]:
     """The targets, and what each image counts, as in the training loss."""
-    num, loss = module.task.num_outputs, _LOSSES[module.task.name]
+    num, loss = module.task.num_outputs, LOSSES[module.task.name]
     weight = None if module.objective.class_weight is None else module.objective.class_weight.cpu()
     if loss == "squared":
         standardised = module.task.standardisation.standardise(given) if module.task.standardisation else given

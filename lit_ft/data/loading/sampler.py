@@ -27,6 +27,15 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
+def share(num: int, rank: int, world_size: int) -> range:
+    """Which of some things, in one piece, are those of a process.
+
+    >>> [share(10, rank, 3) for rank in range(3)]
+    [range(0, 3), range(3, 6), range(6, 10)]
+    """
+    return range(num * rank // world_size, num * (rank + 1) // world_size)
+
+
 def seed_view(seed: int, view: int) -> torch.Generator:
     """The random generator of the augmentation of a view."""
     # A stream of its own, apart from those for the order and for the epochs' augmentation.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_ft.console import log_progress
 from lit_ft.data.split import rows_by_class
 from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import held_out
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 _SIZES = (3, *(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power >= 5))
@@ -51,8 +52,7 @@ def learning_curve(
         strengths: L2 penalties that are compared.
         seed: Seed of the draws; in each, fewer images are a subset of more.
     """
-    num_folds = int(folds.max()) + 1
-    held = (folds.unsqueeze(1) == torch.arange(num_folds).view(1, -1, 1)).flatten(0, 1)  # (draws, N)
+    held = held_out(folds)  # (draws, N)
     order = _draw_order(targets.values, ~held, seed)
     largest = int(order.where(~held, -1).max()) + 1
     sizes = [*(size for size in _SIZES if size <= 0.8 * largest), largest]
@@ -96,8 +96,7 @@ def _solve(basis: Basis, targets: Targets, trains: Tensor, strengths: Sequence[f
     rows = trains.any(dim=0).nonzero().squeeze(1)  # the others would only be multiplied by zero
     l2 = torch.tensor(strengths, dtype=torch.float64).repeat(len(trains))
     sample = torch.arange(len(trains)).repeat_interleave(len(strengths))
-    some = replace(targets, values=targets.values[rows])
-    problems = Problems(basis.part(rows), some, trains[:, rows].double(), sample, l2)
+    problems = Problems(basis.part(rows), targets.part(rows), trains[:, rows].double(), sample, l2)
     losses, right = (torch.zeros(len(l2), len(basis)) for _ in range(2))
     for indices, heads in solve(problems, tolerance=3e-2):
         for start in range(0, len(basis), 4096):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -53,11 +54,12 @@ class Basis:
             return self._rotate(self.features[rows if isinstance(rows, slice) else rows.to(self.features.device)])
         return self._kept[rows if isinstance(rows, slice) else rows.to(self.device)]
 
-    def part(self, rows: Tensor) -> Basis:
-        """The same coordinates of some of the images alone."""
-        some = object.__new__(Basis)
-        kept = None if self._kept is None else self[rows]
-        some.__dict__.update(self.__dict__, features=self.features[rows.to(self.features.device)], _kept=kept)
+    def part(self, rows: Tensor, dtype: torch.dtype | None = None) -> Basis:
+        """The same coordinates of some of the images alone, in another type if that is given."""
+        some = copy(self)
+        some.features, some.dtype = self.features[rows.to(self.features.device)], dtype or self.dtype
+        some.rotation, some.curvature = self.rotation.to(some.dtype), self.curvature.to(some.dtype)
+        some._kept = None if self._kept is None else self[rows].to(some.dtype)
         return some
 
     def heads(self, solved: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,16 @@ def usable_folds(targets: Tensor, num_folds: int, groups: Tensor | None = None) 
     return most
 
 
+def held_out(folds: Tensor) -> Tensor:
+    """Whether each image is held out in each fold of each repetition: ``(R, N)`` -> ``(R F, N)``.
+
+    >>> held_out(torch.tensor([[0, 1, 1]])).tolist()
+    [[True, False, False], [False, True, True]]
+    """
+    numbers = torch.arange(int(folds.max()) + 1).view(1, -1, 1)
+    return (folds.unsqueeze(1) == numbers).flatten(0, 1)
+
+
 def _foldable(targets: Tensor, groups: Tensor | None) -> Tensor:
     """The images that can be held out: of a class that has others, or of any group."""
     if targets.ndim > 1 or groups is not None:
@@ -195,9 +205,8 @@ def cross_validate(
         weights: What each image counts ``(N,)``, in training and in the losses; by default 1.
         strengths: L2 penalties, ascending.
     """
-    num_folds = int(folds.max()) + 1
     weights = torch.ones(len(basis), dtype=torch.float64) if weights is None else weights.double().cpu()
-    held = (folds.unsqueeze(1) == torch.arange(num_folds).view(1, -1, 1)).flatten(0, 1)  # (R F, N)
+    held = held_out(folds)
     l2 = torch.tensor(strengths, dtype=torch.float64)
     losses = torch.full((len(held), len(l2)), math.inf, dtype=torch.float64)
     best, logits, heads = len(l2), torch.empty(0), None
@@ -209,7 +218,7 @@ def cross_validate(
             best, logits = index, these
         elif index <= best - _PATIENCE:
             break
-    return CrossValidation(folds, l2, losses.view(len(folds), num_folds, -1), logits, targets)
+    return CrossValidation(folds, l2, losses.view(len(folds), -1, len(l2)), logits, targets)
 
 
 def _predict_held_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,9 @@ from torch.nn import functional as F
 from lit_ft.probes.heads.basis import Basis
 
 Loss = Literal["softmax", "sigmoid", "squared"]
+
+LOSSES: dict[str, Loss] = {"multiclass": "softmax", "multilabel": "sigmoid", "regression": "squared"}
+"""The loss of each task."""
 
 CURVATURE: dict[Loss, float] = {"softmax": 0.5, "sigmoid": 0.25, "squared": 1.0}
 """Upper bound of the second derivative of each loss (Böhning 1992, Multinomial logistic regression algorithm)."""
@@ -100,8 +104,8 @@ class Problems:
 
     def select(self, which: Tensor) -> Problems:
         """Some of the problems."""
-        some = object.__new__(Problems)
-        some.__dict__.update(self.__dict__, sample=self.sample[which], l2=self.l2[which])
+        some = copy(self)
+        some.sample, some.l2 = self.sample[which], self.l2[which]
         return some
 
     def value_and_gradient(self, heads: Tensor) -> tuple[Tensor, Tensor]:
