@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +84,7 @@ def _compute(
     source: ImageSource,
     batch_size: int,
     generator: torch.Generator,
-    names: Collection[str],
+    names: list[str],
     rows: range,
 ) -> Derived:
     features: dict[str, Tensor] = {}
@@ -95,9 +95,10 @@ def _compute(
         read = source.read([Picks(part, part) for part in parts], generator)
         for part, (images, _) in zip(parts, read, strict=True):
             with torch.inference_mode():
-                pooled = pool_stages(backbone, normalise(images.to(device)))
-            for name in names:
-                values = pooled[name]
+                given = normalise(images.to(device))
+                # Of the last stage alone without the outputs of the others, which would all stay in memory.
+                pooled = {names[0]: backbone(given)} if len(names) == 1 else pool_stages(backbone, given)
+            for name, values in pooled.items():
                 if name not in features:
                     features[name] = torch.empty(len(rows), values.shape[1])
                 features[name][part - rows.start] = values.float().cpu()
