@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from lit_ft import ImageFolderDataModule
 from lit_ft.probes.images import ProbeImages, read_images
@@ -43,3 +45,12 @@ def write_photos(root: Path, numbers: Mapping[str, int]) -> Path:
 def read_photos(root: Path, **options: object) -> ProbeImages:
     """The photos of such a folder."""
     return read_images(ImageFolderDataModule(root=str(root), **options))
+
+
+def clusters(num: int, width: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Classes that overlap, in features of various means and scales."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.arange(num) % num_classes
+    centres = torch.randn(num_classes, width, generator=generator)
+    features = centres[classes] / width**0.25 + torch.randn(num, width, generator=generator)
+    return features * torch.logspace(-2, 2, width) + torch.linspace(-5, 50, width), classes

@@ -258,3 +258,22 @@ def test_what_is_selected_is_what_trains(stages, frozen_norm):
     selected = network.trainable_parameters(["head"], frozen_norm)
     assert {id(p) for p in network.parameters() if p.requires_grad} == {id(p) for p in selected}
     assert len(selected) == {"eval": 1, "stats": 1, "train": 5}[frozen_norm]
+
+
+@pytest.mark.parametrize("norm", ["train", "eval"])
+def test_batch_norm_of_a_new_head_follows_the_batches(norm):
+    parts = {"body": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "head": nn.BatchNorm1d(4)}
+
+    class Network(Staged, nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict(parts)
+
+        def stage_modules(self):
+            return {name: [part] for name, part in self.parts.items()}
+
+    network = Network()
+    network.set_trainable(["body", "head"], norm=norm)
+    network.train()
+    assert [layer.training for layer in norm_layers([network])] == [norm == "train", True]
+    assert all(parameter.requires_grad for parameter in network.parameters())

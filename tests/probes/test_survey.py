@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from probe_sets import NETWORK, read_photos, write_photos
+from probe_sets import NETWORK, clusters, read_photos, write_photos
 
 from lit_ft.backbones.backbone import Backbone, StageCost
 from lit_ft.errors import UserError
@@ -19,7 +19,6 @@ from lit_ft.probes.heads.logme import logme
 from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages
 from lit_ft.probes.survey import BackboneChoice, measure_stages, survey_backbone
-from tests.probes.heads.test_solver import clusters
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from probe_sets import clusters
 from torch import Tensor
 
 from lit_ft.data.checks.findings import Sample
@@ -14,7 +15,6 @@ from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import CrossValidation, cross_validate, make_folds
 from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages
-from tests.probes.heads.test_solver import clusters
 
 NAMES = ["ant", "bee", "cat"]
 

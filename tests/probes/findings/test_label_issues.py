@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from probe_sets import clusters
 
 from lit_ft.probes.findings.label_issues import find_label_issues
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
 from lit_ft.probes.heads.solver import Targets
-from tests.probes.heads.test_solver import clusters
 
 
 def test_ranking_and_estimate_of_a_table() -> None:

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from probe_sets import clusters
 
 from lit_ft.probes.findings.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
 from lit_ft.probes.heads.solver import Targets
-from tests.probes.heads.test_solver import clusters
 
 
 def curve_of(errors: list[float], sizes: list[int], noise: float = 0.0) -> LearningCurve:

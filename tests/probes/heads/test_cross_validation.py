@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from probe_sets import clusters
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -22,7 +23,6 @@ from lit_ft.probes.heads.cross_validation import (
     wilson_interval,
 )
 from lit_ft.probes.heads.solver import Targets
-from tests.probes.heads.test_solver import clusters
 
 
 def test_folds_hold_each_image_once_and_classes_evenly() -> None:
@@ -93,7 +93,7 @@ def test_losses_and_choice_are_those_of_scikit_learn() -> None:
         for fold, index in itertools.product(range(5), range(3)):
             peer = LogisticRegression(C=1 / (strengths[index] * 120), tol=1e-8, max_iter=10_000)
             peer.fit(standardised[folds != fold], classes[folds != fold].numpy())
-            expected = log_loss(classes[folds == fold], peer.predict_proba(standardised[folds == fold]))
+            expected = log_loss(classes[folds == fold].numpy(), peer.predict_proba(standardised[folds == fold]))
             # To choose a strength, weights are solved to a hundredth of their size.
             assert ours.losses[repeat, fold, index] == pytest.approx(expected, rel=1e-2)
     assert ours.best == ours.losses.mean(dim=(0, 1)).argmin() == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from probe_sets import clusters
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -11,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 from lit_ft.errors import UserError
 from lit_ft.probes.heads.linear_probe import DEFAULT_STRENGTH, fit_linear_probe
 from lit_ft.probes.heads.solver import Targets
-from tests.probes.heads.test_solver import clusters
 
 
 def test_probabilities_are_those_of_scikit_learn_on_features_as_they_are() -> None:

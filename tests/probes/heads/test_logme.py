@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from probe_sets import clusters
 from scipy.optimize import minimize
 
 from lit_ft.probes.heads.logme import logme
-from tests.probes.heads.test_solver import clusters
 
 
 def evidence(features: np.ndarray, wanted: np.ndarray, alpha: float, beta: float) -> float:

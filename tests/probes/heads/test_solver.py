@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from probe_sets import clusters
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -15,15 +16,6 @@ from lit_ft.probes.heads import basis as basis_file
 from lit_ft.probes.heads import solver
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.solver import Problems, Targets, solve
-
-
-def clusters(num: int, width: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Classes that overlap, in features of various means and scales."""
-    generator = torch.Generator().manual_seed(seed)
-    classes = torch.arange(num) % num_classes
-    centres = torch.randn(num_classes, width, generator=generator)
-    features = centres[classes] / width**0.25 + torch.randn(num, width, generator=generator)
-    return features * torch.logspace(-2, 2, width) + torch.linspace(-5, 50, width), classes
 
 
 def solved(basis: Basis, targets: Targets, l2: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
