@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -45,6 +46,13 @@ def write_photos(root: Path, numbers: Mapping[str, int]) -> Path:
 def read_photos(root: Path, **options: object) -> ProbeImages:
     """The photos of such a folder."""
     return read_images(ImageFolderDataModule(root=str(root), **options))
+
+
+def scale(features: Tensor, like: Tensor | None = None) -> NDArray[np.float64]:
+    """Features centred and Pareto-scaled, as `Basis` has them, or like others."""
+    like = (features if like is None else like).double()
+    deviation = like.std(dim=0, correction=0)
+    return ((features.double() - like.mean(dim=0)) / (deviation * deviation.mean()).sqrt()).numpy()
 
 
 def clusters(num: int, width: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

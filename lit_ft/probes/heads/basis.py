@@ -1,4 +1,4 @@
-"""Standardised and rotated features, on which heads are quickly solved."""
+"""Scaled and rotated features, on which heads are quickly solved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _BLOCK = 64 << 20
 
 
 class Basis:
-    """Standardised features ``(N, D)`` in the coordinates of their principal components, and a column of ones.
+    """Scaled features ``(N, D)`` in the coordinates of their principal components, and a column of ones.
+
+    Features are centred and divided by the square root of their standard deviation (Pareto scaling, van den Berg et al.
+    2006, Centering, scaling, and transformations). Divided by the deviation itself, all channels of a backbone would
+    count alike, also those that are all but silent on the training images, and by one of them alone a new image could
+    then be predicted.
 
     The heads of all problems share it. A rotation changes neither predictions nor the L2 penalty, but in these
     coordinates the Hessian of a head is nearly diagonal, and with fewer images than features there are only N of them.
@@ -73,17 +78,23 @@ class Basis:
             yield self.features[start : start + size * step : step]
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation ``(D,)`` of the features, float64; the deviation of a constant is 1."""
+        """Mean and scale ``(D,)`` of the features, float64; the scale of a constant is 1.
+
+        The scales have the unit of the features, and make their mean variance 1, as standard deviations do.
+        """
         mean = torch.stack([self._double(block).sum(dim=0) for block in self._blocks()]).sum(dim=0) / len(self)
         squares = torch.stack([(self._double(block) - mean).square().sum(dim=0) for block in self._blocks()]).sum(dim=0)
-        scale = (squares / len(self)).sqrt()
-        return mean, scale.masked_fill(scale <= 1e-7 * mean.abs(), 1.0).masked_fill(scale == 0, 1.0)
+        deviation = (squares / len(self)).sqrt()
+        is_constant = deviation <= 1e-7 * mean.abs()  # but for rounding
+        varies = deviation[~is_constant]
+        scale = (deviation * varies.mean()).sqrt() if len(varies) else deviation
+        return mean, scale.masked_fill(is_constant, 1.0)
 
     def _principal_components(self) -> tuple[Tensor, Tensor]:
         """The components ``(D, r)`` and the variance ``(r,)`` of the features along each, float64."""
         num, width = self.features.shape
         if num <= width:
-            rows = torch.cat([self._standardise(block) for block in self._blocks()])
+            rows = torch.cat([self._scale(block) for block in self._blocks()])
             squared, vectors = torch.linalg.eigh(rows @ rows.T)
             is_kept = squared > 1e-9 * squared[-1]
             squared, vectors = squared[is_kept], vectors[:, is_kept]
@@ -92,7 +103,7 @@ class Basis:
         step = max(1, num // (20 * width))
         gram, count = torch.zeros(width, width, dtype=torch.float64, device=self.device), 0
         for block in self._blocks(step):
-            rows = self._standardise(block)
+            rows = self._scale(block)
             gram, count = gram.addmm_(rows.T, rows), count + len(rows)
         squared, vectors = torch.linalg.eigh(gram)
         return vectors, squared.clamp(min=0) / count
@@ -100,8 +111,8 @@ class Basis:
     def _double(self, block: Tensor) -> Tensor:
         return block.to(self.device, torch.float64)
 
-    def _standardise(self, block: Tensor) -> Tensor:
+    def _scale(self, block: Tensor) -> Tensor:
         return (self._double(block) - self.mean) / self.scale
 
     def _rotate(self, block: Tensor) -> Tensor:
-        return F.pad(self._standardise(block).to(self.dtype) @ self.rotation, (0, 1), value=1.0)
+        return F.pad(self._scale(block).to(self.dtype) @ self.rotation, (0, 1), value=1.0)

@@ -19,7 +19,7 @@ from lit_ft.probes.heads.solver import Problems, Targets, solve
 _PATIENCE = 2
 
 STRENGTHS = tuple(10 ** (x / 8) for x in range(-24, 17, 5))
-"""L2 penalties that are compared, from 0.001 to 100; with standardised features the best lies well inside."""
+"""L2 penalties that are compared, from 0.001 to 100; with scaled features the best lies well inside."""
 
 
 def make_folds(

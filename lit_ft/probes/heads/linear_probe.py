@@ -23,7 +23,7 @@ class LinearProbe:
     Args:
         weight: ``(K, D)``, float64.
         bias: ``(K,)``, float64.
-        l2: Strength of the penalty on the weights for standardised features.
+        l2: Strength of the penalty on the weights for scaled features; see `Basis`.
         validated: Out-of-fold results, or ``None`` where there are too few images.
     """
 
@@ -48,8 +48,8 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Chooses the penalty by cross-validation, and solves the head on all images.
 
-    The features are standardised by all images. The bias has no penalty, so that the mean prediction is the share of
-    each class. Few images are split into folds up to four times, 4,000 or more once.
+    The features are scaled by all images; see `Basis`. The bias has no penalty, so that the mean prediction is the
+    share of each class. Few images are split into folds up to four times, 4,000 or more once.
 
     Args:
         features: ``(N, D)``.

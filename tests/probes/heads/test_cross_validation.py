@@ -6,10 +6,9 @@ import itertools
 
 import pytest
 import torch
-from probe_sets import clusters
+from probe_sets import clusters, scale
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lit_ft.probes.heads.basis import Basis
@@ -88,12 +87,12 @@ def test_losses_and_choice_are_those_of_scikit_learn() -> None:
     features, classes = clusters(150, 30, 3)
     strengths = (0.001, 0.03, 1.0)
     ours = cross_validated(features, classes, strengths)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
+    scaled = scale(features)
     for repeat, folds in enumerate(ours.folds.numpy()):
         for fold, index in itertools.product(range(5), range(3)):
             peer = LogisticRegression(C=1 / (strengths[index] * 120), tol=1e-8, max_iter=10_000)
-            peer.fit(standardised[folds != fold], classes[folds != fold].numpy())
-            expected = log_loss(classes[folds == fold].numpy(), peer.predict_proba(standardised[folds == fold]))
+            peer.fit(scaled[folds != fold], classes[folds != fold].numpy())
+            expected = log_loss(classes[folds == fold].numpy(), peer.predict_proba(scaled[folds == fold]))
             # To choose a strength, weights are solved to a hundredth of their size.
             assert ours.losses[repeat, fold, index] == pytest.approx(expected, rel=1e-2)
     assert ours.best == ours.losses.mean(dim=(0, 1)).argmin() == 1

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from probe_sets import clusters
+from probe_sets import clusters, scale
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from torch.nn import functional as F
 
 from lit_ft.errors import UserError
 from lit_ft.probes.heads.linear_probe import DEFAULT_STRENGTH, fit_linear_probe
@@ -19,10 +18,9 @@ def test_probabilities_are_those_of_scikit_learn_on_features_as_they_are() -> No
     probe = fit_linear_probe(features, Targets("softmax", classes, 3))
     assert probe.validated is not None
     assert probe.l2 == probe.validated.strengths[probe.validated.best]
-    peer = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (probe.l2 * 150), tol=1e-9, max_iter=10_000))
-    peer.fit(features.double().numpy(), classes.numpy())
+    peer = LogisticRegression(C=1 / (probe.l2 * 150), tol=1e-9, max_iter=10_000).fit(scale(features), classes.numpy())
     new, _ = clusters(50, 20, 3, seed=1)
-    expected = torch.from_numpy(peer.predict_proba(new.double().numpy()))
+    expected = torch.from_numpy(peer.predict_proba(scale(new, features)))
     torch.testing.assert_close(probe(new.double()).softmax(dim=1), expected, atol=1e-3, rtol=0)
     assert probe(new).dtype == torch.float32
 
@@ -72,3 +70,13 @@ def test_features_that_are_not_finite_are_refused() -> None:
     features[7, 1], features[9, 0] = float("nan"), float("inf")
     with pytest.raises(UserError, match="features of 2 of 20 images are not finite, first those of image 7"):
         fit_linear_probe(features, Targets("softmax", classes, 2))
+
+
+def test_channel_that_is_silent_on_the_training_images_does_not_decide_alone() -> None:
+    features, classes = clusters(150, 20, 3)
+    silent = torch.zeros(len(features), 1)
+    silent[0] = 0.002  # deviation 1.6e-4, of others 0.01 to 100: standardised, the image below would be 6,000 off
+    probe = fit_linear_probe(torch.cat([features, silent], dim=1), Targets("softmax", classes, 3))
+    new, _ = clusters(1, 20, 3, seed=1)
+    quiet, loud = (probe(F.pad(new.double(), (0, 1), value=value)).softmax(dim=1) for value in (0.0, 1.0))
+    torch.testing.assert_close(quiet, loud, atol=0.05, rtol=0)

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from probe_sets import clusters
+from probe_sets import clusters, scale
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lit_ft.probes.heads import basis as basis_file
@@ -19,7 +18,7 @@ from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 
 def solved(basis: Basis, targets: Targets, l2: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights for standardised features, and the bias, of the head of one problem."""
+    """Weights for scaled features, and the bias, of the head of one problem."""
     weights = torch.ones(len(basis)) if weights is None else weights
     problems = Problems(basis, targets, weights.unsqueeze(0), torch.tensor([0]), torch.tensor([l2]))
     ((_, heads),) = solve(problems, tolerance=1e-6)
@@ -37,13 +36,13 @@ def test_heads_equal_those_of_scikit_learn(num: int, width: int, l2: float, num_
         Targets("sigmoid", classes[:, None].double(), 1) if is_binary else Targets("softmax", classes, num_classes)
     )
     weight, bias = solved(Basis(features, dtype=torch.float64), targets, l2)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
-    peer = LogisticRegression(C=1 / (l2 * num), tol=1e-9, max_iter=100_000).fit(standardised, classes.numpy())
+    scaled = scale(features)
+    peer = LogisticRegression(C=1 / (l2 * num), tol=1e-9, max_iter=100_000).fit(scaled, classes.numpy())
     np.testing.assert_allclose(weight, peer.coef_, atol=1e-3 * np.abs(peer.coef_).max())
     np.testing.assert_allclose(bias, peer.intercept_, atol=1e-3)
-    logits = torch.from_numpy(standardised) @ weight.T + bias
+    logits = torch.from_numpy(scaled) @ weight.T + bias
     predicted = (logits[:, 0] > 0).long() if is_binary else logits.argmax(dim=1)
-    assert predicted.tolist() == peer.predict(standardised).tolist()
+    assert predicted.tolist() == peer.predict(scaled).tolist()
 
 
 def test_float32_comes_as_near(tmp_path: Path) -> None:
@@ -58,8 +57,8 @@ def test_regression_is_ridge(num: int, width: int) -> None:
     features, classes = clusters(num, width, 3)
     values = torch.randn(num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + classes[:, None]
     weight, bias = solved(Basis(features, dtype=torch.float64), Targets("squared", values, 2), 0.03)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
-    peer = Ridge(alpha=0.03 * num).fit(standardised, values.numpy())
+    scaled = scale(features)
+    peer = Ridge(alpha=0.03 * num).fit(scaled, values.numpy())
     np.testing.assert_allclose(weight, peer.coef_, atol=1e-6)
     np.testing.assert_allclose(bias, peer.intercept_, atol=1e-6)
 
@@ -68,9 +67,9 @@ def test_weights_of_images_are_those_of_scikit_learn() -> None:
     features, classes = clusters(90, 12, 3)
     counts = torch.arange(90) % 4  # some images do not count
     weight, _ = solved(Basis(features, dtype=torch.float64), Targets("softmax", classes, 3), 0.02, counts)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
+    scaled = scale(features)
     peer = LogisticRegression(C=1 / (0.02 * int(counts.sum())), tol=1e-9, max_iter=100_000)
-    peer.fit(standardised, classes.numpy(), sample_weight=counts.numpy())
+    peer.fit(scaled, classes.numpy(), sample_weight=counts.numpy())
     np.testing.assert_allclose(weight, peer.coef_, atol=1e-3 * np.abs(peer.coef_).max())
 
 
@@ -80,12 +79,12 @@ def test_labels_are_problems_of_their_own_and_positives_count_as_weighted() -> N
     positive_weight = torch.tensor([3.0, 0.5])
     basis = Basis(features, dtype=torch.float64)
     weight, bias = solved(basis, Targets("sigmoid", labels, 2, positive_weight), 0.01)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
+    scaled = scale(features)
     for label in range(2):
         is_positive = labels[:, label].numpy() > 0
         counts = np.where(is_positive, positive_weight[label].item(), 1.0)
         peer = LogisticRegression(C=1 / (0.01 * 120), tol=1e-9, max_iter=100_000)
-        peer.fit(standardised, is_positive, sample_weight=counts)
+        peer.fit(scaled, is_positive, sample_weight=counts)
         np.testing.assert_allclose(weight[label], peer.coef_[0], atol=1e-3 * np.abs(peer.coef_).max())
         np.testing.assert_allclose(bias[label], peer.intercept_[0], atol=1e-3)
 
@@ -136,7 +135,7 @@ def test_classes_that_a_plane_separates_have_an_optimum_too() -> None:
     features = torch.cat([torch.full((20, 3), -1.0), torch.full((20, 3), 1.0)]) + torch.randn(40, 3) / 100
     classes = (torch.arange(40) >= 20).long()
     weight, _ = solved(Basis(features, dtype=torch.float64), Targets("softmax", classes, 2), 1e-4)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
+    scaled = scale(features)
     # Two outputs of opposite weights w and -w have the penalty of one output with weight 2 w and half the strength.
-    peer = LogisticRegression(C=2 / (1e-4 * 40), tol=1e-10, max_iter=100_000).fit(standardised, classes.numpy())
+    peer = LogisticRegression(C=2 / (1e-4 * 40), tol=1e-10, max_iter=100_000).fit(scaled, classes.numpy())
     np.testing.assert_allclose(weight[1] - weight[0], peer.coef_[0], atol=1e-3 * np.abs(peer.coef_).max())
