@@ -52,7 +52,8 @@ def scale(features: Tensor, like: Tensor | None = None) -> NDArray[np.float64]:
     """Features centred and Pareto-scaled, as `Basis` has them, or like others."""
     like = (features if like is None else like).double()
     deviation = like.std(dim=0, correction=0)
-    return ((features.double() - like.mean(dim=0)) / (deviation * deviation.mean()).sqrt()).numpy()
+    scale = (deviation * deviation[deviation > 0].mean()).sqrt().masked_fill(deviation == 0, 1.0)
+    return ((features.double() - like.mean(dim=0)) / scale).numpy()
 
 
 def clusters(num: int, width: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
+from lit_ft.training.selection import select_best
 from lit_ft.training.trainer import Trainer
 
 
@@ -49,7 +50,7 @@ class FineTuneCLI(ConfigCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the trainer's method."""
         super().add_arguments_to_parser(parser)
-        objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "refit"}
         self._method_options = parser.add_method_arguments(Trainer, self.command, skip={*objects})
 
     def before_instantiate_classes(self) -> None:
@@ -151,10 +152,14 @@ class FineTuneCLI(ConfigCLI):
         options = {name: self.config_init[name] for name in self._method_options}
         if self.datamodule is not None:
             options["datamodule"] = self.datamodule
+        if self.command == "finetune":
+            options["refit"] = self.config["refit"]
         if self.command in ("fit", "finetune"):
             refuse_other_run(self.config, self.command, self.model, self.datamodule)
         try:
             getattr(self.trainer, self.command)(self.model, **options)
+            if self.command == "fit":
+                select_best(self.trainer, self.model)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise

@@ -25,6 +25,7 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
+from lit_ft.training.refit import Refit
 from lit_ft.training.selection import select_best
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
@@ -76,6 +77,7 @@ class Trainer(L.Trainer):
             "val_check_interval": val_check_interval,
         }
         _refuse_options(kwargs)
+        self._options = kwargs
         super().__init__(*args, **kwargs)
         if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":
             torch.set_float32_matmul_precision("high")  # matrices in TF32, as cuDNN has its convolutions anyway
@@ -95,7 +97,19 @@ class Trainer(L.Trainer):
             return super().log_dir
         return self.strategy.broadcast(str(self.run.folder))  # not all processes know it
 
-    def finetune(self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+    def again(self, callbacks: list[callbacks.Callback]) -> Trainer:
+        """A trainer with the same options for a further fit, without validation, logs and checkpoints.
+
+        Args:
+            callbacks: Its callbacks.
+        """
+        without = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "logger": False, "enable_checkpointing": False}
+        quiet = {"enable_model_summary": False, "enable_progress_bar": self.progress_bar_callback is not None}
+        return type(self)(**{**self._options, **without, **quiet, "callbacks": callbacks})
+
+    def finetune(
+        self, model: L.LightningModule, datamodule: Any = None, ckpt_path: str | None = None, refit: bool = False
+    ) -> None:
         """Fits, then tests the best checkpoint.
 
         If the head was solved, that is the best of the linear probe, the best epoch, and blends of their weights.
@@ -104,9 +118,23 @@ class Trainer(L.Trainer):
             model: The module to fine-tune.
             datamodule: Its data.
             ckpt_path: Checkpoint of an interrupted run to resume.
+            refit: Whether the model that was chosen is fitted again on training and validation images, for as many
+                epochs, and handed back. Where the validation images are tested on, it is tested before that.
         """
+        again = Refit(self, model, datamodule) if refit and not cast(Any, self).fast_dev_run else None
+        if again is not None:
+            cast(Any, self).callbacks.append(again)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        select_best(self, model)
+        selected = select_best(self, model)
+        is_tested_on_val = again is not None and datamodule.tested != "test"
+        if is_tested_on_val:
+            self._test_best(model, datamodule)
+        if again is not None:
+            again.fit(self, model, selected)
+        if not is_tested_on_val:
+            self._test_best(model, datamodule)
+
+    def _test_best(self, model: L.LightningModule, datamodule: Any) -> None:
         best = find_best_path(self)
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
@@ -21,7 +21,7 @@ from lit_ft.runs import find_run
 from lit_ft.unfreezing import preconditions
 from lit_ft.unfreezing.gradients import relative_gradients
 from lit_ft.unfreezing.plan import PhaseConfig, Plan, PlateauConfig, UnfreezingState
-from lit_ft.unfreezing.solved_head import SolvedHead, refuse_unsolvable, solve_head
+from lit_ft.unfreezing.solved_head import SolvedHead, is_solved_by_default, refuse_unsolvable, solve_head
 from lit_ft.unfreezing.strategies import HeadFit, Strategy, make_plan
 
 
@@ -48,7 +48,10 @@ class GradualUnfreezing(Callback):
         auto_threshold: For auto: stages train whose relative gradient is at least this share of the largest one.
         auto_batches: For auto: the number of training batches in which gradients are measured.
         head_fit: trained trains the head in epochs of its own. solved finds the best linear head on the features of the
-            training images before the first epoch, its penalty by cross-validation, and leaves these epochs out.
+            training images before the first epoch, its penalty by cross-validation, and leaves these epochs out. null,
+            the default of lit-ft, is solved where the head would be trained alone first, without a plateau, frozen_norm
+            is eval, the head is a linear layer, and no mixed or erased images, smoothed labels or penalty change its
+            loss.
         norm: Batch norm of stages that train: train normalises by the batch and follows it, eval keeps the statistics
             of the pretraining, which is better for small batches or few images; its weights train in both.
 
@@ -66,7 +69,7 @@ class GradualUnfreezing(Callback):
         frozen_norm: FrozenNorm = "eval",
         auto_threshold: float = 0.5,
         auto_batches: int = 8,
-        head_fit: HeadFit = "trained",
+        head_fit: HeadFit | None = "trained",
         norm: TrainedNorm = "train",
     ) -> None:
         if not 0.0 < auto_threshold <= 1.0:
@@ -91,8 +94,10 @@ class GradualUnfreezing(Callback):
         # The names of the parameters whose gradients DDP reduces.
         self._reduced: frozenset[str] = frozenset()
 
-    def make_plan(self, module: L.LightningModule, max_epochs: int | None) -> Plan:
+    def make_plan(self, module: L.LightningModule, max_epochs: int | None, trainer: L.Trainer | None = None) -> Plan:
         """The plan for a module and a number of epochs, if the run has one, as far as the options decide it.
+
+        Without a trainer, whose data a head could be solved on, none is solved unless that is asked for.
 
         Raises:
             UserError: If the module names no stages, or the plan does not fit them.
@@ -103,8 +108,13 @@ class GradualUnfreezing(Callback):
                 "define its stage_modules()"
             )
         module.check_stages()
-        options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau, self.head_fit
-        plan = make_plan(self.strategy, list(module.stage_modules()), max_epochs, *options)
+        options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau
+        stages = list(module.stage_modules())
+        may_solve = (
+            trainer is not None and self.frozen_norm == "eval" and is_solved_by_default(trainer, cast(Any, module))
+        )
+        head_fit = self.head_fit or (None if may_solve else "trained")
+        plan = make_plan(self.strategy, stages, max_epochs, *options, head_fit)
         return plan.resolve_plateaus(cast(Any, module).monitored() if hasattr(module, "monitored") else {})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -112,7 +122,7 @@ class GradualUnfreezing(Callback):
         self._fits = stage == "fit"
         if not self._fits:
             return
-        before, self.state = self.state, UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
+        before, self.state = self.state, UnfreezingState(self.make_plan(pl_module, run_epochs(trainer), trainer))
         if before is not None and trainer.current_epoch > 0:  # a second fit of the same trainer continues the first
             self.state.load_plain(before.to_plain(), self.auto_threshold)
         preconditions.refuse_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
@@ -168,11 +178,19 @@ class GradualUnfreezing(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lets a run of any module go on with the validation that its checkpoint was written before."""
         validate_first(checkpoint, trainer)
+        saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if (
+            self._fits and self.head_fit is None and "solved" not in saved
+        ):  # whose head was trained, as by earlier versions
+            self.state = UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
 
     def _solve(self, trainer: L.Trainer, module: FineTuneModule) -> None:
         """Solves the head, saves it as a checkpoint, and ends a run in which nothing else would train."""
         self.solved = solve_head(trainer, module)
         rank_zero_print(str(self.solved))
+        for callback in cast(Any, trainer).callbacks:
+            if isinstance(callback, WeightAveraging):  # whose copy has the head from before
+                callback.setup(trainer, module, "fit")
         if (run := find_run(trainer)) and trainer.checkpoint_callbacks:
             trainer.save_checkpoint(run.checkpoint("probe"), weights_only=True)
         if cast(UnfreezingState, self.state).plan.phases[-1].num_epochs == 0:

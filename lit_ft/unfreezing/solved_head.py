@@ -52,13 +52,29 @@ class SolvedHead:
 
 def refuse_unsolvable(module: L.LightningModule, data: Any) -> None:
     """Raises `UserError` if the head of a fit cannot be solved."""
-    key = "`unfreeze.head_fit`: solved"
+    if obstacle := _find_obstacle(module, data):
+        raise UserError(f"`unfreeze.head_fit`: solved {obstacle}; give trained")
+
+
+def is_solved_by_default(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """Whether a fit whose head would first be trained alone solves it: where that gives what the training aims at."""
+    if _find_obstacle(module, getattr(trainer, "datamodule", None)):
+        return False
+    options, own = cast(FineTuneModule, module).hparams, cast(Any, trainer)
+    is_short = own.fast_dev_run or own.overfit_batches or own.limit_train_batches != 1.0
+    has_other_loss = options["label_smoothing"] or options["penalty"]["kind"] != "none"
+    return not (is_short or has_other_loss)
+
+
+def _find_obstacle(module: L.LightningModule, data: Any) -> str | None:
+    """Why a head cannot be solved, if it cannot."""
     if not isinstance(module, FineTuneModule) or not isinstance(data, ImageDataModule):
-        raise UserError(f"{key} is for FineTuneModule and the data modules of lit_ft; give trained")
+        return "is for FineTuneModule and the data modules of lit_ft"
     if not isinstance(module.head[-1], nn.Linear) or any(isinstance(layer, nn.ReLU) for layer in module.head):
-        raise UserError(f"{key} is for a linear layer, without `model.head.hidden`; give trained, or leave it out")
+        return "is for a linear layer, without `model.head.hidden`"
     if module.objective.mix.is_on:
-        raise UserError(f"{key} takes images as they are, but `model.mix` changes them; give trained, or leave it out")
+        return "takes images as they are, but `model.mix` changes them"
+    return None
 
 
 def solve_head(trainer: L.Trainer, module: FineTuneModule) -> SolvedHead:

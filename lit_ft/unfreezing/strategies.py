@@ -22,7 +22,7 @@ def make_plan(
     head_epochs: int = 1,
     phases: Sequence[PhaseConfig] | None = None,
     plateau: PlateauConfig | None = None,
-    head_fit: HeadFit = "trained",
+    head_fit: HeadFit | None = "trained",
 ) -> Plan:
     """Turns a strategy into the phases of a run.
 
@@ -34,7 +34,8 @@ def make_plan(
         head_epochs: Epochs in which ``gradual``, ``lp_ft`` and ``auto`` train the head alone; with a plateau, at most.
         phases: The phases of ``phases``.
         plateau: Ends the phases of ``plateau``, and the first one of ``lp_ft``.
-        head_fit: With ``solved``, the phase of the head alone is left out, as the head is solved before the first one.
+        head_fit: With ``solved``, the phase of the head alone is left out, as the head is solved before the first one;
+            with ``None``, too, where there is such a phase, and no plateau ends it.
 
     Raises:
         UserError: If a pattern matches no stage, a phase would never be reached or lasts less than an epoch, the
@@ -44,14 +45,15 @@ def make_plan(
     [('head',), ('layer1', 'head'), ('stem', 'layer1', 'head')]
     """
     _check_options(strategy, epochs_per_stage, head_epochs, phases, plateau)
-    if head_fit not in get_args(HeadFit):
+    if head_fit is not None and head_fit not in get_args(HeadFit):
         raise unknown("head_fit", head_fit, get_args(HeadFit), "`unfreeze.head_fit`")
     if strategy == "phases":
         listed = _match_phases(phases or [], stages)
     else:
         listed = _list_phases(strategy, list(stages), epochs_per_stage, head_epochs, plateau)
-    is_solved = head_fit == "solved"
-    if is_solved and listed[0].train == [stages[-1]]:
+    begins_with_head = listed[0].train == [stages[-1]]
+    is_solved = head_fit == "solved" or (head_fit is None and begins_with_head and listed[0].plateau is None)
+    if is_solved and begins_with_head:
         del listed[0]
     # Where nothing else trains, no epoch follows.
     laid_out = _lay_out(listed, strategy, max_epochs) if listed else (Phase(0, 0, (stages[-1],)),)

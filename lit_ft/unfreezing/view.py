@@ -31,7 +31,7 @@ def _run_state(trainer: L.Trainer, module: L.LightningModule) -> UnfreezingState
     unfreezing = find_unfreezing(trainer)
     if unfreezing is None:
         return UnfreezingState(make_plan("full", list(cast(Staged, module).stage_modules()), run_epochs(trainer)))
-    return unfreezing.state or UnfreezingState(unfreezing.make_plan(module, run_epochs(trainer)))
+    return unfreezing.state or UnfreezingState(unfreezing.make_plan(module, run_epochs(trainer), trainer))
 
 
 def find_unfreezing(trainer: L.Trainer) -> GradualUnfreezing | None:

@@ -245,7 +245,7 @@ MISTAKES = {
     ("fit", "--unfreeze.strategy", "phases", "--unfreeze.phases", "[{train: [conf, head]}]"): (
         "--unfreeze.phases[0].train: unknown stage 'conf'; nearest: conv"
     ),
-    ("fit", "--unfreeze.strategy", "gradual", "--trainer.max_epochs", "2"): "needs at least 3 epochs",
+    ("fit", "--unfreeze.strategy", "gradual", "--trainer.max_epochs", "1"): "needs at least 2 epochs",
     ("fit", "--config", "nix.yaml"): "--config: File does not exist: ",
     ("fit", "--trainer.accelerator", "tpu"): "torch_xla",
     ("fit", "--optimizer", "SGD", "--optimizer.momentum", "-1"): "Invalid momentum value: -1.0 (--debug shows where)",
@@ -332,7 +332,7 @@ def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
     ("args", "line"),
     [
         (
-            ["--unfreeze.strategy", "gradual", "--trainer.max_epochs", 2],
+            ["--unfreeze.strategy", "gradual", "--trainer.max_epochs", 1],
             "--trainer.max_epochs: strategy 'gradual' needs",
         ),
         (
@@ -390,7 +390,8 @@ def test_data_that_is_missing_is_told_before_weights_are_fetched(refused, monkey
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
 def test_finetune_in_another_precision_comes_to_the_same(run, precision):
-    options = ("--trainer.max_epochs", 5, "--unfreeze.head_epochs", 3, "--model.gradient_checkpointing", "true")
+    options = ("--trainer.max_epochs", 5, "--unfreeze.head_epochs", 3, "--unfreeze.head_fit", "trained")
+    options += ("--model.gradient_checkpointing", "true")
     scores = []
     for given in ("32-true", precision):
         printed = run("finetune", *options, "--name", given, "--trainer.precision", given)

@@ -1,6 +1,7 @@
 """The model that a fine-tuning hands back."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import lightning as L
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_ft.runs import Run
 from lit_ft.training.history import HistoryWriter, read_history
-from lit_ft.training.selection import Candidate, choose, select_best
+from lit_ft.training.selection import Candidate, Selected, choose, select_best
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
@@ -38,6 +39,18 @@ def test_metric_without_a_known_error_decides_alone():
     candidates = [Candidate("probe", 0.0, {"val/mse": 2.0, "val/loss": 0.1}),
                   Candidate("tuned", 1.0, {"val/mse": 1.9, "val/loss": 0.2})]  # fmt: skip
     assert choose(candidates, "val/mse", "min", 100).name == "tuned"
+
+
+def test_metric_that_is_not_defined_is_the_worst():
+    nan, found = Candidate("probe", 0.0, {"val/r2": math.nan, "val/loss": 0.1}), {"val/r2": 0.1, "val/loss": 0.2}
+    assert choose([nan, Candidate("tuned", 1.0, found)], "val/r2", "max", 9).name == "tuned"
+    assert choose([nan, nan], "val/r2", "max", 1) is nan
+
+
+def test_r2_is_no_share_of_images():
+    candidates = [Candidate("probe", 0.0, {"val/r2": 0.5, "val/loss": 0.40}),
+                  Candidate("tuned", 1.0, {"val/r2": 0.6, "val/loss": 0.41})]  # fmt: skip
+    assert choose(candidates, "val/r2", "max", 20).name == "tuned"
 
 
 def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None):
@@ -101,5 +114,5 @@ def test_run_without_its_probe_keeps_its_best_epoch(tmp_path):
 
 
 def test_run_whose_head_was_trained_is_left_alone():
-    trainer = SimpleNamespace(callbacks=[GradualUnfreezing()], checkpoint_callbacks=[], log_dir=None)
-    select_best(trainer, None)
+    trainer = SimpleNamespace(callbacks=[GradualUnfreezing()], checkpoint_callbacks=[], log_dir=None, current_epoch=3)
+    assert select_best(trainer, None) == Selected(share=1.0, num_epochs=3)

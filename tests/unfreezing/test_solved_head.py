@@ -6,8 +6,8 @@ import processes
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from probe_sets import scale
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from small_runs import FewDigits, loader, small_module, small_trainer
 
 from lit_ft.errors import UserError
@@ -46,9 +46,9 @@ def test_head_is_that_of_scikit_learn(data):
     images, targets = images_of(data, "train")
     with torch.no_grad():
         features, logits = module.backbone(module.normalise(images)), module(images)
-    standardised = StandardScaler().fit_transform(features.double().numpy())
+    scaled = scale(features)
     peer = LogisticRegression(C=1 / (unfreezing.solved.l2 * len(targets)), tol=1e-9, max_iter=10_000)
-    expected = peer.fit(standardised, targets.numpy()).predict_proba(standardised)
+    expected = peer.fit(scaled, targets.numpy()).predict_proba(scaled)
     np.testing.assert_allclose(logits.softmax(dim=1), expected, atol=2e-3)
     assert unfreezing.solved.num_images == 80
     assert 0 < unfreezing.solved.accuracy[1] < unfreezing.solved.accuracy[0] < unfreezing.solved.accuracy[2] <= 1

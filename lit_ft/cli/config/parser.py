@@ -28,7 +28,7 @@ from lit_ft.training.trainer import EarlyStopping, Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
 _CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
-    ("unfreeze", GradualUnfreezing, {}),
+    ("unfreeze", GradualUnfreezing, {"head_fit": None}),
     ("feature_cache", FeatureCache, {}),
     ("checkpoint", ModelCheckpoint, CHECKPOINT),
     ("early_stopping", EarlyStopping, None),
@@ -98,6 +98,8 @@ class ConfigCLI(LightningCLI):
             parser.link_arguments(key, f"model.init_args.{key}", compute_fn=as_plain)
         model = {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}}
         parser.set_defaults({"model": model, "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"}})
+        about = "finetune fits again on training and validation images what it chose; give true if each image counts."
+        parser.add_argument("--refit", type=bool, default=False, help=about)
         for key, how in self._own.items():
             parser.add_argument(f"--{key}", **how)
 

@@ -66,6 +66,11 @@ class PackedPaths(Sequence[Path]):
         """Those paths, int64 ``(n,)``, in that order; the text is shared."""
         return replace(self, starts=self.starts[rows.numpy()], stops=self.stops[rows.numpy()])
 
+    def join(self, other: PackedPaths) -> PackedPaths:
+        """These paths, followed by others."""
+        theirs = other.names() if other.root == self.root else other.absolute()
+        return PackedPaths.pack(self.root, [*self.names(), *theirs])
+
 
 @dataclass(frozen=True)
 class FileSplit:
@@ -83,6 +88,11 @@ class FileSplit:
         """The split of these images of this one."""
         groups = None if self.groups is None else self.groups[rows]
         return FileSplit(self.paths.part(rows), self.targets[rows], groups)
+
+    def join(self, other: FileSplit) -> FileSplit:
+        """The split of these images, followed by others."""
+        groups = None if self.groups is None or other.groups is None else torch.cat([self.groups, other.groups])
+        return FileSplit(self.paths.join(other.paths), torch.cat([self.targets, other.targets]), groups)
 
     def names_digest(self) -> str:
         """A hash of the names, independent of the folder that the images are in."""

@@ -53,6 +53,14 @@ class ArraySplit:
         """The split of these images of this one."""
         return replace(self, rows=self.rows[rows], targets=self.targets[rows])
 
+    def join(self, other: ArraySplit) -> ArraySplit:
+        """The split of these images, followed by others."""
+        targets = torch.cat([self.targets, other.targets])
+        if other.images is self.images:
+            return replace(self, rows=torch.cat([self.rows, other.rows]), targets=targets)
+        parts = [split.images.index_select(0, split.rows.to(split.images.device)) for split in (self, other)]
+        return ArraySplit.whole(torch.cat(parts), targets)
+
     def names_digest(self) -> str:
         """A hash of the rows."""
         return digest([self.rows.numpy().tobytes()])

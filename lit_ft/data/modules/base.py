@@ -38,6 +38,8 @@ class DataFacts(ABC, Generic[SetT]):
     task: TaskName = "multiclass"
     test_advice: str = "hold some out"
     """How to get test images, where there are none."""
+    can_join: bool = True
+    """Whether `join_validation` can add validation images to those that are trained on."""
     """The task that the targets are for."""
 
     @property
@@ -188,6 +190,11 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         if self.fraction is not None:
             return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
         return train
+
+    def join_validation(self) -> None:
+        """Adds the validation images to those that are trained on, for the next fit."""
+        self.splits["train"] = cast(Any, self.splits["train"]).join(self.splits["val"])
+        self.position = Position(self._batches_processed, self._training_loader)
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches, augmented."""

@@ -148,6 +148,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             splits["predict"] = find_images_to_predict(self.predict)
         return splits
 
+    def join_validation(self) -> None:
+        """Adds the validation images to those that are trained on, for the next fit."""
+        super().join_validation()
+        self._caches = SplitCaches()
+
     def source(self, split: Split, augment: bool) -> PhotoSource:
         """The images of a split; those of ``predict`` come with their index as target."""
         spec, files = self.input_spec, self.splits[split]

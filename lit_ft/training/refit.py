@@ -1,0 +1,127 @@
+"""Refit: a second fit, on training and validation images, of what the first one chose."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from torch import Tensor
+
+from lit_ft.console import rank_zero_print
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.errors import UserError
+from lit_ft.features.cache import FeatureCache
+from lit_ft.model.checkpoint import read_checkpoint
+from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run, find_best_callback
+from lit_ft.training.history import write_metrics
+from lit_ft.training.selection import Selected, as_selected, blend
+from lit_ft.unfreezing.callback import GradualUnfreezing
+from lit_ft.unfreezing.view import find_unfreezing
+
+_REPEATED = (GradualUnfreezing, FeatureCache, WeightAveraging, StochasticWeightAveraging)
+"""The callbacks that decide on the weights; the others follow the first fit alone."""
+
+
+class Refit(Callback):
+    """Keeps what a second fit begins with: the weights before the first one, and its callbacks as they were.
+
+    Args:
+        trainer: The trainer of the first fit.
+        module: The module that it fits.
+        data: Its data.
+
+    Raises:
+        UserError: If the run cannot be fitted again.
+    """
+
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule, data: Any) -> None:
+        _refuse_refit(trainer, module, data)
+        callbacks = cast(Any, trainer).callbacks
+        self._callbacks = [deepcopy(callback) for callback in callbacks if isinstance(callback, _REPEATED)]
+        self._start: dict[str, Tensor] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Copies the weights, with the head of the classes, before a checkpoint is loaded."""
+        if stage == "fit" and not self._start:
+            self._start = _copy(pl_module)
+
+    def fit(self, trainer: Any, module: Any, selected: Selected) -> None:
+        """Fits again, and saves the weights as the best checkpoint of the run.
+
+        The epochs are as many as the first fit had when it was best, under the same schedule.
+
+        Args:
+            trainer: The trainer of the first fit.
+            module: The module, whose weights become those of the refit.
+            selected: What was chosen.
+        """
+        data, run = trainer.datamodule, trainer.run
+        data.join_validation()
+        torch.manual_seed(data.order_seed)  # so that it is the same after a fit that was interrupted
+        module.load_state_dict(self._start)
+        at_start, callbacks = _AtStart(selected.num_epochs), self._callbacks
+        if not selected.share:
+            norms = [callback.frozen_norm for callback in callbacks if isinstance(callback, GradualUnfreezing)]
+            callbacks = [GradualUnfreezing("linear_probe", frozen_norm=norms[0], head_fit="solved")]
+        if trainer.progress_bar_callback:
+            callbacks = [*callbacks, trainer.progress_bar_callback]
+        second = trainer.again(callbacks=[*callbacks, at_start])
+        second.run = run
+        second.fit(module, datamodule=data)
+        if 0 < selected.share < 1:
+            module.load_state_dict(blend(at_start.state, module.state_dict(), selected.share))
+        num_images, best = data.sizes()["train"], find_best_callback(trainer)
+        num_epochs = selected.num_epochs if selected.share else 0
+        if best is not None and best.best_model_path and run is not None and trainer.is_global_zero:
+            _save(trainer, module, run, best.best_model_path, selected.share)
+            facts = {"images": num_images, "epochs": num_epochs, "share": selected.share}
+            write_metrics(run, "refit", facts, best.best_model_path)
+        trainer.strategy.barrier("refit")
+        epochs = f", {num_epochs} epochs" if num_epochs else ""
+        rank_zero_print(f"Refit   on {num_images:,} images of train and val{epochs}; its scores on val mean nothing")
+
+
+class _AtStart(Callback):
+    """Notes the weights that training begins with, and ends it after some epochs."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self.num_epochs = num_epochs
+        self.state: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The head is solved by now."""
+        self.state = _copy(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Asks the trainer to stop."""
+        if trainer.current_epoch + 1 >= self.num_epochs:
+            trainer.should_stop = True
+
+
+def _refuse_refit(trainer: L.Trainer, module: Any, data: Any) -> None:
+    if not isinstance(module, FineTuneModule) or not isinstance(data, ImageDataModule):
+        raise UserError("`refit`: true is for FineTuneModule and the data modules of lit_ft; give false")
+    if not data.can_join:
+        raise UserError(f"`refit`: {type(data).__name__} cannot train on its validation images; give false")
+    unfreezing = find_unfreezing(trainer)
+    phases = (unfreezing.phases or []) if unfreezing else []
+    has_plateau = unfreezing is not None and (unfreezing.strategy == "plateau" or unfreezing.plateau is not None)
+    if has_plateau or any(phase.plateau for phase in phases):
+        raise UserError("`refit`: without validation no phase ends by a plateau; give false, or phases of given length")
+    if "ReduceLROnPlateau" in str(module.hparams["lr_scheduler"]):
+        raise UserError("`refit`: without validation ReduceLROnPlateau has no metric; give false, or another schedule")
+
+
+def _copy(module: Any) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def _save(trainer: Any, module: Any, run: Run, path: str, share: float) -> None:
+    """Saves the weights with what a checkpoint of the first fit says of classes and options."""
+    trained = {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
+    content = {key: value for key, value in read_checkpoint(path).items() if key not in trained}
+    trainer.strategy.checkpoint_io.save_checkpoint(as_selected({**content, "state_dict": _copy(module)}, share), path)
