@@ -54,7 +54,7 @@ class BackboneChoice:
         return self.name if isinstance(self.name, str) else str(self.name.get("class_path"))
 
     def build(self) -> Backbone:
-        """The backbone in eval mode.
+        """The backbone in eval mode, its random weights being those of a run with the seed of this process.
 
         Raises:
             UserError: If it cannot be built.
@@ -62,7 +62,9 @@ class BackboneChoice:
         given = {**BUILT_BY, **self.options}
         spec = InputConfig(**(given["input"] or {})).applied_to(input_spec(self.name, self.weights))
         rest = given["stem"], given["partial_weights"], given["weights_key"]
-        backbone = build_backbone(self.name, self.weights, given["pool"], spec, *rest)
+        with torch.random.fork_rng():  # else they would depend on what was built before
+            torch.manual_seed(torch.initial_seed())
+            backbone = build_backbone(self.name, self.weights, given["pool"], spec, *rest)
         return backbone.to(memory_format=backbone.memory_format).eval()
 
 

@@ -10,6 +10,7 @@ from probe_sets import NETWORK, clusters, read_photos, write_photos
 
 from lit_ft.backbones.backbone import Backbone, StageCost
 from lit_ft.errors import UserError
+from lit_ft.model.module import FineTuneModule
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes import survey
 from lit_ft.probes.feature_pass import StageFeatures
@@ -74,6 +75,20 @@ def test_stages_are_compared_with_the_last_one_in_the_same_folds() -> None:
 
 def test_only_the_last_stage_is_measured_if_so_asked(images: ProbeImages) -> None:
     assert survey_backbone(NETWORK, images, images.fold(), CPU, all_stages=False).probe.stages == []
+
+
+def test_random_weights_are_those_of_a_run_whatever_was_built_before() -> None:
+    choice = BackboneChoice("mnist_cnn", None)
+    torch.manual_seed(3)
+    expected = FineTuneModule("mnist_cnn", weights=None).backbone.state_dict()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    for built in (choice.build(), choice.build()):
+        assert all(torch.equal(value, expected[name]) for name, value in built.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    name = next(iter(expected))
+    assert not torch.equal(choice.build().state_dict()[name], expected[name])
 
 
 def with_features(monkeypatch: pytest.MonkeyPatch, features: torch.Tensor) -> None:
