@@ -36,9 +36,9 @@ class DataFacts(ABC, Generic[SetT]):
 
     splits: dict[Split, SetT]
     task: TaskName = "multiclass"
+    """The task that the targets are for."""
     test_advice: str = "hold some out"
     """How to get test images, where there are none."""
-    """The task that the targets are for."""
 
     @property
     @abstractmethod
