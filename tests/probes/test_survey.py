@@ -106,8 +106,11 @@ def test_features_that_are_not_finite_are_refused(images: ProbeImages, monkeypat
         survey_backbone(NETWORK, images, images.fold(), CPU)
 
 
-def test_features_that_are_all_equal_are_refused(images: ProbeImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_features(monkeypatch, torch.ones(30, 4))
+@pytest.mark.parametrize("rounding", [0.0, torch.finfo(torch.float32).eps])
+def test_features_that_are_all_equal_are_refused(
+    images: ProbeImages, monkeypatch: pytest.MonkeyPatch, rounding: float
+) -> None:
+    with_features(monkeypatch, torch.ones(30, 4) + rounding * (torch.arange(120).view(30, 4) % 3))
     with pytest.raises(UserError, match="features of all 30 images are equal"):
         survey_backbone(NETWORK, images, images.fold(), CPU)
 
