@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_ft.errors import UserError, refuse_unwritable
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 OFFLINE = "LIT_FT_OFFLINE"
 MANIFEST = "manifest.json"
@@ -80,6 +83,19 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             unfinished.unlink()
 
 
+def lock_beside(path: Path) -> BaseFileLock:
+    """The lock of a file, for processes that would change it at once; one that is killed loses it.
+
+    Raises:
+        OSError: When it is taken, if it cannot be written.
+        NotImplementedError: When it is taken, if the file system has no locks.
+    """
+    from filelock import FileLock  # here, as the list of commands does without
+
+    # A file of its own, which stays: a file that is locked cannot be replaced on Windows. Others may lock it, too.
+    return FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
+
+
 def download_dataset(dataset: Callable[..., object], folder: Path, **options: Any) -> None:
     """Downloads a class of ``torchvision.datasets``, whose arguments are the options, into a folder.
 
@@ -132,13 +148,23 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def record(folder: Path, path: Path, url: str | None = None) -> None:
-    """Adds a file to the manifest of a folder, or brings its entry up to date."""
-    files, name = read_manifest(folder), entry_name(folder, path)
-    url = url or files.get(name, {}).get("url")
-    entry = {"bytes": path.stat().st_size, "sha256": checksum(path)}
-    files[name] = {**entry, "url": url} if url else entry
-    with replace_atomically(folder / MANIFEST) as unfinished:
-        unfinished.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")
+    """Adds a file to the manifest of a folder, or brings its entry up to date.
+
+    Raises:
+        UserError: If the manifest is damaged, or cannot be written.
+    """
+    name, manifest = entry_name(folder, path), folder / MANIFEST
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    try:
+        # Else what another process writes after this one has read would be lost.
+        with refuse_unwritable(manifest), lock_beside(manifest), replace_atomically(manifest) as unfinished:
+            files = read_manifest(folder)
+            url = url or files.get(name, {}).get("url")
+            files[name] = {**entry, "url": url} if url else entry
+            content = json.dumps({"files": dict(sorted(files.items()))}, indent=1)
+            unfinished.write_text(content + "\n", encoding="utf-8")
+    except NotImplementedError as error:
+        raise UserError(f"{manifest}: cannot be locked by its file system; name a folder on another one") from error
 
 
 def is_intact(folder: Path, path: Path) -> bool:

@@ -1,8 +1,12 @@
+"""Atomic writes, and a manifest that several processes write."""
+
 import os
+import threading
 
 import pytest
+from filelock import FileLock
 
-from lit_ft.assets import replace_atomically
+from lit_ft.assets import read_manifest, record, replace_atomically
 from lit_ft.errors import UserError
 
 
@@ -42,3 +46,30 @@ def test_write_that_fails_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(UserError, match=rf"^{path}: cannot be written \(No space left\)$"):
         write_half()
     assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
+
+
+def test_entries_that_are_recorded_at_once_are_all_in_the_manifest(tmp_path):
+    for number in range(40):
+        (tmp_path / str(number)).write_text(str(number))
+
+    def record_some(first):
+        for number in range(first, 40, 4):
+            record(tmp_path, tmp_path / str(number), f"https://{number}")
+
+    threads = [threading.Thread(target=record_some, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    urls = {name: entry["url"] for name, entry in read_manifest(tmp_path).items()}
+    assert urls == {str(number): f"https://{number}" for number in range(40)}
+
+
+def test_manifest_on_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def acquire(self, *_, **__):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(FileLock, "__enter__", acquire)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"manifest.json: cannot be locked by its file system; name a folder"):
+        record(tmp_path, tmp_path / "file")

@@ -57,6 +57,18 @@ def test_every_file_is_in_a_room():
     assert {unit(path) for path in FILES} == set(ROOMS)
 
 
+def test_name_of_a_class_or_type_means_one_thing():
+    defined = {}
+    for path in FILES:
+        for node in ast.parse((PACKAGE / path).read_text(encoding="utf-8")).body:
+            targets = getattr(node, "targets", [node.target] if isinstance(node, ast.AnnAssign) else [])
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in [node.name] if isinstance(node, ast.ClassDef) else names:
+                if re.fullmatch("[A-Z]+[a-z]+.*", name):
+                    defined.setdefault(name, []).append(str(path))
+    assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_point_upward_in_the_list_of_rooms(path):
     own = unit(path)
@@ -104,6 +116,8 @@ def test_networks_and_optimizers_need_no_lightning(path):
             [
                 "lit_ft",
                 "lit_ft.errors",
+                "lit_ft.tasks",
+                "lit_ft.tasks.monitored",
                 "lit_ft.unfreezing",
                 "lit_ft.unfreezing.plan",
                 "lit_ft.unfreezing.strategies",

@@ -16,7 +16,7 @@ from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback
-from lit_ft.training.history import Row, read_history
+from lit_ft.training.history import EpochRow, read_history
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Result:
     """
 
     metrics: dict[str, float]
-    history: list[Row]
+    history: list[EpochRow]
     folder: Path | None
     config: Path | None
     best: Path | None

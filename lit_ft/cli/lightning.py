@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import is_offline
 from lit_ft.cli.commands import EVALUATIONS
@@ -189,11 +190,18 @@ def _print_summary(trainer: Any, command: str) -> None:
         arguments = f"--config {run.config} --ckpt_path {best}"
         lines.append(f"Best model   {best}  ({chosen.monitor} {format_score(chosen.best_model_score)})")
         lines.append(f"Predict      lit-ft predict {arguments}")
-        if command == "fit":
+        if command == "fit" and _has_test_images(trainer):
             lines.append(f"Test         lit-ft test {arguments}")
     if has_events:
         lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
     print("\n" + "\n".join(map(printable, lines)))
+
+
+def _has_test_images(trainer: Any) -> bool:
+    """Whether there is more to test on than the validation images, which lit_ft tests on where there are no others."""
+    owners = [owner for owner in (trainer.datamodule, trainer.lightning_module) if owner is not None]
+    has_loader = any(is_overridden("test_dataloader", owner) for owner in owners)
+    return has_loader and getattr(trainer.datamodule, "tested", "test") == "test"
 
 
 def format_score(score: Any) -> str:

@@ -177,6 +177,8 @@ def _wrong_file(complaint: Complaint) -> str | None:
     """A config that is no YAML, or not there; proposes the recipe with that name, beside it or among the recipes."""
     if lines := re.findall(r'in "<unicode string>", (line \d+)', complaint.message):
         return f"`--config`: not valid YAML: {lines[-1]}"
+    if complaint.search("^Unexpected config: "):
+        return "`--config`: one has no options in it; it needs some, such as model: {backbone: resnet50}"
     found = complaint.search(r"File does not exist: '([^']+)'")
     if found is None or complaint.key != "config":
         return None

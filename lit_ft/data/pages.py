@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from lit_ft.assets import replace_atomically
 from lit_ft.console import rank_zero_print
 from lit_ft.data.images.decode import formats
-from lit_ft.errors import refuse_unwritable
+from lit_ft.errors import UserError, refuse_unwritable
 
 SIDE = 160
 """Longer side of a thumbnail, in pixels."""
@@ -66,6 +66,8 @@ def encode_thumbnail(image: Image.Image) -> str:
 def make_folder(folder: str) -> Path:
     """The folder of a report, made where there is none; raises `UserError` where that fails."""
     place = Path(folder).expanduser()
+    if not folder.strip() or place.is_file():
+        raise UserError(f"`folder`: {f'{place} is a file' if folder.strip() else 'names nothing'}; name a folder")
     with refuse_unwritable(f"`folder`: {place}"):
         place.mkdir(parents=True, exist_ok=True)
     return place

@@ -31,8 +31,9 @@ from lit_ft.model.resumable_fit import ResumableFit
 from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups, check_rates
 from lit_ft.optim.schedules import configure_schedule
 from lit_ft.tasks.classes import TakeClasses, name_classes, settle_classes
+from lit_ft.tasks.monitored import MAIN_METRIC, Mode
 from lit_ft.tasks.standardisation import Standardisation, read_standardisation
-from lit_ft.tasks.task import MAIN_METRIC, ClassWeight, Mode, Task, TaskName, check_precision, check_task
+from lit_ft.tasks.task import ClassWeight, Task, TaskName, check_precision, check_task
 
 
 class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):

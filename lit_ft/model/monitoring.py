@@ -14,7 +14,8 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.runs import find_best_path
 from lit_ft.tasks.classes import warn_absent_classes
 from lit_ft.tasks.metrics import MeanLoss
-from lit_ft.tasks.task import METRICS, Task
+from lit_ft.tasks.monitored import METRICS
+from lit_ft.tasks.task import Task
 
 EVERY = 50  # steps between two looks where the trainer logs nothing
 EARLY = (1, 2, 4, 8)  # steps with a look of their own, as runs that diverge mostly do so at their beginning

@@ -147,5 +147,6 @@ def _notes(images: ProbeImages, folds: Tensor, num_backbones: int) -> list[str]:
     if few := images.classes_in_few_groups(num_folds):
         notes.append(f"fewer groups than folds have images of {', '.join(few)}, so that some folds have none")
     if unseen:
-        notes.append(f"{unseen} image(s) without another one of their class are never held out")
+        alone = "without another one of their class" if images.groups is None else "of groups with all of a class"
+        notes.append(f"{unseen} image(s) {alone} are never held out")
     return notes

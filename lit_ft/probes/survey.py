@@ -15,12 +15,11 @@ from lit_ft.backbones.backbone import Backbone, StageCost, stage_costs
 from lit_ft.backbones.build import NetworkName, build_backbone, input_spec
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.console import log_progress
-from lit_ft.errors import UserError
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes.feature_pass import StageFeatures, compute_stage_features
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import CrossValidation, cross_validate
-from lit_ft.probes.heads.linear_probe import refuse_not_finite
+from lit_ft.probes.heads.linear_probe import refuse_equal, refuse_not_finite
 from lit_ft.probes.heads.logme import logme
 from lit_ft.probes.images import ProbeImages
 
@@ -54,7 +53,7 @@ class BackboneChoice:
         return self.name if isinstance(self.name, str) else str(self.name.get("class_path"))
 
     def build(self) -> Backbone:
-        """The backbone in eval mode.
+        """The backbone in eval mode, its random weights being those of a run with the seed of this process.
 
         Raises:
             UserError: If it cannot be built.
@@ -62,7 +61,9 @@ class BackboneChoice:
         given = {**BUILT_BY, **self.options}
         spec = InputConfig(**(given["input"] or {})).applied_to(input_spec(self.name, self.weights))
         rest = given["stem"], given["partial_weights"], given["weights_key"]
-        backbone = build_backbone(self.name, self.weights, given["pool"], spec, *rest)
+        with torch.random.fork_rng():  # else they would depend on what was built before
+            torch.manual_seed(torch.initial_seed())
+            backbone = build_backbone(self.name, self.weights, given["pool"], spec, *rest)
         return backbone.to(memory_format=backbone.memory_format).eval()
 
 
@@ -151,8 +152,7 @@ def survey_backbone(
     costs = stage_costs(backbone)
     found = pass_images(backbone, images)
     refuse_not_finite(found.last)
-    if bool((found.last == found.last[0]).all()):
-        raise UserError(f"the features of all {len(images)} images are equal; take other weights")
+    refuse_equal(found.last)
     began = time.perf_counter()
     validated = cross_validate(Basis(found.last, device), images.targets, folds)
     stages = measure_stages(found, costs, validated, device) if all_stages else []

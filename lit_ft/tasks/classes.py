@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 
 from lit_ft.errors import UserError
 from lit_ft.tasks.metrics import OverPresent
-from lit_ft.tasks.task import MAIN_METRIC
+from lit_ft.tasks.monitored import MAIN_METRIC
 
 
 class TakeClasses(Callback):

@@ -13,24 +13,11 @@ from torchmetrics import classification as C
 
 from lit_ft.errors import UserError, unknown
 from lit_ft.tasks.metrics import R2, OverPresent, PreciseSums
+from lit_ft.tasks.monitored import MAIN_METRIC, METRICS, Mode
 from lit_ft.tasks.standardisation import Standardisation
 
 TaskName = Literal["multiclass", "multilabel", "regression"]
-Mode = Literal["min", "max"]
 ClassWeight = Literal["balanced"]
-
-MAIN_METRIC: dict[str, tuple[str, Mode]] = {
-    "multiclass": ("val/acc", "max"),
-    "multilabel": ("val/f1", "max"),
-    "regression": ("val/mse", "min"),
-}
-
-# The metrics that each task logs for validation and test, and whether the least or the greatest value is best.
-METRICS: dict[str, dict[str, Mode]] = {
-    "multiclass": {"acc": "max", "acc_top5": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
-    "multilabel": {"acc": "max", "precision": "max", "recall": "max", "f1": "max", "loss": "min"},
-    "regression": {"mse": "min", "mae": "min", "r2": "max", "loss": "min"},
-}
 
 
 def check_task(name: str, label_smoothing: float, class_weight: str | None = None, cutmix: float = 0.0) -> None:

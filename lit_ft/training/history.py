@@ -20,7 +20,7 @@ from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.progress import RunningLoss
 
-Row = dict[str, int | float | None]
+EpochRow = dict[str, int | float | None]
 
 _ENCODING = "utf-8-sig"  # spreadsheets put a byte order mark before a table
 _TOO_MANY = "more cells than columns"
@@ -69,7 +69,7 @@ class HistoryWriter(Callback):
         mean = self._loss.compute(trainer.accumulate_grad_batches)
         loss = {} if mean is None else {"train/loss": mean}
         rates = {f"lr/{stage}": rate for stage, rate in self._rates.items()}
-        row: Row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **rates, **loss, **metrics}
+        row: EpochRow = {"epoch": trainer.current_epoch, "step": trainer.global_step, **rates, **loss, **metrics}
         append_row(self._run.history, {**row, **loss})  # not that of the last step
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -126,7 +126,7 @@ def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -
     return {name: float(value) for name, value in now.items() if value.data_ptr() != pointers.get(name)}
 
 
-def read_history(path: Path) -> list[Row]:
+def read_history(path: Path) -> list[EpochRow]:
     """The rows of a history, an empty cell as None; none where there is no file.
 
     Raises:
@@ -143,7 +143,7 @@ def read_history(path: Path) -> list[Row]:
         raise UserError(f"{path}: not the history of a run ({error}); fix or remove the file") from error
 
 
-def append_row(path: Path, row: Row) -> None:
+def append_row(path: Path, row: EpochRow) -> None:
     """Adds a row to a history; the file is written anew only for new columns, or after a line that has no end."""
     written = path.read_bytes() if path.is_file() else b""
     columns = next(csv.reader([written.partition(b"\n")[0].decode(_ENCODING)]), [])
@@ -165,7 +165,7 @@ def keep_rows_before(path: Path, epoch: int) -> None:
         _write_rows(path, kept)
 
 
-def find_best_row(rows: Sequence[Row], monitor: str, score: Any) -> Row | None:
+def find_best_row(rows: Sequence[EpochRow], monitor: str, score: Any) -> EpochRow | None:
     """The first row with the score of the best checkpoint, if any."""
     return next((row for row in rows if score is not None and row.get(monitor) == float(score)), None)
 
@@ -191,7 +191,7 @@ def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], che
         unfinished.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
-def _parse_row(row: Mapping[str, str]) -> Row:
+def _parse_row(row: Mapping[str, str]) -> EpochRow:
     if _TOO_MANY in row:
         raise ValueError(f"more cells than columns in the row of epoch {row.get('epoch')!r}")
     if not row.get("epoch", "").isdecimal():
@@ -205,7 +205,7 @@ def _number(cell: str) -> float | None:
     return int(cell) if cell.isdecimal() else float(cell)
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[EpochRow]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with replace_atomically(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from lit_ft.errors import UserError, unknown
-
-Mode = Literal["min", "max"]
+from lit_ft.tasks.monitored import Mode
 
 
 @dataclass

@@ -222,6 +222,7 @@ def test_cycle_rises_to_the_rates_of_the_groups(run):
     assert (groups["head"], groups["dense"]) == pytest.approx((0.1, 0.05))
 
 
+RECIPE = str(CONFIGS / "image_folder.yaml")
 MISTAKES = {
     ("fit", "--model.backbon", "resnet50"): "--model.backbon: there is no such option; nearest: --model.backbone",
     ("fit", "--modle.backbone", "x"): "--modle.backbone: there is no such option; nearest: --model.backbone",
@@ -240,7 +241,14 @@ MISTAKES = {
     ("fit", "--data", "DigitDataModule"): "--data: unknown class 'DigitDataModule'; nearest: DigitsDataModule",
     ("fit", "--data.batch_size", "4"): "--data.batch_size: name the data module first, such as --data DigitsDataModule",
     ("fit", "--data", "DigitsDataModule", "--data.batch_size", "0"): "--data.batch_size: 0 is less than 1",
-    ("fit", "--data", "ImageFolderDataModule", "--data.root", "nix"): "--data.root: nix does not exist",
+    ("fit", "--data", "ImageFolderDataModule", "--data.root", "nix"): "--data.root: nix does not exist; give another",
+    ("finetune", "--config", RECIPE): "--data.root: data does not exist; give another path",
+    ("finetune", "--config", RECIPE, "--data.root", ""): "--data.root: names nothing; give a path",
+    ("finetune", "--config", RECIPE, "--unfreeze.head_fit", "solvd"): (
+        "--unfreeze.head_fit: unknown value 'solvd'; nearest: solved"
+    ),
+    ("finetune", "--config", RECIPE, "--unfreeze.norm", "evl"): "--unfreeze.norm: unknown value 'evl'; nearest: eval",
+    ("fit", "--model.lr_backbone", "-1"): "--model.lr_backbone: must be above 0, got -1.0",
     ("fit", "--unfreeze.strategy", "gradul"): "--unfreeze.strategy: unknown value 'gradul'; nearest: gradual",
     ("fit", "--unfreeze.strategy", "phases", "--unfreeze.phases", "[{train: [conf, head]}]"): (
         "--unfreeze.phases[0].train: unknown stage 'conf'; nearest: conv"
@@ -427,6 +435,8 @@ def test_missing_config_names_the_nearest(refused):
         ("modell: {backbone: x}", "--modell.backbone: there is no such option; nearest: --model.backbone"),
         ("model: {backbon: x}", "--model.backbon: there is no such option; nearest: --model.backbone"),
         ("model: {backbone: x", "--config: not valid YAML: line 2"),
+        ("", "--config: one has no options in it; it needs some, such as model: {backbone: resnet50}"),
+        ("[1, 2]", "--config: one has no options in it"),
         ("unfreeze: {strategy: phases, phases: [{trian: [head]}]}", "nearest: --unfreeze.phases.train"),
     ],
 )

@@ -108,6 +108,20 @@ def test_own_data_module_is_planned_finetuned_and_perhaps_tested(run, own, data)
     assert names == (["0", "1", "2"] if data == "Numbered" else ["ant", "bee", "cat"])
 
 
+@pytest.mark.parametrize("data", ["Numbered", "Tested"])
+def test_command_that_tests_is_printed_for_data_that_can_be_tested(run, own, data):
+    printed = run("fit", "--data", f"{own}.{data}", *QUICK, "--unfreeze", "null")
+    assert f"Predict      lit-ft predict --config {RUN / 'config.yaml'} " in printed
+    assert ("Test         lit-ft test " in printed) is (data == "Tested")
+
+
+def test_command_that_tests_is_printed_where_there_are_test_images(run, photo_root):
+    photos = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0)
+    for fraction in (0, 0.2):
+        printed = run("fit", *photos, *QUICK, "--unfreeze", "null", "--data.test_fraction", fraction)
+        assert ("Test         lit-ft test " in printed) is (fraction > 0)
+
+
 def test_data_that_cannot_be_trained_on_ends_in_one_line(refused, own):
     line = refused("finetune", "--data", f"{own}.TooFew", *QUICK)
     assert line == (

@@ -36,8 +36,20 @@ def test_what_is_no_image_has_none(tmp_path: Path) -> None:
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"folder: .*file: cannot be written"):
+    with pytest.raises(UserError, match=r"^folder: .*/file is a file; name a folder$"):
         make_folder(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("given", ["", " "])
+def test_folder_without_a_name_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match=r"^folder: names nothing; name a folder$"):
+        make_folder(given)
+
+
+def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"folder: .*file/a: cannot be written \(Not a directory\)"):
+        make_folder(str(tmp_path / "file" / "a"))
 
 
 def test_files_are_written_and_their_paths_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,16 @@ def test_no_backbone_at_all_is_one_line(images: ProbeImages) -> None:
         probe_images(choices, images, CPU)
 
 
+def test_groups_that_are_never_held_out_are_told(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"dots": 12, "lines": 12, "plain": 3})
+    for i in range(3):
+        (root / "plain" / f"{i:03}.png").rename(root / "plain" / f"{i}-999.png")
+    with pytest.warns(UserWarning, match="no images of plain in val"):
+        images = read_photos(root, groups="([0-9]+)[.]png")
+    probe, _ = probe_images([NETWORK], images, CPU, all_stages=False)
+    assert "3 image(s) of groups with all of a class are never held out" in probe.notes
+
+
 def test_fewer_folds_and_single_images_are_told(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "train", {"dots": 12, "lines": 2, "plain": 1}).parent
     write_photos(root / "val", {"dots": 3, "lines": 1})

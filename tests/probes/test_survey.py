@@ -10,6 +10,7 @@ from probe_sets import NETWORK, clusters, read_photos, write_photos
 
 from lit_ft.backbones.backbone import Backbone, StageCost
 from lit_ft.errors import UserError
+from lit_ft.model.module import FineTuneModule
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes import survey
 from lit_ft.probes.feature_pass import StageFeatures
@@ -76,6 +77,20 @@ def test_only_the_last_stage_is_measured_if_so_asked(images: ProbeImages) -> Non
     assert survey_backbone(NETWORK, images, images.fold(), CPU, all_stages=False).probe.stages == []
 
 
+def test_random_weights_are_those_of_a_run_whatever_was_built_before() -> None:
+    choice = BackboneChoice("mnist_cnn", None)
+    torch.manual_seed(3)
+    expected = FineTuneModule("mnist_cnn", weights=None).backbone.state_dict()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    for built in (choice.build(), choice.build()):
+        assert all(torch.equal(value, expected[name]) for name, value in built.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    name = next(iter(expected))
+    assert not torch.equal(choice.build().state_dict()[name], expected[name])
+
+
 def with_features(monkeypatch: pytest.MonkeyPatch, features: torch.Tensor) -> None:
     def instead(backbone: Backbone, images: ProbeImages) -> StageFeatures:
         return StageFeatures(dict.fromkeys(backbone.stages, features), 1.0)
@@ -91,8 +106,11 @@ def test_features_that_are_not_finite_are_refused(images: ProbeImages, monkeypat
         survey_backbone(NETWORK, images, images.fold(), CPU)
 
 
-def test_features_that_are_all_equal_are_refused(images: ProbeImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_features(monkeypatch, torch.ones(30, 4))
+@pytest.mark.parametrize("rounding", [0.0, torch.finfo(torch.float32).eps])
+def test_features_that_are_all_equal_are_refused(
+    images: ProbeImages, monkeypatch: pytest.MonkeyPatch, rounding: float
+) -> None:
+    with_features(monkeypatch, torch.ones(30, 4) + rounding * (torch.arange(120).view(30, 4) % 3))
     with pytest.raises(UserError, match="features of all 30 images are equal"):
         survey_backbone(NETWORK, images, images.fold(), CPU)
 

@@ -10,8 +10,9 @@ from sklearn import metrics as sk
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_ft.errors import UserError
+from lit_ft.tasks.monitored import MAIN_METRIC
 from lit_ft.tasks.standardisation import Standardisation
-from lit_ft.tasks.task import MAIN_METRIC, Task
+from lit_ft.tasks.task import Task
 
 B, K = 40, 7
 

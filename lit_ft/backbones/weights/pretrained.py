@@ -84,7 +84,7 @@ class Published:
         """
         assert self.url is not None  # else it comes with the package, and is never missing
         place = folder / self.file
-        partial = folder / f".partial-{self.file}"  # it is read by its suffix
+        partial = folder / f".{assets.random_part()}-{self.file}"  # it is read by its suffix
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Bars are for people; elsewhere they would surround the one line after a failure.

@@ -10,7 +10,17 @@ from typing import Any
 
 import lightning as L
 
-from lit_ft.assets import MANIFEST, data_root, entry_name, is_intact, is_offline, read_manifest, record, weights_folder
+from lit_ft.assets import (
+    MANIFEST,
+    data_root,
+    entry_name,
+    is_intact,
+    is_offline,
+    name_unfinished,
+    read_manifest,
+    record,
+    weights_folder,
+)
 from lit_ft.backbones.build import input_spec, source_of
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.pretrained import Published
@@ -136,8 +146,7 @@ def _download_data(cli: ConfigCLI, folder: Path) -> None:
 
 def _fetch_data(cli: ConfigCLI, data: Any, wanted: set[Path]) -> None:
     """Fetches a data set beside its place and moves what is wanted there, so that half a file is not taken for one."""
-    partial = data.root / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = name_unfinished(data.root / "partial")
     try:
         fetched = cli.make_data(root=partial)
         fetched.prepare_data()
@@ -146,7 +155,7 @@ def _fetch_data(cli: ConfigCLI, data: Any, wanted: set[Path]) -> None:
             if new is None:
                 raise UserError(f"`data.download`: {path.name} is not among what was fetched")
             if (damaged := data.find_file(path)) is not None:
-                damaged.unlink()
+                damaged.unlink(missing_ok=True)  # another process may fetch it, too
             path.parent.mkdir(parents=True, exist_ok=True)
             new.replace(path.with_name(new.name))
     except UserError as error:

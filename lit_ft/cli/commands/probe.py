@@ -88,8 +88,8 @@ def _choose_backbones(cli: ConfigCLI) -> Iterator[BackboneChoice]:
     for part in cli.config["backbones"].split(","):
         name, given, weights = (text.strip() for text in part.partition("="))
         if not name or name in seen:
-            fault = f"{name} comes twice; leave one out" if name else f"{cli.config['backbones']!r} has an empty name"
-            raise UserError(f"`backbones`: {fault}")
+            empty = f"{cli.config['backbones']!r} has an empty name; give names with one comma between two"
+            raise UserError(f"`backbones`: {f'{name} comes twice; leave one out' if name else empty}")
         seen.add(name)
         if name != own.title:
             yield BackboneChoice(name, _weights(weights) if given else "DEFAULT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -177,8 +178,9 @@ def _read_values(args: Sequence[str], option: str) -> list[str]:
 
 
 def _pair(args: Sequence[str]) -> list[tuple[str, str]]:
-    """Each argument as an option, with its value, be it ``--option value`` or ``--option=value``."""
-    pairs = [(arg.partition("="), following) for arg, following in pairwise([*args, ""])]
+    """Each argument as an option, with its value: ``--option value``, ``--option=value``; ``-cFILE`` is of --config."""
+    full = [re.sub("^-c=?(.*)", lambda found: f"--config{found[1] and '='}{found[1]}", arg) for arg in args]
+    pairs = [(arg.partition("="), following) for arg, following in pairwise([*full, ""])]
     return [(name, value if equals else following) for (name, equals, value), following in pairs]
 
 

@@ -35,6 +35,8 @@ def find_file(given: str, key: str) -> Path:
 
 
 def _find(given: str, key: str) -> Path:
+    if not str(given).strip():  # which Python takes for the folder that it is in
+        raise UserError(f"{key}: names nothing; give a path")
     path, shared = Path(given).expanduser(), shared_folder()
     try:
         if path.exists():
@@ -45,7 +47,8 @@ def _find(given: str, key: str) -> Path:
     except PermissionError as error:
         raise UserError(f"{key}: {path} cannot be read ({error.strerror}); change or move it") from error
     close = nearest(path.name, beside)
-    raise UserError(f"{key}: {path} does not exist" + (f"; nearest: {', '.join(close)}" if close else ""))
+    hint = f"nearest: {', '.join(close)}" if close else "give another path"
+    raise UserError(f"{key}: {path} does not exist; {hint}")
 
 
 def is_ignored(name: str) -> bool:

@@ -16,11 +16,12 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_ft.assets import lock_beside
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.console import format_bytes
 from lit_ft.data.files.derived_cache import match_layout
@@ -185,8 +186,7 @@ def _claimed(path: Path) -> Iterator[None]:
 
     A process that is killed loses its claim, and the next one writes over what it left.
     """
-    # A file of its own, which stays: a file that is locked cannot be renamed on Windows. Others may lock it, too.
-    lock = FileLock(path.with_name(f"{path.name}.lock"), mode=0o666)
+    lock = lock_beside(path.with_name(path.name[1:]))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -16,21 +16,21 @@ from lit_ft.data.files.file_split import FileSplit, PhotoFiles
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.transforms import random_from
-from lit_ft.data.loading.protocols import Batch
+from lit_ft.data.loading.protocols import ImageBatch
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.loading.workers import InWorkers, Workers
 from lit_ft.errors import UserError
 
 
 @dataclass
-class _Photos(Dataset[Batch]):
+class _Photos(Dataset[ImageBatch]):
     """Reads whole batches, in a worker process or not: of each image the index, and the seed of its augmentation."""
 
     split: FileSplit
     transform: v2.Compose
     cache: PhotoCache | None
 
-    def __getitem__(self, samples: list[tuple[int, int]]) -> Batch | UserError:  # type: ignore[override]
+    def __getitem__(self, samples: list[tuple[int, int]]) -> ImageBatch | UserError:  # type: ignore[override]
         try:
             images = []
             for index, seed in samples:
@@ -115,7 +115,7 @@ class PhotoSource:
         transform, cache = self._photos.transform, self._photos.cache
         return f"{hash_tensors([torch.from_numpy(keys)])} {None if cache is None else cache.made} {transform}"
 
-    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
         seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
         # One batch at a time: a list of all would take seconds for a million images, before the first batch.

@@ -15,7 +15,7 @@ Augment = Literal["none", "basic", "trivial", "rand", "augmix"]
 Split = Literal["train", "val", "test", "predict"]
 SetT = TypeVar("SetT", bound="ImageSet")
 
-Batch = tuple[Tensor, Tensor]
+ImageBatch = tuple[Tensor, Tensor]
 """Images, uint8 ``(B, C, H, W)``, and their targets or indices, int64 ``(B,)``."""
 
 
@@ -66,7 +66,7 @@ class ImageSource(Readable, Protocol):
     def identity(self) -> str:
         """What differs between two sources whose images, or whose augmentations of them, do."""
 
-    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields the images of each batch, likewise."""
 
     def __len__(self) -> int:

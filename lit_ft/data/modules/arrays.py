@@ -15,7 +15,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
 from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
-from lit_ft.data.loading.protocols import Batch, Split
+from lit_ft.data.loading.protocols import ImageBatch, Split
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.base import ImageDataModule, check_fraction
 from lit_ft.data.split import hold_out
@@ -91,7 +91,7 @@ class ArraySource:
         images = self.split.images.cpu()
         return f"{hash_tensors([images, self.split.rows])} {tuple(images.shape)} {self._spec} {self._augments}"
 
-    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch, its images where all images are."""
         drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
         for rows, places in batches:

@@ -36,11 +36,11 @@ class DataFacts(ABC, Generic[SetT]):
 
     splits: dict[Split, SetT]
     task: TaskName = "multiclass"
+    """The task that the targets are for."""
     test_advice: str = "hold some out"
     """How to get test images, where there are none."""
     can_join: bool = True
     """Whether `join_validation` can add validation images to those that are trained on."""
-    """The task that the targets are for."""
 
     @property
     @abstractmethod

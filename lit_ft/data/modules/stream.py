@@ -17,7 +17,7 @@ from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.files.folders import find_folder
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.photo_source import is_random, stack_images, transform_seeded
-from lit_ft.data.loading.protocols import Augment, Batch, Split
+from lit_ft.data.loading.protocols import Augment, ImageBatch, Split
 from lit_ft.data.loading.sampler import ChunkSampler, Picks
 from lit_ft.data.loading.workers import InWorkers, Workers, check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
@@ -64,7 +64,7 @@ class StreamSource:
         """Where the images are, which of them, and what is done to them; not what they hold, which may be far away."""
         return f"{self.split.folder} {hash_tensors([self.split.stops, self.split.rows])} {self._transform}"
 
-    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[Batch]:
+    def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
         seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
         if batches:

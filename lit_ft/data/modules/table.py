@@ -18,7 +18,8 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.labels import format_labels, read_labels
 from lit_ft.data.tables.tables import Columns, read_row_splits, read_table, unescape_table, unique_rows
 from lit_ft.errors import UserError
-from lit_ft.tasks.task import MAIN_METRIC, TaskName
+from lit_ft.tasks.monitored import MAIN_METRIC
+from lit_ft.tasks.task import TaskName
 
 
 class ImageTableDataModule(PhotoDataModule):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lit_ft.assets import name_unfinished
 from lit_ft.console import rank_zero_print
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.modules.photos import PhotoDataModule
@@ -38,9 +39,8 @@ def convert(data: PhotoDataModule, folder: str | Path, chunk_bytes: int = 64 * 2
     if made.exists() or made.is_symlink():
         raise UserError(f"`folder`: {made} exists; name a folder that does not")
     data.setup()
-    partial = made.absolute().with_name(f".{made.name}.partial")
+    partial = name_unfinished(made)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_set(partial, data, chunk_bytes)
         partial.rename(made)

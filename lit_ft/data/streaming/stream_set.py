@@ -22,7 +22,8 @@ from lit_ft.compat import chunked_index, download_from_bucket
 from lit_ft.data.files.folders import find_folder
 from lit_ft.data.fingerprint import digest
 from lit_ft.errors import UserError, unknown
-from lit_ft.tasks.task import MAIN_METRIC, TaskName
+from lit_ft.tasks.monitored import MAIN_METRIC
+from lit_ft.tasks.task import TaskName
 
 SET_FILE = "set.json"
 INDEX_FILE = "index.json"

@@ -28,8 +28,8 @@ def make_folds(
     """The fold of each image, once for each repetition: ``(R, N)``, int64.
 
     Classes are spread evenly over the folds, and no group comes in two of them. There are fewer folds where the
-    smallest class, or the number of groups, does not suffice for so many, but at least 2. The single image of a class
-    is in fold -1, which is never held out.
+    smallest class, or the number of groups, does not suffice for so many, but at least 2. The single image of a class,
+    or the group with all images of a class, is in fold -1, which is never held out.
 
     Args:
         targets: Class of each image ``(N,)``; what has no classes, ``(N, K)``, is split regardless of it.
@@ -39,7 +39,7 @@ def make_folds(
         groups: Group of each image ``(N,)``.
 
     Raises:
-        ValueError: If no class has two images, or there are fewer than two groups.
+        ValueError: If no class has two images, or there are fewer than two groups that can be held out.
     """
     from sklearn import model_selection as sk  # slow to load
 
@@ -59,17 +59,21 @@ def make_folds(
 
 
 def usable_folds(targets: Tensor, num_folds: int, groups: Tensor | None = None) -> int:
-    """The number of folds, or the largest that the smallest class and the groups allow.
+    """The number of folds, or the largest that the images that can be held out allow, by class and by group.
 
     Raises:
         ValueError: If that is below 2.
     """
     rows = _foldable(targets, groups)
     most = min(num_folds, len(rows) if groups is None else len(np.unique(groups[rows])))
-    if groups is None and targets.ndim == 1:
-        most = min([most, *(size for size in class_counts(targets[rows], 0) if size)])
+    sizes = [size for size in class_counts(targets[rows], 0) if size] if targets.ndim == 1 else []
+    if sizes:  # of groups, folds may lack a class, but scikit-learn wants one image of the largest in each
+        most = min(most, min(sizes) if groups is None else max(sizes))
     if most < 2:
-        raise ValueError(f"cross-validation needs two {'images of a class' if groups is None else 'groups'} at least")
+        needed = "images of a class at least"
+        if groups is not None:
+            needed = "groups at least, none of them with all images of a class"
+        raise ValueError(f"cross-validation needs two {needed}")
     return most
 
 
@@ -84,10 +88,13 @@ def held_out(folds: Tensor) -> Tensor:
 
 
 def _foldable(targets: Tensor, groups: Tensor | None) -> Tensor:
-    """The images that can be held out: of a class that has others, or of any group."""
-    if targets.ndim > 1 or groups is not None:
+    """The images that can be held out, alone or with their group, so that others of their class are trained on."""
+    if targets.ndim > 1:
         return torch.arange(len(targets))
-    return (torch.bincount(targets)[targets] > 1).nonzero().squeeze(1)
+    units = torch.arange(len(targets)) if groups is None else groups
+    pairs = np.unique(np.stack([targets.cpu().numpy(), units.cpu().numpy()]), axis=1)
+    homes = torch.bincount(torch.from_numpy(pairs[0]))  # units with images of each class
+    return (~torch.isin(units, units[homes[targets] < 2])).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)

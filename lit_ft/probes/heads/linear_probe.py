@@ -85,6 +85,14 @@ def _validate(
     return cross_validate(basis, targets, folds, weights)
 
 
+def refuse_equal(features: Tensor) -> None:
+    """Raises `UserError` for features ``(N, D)`` that are the same for all of several images but for rounding."""
+    least, most = features.amin(dim=0), features.amax(dim=0)
+    # Equal images may differ in the last bits, by their place in a batch.
+    if len(features) > 1 and bool((most - least).max() <= 1e-6 * torch.maximum(most.abs(), least.abs()).max()):
+        raise UserError(f"the features of all {len(features)} images are equal; take other images, or other weights")
+
+
 def refuse_not_finite(features: Tensor) -> None:
     """Raises `UserError` for features ``(N, D)`` that are not all finite."""
     finite = torch.cat([part.isfinite().all(dim=1).cpu() for part in torch.split(features, 4096)])

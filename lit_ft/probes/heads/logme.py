@@ -25,26 +25,27 @@ def logme(features: Tensor, targets: Tensor) -> float:
     squared = singular.square().unsqueeze(1)  # (r, 1)
     projected = (left.T @ wanted).square()  # (r, K)
     outside = (wanted.square().sum(dim=0) - projected.sum(dim=0)).clamp(min=0)  # what no features explain
-    num, width = features.shape
-    alpha, beta = torch.ones(wanted.shape[1], dtype=torch.float64), torch.ones(wanted.shape[1], dtype=torch.float64)
+    num, rank = len(features), len(singular)
+    # Where features tell nothing, or everything, the best ratio of prior to noise is infinite, or 0.
+    least, most = (float(squared.max().clamp(min=1e-30)) * bound for bound in (1e-12, 1e12))
+    ratio, beta = (torch.ones(wanted.shape[1], dtype=torch.float64) for _ in range(2))
     for _ in range(100):
-        before = alpha / beta
-        weights, errors = _posterior(squared, projected, outside, alpha, beta)
-        known = (beta * squared / (alpha + beta * squared)).sum(dim=0)
-        alpha, beta = known / weights.clamp(min=1e-30), (num - known) / errors.clamp(min=1e-30)
-        if bool(((alpha / beta - before).abs() <= 1e-6 * before).all()):
+        before = ratio
+        weights, errors = _posterior(squared, projected, outside, ratio)
+        known = (squared / (ratio + squared)).sum(dim=0)
+        unknown = num - rank + (ratio / (ratio + squared)).sum(dim=0)
+        beta = unknown / errors.clamp(min=1e-30)
+        ratio = (known / weights.clamp(min=1e-30) / beta).clamp(least, most)
+        if bool(((ratio - before).abs() <= 1e-6 * before).all()):
             break
-    weights, errors = _posterior(squared, projected, outside, alpha, beta)
-    log_det = (alpha + beta * squared).log().sum(dim=0) + (width - len(singular)) * alpha.log()
-    evidence = num * (beta / (2 * math.pi)).log() + width * alpha.log() - beta * errors - alpha * weights - log_det
+    weights, errors = _posterior(squared, projected, outside, ratio)
+    shrinkage = (ratio / (ratio + squared)).log().sum(dim=0)
+    evidence = num * (beta / (2 * math.pi)).log() - beta * (errors + ratio * weights) + shrinkage
     return float(evidence.mean() / (2 * num))
 
 
-def _posterior(
-    squared: Tensor, projected: Tensor, outside: Tensor, alpha: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
+def _posterior(squared: Tensor, projected: Tensor, outside: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Squared length of the mean weights, and sum of squared errors, of each output ``(K,)``."""
-    ratio = alpha / beta
     weights = (squared * projected / (ratio + squared).square()).sum(dim=0)
     errors = ((ratio / (ratio + squared)).square() * projected).sum(dim=0) + outside
     return weights, errors

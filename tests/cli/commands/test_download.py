@@ -20,8 +20,10 @@ from torchvision.datasets import MNIST
 from lit_ft.assets import record
 from lit_ft.backbones.build import source_of, torchvision
 from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.weights import pretrained
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.data import CIFAR10DataModule, ImageFolderDataModule, MNISTToEMNISTDataModule
+from lit_ft.errors import UserError
 
 NET = "squeezenet1_1"
 WEIGHTS = "weights/net.pth"
@@ -100,7 +102,7 @@ def test_download_fetches_all_and_tells_of_each_file(lit_ft, requests, served):
     assert files[WEIGHTS]["url"].endswith("/net.pth")
     assert files[IMAGES]["url"].endswith("/t10k-images-idx3-ubyte.gz")
     present = sorted(str(p.relative_to("F")) for p in Path("F").rglob("*") if p.is_file())
-    assert present == sorted([*raw, WEIGHTS, "manifest.json"])
+    assert present == sorted([*raw, WEIGHTS, "manifest.json", ".manifest.json.lock"])
     arguments = " ".join(map(str, ALL[1:-2]))
     assert out.splitlines()[-1] == f"Run: LIT_FT_DATA=F lit-ft finetune {arguments} --offline"
 
@@ -138,6 +140,36 @@ def test_damaged_weights_of_unknown_checksum_are_fetched_again(lit_ft, requests,
     assert lit_ft(*ALL)[0] == 0
     assert requests == ["/net.pth"]
     assert (Path("F") / WEIGHTS).read_bytes() == whole
+
+
+def test_data_that_two_processes_fetch_at_once_are_whole(run, requests, monkeypatch):
+    prepare, others = MNISTToEMNISTDataModule.prepare_data, iter([ALL])
+
+    def fetch(data):
+        prepare(data)
+        for args in others:
+            run(*args)
+
+    monkeypatch.setattr(MNISTToEMNISTDataModule, "prepare_data", fetch)
+    assert "Manifest: F/manifest.json" in run(*ALL)
+    assert sha256(Path("F") / IMAGES) == json.loads(Path("F/manifest.json").read_text())["files"][IMAGES]["sha256"]
+    assert not list(Path("F").rglob("*partial*"))
+
+
+def test_weights_that_two_processes_fetch_at_once_are_whole(tmp_path, monkeypatch):
+    weights = Published("net", "net.pth", "https://host/net.pth", "0")
+    contents = iter(["whole", None])
+
+    def fetch(url, path, *_, **__):
+        if (content := next(contents)) is None:
+            raise OSError("no route to host")
+        Path(path).write_text(content)
+        with pytest.raises(UserError, match="no route to host"):
+            weights.fetch(tmp_path)  # another process, which fails and removes what it has
+
+    monkeypatch.setattr(pretrained, "download_url_to_file", fetch)
+    assert weights.fetch(tmp_path).read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["net.pth"]
 
 
 def test_next_config_adds_to_the_manifest(lit_ft, requests):

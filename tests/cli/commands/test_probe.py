@@ -141,15 +141,45 @@ def test_other_tasks_leave_out_what_is_for_classes(run, task, columns, score):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--backbones", "mnist_cnn,,resnet18"), "--backbones: 'mnist_cnn,,resnet18' has an empty name"),
+        (
+            ("--backbones", "mnist_cnn,,resnet18"),
+            "--backbones: 'mnist_cnn,,resnet18' has an empty name; give names with",
+        ),
+        (("--backbones", ","), "--backbones: ',' has an empty name; give names with one comma between two"),
         (("--backbones", "mnist_cnn,mnist_cnn=null"), "--backbones: mnist_cnn comes twice; leave one out"),
         (("--backbones", "resnet5"), "resnet5: --model.backbone: unknown backbone 'resnet5'"),
-        (("--folder", "photos/dots/000.png"), "--folder: photos/dots/000.png: cannot be written (File exists)"),
+        (("--folder", "photos/dots/000.png"), "--folder: photos/dots/000.png is a file; name a folder"),
         (("--stages", "first"), "--stages"),
     ],
 )
 def test_mistakes_are_one_line(refused, photos, given, message):
     assert message in refused("probe", *PHOTOS, *given)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({}, "--data.root: photos does not exist; give another path"),
+        ({"dots": 5}, "--data.root: photos has only one class, 'dots', and two are needed"),
+        ({"dots": 1, "lines": 1}, "the classes dots, lines have one image, and two are needed"),
+    ],
+)
+def test_photos_that_are_too_few_are_one_line(refused, numbers, message):
+    write_photos(Path("photos"), numbers)
+    assert message in refused("probe", *PHOTOS)
+
+
+def test_config_that_is_not_there_is_one_line(refused):
+    assert "--config: File does not exist: " in refused("probe", "--config", "nosuch.yaml")
+
+
+def test_images_that_are_all_equal_are_one_line(refused):
+    for i in range(12):
+        save_photo(Path(f"photos/{'ab'[i % 2]}/{i}.png"))
+    assert refused("probe", *PHOTOS) == (
+        "lit-ft: --data: cross-validation needs two images of a class at least, without copies, in train and val; add "
+        "images"
+    )
 
 
 def test_weights_that_are_missing_offline_are_one_line(refused, photos):

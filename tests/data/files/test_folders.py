@@ -13,6 +13,15 @@ def test_missing_folder_tells_the_nearest(tmp_path):
         find_folder(str(tmp_path / "flower"), "`data.root`")
 
 
+@pytest.mark.parametrize(
+    ("given", "fault"), [("", "names nothing; give a path"), ("zoo", "zoo does not exist; give .*")]
+)
+def test_folder_that_is_not_meant_tells_what_to_change(tmp_path, monkeypatch, given, fault):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^data.root: {fault}"):
+        find_folder(given, "`data.root`")
+
+
 def test_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(UserError, match=r"^data.predict: .*x.png is a file, not a folder"):

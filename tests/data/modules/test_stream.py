@@ -18,7 +18,7 @@ from test_base import FakeTrainer
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule, ImageTableDataModule, StreamDataModule
-from lit_ft.data.streaming.convert import convert
+from lit_ft.data.streaming.convert import _write_set, convert
 from lit_ft.errors import UserError
 
 pytest.importorskip("litdata")
@@ -318,6 +318,37 @@ def test_bad_image_is_named_and_nothing_is_left_behind(photos, photo_root, tmp_p
     with pytest.raises(UserError, match=rf"1 of 30 images cannot be read: {bad} |^{bad}: cannot be read \(No such"):
         convert(photos, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+WRITE = "lit_ft.data.streaming.convert._write_set"
+
+
+def test_conversion_that_fails_leaves_another_one_to_that_folder_alone(photos, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left")
+
+    def write_beside_another(folder, *given):
+        _write_set(folder, *given)
+        monkeypatch.setattr(WRITE, fail)
+        with pytest.raises(UserError, match="No space left"):
+            convert(photos, tmp_path / "out")
+
+    monkeypatch.setattr(WRITE, write_beside_another)
+    assert len(make(convert(photos, tmp_path / "out")).splits["train"]) == 21
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_second_of_two_conversions_to_a_folder_is_refused(photos, tmp_path, monkeypatch):
+    def write_after_another(folder, *given):
+        _write_set(folder, *given)
+        monkeypatch.setattr(WRITE, _write_set)
+        convert(photos, tmp_path / "out")
+
+    monkeypatch.setattr(WRITE, write_after_another)
+    with pytest.raises(UserError, match=r"^folder: cannot write .*out \(Directory not empty\)$"):
+        convert(photos, tmp_path / "out")
+    assert len(make(tmp_path / "out").splits["train"]) == 21
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
 def test_folder_below_a_file(photos, tmp_path):

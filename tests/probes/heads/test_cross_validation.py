@@ -48,6 +48,8 @@ def test_no_group_is_in_two_folds() -> None:
         ([0] * 9 + [1] * 3, None, 3),
         ([0] * 9 + [1] * 9, None, 5),
         ([0, 1] * 6, [0] * 6 + [1] * 6, 2),
+        ([0] * 4 + [1] * 3, [0, 1, 2, 3, 4, 5, 6], 4),  # for scikit-learn no more than the largest class has images
+        ([0, 1] * 6 + [2] * 3, [0] * 4 + [1] * 4 + [2] * 4 + [3] * 3, 3),  # nobody else has images of class 2
         ([0] * 9 + [2] * 4, None, 4),  # a class without an image does not count
         ([0] * 9 + [1] * 4 + [2], None, 4),  # nor does a single one, which is never held out
     ],
@@ -60,7 +62,13 @@ def test_number_of_folds_is_lowered(classes: list[int], groups: list[int] | None
 
 @pytest.mark.parametrize(
     ("classes", "groups", "needed"),
-    [([0, 1, 2], None, "two images of a class"), ([0, 1, 0, 1], [7] * 4, "two groups"), ([0], None, "two images")],
+    [
+        ([0, 1, 2], None, "two images of a class"),
+        ([0], None, "two images"),
+        ([0, 1, 0, 1], [7] * 4, "two groups"),
+        ([0, 0, 1, 1], [3, 3, 5, 5], "two groups at least, none of them with all images of a class"),
+        ([0, 1, 2, 2], [0, 0, 0, 1], "two groups"),
+    ],
 )
 def test_single_image_or_group_cannot_be_held_out(classes: list[int], groups: list[int] | None, needed: str) -> None:
     with pytest.raises(ValueError, match=f"needs {needed}"):
@@ -75,6 +83,14 @@ def test_single_image_of_a_class_is_trained_on_and_never_scored() -> None:
     assert result.logits[:, -1].isnan().all()
     assert result.logits[:, :-1].isfinite().all()
     assert result.accuracy == result.correct[:, :-1].mean()
+
+
+def test_group_with_all_images_of_a_class_is_never_held_out() -> None:
+    classes = torch.tensor([0, 1] * 6 + [2, 2, 0])
+    groups = torch.tensor([0] * 4 + [1] * 4 + [2] * 4 + [3] * 3)
+    (folds,) = make_folds(classes, 5, 1, groups=groups)
+    assert folds[12:].tolist() == [-1, -1, -1]
+    assert sorted(set(folds[:12].tolist())) == [0, 1, 2]
 
 
 def cross_validated(features: Tensor, classes: Tensor, strengths: tuple[float, ...]) -> CrossValidation:

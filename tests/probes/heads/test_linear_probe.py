@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from probe_sets import clusters, scale
@@ -9,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from lit_ft.errors import UserError
-from lit_ft.probes.heads.linear_probe import DEFAULT_STRENGTH, fit_linear_probe
+from lit_ft.probes.heads.linear_probe import DEFAULT_STRENGTH, fit_linear_probe, refuse_equal
 from lit_ft.probes.heads.solver import Targets
 
 
@@ -63,6 +65,20 @@ def test_too_few_images_to_choose_a_penalty(classes: list[int]) -> None:
     assert probe.validated is None
     assert probe.l2 == DEFAULT_STRENGTH
     assert probe(features).argmax(dim=1).tolist() == classes
+
+
+@pytest.mark.parametrize(
+    ("features", "is_refused"),
+    [
+        (torch.full((3, 2), 5.0), True),
+        (torch.zeros(3, 2), True),
+        (torch.tensor([[5.0, 1.0], [5.0, 1.1]]), False),
+        (torch.tensor([[5.0, 1.0]]), False),
+    ],
+)
+def test_features_that_are_all_equal_are_refused(features: torch.Tensor, is_refused: bool) -> None:
+    with pytest.raises(UserError, match="of all 3 images are equal; take other im") if is_refused else nullcontext():
+        refuse_equal(features)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -43,3 +43,10 @@ def test_features_that_know_the_class_score_higher() -> None:
     noise = torch.randn(100, 20, generator=torch.Generator().manual_seed(3))
     features = (features - features.mean(dim=0)) / features.std(dim=0)
     assert logme(features, classes) > logme(noise, classes) + 0.05
+
+
+@pytest.mark.parametrize("features", [[1.0, -1.0, 1.0, -1.0], [0.0] * 4], ids=["of_no_class", "zero"])
+def test_features_that_tell_nothing_have_the_evidence_of_noise_alone(features: list[float]) -> None:
+    beta = 2.0  # the inverse of the mean square of each output, which is 1 for two of four images
+    expected = math.log(beta / (2 * math.pi)) / 2 - 0.5
+    assert logme(torch.tensor(features).unsqueeze(1), torch.tensor([0, 0, 1, 1])) == pytest.approx(expected, rel=1e-9)
