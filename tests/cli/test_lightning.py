@@ -566,7 +566,7 @@ def test_print_config_parses_again(run):
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root, letters_root):
-    args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 8]
+    args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 2]
     config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
     if config["data"]["class_path"] != "DigitsDataModule":
         args += ["--data.root", photo_root if "Folder" in config["data"]["class_path"] else photo_root.parent]
