@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import forked
 import pytest
 from image_files import save_photo
 
@@ -55,7 +54,9 @@ def test_argument_that_is_no_text_is_told(refused):
 def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_path):
     few = {"max_epochs": "1", "limit_train_batches": "1", "limit_val_batches": "0", "accelerator": "cpu"}
     options = [f"--trainer.{key}={value}" for key, value in {**few, "default_root_dir": str(tmp_path)}.items()]
-    done = forked.command("fit", "--unfreeze.strategy", "full", *options, folder=tmp_path)
+    # In an interpreter of its own, as Lightning sets its format when it is loaded.
+    command = [sys.executable, "-m", "lit_ft", "fit", "--unfreeze.strategy", "full", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "lit-ft: warning: `ModelCheckpoint(monitor='val/acc')` could not find" in done.stderr
     assert "model_checkpoint.py" not in done.stderr
