@@ -1,4 +1,4 @@
-"""Runs that are killed: `python killed_runs.py FOLDER KILLS HOW` starts each as a process, `launch` all of them."""
+"""Runs that are killed, each in a process of its own: `launch` starts all of them."""
 
 import io
 import json
@@ -8,13 +8,13 @@ import os
 import random
 import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
 import warnings
 from pathlib import Path
 
+import forked
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -22,7 +22,6 @@ from small_runs import FewDigits, differences, final_state, small_module, small_
 
 from lit_ft import AtomicCheckpointIO
 from lit_ft.cli import main as lit_ft_main
-from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 from lit_ft.errors import UserError
 from lit_ft.runs import find_checkpoint
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -34,11 +33,9 @@ save = torch.save
 
 def launch(folder, kills, how):
     """Kills runs so many times, and returns what was found; in a process that has no threads, and so can fork."""
-    command = [sys.executable, __file__, str(folder), str(kills), how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    if forked.wait(forked.start(main, folder, kills, how, out=folder / "main.log"), seconds=900) != [0]:
+        raise RuntimeError((folder / "main.log").read_text()[-3000:])
+    return json.loads((folder / "found.json").read_text())
 
 
 class Teller:
@@ -118,7 +115,7 @@ def train_by_command(folder, teller, attempt):
     return {**final, "scores": scores, "steps": last["global_step"], "best": [best["state_dict"], best["global_step"]]}
 
 
-def start(folder, attempt, **moment):
+def start(folder, how, attempt, **moment):
     """Starts a run, or goes on with it, in a process of its own: its id, and the pipe on which it tells."""
     hear, tell = os.pipe()
     if (pid := os.fork()) != 0:
@@ -131,7 +128,7 @@ def start(folder, attempt, **moment):
             os.dup2(log.fileno(), 2)
         teller = Teller(tell, **moment)
         torch.save = teller.save
-        run = {"python": train, "command": train_by_command}[sys.argv[3]]
+        run = {"python": train, "command": train_by_command}[how]
         save(run(folder, teller, attempt), folder / "final.pt")
         code = 0
     except BaseException:
@@ -141,12 +138,12 @@ def start(folder, attempt, **moment):
         os._exit(code)
 
 
-def killed(folder, attempt, after_seconds=None, **moment):
+def killed(folder, how, attempt, after_seconds=None, **moment):
     """Goes on with a run, and kills it within a write or so long after its start: what it told until then.
 
     It is ``None`` if the run came to its end.
     """
-    pid, hear = start(folder, attempt, **moment)
+    pid, hear = start(folder, how, attempt, **moment)
     told, end = "", math.inf
     while "writing" not in told and (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([hear], [], [], None if left == math.inf else left)
@@ -171,7 +168,7 @@ def check_checkpoints(folder, told):
     assert saved < 3 or "best" in found, "the best epoch is lost"
 
 
-def run_to_its_end(folder, kills, chance, seconds):
+def run_to_its_end(folder, how, kills, chance, seconds):
     """Kills a run at most so many times until it comes to its end: for each kill, whether it fell within a write."""
     folder.mkdir()
     found, parts = [], set()
@@ -181,7 +178,7 @@ def run_to_its_end(folder, kills, chance, seconds):
             moment = {"kill_in_save": chance.randint(1, 5), "share": chance.choice([0.0, chance.random(), 1.0])}
         elif kills_left:
             moment = {"after_seconds": chance.uniform(0, seconds / 2)}
-        if (told := killed(folder, attempt, **moment)) is None:
+        if (told := killed(folder, how, attempt, **moment)) is None:
             return found
         check_checkpoints(folder, told)
         before, parts = parts, set(folder.glob("*/checkpoints/.*"))
@@ -189,28 +186,25 @@ def run_to_its_end(folder, kills, chance, seconds):
     raise RuntimeError("the run does not come to its end")
 
 
-def main(folder, kills):
+def main(folder, kills, how):
     """Kills runs until there were so many kills, each run until it comes to its end, and compares these ends."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     chance = random.Random(SEED)
     begin = time.monotonic()
-    run_to_its_end(folder / "whole", 0, chance, 0)
+    run_to_its_end(folder / "whole", how, 0, chance, 0)
     seconds = time.monotonic() - begin
     whole = torch.load(folder / "whole" / "final.pt", weights_only=False)
     killed_in_write, wrong, runs = [], [], 0
     while len(killed_in_write) < kills:
         run = folder / f"run{(runs := runs + 1)}"
-        killed_in_write += run_to_its_end(run, kills - len(killed_in_write), chance, seconds)
+        killed_in_write += run_to_its_end(run, how, kills - len(killed_in_write), chance, seconds)
         wrong += [
             f"{run.name}: {path}" for path in differences(whole, torch.load(run / "final.pt", weights_only=False))
         ]
         left = Path(find_checkpoint(str(run), "last")).parent.glob(".*")
         wrong += [f"{run.name}: {path.name} is left" for path in left]
-    counts = {"kills": len(killed_in_write), "in_writes": sum(killed_in_write), "runs": runs, "steps": whole["steps"]}
-    return {**counts, "best_step": whole["best"][1], "wrong": wrong, "seconds": round(time.monotonic() - begin)}
-
-
-if __name__ == "__main__":
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]))))
+    found = {"kills": len(killed_in_write), "in_writes": sum(killed_in_write), "runs": runs, "steps": whole["steps"]}
+    found |= {"best_step": whole["best"][1], "wrong": wrong, "seconds": round(time.monotonic() - begin)}
+    (folder / "found.json").write_text(json.dumps(found))

@@ -1,19 +1,15 @@
-"""Runs on several CPU processes: `launch` starts one that loads the libraries, and becomes one for each rank."""
+"""Runs on several CPU processes, one for each rank."""
 
 import logging
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 import warnings
 import weakref
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
+import forked
 import lightning as L
 import torch
 import torch.distributed as dist
@@ -43,10 +39,8 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.strategies import make_plan
 
-SECONDS = 240  # after which a process that waits for the other one is ended
 
-
-def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=SECONDS):
+def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=forked.SECONDS):
     """Starts the processes, and returns what each of them found in each scenario.
 
     With several nodes, each of them has as many of the processes as the others.
@@ -54,17 +48,14 @@ def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=SECONDS):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    sizes = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes // num_nodes)}
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **sizes}
-    shared |= {"TORCHELASTIC_RUN_ID": "processes", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folder), *scenarios]
-    started = subprocess.Popen(command, env={**os.environ, **shared}, start_new_session=True)
-    try:
-        code = started.wait(timeout=seconds)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)  # with all that it has become
-    if code:
+    share = num_processes // num_nodes
+    sizes = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(share)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "processes", **sizes}
+    ranks = []
+    for rank in range(num_processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % share), "GROUP_RANK": str(rank // share)}
+        ranks.append(forked.start(main, folder, scenarios, rank, out=folder / f"rank{rank}.log", **shared, **own))
+    if any(forked.wait(*ranks, seconds=seconds)):
         raise RuntimeError("\n".join(log.read_text()[-3000:] for log in sorted(folder.glob("rank*.log"))))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(num_processes)]
 
@@ -118,7 +109,7 @@ class Watch(Callback):
 
 
 def fit(module, data, unfreezing, max_epochs, *callbacks, ckpt_path=None, **options):
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=SECONDS / 2))
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=forked.SECONDS / 2))
     world, devices = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     nodes = {"devices": devices, "num_nodes": world // devices}
     trainer = small_trainer(max_epochs, unfreezing, *callbacks, strategy=strategy, **nodes, **options)
@@ -372,7 +363,7 @@ def race_for_features(folder, rank):
     kinds = set()
 
     def wait_for(path):
-        deadline = time.monotonic() + SECONDS / 2
+        deadline = time.monotonic() + forked.SECONDS / 2
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
 
@@ -454,29 +445,9 @@ def resume_from_damaged_features(folder, rank):
     return {"images": computed, "weights": module.state_dict()}
 
 
-def main(folder, scenarios):
+def main(folder, scenarios, rank):
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
     found = {scenario: globals()[scenario](folder, rank) for scenario in scenarios}
     torch.save(found, folder / f"rank{rank}.pt")
-
-
-def start_rank(rank, folder, scenarios):
-    """Goes on in a process of its own, with its own log, and returns its number."""
-    if child := os.fork():
-        return child
-    log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    node, local = divmod(rank, int(os.environ["LOCAL_WORLD_SIZE"]))
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local), "GROUP_RANK": str(node)}
-    main(folder, scenarios)
-    sys.exit()
-
-
-if __name__ == "__main__":
-    arguments = (Path(sys.argv[1]), sys.argv[2:])
-    children = [start_rank(rank, *arguments) for rank in range(int(os.environ["WORLD_SIZE"]))]
-    sys.exit(any(os.waitpid(child, 0)[1] for child in children))

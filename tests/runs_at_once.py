@@ -1,16 +1,15 @@
-"""Runs that begin at the same moment: `python runs_at_once.py FOLDER` starts one process for each of `RUNS`."""
+"""Runs that begin at the same moment, each of `RUNS` in a process of its own."""
 
 import os
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 
+import forked
 import torch
 
 from lit_ft.cli import main as lit_ft_main
-from lit_ft.cli.lightning import FineTuneCLI  # noqa: F401 - so that it is imported once, not by each process
 
 CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
 KINDS = {
@@ -25,11 +24,9 @@ RUNS = [kind for kind in KINDS for _ in range(2)]
 
 def launch(folder):
     """Starts all runs in a folder, from a process that has no threads and so can fork."""
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if done.returncode:
+    if forked.wait(forked.start(main, folder, out=folder / "main.log"), seconds=600) != [0]:
         logs = [path.read_text()[-2000:] for path in sorted(folder.glob("*.log"))]
-        raise RuntimeError("\n".join([done.stderr[-2000:], *logs]))
+        raise RuntimeError("\n".join(logs))
 
 
 def start(number):
@@ -56,8 +53,10 @@ def start(number):
         os._exit(code)
 
 
-if __name__ == "__main__":
+def main(folder):
+    """Starts all runs, and gives 1 if one of them fails."""
     torch.set_num_threads(1)
-    os.chdir(sys.argv[1])
+    os.chdir(folder)
     children = [start(number) for number in range(len(RUNS))]
-    sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    return int(any(codes))

@@ -3,10 +3,8 @@
 import ast
 import copy
 import inspect
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +18,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.compile import from_compiled
+from PIL import Image
 from small_runs import FewDigits, small_module, small_trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -49,6 +48,7 @@ from lit_ft.compat import (
     state_versions,
     validate_first,
 )
+from lit_ft.data.images import decode
 
 
 @pytest.mark.parametrize(
@@ -377,18 +377,21 @@ def test_lightning_restores_checkpoints_in_one_file():
     assert not is_from_restoring_checkpoint(ValueError("elsewhere"))
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "4"), ("2", "2")])
-def test_pillow_keeps_memory_unless_its_variable_says_otherwise(given, expected):
-    variables = {name: value for name, value in os.environ.items() if name != "PILLOW_BLOCKS_MAX"}
-    code = "import lit_ft.data.images.decode; from PIL import Image; print(Image.core.get_blocks_max())"
-    environment = variables | ({"PILLOW_BLOCKS_MAX": given} if given else {})
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == expected
+@pytest.mark.parametrize(("given", "found", "expected"), [(None, 0, 4), ("2", 2, 2)])
+def test_pillow_keeps_memory_unless_its_variable_says_otherwise(given, found, expected, monkeypatch):
+    monkeypatch.delenv("PILLOW_BLOCKS_MAX", raising=False)
+    if given:
+        monkeypatch.setenv("PILLOW_BLOCKS_MAX", given)
+    before = Image.core.get_blocks_max()
+    Image.core.set_blocks_max(found)  # as Pillow is loaded with this variable
+    try:
+        runpy.run_path(decode.__file__)  # as it is first imported
+        assert Image.core.get_blocks_max() == expected
+    finally:
+        Image.core.set_blocks_max(before)
 
 
 def test_pillow_has_no_public_way_to_keep_memory():
-    from PIL import Image
-
     assert not hasattr(Image, "set_blocks_max")
 
 

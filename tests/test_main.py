@@ -14,18 +14,12 @@ ASCII = [
 ]
 
 
+CHECK = ("check", "--data", "ImageFolderDataModule", "--data.root")
+
+
 def check(root, *options, **variables):
-    command = [
-        sys.executable,
-        "-m",
-        "lit_ft",
-        "check",
-        "--data",
-        "ImageFolderDataModule",
-        "--data.root",
-        root,
-        *options,
-    ]
+    """In an interpreter of its own, as it takes the encodings from its environment when it starts."""
+    command = [sys.executable, "-m", "lit_ft", *CHECK, root, *options]
     environment = {**os.environ, **variables}
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
 
@@ -39,8 +33,8 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("variables", ASCII, ids=lambda variables: next(iter(variables)))
-def test_names_are_shown_in_a_terminal_that_has_no_such_characters(root, tmp_path, variables):
-    check(root)  # the list of files is kept; names in it must not be those of another encoding
+def test_names_are_shown_in_a_terminal_that_has_no_such_characters(root, lit_ft, tmp_path, variables):
+    lit_ft(*CHECK, root)  # the list of files is kept; names in it must not be those of another encoding
     (root / "猫" / "0.png").write_text("no image")
     done = check(root, "--folder", tmp_path / "found", **variables)
     assert (done.returncode, done.stderr) == (1, "")
@@ -49,10 +43,9 @@ def test_names_are_shown_in_a_terminal_that_has_no_such_characters(root, tmp_pat
     assert told["counts"]["train"] == {"müll": 5, "猫": 5}
 
 
-def test_argument_that_is_no_text_is_told(root):
-    line = "lit-ft: the argument b'x\\xff' is not in UTF-8; rename what it names\n"
-    done = check(os.fsdecode(b"x\xff"))
-    assert (done.returncode, done.stderr) == (2, line)
+def test_argument_that_is_no_text_is_told(refused):
+    line = "lit-ft: the argument b'x\\xff' is not in UTF-8; rename what it names"
+    assert refused(*CHECK, os.fsdecode(b"x\xff")) == line
     done = check("猫", **ASCII[1])
     line = "lit-ft: the argument b'\\xe7\\x8c\\xab' is not in ASCII; set PYTHONUTF8=1\n"
     assert (done.returncode, done.stderr) == (2, line)
@@ -61,6 +54,7 @@ def test_argument_that_is_no_text_is_told(root):
 def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_path):
     few = {"max_epochs": "1", "limit_train_batches": "1", "limit_val_batches": "0", "accelerator": "cpu"}
     options = [f"--trainer.{key}={value}" for key, value in {**few, "default_root_dir": str(tmp_path)}.items()]
+    # In an interpreter of its own, as Lightning sets its format when it is loaded.
     command = [sys.executable, "-m", "lit_ft", "fit", "--unfreeze.strategy", "full", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0

@@ -17,7 +17,8 @@ from lit_ft import runs
 from lit_ft.errors import UserError
 from lit_ft.runs import FOLDER_VARIABLE, Run, begin_run, claim, find_checkpoint
 
-FIT = ("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null")
+FIT = ("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null", "--report", "null")
+FIT += ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
 
 
 def logger(kind, **options):
@@ -165,9 +166,10 @@ def test_what_comes_of_a_checkpoint_goes_to_its_run(run, kind):
     if "csv" in kind:  # which Lightning would have removed
         assert "epoch" in (last.parent.parent / "metrics-1.csv").read_text()
     data = ("--data", "DigitsDataModule")
-    printed = run("predict", *runs_at_once.KINDS[kind], *data, "--ckpt_path", last)
+    few = ("--trainer.limit_predict_batches", 1, "--trainer.limit_test_batches", 1)
+    printed = run("predict", *runs_at_once.KINDS[kind], *data, *few, "--ckpt_path", last)
     assert f"Predictions: {last.parent.parent.resolve()}/predictions.csv" in printed
-    run("test", *data, "--ckpt_path", last)
+    run("test", *data, *few[2:], "--ckpt_path", last)
     assert [folder.name for folder in Path(kind).iterdir()] == ["version_0"]
     assert (last.parent.parent / "config.yaml").read_text() == config
     run("fit", "--config", last.parent.parent / "config.yaml")  # with the options that were asked for, a new run
@@ -183,11 +185,11 @@ def test_what_comes_of_a_checkpoint_goes_to_its_run(run, kind):
     ],
 )
 def test_run_that_is_refused_leaves_no_folder(refused, run, kind, mistake):
-    fit = ("fit", "--trainer.max_epochs", 2, "--model.weights", "null", *runs_at_once.KINDS[kind])
-    refused(*fit, *mistake)
+    fit = (*FIT[:1], *FIT[5:], *runs_at_once.KINDS[kind], "--trainer.max_epochs")
+    refused(*fit, 2, *mistake)
     assert not list(Path(kind).glob("*"))
-    run(*fit, "--trainer.max_epochs", 1, "--unfreeze", "null")
-    refused(*fit, "--ckpt_path", f"{kind}/version_0/checkpoints/last.ckpt", *mistake)
+    run(*fit, 1, "--unfreeze", "null")
+    refused(*fit, 2, "--ckpt_path", f"{kind}/version_0/checkpoints/last.ckpt", *mistake)
     assert (Path(kind) / "version_0" / "config.yaml").is_file()
 
 

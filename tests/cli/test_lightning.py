@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -576,7 +577,7 @@ def test_print_config_parses_again(run):
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root, letters_root):
-    args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 8]
+    args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 2]
     config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
     if config["data"]["class_path"] != "DigitsDataModule":
         args += ["--data.root", photo_root if "Folder" in config["data"]["class_path"] else photo_root.parent]
@@ -589,10 +590,9 @@ def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root
     assert "test/recall" in printed
 
 
-def test_class_that_is_no_data_module_is_refused_with_those_there_are():
+def test_class_that_is_no_data_module_is_refused_with_those_there_are(tmp_path):
     # In a process of its own, where no test has made data modules.
-    command = [sys.executable, "-m", "lit_ft", "fit", "--data", "torchvision.datasets.FashionMNIST"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.command("fit", "--data", "torchvision.datasets.FashionMNIST", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     start = (
         "lit-ft: --data: torchvision.datasets.FashionMNIST is no LightningDataModule; choose from CIFAR10DataModule, "

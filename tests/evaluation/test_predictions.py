@@ -1,11 +1,10 @@
 import csv
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import lightning as L
 import pytest
 import torch
@@ -251,21 +250,19 @@ def test_pipe_is_not_opened_before_there_is_something_to_write(tmp_path):
     PredictionWriter(str(tmp_path / "pipe")).setup(trainer(tmp_path), module(), "predict")  # would wait for a reader
 
 
+def print_around_predictions():
+    first = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=None, log_dir=".")
+    two = SimpleNamespace(task=SimpleNamespace(name="multiclass"), class_names=["ant", "bee"])
+    writer = PredictionWriter("/dev/stdout")
+    print("before")
+    writer.setup(first, two, "predict")
+    writer.on_predict_batch_end(first, two, {"answers": torch.tensor([[1.0, 0.0]])}, None, 0)
+    writer.on_predict_end(first, two)
+    print("after")
+
+
 def test_what_standard_output_was_sent_to_keeps_what_was_printed(tmp_path):
-    code = (
-        "import torch, types\n"
-        "from lit_ft.callbacks import PredictionWriter\n"
-        "trainer = types.SimpleNamespace(world_size=1, is_global_zero=True, datamodule=None, log_dir='.')\n"
-        "module = types.SimpleNamespace(task=types.SimpleNamespace(name='multiclass'), class_names=['ant', 'bee'])\n"
-        "writer = PredictionWriter('/dev/stdout')\n"
-        "print('before')\n"
-        "writer.setup(trainer, module, 'predict')\n"
-        "writer.on_predict_batch_end(trainer, module, {'answers': torch.tensor([[1.0, 0.0]])}, None, 0)\n"
-        "writer.on_predict_end(trainer, module)\n"
-        "print('after')\n"
-    )
-    with (tmp_path / "out.txt").open("w") as file:
-        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert forked.wait(forked.start(print_around_predictions, out=tmp_path / "out.txt")) == [0]
     assert (tmp_path / "out.txt").read_text().splitlines() == ["before", "path,class,probability", "0,ant,1", "after"]
     assert os.listdir(tmp_path) == ["out.txt"]
 

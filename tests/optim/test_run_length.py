@@ -34,15 +34,19 @@ def test_length_of_a_run():
     assert RunLength(math.inf, 3).in_epochs() == RunLength(1, 3)
 
 
-def fit(folder, *callbacks, batch_size=8, schedule=WARMUP, ckpt_path=None, max_epochs=EPOCHS, **options):
-    """A run on 24 images that is unfrozen in epochs 2 and 4, its trace and its trainer."""
+def fit(folder=None, *callbacks, batch_size=8, schedule=WARMUP, ckpt_path=None, max_epochs=EPOCHS, **options):
+    """A run on 24 images that is unfrozen in epochs 2 and 4, its trace and its trainer.
+
+    In the folder, if any, are its checkpoints of every second step and epoch.
+    """
     L.seed_everything(1)
-    every = {"save_top_k": -1, "enable_version_counter": False}
+    every = {"save_top_k": -1, "enable_version_counter": False, "auto_insert_metric_name": False}
     checkpoints = [
-        ModelCheckpoint(folder, "step{step}", every_n_train_steps=1, auto_insert_metric_name=False, **every),
-        ModelCheckpoint(folder, "best{epoch}", monitor="val/loss", auto_insert_metric_name=False, **every),
-        ModelCheckpoint(folder, "end{epoch}", save_on_train_epoch_end=True, auto_insert_metric_name=False, **every),
+        ModelCheckpoint(folder, "step{step}", every_n_train_steps=2, **every),
+        ModelCheckpoint(folder, "best{epoch}", monitor="val/loss", every_n_epochs=2, **every),
+        ModelCheckpoint(folder, "end{epoch}", save_on_train_epoch_end=True, every_n_epochs=2, **every),
     ]
+    checkpoints = checkpoints if folder else []
     trace, unfreezing = RateTrace(), GradualUnfreezing("gradual", head_epochs=2, epochs_per_stage=2)
     trainer = small_trainer(max_epochs, unfreezing, trace, *callbacks, *checkpoints, limit_val_batches=1, **options)
     module = small_module(lr=1.0, lr_decay=0.5, lr_scheduler=schedule, optimizer="SGD")
@@ -93,8 +97,8 @@ def test_uninterrupted_run_is_on_the_curve(whole):
         pytest.param({"accumulate_grad_batches": 3}, 1, id="accumulated_batches"),
     ],
 )
-def test_run_resumed_with_other_steps_goes_on_along_the_same_curve(whole, tmp_path, name, options, steps):
-    trace, _ = fit(tmp_path, ckpt_path=whole[1] / f"{name}.ckpt", **options)
+def test_run_resumed_with_other_steps_goes_on_along_the_same_curve(whole, name, options, steps):
+    trace, _ = fit(ckpt_path=whole[1] / f"{name}.ckpt", **options)
     assert_on_the_curve(trace.rates, places(2, steps))
     # That of before the validation begins with it.
     assert trace.validated == [*([1] if name == "step6" else []), 2, 3, 4, 5]
@@ -102,26 +106,17 @@ def test_run_resumed_with_other_steps_goes_on_along_the_same_curve(whole, tmp_pa
 
 def test_run_resumed_twice_with_other_steps_is_on_the_curve_of_the_first(whole, tmp_path):
     first, _ = fit(tmp_path / "small", ckpt_path=whole[1] / "end1.ckpt", batch_size=2)
-    second, _ = fit(tmp_path / "large", ckpt_path=tmp_path / "small" / "end3.ckpt", batch_size=5)
+    second, _ = fit(ckpt_path=tmp_path / "small" / "end3.ckpt", batch_size=5)
     assert_on_the_curve(first.rates, places(2, 12))
     assert_on_the_curve(second.rates, places(4, 5))
 
 
 def test_batches_accumulated_from_the_middle_of_an_epoch_on(tmp_path):
-    fit(tmp_path / "first", batch_size=6)
-    trace, _ = fit(
-        tmp_path / "second", batch_size=6, ckpt_path=tmp_path / "first" / "step10.ckpt", accumulate_grad_batches=2
-    )
+    first, _ = fit(tmp_path, batch_size=6)
+    trace, _ = fit(batch_size=6, ckpt_path=tmp_path / "step10.ckpt", accumulate_grad_batches=2)
     assert list(trace.rates) == pytest.approx([2.5, *places(3, 2)])
-    half = trace.rates[2.5]["head"]
-    before, after = (rates["head"] for rates in fit_of_four(tmp_path))
+    before, half, after = first.rates[2.25]["head"], trace.rates[2.5]["head"], first.rates[2.75]["head"]
     assert after < half < before
-
-
-def fit_of_four(folder):
-    """The rates around the middle of epoch 2 of a run of four steps an epoch."""
-    trace, _ = fit(folder / "again", batch_size=6)
-    return trace.rates[2.25], trace.rates[2.75]
 
 
 def test_run_resumed_on_two_processes_and_again_on_one_is_on_the_same_curve(whole, tmp_path):
@@ -129,17 +124,17 @@ def test_run_resumed_on_two_processes_and_again_on_one_is_on_the_same_curve(whol
     found = processes.launch(tmp_path, "resume_on_two")
     for rank in found:
         assert_on_the_curve(rank["resume_on_two"], places(2, 2, end=6))
-    trace, _ = fit(tmp_path / "one", ckpt_path=tmp_path / "two" / "end3.ckpt")
+    trace, _ = fit(ckpt_path=tmp_path / "two" / "end3.ckpt")
     assert_on_the_curve(trace.rates, places(4, FIRST))
 
 
-def test_run_resumed_for_more_epochs_with_other_steps(whole, tmp_path):
-    trace, _ = fit(tmp_path, ckpt_path=whole[1] / "end5.ckpt", batch_size=2, max_epochs=9)
+def test_run_resumed_for_more_epochs_with_other_steps(whole):
+    trace, _ = fit(ckpt_path=whole[1] / "end5.ckpt", batch_size=2, max_epochs=9)
     assert_on_the_curve(trace.rates, places(6, 12, end=9), epochs=9)
 
 
-def test_second_fit_of_a_trainer_goes_on_along_the_curve_of_the_longer_run(tmp_path):
-    trace, trainer = fit(tmp_path, max_epochs=5)
+def test_second_fit_of_a_trainer_goes_on_along_the_curve_of_the_longer_run():
+    trace, trainer = fit(max_epochs=5)
     first = dict(trace.rates)
     trace.rates.clear()
     trainer.fit_loop.max_epochs = 8
@@ -195,8 +190,8 @@ def test_module_of_somebody_else_goes_on_along_the_same_curve(tmp_path):
     assert [resumed[epoch] for epoch in (2, 3)] == [pytest.approx(whole[epoch]) for epoch in (2, 3)]
 
 
-def test_batches_accumulated_by_a_schedule_of_their_own_leave_the_rates_on_the_curve(tmp_path):
-    trace, _ = fit(tmp_path, GradientAccumulationScheduler({2: 3}))
+def test_batches_accumulated_by_a_schedule_of_their_own_leave_the_rates_on_the_curve():
+    trace, _ = fit(None, GradientAccumulationScheduler({2: 3}))
     assert_on_the_curve(trace.rates, [*places(0, FIRST, end=2), *places(2, 1)])
 
 
@@ -204,7 +199,7 @@ def test_run_of_a_number_of_steps_comes_to_its_end_with_other_batches(tmp_path):
     options = {"max_epochs": -1, "max_steps": 18}  # six epochs of three
     first, _ = fit(tmp_path / "first", **options)
     assert_on_the_curve(first.rates, places(0, FIRST))
-    trace, _ = fit(tmp_path / "second", batch_size=2, ckpt_path=tmp_path / "first" / "end3.ckpt", **options)
+    trace, _ = fit(batch_size=2, ckpt_path=tmp_path / "first" / "end3.ckpt", **options)
     # After 12 steps, six are left: half an epoch of twelve, in which the cosine comes down.
     assert list(trace.rates) == pytest.approx([4 + step / 12 for step in range(6)])
     last = [rates["head"] for rates in trace.rates.values()]
@@ -229,7 +224,7 @@ def old_checkpoint(path, target):
 @pytest.mark.parametrize(("name", "batch_size", "first"), [("end1", 8, 2), ("step8", 8, 2 + 2 / 3), ("end1", 2, 2)])
 def test_checkpoint_of_an_earlier_version_is_resumed(whole, tmp_path, name, batch_size, first):
     path = old_checkpoint(whole[1] / f"{name}.ckpt", tmp_path / "old.ckpt")
-    trace, _ = fit(tmp_path, ckpt_path=path, batch_size=batch_size)
+    trace, _ = fit(ckpt_path=path, batch_size=batch_size)
     if batch_size == 8:
         assert_on_the_curve(trace.rates, [place for place in places(0, FIRST) if place >= first - 1e-9])
     else:  # drawn in its own steps, as those of the earlier run are not told
@@ -241,6 +236,21 @@ ONE_CYCLE = {"class_path": "OneCycleLR", "init_args": {"cycle_momentum": False}}
 CYCLIC = {"class_path": "CyclicLR", "init_args": {"cycle_momentum": False, "step_size_up": 4}}
 LISTED = {"class_path": "SequentialLR", "init_args": {"schedulers": ["ConstantLR", "WarmupCosine"], "milestones": [4]}}
 SAME = "resume with the same data.batch_size, trainer.accumulate_grad_batches, trainer.max_epochs and number of"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Gives the checkpoint of a run after four epochs of six, which is made once for each schedule."""
+    made = {}
+
+    def checkpoint(schedule):
+        name = schedule["class_path"]
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            fit(made[name], schedule=schedule)
+        return made[name] / "end3.ckpt"
+
+    return checkpoint
 
 
 @pytest.mark.parametrize(
@@ -260,21 +270,19 @@ SAME = "resume with the same data.batch_size, trainer.accumulate_grad_batches, t
         ),
     ],
 )
-def test_schedule_that_counts_steps_is_refused_where_it_cannot_go_on(tmp_path, schedule, options, text):
-    fit(tmp_path / "first", schedule=schedule)
+def test_schedule_that_counts_steps_is_refused_where_it_cannot_go_on(begun, schedule, options, text):
     with pytest.raises(UserError, match=rf"^lr_scheduler: {text}.*; {SAME}"):
-        fit(tmp_path / "second", schedule=schedule, ckpt_path=tmp_path / "first" / "end3.ckpt", **options)
+        fit(schedule=schedule, ckpt_path=begun(schedule), **options)
 
 
 @pytest.mark.parametrize("schedule", [CYCLIC, LISTED])
-def test_schedule_that_counts_steps_goes_on_for_more_epochs_where_it_has_no_end(tmp_path, schedule):
-    fit(tmp_path / "first", schedule=schedule)
-    trace, _ = fit(tmp_path / "second", schedule=schedule, ckpt_path=tmp_path / "first" / "end3.ckpt", max_epochs=8)
+def test_schedule_that_counts_steps_goes_on_for_more_epochs_where_it_has_no_end(begun, schedule):
+    trace, _ = fit(schedule=schedule, ckpt_path=begun(schedule), max_epochs=8)
     assert list(trace.rates) == pytest.approx(places(4, FIRST, end=8))
 
 
-def test_schedule_of_torch_is_refused_in_a_second_fit_of_a_trainer(tmp_path):
-    _, trainer = fit(tmp_path, schedule=ONE_CYCLE)
+def test_schedule_of_torch_is_refused_in_a_second_fit_of_a_trainer():
+    _, trainer = fit(schedule=ONE_CYCLE)
     trainer.fit_loop.max_epochs = 8
     with pytest.raises(UserError, match=r"^lr_scheduler: OneCycleLR would begin anew in a second fit of the same"):
         trainer.fit(trainer.lightning_module, datamodule=trainer.datamodule)
@@ -284,4 +292,4 @@ def test_steps_that_are_left_tell_in_which_epoch_a_resumed_run_ends(tmp_path):
     fit(tmp_path / "first", max_epochs=-1, max_steps=24)
     # After epoch 1, of two: 18 are left, of twelve an epoch.
     with pytest.raises(UserError, match=r"^trainer.max_steps: 24 steps end the run after 4 epochs, but the last"):
-        fit(tmp_path / "second", batch_size=2, ckpt_path=tmp_path / "first" / "end1.ckpt", max_epochs=-1, max_steps=24)
+        fit(batch_size=2, ckpt_path=tmp_path / "first" / "end1.ckpt", max_epochs=-1, max_steps=24)

@@ -123,7 +123,8 @@ WAYS = [pytest.param(None, id="not"), "by the trainer", "in place", "backbone", 
 
 @pytest.mark.parametrize("how", WAYS[1:])
 def test_compiled_run_unfreezes_and_its_checkpoints_fit_runs_that_are_not_compiled(how, plain_run, tmp_path):
-    final, moved, _ = compiled_run(how, tmp_path, backend="eager" if how == "by the trainer" else "aot_eager")
+    # The backend that also traces gradients takes twice as long, and does the same whoever calls it.
+    final, moved, _ = compiled_run(how, tmp_path, backend="aot_eager" if how == "backbone" else "eager")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert moved == GRADUAL
     assert differences(plain_run[0], final) == []

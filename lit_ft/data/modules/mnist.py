@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -122,6 +123,15 @@ def mnist_format(images: np.ndarray[Any, Any]) -> Tensor:
     return framed
 
 
+@cache
+def _draw_digits() -> tuple[Tensor, Tensor]:
+    """All digits, uint8 ``(1797, 1, 28, 28)``, and their targets; once a process, as reading takes longest."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return mnist_format(digits.images), torch.from_numpy(digits.target).long()
+
+
 class DigitsDataModule(ArrayDataModule):
     """Handwritten digits that come with scikit-learn, drawn in MNIST's format; nothing is read from disk.
 
@@ -144,10 +154,8 @@ class DigitsDataModule(ArrayDataModule):
 
     def read_splits(self) -> dict[Split, ArraySplit]:
         """Draws the digits and splits them, each class in proportion."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        whole = ArraySplit.whole(mnist_format(digits.images), torch.from_numpy(digits.target).long())
+        images, targets = _draw_digits()
+        whole = ArraySplit.whole(images.clone(), targets)
         rest, test = hold_out(whole.targets, 1000, self.split_seed, "`data.split_seed`")
         train, val = hold_out(whole.targets[rest], 300, self.split_seed, "`data.split_seed`")
         return {"train": whole.part(rest[train]), "val": whole.part(rest[val]), "test": whole.part(test)}

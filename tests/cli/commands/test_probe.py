@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -39,15 +37,15 @@ def flip(root, number):
     return moved
 
 
-def test_planted_faults_are_found_by_a_process_of_its_own(tmp_path):
+def test_planted_faults_are_found_by_a_process_of_its_own(tmp_path, monkeypatch):
     root = write_photos(tmp_path / "photos", {"dots": 40, "lines": 40, "plain": 40})
     flipped = flip(root, 2)
     odd = [root / "plain" / f"odd{i}.png" for i in range(4)]
     for i, path in enumerate(odd):
         draw("other", i).save(path)
     args = [*PHOTOS, "--folder", "out", "--offline"]
-    command = [sys.executable, "-m", "lit_ft", "probe", *args]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ)
+    monkeypatch.chdir(tmp_path)
+    done = forked.command("probe", *args, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Labels that are probably wrong" in done.stdout
     found = json.loads((tmp_path / "out" / "probe.json").read_text())["findings"]

@@ -1,15 +1,17 @@
+import importlib
 import multiprocessing
 import os
 import pickle
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
+import warnings
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -286,21 +288,25 @@ def test_fit_writes_it_and_plan_and_test_do_not(root, tmp_path, run):
     assert not (tmp_path / "cache").exists()
 
 
+def write_cache_without_fcntl(root, cache):
+    warnings.simplefilter("ignore")
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("lit_ft", "filelock"):
+            del sys.modules[name]
+    sys.modules["fcntl"] = None
+    data = importlib.import_module("lit_ft.data").ImageFolderDataModule(
+        str(root), cache=str(cache), spec=SPEC, num_workers=0
+    )
+    data.order_seed = 5
+    print(sum(len(images) for images, _ in data.train_dataloader()))
+
+
 def test_cache_is_written_where_there_is_no_fcntl(root, tmp_path):
     """As on Windows."""
-    code = (
-        "import sys\n"
-        "sys.modules['fcntl'] = None\n"
-        "from lit_ft.backbones.input_spec import InputSpec\n"
-        "from lit_ft.data import ImageFolderDataModule\n"
-        "data = ImageFolderDataModule(sys.argv[1], cache=sys.argv[2], spec=InputSpec(16, 20), num_workers=0)\n"
-        "data.order_seed = 5\n"
-        "print(sum(len(images) for images, _ in data.train_dataloader()))\n"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(root), str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    told, count = done.stdout.splitlines()
+    out, err = tmp_path / "out", tmp_path / "err"
+    assert forked.wait(forked.start(write_cache_without_fcntl, root, tmp_path / "cache", out=out, err=err)) == [0]
+    assert err.read_text() == ""
+    told, count = out.read_text().splitlines()
     assert " for 16 images: " in told
     assert count == "13"
     assert len(files_in(tmp_path / "cache")) == 1
