@@ -128,6 +128,17 @@ class GradualUnfreezing(Callback):
         if plan.solves_head and not is_plan and not is_resumed:
             self._solve(trainer, cast(FineTuneModule, pl_module))
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Applies the first phase, so that the check can read cached features, unless gradients must choose it."""
+        plan = cast(UnfreezingState, self.state).plan
+        if not (plan.undecided and plan.solves_head):
+            self._apply(trainer, pl_module)
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets all stages train again until training starts, as Lightning warns of layers that do not by then."""
+        module = cast(Any, pl_module)
+        module.set_trainable(list(module.stage_modules()), self.frozen_norm)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Applies the phase of this epoch, also on resume inside it, if the run has the steps to reach the last."""
         keep_last_batch(trainer)
