@@ -188,6 +188,7 @@ class GradualUnfreezing(Callback):
             trainer.save_checkpoint(run.checkpoint("probe"), weights_only=True)
         if cast(UnfreezingState, self.state).plan.phases[-1].num_epochs == 0:
             trainer.fit_loop.max_epochs = 0
+            cast(Any, trainer).num_sanity_val_steps = 0  # no validation follows that could fail
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         state, module = cast(UnfreezingState, self.state), cast(Any, pl_module)
