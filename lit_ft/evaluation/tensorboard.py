@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid
 
 from lit_ft.backbones.backbone import StageOutput
@@ -21,6 +22,9 @@ from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
 
 INTERVAL_SECONDS = 10.0
 """Least time between two confusion matrices, as drawing one takes longer than a whole epoch of a small head."""
+
+PICTURED_SIDE = 112
+"""Pixels of the longer side of a pictured image: 32 of 224 pixels take as long as an epoch of a head to compress."""
 
 
 def find_board(trainer: L.Trainer) -> Any:
@@ -65,7 +69,14 @@ def log_images(trainer: L.Trainer, module: L.LightningModule, batch: Any, num_im
     if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
         if hasattr(module, "pictured"):
             images = cast(Any, module).pictured(batch, 0)
-        board.add_image("train/images", make_grid(images[:num_images].cpu(), pad_value=255), 0)
+        board.add_image("train/images", make_grid(_shrink(images[:num_images].cpu()), pad_value=255), 0)
+
+
+def _shrink(images: torch.Tensor) -> torch.Tensor:
+    """Images ``(B, C, H, W)`` whose longer side is at most `PICTURED_SIDE`."""
+    sides = images.shape[2:]
+    most = max(sides)
+    return resize(images, [side * PICTURED_SIDE // most for side in sides]) if most > PICTURED_SIDE else images
 
 
 def log_best_score(trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lit_ft.compat import setup_validation_loaders
+from lit_ft.compat import setup_train_data, setup_validation_loaders
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.protocols import Readable
@@ -90,8 +90,8 @@ class FeatureCache(Callback):
         self._replace_images(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Replaces the images in a validation within a fit."""
-        if not trainer.sanity_checking:
+        """Replaces the images in a validation within a fit, and in Lightning's check before it if that can be."""
+        if not trainer.sanity_checking or self._knows_first_phase(trainer, pl_module):
             self._replace_images(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,6 +107,14 @@ class FeatureCache(Callback):
     def _is_on(self, trainer: L.Trainer) -> bool:
         is_short = bool(cast(Any, trainer).fast_dev_run)
         return self._folder is not None and self.options.views != 0 and not is_short
+
+    def _knows_first_phase(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        """Whether it is known, before training starts, what is frozen first and which images are trained on."""
+        can_replace = isinstance(trainer.val_dataloaders, Loader) and self._is_on(trainer) and trainer.ckpt_path is None
+        if not can_replace or not cast(FineTuneModule, module).fixed_prefix():
+            return False
+        setup_train_data(trainer)  # the decision is for both splits at once
+        return True
 
     def _replace_images(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._is_on(trainer):

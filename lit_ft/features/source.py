@@ -14,6 +14,7 @@ from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.loading.protocols import ImageSource
 from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.features.layout import Layout
+from lit_ft.model.first_batch import refuse_other_size
 from lit_ft.model.module import FineTuneModule
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -75,7 +76,11 @@ class FrozenStages:
         """Features ``(B, ...)`` of images ``(B, C, H, W)`` as loaders yield them."""
         with torch.inference_mode(), self._trainer.precision_plugin.forward_context():
             given = self._trainer.strategy.batch_to_device(self._trainer.precision_plugin.convert_input(images))
-            return self._module.backbone.prefix(self._module.normalise(given), self.depth)
+            try:
+                return self._module.backbone.prefix(self._module.normalise(given), self.depth)
+            except (RuntimeError, AssertionError) as error:  # as of the model's own forward pass
+                refuse_other_size(given, self._module.input_spec.size, error)
+                raise
 
     def compute_rows(self, source: ImageSource, rows: Tensor, seed: int, view: int = 0) -> Tensor:
         """Features of some images in one view."""
@@ -110,5 +115,12 @@ class FrozenStages:
 
     def _sum_bits(self) -> list[int]:
         """Sums of the tensors' bits, computed where the tensors are, in far less time than a hash."""
-        sums = [value.view(_INTEGERS[value.itemsize]).sum() for value in self._tensors().values()]
+        sums = [_as_integers(value).sum() for value in self._tensors().values()]
         return torch.stack(sums).tolist() if sums else []
+
+
+def _as_integers(value: Tensor) -> Tensor:
+    """The bits of a tensor as integers ``(n,)``, of 64 bits if they can be, as torch sums only those as they are."""
+    as_it_lies = value.permute(sorted(range(value.ndim), key=value.stride, reverse=True)).reshape(-1)  # copies nothing
+    is_whole = value.nbytes % 8 == 0 and value.storage_offset() * value.itemsize % 8 == 0
+    return as_it_lies.view(torch.int64 if is_whole else _INTEGERS[value.itemsize])

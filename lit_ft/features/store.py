@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from lit_ft.assets import random_part
 from lit_ft.console import log_progress
@@ -20,7 +21,7 @@ from lit_ft.features.layout import Layout
 from lit_ft.features.source import FeatureSource, FrozenStages
 
 _NUM_RECOMPUTED = 16
-"""Images whose features are computed again to verify a file."""
+"""Most features, of all views together, that are computed again to verify a file; at most one of 20, where it can."""
 
 
 class FeatureFile:
@@ -120,13 +121,11 @@ class FeatureFile:
 
     def _is_right(self) -> bool:
         """Whether a few features of each view, computed again in other batches, equal those in the file."""
-        count = min(_NUM_RECOMPUTED, len(self._rows))
-        rows = torch.linspace(self._rows.start, self._rows.stop - 1, count, dtype=torch.float64).round().long()
         views = self._layout.views
-        by_view = [(view, rows[view % max(1, len(rows)) :: views]) for view in range(views)]
-        return self._agree(all(self._is_close(some, view) for view, some in by_view if len(some)))
+        by_view = [(view, choose_recomputed(self._rows, view, views)) for view in range(views)]
+        return self._agree(all(self._is_close(rows, view) for view, rows in by_view if len(rows)))
 
-    def _is_close(self, rows: torch.Tensor, view: int) -> bool:
+    def _is_close(self, rows: Tensor, view: int) -> bool:
         again = self._stages.compute_rows(self._loader.source, rows, self._seed, view).float().cpu()
         written = self._layout.map_file(self._path)[view * self._layout.images + rows]
         # A few roundings, relative to the largest value.
@@ -136,6 +135,17 @@ class FeatureFile:
 
     def _agree(self, decision: bool) -> bool:
         return self._trainer.strategy.reduce_boolean_decision(decision, all=True)
+
+
+def choose_recomputed(images: range, view: int, views: int) -> Tensor:
+    """The images of a view ``(n,)`` whose features are computed again: one of 20, evenly spaced, others in each view.
+
+    >>> choose_recomputed(range(100), 0, 2), choose_recomputed(range(100), 1, 2), choose_recomputed(range(10, 13), 0, 1)
+    (tensor([ 5, 25, 45, 65, 85]), tensor([15, 35, 55, 75, 95]), tensor([11]))
+    """
+    num = min(len(images), max(1, min(_NUM_RECOMPUTED // views, len(images) // 20)))
+    places = torch.arange(view, num * views, views)
+    return images.start + (2 * places + 1) * len(images) // (2 * num * views)
 
 
 def remove_files(trainer: L.Trainer, folder: Path, names: str = "phase*-*-*", but: str | None = None) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.console import log_progress
-from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_derived, load_or_derive
+from lit_ft.data.files.derived_cache import Derived, hash_tensors, load_derived
+from lit_ft.data.files.derived_rows import DerivedRows
 from lit_ft.data.loading.protocols import ImageSource
 from lit_ft.data.loading.sampler import Picks, seed_view
 
@@ -47,7 +48,8 @@ def compute_stage_features(
 ) -> StageFeatures:
     """The pooled output of every stage for all images of a source, from one pass.
 
-    They are kept in the cache folder, and found again for the same weights, images and view.
+    They are written to the cache folder batch by batch and mapped into memory, and found again for the same weights,
+    images and view.
 
     Args:
         backbone: The backbone, in eval mode; where it is, there they are computed.
@@ -68,13 +70,13 @@ def compute_stage_features(
         arrays = [found[0].get(name) for name in names]
         return all(one is not None and one.shape[:1] == (len(rows),) for one in arrays)
 
-    def make() -> Derived:
-        return _compute(backbone, normalise, source, batch_size, seed_view(seed, view), names, rows)
-
-    found = load_derived("features", json.dumps([*content, names])) if only_last else None
+    found = load_derived("features", json.dumps([*content, names]))
+    if only_last and (found is None or not is_valid(found)):
+        names = names[-1:]
+        found = load_derived("features", json.dumps([*content, names]))
     if found is None or not is_valid(found):
-        names = names[-1:] if only_last else names
-        found = load_or_derive("features", json.dumps([*content, names]), is_valid, make)
+        with DerivedRows("features", json.dumps([*content, names]), len(rows)) as written:
+            found = _compute(backbone, normalise, source, batch_size, seed_view(seed, view), names, rows, written)
     return StageFeatures({name: found[0][name] for name in names}, float(found[1]["seconds"]))
 
 
@@ -86,9 +88,8 @@ def _compute(
     generator: torch.Generator,
     names: list[str],
     rows: range,
+    written: DerivedRows,
 ) -> Derived:
-    features: dict[str, Tensor] = {}
-
     def fill() -> Iterator[int]:
         device = next(backbone.parameters()).device
         parts = torch.split(torch.arange(rows.start, rows.stop), batch_size)
@@ -98,15 +99,12 @@ def _compute(
                 given = normalise(images.to(device))
                 # Of the last stage alone without the outputs of the others, which would all stay in memory.
                 pooled = {names[0]: backbone(given)} if len(names) == 1 else pool_stages(backbone, given)
-            for name, values in pooled.items():
-                if name not in features:
-                    features[name] = torch.empty(len(rows), values.shape[1])
-                features[name][part - rows.start] = values.float().cpu()
+            written.write(int(part[0]) - rows.start, pooled)
             yield len(part)
 
     began = time.perf_counter()
     log_progress("Features", fill(), len(rows))
-    return features, {"seconds": time.perf_counter() - began}
+    return written.finish({"seconds": time.perf_counter() - began})
 
 
 def pool_stages(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:

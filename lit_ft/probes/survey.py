@@ -15,6 +15,7 @@ from lit_ft.backbones.backbone import Backbone, StageCost, stage_costs
 from lit_ft.backbones.build import NetworkName, build_backbone, input_spec
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.console import log_progress
+from lit_ft.data.files.derived_rows import join_rows
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes.feature_pass import StageFeatures, compute_stage_features
 from lit_ft.probes.heads.basis import Basis
@@ -182,7 +183,7 @@ def pass_images(backbone: Backbone, images: ProbeImages) -> StageFeatures:
         compute_stage_features(backbone, normalise, data.source(split, augment=False), data.batch_size)
         for split in images.splits
     ]
-    stages = {name: torch.cat([part.stages[name] for part in parts]) for name in backbone.stages}
+    stages = {name: join_rows([part.stages[name] for part in parts]) for name in backbone.stages}
     return StageFeatures(stages, sum(part.seconds for part in parts))
 
 

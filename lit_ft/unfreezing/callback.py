@@ -138,6 +138,17 @@ class GradualUnfreezing(Callback):
         if plan.solves_head and not is_plan and not is_resumed:
             self._solve(trainer, cast(FineTuneModule, pl_module))
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Applies the first phase, so that the check can read cached features, unless gradients must choose it."""
+        plan = cast(UnfreezingState, self.state).plan
+        if not (plan.undecided and plan.solves_head):
+            self._apply(trainer, pl_module)
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets all stages train again until training starts, as Lightning warns of layers that do not by then."""
+        module = cast(Any, pl_module)
+        module.set_trainable(list(module.stage_modules()), self.frozen_norm)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Applies the phase of this epoch, also on resume inside it, if the run has the steps to reach the last."""
         keep_last_batch(trainer)
@@ -195,6 +206,7 @@ class GradualUnfreezing(Callback):
             trainer.save_checkpoint(run.checkpoint("probe"), weights_only=True)
         if cast(UnfreezingState, self.state).plan.phases[-1].num_epochs == 0:
             trainer.fit_loop.max_epochs = 0
+            cast(Any, trainer).num_sanity_val_steps = 0  # no validation follows that could fail
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         state, module = cast(UnfreezingState, self.state), cast(Any, pl_module)

@@ -195,6 +195,12 @@ def test_images_are_shown_as_the_network_sees_them(board):
     assert (grid[0] == 4).sum() == 2 * 8 * 8
 
 
+def test_large_images_are_shown_smaller(board):
+    RunReport(2).on_train_batch_start(trainer(), Three(), (torch.full((6, 3, 448, 224), 7, dtype=torch.uint8), None), 0)
+    [(_, grid, _)] = board.images
+    assert (grid[0] == 7).sum() == 2 * 112 * 56
+
+
 def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
     logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
     checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75), monitor="val/acc")

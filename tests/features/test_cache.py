@@ -2,6 +2,7 @@ import errno
 import itertools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -156,12 +157,49 @@ def test_each_image_goes_through_the_frozen_stages_once_a_phase(tmp_path):
     passes = Passes()
     fit(tmp_path, passes, unfreezing=PHASES, epochs=6)
     every = NUM_TRAIN + NUM_VAL
-    # Two images tell the shape; some of each split are computed twice, to compare.
-    once = 2 + every + 16 + 16 + 2 * (NUM_TRAIN // 16 - 1)
-    assert passes.images[0] == pytest.approx(once, abs=4)
-    assert passes.images[3] == passes.images[0]
+    # Two images tell the shape; one of each split is computed twice, to compare.
+    assert passes.images[0] == passes.images[3] == 2 + every + 1 + 1
     assert passes.images[5] == every
     assert set(passes.images) == {0, 3, 5}
+
+
+class SanityKinds(Callback):
+    """Notes what the batches of Lightning's sanity check are, and what is frozen in it."""
+
+    def __init__(self):
+        self.kinds, self.frozen = [], set()
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if trainer.sanity_checking:
+            self.kinds.append(type(batch[0]).__name__)
+            self.frozen.add(pl_module.fixed_prefix())
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "auto"])
+def test_sanity_check_reads_the_features_that_epochs_read_later(strategy, tmp_path):
+    unfreezing = {"strategy": strategy, "head_epochs": 2}
+    passes, sanity = Passes(), SanityKinds()
+    checked = fit(tmp_path, passes, sanity, num_sanity_val_steps=2, unfreezing=unfreezing)
+    assert sanity.kinds == ["StageOutput"] * 2
+    assert sanity.frozen == {("conv", "dense")}
+    assert passes.images[0] == 2 + NUM_TRAIN + NUM_VAL + 1 + 1
+    assert differences(final_state(*checked), final_state(*fit(tmp_path, unfreezing=unfreezing))) == []
+
+
+def test_sanity_check_reads_images_where_what_is_frozen_is_not_known_yet(tmp_path):
+    passes, sanity = Passes(), SanityKinds()
+    unfreezing = {"strategy": "auto", "head_fit": "solved"}
+    fit(tmp_path, passes, sanity, num_sanity_val_steps=1, unfreezing=unfreezing)
+    assert sanity.kinds == ["Tensor"]
+    assert sanity.frozen == {()}
+
+
+def test_images_of_another_size_are_refused_although_no_epoch_reads_them(tmp_path):
+    spec = replace(small_module().input_spec, size=30, resize=30)
+    with pytest.raises(
+        UserError, match="the images are 30 x 30, and the network, made for 28 x 28, does not take them"
+    ):
+        fit(tmp_path, data=FewDigits(spec=spec), num_sanity_val_steps=2)
 
 
 def test_files_are_gone_when_a_phase_and_when_the_run_is_over(tmp_path):

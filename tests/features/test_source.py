@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_runs import small_module
+from torch import nn
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images.transforms import ShiftFlip
@@ -100,3 +101,19 @@ def test_rounding_is_that_of_the_coarsest_type():
     assert [part_of(module, precision=name).rounding for name in names] == [2**-23, 2**-23, 2**-10, 2**-7, 2**-7]
     # The device is where the run computes: float32 in TF32 there.
     assert part_of(module, device="cuda").rounding == 2**-10
+
+
+def test_any_bit_that_changes_in_a_frozen_stage_is_seen():
+    stages = nn.ModuleList([nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last), nn.BatchNorm2d(5)])
+    stages.register_buffer("part", torch.zeros(8)[1:])  # begins and ends within 64 bits
+    stages.register_buffer("number", torch.tensor(1.0))
+    parts = SimpleNamespace(stage_modules=lambda: {"only": [stages]})
+    frozen = FrozenStages(None, SimpleNamespace(backbone=parts), depth=1)
+    assert frozen.is_unchanged()
+    for name, value in stages.state_dict().items():
+        one = value.flatten()[-1:] if value.is_contiguous() else value[-1, -1, -1, -1:]
+        bits = one.view(torch.int64 if value.itemsize == 8 else torch.int32)
+        bits ^= 1
+        assert not frozen.is_unchanged(), name
+        bits ^= 1
+        assert frozen.is_unchanged(), name

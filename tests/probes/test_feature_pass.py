@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,45 @@ def test_views_are_random_and_repeat(model: FineTuneModule) -> None:
     )
     assert not torch.equal(one, two)
     assert torch.equal(one, again)
+
+
+GROWTH = """
+import torch
+from pathlib import Path
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.modules.arrays import ArraySource, ArraySplit
+from lit_ft.probes.feature_pass import compute_stage_features
+
+class Wide(torch.nn.Linear):
+    stages = {"only": []}
+
+    def forward(self, images):
+        return images.flatten(1).float().repeat(1, 4096)
+
+def peak_mb():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+def grow(num):
+    before = peak_mb()
+    images = torch.arange(num).remainder(256).to(torch.uint8).view(num, 1, 1, 1)
+    split = ArraySplit.whole(images, torch.zeros(num, dtype=torch.int64))
+    source = ArraySource(split, InputSpec(1, 1, mean=(0,), std=(1,)))
+    found = compute_stage_features(Wide(1, 1), torch.nn.Identity(), source).last
+    assert found.shape == (num, 4096)
+    return peak_mb() - before, float(found[num - 1, 4095])
+
+grow(64)
+print(*grow(4096))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of the memory is not told here")
+def test_memory_does_not_grow_with_the_features(model: FineTuneModule) -> None:
+    # 4096 x 4096 numbers take 64 MB; a batch of 32 takes half of one, and some copies of it.
+    ran = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    growth, last = map(float, ran.stdout.split()[-2:])
+    assert growth < 16
+    assert last == 4095 % 256
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 3), (2, 3, 3, 5), (2, 9, 5), (2, 5)])

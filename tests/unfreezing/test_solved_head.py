@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from small_runs import FewDigits, loader, small_module, small_trainer
 
 from lit_ft.errors import UserError
+from lit_ft.features.cache import FeatureCache
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing import solved_head
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -59,6 +60,17 @@ def test_metrics_are_those_of_a_validation(data):
     trainer, unfreezing = fit_solved(module, data)
     (expected,) = trainer.validate(module, datamodule=data, verbose=False)
     assert unfreezing.solved.metrics == pytest.approx(expected, abs=1e-5)
+
+
+def test_nothing_is_validated_before_a_training_that_does_not_come(data, capsys):
+    module, unfreezing = small_module(), GradualUnfreezing("linear_probe", head_fit="solved")
+    passed = []
+    module.register_forward_pre_hook(lambda *_: passed.append(1))
+    trainer = small_trainer(2, unfreezing, FeatureCache(), num_sanity_val_steps=2)
+    trainer.fit(module, datamodule=data)
+    assert unfreezing.solved is not None
+    assert passed == []
+    assert "Features" not in capsys.readouterr().out
 
 
 def test_training_begins_from_the_solved_head(data):

@@ -66,7 +66,7 @@ def load_or_derive(name: str, key: str, is_valid: Callable[[Derived], bool], mak
 
 def load_derived(name: str, key: str) -> Derived | None:
     """The entry of a name and key, mapped into memory, whether it still holds or not."""
-    path = _place(name, key)
+    path = place_derived(name, key)
     if not path.is_file():
         return None
     try:
@@ -80,7 +80,7 @@ def load_derived(name: str, key: str) -> Derived | None:
 
 def store_derived(name: str, key: str, made: Derived) -> Derived:
     """Stores the entry of a name and key, and returns it mapped into memory."""
-    path = _place(name, key)
+    path = place_derived(name, key)
     unfinished = name_unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +89,17 @@ def store_derived(name: str, key: str, made: Derived) -> Derived:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # there may be no such folder
             unfinished.unlink()
-        rank_zero_warn(f"{path.parent}: cannot be written ({error}); to keep what is worked out: set LIT_FT_CACHE")
+        warn_unwritable(path.parent, error)
         return made
     # From the file, so that what is used does not depend on whether it was made in this run.
     return load_derived(name, key) or made
 
 
-def _place(name: str, key: str) -> Path:
+def place_derived(name: str, key: str) -> Path:
+    """The file of the entry of a name and key."""
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+
+
+def warn_unwritable(folder: Path, error: Exception) -> None:
+    """Warns that nothing can be kept in the cache folder."""
+    rank_zero_warn(f"{folder}: cannot be written ({error}); to keep what is worked out: set LIT_FT_CACHE")
