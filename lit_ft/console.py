@@ -42,6 +42,18 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
+def format_duration(seconds: float) -> str:
+    """A time, as a person reads it.
+
+    >>> format_duration(9.26), format_duration(280), format_duration(3720)
+    ('9.3s', '4m 40s', '1h 02m')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02}m"
+
+
 def format_value(value: float) -> str:
     """A metric in four decimals, or where that leaves less than three digits of it, in four digits.
 

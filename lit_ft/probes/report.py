@@ -14,17 +14,20 @@ from lit_ft.data.pages import render_page
 from lit_ft.errors import printable
 from lit_ft.probes.comparison import Lead, Probe
 from lit_ft.probes.findings.image_findings import GAIN, CopyEffect, LabelsNeeded, Ranking
+from lit_ft.probes.score_format import ScoreFormat
 from lit_ft.probes.survey import EPOCH_PASSES, StageProbe
+from lit_ft.probes.trial_report import choice_lines, trial_lines, trial_rows
 
 _MAX_LINES = 5  # of a ranking, in the terminal
 
 Row = Sequence[str]
 
 
-class Report:
+class Report(ScoreFormat):
     """The parts of a report, as tables and lines that terminal and page share."""
 
     def __init__(self, probe: Probe) -> None:
+        super().__init__(probe.metric)
         self.probe = probe
 
     @property
@@ -34,23 +37,9 @@ class Report:
         times = "once" if self.probe.repeats == 1 else f"{self.probe.repeats} times"
         return f"{self.probe.data}: {sizes} images; {self.probe.num_folds} folds, {times}"
 
-    def score(self, value: float) -> str:
-        """A score."""
-        return f"{value:.3f}" if self.probe.metric == "R2" else f"{value:.1%}"
-
-    def points(self, value: float) -> str:
-        """A difference of scores, in percentage points but for R2."""
-        return f"{value:.3f}" if self.probe.metric == "R2" else f"{100 * value:.1f}"
-
-    def compare(self, value: float) -> str:
-        """A difference of scores in words."""
-        unit = "" if self.probe.metric == "R2" else " points"
-        return f"{self.points(abs(value))}{unit} {'less' if value < 0 else 'more'}"
-
     def backbone_rows(self) -> list[Row]:
         """A table of the backbones."""
-        loss = "loss" if self.probe.metric == "R2" else "log-loss"
-        header = ["backbone", self.probe.metric, "95% interval", loss, "LogME", "features", "M params", "GFLOPs"]
+        header = ["backbone", self.metric, "95% interval", self.loss, "LogME", "features", "M params", "GFLOPs"]
         rows: list[Row] = [[*header, "feature pass", "an epoch"]]
         for one in self.probe.backbones:
             low, high = map(self.score, one.interval)
@@ -74,12 +63,16 @@ class Report:
         """The figures behind the choice of the best backbone."""
         best = self.probe.best
         low, high = map(self.score, best.interval)
-        lines = [f"{self.probe.metric} {self.score(best.score)} ({low} to {high}), {best.gflops:.2f} GFLOPs"]
+        lines = [f"{self.metric} {self.score(best.score)} ({low} to {high}), {best.gflops:.2f} GFLOPs"]
         return [*lines, *map(self._lead_line, self.probe.leads), *self._stage_lines()]
+
+    def tried_lines(self) -> list[str]:
+        """The figures behind the choice of the unfreezing, if there was a trial."""
+        return [] if self.probe.trial is None else choice_lines(self.probe.trial, self)
 
     def stage_rows(self) -> list[Row]:
         """A table of the stages of the best backbone."""
-        rows: list[Row] = [("stage", self.probe.metric, "difference", "compute", "M params")]
+        rows: list[Row] = [("stage", self.metric, "difference", "compute", "M params")]
         for stage in self.probe.best.stages:
             figures = (self.score(stage.score), self.points(stage.difference), f"{stage.compute:.0%}")
             rows.append((stage.name, *figures, f"{stage.parameters / 1e6:.2f}"))
@@ -94,7 +87,7 @@ class Report:
 
     def _curve_rows(self, labels: LabelsNeeded) -> list[Row]:
         sizes = [f"{size:,}" for size in labels.sizes]
-        return [("images a class", *sizes), (self.probe.metric, *map(self.score, labels.accuracies))]
+        return [("images a class", *sizes), (self.metric, *map(self.score, labels.accuracies))]
 
     def _curve_lines(self, labels: LabelsNeeded) -> list[str]:
         recall = f"recall {labels.recalls[labels.neediest]:.1%}"
@@ -115,6 +108,8 @@ class Report:
         found, name = self.probe.findings, self.probe.best.name
         if self.probe.best.stages:
             yield f"Stages of {name}", self.stage_rows(), self._stage_lines(), None
+        if (trial := self.probe.trial) is not None:
+            yield f"Fine-tuning of {name}", trial_rows(trial, self), trial_lines(trial), None
         yield f"Honest score of {name}", [], [self._copies_line(found.copies)], None
         if found.labels is not None:
             yield "Labels needed", self._curve_rows(found.labels), self._curve_lines(found.labels), None

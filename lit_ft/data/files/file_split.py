@@ -84,6 +84,13 @@ class FileSplit:
         groups = None if self.groups is None else self.groups[rows]
         return FileSplit(self.paths.part(rows), self.targets[rows], groups)
 
+    def plus(self, other: FileSplit) -> FileSplit:
+        """The images of this split, and then those of another one."""
+        paths = PackedPaths.pack("", [split.paths.full(i) for split in (self, other) for i in range(len(split))])
+        groups = [split.groups for split in (self, other) if split.groups is not None]
+        targets = torch.cat([self.targets, other.targets])
+        return FileSplit(paths, targets, torch.cat(groups) if len(groups) == 2 else None)
+
     def names_digest(self) -> str:
         """A hash of the names, independent of the folder that the images are in."""
         names = (os.path.join(*Path(name).parts[-2:]) if os.path.isabs(name) else name for name in self.paths.names())

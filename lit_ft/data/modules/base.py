@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -149,6 +150,12 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
     @abstractmethod
     def read_splits(self) -> dict[Split, SetT]:
         """Finds or reads the images, and splits them. Called once."""
+
+    def with_splits(self, splits: Mapping[Split, SetT]) -> ImageDataModule[SetT]:
+        """The same data module with other images, for a fit of its own."""
+        other = copy(self)
+        other.splits, other.position = dict(splits), Position(other._batches_processed, other._training_loader)
+        return other
 
     @abstractmethod
     def source(self, split: Split, augment: bool) -> ImageSource:

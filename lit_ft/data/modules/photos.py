@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -161,6 +161,12 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         Each image is in it once, also those that ``shots`` or ``fraction`` leave out.
         """
         write_split_table(file, self._whole.items(), self.columns, self.label_cells, list(self.group_numbers))
+
+    def with_splits(self, splits: Mapping[Split, FileSplit]) -> ImageDataModule[FileSplit]:
+        """See `ImageDataModule.with_splits`; the images have been verified, and a cache would replace that of all."""
+        other = cast(PhotoDataModule, super().with_splits(splits))
+        other.cache, other.verifies = None, False
+        return other
 
     def number_groups(self, names: Iterable[str]) -> Tensor:
         """The numbers of groups, int64 ``(N,)``, for their names."""

@@ -116,17 +116,8 @@ class CrossValidation:
 
     @cached_property
     def correct(self) -> Tensor:
-        """Whether each image is classified right out of fold ``(R, N)``; for labels the share that is.
-
-        For numbers it is 1 minus the squared error in units of their variance, whose mean is R2.
-        """
-        if self.targets.loss == "softmax":
-            return (self.logits.argmax(dim=2) == self.targets.values).double()
-        if self.targets.loss == "squared":
-            values = self.targets.values.double()
-            variance = values.var(dim=0, correction=0).clamp(min=1e-30)
-            return 1 - ((self.logits.double() - values).square() / variance).mean(dim=2)
-        return ((self.logits > 0) == (self.targets.values > 0.5)).double().mean(dim=2)
+        """Whether each image is right out of fold ``(R, N)``; see `Targets.correct`."""
+        return self.targets.correct(self.logits)
 
     @property
     def accuracy(self) -> float:
