@@ -18,11 +18,15 @@ def rank_zero_print(text: str) -> None:
 
 
 def log_progress(what: str, done: Iterable[int], total: int, is_first: bool = True, unit: str = "images") -> None:
-    """Consumes numbers of finished images, or other units; the first process shows a bar, or a line a minute."""
+    """Consumes numbers of finished images, or other units; the first process shows a bar, or a line a minute.
+
+    What takes less than a second shows none.
+    """
     from tqdm import tqdm  # here, as `lit-ft --help` does without it
 
     logged, count = time.monotonic(), 0
-    with tqdm(total=total, desc=what, unit=f" {unit}", disable=None if is_first else True, leave=False) as bar:
+    options = {"total": total, "desc": what, "unit": f" {unit}", "leave": False, "delay": 1.0}
+    with tqdm(**options, disable=None if is_first else True) as bar:
         for number in done:
             count += number
             bar.update(number)

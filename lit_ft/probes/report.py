@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lit_ft.console import format_path, format_table
 from lit_ft.data.pages import render_page
 from lit_ft.errors import printable
 from lit_ft.probes.comparison import Lead, Probe
+from lit_ft.probes.curve_picture import draw_curve
 from lit_ft.probes.findings.image_findings import GAIN, CopyEffect, LabelsNeeded, Ranking
 from lit_ft.probes.score_format import ScoreFormat
 from lit_ft.probes.survey import EPOCH_PASSES, StageProbe
@@ -21,6 +22,25 @@ from lit_ft.probes.trial_report import choice_lines, trial_lines, trial_rows
 _MAX_LINES = 5  # of a ranking, in the terminal
 
 Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Args:
+        title: Its title.
+        rows: A table, perhaps empty.
+        lines: What follows from it.
+        ranking: Images.
+        picture: A picture for the page, as SVG.
+    """
+
+    title: str
+    rows: list[Row]
+    lines: list[str]
+    ranking: Ranking | None = None
+    picture: str = ""
 
 
 class Report(ScoreFormat):
@@ -102,33 +122,35 @@ class Report(ScoreFormat):
         kept = "all other scores are with copies in one fold"
         return f"{self.score(copies.with_copies)}, {self.score(copies.without)} without {these}; {kept}"
 
-    def sections(self) -> Iterator[tuple[str, list[Row], list[str], Ranking | None]]:
-        """Title, table, lines and ranking of each part."""
-        yield "Backbones", self.backbone_rows(), self.backbone_lines(), None
+    def sections(self) -> Iterator[Section]:
+        """The parts, one by one."""
+        yield Section("Backbones", self.backbone_rows(), self.backbone_lines())
         found, name = self.probe.findings, self.probe.best.name
         if self.probe.best.stages:
-            yield f"Stages of {name}", self.stage_rows(), self._stage_lines(), None
+            yield Section(f"Stages of {name}", self.stage_rows(), self._stage_lines())
         if (trial := self.probe.trial) is not None:
-            yield f"Fine-tuning of {name}", trial_rows(trial, self), trial_lines(trial), None
-        yield f"Honest score of {name}", [], [self._copies_line(found.copies)], None
+            yield Section(f"Fine-tuning of {name}", trial_rows(trial, self), trial_lines(trial))
+        yield Section(f"Honest score of {name}", [], [self._copies_line(found.copies)])
         if found.labels is not None:
-            yield "Labels needed", self._curve_rows(found.labels), self._curve_lines(found.labels), None
+            rows, lines = self._curve_rows(found.labels), self._curve_lines(found.labels)
+            yield Section("Labels needed", rows, lines, picture=draw_curve(found.labels))
         if found.issues is not None:
             number = f"about {found.issues.count:,} of {sum(self.probe.sizes.values()):,} labels"
             line = f"{number}, by out-of-fold predictions; the most suspect first"
-            yield "Labels that are probably wrong", [], [line], found.issues
+            yield Section("Labels that are probably wrong", [], [line], found.issues)
         if found.unlike is not None:
             line = "by the distance to the nearest of their class, in units of the median; the furthest first"
-            yield "Images unlike the others of their class", [], [line], found.unlike
+            yield Section("Images unlike the others of their class", [], [line], found.unlike)
 
     def text(self) -> str:
         """Everything as lines of a terminal, with a few images of each ranking."""
         passes = sum(one.feature_seconds for one in self.probe.backbones)
         solved = self.probe.findings.seconds + sum(one.solver_seconds for one in self.probe.backbones)
         lines = [f"Probed {self.title}; feature passes took {passes:.1f} s when made, all else {solved:.1f} s"]
-        for title, rows, notes, ranking in self.sections():
-            lines += ["", title, *(f"  {line}" for line in _table(rows)), *(f"  -> {line}" for line in notes)]
-            lines += [f"     {_line(item)}" for item in (ranking.items if ranking else [])[:_MAX_LINES]]
+        for part in self.sections():
+            lines += ["", part.title, *(f"  {line}" for line in _table(part.rows))]
+            lines += [f"  -> {line}" for line in part.lines]
+            lines += [f"     {_line(item)}" for item in (part.ranking.items if part.ranking else [])[:_MAX_LINES]]
         return "\n".join(map(printable, lines))
 
 
@@ -140,7 +162,7 @@ def best_earlier_stage(stages: Sequence[StageProbe]) -> StageProbe | None:
 def outlook_line(labels: LabelsNeeded) -> str:
     """How many further images a class bring the gain.
 
-    >>> outlook_line(LabelsNeeded([3], [0.5], (44.2, 20.0, 90.4), None, {}, "ant", None))
+    >>> outlook_line(LabelsNeeded([3], [0.5], [(0.4, 0.6)], [], (44.2, 20.0, 90.4), None, {}, "ant", None))
     'about 44 more images a class for +1 point (20 to 90)'
     """
     if labels.more is None:

@@ -123,10 +123,10 @@ def try_fine_tuning(config: TrialConfig, images: ProbeImages, best: BackboneProb
 def _try_folds(
     config: TrialConfig, images: ProbeImages, size: TrialSize, began: float, costs: Costs
 ) -> tuple[list[HeldOut], float]:
-    """What came of the folds that were done within the budget, or of a part of the first, and the epochs of each."""
+    """What came of the folds that there was time for, or of a part of the first, and the epochs of each."""
     rows, folds = draw_images(images, size)
     seed, parts = torch.initial_seed(), list[HeldOut]()
-    for fold in range(size.num_tried):
+    for fold in range(size.num_folds):  # more than were planned, where these took less than predicted
         spent = time.monotonic() - began
         if fold and spent * (fold + 1) / fold > config.budget:
             break

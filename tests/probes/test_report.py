@@ -25,8 +25,12 @@ BEST = BackboneProbe(
     "big<net>", "w.pth", 0.941, (0.92, 0.96), 0.21, 0.1, 0.3, 512, 1_235_000, 0.26, 16.0, 34.4, 1.5, STAGES
 )
 OTHER = replace(BEST, name="small", score=0.9, stages=[])
-LABELS = LabelsNeeded([3, 5, 10], [0.7, 0.8, 0.9], (40.0, 20.0, 90.0), (0.97, 0.95, 0.99), {"ant": 0.95, "bee": 0.8},
-                      "bee", 0.05)  # fmt: skip
+INTERVALS = [(0.65, 0.75), (0.76, 0.84), (0.87, 0.93)]
+FITTED = [(3.0, 0.69, 0.66, 0.72), (10.0, 0.89, 0.88, 0.9), (40.0, 0.94, 0.91, 0.97)]
+LABELS = LabelsNeeded(
+    [3, 5, 10], [0.7, 0.8, 0.9], INTERVALS, FITTED, (40.0, 20.0, 90.0), (0.97, 0.95, 0.99), {"ant": 0.95, "bee": 0.8},
+    "bee", 0.05,
+)  # fmt: skip
 ITEM = {"row": 4, "path": "photos/a b.jpg", "split": "val", "class": "ant"}
 FINDINGS = Findings(
     "big<net>",
