@@ -56,5 +56,7 @@ def _times(trial: Trial) -> str:
         done.append(f"{trial.num_folds} of {planned.num_tried} folds")
     if trial.num_epochs < planned.num_epochs:
         done.append(f"{round(trial.num_epochs, 1):g} of {planned.num_epochs} epochs")
-    cut = f"; the budget of {format_duration(trial.budget)} ended it after {' and '.join(done)}" if done else ""
-    return f"predicted {format_duration(trial.predicted_seconds)}, took {format_duration(trial.seconds)}{cut}"
+    end = f"; the budget of {format_duration(trial.budget)} ended it after {' and '.join(done)}" if done else ""
+    if trial.num_folds > planned.num_tried:
+        end = f"; as time was left, for {trial.num_folds} folds instead of {planned.num_tried}"
+    return f"predicted {format_duration(trial.predicted_seconds)}, took {format_duration(trial.seconds)}{end}"

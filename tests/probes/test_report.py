@@ -105,6 +105,12 @@ def test_trial_that_was_ended_says_so_and_what_would_decide() -> None:
     assert "took 4m 52s; the budget of 5m 00s ended it after 1 of 5 folds and 2.8 of 6 epochs\n" in text
 
 
+def test_further_folds_of_the_trial_are_told() -> None:
+    more = replace(TRIAL, planned=TrialSize(690, 2, 1, 4))
+    line = "-> predicted 4m 40s, took 4m 52s; as time was left, for 2 folds instead of 1\n"
+    assert line in Report(replace(PROBE, trial=more)).text()
+
+
 def test_figures_of_the_trial_are_given_with_the_choice() -> None:
     assert Report(PROBE).tried_lines() == []
     assert Report(replace(PROBE, trial=TRIAL)).tried_lines()[:2] == [
