@@ -18,11 +18,15 @@ def rank_zero_print(text: str) -> None:
 
 
 def log_progress(what: str, done: Iterable[int], total: int, is_first: bool = True, unit: str = "images") -> None:
-    """Consumes numbers of finished images, or other units; the first process shows a bar, or a line a minute."""
+    """Consumes numbers of finished images, or other units; the first process shows a bar, or a line a minute.
+
+    What takes less than a second shows none.
+    """
     from tqdm import tqdm  # here, as `lit-ft --help` does without it
 
     logged, count = time.monotonic(), 0
-    with tqdm(total=total, desc=what, unit=f" {unit}", disable=None if is_first else True, leave=False) as bar:
+    options = {"total": total, "desc": what, "unit": f" {unit}", "leave": False, "delay": 1.0}
+    with tqdm(**options, disable=None if is_first else True) as bar:
         for number in done:
             count += number
             bar.update(number)
@@ -40,6 +44,18 @@ def format_bytes(size: int) -> str:
     if size < 1e6:
         return f"{size / 1e3:.1f} kB"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def format_duration(seconds: float) -> str:
+    """A time, as a person reads it.
+
+    >>> format_duration(9.26), format_duration(280), format_duration(3720)
+    ('9.3s', '4m 40s', '1h 02m')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02}m"
 
 
 def format_value(value: float) -> str:

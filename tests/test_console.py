@@ -1,6 +1,9 @@
+import io
+import time
+
 import pytest
 
-from lit_ft.console import format_table
+from lit_ft.console import format_table, log_progress
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
@@ -35,3 +38,30 @@ def test_no_line_ends_in_blanks():
 
 def test_table_without_rows_is_empty():
     assert format_table([]) == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("later", "shown"), [(0.5, False), (1.5, True)])
+def test_only_what_lasts_has_a_bar(monkeypatch, later, shown):
+    terminal, now = Terminal(), [0.0]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+
+    def work():
+        for _ in range(3):
+            now[0] += later / 3
+            yield 1
+
+    log_progress("Cross-validation", work(), 3, unit="penalties")
+    assert ("Cross-validation" in terminal.getvalue()) == shown
+
+
+def test_log_file_has_a_line_a_minute(monkeypatch, capsys):
+    now = iter([0.0, 30.0, 61.0, 61.0, 90.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    log_progress("Cross-validation", iter([1, 1, 1]), 9, unit="penalties")
+    assert capsys.readouterr().out == "Cross-validation  2 of 9 penalties\n"

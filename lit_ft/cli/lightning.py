@@ -243,6 +243,7 @@ _PAGE = "The folder that check.html, a page of pictures, and check.json go to; n
 _PROBED = "The folder that probe.html, probe.json, suggested.yaml and label_issues.csv go to; null writes nothing."
 _BACKBONES = "Names with commas, each perhaps with its weights, as NAME=FILE or NAME=TAG; null takes the config's own."
 _STAGES = "Whether all stages are measured, or just the features of the last one."
+_BUDGET = "Time for a trial of fine-tuning against the linear probe, such as 90s, 5m or 1h; null tries none."
 _FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
 _WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str, Any]]]] = {
     "check": (
@@ -255,6 +256,7 @@ _WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str
             "backbones": {**_OPTIONAL, "help": _BACKBONES},
             "stages": {"type": Literal["all", "last"], "default": "all", "help": _STAGES},
             "folder": {**_OPTIONAL, "help": _PROBED},
+            "budget": {**_OPTIONAL, "help": _BUDGET},
         },
     ),
     "convert": (_convert, {"folder": {"type": str, "required": True, "help": "The folder to make."}}),

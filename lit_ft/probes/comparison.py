@@ -17,6 +17,7 @@ from lit_ft.probes.heads.cross_validation import corrected_interval
 from lit_ft.probes.heads.solver import Loss
 from lit_ft.probes.images import FOLDS, ProbeImages
 from lit_ft.probes.survey import BackboneChoice, BackboneProbe, Survey, survey_backbone
+from lit_ft.probes.trial import Trial
 
 METRIC: dict[Loss, str] = {"softmax": "accuracy", "sigmoid": "label accuracy", "squared": "R2"}
 """What the score of each loss is."""
@@ -54,6 +55,7 @@ class Probe:
         findings: What the features of the best backbone tell.
         notes: What to know about the figures.
         seconds: What all of it took; cached features are not counted.
+        trial: Whether fine-tuning the best backbone is worth it, if that was tried.
     """
 
     data: str
@@ -68,6 +70,7 @@ class Probe:
     findings: Findings
     notes: list[str]
     seconds: float
+    trial: Trial | None = None
 
     @property
     def best(self) -> BackboneProbe:

@@ -69,6 +69,12 @@ class ProbeImages:
             return thumbnail(split.paths.full(row))
         return encode_thumbnail(to_pil_image(split.images[split.rows[row]].cpu()))
 
+    def part(self, rows: Tensor) -> Any:
+        """The split of some images ``(n,)``, whose rows ascend."""
+        train, val = self.splits.values()
+        is_train = rows < len(train)
+        return train.part(rows[is_train]).join(val.part(rows[~is_train] - len(train)))
+
     @property
     def is_first(self) -> Tensor:
         """Which images are no copies of one before them ``(N,)``."""

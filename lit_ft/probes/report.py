@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,41 @@ from lit_ft.console import format_path, format_table
 from lit_ft.data.pages import render_page
 from lit_ft.errors import printable
 from lit_ft.probes.comparison import Lead, Probe
+from lit_ft.probes.curve_picture import draw_curve
 from lit_ft.probes.findings.image_findings import GAIN, CopyEffect, LabelsNeeded, Ranking
+from lit_ft.probes.score_format import ScoreFormat
 from lit_ft.probes.survey import EPOCH_PASSES, StageProbe
+from lit_ft.probes.trial_report import choice_lines, trial_lines, trial_rows
 
 _MAX_LINES = 5  # of a ranking, in the terminal
 
 Row = Sequence[str]
 
 
-class Report:
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Args:
+        title: Its title.
+        rows: A table, perhaps empty.
+        lines: What follows from it.
+        ranking: Images.
+        picture: A picture for the page, as SVG.
+    """
+
+    title: str
+    rows: list[Row]
+    lines: list[str]
+    ranking: Ranking | None = None
+    picture: str = ""
+
+
+class Report(ScoreFormat):
     """The parts of a report, as tables and lines that terminal and page share."""
 
     def __init__(self, probe: Probe) -> None:
+        super().__init__(probe.metric)
         self.probe = probe
 
     @property
@@ -34,23 +57,9 @@ class Report:
         times = "once" if self.probe.repeats == 1 else f"{self.probe.repeats} times"
         return f"{self.probe.data}: {sizes} images; {self.probe.num_folds} folds, {times}"
 
-    def score(self, value: float) -> str:
-        """A score."""
-        return f"{value:.3f}" if self.probe.metric == "R2" else f"{value:.1%}"
-
-    def points(self, value: float) -> str:
-        """A difference of scores, in percentage points but for R2."""
-        return f"{value:.3f}" if self.probe.metric == "R2" else f"{100 * value:.1f}"
-
-    def compare(self, value: float) -> str:
-        """A difference of scores in words."""
-        unit = "" if self.probe.metric == "R2" else " points"
-        return f"{self.points(abs(value))}{unit} {'less' if value < 0 else 'more'}"
-
     def backbone_rows(self) -> list[Row]:
         """A table of the backbones."""
-        loss = "loss" if self.probe.metric == "R2" else "log-loss"
-        header = ["backbone", self.probe.metric, "95% interval", loss, "LogME", "features", "M params", "GFLOPs"]
+        header = ["backbone", self.metric, "95% interval", self.loss, "LogME", "features", "M params", "GFLOPs"]
         rows: list[Row] = [[*header, "feature pass", "an epoch"]]
         for one in self.probe.backbones:
             low, high = map(self.score, one.interval)
@@ -74,12 +83,16 @@ class Report:
         """The figures behind the choice of the best backbone."""
         best = self.probe.best
         low, high = map(self.score, best.interval)
-        lines = [f"{self.probe.metric} {self.score(best.score)} ({low} to {high}), {best.gflops:.2f} GFLOPs"]
+        lines = [f"{self.metric} {self.score(best.score)} ({low} to {high}), {best.gflops:.2f} GFLOPs"]
         return [*lines, *map(self._lead_line, self.probe.leads), *self._stage_lines()]
+
+    def tried_lines(self) -> list[str]:
+        """The figures behind the choice of the unfreezing, if there was a trial."""
+        return [] if self.probe.trial is None else choice_lines(self.probe.trial, self)
 
     def stage_rows(self) -> list[Row]:
         """A table of the stages of the best backbone."""
-        rows: list[Row] = [("stage", self.probe.metric, "difference", "compute", "M params")]
+        rows: list[Row] = [("stage", self.metric, "difference", "compute", "M params")]
         for stage in self.probe.best.stages:
             figures = (self.score(stage.score), self.points(stage.difference), f"{stage.compute:.0%}")
             rows.append((stage.name, *figures, f"{stage.parameters / 1e6:.2f}"))
@@ -94,7 +107,7 @@ class Report:
 
     def _curve_rows(self, labels: LabelsNeeded) -> list[Row]:
         sizes = [f"{size:,}" for size in labels.sizes]
-        return [("images a class", *sizes), (self.probe.metric, *map(self.score, labels.accuracies))]
+        return [("images a class", *sizes), (self.metric, *map(self.score, labels.accuracies))]
 
     def _curve_lines(self, labels: LabelsNeeded) -> list[str]:
         recall = f"recall {labels.recalls[labels.neediest]:.1%}"
@@ -109,31 +122,35 @@ class Report:
         kept = "all other scores are with copies in one fold"
         return f"{self.score(copies.with_copies)}, {self.score(copies.without)} without {these}; {kept}"
 
-    def sections(self) -> Iterator[tuple[str, list[Row], list[str], Ranking | None]]:
-        """Title, table, lines and ranking of each part."""
-        yield "Backbones", self.backbone_rows(), self.backbone_lines(), None
+    def sections(self) -> Iterator[Section]:
+        """The parts, one by one."""
+        yield Section("Backbones", self.backbone_rows(), self.backbone_lines())
         found, name = self.probe.findings, self.probe.best.name
         if self.probe.best.stages:
-            yield f"Stages of {name}", self.stage_rows(), self._stage_lines(), None
-        yield f"Honest score of {name}", [], [self._copies_line(found.copies)], None
+            yield Section(f"Stages of {name}", self.stage_rows(), self._stage_lines())
+        if (trial := self.probe.trial) is not None:
+            yield Section(f"Fine-tuning of {name}", trial_rows(trial, self), trial_lines(trial))
+        yield Section(f"Honest score of {name}", [], [self._copies_line(found.copies)])
         if found.labels is not None:
-            yield "Labels needed", self._curve_rows(found.labels), self._curve_lines(found.labels), None
+            rows, lines = self._curve_rows(found.labels), self._curve_lines(found.labels)
+            yield Section("Labels needed", rows, lines, picture=draw_curve(found.labels))
         if found.issues is not None:
             number = f"about {found.issues.count:,} of {sum(self.probe.sizes.values()):,} labels"
             line = f"{number}, by out-of-fold predictions; the most suspect first"
-            yield "Labels that are probably wrong", [], [line], found.issues
+            yield Section("Labels that are probably wrong", [], [line], found.issues)
         if found.unlike is not None:
             line = "by the distance to the nearest of their class, in units of the median; the furthest first"
-            yield "Images unlike the others of their class", [], [line], found.unlike
+            yield Section("Images unlike the others of their class", [], [line], found.unlike)
 
     def text(self) -> str:
         """Everything as lines of a terminal, with a few images of each ranking."""
         passes = sum(one.feature_seconds for one in self.probe.backbones)
         solved = self.probe.findings.seconds + sum(one.solver_seconds for one in self.probe.backbones)
         lines = [f"Probed {self.title}; feature passes took {passes:.1f} s when made, all else {solved:.1f} s"]
-        for title, rows, notes, ranking in self.sections():
-            lines += ["", title, *(f"  {line}" for line in _table(rows)), *(f"  -> {line}" for line in notes)]
-            lines += [f"     {_line(item)}" for item in (ranking.items if ranking else [])[:_MAX_LINES]]
+        for part in self.sections():
+            lines += ["", part.title, *(f"  {line}" for line in _table(part.rows))]
+            lines += [f"  -> {line}" for line in part.lines]
+            lines += [f"     {_line(item)}" for item in (part.ranking.items if part.ranking else [])[:_MAX_LINES]]
         return "\n".join(map(printable, lines))
 
 
@@ -145,7 +162,7 @@ def best_earlier_stage(stages: Sequence[StageProbe]) -> StageProbe | None:
 def outlook_line(labels: LabelsNeeded) -> str:
     """How many further images a class bring the gain.
 
-    >>> outlook_line(LabelsNeeded([3], [0.5], (44.2, 20.0, 90.4), None, {}, "ant", None))
+    >>> outlook_line(LabelsNeeded([3], [0.5], [(0.4, 0.6)], [], (44.2, 20.0, 90.4), None, {}, "ant", None))
     'about 44 more images a class for +1 point (20 to 90)'
     """
     if labels.more is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_ft.console import rank_zero_print
 from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.stream import StreamDataModule
 from lit_ft.errors import UserError
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.checkpoint import read_checkpoint
@@ -59,8 +60,7 @@ class Refit(Callback):
             module: The module, whose weights become those of the refit.
             selected: What was chosen.
         """
-        data, run = trainer.datamodule, trainer.run
-        data.join_validation()
+        run, data = trainer.run, join_validation(trainer.datamodule)
         torch.manual_seed(data.order_seed)  # so that it is the same after a fit that was interrupted
         module.load_state_dict(self._start)
         at_start, callbacks = _AtStart(selected.num_epochs), self._callbacks
@@ -85,6 +85,11 @@ class Refit(Callback):
         rank_zero_print(f"Refit   on {num_images:,} images of train and val{epochs}; its scores on val mean nothing")
 
 
+def join_validation(data: Any) -> Any:
+    """The data module with the validation images among those that are trained on."""
+    return data.with_splits({**data.splits, "train": data.splits["train"].join(data.splits["val"])})
+
+
 class _AtStart(Callback):
     """Notes the weights that training begins with, and ends it after some epochs."""
 
@@ -105,7 +110,7 @@ class _AtStart(Callback):
 def _refuse_refit(trainer: L.Trainer, module: Any, data: Any) -> None:
     if not isinstance(module, FineTuneModule) or not isinstance(data, ImageDataModule):
         raise UserError("`refit`: true is for FineTuneModule and the data modules of lit_ft; give false")
-    if not data.can_join:
+    if isinstance(data, StreamDataModule):  # litdata reads one folder
         raise UserError(f"`refit`: {type(data).__name__} cannot train on its validation images; give false")
     unfreezing = find_unfreezing(trainer)
     phases = (unfreezing.phases or []) if unfreezing else []

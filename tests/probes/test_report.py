@@ -14,6 +14,7 @@ from lit_ft.probes.comparison import Lead, Probe
 from lit_ft.probes.findings.image_findings import CopyEffect, Findings, LabelsNeeded, Ranking
 from lit_ft.probes.report import Report, best_earlier_stage, format_json, outlook_line, render_probe
 from lit_ft.probes.survey import BackboneProbe, StageProbe
+from lit_ft.probes.trial import Comparison, Difference, Trial, TrialSize
 
 STAGES = [
     StageProbe("stem", 0.60, -0.341, 0.1, 1_000),
@@ -24,8 +25,12 @@ BEST = BackboneProbe(
     "big<net>", "w.pth", 0.941, (0.92, 0.96), 0.21, 0.1, 0.3, 512, 1_235_000, 0.26, 16.0, 34.4, 1.5, STAGES
 )
 OTHER = replace(BEST, name="small", score=0.9, stages=[])
-LABELS = LabelsNeeded([3, 5, 10], [0.7, 0.8, 0.9], (40.0, 20.0, 90.0), (0.97, 0.95, 0.99), {"ant": 0.95, "bee": 0.8},
-                      "bee", 0.05)  # fmt: skip
+INTERVALS = [(0.65, 0.75), (0.76, 0.84), (0.87, 0.93)]
+FITTED = [(3.0, 0.69, 0.66, 0.72), (10.0, 0.89, 0.88, 0.9), (40.0, 0.94, 0.91, 0.97)]
+LABELS = LabelsNeeded(
+    [3, 5, 10], [0.7, 0.8, 0.9], INTERVALS, FITTED, (40.0, 20.0, 90.0), (0.97, 0.95, 0.99), {"ant": 0.95, "bee": 0.8},
+    "bee", 0.05,
+)  # fmt: skip
 ITEM = {"row": 4, "path": "photos/a b.jpg", "split": "val", "class": "ant"}
 FINDINGS = Findings(
     "big<net>",
@@ -38,6 +43,12 @@ FINDINGS = Findings(
 PROBE = Probe(
     "ImageFolderDataModule", "accuracy", {"train": 500, "val": 200}, ["ant", "bee"], 5, 4, [BEST, OTHER],
     [Lead("small", 0.041, (0.011, 0.071))], {"odd": "--model.backbone: unknown"}, FINDINGS, ["a note"], 20.0,
+)  # fmt: skip
+
+TRIAL = Trial(
+    "big<net>", 690, 345, 690, 2, 4, TrialSize(690, 2, 2, 4),
+    Comparison(Difference(0.844, 0.861, (-0.006, 0.04)), Difference(0.49, 0.41, (-0.12, -0.04))),
+    "fine-tune", "its loss is lower", 300.0, 280.0, 292.0, 420.0,
 )  # fmt: skip
 
 
@@ -65,6 +76,48 @@ PROBE = Probe(
 )
 def test_terminal_has_each_answer(line: str) -> None:
     assert line in Report(PROBE).text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Fine-tuning of big<net>",
+        "  model             accuracy          log-loss",
+        "  linear probe         84.4%             0.490",
+        "  fine-tuned           86.1%             0.410",
+        "  difference            +1.7            -0.080",
+        "  95% interval  -0.6 to +4.0  -0.120 to -0.040",
+        "  -> fine-tune: its loss is lower",
+        "  -> 4 epochs on 345 of 690 images in each of 2 folds, from a solved head; compared on 690 held-out images",
+        "  -> predicted 4m 40s, took 4m 52s",
+    ],
+)
+def test_terminal_has_the_trial(line: str) -> None:
+    assert line in Report(replace(PROBE, trial=TRIAL)).text().splitlines()
+
+
+def test_trial_that_was_ended_says_so_and_what_would_decide() -> None:
+    planned = TrialSize(690, 5, 5, 6)
+    cut = replace(TRIAL, planned=planned, num_folds=1, num_epochs=2.75, verdict="undecided", reason="it is short")
+    text = Report(replace(PROBE, trial=cut)).text()
+    assert "-> not decided: it is short; all images and epochs would take about 7m 00s\n" in text
+    assert "-> 2.8 epochs on 345 of 690 images, from a solved head; compared on 690 held-out images\n" in text
+    assert "took 4m 52s; the budget of 5m 00s ended it after 1 of 5 folds and 2.8 of 6 epochs\n" in text
+
+
+def test_further_folds_of_the_trial_are_told() -> None:
+    more = replace(TRIAL, planned=TrialSize(690, 2, 1, 4))
+    line = "-> predicted 4m 40s, took 4m 52s; as time was left, for 2 folds instead of 1\n"
+    assert line in Report(replace(PROBE, trial=more)).text()
+
+
+def test_figures_of_the_trial_are_given_with_the_choice() -> None:
+    assert Report(PROBE).tried_lines() == []
+    assert Report(replace(PROBE, trial=TRIAL)).tried_lines()[:2] == [
+        "fine-tune: its loss is lower",
+        "fine-tuned 86.1%, linear probe 84.4%: +1.7 points (-0.6 to +4.0); log-loss 0.410 against 0.490",
+    ]
+    assert "+0.017 (-0.006 to +0.040); loss 0.410" in Report(replace(PROBE, metric="R2", trial=TRIAL)).tried_lines()[1]
 
 
 def test_folds_that_are_not_repeated() -> None:

@@ -12,7 +12,7 @@ from lit_ft.data import StreamDataModule
 from lit_ft.errors import UserError
 from lit_ft.runs import Run
 from lit_ft.training.history import HistoryWriter
-from lit_ft.training.refit import Refit
+from lit_ft.training.refit import Refit, join_validation
 from lit_ft.training.selection import Selected, blend
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -64,7 +64,7 @@ def test_probe_is_solved_again_on_training_and_validation_images(tmp_path, capsy
     # The same by a run that has all of these images to train on.
     other, fresh, whole = make(tmp_path / "whole", strategy="linear_probe")
     whole.setup("fit")
-    whole.join_validation()
+    whole = join_validation(whole)
     other.fit(fresh, datamodule=whole)
     best = torch.load(trainer.run.checkpoint("best"), weights_only=True)["state_dict"]
     probe = torch.load(other.run.checkpoint("probe"), weights_only=True)["state_dict"]
@@ -77,7 +77,7 @@ def test_probe_is_solved_again_on_training_and_validation_images(tmp_path, capsy
 def test_epochs_of_a_refit_are_those_of_the_first_fit_with_more_images(tmp_path):
     other, fresh, whole = make(tmp_path / "whole")
     whole.setup("fit")
-    whole.join_validation()
+    whole = join_validation(whole)
     other.fit(fresh, datamodule=whole)  # three epochs
     expected = fresh.state_dict()
     watch = Epochs()

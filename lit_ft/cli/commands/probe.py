@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
-from lit_ft.cli.config.defaults import config_files
+from lit_ft.cli.config.defaults import as_plain, config_files
 from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.failures import raise_user_errors
 from lit_ft.console import rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import make_folder, write_report
-from lit_ft.errors import UserError, refuse_unwritable
+from lit_ft.errors import UserError, find_user_packages, for_command_line, refuse_unwritable
+from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.comparison import Probe, probe_images
 from lit_ft.probes.findings.label_table import write_label_table
 from lit_ft.probes.images import ProbeImages, read_images
 from lit_ft.probes.report import Report, format_json, render_probe
-from lit_ft.probes.suggestion import format_suggestion
+from lit_ft.probes.suggestion import format_suggestion, suggest_config
 from lit_ft.probes.survey import BUILT_BY, BackboneChoice
+from lit_ft.training.trial_fit import TrialConfig, refuse_untried, try_fine_tuning
+from lit_ft.unfreezing.callback import GradualUnfreezing
 
-_OWN = ("name", "config", "backbones", "stages", "folder")
+_OWN = ("name", "config", "backbones", "stages", "folder", "budget")
 """What no suggestion has: the command's own options, and the name, which is that of the file."""
 
 
@@ -30,11 +37,14 @@ def probe(cli: ConfigCLI) -> int:
     """Probes the backbones of a config on its data, prints what was found, and writes it where wanted."""
     config = cli.config
     choices = list(_choose_backbones(cli))
+    budget = None if config["budget"] is None else _read_budget(cli)
     folder = None if config["folder"] is None else make_folder(config["folder"])
     images = read_images(cli.make_data())
     on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
     device = torch.device("cuda" if on_gpu else "cpu")
     found, best = probe_images(choices, images, device, config["stages"] == "all")
+    if budget is not None:
+        found = _try_fine_tuning(cli, images, found, best, device, budget)
     rank_zero_print(Report(found).text())
     if folder is not None:
         _write(folder, cli, images, found, best)
@@ -58,17 +68,69 @@ def _write(folder: Path, cli: ConfigCLI, images: ProbeImages, found: Probe, best
 
 
 def _suggest(cli: ConfigCLI, found: Probe, best: BackboneChoice, file: Path) -> str:
-    """The config with the best backbone, and the figures behind that."""
-    dumped = cli.parser.dump(cli.config.clone(), skip_unset=False, skip_default=True)
-    config = {key: value for key, value in yaml.safe_load(dumped).items() if key not in _OWN}
+    """The config that is suggested, and the figures behind that."""
+    is_probe = found.trial is not None and found.trial.verdict == "linear probe"
+    config = suggest_config(_plain_config(cli), best, is_probe)
     report, given = Report(found), ", ".join(config_files(cli.config)) or "given"
+    measured = "Backbone, weights and unfreezing" if is_probe else "Backbone and weights"
     header = [
         f"Suggested by lit-ft probe for {report.title}.",
-        f"Backbone and weights were measured, all else is as in {given}.",
+        f"{measured} were measured, all else is as in {given}.",
         "",
         f"  lit-ft finetune --config {shlex.quote(str(file))}",
     ]
-    return format_suggestion(config, best, report.choice_lines(), header)
+    comments = {"    backbone": report.choice_lines()}
+    tried = report.tried_lines()
+    if "unfreeze" in config:
+        comments["unfreeze"] = tried
+    else:
+        comments["    backbone"] += tried
+    return format_suggestion(config, comments, header)
+
+
+def _plain_config(cli: ConfigCLI) -> dict[str, Any]:
+    """What the config has beside defaults and the command's own options."""
+    dumped = cli.parser.dump(cli.config.clone(), skip_unset=False, skip_default=True)
+    return {key: value for key, value in yaml.safe_load(dumped).items() if key not in _OWN}
+
+
+def _try_fine_tuning(
+    cli: ConfigCLI, images: ProbeImages, found: Probe, best: BackboneChoice, device: torch.device, budget: float
+) -> Probe:
+    """Adds the trial of the config that is suggested, or why there is none: what was found before is not lost."""
+    parsed = cli.parser.parse_object(suggest_config(_plain_config(cli), best))
+    model, unfreeze = parsed["model"], parsed["unfreeze"]
+    unfreeze["init_args"]["head_fit"] = "solved"
+    if "compile" in model["init_args"]:
+        model["init_args"]["compile"] = False  # which takes longer than so short a fit
+
+    def build() -> tuple[FineTuneModule, GradualUnfreezing]:
+        made = cli.make(model=model, unfreeze=unfreeze)
+        return made["model"], made["unfreeze"]
+
+    trainer = cli.config["trainer"].as_dict()
+    trial = TrialConfig(build, unfreeze["init_args"]["strategy"], trainer, device, budget)
+    try:
+        with raise_user_errors(find_user_packages(cli.config.as_dict())):
+            return replace(found, trial=try_fine_tuning(trial, images, found.best))
+    except UserError as error:
+        return replace(found, notes=[*found.notes, f"fine-tuning was not tried: {for_command_line(error.args[0])}"])
+
+
+def _read_budget(cli: ConfigCLI) -> float:
+    """The seconds of ``--budget``.
+
+    Raises:
+        UserError: If it is no duration, or the config leaves nothing to try.
+    """
+    text = cli.config["budget"]
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", text)
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"`budget`: {text!r} is no duration above 0; give one such as 90s, 5m or 1h")
+    unfreeze = cli.config["unfreeze"]
+    options = None if unfreeze is None else as_plain(unfreeze["init_args"])
+    refuse_untried(cli.model_options(), options, cli.config["trainer"]["max_epochs"])
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _choose_backbones(cli: ConfigCLI) -> Iterator[BackboneChoice]:

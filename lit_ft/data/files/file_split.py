@@ -68,8 +68,9 @@ class PackedPaths(Sequence[Path]):
 
     def join(self, other: PackedPaths) -> PackedPaths:
         """These paths, followed by others."""
-        theirs = other.names() if other.root == self.root else other.absolute()
-        return PackedPaths.pack(self.root, [*self.names(), *theirs])
+        if other.root == self.root:
+            return PackedPaths.pack(self.root, [*self.names(), *other.names()])
+        return PackedPaths.pack("", [paths.full(i) for paths in (self, other) for i in range(len(paths))])
 
 
 @dataclass(frozen=True)

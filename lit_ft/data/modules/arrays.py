@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,6 +139,12 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
             self._near[place] = data.images.to(device)
         near = replace(data, images=self._near.get(place, data.images))
         return ArraySource(near, self.input_spec, [self.basic_augment] if augment else [])
+
+    def with_splits(self, splits: Mapping[Split, ArraySplit]) -> ImageDataModule[ArraySplit]:
+        """See `ImageDataModule.with_splits`."""
+        other = cast(ArrayDataModule, super().with_splits(splits))
+        other._near = {}  # by the identity of arrays, which another array may have when one is gone
+        return other
 
 
 class HeldOutArrayDataModule(ArrayDataModule):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -39,8 +40,6 @@ class DataFacts(ABC, Generic[SetT]):
     """The task that the targets are for."""
     test_advice: str = "hold some out"
     """How to get test images, where there are none."""
-    can_join: bool = True
-    """Whether `join_validation` can add validation images to those that are trained on."""
 
     @property
     @abstractmethod
@@ -152,6 +151,12 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
     def read_splits(self) -> dict[Split, SetT]:
         """Finds or reads the images, and splits them. Called once."""
 
+    def with_splits(self, splits: Mapping[Split, SetT]) -> ImageDataModule[SetT]:
+        """The same data module with other images, for a fit of its own."""
+        other = copy(self)
+        other.splits, other.position = dict(splits), Position(other._batches_processed, other._training_loader)
+        return other
+
     @abstractmethod
     def source(self, split: Split, augment: bool) -> ImageSource:
         """The images of a split; those of ``predict`` come with their index as target."""
@@ -190,11 +195,6 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         if self.fraction is not None:
             return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
         return train
-
-    def join_validation(self) -> None:
-        """Adds the validation images to those that are trained on, for the next fit."""
-        self.splits["train"] = cast(Any, self.splits["train"]).join(self.splits["val"])
-        self.position = Position(self._batches_processed, self._training_loader)
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches, augmented."""

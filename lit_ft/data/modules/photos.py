@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -148,11 +148,6 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             splits["predict"] = find_images_to_predict(self.predict)
         return splits
 
-    def join_validation(self) -> None:
-        """Adds the validation images to those that are trained on, for the next fit."""
-        super().join_validation()
-        self._caches = SplitCaches()
-
     def source(self, split: Split, augment: bool) -> PhotoSource:
         """The images of a split; those of ``predict`` come with their index as target."""
         spec, files = self.input_spec, self.splits[split]
@@ -166,6 +161,12 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         Each image is in it once, also those that ``shots`` or ``fraction`` leave out.
         """
         write_split_table(file, self._whole.items(), self.columns, self.label_cells, list(self.group_numbers))
+
+    def with_splits(self, splits: Mapping[Split, FileSplit]) -> ImageDataModule[FileSplit]:
+        """See `ImageDataModule.with_splits`; the images have been verified, and a cache would replace that of all."""
+        other = cast(PhotoDataModule, super().with_splits(splits))
+        other.cache, other.verifies = None, False
+        return other
 
     def number_groups(self, names: Iterable[str]) -> Tensor:
         """The numbers of groups, int64 ``(N,)``, for their names."""

@@ -102,7 +102,6 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
     """
 
     test_advice = "to hold some out, convert the photos again with `data.test_fraction`"
-    can_join = False  # litdata reads one folder
 
     def __init__(
         self,

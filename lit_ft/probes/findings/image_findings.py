@@ -15,7 +15,7 @@ from lit_ft.probes.findings.label_issues import find_label_issues
 from lit_ft.probes.findings.learning_curve import extrapolate, learning_curve
 from lit_ft.probes.findings.unlike import distances_to_neighbours
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import STRENGTHS, CrossValidation, cross_validate
+from lit_ft.probes.heads.cross_validation import STRENGTHS, CrossValidation, corrected_interval, cross_validate
 from lit_ft.probes.images import ProbeImages
 from lit_ft.probes.survey import Survey
 
@@ -50,6 +50,9 @@ class LabelsNeeded:
     Args:
         sizes: Most training images of a class.
         accuracies: Mean accuracy for each size.
+        intervals: Its 95% interval for each size.
+        fitted: Images a class, and the accuracy that is fitted for them, with its 95% interval; empty where there are
+            too few sizes.
         more: Further images a class until the accuracy is `GAIN` higher: the middle, and the 95% interval; infinite
             where no number suffices, ``None`` where there are too few sizes to say.
         limit: Accuracy with any number of images, likewise.
@@ -60,6 +63,8 @@ class LabelsNeeded:
 
     sizes: list[int]
     accuracies: list[float]
+    intervals: list[tuple[float, float]]
+    fitted: list[tuple[float, float, float, float]]
     more: tuple[float, float, float] | None
     limit: tuple[float, float, float] | None
     recalls: dict[str, float]
@@ -126,6 +131,7 @@ def measure_labels(basis: Basis, images: ProbeImages, validated: CrossValidation
     strengths = STRENGTHS[validated.best : validated.best + 3]
     curve = learning_curve(basis, images.targets, validated.folds[:_CURVE_REPEATS], strengths)
     outlook = extrapolate(curve, GAIN)
+    intervals = [corrected_interval(scores, 1 / int(validated.folds.max())) for scores in curve.accuracies]
     last = curve.recalls[-1]
     neediest = int(last.nan_to_num(math.inf).argmin())
     names = images.data.class_names
@@ -133,6 +139,8 @@ def measure_labels(basis: Basis, images: ProbeImages, validated: CrossValidation
     return LabelsNeeded(
         curve.sizes,
         curve.accuracies.mean(dim=1).tolist(),
+        [(max(0.0, low), min(1.0, high)) for low, high in intervals],
+        [] if outlook is None else outlook.fitted,
         None if outlook is None else outlook.more,
         None if outlook is None else outlook.limit,
         dict(zip(names, last.tolist(), strict=True)),

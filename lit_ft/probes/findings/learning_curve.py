@@ -19,6 +19,9 @@ from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 _SIZES = (3, *(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power >= 5))
 
+_AHEAD, _NUM_FITTED = 4, 33
+"""A fitted curve ends at so many times the most images a class, and has so many points."""
+
 _TOGETHER = 20_000
 """Draws of so many images together are solved at once; of large sets each by itself, on no more than its images."""
 
@@ -119,11 +122,13 @@ class Outlook:
         more: Further images a class until the accuracy has risen by ``gain``: the middle, the least and the most.
         gain: The rise in accuracy.
         limit: Accuracy with any number of images: the middle, the least and the most.
+        fitted: Images a class, and the accuracy that is fitted for them: the middle, the least and the most.
     """
 
     more: tuple[float, float, float]
     gain: float
     limit: tuple[float, float, float]
+    fitted: list[tuple[float, float, float, float]]
 
 
 def extrapolate(curve: LearningCurve, gain: float = 0.01, num_samples: int = 200, seed: int = 0) -> Outlook | None:
@@ -144,7 +149,11 @@ def extrapolate(curve: LearningCurve, gain: float = 0.01, num_samples: int = 200
     room = now - gain - fits[:, 0]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         more = np.where(room > 0, (fits[:, 1] / room) ** (1 / fits[:, 2]), math.inf) - sizes[-1]
-    return Outlook(_middle(more), gain, _middle(1 - fits[:, 0]))
+    fitted = [
+        (float(size), *_middle(1 - fits[:, 0] - fits[:, 1] * size ** -fits[:, 2]))
+        for size in np.geomspace(sizes[0], _AHEAD * sizes[-1], _NUM_FITTED)
+    ]
+    return Outlook(_middle(more), gain, _middle(1 - fits[:, 0]), fitted)
 
 
 def _fit(sizes: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:

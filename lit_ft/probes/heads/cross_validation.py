@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_ft.console import log_progress
 from lit_ft.data.split import class_counts
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.solver import Problems, Targets, solve
@@ -123,17 +124,8 @@ class CrossValidation:
 
     @cached_property
     def correct(self) -> Tensor:
-        """Whether each image is classified right out of fold ``(R, N)``; for labels the share that is.
-
-        For numbers it is 1 minus the squared error in units of their variance, whose mean is R2.
-        """
-        if self.targets.loss == "softmax":
-            return (self.logits.argmax(dim=2) == self.targets.values).double()
-        if self.targets.loss == "squared":
-            values = self.targets.values.double()
-            variance = values.var(dim=0, correction=0).clamp(min=1e-30)
-            return 1 - ((self.logits.double() - values).square() / variance).mean(dim=2)
-        return ((self.logits > 0) == (self.targets.values > 0.5)).double().mean(dim=2)
+        """Whether each image is right out of fold ``(R, N)``; see `Targets.correct`."""
+        return self.targets.correct(self.logits)
 
     @property
     def accuracy(self) -> float:
@@ -217,14 +209,20 @@ def cross_validate(
     l2 = torch.tensor(strengths, dtype=torch.float64)
     losses = torch.full((len(held), len(l2)), math.inf, dtype=torch.float64)
     best, logits, heads = len(l2), torch.empty(0), None
-    for index in range(len(l2) - 1, -1, -1):
-        problems = Problems(basis, targets, ~held * weights, torch.arange(len(held)), l2[index].expand(len(held)))
-        heads = torch.cat([part for _, part in solve(problems, tolerance=1e-2, start=heads)])
-        losses[:, index], these = _predict_held_out(basis, targets, heads, held, folds, weights)
-        if best == len(l2) or losses[:, index].mean() < losses[:, best].mean():
-            best, logits = index, these
-        elif index <= best - _PATIENCE:
-            break
+
+    def measure() -> Iterator[int]:
+        nonlocal best, logits, heads
+        for index in range(len(l2) - 1, -1, -1):
+            problems = Problems(basis, targets, ~held * weights, torch.arange(len(held)), l2[index].expand(len(held)))
+            heads = torch.cat([part for _, part in solve(problems, tolerance=1e-2, start=heads)])
+            losses[:, index], these = _predict_held_out(basis, targets, heads, held, folds, weights)
+            if best == len(l2) or losses[:, index].mean() < losses[:, best].mean():
+                best, logits = index, these
+            elif index <= best - _PATIENCE:
+                break
+            yield 1
+
+    log_progress("Cross-validation", measure(), len(l2), unit="penalties")
     return CrossValidation(folds, l2, losses.view(len(folds), -1, len(l2)), logits, targets)
 
 

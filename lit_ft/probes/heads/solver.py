@@ -52,6 +52,19 @@ class Targets:
         """The targets of some images."""
         return replace(self, values=self.values[rows])
 
+    def correct(self, logits: Tensor) -> Tensor:
+        """Whether each image is right by logits ``(..., N, K)``, for labels the share that is: ``(..., N)``, float64.
+
+        For numbers it is 1 minus the squared error in units of their variance, whose mean is R2.
+        """
+        if self.loss == "softmax":
+            return (logits.argmax(dim=-1) == self.values).double()
+        if self.loss == "sigmoid":
+            return ((logits > 0) == (self.values > 0.5)).double().mean(dim=-1)
+        values = self.values.double()
+        variance = values.var(dim=0, correction=0).clamp(min=1e-30)
+        return 1 - ((logits.double() - values).square() / variance).mean(dim=-1)
+
     def losses(self, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """The loss of some images, and its gradient by the logits.
 

@@ -149,3 +149,16 @@ def test_balanced_sampling_is_for_training_alone():
 def test_options_out_of_range(options, message):
     with pytest.raises(UserError, match=f"^{message}"):
         DigitsDataModule(**options)
+
+
+def test_data_module_with_other_splits_has_a_state_of_its_own():
+    data = DigitsDataModule(shots=2)
+    data.setup()
+    before = dict(data.splits)
+    other = data.with_splits({"train": data.splits["val"], "val": data.splits["train"]})
+    assert len(other.train_dataloader().source) == len(before["val"])
+    assert data.splits == before
+    assert data.order_seed is None
+    assert other._near is not data._near
+    assert other.position is not data.position
+    assert (other.position.owner.__self__, data.position.owner.__self__) == (other, data)

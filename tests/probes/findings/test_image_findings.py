@@ -107,6 +107,11 @@ def test_class_with_the_least_recall_needs_labels_most() -> None:
     assert labels.neediest == min(labels.recalls, key=labels.recalls.__getitem__)
     assert labels.neediest_gain is not None
     assert labels.more is not None
+    assert len(labels.intervals) == len(labels.sizes)
+    assert all(
+        0 <= low < value < high <= 1 for value, (low, high) in zip(labels.accuracies, labels.intervals, strict=True)
+    )
+    assert labels.fitted[-1][0] == pytest.approx(4 * 64)
 
 
 def test_few_images_have_no_outlook() -> None:
@@ -114,3 +119,4 @@ def test_few_images_have_no_outlook() -> None:
     images = of_classes(classes)
     labels = measure_labels(Basis(features), images, validate(features, images, 1))
     assert labels.more is None
+    assert labels.fitted == []

@@ -88,3 +88,23 @@ def test_no_number_of_images_suffices_on_a_plateau() -> None:
 
 def test_too_few_sizes_have_no_outlook() -> None:
     assert extrapolate(curve_of([0.3, 0.2, 0.1], [3, 5, 8])) is None
+
+
+def test_fitted_curve_goes_through_the_points_and_beyond_to_the_limit() -> None:
+    sizes = [3, 5, 10, 20, 50, 100]
+    found = extrapolate(curve_of([0.05 + 0.5 / size for size in sizes], sizes))
+    assert found is not None
+    first, last = found.fitted[0], found.fitted[-1]
+    assert (first[0], last[0]) == (pytest.approx(3), pytest.approx(400))
+    for size, middle, low, high in found.fitted:
+        assert middle == pytest.approx(1 - 0.05 - 0.5 / size, abs=1e-6)
+        assert low <= middle <= high
+    ratios = [other[0] / one[0] for one, other in zip(found.fitted, found.fitted[1:], strict=False)]
+    assert min(ratios) == pytest.approx(max(ratios))
+
+
+def test_interval_of_the_fitted_curve_is_wider_where_draws_differ() -> None:
+    sizes = [3, 5, 10, 20, 50, 100]
+    found = extrapolate(curve_of([0.05 + 0.5 / size for size in sizes], sizes, noise=0.02))
+    assert found is not None
+    assert all(low < middle < high for _, middle, low, high in found.fitted[-3:])
