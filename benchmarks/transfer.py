@@ -155,7 +155,13 @@ def main() -> None:
     interpreter = args.fastai or (str(python("torch")) if FASTAI in args.contestants else sys.executable)
     for network in args.networks:
         wanted = [
-            {"network": network, "task": task, "fold": fold, "contestant": name, "commit": commit()}
+            {
+                "network": network,
+                "task": task,
+                "fold": fold,
+                "contestant": name,
+                **({"commit": commit()} if name in RECIPES else {}),
+            }
             for task in args.tasks
             for fold in range(args.folds)
             for name in args.contestants
