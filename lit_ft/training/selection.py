@@ -104,7 +104,8 @@ def select_best(trainer: Any, module: Any) -> Selected:
         rank_zero_warn(f"the linear probe is not compared: {missing}")
         return Selected(1.0, num_epochs)
     # Those that are known are of all validation images, as the fit must have seen them.
-    known = {0.0: solved.metrics} if trainer.limit_val_batches == 1.0 else {}
+    limit = trainer.limit_val_batches
+    known = {0.0: solved.metrics} if isinstance(limit, float) and limit == 1.0 else {}  # the whole number 1 is a batch
     if {"val/loss", callback.monitor} <= row.keys():  # else the best was within an epoch
         known[1.0] = row
     states = probe["state_dict"], None if tuned is None else tuned["state_dict"]

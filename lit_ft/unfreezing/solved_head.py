@@ -16,7 +16,7 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.feature_pass import compute_stage_features
-from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_not_finite
+from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_equal, refuse_not_finite
 from lit_ft.probes.heads.solver import LOSSES, Targets
 
 
@@ -61,7 +61,8 @@ def is_solved_by_default(trainer: L.Trainer, module: L.LightningModule) -> bool:
     if _find_obstacle(module, getattr(trainer, "datamodule", None)):
         return False
     options, own = cast(FineTuneModule, module).hparams, cast(Any, trainer)
-    is_short = own.fast_dev_run or own.overfit_batches or own.limit_train_batches != 1.0
+    limit = own.limit_train_batches
+    is_short = own.fast_dev_run or own.overfit_batches or isinstance(limit, int) or limit < 1.0
     has_other_loss = options["label_smoothing"] or options["penalty"]["kind"] != "none"
     return not (is_short or has_other_loss)
 
@@ -83,13 +84,14 @@ def solve_head(trainer: L.Trainer, module: FineTuneModule) -> SolvedHead:
     Each process computes the features of its share of the images, and the first one solves the head for all.
 
     Raises:
-        UserError: If features are not finite.
+        UserError: If features are not finite, or equal for all images.
     """
     was_training = module.training
     module.eval()
     (features, seconds), (held_out, _) = (_share_features(trainer, module, split) for split in ("train", "val"))
     module.train(was_training)
     refuse_not_finite(features)  # in all processes, as the others would wait for the first
+    refuse_equal(features)
     data = cast(Any, trainer).datamodule
     found: Any = _solve(module, data, features) if trainer.is_global_zero else None
     solved, weight, bias = trainer.strategy.broadcast(found)

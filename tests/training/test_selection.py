@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import lightning as L
@@ -53,7 +54,7 @@ def test_r2_is_no_share_of_images():
     assert choose(candidates, "val/r2", "max", 20).name == "tuned"
 
 
-def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None):
+def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None, **options):
     """A run, its trainer, and what keeps its best; ``before`` is done before the selection."""
     module = small_module(lr=lr, lr_scheduler=None)
     data = FewDigits(shots=8, batch_size=16)
@@ -62,7 +63,7 @@ def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: Non
     trainer = Trainer(
         accelerator="cpu", max_epochs=max_epochs, enable_progress_bar=False, enable_model_summary=False,
         logger=TensorBoardLogger(folder.parent, folder.name, version=""), num_sanity_val_steps=0,
-        callbacks=[GradualUnfreezing(strategy, head_fit="solved"), checkpoint, HistoryWriter()],
+        callbacks=[GradualUnfreezing(strategy, head_fit="solved"), checkpoint, HistoryWriter()], **options,
     )  # fmt: skip
     trainer.run = Run(folder)
     trainer.fit(module, datamodule=data)
@@ -111,6 +112,37 @@ def test_run_without_its_probe_keeps_its_best_epoch(tmp_path):
     with pytest.warns(UserWarning, match="the linear probe is not compared: no .*probe.ckpt"):
         trainer, checkpoint = finetuned(tmp_path / "run", lr=3.0, before=lambda run: run.checkpoint("probe").unlink())
     assert checkpoint.best_model_path == str(trainer.run.checkpoint("best"))
+
+
+def test_best_within_an_epoch_is_compared_and_kept(tmp_path, capsys):
+    # Its score is in no row of the history.
+    trainer, _ = finetuned(tmp_path / "run", lr=0.001, val_check_interval=1)
+    capsys.readouterr()
+    assert {"best.ckpt", "probe.ckpt"} <= {path.name for path in trainer.run.checkpoints.iterdir()}
+    select_best(trainer, trainer.lightning_module)
+    chosen = capsys.readouterr().out
+    assert "linear probe 0." in chosen
+    assert "75% fine-tuned, 25% probe 0." in chosen
+    assert re.search(r"epoch \d 0\.", chosen)
+
+
+def test_score_of_a_blend_is_its_own_also_after_a_test(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_ft.training.selection.choose", lambda candidates, *_: candidates[2])
+    trainer, checkpoint = finetuned(tmp_path / "run", lr=0.001)
+    score = float(checkpoint.best_model_score)
+    assert json.loads(trainer.run.metrics.read_text())["val"]["val/acc"] == pytest.approx(score)
+    saved = torch.load(checkpoint.best_model_path, weights_only=True)["callbacks"][checkpoint.state_key]
+    assert float(saved["best_model_score"]) == pytest.approx(score)
+    assert (trainer.run.checkpoints / "best_epoch.ckpt").is_file()
+
+
+def test_limited_validation_is_the_same_for_all(tmp_path, capsys):
+    trainer, _ = finetuned(tmp_path / "run", lr=0.001, limit_val_batches=1)
+    other = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=1)
+    (metrics,) = other.validate(
+        small_module(), FewDigits(shots=8, batch_size=16), str(trainer.run.checkpoint("probe")), verbose=False
+    )
+    assert f"linear probe {metrics['val/acc']:.4f}" in capsys.readouterr().out
 
 
 def test_run_whose_head_was_trained_is_left_alone():
