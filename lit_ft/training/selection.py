@@ -96,6 +96,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
     num_epochs = trainer.current_epoch if tuned is None else tuned["epoch"] + 1
     solved = unfreezing.solved if unfreezing else None
     if solved is None:
+        _print_early_best(unfreezing, num_epochs - 1)
         return Selected(1.0, num_epochs)
     missing = f"no {run.checkpoint('probe')}" if probe is None else ""  # the folder was moved in part
     if callback.monitor not in solved.metrics:  # a metric of the user's own
@@ -126,7 +127,9 @@ def select_best(trainer: Any, module: Any) -> Selected:
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
         write_metrics(run, "val", metrics, callback.best_model_path)
     trainer.strategy.barrier("selection")
-    rank_zero_print(_format(candidates, chosen, callback.monitor))
+    late = trainer.current_epoch - num_epochs
+    note = f"; the last {late} of {trainer.current_epoch} epochs brought no better" if tuned and late > 0 else ""
+    rank_zero_print(_format(candidates, chosen, callback.monitor) + note)
     return Selected(chosen.share, num_epochs)
 
 
@@ -138,6 +141,13 @@ def as_selected(checkpoint: Mapping[str, Any], share: float) -> dict[str, Any]:
 def is_selected(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is no epoch's, but what a selection or a refit has made."""
     return _SELECTED in checkpoint
+
+
+def _print_early_best(unfreezing: Any, epoch: int) -> None:
+    """Says where a run whose head was trained was best before any other stage trained."""
+    starts = unfreezing.state.starts if unfreezing and unfreezing.state else []
+    if len(starts) > 1 and epoch < starts[1]:
+        rank_zero_print(f"Best epoch {epoch}, before the first unfreezing at epoch {starts[1]}: that has not paid")
 
 
 def _best_epoch(callback: Any) -> Path:

@@ -54,7 +54,7 @@ def test_r2_is_no_share_of_images():
     assert choose(candidates, "val/r2", "max", 20).name == "tuned"
 
 
-def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None, **options):
+def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None, head_fit="solved", **options):
     """A run, its trainer, and what keeps its best; ``before`` is done before the selection."""
     module = small_module(lr=lr, lr_scheduler=None)
     data = FewDigits(shots=8, batch_size=16)
@@ -63,7 +63,7 @@ def finetuned(folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: Non
     trainer = Trainer(
         accelerator="cpu", max_epochs=max_epochs, enable_progress_bar=False, enable_model_summary=False,
         logger=TensorBoardLogger(folder.parent, folder.name, version=""), num_sanity_val_steps=0,
-        callbacks=[GradualUnfreezing(strategy, head_fit="solved"), checkpoint, HistoryWriter()], **options,
+        callbacks=[GradualUnfreezing(strategy, head_fit=head_fit), checkpoint, HistoryWriter()], **options,
     )  # fmt: skip
     trainer.run = Run(folder)
     trainer.fit(module, datamodule=data)
@@ -148,3 +148,15 @@ def test_limited_validation_is_the_same_for_all(tmp_path, capsys):
 def test_run_whose_head_was_trained_is_left_alone():
     trainer = SimpleNamespace(callbacks=[GradualUnfreezing()], checkpoint_callbacks=[], log_dir=None, current_epoch=3)
     assert select_best(trainer, None) == Selected(share=1.0, num_epochs=3)
+
+
+def test_best_before_the_first_unfreezing_is_told(tmp_path, capsys):
+    finetuned(tmp_path / "run", lr=3.0, head_fit="trained", max_epochs=3)
+    assert "Best epoch 0, before the first unfreezing at epoch 1: that has not paid" in capsys.readouterr().out
+
+
+def test_epochs_that_brought_no_better_are_told(tmp_path, capsys):
+    finetuned(tmp_path / "run", lr=3.0, max_epochs=3)
+    chosen = capsys.readouterr().out
+    best = int(re.search(r"epoch (\d) ", chosen)[1])
+    assert (f"; the last {2 - best} of 3 epochs brought no better" in chosen) == (best < 2)
