@@ -119,19 +119,20 @@ def commit() -> str:
     return f"{name}+{hashlib.sha256(changes.encode()).hexdigest()[:7]}" if changes else name
 
 
-def hold(results: Path, wanted: Iterable[Turn]) -> list[Turn]:
+def hold(results: Path, wanted: Iterable[Turn], measure: Callable[[Turn], Turn] | None = None) -> list[Turn]:
     """Lets contestants take the turns that a file of results has not, adds them to it, and gives all that were wanted.
 
     Args:
         results: The file.
         wanted: The turns, as `turns` makes them.
+        measure: What takes a turn, and gives what was measured; `take` when not given.
     """
     taken = [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []
     held = []
     for asked in wanted:
         turn = next((turn for turn in taken if asked.items() <= turn.items()), None)
         if turn is None:
-            turn = {**asked, **take(asked)}
+            turn = {**asked, **(measure or take)(asked)}
             results.parent.mkdir(parents=True, exist_ok=True)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(turn) + "\n")
