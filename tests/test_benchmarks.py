@@ -90,6 +90,38 @@ def test_agreement_of_orders():
     assert lost(predicted, np.tile(accuracies, (2, 1))) == pytest.approx(0.75 / 2)
 
 
+def test_tables_of_an_order_have_the_best_backbone_first_and_what_is_lost_by_each_order():
+    from choice_table import order_tables
+
+    common = {"split": 0, "probe": "1100"}
+    worse = {
+        **common,
+        "backbone": "a",
+        "score": 0.5,
+        "loss": 1.0,
+        "logme": 0.2,
+        "gflops": 2.0,
+        "last": "1111",
+        "best": "0001",
+    }
+    better = {
+        **common,
+        "backbone": "b",
+        "score": 0.6,
+        "loss": 0.9,
+        "logme": 0.1,
+        "gflops": 1.0,
+        "last": "0000",
+        "best": "1011",
+    }
+    lines = order_tables([worse, better]).splitlines()
+    assert lines[2].split(" | ")[:2] == ["| b", "60.0 / 60.0 / 60.0"]
+    assert lines[3].split(" | ")[4:] == ["50.0 / 50.0 / 50.0", "100.0 / 100.0 / 100.0", "25.0 / 25.0 / 25.0 |"]
+    lost = {cells[0]: cells[2::2] for cells in (line.strip("| ").split(" | ") for line in lines[7:])}
+    assert lost["accuracy of the probe"] == ["100.0", "0.0"]
+    assert lost["LogME"] == ["0.0", "50.0"]
+
+
 def test_another_contestant_begins_each_round():
     from peers.contest import beginning_with
 
