@@ -40,7 +40,11 @@ def lost(predicted: Array, accuracies: Array) -> float:
 
 
 def order_tables(turns: Sequence[Turn]) -> str:
-    """A table of the backbones on a target, and one of how well each order of them predicts that of fine-tuning."""
+    """A table of the backbones on a target, and one of how well each order of them predicts that of fine-tuning.
+
+    Args:
+        turns: Those of the target, of each backbone in each split.
+    """
     names, splits = list(dict.fromkeys(turn["backbone"] for turn in turns)), sorted({turn["split"] for turn in turns})
     of = {(turn["split"], turn["backbone"]): turn for turn in turns}
     figures = {
@@ -51,6 +55,10 @@ def order_tables(turns: Sequence[Turn]) -> str:
         key: np.array([[[*map(int, of[split, name][key])] for name in names] for split in splits])
         for key in ("probe", "last", "best")
     }
+    return f"{_backbone_table(names, figures, correct)}\n\n{_order_table(names, figures, correct)}"
+
+
+def _backbone_table(names: Sequence[str], figures: dict[str, Array], correct: dict[str, Array]) -> str:
     accuracies = {key: values.mean(axis=2) for key, values in correct.items()}
     lines = [
         "| backbone | probe, cross-validated | LogME | GFLOPs | test: probe | last epoch | handed back |",
@@ -60,19 +68,27 @@ def order_tables(turns: Sequence[Turn]) -> str:
         scores = [spread(100 * values[:, b], ".1f") for values in (figures["score"], *accuracies.values())]
         rest = [f"{figures['logme'][:, b].mean():.3f}", f"{figures['gflops'][0, b]:.3f}"]
         lines.append(f"| {' | '.join([names[b], scores[0], *rest, *scores[1:]])} |")
-    lines += [
-        "",
-        "| order by | last epoch: tau | points lost | handed back: tau | points lost |",
-        "|---|---|---|---|---|",
-    ]
-    orders = {"accuracy of the probe": figures["score"], "its log-loss": -figures["loss"], "LogME": figures["logme"]}
-    for title, predicted in {**orders, "GFLOPs": figures["gflops"]}.items():
-        cells = [cell for key in ("last", "best") for cell in _cells(predicted, correct[key])]
-        lines.append(f"| {' | '.join([title, *cells])} |")
-    if len(splits) > 1:
-        cells = [cell for key in ("last", "best") for cell in _other_splits(accuracies[key])]
-        lines.append(f"| {' | '.join(['fine-tuning on another split', *cells])} |")
     return "\n".join(lines)
+
+
+def _order_table(names: Sequence[str], figures: dict[str, Array], correct: dict[str, Array]) -> str:
+    tuned = [correct["last"], correct["best"]]
+    orders = {"accuracy of the probe": figures["score"], "its log-loss": -figures["loss"], "LogME": figures["logme"]}
+    rows = [
+        [title, *(cell for of in tuned for cell in _cells(predicted, of))]
+        for title, predicted in {**orders, "GFLOPs": figures["gflops"]}.items()
+    ]
+    alike = [b for b, name in enumerate(names) if name.endswith("ImageNet")]
+    if len(alike) > 1:
+        cells = (cell for of in tuned for cell in _cells(figures["score"][:, alike], of[:, alike]))
+        rows.append(["accuracy of the probe, ImageNet alone", *cells])
+    if len(figures["score"]) > 1:
+        rows.append(
+            ["fine-tuning on another split", *(cell for of in tuned for cell in _other_splits(of.mean(axis=2)))]
+        )
+    header = ["order by", "last epoch: tau", "points lost", "handed back: tau", "points lost"]
+    first, *rest = (f"| {' | '.join(row)} |" for row in (header, *rows))
+    return "\n".join([first, "|---" * len(header) + "|", *rest])
 
 
 def _cells(predicted: Array, correct: Array) -> tuple[str, str]:
