@@ -52,6 +52,76 @@ def test_turns_that_a_file_has_are_not_taken_again(tmp_path, monkeypatch):
     assert len(taken) == 3
 
 
+def test_turns_are_taken_by_what_is_given(tmp_path):
+    from peers import contest
+
+    assert contest.hold(tmp_path / "r.jsonl", [{"round": 3}], lambda asked: {"twice": 2 * asked["round"]}) == [
+        {"round": 3, "twice": 6}
+    ]
+
+
+def test_no_image_is_in_two_parts_and_test_is_the_same_in_all_splits():
+    from choice_sets import Target, draw
+
+    target = Target(train=3, val=2, test=4, size=32, augment="none")
+    train = {label: [Path(f"{label}{i}") for i in range(14)] for label in "ab"}
+    first, second = (draw(train, None, target, split) for split in range(2))
+    assert [len(first[part]["a"]) for part in ("train", "val", "test")] == [3, 2, 4]
+    assert first["test"] == second["test"]
+    used = [image for split in (first, second) for part in ("train", "val") for image in split[part]["a"]]
+    assert len({*used, *first["test"]["a"]}) == 14
+    with pytest.raises(SystemExit, match="a: 14 images are too few for split 2"):
+        draw(train, None, target, 2)
+    given = draw(train, {label: [Path(f"test{i}") for i in range(9)] for label in "ab"}, target, 1)
+    assert given["test"]["b"] == [Path(f"test{i}") for i in range(4)]
+
+
+def test_agreement_of_orders():
+    import numpy as np
+    from choice_table import agreement, lost, tau
+
+    accuracies = np.array([0.25, 0.5, 0.75, 1.0])
+    correct = np.tile(np.arange(40) % 4 < 4 * accuracies[:, None], (2, 1, 1))  # two equal splits
+    assert agreement(np.tile(accuracies, (2, 1)), correct) == (1, 1, 1)
+    assert agreement(np.tile(-accuracies, (2, 1)), correct) == (-1, -1, -1)
+    assert tau(np.array([1, 3, 2, 4]), accuracies) == pytest.approx(4 / 6)  # one of six pairs is exchanged
+    # The first split takes the worst, the second one the best.
+    predicted = np.array([[9, 1, 2, 3], [1, 2, 3, 9]])
+    assert lost(predicted, np.tile(accuracies, (2, 1))) == pytest.approx(0.75 / 2)
+
+
+def test_tables_of_an_order_have_the_best_backbone_first_and_what_is_lost_by_each_order():
+    from choice_table import order_tables
+
+    common = {"split": 0, "probe": "1100"}
+    worse = {
+        **common,
+        "backbone": "a",
+        "score": 0.5,
+        "loss": 1.0,
+        "logme": 0.2,
+        "gflops": 2.0,
+        "last": "1111",
+        "best": "0001",
+    }
+    better = {
+        **common,
+        "backbone": "b",
+        "score": 0.6,
+        "loss": 0.9,
+        "logme": 0.1,
+        "gflops": 1.0,
+        "last": "0000",
+        "best": "1011",
+    }
+    lines = order_tables([worse, better]).splitlines()
+    assert lines[2].split(" | ")[:2] == ["| b", "60.0 / 60.0 / 60.0"]
+    assert lines[3].split(" | ")[4:] == ["50.0 / 50.0 / 50.0", "100.0 / 100.0 / 100.0", "25.0 / 25.0 / 25.0 |"]
+    lost = {cells[0]: cells[2::2] for cells in (line.strip("| ").split(" | ") for line in lines[7:])}
+    assert lost["accuracy of the probe"] == ["100.0", "0.0"]
+    assert lost["LogME"] == ["0.0", "50.0"]
+
+
 def test_another_contestant_begins_each_round():
     from peers.contest import beginning_with
 
