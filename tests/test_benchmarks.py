@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -203,3 +204,24 @@ def test_a_benchmark_runs_to_its_end(arguments, last, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].strip().startswith(last)
+
+
+def test_photos_of_a_transfer_are_never_tested_on_and_as_many_as_is_said():
+    from transfer import choose
+
+    classes = np.repeat(np.arange(5), [150, 140, 140, 140, 130])
+    tested = []
+    for fold in range(5):
+        train, labels, test = choose(classes, "all", fold)
+        assert not set(train.tolist()) & set(test.tolist())
+        assert labels.tolist() == classes[train].tolist()
+        tested += test.tolist()
+        few, labels, same = choose(classes, "20 a class", fold)
+        assert same.tolist() == test.tolist()
+        assert np.bincount(labels).tolist() == [20] * 5
+        assert set(few.tolist()) < set(train.tolist())
+        _, labels, _ = choose(classes, "1:20 imbalance", fold)
+        assert sorted(np.bincount(labels).tolist()) == [5, 11, 22, 47, 100]
+        train, labels, _ = choose(classes, "20% wrong labels", fold)
+        assert 0.14 < (labels != classes[train]).mean() < 0.26  # 20%, and 3.5 deviations of a share of 560
+    assert sorted(tested) == list(range(700))
