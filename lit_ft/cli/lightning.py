@@ -35,6 +35,7 @@ from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
+from lit_ft.training.refit import warn_of_refit
 from lit_ft.training.selection import select_best
 from lit_ft.training.trainer import Trainer
 
@@ -157,6 +158,8 @@ class FineTuneCLI(ConfigCLI):
             options["refit"] = self.config["refit"]
         if self.command in ("fit", "finetune"):
             refuse_other_run(self.config, self.command, self.model, self.datamodule)
+        if self.command == "validate":
+            warn_of_refit(self.config["ckpt_path"])
         try:
             getattr(self.trainer, self.command)(self.model, **options)
             if self.command == "fit":

@@ -8,6 +8,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import rank_zero_print
@@ -25,6 +26,18 @@ from lit_ft.unfreezing.view import find_unfreezing
 
 _REPEATED = (GradualUnfreezing, FeatureCache, WeightAveraging, StochasticWeightAveraging)
 """The callbacks that decide on the weights; the others follow the first fit alone."""
+
+
+_REFITTED = "is_refitted"
+"""Key of a checkpoint whose model was trained on the validation images, too."""
+
+
+def warn_of_refit(path: str) -> None:
+    """Warns if the model of a checkpoint was trained on the images that it is about to be validated on."""
+    if _REFITTED in read_checkpoint(path):
+        rank_zero_warn(
+            f"{path} was trained on its validation images, too (`refit`), so that scores on them mean nothing"
+        )
 
 
 class Refit(Callback):
@@ -129,4 +142,5 @@ def _save(trainer: Any, module: Any, run: Run, path: str, share: float) -> None:
     """Saves the weights with what a checkpoint of the first fit says of classes and options."""
     trained = {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
     content = {key: value for key, value in read_checkpoint(path).items() if key not in trained}
-    trainer.strategy.checkpoint_io.save_checkpoint(as_selected({**content, "state_dict": _copy(module)}, share), path)
+    content |= {"state_dict": _copy(module), _REFITTED: True}
+    trainer.strategy.checkpoint_io.save_checkpoint(as_selected(content, share), path)

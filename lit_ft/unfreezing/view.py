@@ -123,4 +123,4 @@ def _macs(module: L.LightningModule) -> list[int]:
 def _format_rates(rates: Sequence[float]) -> str:
     if not rates:
         return "-"
-    return f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{rates[0]:.2g} to {rates[-1]:.2g}"
+    return f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{min(rates):.2g} to {max(rates):.2g}"
