@@ -17,6 +17,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ft.errors import UserError
 
+PROBE_FILE = "probe.ckpt"
+"""The checkpoint of the linear probe that a run begins with."""
+
 DEFAULT_ROOT = "logs"
 """The folder of all runs, unless another is given."""
 
@@ -147,7 +150,10 @@ def format_intact_checkpoints(folder: Path) -> str:
     found = _sort_by_age(folder.glob("*.ckpt"))
     if not found:
         return "no checkpoint was written before; make room, and start again"
-    return f"intact: {', '.join(file.name for file in found)}; make room, and resume from {found[-1]}"
+    names = ", ".join(file.name for file in found)
+    to_resume = [file for file in found if file.name != PROBE_FILE]  # which has weights alone
+    then = f"resume from {to_resume[-1]}" if to_resume else "start again"
+    return f"intact: {names}; make room, and {then}"
 
 
 def _find_beside(configs: Sequence[Any], name: str) -> list[Path]:

@@ -341,7 +341,7 @@ def largest_file():
 def test_checkpoint_for_which_there_is_no_room_is_told_with_those_that_are_whole(refused, largest_file):
     largest_file(5_000_000)  # one of epoch 0 has 2.8 MB, those after it what AdamW keeps of all parameters, too
     folder = "logs/run/version_0/checkpoints"
-    assert refused("fit", "--trainer.max_epochs", 3, "--unfreeze.strategy", "lp_ft") == (
+    assert refused("fit", "--trainer.max_epochs", 3, "--unfreeze.head_fit", "trained") == (
         f"lit-ft: {folder}: last.ckpt cannot be written (File too large); intact: best.ckpt, last.ckpt; make room, "
         f"and resume from {folder}/last.ckpt"
     )
@@ -350,10 +350,16 @@ def test_checkpoint_for_which_there_is_no_room_is_told_with_those_that_are_whole
 
 def test_disk_that_is_full_when_tensorboard_writes_is_told_in_one_line(refused, largest_file):
     largest_file(8192)
-    assert refused("fit", "--trainer.max_epochs", 2) == (
+    assert refused("fit", "--trainer.max_epochs", 2, "--unfreeze.head_fit", "trained") == (
         "lit-ft: logs/run/version_0: cannot be written to (File too large); no checkpoint was written before; make "
         "room, and start again"
     )
+
+
+def test_probe_alone_is_nothing_to_resume_from(refused, largest_file):
+    largest_file(3_500_000)  # that of the probe has 2.8 MB
+    line = refused("fit", "--trainer.max_epochs", 2)
+    assert line.endswith("(File too large); intact: probe.ckpt; make room, and start again")
 
 
 @pytest.mark.parametrize("file", ["split.csv", "out.csv"])

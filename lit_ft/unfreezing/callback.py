@@ -127,7 +127,7 @@ class GradualUnfreezing(Callback):
             self.state.load_plain(before.to_plain(), self.auto_threshold)
         preconditions.refuse_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
         if self.head_fit == "solved":
-            refuse_unsolvable(pl_module, cast(Any, trainer).datamodule)
+            refuse_unsolvable(trainer, pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes what DDP wrapped, refuses to unfreeze parameters that no optimizer has, and solves the head."""
@@ -189,10 +189,9 @@ class GradualUnfreezing(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lets a run of any module go on with the validation that its checkpoint was written before."""
         validate_first(checkpoint, trainer)
-        saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if (
-            self._fits and self.head_fit is None and "solved" not in saved
-        ):  # whose head was trained, as by earlier versions
+        first = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("plan", [{}])[0]
+        trains_head = len(first.get("trainable", [])) == 1 and first["num_epochs"] != 0
+        if self._fits and self.head_fit is None and trains_head:  # as in a run from before heads were solved
             self.state = UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
 
     def _solve(self, trainer: L.Trainer, module: FineTuneModule) -> None:

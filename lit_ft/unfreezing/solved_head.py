@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor, nn
 
 from lit_ft.data.loading.protocols import Split
@@ -50,15 +51,15 @@ class SolvedHead:
         return f"Head  solved on {size}: {score}penalty {self.l2:.2g}; {times}"
 
 
-def refuse_unsolvable(module: L.LightningModule, data: Any) -> None:
+def refuse_unsolvable(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Raises `UserError` if the head of a fit cannot be solved."""
-    if obstacle := _find_obstacle(module, data):
+    if obstacle := _find_obstacle(trainer, module):
         raise UserError(f"`unfreeze.head_fit`: solved {obstacle}; give trained")
 
 
 def is_solved_by_default(trainer: L.Trainer, module: L.LightningModule) -> bool:
     """Whether a fit whose head would first be trained alone solves it: where that gives what the training aims at."""
-    if _find_obstacle(module, getattr(trainer, "datamodule", None)):
+    if _find_obstacle(trainer, module):
         return False
     options, own = cast(FineTuneModule, module).hparams, cast(Any, trainer)
     limit = own.limit_train_batches
@@ -67,14 +68,17 @@ def is_solved_by_default(trainer: L.Trainer, module: L.LightningModule) -> bool:
     return not (is_short or has_other_loss)
 
 
-def _find_obstacle(module: L.LightningModule, data: Any) -> str | None:
+def _find_obstacle(trainer: L.Trainer, module: L.LightningModule) -> str | None:
     """Why a head cannot be solved, if it cannot."""
-    if not isinstance(module, FineTuneModule) or not isinstance(data, ImageDataModule):
+    own = cast(Any, trainer)
+    if not isinstance(module, FineTuneModule) or not isinstance(getattr(own, "datamodule", None), ImageDataModule):
         return "is for FineTuneModule and the data modules of lit_ft"
     if not isinstance(module.head[-1], nn.Linear) or any(isinstance(layer, nn.ReLU) for layer in module.head):
         return "is for a linear layer, without `model.head.hidden`"
     if module.objective.mix.is_on:
         return "takes images as they are, but `model.mix` changes them"
+    if finders := [c for c in own.callbacks if isinstance(c, (BatchSizeFinder, LearningRateFinder))]:
+        return f"comes after {type(finders[0]).__name__}, which would train with a head that is not solved yet"
     return None
 
 

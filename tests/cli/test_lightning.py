@@ -246,7 +246,7 @@ MISTAKES = {
     ("finetune", "--config", RECIPE): "--data.root: data does not exist; give another path",
     ("finetune", "--config", RECIPE, "--data.root", ""): "--data.root: names nothing; give a path",
     ("finetune", "--config", RECIPE, "--unfreeze.head_fit", "solvd"): (
-        "--unfreeze.head_fit: unknown value 'solvd'; nearest: solved"
+        "--unfreeze.head_fit: solvd does not fit; nearest: solved"
     ),
     ("finetune", "--config", RECIPE, "--unfreeze.norm", "evl"): "--unfreeze.norm: unknown value 'evl'; nearest: eval",
     ("fit", "--model.lr_backbone", "-1"): "--model.lr_backbone: must be above 0, got -1.0",
@@ -391,7 +391,7 @@ def test_data_that_is_missing_is_told_before_weights_are_fetched(refused, monkey
     monkeypatch.setattr("lit_ft.backbones.weights.pretrained.Published.fetch", fetch)
     network = ("--model.backbone", "resnet18")
     folder = ("--data", "ImageFolderDataModule", "--data.root", "nix")
-    assert refused("fit", *network, *folder).endswith("--data.root: nix does not exist")
+    assert refused("fit", *network, *folder).endswith("--data.root: nix does not exist; give another path")
     assert "--data.root: missing file nix/cifar-10" in refused(
         "fit", *network, "--data", "CIFAR10DataModule", *folder[2:]
     )

@@ -175,6 +175,7 @@ SIZE = ["BatchSizeFinder", "--trainer.callbacks.max_trials", 3, "--trainer.callb
 )
 def test_run_goes_on_as_one_that_was_given_what_was_found(run, found_by):
     options = ["--trainer.max_epochs", 4, "--model.lr_decay", 0.5, "--lr_scheduler.warmup_fraction", 0.3]
+    options += ["--unfreeze.head_fit", "trained"]  # as it is by itself where a finder trains
     printed = run("fit", *options, "--name", "finds", *found_by)
     (found,) = re.findall(r"Found +(.*)", printed)
     values = dict(re.findall(r"(\S+) (\S+)", found))

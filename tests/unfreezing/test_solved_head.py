@@ -5,7 +5,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from probe_sets import scale
 from sklearn.linear_model import LogisticRegression
 from small_runs import FewDigits, loader, small_module, small_trainer
@@ -171,3 +171,43 @@ def test_images_given_as_loaders_are_refused():
     trainer = small_trainer(1, GradualUnfreezing(head_fit="solved"))
     with pytest.raises(UserError, match="the data modules of lit_ft; give trained"):
         trainer.fit(small_module(classes=10), loader(), loader())
+
+
+def test_head_that_a_finder_would_train_is_not_solved(data):
+    finder = LearningRateFinder(num_training_steps=5)
+    with pytest.raises(UserError, match="solved comes after LearningRateFinder, which would train with a head that"):
+        small_trainer(1, GradualUnfreezing(head_fit="solved"), finder).fit(small_module(), datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("options", "module", "is_solved"),
+    [
+        ({}, {}, True),
+        ({"limit_train_batches": 1}, {}, False),
+        ({"limit_train_batches": 1.0}, {}, True),
+        ({}, {"label_smoothing": 0.1}, False),
+        ({}, {"mix": {"erase": 0.5}}, False),
+        ({}, {"penalty": {"kind": "l2"}}, False),
+        ({}, {"head": {"hidden": [8]}}, False),
+    ],
+)
+def test_head_is_solved_by_default_where_that_is_what_training_aims_at(data, options, module, is_solved):
+    trainer = small_trainer(1, GradualUnfreezing("linear_probe", head_fit=None), limit_val_batches=1, **options)
+    trainer.fit(small_module(**module), datamodule=data)
+    assert (trainer.global_step == 0) == is_solved
+
+
+@pytest.mark.parametrize(
+    ("unfreezing", "is_solved"),
+    [
+        ({"strategy": "full"}, False),
+        ({"strategy": "lp_ft"}, True),
+        ({"strategy": "lp_ft", "frozen_norm": "train"}, False),
+        ({"strategy": "lp_ft", "head_epochs": 2, "plateau": {"patience": 1}}, False),
+        ({"strategy": "phases", "phases": [{"train": ["head"], "epochs": 1}, {"train": ["*"]}]}, True),
+    ],
+)
+def test_head_is_solved_by_default_where_it_would_be_trained_alone_first(data, unfreezing, is_solved):
+    trainer = small_trainer(3, callback := GradualUnfreezing(**unfreezing, head_fit=None), limit_val_batches=1)
+    trainer.fit(small_module(), datamodule=data)
+    assert (callback.solved is not None) == is_solved

@@ -370,7 +370,7 @@ def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
 def test_command_refuses_in_a_line_what_it_cannot_check_or_write(refused, clean):
     data = ("--data", "ImageFolderDataModule", "--data.root", clean)
     Path("file").touch()
-    assert refused("check", *data, "--folder", "file") == "lit-ft: --folder: file: cannot be written (File exists)"
+    assert refused("check", *data, "--folder", "file") == "lit-ft: --folder: file is a file; name a folder"
     assert refused("check", "--data", "ImageFolderDataModule", "--data.root", "nix").startswith("lit-ft: --data.root: ")
 
 

@@ -316,7 +316,7 @@ def test_file_system_without_locks_is_told(root, tmp_path, monkeypatch):
     def fails(self, **options):
         raise NotImplementedError("no flock here")
 
-    monkeypatch.setattr(photo_cache.FileLock, "acquire", fails)
+    monkeypatch.setattr("filelock.FileLock.acquire", fails)
     with pytest.raises(UserError, match=rf"^data.cache: {tmp_path}/cache cannot be written \(no flock here\)$"):
         make(root, tmp_path / "cache").train_dataloader()
 
