@@ -116,14 +116,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
     callback.best_model_score = torch.tensor(chosen.metrics[callback.monitor])
     if trainer.is_global_zero:
         if chosen.share < 1:
-            state = blend(probe["state_dict"], tuned["state_dict"], chosen.share) if chosen.share else {}
-            content = {**tuned, "state_dict": state} if state else probe
-            if tuned is not None and not is_selected(read_checkpoint(callback.best_model_path)):
-                Path(callback.best_model_path).replace(_best_epoch(callback))
-            content = as_selected(content, chosen.share)
-            if callback.state_key in content.get("callbacks", {}):  # which a test of it takes the score from
-                content["callbacks"][callback.state_key]["best_model_score"] = callback.best_model_score
-            trainer.strategy.checkpoint_io.save_checkpoint(content, callback.best_model_path)
+            _save(trainer, callback, probe, tuned, chosen.share)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
         write_metrics(run, "val", metrics, callback.best_model_path)
     trainer.strategy.barrier("selection")
@@ -131,6 +124,18 @@ def select_best(trainer: Any, module: Any) -> Selected:
     note = f"; the last {late} of {trainer.current_epoch} epochs brought no better" if tuned and late > 0 else ""
     rank_zero_print(_format(candidates, chosen, callback.monitor) + note)
     return Selected(chosen.share, num_epochs)
+
+
+def _save(trainer: Any, callback: Any, probe: dict[str, Any], tuned: dict[str, Any] | None, share: float) -> None:
+    """Saves the probe or a blend as the best checkpoint, and keeps that of the best epoch beside it."""
+    content = probe
+    if tuned is not None and share:
+        content = {**tuned, "state_dict": blend(probe["state_dict"], tuned["state_dict"], share)}
+    if tuned is not None and not is_selected(read_checkpoint(callback.best_model_path)):
+        Path(callback.best_model_path).replace(_best_epoch(callback))
+    if callback.state_key in content.get("callbacks", {}):  # which a test of it takes the score from
+        content["callbacks"][callback.state_key]["best_model_score"] = callback.best_model_score
+    trainer.strategy.checkpoint_io.save_checkpoint(as_selected(content, share), callback.best_model_path)
 
 
 def as_selected(checkpoint: Mapping[str, Any], share: float) -> dict[str, Any]:
