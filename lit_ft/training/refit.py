@@ -27,7 +27,6 @@ from lit_ft.unfreezing.view import find_unfreezing
 _REPEATED = (GradualUnfreezing, FeatureCache, WeightAveraging, StochasticWeightAveraging)
 """The callbacks that decide on the weights; the others follow the first fit alone."""
 
-
 _REFITTED = "is_refitted"
 """Key of a checkpoint whose model was trained on the validation images, too."""
 
