@@ -108,13 +108,12 @@ class GradualUnfreezing(Callback):
                 "define its stage_modules()"
             )
         module.check_stages()
+        may_solve = trainer and self.frozen_norm == "eval" and is_solved_by_default(trainer, cast(Any, module))
+        return self._lay_out(module, max_epochs, self.head_fit or (None if may_solve else "trained"))
+
+    def _lay_out(self, module: Staged, max_epochs: int | None, head_fit: HeadFit | None) -> Plan:
         options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau
-        stages = list(module.stage_modules())
-        may_solve = (
-            trainer is not None and self.frozen_norm == "eval" and is_solved_by_default(trainer, cast(Any, module))
-        )
-        head_fit = self.head_fit or (None if may_solve else "trained")
-        plan = make_plan(self.strategy, stages, max_epochs, *options, head_fit)
+        plan = make_plan(self.strategy, list(module.stage_modules()), max_epochs, *options, head_fit)
         return plan.resolve_plateaus(cast(Any, module).monitored() if hasattr(module, "monitored") else {})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -189,10 +188,10 @@ class GradualUnfreezing(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lets a run of any module go on with the validation that its checkpoint was written before."""
         validate_first(checkpoint, trainer)
-        first = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("plan", [{}])[0]
-        trains_head = len(first.get("trainable", [])) == 1 and first["num_epochs"] != 0
-        if self._fits and self.head_fit is None and trains_head:  # as in a run from before heads were solved
-            self.state = UnfreezingState(self.make_plan(pl_module, run_epochs(trainer)))
+        if self._fits and self.head_fit is None:  # as the run did, which was perhaps of another version
+            was_solved = "solved" in checkpoint.get("callbacks", {}).get(self.state_key, {})
+            plan = self._lay_out(cast(Any, pl_module), run_epochs(trainer), "solved" if was_solved else "trained")
+            self.state = UnfreezingState(plan)
 
     def _solve(self, trainer: L.Trainer, module: FineTuneModule) -> None:
         """Solves the head, saves it as a checkpoint, and ends a run in which nothing else would train."""
