@@ -17,9 +17,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ft.errors import UserError
 
-PROBE_FILE = "probe.ckpt"
-"""The checkpoint of the linear probe that a run begins with."""
-
 DEFAULT_ROOT = "logs"
 """The folder of all runs, unless another is given."""
 
@@ -56,6 +53,11 @@ class Run:
     def last(self) -> Path:
         """The checkpoint of the last epoch."""
         return self.checkpoint("last")
+
+    @property
+    def probe(self) -> Path:
+        """The checkpoint of the linear probe that it began with, of weights alone."""
+        return self.checkpoint("probe")
 
     def checkpoint(self, name: str) -> Path:
         """The checkpoint of a name, such as ``best``."""
@@ -151,7 +153,7 @@ def format_intact_checkpoints(folder: Path) -> str:
     if not found:
         return "no checkpoint was written before; make room, and start again"
     names = ", ".join(file.name for file in found)
-    to_resume = [file for file in found if file.name != PROBE_FILE]  # which has weights alone
+    to_resume = [file for file in found if file.name != Run(folder).probe.name]
     then = f"resume from {to_resume[-1]}" if to_resume else "start again"
     return f"intact: {names}; make room, and {then}"
 

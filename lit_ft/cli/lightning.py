@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.assets import is_offline
 from lit_ft.cli.commands import EVALUATIONS
@@ -37,7 +36,7 @@ from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
 from lit_ft.training.selection import select_best
-from lit_ft.training.trainer import Trainer
+from lit_ft.training.trainer import Trainer, has_test_loader
 
 
 class FineTuneCLI(ConfigCLI):
@@ -202,8 +201,7 @@ def _print_summary(trainer: Any, command: str) -> None:
 
 def _has_test_images(trainer: Any) -> bool:
     """Whether there is more to test on than the validation images, which lit_ft tests on where there are no others."""
-    owners = [owner for owner in (trainer.datamodule, trainer.lightning_module) if owner is not None]
-    has_loader = any(is_overridden("test_dataloader", owner) for owner in owners)
+    has_loader = has_test_loader(trainer.lightning_module, trainer.datamodule)
     return has_loader and getattr(trainer.datamodule, "tested", "test") == "test"
 
 

@@ -98,7 +98,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
     if solved is None:
         _print_early_best(unfreezing, num_epochs - 1)
         return Selected(1.0, num_epochs)
-    missing = f"no {run.checkpoint('probe')}" if probe is None else ""  # the folder was moved in part
+    missing = f"no {run.probe}" if probe is None else ""  # the folder was moved in part
     if callback.monitor not in solved.metrics:  # a metric of the user's own
         missing = f"its {callback.monitor} is not known"
     if missing:
@@ -164,7 +164,7 @@ def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any
     """The checkpoints of the probe and of the best epoch, and that epoch's metrics; None where there are none."""
     row = find_best_row(read_history(run.history), callback.monitor, callback.best_model_score) or {}
     metrics = {name: value for name, value in row.items() if value is not None}
-    tuned, probe = None, run.checkpoint("probe")
+    tuned, probe = None, run.probe
     if callback.best_model_path:
         tuned = read_checkpoint(callback.best_model_path)
         if is_selected(tuned):  # of a run that had ended, and was resumed

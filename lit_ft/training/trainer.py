@@ -138,9 +138,9 @@ class Trainer(L.Trainer):
         best = find_best_path(self)
         if best is None and not cast(Any, self).fast_dev_run:
             rank_zero_warn("no epoch was validated and saved, so the last weights are tested")
-        owners = [owner for owner in (datamodule, model) if owner is not None]
-        if not any(is_overridden("test_dataloader", owner) for owner in owners):
-            rank_zero_warn(f"nothing is tested, as {type(owners[0]).__name__} has no test_dataloader()")
+        if not has_test_loader(model, datamodule):
+            owner = model if datamodule is None else datamodule
+            rank_zero_warn(f"nothing is tested, as {type(owner).__name__} has no test_dataloader()")
             return
         self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
 
@@ -186,6 +186,11 @@ class EarlyStopping(callbacks.EarlyStopping):
         **kwargs: Any,
     ) -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta, **kwargs)
+
+
+def has_test_loader(model: L.LightningModule, datamodule: Any) -> bool:
+    """Whether a module or its data has a loader for a test."""
+    return any(is_overridden("test_dataloader", owner) for owner in (datamodule, model) if owner is not None)
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:

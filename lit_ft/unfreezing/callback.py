@@ -201,7 +201,7 @@ class GradualUnfreezing(Callback):
             if isinstance(callback, WeightAveraging):  # whose copy has the head from before
                 callback.setup(trainer, module, "fit")
         if (run := find_run(trainer)) and trainer.checkpoint_callbacks:
-            trainer.save_checkpoint(run.checkpoint("probe"), weights_only=True)
+            trainer.save_checkpoint(run.probe, weights_only=True)
         if cast(UnfreezingState, self.state).plan.phases[-1].num_epochs == 0:
             trainer.fit_loop.max_epochs = 0
             cast(Any, trainer).num_sanity_val_steps = 0  # no validation follows that could fail
