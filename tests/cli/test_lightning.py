@@ -245,6 +245,7 @@ MISTAKES = {
     ("fit", "--data", "ImageFolderDataModule", "--data.root", "nix"): "--data.root: nix does not exist; give another",
     ("finetune", "--config", RECIPE): "--data.root: data does not exist; give another path",
     ("finetune", "--config", RECIPE, "--data.root", ""): "--data.root: names nothing; give a path",
+    ("finetune", "--refit", "true", "--unfreeze.strategy", "plateau"): "--refit: without validation no phase ends by a",
     ("finetune", "--config", RECIPE, "--unfreeze.head_fit", "solvd"): (
         "--unfreeze.head_fit: solvd does not fit; nearest: solved"
     ),
