@@ -140,7 +140,7 @@ def test_resumed_run_selects_among_the_models_of_its_fit(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "plateau"}, "`refit`: without validation no phase ends by a plateau"),
+        ({"strategy": "plateau"}, "refit: without validation no phase ends by a plateau"),
         ({"strategy": "phases", "phases": [{"train": ["head"], "plateau": {}}, {"train": ["*"]}]}, "by a plateau"),
     ],
 )
@@ -154,9 +154,9 @@ def test_plan_that_needs_validation_is_refused(tmp_path, options, message):
 def test_schedule_or_data_that_cannot_be_refitted_are_refused(tmp_path):
     trainer, _, data = make(tmp_path / "run")
     module = small_module(lr_scheduler={"class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau"})
-    with pytest.raises(UserError, match="`refit`: without validation ReduceLROnPlateau has no metric"):
+    with pytest.raises(UserError, match="refit: without validation ReduceLROnPlateau has no metric"):
         Refit(trainer, module, data)
-    with pytest.raises(UserError, match="`refit`: StreamDataModule cannot train on its validation images"):
+    with pytest.raises(UserError, match="refit: StreamDataModule cannot train on its validation images"):
         Refit(trainer, small_module(), StreamDataModule(root=str(tmp_path)))
-    with pytest.raises(UserError, match="`refit`: true is for FineTuneModule"):
+    with pytest.raises(UserError, match="refit: true is for FineTuneModule"):
         Refit(trainer, L.LightningModule(), data)
