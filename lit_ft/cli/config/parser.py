@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,7 @@ class ConfigCLI(LightningCLI):
         **options: Any,
     ) -> None:
         self.command, self.args, self._own = command, [*args], own or {}
+        self._nested: list[str] = []  # options of the model that are given there, and not at the top
         about = {"prog": f"lit-ft {command}", "description": COMMANDS[command]}
         super().__init__(
             FineTuneModule,
@@ -95,13 +99,20 @@ class ConfigCLI(LightningCLI):
             ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "first_step", "max_lr", "base_lr"}),
         ):
             parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
-            parser.link_arguments(key, f"model.init_args.{key}", compute_fn=as_plain)
+            parser.link_arguments((key, "model"), f"model.init_args.{key}", compute_fn=partial(self._link, key))
         model = {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}}
         parser.set_defaults({"model": model, "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"}})
         about = "finetune fits again on training and validation images what it chose; give true if each image counts."
         parser.add_argument("--refit", type=bool, default=False, help=about)
         for key, how in self._own.items():
             parser.add_argument(f"--{key}", **how)
+
+    def _link(self, key: str, value: Any, model: Any) -> Any:
+        """The value of an option for the model, whose own, if one is given, would be replaced without a word."""
+        plain, own = as_plain(value), as_plain(model["init_args"].get(key))
+        if own not in (plain, _default_of(model["class_path"], key)):
+            self._nested.append(key)
+        return plain
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the options; what is refused is a user error with the nearest valid choice."""
@@ -113,6 +124,8 @@ class ConfigCLI(LightningCLI):
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
             options = option_names(parser.get_defaults())
             raise explain(Complaint(str(error), options, classes, self.command, self.args)) from error
+        for key in self._nested:
+            raise UserError(f"`model.{key}`: would be left out there; give `{key}`, a section of its own")
         trainer = self.config["trainer"]
         # A number or a list in a config passes the parser, and options that follow are then the only ones.
         if not isinstance(trainer, Namespace) or "enable_checkpointing" not in trainer:
@@ -152,3 +165,13 @@ class ConfigCLI(LightningCLI):
         """Makes the objects of some parts of a config."""
         made: Namespace = self.parser.instantiate(Namespace(parts), instantiate_groups=False)
         return made
+
+
+def _default_of(class_path: str, option: str) -> Any:
+    """The default of an option of a class, which may take it from those that it is derived from."""
+    home, _, name = class_path.rpartition(".")
+    made_by = getattr(importlib.import_module(home), name)
+    for owner in inspect.getmro(made_by) if inspect.isclass(made_by) else (made_by,):
+        if found := inspect.signature(owner).parameters.get(option):
+            return found.default
+    return None

@@ -2,6 +2,7 @@ import pytest
 from jsonargparse import Namespace
 
 from lit_ft.cli.config.defaults import config_files, default_data, settle
+from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.errors import UserError
 
 
@@ -36,3 +37,30 @@ def test_run_has_the_name_of_its_last_config(files, name):
     config = Namespace(config=files, name=None, ckpt_path=None, data=options, checkpoint=None, trainer=Namespace())
     settle(config, "fit", [])
     assert config.name == name
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["--model.optimizer=SGD"], "optimizer"),
+        (["--model.optimizer.momentum=0.9", "--optimizer=SGD"], "optimizer"),
+        (["--model.lr_scheduler.warmup_fraction=0.3"], "lr_scheduler"),
+        (["--model.lr_scheduler=null"], "lr_scheduler"),  # which is no default of the class
+        (['--model={"class_path": "FineTuneModule", "init_args": {"lr_scheduler": "StepLR"}}'], "lr_scheduler"),
+        (["--config=nested.yaml"], "optimizer"),
+    ],
+)
+def test_option_that_a_section_of_its_own_would_replace_is_refused(tmp_path, monkeypatch, args, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nested.yaml").write_text("model: {optimizer: SGD}\n")
+    message = f"model.{option}: would be left out there; give {option}, a section of its own"
+    with pytest.raises(UserError, match=message):
+        ConfigCLI("plan", args)
+
+
+def test_options_of_their_own_sections_reach_the_model(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("optimizer: {class_path: SGD, init_args: {momentum: 0.9}}\nlr_scheduler: null\n")
+    options = ConfigCLI("plan", [f"--config={file}"]).model_options()
+    assert options["optimizer"]["init_args"]["momentum"] == 0.9
+    assert options["lr_scheduler"] is None
