@@ -7,20 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_value, rank_zero_print
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
-from lit_ft.training.history import find_best_row, read_history, write_metrics
+from lit_ft.training.history import write_metrics
 from lit_ft.unfreezing.view import find_unfreezing
 
 BLENDS = (0.25, 0.5, 0.75)
 """Shares of the fine-tuned weights in blends with those of the probe."""
+
+_MEAN_LOSSES = "val/loss", "val/mse"
+"""Metrics that are means over the images of what the losses are, so that these tell their error."""
 
 _SELECTED = "share_fine_tuned"
 """Key of a checkpoint that is no epoch's: the share of the fine-tuned weights in it."""
@@ -34,33 +39,58 @@ class Candidate:
         name: What it is, for the terminal.
         share: Share of the fine-tuned weights in it; the rest are those of the probe.
         metrics: Validation metrics by name.
+        losses: The loss of each validation image ``(N,)``; None where a validation step of the user's does not tell.
     """
 
     name: str
     share: float
     metrics: Mapping[str, float]
+    losses: Tensor | None = None
 
 
 def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images: int) -> Candidate:
     """The candidate with the least loss, of those whose metric is within a standard error of the best.
 
-    The error of a share p of N images is ``sqrt(p (1 - p) / N)``; of metrics that are no shares it is unknown, and only
+    One with more than half of fine-tuned weights must be better than the choice among the others, by more than a
+    standard error: with few validation images it would often be taken by chance, and it is the one that may be worse
+    than the probe. What counts is the metric, or the difference of the losses, image by image.
+
+    The error of a share p of N images is ``sqrt(p (1 - p) / N)``. Of metrics that are no shares it is unknown, and only
     the best is taken. One that is not defined is the worst. Among equals the first is.
 
     Args:
-        candidates: The candidates, the cheapest first.
+        candidates: The candidates, the cheapest first, of which the first is the probe.
         monitor: Name of the metric.
         mode: Whether its ``min`` or ``max`` is best.
         num_images: N, the number of validation images.
     """
-    sign = 1.0 if mode == "max" else -1.0
-    scores = [sign * candidate.metrics[monitor] for candidate in candidates]
+    scores = [(1.0 if mode == "max" else -1.0) * candidate.metrics[monitor] for candidate in candidates]
     scores = [-math.inf if math.isnan(score) else score for score in scores]
-    best = max(scores)
-    is_share = mode == "max" and 0 <= best <= 1 and not monitor.endswith("r2")
-    error = math.sqrt(best * (1 - best) / num_images) if is_share else 0.0
-    near = [candidate for candidate, score in zip(candidates, scores, strict=True) if score >= best - error]
-    return min(near, key=lambda candidate: candidate.metrics["val/loss"])
+
+    def error(score: float) -> float:
+        is_share = mode == "max" and 0 <= score <= 1 and not monitor.endswith("r2")
+        return math.sqrt(score * (1 - score) / num_images) if is_share else 0.0
+
+    def least_loss(rows: Sequence[int]) -> int:
+        best = max(scores[row] for row in rows)
+        near = [row for row in rows if scores[row] >= best - error(best)]
+        return min(near, key=lambda row: candidates[row].metrics["val/loss"])
+
+    rows = range(len(candidates))
+    half = least_loss([row for row in rows if candidates[row].share <= 0.5])
+    needed = math.inf if monitor in _MEAN_LOSSES else scores[half] + error(scores[half])
+    larger = [row for row in rows if candidates[row].share > 0.5]
+    better = [row for row in larger if scores[row] > needed or _is_better(candidates[row], candidates[half])]
+    return candidates[least_loss([half, *better])]
+
+
+def _is_better(candidate: Candidate, other: Candidate) -> bool:
+    """Whether a candidate's loss is lower than another's by more than a standard error of the difference."""
+    if candidate.losses is None or other.losses is None:
+        return candidate.metrics["val/loss"] < other.metrics["val/loss"]
+    gains = other.losses - candidate.losses
+    error = gains.std(correction=0) / math.sqrt(max(1, len(gains) - 1))
+    return bool(gains.mean() > error)
 
 
 @dataclass(frozen=True)
@@ -92,7 +122,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
         return Selected(1.0, trainer.current_epoch)
     # Read by the first process for all, as the others may be on machines without the folder of the run.
     read = _read(run, callback) if trainer.is_global_zero else None
-    probe, tuned, row = trainer.strategy.broadcast(read)
+    probe, tuned = trainer.strategy.broadcast(read)
     num_epochs = trainer.current_epoch if tuned is None else tuned["epoch"] + 1
     solved = unfreezing.solved if unfreezing else None
     if solved is None:
@@ -104,13 +134,9 @@ def select_best(trainer: Any, module: Any) -> Selected:
     if missing:
         rank_zero_warn(f"the linear probe is not compared: {missing}")
         return Selected(1.0, num_epochs)
-    # Those that are known are of all validation images, as the fit must have seen them.
-    limit = trainer.limit_val_batches
-    known = {0.0: solved.metrics} if isinstance(limit, float) and limit == 1.0 else {}  # the whole number 1 is a batch
-    if {"val/loss", callback.monitor} <= row.keys():  # else the best was within an epoch
-        known[1.0] = row
-    states = probe["state_dict"], None if tuned is None else tuned["state_dict"]
-    candidates = list(_candidates(trainer, module, states, known, num_epochs))
+    candidates = [Candidate("linear probe", 0.0, solved.metrics)]
+    if tuned is not None:
+        candidates = list(_candidates(trainer, module, probe["state_dict"], tuned["state_dict"], num_epochs))
     chosen = choose(candidates, callback.monitor, callback.mode, trainer.datamodule.sizes()["val"])
     callback.best_model_path = callback.best_model_path or str(run.checkpoint(callback.filename or "best"))
     callback.best_model_score = torch.tensor(chosen.metrics[callback.monitor])
@@ -122,7 +148,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
     trainer.strategy.barrier("selection")
     late = trainer.current_epoch - num_epochs
     note = f"; the last {late} of {trainer.current_epoch} epochs brought no better" if tuned and late > 0 else ""
-    rank_zero_print(_format(candidates, chosen, callback.monitor) + note)
+    rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]) + note)
     return Selected(chosen.share, num_epochs)
 
 
@@ -160,36 +186,58 @@ def _best_epoch(callback: Any) -> Path:
     return Path(callback.best_model_path).with_name("best_epoch.ckpt")
 
 
-def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, float]]:
-    """The checkpoints of the probe and of the best epoch, and that epoch's metrics; None where there are none."""
-    row = find_best_row(read_history(run.history), callback.monitor, callback.best_model_score) or {}
-    metrics = {name: value for name, value in row.items() if value is not None}
-    tuned, probe = None, run.probe
+def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The checkpoints of the probe and of the best epoch; None where there are none."""
+    tuned = None
     if callback.best_model_path:
         tuned = read_checkpoint(callback.best_model_path)
         if is_selected(tuned):  # of a run that had ended, and was resumed
             tuned = read_checkpoint(_best_epoch(callback)) if _best_epoch(callback).is_file() else None
-    return read_checkpoint(probe) if probe.is_file() else None, tuned, metrics
+    return read_checkpoint(run.probe) if run.probe.is_file() else None, tuned
 
 
 def _candidates(
-    trainer: Any,
-    module: Any,
-    states: tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None],
-    known: Mapping[float, Mapping[str, float]],
-    num_epochs: int,
+    trainer: Any, module: Any, probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor], num_epochs: int
 ) -> Iterator[Candidate]:
-    """The probe, the blends and the fine-tuned weights, cheapest first; validates those whose metrics are not known."""
-    probe, tuned = states
+    """The probe, the blends and the fine-tuned weights, cheapest first, each validated on the same images."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with _quiet(trainer):
-        for share in (0.0, *BLENDS, 1.0) if tuned is not None else (0.0,):
-            if (metrics := known.get(share)) is None:
-                module.load_state_dict(blend(probe, tuned or probe, share))
-                (metrics,) = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
+    with _quiet(trainer) as losses:
+        for share in (0.0, *BLENDS, 1.0):
+            module.load_state_dict(blend(probe, tuned, share))
+            (metrics,) = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
             ends = {0.0: "linear probe", 1.0: f"epoch {num_epochs - 1}"}
-            yield Candidate(ends.get(share, f"{share:.0%} fine-tuned, {1 - share:.0%} probe"), share, metrics)
+            name = ends.get(share, f"{share:.0%} fine-tuned, {1 - share:.0%} probe")
+            yield Candidate(name, share, metrics, losses.gather(trainer))
     module.load_state_dict(before)
+
+
+class _ImageLosses(Callback):
+    """Takes the loss of each image of a validation, in the order of its loader."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets those of the validation before."""
+        self._losses = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Takes the losses of a batch."""
+        if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys():
+            loss = torch.func.vmap(cast(Any, pl_module).task.loss)  # of an image at a time, as a batch of one
+            self._losses.append(loss(outputs["logits"].unsqueeze(1), outputs["targets"].unsqueeze(1)).cpu())
+
+    def gather(self, trainer: L.Trainer) -> Tensor | None:
+        """The losses ``(N,)`` of all processes; None where there are none."""
+        parts: list[Any] = [self._losses]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, self._losses)
+        found = [losses for part in parts for losses in part]
+        return torch.cat(found) if found else None
 
 
 def blend(probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -205,20 +253,23 @@ def blend(probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float
 
 
 @contextmanager
-def _quiet(trainer: Any) -> Iterator[None]:
-    """A trainer whose callbacks neither write nor draw a validation that is no part of the run."""
-    before = trainer.callbacks
-    trainer.callbacks = [trainer.progress_bar_callback] if trainer.progress_bar_callback else []
+def _quiet(trainer: Any) -> Iterator[_ImageLosses]:
+    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but take its losses."""
+    before, losses = trainer.callbacks, _ImageLosses()
+    trainer.callbacks = [losses, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
     loggers, trainer.loggers = trainer.loggers, []
     try:
-        yield
+        yield losses
     finally:
         trainer.callbacks, trainer.loggers = before, loggers
 
 
-def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str) -> str:
+def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str, main: str) -> str:
+    """What was chosen, of all candidates with the metric that counts, and beside it the loss or the main metric."""
+    beside = "val/loss" if monitor != "val/loss" else main
     scores = ", ".join(
-        f"{one.name} {format_value(one.metrics[monitor])} (loss {format_value(one.metrics['val/loss'])})"
+        f"{one.name} {format_value(one.metrics[monitor])} ({beside.removeprefix('val/')} "
+        f"{format_value(one.metrics[beside])})"
         for one in candidates
     )
     return f"Chosen  {chosen.name}, of {monitor}: {scores}"

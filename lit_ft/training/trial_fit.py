@@ -29,7 +29,7 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 _FEW_EPOCHS = 4
 """Epochs of a trial on a part of the images."""
 
-_ONE_PHASE = ("full", "lp_ft", "auto")
+_ONE_PHASE = ("full", "deepest", "lp_ft", "auto")
 """Strategies that from a solved head have one phase, which may be of any length."""
 
 _CARRIED = (

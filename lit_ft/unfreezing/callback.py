@@ -35,10 +35,12 @@ class GradualUnfreezing(Callback):
     The module must be a `FineTuneModule`, or any other LightningModule that names its stages, by `Staged`.
 
     Args:
-        strategy: full trains everything, linear_probe the head alone, gradual unfreezes one stage after the other,
-            deepest first, plateau likewise, each when a metric has stopped improving, lp_ft the head and then
-            everything, auto the head and then the stages with the largest gradients, phases what is listed there.
-        head_epochs: Epochs in which gradual, lp_ft and auto train the head alone; in lp_ft with a plateau, at most.
+        strategy: full trains everything, linear_probe the head alone, deepest the head and then also the last stages,
+            as few as have 40% of the backbone's weights, gradual unfreezes one stage after the other, deepest first,
+            plateau likewise, each when a metric has stopped improving, lp_ft the head and then everything, auto the
+            head and then the stages with the largest gradients, phases what is listed there.
+        head_epochs: Epochs in which deepest, gradual, lp_ft and auto train the head alone; in lp_ft with a plateau, at
+            most.
         epochs_per_stage: Epochs from one stage to the next of gradual.
         phases: For strategy phases: a list of {train: [stage names or patterns], epochs: n, plateau: {...}}.
         plateau: For plateau, and for the first phase of lp_ft: what ends a phase; null is two epochs without a new
@@ -113,7 +115,11 @@ class GradualUnfreezing(Callback):
 
     def _lay_out(self, module: Staged, max_epochs: int | None, head_fit: HeadFit | None) -> Plan:
         options = self.epochs_per_stage, self.head_epochs, self.phases, self.plateau
-        plan = make_plan(self.strategy, list(module.stage_modules()), max_epochs, *options, head_fit)
+        num_weights = {
+            stage: sum(parameter.numel() for part in parts for parameter in part.parameters())
+            for stage, parts in module.stage_modules().items()
+        }
+        plan = make_plan(self.strategy, list(num_weights), max_epochs, *options, head_fit, num_weights)
         return plan.resolve_plateaus(cast(Any, module).monitored() if hasattr(module, "monitored") else {})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

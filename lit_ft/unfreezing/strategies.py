@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
@@ -10,8 +10,11 @@ from typing import Literal, get_args
 from lit_ft.errors import UserError, unknown
 from lit_ft.unfreezing.plan import Phase, PhaseConfig, Plan, PlateauConfig
 
-Strategy = Literal["full", "linear_probe", "gradual", "lp_ft", "phases", "plateau", "auto"]
+Strategy = Literal["full", "linear_probe", "deepest", "gradual", "lp_ft", "phases", "plateau", "auto"]
 HeadFit = Literal["trained", "solved"]
+
+DEEPEST_SHARE = 0.4
+"""Share of the backbone's weights that ``deepest`` trains at least: of four equal stages and a stem, two."""
 
 
 def make_plan(
@@ -23,6 +26,7 @@ def make_plan(
     phases: Sequence[PhaseConfig] | None = None,
     plateau: PlateauConfig | None = None,
     head_fit: HeadFit | None = "trained",
+    num_weights: Mapping[str, int] | None = None,
 ) -> Plan:
     """Turns a strategy into the phases of a run.
 
@@ -31,11 +35,13 @@ def make_plan(
         stages: All stages, shallow to deep, with the head last.
         max_epochs: Length of the run in epochs; ``None`` where it has none.
         epochs_per_stage: Epochs from one stage to the next of ``gradual``.
-        head_epochs: Epochs in which ``gradual``, ``lp_ft`` and ``auto`` train the head alone; with a plateau, at most.
+        head_epochs: Epochs in which ``deepest``, ``gradual``, ``lp_ft`` and ``auto`` train the head alone; with a
+            plateau, at most.
         phases: The phases of ``phases``.
         plateau: Ends the phases of ``plateau``, and the first one of ``lp_ft``.
         head_fit: With ``solved``, the phase of the head alone is left out, as the head is solved before the first one;
             with ``None``, too, where there is such a phase, and no plateau ends it.
+        num_weights: Number of weights of each stage, for ``deepest``.
 
     Raises:
         UserError: If a pattern matches no stage, a phase would never be reached or lasts less than an epoch, the
@@ -50,7 +56,8 @@ def make_plan(
     if strategy == "phases":
         listed = _match_phases(phases or [], stages)
     else:
-        listed = _list_phases(strategy, list(stages), epochs_per_stage, head_epochs, plateau)
+        deepest = find_deepest(num_weights) if num_weights else list(stages)
+        listed = _list_phases(strategy, list(stages), deepest, epochs_per_stage, head_epochs, plateau)
     begins_with_head = listed[0].train == [stages[-1]]
     is_solved = head_fit == "solved" or (head_fit is None and begins_with_head and listed[0].plateau is None)
     if is_solved and begins_with_head:
@@ -60,8 +67,30 @@ def make_plan(
     return Plan(tuple(stages), laid_out, undecided=strategy == "auto", solves_head=is_solved)
 
 
+def find_deepest(num_weights: Mapping[str, int]) -> list[str]:
+    """The head and the fewest stages before it that hold `DEEPEST_SHARE` of the weights of the backbone.
+
+    Args:
+        num_weights: Number of weights of each stage, shallow to deep, with the head last.
+
+    >>> find_deepest({"stem": 10, "layer1": 30, "layer2": 30, "layer3": 30, "head": 500})
+    ['layer2', 'layer3', 'head']
+    """
+    stages = list(num_weights)
+    least = DEEPEST_SHARE * sum(num_weights[stage] for stage in stages[:-1])
+    first = len(stages) - 2
+    while first > 0 and sum(num_weights[stage] for stage in stages[first:-1]) < least:
+        first -= 1
+    return stages[first:]
+
+
 def _list_phases(
-    strategy: Strategy, stages: list[str], epochs_per_stage: int, head_epochs: int, plateau: PlateauConfig | None
+    strategy: Strategy,
+    stages: list[str],
+    deepest: list[str],
+    epochs_per_stage: int,
+    head_epochs: int,
+    plateau: PlateauConfig | None,
 ) -> list[PhaseConfig]:
     """The phases of a strategy, as the user could list them."""
     head, last = PhaseConfig(stages[-1:], head_epochs), PhaseConfig(stages)
@@ -71,6 +100,8 @@ def _list_phases(
             return [last]
         case "linear_probe":
             return [PhaseConfig(stages[-1:])]
+        case "deepest":
+            return [head, PhaseConfig(deepest)]
         case "lp_ft":
             return [replace(head, plateau=plateau), last]
         case "auto":

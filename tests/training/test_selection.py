@@ -37,9 +37,37 @@ def test_least_loss_within_a_standard_error_of_the_best_is_chosen(scores, expect
 
 
 def test_metric_without_a_known_error_decides_alone():
-    candidates = [Candidate("probe", 0.0, {"val/mse": 2.0, "val/loss": 0.1}),
-                  Candidate("tuned", 1.0, {"val/mse": 1.9, "val/loss": 0.2})]  # fmt: skip
-    assert choose(candidates, "val/mse", "min", 100).name == "tuned"
+    candidates = [Candidate("probe", 0.0, {"val/mae": 2.0, "val/loss": 0.1}),
+                  Candidate("tuned", 1.0, {"val/mae": 1.9, "val/loss": 0.2})]  # fmt: skip
+    assert choose(candidates, "val/mae", "min", 100).name == "tuned"
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "val/mse", "val/acc"])
+@pytest.mark.parametrize(
+    ("gains", "share", "expected"),
+    [
+        ([0.4, -0.2, 0.3, -0.1], 1.0, "probe"),  # a mean of 0.1, whose error is 0.15
+        ([0.4, -0.2, 0.3, -0.1], 0.5, "tuned"),
+        ([0.2, 0.1, 0.1, 0.0], 0.75, "tuned"),  # the same mean, with an error of 0.04
+        ([0.4, -0.2, 0.3, -0.1] * 4, 1.0, "tuned"),  # with one of 0.07
+    ],
+)
+def test_weights_far_from_the_probe_must_have_a_lower_loss_than_chance(monitor, gains, share, expected):
+    losses = torch.linspace(0.5, 3.0, len(gains))
+    both = {"probe": (0.0, losses), "tuned": (share, losses - torch.tensor(gains))}
+    candidates = []
+    for name, (where, own) in both.items():
+        metrics = {"val/acc": 0.5, "val/mse": float(own.mean()), "val/loss": float(own.mean())}
+        candidates.append(Candidate(name, where, metrics, own))
+    assert choose(candidates, monitor, "max" if monitor == "val/acc" else "min", len(gains)).name == expected
+
+
+def test_weights_far_from_the_probe_may_have_a_better_metric_than_chance():
+    # One standard error of 0.80 of 100 images is 0.04.
+    probe = Candidate("probe", 0.0, {"val/acc": 0.80, "val/loss": 0.3}, torch.full((100,), 0.3))
+    for acc, expected in ((0.83, "probe"), (0.85, "tuned")):
+        tuned = Candidate("tuned", 1.0, {"val/acc": acc, "val/loss": 0.4}, torch.full((100,), 0.4))
+        assert choose([probe, tuned], "val/acc", "max", 100).name == expected
 
 
 def test_metric_that_is_not_defined_is_the_worst():

@@ -46,6 +46,7 @@ REFREEZING = [
         ({"strategy": "full"}, [EVERYTHING]),
         ({"strategy": "linear_probe"}, [{"head"}, {"head"}]),
         ({"strategy": "lp_ft"}, [{"head"}, EVERYTHING]),
+        ({"strategy": "deepest"}, [{"head"}, {"dense", "head"}, {"dense", "head"}]),
         ({"strategy": "gradual"}, [{"head"}, {"dense", "head"}, EVERYTHING]),
         ({"strategy": "gradual", "head_epochs": 2}, [{"head"}, {"head"}, {"dense", "head"}, EVERYTHING]),
         ({"strategy": "phases", "phases": REFREEZING}, [{"head", "dense"}, {"conv"}, {"head"}]),

@@ -30,6 +30,10 @@ def spans(*args, **options):
         ("lp_ft", 3, {}, [(0, 1, HEAD), (1, 2, ALL)]),
         ("lp_ft", 5, {"head_epochs": 4}, [(0, 4, HEAD), (4, 1, ALL)]),
         ("lp_ft", None, {"head_epochs": 2}, [(0, 2, HEAD), (2, None, ALL)]),
+        # Of the 100 weights before the head at least 40 train.
+        ("deepest", 3, {"num_weights": dict(zip(ALL, (20, 41, 39, 99), strict=True))}, [(0, 1, HEAD), (1, 2, ALL[1:])]),
+        ("deepest", 3, {"num_weights": dict(zip(ALL, (20, 40, 40, 99), strict=True))}, [(0, 1, HEAD), (1, 2, ALL[2:])]),
+        ("deepest", 3, {"num_weights": dict(zip(ALL, (90, 5, 5, 0), strict=True))}, [(0, 1, HEAD), (1, 2, ALL)]),
         ("gradual", 4, {}, [(0, 1, HEAD), (1, 1, ALL[2:]), (2, 1, ALL[1:]), (3, 1, ALL)]),
         (
             "gradual",
@@ -169,6 +173,7 @@ def test_lp_ft_ends_its_first_phase_by_a_plateau_or_after_head_epochs():
         ("lp_ft", {"head_epochs": 3}, [(0, 5, "stem body head")]),
         ("gradual", {}, [(0, 1, "body head"), (1, 4, "stem body head")]),
         ("auto", {}, [(0, 5, "stem body head")]),
+        ("deepest", {"num_weights": {"stem": 1, "body": 2, "head": 1}}, [(0, 5, "body head")]),
         ("full", {}, [(0, 5, "stem body head")]),
         ("linear_probe", {}, [(0, 0, "head")]),
         ("phases", {"phases": [PhaseConfig(["head"], 2), PhaseConfig(["body", "head"], 5)]}, [(0, 5, "body head")]),
