@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.console import format_value, rank_zero_print
+from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.history import write_metrics
@@ -40,19 +41,23 @@ class Candidate:
         share: Share of the fine-tuned weights in it; the rest are those of the probe.
         metrics: Validation metrics by name.
         losses: The loss of each validation image ``(N,)``; None where a validation step of the user's does not tell.
+        num_epochs: Number of epochs after which the fine-tuned weights were taken.
+        is_best_epoch: Whether it is the best epoch, whose checkpoint there is.
     """
 
     name: str
     share: float
     metrics: Mapping[str, float]
     losses: Tensor | None = None
+    num_epochs: int = 0
+    is_best_epoch: bool = False
 
 
 def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images: int) -> Candidate:
     """The candidate with the least loss, of those whose metric is within a standard error of the best.
 
-    One with more than half of fine-tuned weights must be better than the choice among the others, by more than a
-    standard error: with few validation images it would often be taken by chance, and it is the one that may be worse
+    One with more than half of fine-tuned weights must be better than the choice among the others, by more than two
+    standard errors: with few validation images it would often be taken by chance, and it is the one that may be worse
     than the probe. What counts is the metric, or the difference of the losses, image by image.
 
     The error of a share p of N images is ``sqrt(p (1 - p) / N)``. Of metrics that are no shares it is unknown, and only
@@ -78,19 +83,19 @@ def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images:
 
     rows = range(len(candidates))
     half = least_loss([row for row in rows if candidates[row].share <= 0.5])
-    needed = math.inf if monitor in _MEAN_LOSSES else scores[half] + error(scores[half])
+    needed = math.inf if monitor in _MEAN_LOSSES else scores[half] + 2 * error(scores[half])
     larger = [row for row in rows if candidates[row].share > 0.5]
     better = [row for row in larger if scores[row] > needed or _is_better(candidates[row], candidates[half])]
     return candidates[least_loss([half, *better])]
 
 
 def _is_better(candidate: Candidate, other: Candidate) -> bool:
-    """Whether a candidate's loss is lower than another's by more than a standard error of the difference."""
+    """Whether a candidate's loss is lower than another's by more than two standard errors of the difference."""
     if candidate.losses is None or other.losses is None:
         return candidate.metrics["val/loss"] < other.metrics["val/loss"]
     gains = other.losses - candidate.losses
     error = gains.std(correction=0) / math.sqrt(max(1, len(gains) - 1))
-    return bool(gains.mean() > error)
+    return bool(gains.mean() > 2 * error)
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,13 @@ class Selected:
 
 
 def select_best(trainer: Any, module: Any) -> Selected:
-    """Lets the best checkpoint of a fit hold the best of the probe, the best epoch, and blends of both.
+    """Lets the best checkpoint of a fit hold the best of the probe, blends of it and the last epoch, and single epochs.
 
     Blends of the weights of a linear probe and a fine-tuned model are often better than either, above all on images
     unlike those of the training (Wortsman et al. 2022, Robust fine-tuning of zero-shot models). They are tried where
-    something beside the head was trained. A run whose head was not solved is left as it is. Where the best epoch is not
-    handed back, its checkpoint is kept as ``best_epoch.ckpt``.
+    something beside the head was trained: with the weights of the last epoch, at which schedules end, while the best
+    epoch of few validation images may be any. A run whose head was not solved is left as it is. Where the best epoch is
+    not handed back, its checkpoint is kept as ``best_epoch.ckpt``.
 
     Returns:
         What was chosen; the best epoch where there is no choice.
@@ -135,28 +141,33 @@ def select_best(trainer: Any, module: Any) -> Selected:
         rank_zero_warn(f"the linear probe is not compared: {missing}")
         return Selected(1.0, num_epochs)
     candidates = [Candidate("linear probe", 0.0, solved.metrics)]
+    last = {name: value.clone() for name, value in module.state_dict().items()}
     if tuned is not None:
-        candidates = list(_candidates(trainer, module, probe["state_dict"], tuned["state_dict"], num_epochs))
+        candidates = list(_candidates(trainer, module, probe["state_dict"], last, tuned))
     chosen = choose(candidates, callback.monitor, callback.mode, trainer.datamodule.sizes()["val"])
     callback.best_model_path = callback.best_model_path or str(run.checkpoint(callback.filename or "best"))
     callback.best_model_score = torch.tensor(chosen.metrics[callback.monitor])
     if trainer.is_global_zero:
-        if chosen.share < 1:
-            _save(trainer, callback, probe, tuned, chosen.share)
+        if not chosen.is_best_epoch:
+            _save(trainer, callback, probe, tuned, last, chosen.share)
+        elif is_selected(read_checkpoint(callback.best_model_path)):  # of a run that had ended, and was resumed
+            _best_epoch(callback).replace(callback.best_model_path)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
         write_metrics(run, "val", metrics, callback.best_model_path)
     trainer.strategy.barrier("selection")
-    late = trainer.current_epoch - num_epochs
-    note = f"; the last {late} of {trainer.current_epoch} epochs brought no better" if tuned and late > 0 else ""
-    rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]) + note)
-    return Selected(chosen.share, num_epochs)
+    rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]))
+    return Selected(chosen.share, chosen.num_epochs)
 
 
-def _save(trainer: Any, callback: Any, probe: dict[str, Any], tuned: dict[str, Any] | None, share: float) -> None:
-    """Saves the probe or a blend as the best checkpoint, and keeps that of the best epoch beside it."""
+def _save(
+    trainer: Any, callback: Any, probe: dict[str, Any], tuned: dict[str, Any] | None, last: Mapping[str, Tensor],
+    share: float,
+) -> None:  # fmt: skip
+    """Saves the probe, a blend or the last epoch as the best checkpoint, and keeps that of the best epoch beside it."""
     content = probe
     if tuned is not None and share:
-        content = {**tuned, "state_dict": blend(probe["state_dict"], tuned["state_dict"], share)}
+        place = {"epoch": trainer.current_epoch - 1, "global_step": trainer.global_step}
+        content = {**tuned, **place, "state_dict": blend(probe["state_dict"], last, share)}
     if tuned is not None and not is_selected(read_checkpoint(callback.best_model_path)):
         Path(callback.best_model_path).replace(_best_epoch(callback))
     if callback.state_key in content.get("callbacks", {}):  # which a test of it takes the score from
@@ -197,18 +208,27 @@ def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any
 
 
 def _candidates(
-    trainer: Any, module: Any, probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor], num_epochs: int
+    trainer: Any, module: Any, probe: Mapping[str, Tensor], last: Mapping[str, Tensor], best: Mapping[str, Any]
 ) -> Iterator[Candidate]:
-    """The probe, the blends and the fine-tuned weights, cheapest first, each validated on the same images."""
-    before = {name: value.clone() for name, value in module.state_dict().items()}
+    """The probe, blends of it and the last epoch, that epoch, and the best one, each validated on the same images."""
+    num_epochs = trainer.current_epoch
+    epoch = f"epoch {num_epochs - 1}"
+    is_best_last = best["global_step"] == trainer.global_step
     with _quiet(trainer) as losses:
-        for share in (0.0, *BLENDS, 1.0):
-            module.load_state_dict(blend(probe, tuned, share))
+
+        def validate(state: Mapping[str, Tensor], name: str, share: float, *rest: Any) -> Candidate:
+            module.load_state_dict(state)
             (metrics,) = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
-            ends = {0.0: "linear probe", 1.0: f"epoch {num_epochs - 1}"}
-            name = ends.get(share, f"{share:.0%} fine-tuned, {1 - share:.0%} probe")
-            yield Candidate(name, share, metrics, losses.gather(trainer))
-    module.load_state_dict(before)
+            return Candidate(name, share, metrics, losses.gather(trainer), *rest)
+
+        yield validate(probe, "linear probe", 0.0)
+        for share in BLENDS:
+            name = f"{share:.0%} {epoch}, {1 - share:.0%} linear probe"
+            yield validate(blend(probe, last, share), name, share, num_epochs)
+        yield validate(last, epoch, 1.0, num_epochs, is_best_last)
+        if not is_best_last:
+            yield validate(best["state_dict"], f"epoch {best['epoch']}", 1.0, best["epoch"] + 1, True)
+    module.load_state_dict(last)
 
 
 class _ImageLosses(Callback):
@@ -265,11 +285,9 @@ def _quiet(trainer: Any) -> Iterator[_ImageLosses]:
 
 
 def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str, main: str) -> str:
-    """What was chosen, of all candidates with the metric that counts, and beside it the loss or the main metric."""
-    beside = "val/loss" if monitor != "val/loss" else main
-    scores = ", ".join(
-        f"{one.name} {format_value(one.metrics[monitor])} ({beside.removeprefix('val/')} "
-        f"{format_value(one.metrics[beside])})"
-        for one in candidates
-    )
-    return f"Chosen  {chosen.name}, of {monitor}: {scores}"
+    """What was chosen, and a table of the candidates with their losses and the metric that counts."""
+    metrics = list(dict.fromkeys((monitor, main if monitor == "val/loss" else "val/loss")))
+    rows = [(one.name, *(format_value(one.metrics[name]) for name in metrics)) for one in candidates]
+    note = ", so that fine-tuning has not paid" if len(candidates) > 1 and not chosen.share else ""
+    table = format_table([("candidate", *metrics), *rows], "<" + ">" * len(metrics))
+    return f"Chosen  {chosen.name}, by {monitor}{note}\n{textwrap.indent(table, '  ')}\n"
