@@ -26,8 +26,10 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import encode_thumbnail, thumbnail
 from lit_ft.errors import UserError
 from lit_ft.probes.heads.cross_validation import make_folds, usable_folds
-from lit_ft.probes.heads.solver import LOSSES, Targets
+from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
+from lit_ft.tasks.classes import balanced_weights
 from lit_ft.tasks.standardisation import Standardisation
+from lit_ft.tasks.task import ClassWeight
 
 FOLDS = 5
 
@@ -47,6 +49,7 @@ class ProbeImages:
         targets: What heads are to predict; numbers are standardised.
         groups: Group of each image ``(N,)``, where groups are known.
         copies: The first image that each one is a copy of ``(N,)``; its own row, where it is none.
+        weights: What each image counts in a fit ``(N,)``; None where all count alike.
     """
 
     data: ImageDataModule[Any]
@@ -55,6 +58,7 @@ class ProbeImages:
     targets: Targets
     groups: Tensor | None
     copies: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -125,8 +129,12 @@ class ProbeImages:
         return [name for label, name in enumerate(self.data.class_names) if 0 < counts[label] < num_folds]
 
 
-def read_images(data: Any) -> ProbeImages:
+def read_images(data: Any, class_weight: ClassWeight | None = None) -> ProbeImages:
     """Sets a data module up, and finds the copies among its images of train and val.
+
+    Args:
+        data: The data module.
+        class_weight: Whether rare classes count more, as in training.
 
     Raises:
         UserError: If it is of another kind, or its images cannot be read.
@@ -135,14 +143,19 @@ def read_images(data: Any) -> ProbeImages:
         raise UserError(f"`data`: lit-ft probe takes photos in files and sets in memory, not {type(data).__name__}")
     data.setup()
     splits: dict[Split, Any] = {"train": data.splits["train"], "val": data.splits["val"]}
+    targets = _read_targets(data, torch.cat([split.targets for split in splits.values()]))
+    weighted = class_weight is not None and data.task != "regression"
+    each = balanced_weights(data.task, data, data.class_names) if weighted else None
+    targets, weights = weigh_classes(targets, each, data.sampling == "balanced")
     groups = [split.groups for split in splits.values() if getattr(split, "groups", None) is not None]
     return ProbeImages(
         data,
         splits,
         list_samples(data, splits),
-        _read_targets(data, torch.cat([split.targets for split in splits.values()])),
+        targets,
         torch.cat(groups) if len(groups) == len(splits) else None,
         _first_copies(data, splits),
+        weights,
     )
 
 

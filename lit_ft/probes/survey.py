@@ -155,8 +155,8 @@ def survey_backbone(
     refuse_not_finite(found.last)
     refuse_equal(found.last)
     began = time.perf_counter()
-    validated = cross_validate(Basis(found.last, device), images.targets, folds)
-    stages = measure_stages(found, costs, validated, device) if all_stages else []
+    validated = cross_validate(Basis(found.last, device), images.targets, folds, images.weights)
+    stages = measure_stages(found, costs, validated, device, images.weights) if all_stages else []
     step = -(-len(images) // _LOGME_IMAGES)
     rest: dict[str, Any] = {
         "logme": logme(found.last[::step], images.targets.values[::step]),
@@ -188,7 +188,11 @@ def pass_images(backbone: Backbone, images: ProbeImages) -> StageFeatures:
 
 
 def measure_stages(
-    found: StageFeatures, costs: list[StageCost], last: CrossValidation, device: torch.device
+    found: StageFeatures,
+    costs: list[StageCost],
+    last: CrossValidation,
+    device: torch.device,
+    weights: Tensor | None = None,
 ) -> list[StageProbe]:
     """Cross-validates each stage in the first repetition of the folds of the last one.
 
@@ -197,6 +201,7 @@ def measure_stages(
         costs: Their costs.
         last: The cross-validation of the last stage.
         device: Where to compute.
+        weights: What each image counts ``(N,)``.
     """
     folds = last.folds[:1]
     reference = float(last.correct[:1][folds >= 0].mean())
@@ -204,7 +209,7 @@ def measure_stages(
 
     def measure() -> Iterator[int]:
         for features in list(found.stages.values())[:-1]:
-            scores.append(cross_validate(Basis(features, device), last.targets, folds).accuracy)
+            scores.append(cross_validate(Basis(features, device), last.targets, folds, weights).accuracy)
             yield 1
 
     log_progress("Stages", measure(), len(costs) - 1, unit="stages")

@@ -65,7 +65,7 @@ class Refit(Callback):
     def fit(self, trainer: Any, module: Any, selected: Selected) -> None:
         """Fits again, and saves the weights as the best checkpoint of the run.
 
-        The epochs are as many as the first fit had when it was best, under the same schedule.
+        The epochs are as many as the chosen weights had, under the same schedule.
 
         Args:
             trainer: The trainer of the first fit.

@@ -112,7 +112,7 @@ class Trainer(L.Trainer):
     ) -> None:
         """Fits, then tests the best checkpoint.
 
-        If the head was solved, that is the best of the linear probe, the best epoch, and blends of their weights.
+        If the head was solved, that is the best of the linear probe, single epochs, and blends; see `select_best`.
 
         Args:
             model: The module to fine-tune.

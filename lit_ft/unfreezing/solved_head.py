@@ -18,7 +18,7 @@ from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.feature_pass import compute_stage_features
 from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_equal, refuse_not_finite
-from lit_ft.probes.heads.solver import LOSSES, Targets
+from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
 
 
 @dataclass
@@ -136,15 +136,11 @@ def _solve(module: FineTuneModule, data: Any, features: Tensor) -> tuple[SolvedH
 def _weigh(module: FineTuneModule, data: Any, given: Tensor) -> tuple[Targets, Tensor | None]:
     """The targets, and what each image counts, as in the training loss."""
     num, loss = module.task.num_outputs, LOSSES[module.task.name]
-    weight = None if module.objective.class_weight is None else module.objective.class_weight.cpu()
     if loss == "squared":
         standardised = module.task.standardisation.standardise(given) if module.task.standardisation else given
         return Targets(loss, standardised.reshape(len(given), num), num), None
-    if loss == "sigmoid":
-        return Targets(loss, given, num, weight), None
-    if data.sampling == "balanced":
-        weight = torch.bincount(given, minlength=num).reciprocal()
-    return Targets(loss, given, num), None if weight is None else weight[given]
+    weight = None if module.objective.class_weight is None else module.objective.class_weight.cpu()
+    return weigh_classes(Targets(loss, given, num), weight, data.sampling == "balanced")
 
 
 def _accuracy(probe: LinearProbe) -> list[float]:

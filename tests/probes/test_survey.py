@@ -8,6 +8,7 @@ import pytest
 import torch
 from probe_sets import NETWORK, clusters, read_photos, write_photos
 
+from lit_ft import ImageFolderDataModule
 from lit_ft.backbones.backbone import Backbone, StageCost
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
@@ -18,7 +19,7 @@ from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
 from lit_ft.probes.heads.logme import logme
 from lit_ft.probes.heads.solver import Targets
-from lit_ft.probes.images import ProbeImages
+from lit_ft.probes.images import ProbeImages, read_images
 from lit_ft.probes.survey import BackboneChoice, measure_stages, survey_backbone
 
 CPU = torch.device("cpu")
@@ -46,6 +47,23 @@ def test_figures_are_those_of_the_features(images: ProbeImages) -> None:
     assert probe.parameters == sum(p.numel() for p in NETWORK.build().parameters())
     assert probe.epoch_seconds == pytest.approx(3 * probe.feature_seconds * 24 / 30)
     assert [stage.name for stage in probe.stages] == ["conv", "dense"]
+
+
+@pytest.mark.parametrize("options", [{"sampling": "balanced"}, {"class_weight": "balanced"}])
+def test_classes_count_as_in_training(tmp_path: Path, options: dict[str, str]) -> None:
+    root = write_photos(tmp_path, {"dots": 20, "lines": 5})
+    class_weight = options.pop("class_weight", None)
+    data = ImageFolderDataModule(root=str(root), val_fraction=0.2, **options)
+    images = read_images(data, class_weight)
+    # Of 16 and 4 to train on; balanced draws are seen from all 20 and 5.
+    per_class = [20 / (2 * 16), 20 / (2 * 4)] if class_weight else [1 / 20, 1 / 5]
+    weights = torch.tensor(per_class)[images.targets.values]
+    torch.testing.assert_close(images.weights, weights)
+    folds = images.fold()
+    found = survey_backbone(NETWORK, images, folds, CPU)
+    expected = cross_validate(Basis(found.features), images.targets, folds, weights)
+    assert found.validated.losses.equal(expected.losses)
+    assert not expected.losses.allclose(cross_validate(Basis(found.features), images.targets, folds).losses)
 
 
 def test_features_are_of_train_then_val_in_the_size_of_the_backbone(images: ProbeImages) -> None:

@@ -39,7 +39,7 @@ def probe(cli: ConfigCLI) -> int:
     choices = list(_choose_backbones(cli))
     budget = None if config["budget"] is None else _read_budget(cli)
     folder = None if config["folder"] is None else make_folder(config["folder"])
-    images = read_images(cli.make_data())
+    images = read_images(cli.make_data(), config["model"]["init_args"].get("class_weight"))
     on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
     device = torch.device("cuda" if on_gpu else "cpu")
     found, best = probe_images(choices, images, device, config["stages"] == "all")

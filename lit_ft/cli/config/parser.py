@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ class ConfigCLI(LightningCLI):
             ("lr_scheduler", LRSchedulerTypeTuple, {"optimizer", "total_steps", "first_step", "max_lr", "base_lr"}),
         ):
             parser.add_subclass_arguments(bases, key, instantiate=False, fail_untyped=False, required=False, skip=skip)
-            parser.link_arguments((key, "model"), f"model.init_args.{key}", compute_fn=partial(self._link, key))
+            parser.link_arguments((key, "model"), f"model.init_args.{key}", compute_fn=self._take_from(key))
         model = {"class_path": "lit_ft.model.module.FineTuneModule", "init_args": {"backbone": "mnist_cnn"}}
         parser.set_defaults({"model": model, "lr_scheduler": {"class_path": "lit_ft.optim.WarmupCosine"}})
         about = "finetune fits again on training and validation images what it chose; give true if each image counts."
@@ -107,12 +106,16 @@ class ConfigCLI(LightningCLI):
         for key, how in self._own.items():
             parser.add_argument(f"--{key}", **how)
 
-    def _link(self, key: str, value: Any, model: Any) -> Any:
-        """The value of an option for the model, whose own, if one is given, would be replaced without a word."""
-        plain, own = as_plain(value), as_plain(model["init_args"].get(key))
-        if own not in (plain, _default_of(model["class_path"], key)):
-            self._nested.append(key)
-        return plain
+    def _take_from(self, key: str) -> Callable[[Any, Any], Any]:
+        """A function that gives the model an option, and notes where the model has its own, which it replaces."""
+
+        def take(value: Any, model: Any) -> Any:  # help shows this name
+            plain, own = as_plain(value), as_plain(model["init_args"].get(key))
+            if own not in (plain, _default_of(model["class_path"], key)):
+                self._nested.append(key)
+            return plain
+
+        return take
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the options; what is refused is a user error with the nearest valid choice."""

@@ -119,7 +119,7 @@ def measure_copies(basis: Basis, images: ProbeImages, validated: CrossValidation
     is_first, is_held = images.is_first, validated.folds >= 0
     moved = (validated.folds + 1) % (int(validated.folds.max()) + 1)
     apart = validated.folds.where(is_first | ~is_held, moved)
-    naive = cross_validate(basis, images.targets, apart, strengths=STRENGTHS[: validated.best + 1])
+    naive = cross_validate(basis, images.targets, apart, images.weights, strengths=STRENGTHS[: validated.best + 1])
     return CopyEffect(images.num_copies, naive.accuracy, float(validated.correct[is_held & is_first].mean()))
 
 

@@ -97,6 +97,23 @@ class Targets:
         return losses, shares * (1 + (weight - 1) * wanted) - weight * wanted
 
 
+def weigh_classes(
+    targets: Targets, class_weight: Tensor | None, is_balanced: bool = False
+) -> tuple[Targets, Tensor | None]:
+    """Targets, and what each image counts ``(N,)``, as in a training with class weights or balanced sampling.
+
+    Args:
+        targets: The targets.
+        class_weight: What each class counts ``(K,)``, for labels their positives; none for numbers.
+        is_balanced: Whether images are drawn so that all classes are equally frequent.
+    """
+    if targets.loss == "sigmoid":
+        return replace(targets, positive_weight=class_weight), None
+    if targets.loss == "softmax" and is_balanced:
+        class_weight = torch.bincount(targets.values, minlength=targets.num_outputs).reciprocal()
+    return targets, None if class_weight is None or targets.loss == "squared" else class_weight[targets.values]
+
+
 class Problems:
     """P heads to be solved: each minimises its weighted mean loss plus ``l2 / 2`` times its squared weights.
 
