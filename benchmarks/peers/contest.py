@@ -60,8 +60,11 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "lit_ft": Contestant("with_lit_ft.py", None),
-    "lit_ft, no cache": Contestant("with_lit_ft.py", None, options=("--feature_cache=null",)),
+    "lit_ft": Contestant("with_lit_ft.py", None, options=("--unfreeze.head_fit=trained",)),
+    "lit_ft, no cache": Contestant(
+        "with_lit_ft.py", None, options=("--unfreeze.head_fit=trained", "--feature_cache=null")
+    ),
+    "lit_ft, solved head": Contestant("with_lit_ft.py", None, options=("--unfreeze.head_fit=solved",), once=True),
     "the passes alone": Contestant("with_passes.py", None),
     "by hand": Contestant("with_loop.py"),
     "by hand, features once": Contestant("with_features.py", once=True),

@@ -10,6 +10,7 @@ import torch
 from job import BATCH_SIZE, LR, Clock, Job
 from lightning_epochs import Epochs
 
+from lit_ft import GradualUnfreezing
 from lit_ft.cli import main
 
 job = Job.given()
@@ -24,6 +25,9 @@ def timed(trainer: L.Trainer, *args: object, **kwargs: object) -> None:
     trainer.callbacks.insert(0, Epochs(clock, "val/acc"))
     clock.start()
     fit(trainer, *args, **kwargs)
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradualUnfreezing) and callback.solved and not job.full_epochs:  # there was no epoch
+            clock.epoch(callback.solved.metrics["val/acc"])
     clock.tell("torch", "torchvision", "lightning")
 
 
