@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from lit_ft.data import ImageTableDataModule as ImageTableDataModule
     from lit_ft.data import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
     from lit_ft.data import StreamDataModule as StreamDataModule
+    from lit_ft.evaluation.inference import load as load
     from lit_ft.evaluation.predictions import PredictionWriter as PredictionWriter
     from lit_ft.evaluation.run_report import RunReport as RunReport
     from lit_ft.features.cache import FeatureCache as FeatureCache
     from lit_ft.model.heads import HeadConfig as HeadConfig
     from lit_ft.model.module import FineTuneModule as FineTuneModule
     from lit_ft.model.objective import PenaltyConfig as PenaltyConfig
+    from lit_ft.model.prediction import Prediction as Prediction
     from lit_ft.model.preprocessing import MixConfig as MixConfig
     from lit_ft.training.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
     from lit_ft.training.trainer import EarlyStopping as EarlyStopping
@@ -53,12 +55,14 @@ _HOMES = {
         "MNISTToEMNISTDataModule",
         "StreamDataModule",
     ],
+    "lit_ft.evaluation.inference": ["load"],
     "lit_ft.evaluation.predictions": ["PredictionWriter"],
     "lit_ft.evaluation.run_report": ["RunReport"],
     "lit_ft.features.cache": ["FeatureCache"],
     "lit_ft.model.heads": ["HeadConfig"],
     "lit_ft.model.preprocessing": ["MixConfig"],
     "lit_ft.model.module": ["FineTuneModule"],
+    "lit_ft.model.prediction": ["Prediction"],
     "lit_ft.model.objective": ["PenaltyConfig"],
     "lit_ft.training.checkpoint_io": ["AtomicCheckpointIO"],
     "lit_ft.training.trainer": ["EarlyStopping", "Trainer"],

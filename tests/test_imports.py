@@ -181,6 +181,7 @@ def test_public_names():
         "PhaseConfig",
         "Plan",
         "PlateauConfig",
+        "Prediction",
         "PredictionWriter",
         "Result",
         "RunReport",
@@ -190,6 +191,7 @@ def test_public_names():
         "UserError",
         "build_backbone",
         "finetune",
+        "load",
         "make_plan",
         "run",
     ]

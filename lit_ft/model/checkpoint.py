@@ -115,8 +115,9 @@ class PlainHyperparameters(HyperparametersMixin):
     ) -> ModuleT:
         """The module that a checkpoint holds, as `lightning.pytorch.LightningModule.load_from_checkpoint` makes it.
 
-        The checkpoint runs no code of its own: it opens no file of weights, and a network, an optimizer or a schedule
-        of your own must be named here, too, as in ``backbone={...}``, unless a subclass names it.
+        It is in eval mode; a fit lets it train again. The checkpoint runs no code of its own: it opens no file of
+        weights, and a network, an optimizer or a schedule of your own must be named here, too, as in
+        ``backbone={...}``, unless a subclass names it.
 
         Args:
             checkpoint_path: The checkpoint.
@@ -140,9 +141,9 @@ class PlainHyperparameters(HyperparametersMixin):
         if weights_only is not None:  # older releases of Lightning do not know it
             options["weights_only"] = weights_only
         load: Any = super().load_from_checkpoint  # type: ignore[misc]  # that of the module it is mixed into
-        module: ModuleT = load(checkpoint_path, map_location, hparams_file, strict, **options)
+        module: Any = load(checkpoint_path, map_location, hparams_file, strict, **options)
         module.unverified_options = unverified
-        return module
+        return cast(ModuleT, module.eval())
 
     def collect_hyperparameters(self, **settled: Any) -> None:
         """Collects the arguments of a constructor and of its subclasses, as Lightning does, and what is settled."""

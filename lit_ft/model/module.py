@@ -26,6 +26,7 @@ from lit_ft.model.first_batch import BatchCheck, check_images, refuse_other_size
 from lit_ft.model.heads import HeadConfig, build_head, read_trained_head, set_prior_bias
 from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
 from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
+from lit_ft.model.prediction import Predictor
 from lit_ft.model.preprocessing import BatchMix, MixConfig, Normalise
 from lit_ft.model.resumable_fit import ResumableFit
 from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups, check_rates
@@ -36,7 +37,7 @@ from lit_ft.tasks.standardisation import Standardisation, read_standardisation
 from lit_ft.tasks.task import ClassWeight, Task, TaskName, check_precision, check_task
 
 
-class FineTuneModule(PlainHyperparameters, Staged, ResumableFit):
+class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.

@@ -46,6 +46,8 @@ class ResumableFit(L.LightningModule):
         """Takes the seed of a fit from torch; a resume then replaces it by that of its checkpoint."""
         self._has_followed = False
         if stage == "fit":
+            if not self.training:  # it was loaded to predict, and Lightning would train it as it is
+                self.train()
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
             self._images = None  # of an earlier fit
 

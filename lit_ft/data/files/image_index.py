@@ -44,8 +44,8 @@ class ImageIndex:
     passed_over: Counter[str]  # number of the files that are no images, by their suffix
 
 
-def find_images_to_predict(given: str) -> FileSplit:
-    """The image, or all images below the folder, that ``data.predict`` names, with their index as the target.
+def find_images_to_predict(given: str, key: str = "`data.predict`") -> FileSplit:
+    """The image, or all images below the folder, that an option names, with their index as the target.
 
     Raises:
         UserError: There is no such file or folder, or no image in it.
@@ -54,12 +54,12 @@ def find_images_to_predict(given: str) -> FileSplit:
     if path.is_file():
         paths = PackedPaths.pack("", [path])
     else:
-        path = find_folder(given, "`data.predict`")
-        index = index_images(path, "`data.predict`")
-        warn_passed_over(path, "`data.predict`", index.passed_over)
+        path = find_folder(given, key)
+        index = index_images(path, key)
+        warn_passed_over(path, key, index.passed_over)
         paths = index.paths
     if not len(paths):
-        raise UserError(f"`data.predict`: no images in {path}")
+        raise UserError(f"{key}: no images in {path}")
     return FileSplit(paths, torch.arange(len(paths)))
 
 

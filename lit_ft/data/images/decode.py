@@ -126,6 +126,11 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
         return _pixels(_upright(image))
 
 
+def to_pixels(image: Image.Image) -> Tensor:
+    """An image of Pillow as `decode` gives it; it is not changed."""
+    return _pixels(_upright(image.copy()))
+
+
 def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: str | None = None) -> Tensor:
     """What a random crop makes of an image, ``(3, h, w)``, without decoding finer than it needs.
 

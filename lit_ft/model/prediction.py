@@ -1,0 +1,156 @@
+"""Predictions from Python: of pictures of any kind, with class names and probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lit_ft.data.files.image_index import find_images_to_predict
+from lit_ft.data.images.decode import decode, to_pixels
+from lit_ft.data.loading.photo_source import transform_seeded
+from lit_ft.errors import UserError
+
+Picture = str | Path | Image.Image | NDArray[Any] | Tensor
+"""An image file or a folder of these, or the pixels of an image: of Pillow, as an array or as a tensor."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model predicts for an image.
+
+    Args:
+        label: For ``multiclass``, the most probable class; else empty.
+        probability: Its probability; for the other tasks nan.
+        top_k: Classes or labels with their probabilities, the most probable first; empty for ``regression``.
+        labels: For ``multilabel``, the labels whose probability is above one half.
+        values: For ``regression``, each number in the units of the training targets, by name.
+        path: The image file; empty where pixels were given.
+    """
+
+    label: str = ""
+    probability: float = float("nan")
+    top_k: list[tuple[str, float]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
+    path: str = ""
+
+
+class Predictor:
+    """Predicts pictures by their names, arrays or tensors; to be mixed into a `FineTuneModule`."""
+
+    def predict(self, pictures: Picture | Iterable[Picture], top_k: int = 1, batch_size: int = 32) -> list[Prediction]:
+        """Predicts images, in their order, resized and cropped as in validation.
+
+        Args:
+            pictures: A file, a folder (all images below it, by name), an image of Pillow, an array ``(H, W)`` or
+                ``(H, W, C)``, a tensor ``(C, H, W)``, a batch of one of these, or any number of all of these. Files and
+                images of Pillow are turned as their EXIF data says. Pixels are uint8, or float from 0 to 1.
+            top_k: The number of classes or labels to list.
+            batch_size: The number of images that pass the network at once.
+
+        Raises:
+            UserError: If an image cannot be read, or its pixels are out of range.
+
+        Example:
+            >>> import lit_ft
+            >>> model = lit_ft.load("best.ckpt")  # doctest: +SKIP
+            >>> [found.label for found in model.predict("PHOTOS")]  # doctest: +SKIP
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}")
+        module = cast(Any, self)
+        geometry, was_training = module.input_spec.geometry(), module.training
+        images = read_pictures(pictures)
+        found: list[Prediction] = []
+        module.eval()
+        try:
+            with torch.inference_mode():
+                while batch := list(islice(images, batch_size)):
+                    pixels = [transform_seeded(geometry, image, 0, name or "an image") for name, image in batch]
+                    predicted = module.task.predict(module(torch.stack(pixels).to(module.device))).cpu()
+                    found += self._format(predicted, [name for name, _ in batch], top_k)
+        finally:
+            module.train(was_training)
+        return found
+
+    def _format(self, predicted: Tensor, paths: Sequence[str], top_k: int) -> Iterator[Prediction]:
+        module = cast(Any, self)
+        names, task = module.class_names, module.task.name
+        for path, values in zip(paths, predicted, strict=True):
+            if task == "regression":
+                yield Prediction(values=dict(zip(names, values.tolist(), strict=True)), path=path)
+                continue
+            probabilities, classes = values.topk(min(top_k, len(names)))
+            best = [(names[k], p) for k, p in zip(classes.tolist(), probabilities.tolist(), strict=True)]
+            if task == "multiclass":
+                yield Prediction(*best[0], top_k=best, path=path)
+            else:
+                labels = [name for name, p in zip(names, values.tolist(), strict=True) if p > 0.5]
+                yield Prediction(top_k=best, labels=labels, path=path)
+
+
+def read_pictures(pictures: Picture | Iterable[Picture]) -> Iterator[tuple[str, Tensor]]:
+    """The path of each image, empty where there is none, and its pixels, uint8 ``(C, H, W)``.
+
+    Raises:
+        UserError: If something is no image.
+    """
+    match pictures:
+        case str() | Path():
+            for path in find_images_to_predict(str(pictures), "pictures").paths:
+                yield str(path), decode(path)
+        case Image.Image():
+            yield "", to_pixels(pictures)
+        case Tensor() if pictures.ndim == 4:
+            yield from (("", _as_bytes(image)) for image in pictures)
+        case Tensor() if pictures.ndim == 3:
+            yield "", _as_bytes(pictures)
+        case np.ndarray() if pictures.ndim == 4:
+            yield from (("", _read_array(image)) for image in pictures)
+        case np.ndarray() if pictures.ndim in (2, 3):
+            yield "", _read_array(pictures)
+        case Tensor() | np.ndarray():
+            shapes = "a tensor (C, H, W)" if isinstance(pictures, Tensor) else "an array (H, W) or (H, W, C)"
+            raise UserError(f"pictures: expected {shapes}, or a batch, got the shape {tuple(pictures.shape)}")
+        case Iterable():
+            for one in pictures:
+                yield from read_pictures(one)
+        case _:
+            raise UserError(f"pictures: {type(pictures).__name__} is no image; give paths, images, arrays or tensors")
+
+
+def _read_array(array: NDArray[Any]) -> Tensor:
+    """The pixels of an array ``(H, W)`` or ``(H, W, C)``; of four channels the last is taken for transparency."""
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if channels not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        raise UserError(f"pictures: an array has the channels last, got the shape {array.shape}; transpose it")
+    pixels = _as_bytes(torch.tensor(np.ascontiguousarray(array)).reshape(*array.shape[:2], channels))
+    return to_pixels(Image.fromarray(pixels.numpy(), "RGBA")) if channels == 4 else pixels.permute(2, 0, 1)
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    """Pixels as uint8, on the CPU."""
+    image = image.detach().cpu()
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise UserError(
+            f"pictures: pixels are {str(image.dtype).removeprefix('torch.')}; give uint8, or float from 0 to 1"
+        )
+    low, high = (float(value) for value in image.aminmax())
+    if not (low >= 0 and high <= 1):  # nor nan
+        raise UserError(
+            f"pictures: pixels are float from {low:.3g} to {high:.3g}; give uint8, or float from 0 to 1 (what is "
+            "normalised already, call the model with)"
+        )
+    return (image.float() * 255).round().to(torch.uint8)

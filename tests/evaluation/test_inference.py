@@ -1,0 +1,65 @@
+"""Models that predict, from a checkpoint alone."""
+
+import lightning as L
+import pytest
+import torch
+from small_runs import FewDigits, small_module, small_trainer
+
+import lit_ft
+from lit_ft.errors import UserError
+from lit_ft.model.module import FineTuneModule
+
+
+class Modes(L.Callback):
+    """Notes whether the head is in training mode at each step."""
+
+    def __init__(self, modes):
+        self.modes = modes
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.modes.append(pl_module.head.training)
+
+
+@pytest.fixture(scope="module")
+def module():
+    return small_module(head={"dropout": 0.5})
+
+
+@pytest.fixture(scope="module")
+def path(module, tmp_path_factory):
+    """The checkpoint of a run."""
+    trainer = small_trainer(1)
+    trainer.fit(module, datamodule=FewDigits(shots=4))
+    path = tmp_path_factory.mktemp("run") / "checkpoints" / "best.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_loaded_model_is_ready_to_predict_and_a_fit_lets_it_train(module, path):
+    model = lit_ft.load(path, device="cpu")
+    by_folder = lit_ft.load(path.parents[1], device="cpu")
+    assert all(value.equal(by_folder.state_dict()[name]) for name, value in model.state_dict().items())
+    assert not any(part.training for part in model.modules())
+    digits = FewDigits(shots=4)
+    digits.setup()
+    images = digits.splits["val"].images[:8]
+    with torch.no_grad():
+        wanted = module.eval()(images).argmax(dim=1)
+    assert [one.label for one in model.predict(images)] == [model.class_names[k] for k in wanted]
+    assert not FineTuneModule.load_from_checkpoint(path).training
+    modes = []
+    again = small_trainer(1)
+    again.callbacks.append(Modes(modes))
+    again.fit(model, datamodule=FewDigits(shots=4))
+    assert modes
+    assert all(modes)
+
+
+def test_what_is_no_checkpoint_or_device_is_refused(tmp_path, path):
+    with pytest.raises(UserError, match=r"ckpt_path: no such file: .*nowhere\.ckpt"):
+        lit_ft.load(tmp_path / "nowhere.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(UserError, match=r"text\.ckpt is not a checkpoint, or it is damaged"):
+        lit_ft.load(tmp_path / "text.ckpt")
+    with pytest.raises(UserError, match=r"device: cuda:9 cannot be used \(.*\); give cpu"):
+        lit_ft.load(path, device="cuda:9")
