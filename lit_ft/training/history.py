@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_ft.assets import replace_atomically
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
-from lit_ft.training.progress import RunningLoss
+from lit_ft.training.progress import RunningLoss, read_new_metrics
 
 EpochRow = dict[str, int | float | None]
 
@@ -115,15 +115,6 @@ def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
             stage, trains = group.get("stage", "model"), any(p.requires_grad for p in group["params"])
             rates[stage] = max(rates.get(stage, 0.0), float(group["lr"]) if trains else 0.0)
     return rates
-
-
-def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
-    """The metrics that were logged since an earlier look: Lightning keeps the others, such as of an earlier validation.
-
-    A value that was logged again is another tensor.
-    """
-    pointers = {name: value.data_ptr() for name, value in earlier.items()}
-    return {name: float(value) for name, value in now.items() if value.data_ptr() != pointers.get(name)}
 
 
 def read_history(path: Path) -> list[EpochRow]:

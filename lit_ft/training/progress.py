@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from torch import Tensor
 
 from lit_ft.console import format_value
 
@@ -32,6 +33,15 @@ class RunningLoss:
     def compute(self, accumulate_grad_batches: int) -> float | None:
         """The mean; none without a loss. Lightning has divided each by the number of batches of an optimizer step."""
         return float(self.total) / self.num_steps * accumulate_grad_batches if self.num_steps else None
+
+
+def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics that were logged since an earlier look: Lightning keeps the others, such as of an earlier validation.
+
+    A value that was logged again is another tensor.
+    """
+    pointers = {name: value.data_ptr() for name, value in earlier.items()}
+    return {name: float(value) for name, value in now.items() if value.data_ptr() != pointers.get(name)}
 
 
 class _MetricsDisplay(ProgressBar):
@@ -91,6 +101,7 @@ class Lines(_MetricsDisplay):
     def __init__(self) -> None:
         super().__init__()
         self._began = self._printed = time.monotonic()  # a run that is resumed within an epoch begins none
+        self._earlier: dict[str, Tensor] = {}
 
     def disable(self) -> None:
         """Stops printing, as Lightning asks of all ranks but the first."""
@@ -104,6 +115,7 @@ class Lines(_MetricsDisplay):
         """Starts the clock."""
         super().on_train_epoch_start(trainer, pl_module)
         self._began = self._printed = time.monotonic()
+        self._earlier = dict(trainer.callback_metrics)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,7 +133,9 @@ class Lines(_MetricsDisplay):
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
         if not self.is_enabled:
             return
-        metrics: dict[str, Any] = self.get_metrics(trainer, pl_module)
+        new = read_new_metrics(trainer.callback_metrics, self._earlier)
+        old = self._earlier.keys() - new.keys() - {"train/loss"}  # such as of an earlier validation
+        metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name not in old}
         values = "  ".join(f"{name} {format_value(float(value))}" for name, value in metrics.items())
         # Counted from 0, as in the plan, in TensorBoard and in Lightning's bar.
         last = trainer.max_epochs - 1 if trainer.max_epochs not in (None, -1) else "…"

@@ -17,7 +17,6 @@ from lit_ft.training.history import (
     find_best_row,
     keep_rows_before,
     read_history,
-    read_new_metrics,
     read_rates,
     write_metrics,
 )
@@ -119,13 +118,6 @@ def test_rates_are_those_of_stages_that_train():
     ]
     assert read_rates([torch.optim.SGD(groups)]) == {"head": 0.5, "stem": 0.0}
     assert read_rates([torch.optim.SGD(trained.parameters(), lr=0.25)]) == {"model": 0.25}
-
-
-def test_metrics_of_earlier_epochs_are_left_out():
-    loss, accuracy = torch.tensor(0.5), torch.tensor(0.25)
-    earlier = {"train/loss": loss, "val/acc": accuracy}
-    now = {"train/loss": loss.clone(), "val/acc": accuracy.detach(), "train/penalty": torch.tensor(1.0)}
-    assert read_new_metrics(now, earlier) == {"train/loss": 0.5, "train/penalty": 1.0}
 
 
 @pytest.mark.parametrize(("score", "epoch"), [(torch.tensor(0.1), 1), (torch.tensor(0.3), None), (None, None)])

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from small_runs import FewDigits, small_module, small_trainer
 
 from lit_ft.training import progress
-from lit_ft.training.progress import Bar, Lines
+from lit_ft.training.progress import Bar, Lines, read_new_metrics
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 5]), (0.17, [1, 4, 5]), (0.6, [1, 2, 3, 4, 5])])
@@ -112,3 +112,18 @@ def test_run_resumed_within_an_epoch_has_a_clock_and_a_mean_of_its_own(monkeypat
     second.on_train_batch_end(None, None, {"loss": torch.tensor(4.0)}, None, 0)
     trainer = SimpleNamespace(accumulate_grad_batches=1, progress_bar_metrics={}, loggers=[])
     assert second.get_metrics(trainer, None) == {"train/loss": 4.0}
+
+
+def test_metrics_of_earlier_epochs_are_left_out():
+    loss, accuracy = torch.tensor(0.5), torch.tensor(0.25)
+    earlier = {"train/loss": loss, "val/acc": accuracy}
+    now = {"train/loss": loss.clone(), "val/acc": accuracy.detach(), "train/penalty": torch.tensor(1.0)}
+    assert read_new_metrics(now, earlier) == {"train/loss": 0.5, "train/penalty": 1.0}
+
+
+def test_line_of_an_epoch_without_validation_has_none_of_an_earlier_one(capsys):
+    trainer = small_trainer(3, Lines(), enable_progress_bar=True, check_val_every_n_epoch=2)
+    trainer.fit(small_module(), datamodule=FewDigits())
+    lines = [line for line in capsys.readouterr().out.splitlines() if " done " in line]
+    assert ["val/loss" in line for line in lines] == [False, True, False]
+    assert all("train/loss" in line for line in lines)
