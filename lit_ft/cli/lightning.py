@@ -156,6 +156,7 @@ class FineTuneCLI(ConfigCLI):
         if self.command == "finetune":
             options["refit"] = self.config["refit"]
         if self.command in ("fit", "finetune"):
+            cast(Trainer, self.trainer).refuse_lost_processes()
             refuse_other_run(self.config, self.command, self.model, self.datamodule)
         if self.command == "validate":
             warn_of_refit(self.config["ckpt_path"])

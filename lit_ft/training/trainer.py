@@ -121,6 +121,7 @@ class Trainer(L.Trainer):
             refit: Whether the model that was chosen is fitted again on training and validation images, for as many
                 epochs, and handed back. Where the validation images are tested on, it is tested before that.
         """
+        self.refuse_lost_processes()
         again = Refit(self, model, datamodule) if refit and not cast(Any, self).fast_dev_run else None
         if again is not None:
             cast(Any, self).callbacks.append(again)
@@ -133,6 +134,17 @@ class Trainer(L.Trainer):
             again.fit(self, model, selected)
         if not is_tested_on_val:
             self._test_best(model, datamodule)
+
+    def refuse_lost_processes(self) -> None:
+        """Raises `UserError` for a strategy whose processes end with a fit, and with them what follows it here."""
+        given, launcher = self._options.get("strategy"), self.strategy.launcher
+        is_spawned = isinstance(given, str) and given.startswith("ddp_spawn")
+        if is_spawned or (launcher is not None and launcher.is_interactive_compatible):
+            name = given if isinstance(given, str) else type(given).__name__
+            raise UserError(
+                f"`trainer.strategy`: the processes of {name} end with the fit, before the best model is chosen and "
+                "tested; give ddp, or `trainer.devices` 1"
+            )
 
     def _test_best(self, model: L.LightningModule, datamodule: Any) -> None:
         best = find_best_path(self)

@@ -135,3 +135,10 @@ def test_what_the_user_chose_of_memory_is_left(name, calls, monkeypatch):
     monkeypatch.setattr(trainer.sys, "platform", "linux")
     trainer.keep_freed_memory()
     assert len(called) == calls
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_end_with_the_fit_are_refused_before_it(strategy):
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    with pytest.raises(UserError, match=f"trainer.strategy.*the processes of {strategy} end with the fit.*give ddp"):
+        trainer.finetune(small_module(), FewDigits())
