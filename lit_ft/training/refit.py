@@ -18,9 +18,9 @@ from lit_ft.errors import UserError
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run, find_best_callback
+from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.history import write_metrics
-from lit_ft.training.selection import Selected, as_selected, blend
+from lit_ft.training.selection import Selected, as_selected, blend, keep_best_epoch
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.view import find_unfreezing
 
@@ -72,7 +72,7 @@ class Refit(Callback):
             module: The module, whose weights become those of the refit.
             selected: What was chosen.
         """
-        run, data = trainer.run, join_validation(trainer.datamodule)
+        run, data = find_run(trainer), join_validation(trainer.datamodule)
         torch.manual_seed(data.order_seed)  # so that it is the same after a fit that was interrupted
         module.load_state_dict(self._start)
         at_start, callbacks = _AtStart(selected.num_epochs), self._callbacks
@@ -83,7 +83,11 @@ class Refit(Callback):
             callbacks = [*callbacks, trainer.progress_bar_callback]
         second = trainer.again(callbacks=[*callbacks, at_start])
         second.run = run
-        second.fit(module, datamodule=data)
+        try:
+            second.fit(module, datamodule=data)
+        except SystemExit:  # by which Lightning ends a fit that was interrupted; whoever called asks the first trainer
+            trainer.state.status = second.state.status
+            raise
         if 0 < selected.share < 1:
             module.load_state_dict(blend(at_start.state, module.state_dict(), selected.share))
         num_images, best = data.sizes()["train"], find_best_callback(trainer)
@@ -142,4 +146,5 @@ def _save(trainer: Any, module: Any, run: Run, path: str, share: float) -> None:
     trained = {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
     content = {key: value for key, value in read_checkpoint(path).items() if key not in trained}
     content |= {"state_dict": _copy(module), _REFITTED: True}
+    keep_best_epoch(path)
     trainer.strategy.checkpoint_io.save_checkpoint(as_selected(content, share), path)

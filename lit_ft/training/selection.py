@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.history import write_metrics
+from lit_ft.training.quiet_validation import quiet_validation
 from lit_ft.unfreezing.view import find_unfreezing
 
 BLENDS = (0.25, 0.5, 0.75)
@@ -71,6 +70,14 @@ def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images:
     """
     scores = [(1.0 if mode == "max" else -1.0) * candidate.metrics[monitor] for candidate in candidates]
     scores = [-math.inf if math.isnan(score) else score for score in scores]
+    # A validation step of the user's may log no loss.
+    losses = [candidate.metrics.get("val/loss", -score) for candidate, score in zip(candidates, scores, strict=True)]
+
+    def is_better(row: int, other: int) -> bool:
+        gains = _gains(candidates[row], candidates[other])
+        if gains is not None:
+            return _is_more_than_chance(gains)
+        return "val/loss" in candidates[row].metrics and losses[row] < losses[other]
 
     def error(score: float) -> float:
         is_share = mode == "max" and 0 <= score <= 1 and not monitor.endswith("r2")
@@ -79,21 +86,24 @@ def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images:
     def least_loss(rows: Sequence[int]) -> int:
         best = max(scores[row] for row in rows)
         near = [row for row in rows if scores[row] >= best - error(best)]
-        return min(near, key=lambda row: candidates[row].metrics["val/loss"])
+        return min(near, key=lambda row: losses[row])
 
     rows = range(len(candidates))
     half = least_loss([row for row in rows if candidates[row].share <= 0.5])
     needed = math.inf if monitor in _MEAN_LOSSES else scores[half] + 2 * error(scores[half])
     larger = [row for row in rows if candidates[row].share > 0.5]
-    better = [row for row in larger if scores[row] > needed or _is_better(candidates[row], candidates[half])]
+    better = [row for row in larger if scores[row] > needed or is_better(row, half)]
     return candidates[least_loss([half, *better])]
 
 
-def _is_better(candidate: Candidate, other: Candidate) -> bool:
-    """Whether a candidate's loss is lower than another's by more than two standard errors of the difference."""
-    if candidate.losses is None or other.losses is None:
-        return candidate.metrics["val/loss"] < other.metrics["val/loss"]
-    gains = other.losses - candidate.losses
+def _gains(candidate: Candidate, other: Candidate) -> Tensor | None:
+    """How much lower the loss of a candidate is than another's, image by image ``(N,)``; None where it is unknown."""
+    known = candidate.losses is not None and other.losses is not None
+    return cast(Tensor, other.losses) - cast(Tensor, candidate.losses) if known else None
+
+
+def _is_more_than_chance(gains: Tensor) -> bool:
+    """Whether the mean of gains is above 0 by more than two standard errors."""
     error = gains.std(correction=0) / math.sqrt(max(1, len(gains) - 1))
     return bool(gains.mean() > 2 * error)
 
@@ -127,7 +137,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
     if callback is None or run is None or trainer.fast_dev_run or not trainer.limit_val_batches:
         return Selected(1.0, trainer.current_epoch)
     # Read by the first process for all, as the others may be on machines without the folder of the run.
-    read = _read(run, callback) if trainer.is_global_zero else None
+    read = _read(run, callback.best_model_path) if trainer.is_global_zero else None
     probe, tuned = trainer.strategy.broadcast(read)
     num_epochs = trainer.current_epoch if tuned is None else tuned["epoch"] + 1
     solved = unfreezing.solved if unfreezing else None
@@ -141,22 +151,38 @@ def select_best(trainer: Any, module: Any) -> Selected:
         rank_zero_warn(f"the linear probe is not compared: {missing}")
         return Selected(1.0, num_epochs)
     candidates = [Candidate("linear probe", 0.0, solved.metrics)]
+    _take_averages(trainer, module)
     last = {name: value.clone() for name, value in module.state_dict().items()}
     if tuned is not None:
         candidates = list(_candidates(trainer, module, probe["state_dict"], last, tuned))
+    elif trainer.current_epoch:
+        rank_zero_warn("no epoch was validated and saved, so the linear probe is handed back, not what was fine-tuned")
     chosen = choose(candidates, callback.monitor, callback.mode, trainer.datamodule.sizes()["val"])
-    callback.best_model_path = callback.best_model_path or str(run.checkpoint(callback.filename or "best"))
+    callback.best_model_path = callback.best_model_path or _name_best(run, callback, chosen.metrics)
     callback.best_model_score = torch.tensor(chosen.metrics[callback.monitor])
     if trainer.is_global_zero:
         if not chosen.is_best_epoch:
             _save(trainer, callback, probe, tuned, last, chosen.share)
-        elif is_selected(read_checkpoint(callback.best_model_path)):  # of a run that had ended, and was resumed
-            _best_epoch(callback).replace(callback.best_model_path)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
         write_metrics(run, "val", metrics, callback.best_model_path)
     trainer.strategy.barrier("selection")
     rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]))
     return Selected(chosen.share, chosen.num_epochs)
+
+
+def _take_averages(trainer: Any, module: Any) -> None:
+    """Gives the module its averaged weights, as the end of a fit does; one that was resumed at its end has none."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging):
+            callback.on_train_end(trainer, module)
+
+
+def _name_best(run: Run, callback: Any, metrics: Mapping[str, float]) -> str:
+    """The path of the best checkpoint of a run without one, which the user may name by its epoch and metrics."""
+    if callback.filename is None:
+        return str(run.checkpoint("best"))
+    values = {"epoch": 0, "step": 0, **metrics}
+    return str(callback.format_checkpoint_name({name: torch.tensor(value) for name, value in values.items()}))
 
 
 def _save(
@@ -168,8 +194,8 @@ def _save(
     if tuned is not None and share:
         place = {"epoch": trainer.current_epoch - 1, "global_step": trainer.global_step}
         content = {**tuned, **place, "state_dict": blend(probe["state_dict"], last, share)}
-    if tuned is not None and not is_selected(read_checkpoint(callback.best_model_path)):
-        Path(callback.best_model_path).replace(_best_epoch(callback))
+    if tuned is not None:
+        keep_best_epoch(callback.best_model_path)
     if callback.state_key in content.get("callbacks", {}):  # which a test of it takes the score from
         content["callbacks"][callback.state_key]["best_model_score"] = callback.best_model_score
     trainer.strategy.checkpoint_io.save_checkpoint(as_selected(content, share), callback.best_model_path)
@@ -192,18 +218,29 @@ def _print_early_best(unfreezing: Any, epoch: int) -> None:
         rank_zero_print(f"Best epoch {epoch}, before the first unfreezing at epoch {starts[1]}: that has not paid")
 
 
-def _best_epoch(callback: Any) -> Path:
+def keep_best_epoch(path: str) -> None:
+    """Keeps the checkpoint of the best epoch beside its path, which another model is about to take."""
+    if not is_selected(read_checkpoint(path)):
+        Path(path).replace(_best_epoch(path))
+
+
+def _best_epoch(path: str) -> Path:
     """Where the checkpoint of the best epoch is, if another one is handed back."""
-    return Path(callback.best_model_path).with_name("best_epoch.ckpt")
+    return Path(path).with_name("best_epoch.ckpt")
 
 
-def _read(run: Run, callback: Any) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The checkpoints of the probe and of the best epoch; None where there are none."""
+def _read(run: Run, path: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The checkpoints of the probe and of the best epoch; None where there are none.
+
+    A run that was resumed after it had ended, or was killed as another model was saved, gets its best epoch back.
+    """
     tuned = None
-    if callback.best_model_path:
-        tuned = read_checkpoint(callback.best_model_path)
-        if is_selected(tuned):  # of a run that had ended, and was resumed
-            tuned = read_checkpoint(_best_epoch(callback)) if _best_epoch(callback).is_file() else None
+    if path:
+        kept = _best_epoch(path)
+        if kept.is_file() and (not Path(path).is_file() or is_selected(read_checkpoint(path))):
+            kept.replace(path)
+        found = read_checkpoint(path)
+        tuned = None if is_selected(found) else found
     return read_checkpoint(run.probe) if run.probe.is_file() else None, tuned
 
 
@@ -214,7 +251,7 @@ def _candidates(
     num_epochs = trainer.current_epoch
     epoch = f"epoch {num_epochs - 1}"
     is_best_last = best["global_step"] == trainer.global_step
-    with _quiet(trainer) as losses:
+    with quiet_validation(trainer) as losses:
 
         def validate(state: Mapping[str, Tensor], name: str, share: float, *rest: Any) -> Candidate:
             module.load_state_dict(state)
@@ -231,35 +268,6 @@ def _candidates(
     module.load_state_dict(last)
 
 
-class _ImageLosses(Callback):
-    """Takes the loss of each image of a validation, in the order of its loader."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets those of the validation before."""
-        self._losses = []
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Takes the losses of a batch."""
-        if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys():
-            loss = torch.func.vmap(cast(Any, pl_module).task.loss)  # of an image at a time, as a batch of one
-            self._losses.append(loss(outputs["logits"].unsqueeze(1), outputs["targets"].unsqueeze(1)).cpu())
-
-    def gather(self, trainer: L.Trainer) -> Tensor | None:
-        """The losses ``(N,)`` of all processes; None where there are none."""
-        parts: list[Any] = [self._losses]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._losses)
-        found = [losses for part in parts for losses in part]
-        return torch.cat(found) if found else None
-
-
 def blend(probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """The weights on the line from those of the probe to the fine-tuned ones, at a share of the way.
 
@@ -272,21 +280,10 @@ def blend(probe: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float
     }
 
 
-@contextmanager
-def _quiet(trainer: Any) -> Iterator[_ImageLosses]:
-    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but take its losses."""
-    before, losses = trainer.callbacks, _ImageLosses()
-    trainer.callbacks = [losses, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
-    loggers, trainer.loggers = trainer.loggers, []
-    try:
-        yield losses
-    finally:
-        trainer.callbacks, trainer.loggers = before, loggers
-
-
 def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str, main: str) -> str:
     """What was chosen, and a table of the candidates with their losses and the metric that counts."""
-    metrics = list(dict.fromkeys((monitor, main if monitor == "val/loss" else "val/loss")))
+    metrics = [monitor, main if monitor == "val/loss" else "val/loss"]
+    metrics = [name for name in dict.fromkeys(metrics) if name in candidates[0].metrics]
     rows = [(one.name, *(format_value(one.metrics[name]) for name in metrics)) for one in candidates]
     note = ", so that fine-tuning has not paid" if len(candidates) > 1 and not chosen.share else ""
     table = format_table([("candidate", *metrics), *rows], "<" + ">" * len(metrics))

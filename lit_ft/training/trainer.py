@@ -100,10 +100,13 @@ class Trainer(L.Trainer):
     def again(self, callbacks: list[callbacks.Callback]) -> Trainer:
         """A trainer with the same options for a further fit, without validation, logs and checkpoints.
 
+        Nor has it a least length, which was that of the first fit, and would let no callback end it before.
+
         Args:
             callbacks: Its callbacks.
         """
-        without = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "logger": False, "enable_checkpointing": False}
+        without: dict[str, Any] = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "logger": False}
+        without |= {"enable_checkpointing": False, "min_epochs": None, "min_steps": None}
         quiet = {"enable_model_summary": False, "enable_progress_bar": self.progress_bar_callback is not None}
         return type(self)(**{**self._options, **without, **quiet, "callbacks": callbacks})
 

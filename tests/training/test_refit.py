@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from small_runs import FewDigits, small_module, small_trainer
 
 from lit_ft.data import StreamDataModule
@@ -30,14 +31,14 @@ class Epochs(L.Callback):
         self.steps.append(trainer.global_step)
 
 
-def make(folder, *callbacks, lr=0.01, **options):
+def make(folder, *callbacks, lr=0.01, length=None, **options):
     """A trainer with a run, its module, and its data."""
     L.seed_everything(1)
     checkpoint = ModelCheckpoint(folder / "checkpoints", "best", "val/acc", mode="max", enable_version_counter=False)
     unfreezing = GradualUnfreezing(**{"strategy": "lp_ft", "head_fit": "solved", **options})
     trainer = Trainer(
         accelerator="cpu", max_epochs=3, enable_progress_bar=False, enable_model_summary=False, logger=False,
-        num_sanity_val_steps=0, callbacks=[unfreezing, checkpoint, HistoryWriter(), *callbacks],
+        num_sanity_val_steps=0, **(length or {}), callbacks=[unfreezing, checkpoint, HistoryWriter(), *callbacks],
     )  # fmt: skip
     trainer.run = Run(folder)
     return trainer, small_module(lr=lr, head={"dropout": 0.0}), FewDigits(shots=8, batch_size=16)
@@ -135,6 +136,49 @@ def test_resumed_run_selects_among_the_models_of_its_fit(tmp_path):
     after = json.loads(trainer.run.metrics.read_text())
     assert after["val"] == pytest.approx(before["val"])
     assert after["refit"] == before["refit"]
+
+
+def test_resumed_run_refits_its_best_epoch_again_after_the_refit_took_its_place(tmp_path):
+    def fit(**resumed):
+        last = ModelCheckpoint(tmp_path / "run/checkpoints", "last")
+        trainer, module, data = make(tmp_path / "run", last, lr=3.0, head_fit="trained")  # the first epoch is the best
+        trainer.finetune(module, datamodule=data, refit=True, **resumed)
+        return json.loads(trainer.run.metrics.read_text())
+
+    before = fit()
+    assert before["refit"]["epochs"] < 3
+    assert "is_refitted" not in torch.load(tmp_path / "run/checkpoints/best_epoch.ckpt", weights_only=True)
+    after = fit(ckpt_path=str(tmp_path / "run/checkpoints/last.ckpt"))
+    assert after["refit"] == before["refit"]
+    assert after["test"] == pytest.approx(before["test"])
+
+
+def test_least_length_of_the_first_fit_does_not_lengthen_the_refit(tmp_path):
+    expected, _ = refitted(tmp_path / "plain", Selected(1.0, 1))
+    state, _ = refitted(tmp_path / "least", Selected(1.0, 1), length={"min_epochs": 3, "min_steps": 15})
+    for name, value in state.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_refit_of_a_trainer_from_python_is_handed_back(tmp_path):
+    trainer, module, data = make(tmp_path / "run", strategy="linear_probe")
+    trainer.run, trainer.loggers = None, [CSVLogger(tmp_path)]
+    trainer.finetune(module, datamodule=data, refit=True)
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert best["is_refitted"]
+    torch.testing.assert_close(best["state_dict"], dict(module.state_dict()))
+
+
+def test_interrupted_refit_tells_the_trainer_of_the_first_fit(tmp_path, monkeypatch):
+    trainer, module, data = make(tmp_path / "run")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_ft.training.refit._AtStart.setup", interrupt)
+    with pytest.raises(SystemExit):
+        trainer.finetune(module, datamodule=data, refit=True)
+    assert trainer.interrupted
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from small_runs import FewDigits, small_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -72,6 +72,14 @@ def test_weights_far_from_the_probe_may_have_a_better_metric_than_chance():
         assert choose([probe, tuned], "val/acc", "max", 100).name == expected
 
 
+def test_metric_decides_where_a_validation_step_of_the_users_logs_no_loss():
+    # Two standard errors of 0.82 of 100 images are 0.077.
+    for acc, expected in ((0.89, "blend"), (0.91, "tuned")):
+        scores = {"probe": (0.0, 0.80), "blend": (0.5, 0.82), "tuned": (1.0, acc)}
+        candidates = [Candidate(name, share, {"val/acc": score}) for name, (share, score) in scores.items()]
+        assert choose(candidates, "val/acc", "max", 100).name == expected
+
+
 def test_metric_that_is_not_defined_is_the_worst():
     nan, found = Candidate("probe", 0.0, {"val/r2": math.nan, "val/loss": 0.1}), {"val/r2": 0.1, "val/loss": 0.2}
     assert choose([nan, Candidate("tuned", 1.0, found)], "val/r2", "max", 9).name == "tuned"
@@ -94,8 +102,9 @@ class WorseAtLast(L.Callback):
 
 
 def finetuned(
-    folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None, head_fit="solved", callbacks=(), **options
-):
+    folder, lr, strategy="lp_ft", max_epochs=2, before=lambda run: None, head_fit="solved", callbacks=(),
+    ckpt_path=None, **options,
+):  # fmt: skip
     """A run, its trainer, and what keeps its best; ``before`` is done before the selection."""
     module = small_module(lr=lr, lr_scheduler=None)
     data = FewDigits(shots=8, batch_size=16)
@@ -107,11 +116,11 @@ def finetuned(
         callbacks=[GradualUnfreezing(strategy, head_fit=head_fit), checkpoint, HistoryWriter(), *callbacks], **options,
     )  # fmt: skip
     trainer.run = Run(folder)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     ended = {name: value.clone() for name, value in module.state_dict().items()}
     before(trainer.run)
     select_best(trainer, module)
-    assert all(value.equal(ended[name]) for name, value in module.state_dict().items())
+    assert ckpt_path or all(value.equal(ended[name]) for name, value in module.state_dict().items())
     return trainer, checkpoint
 
 
@@ -148,6 +157,41 @@ def test_probe_alone_is_the_best_checkpoint_of_a_run_without_epochs(tmp_path):
     best, probe = state(trainer.run.checkpoint("best")), state(trainer.run.checkpoint("probe"))
     assert checkpoint.best_model_path == str(trainer.run.checkpoint("best"))
     assert all(value.equal(probe[name]) for name, value in best.items())
+
+
+def test_probe_alone_is_named_as_the_user_names_checkpoints(tmp_path):
+    named = ModelCheckpoint(tmp_path / "own", "{epoch}-{val/loss:.1f}", "val/loss", auto_insert_metric_name=False)
+    finetuned(tmp_path / "run", 0.1, "linear_probe", callbacks=[named])
+    loss = json.loads(Run(tmp_path / "run").metrics.read_text())["val"]["val/loss"]
+    assert named.best_model_path == str(tmp_path / "own" / f"0-{loss:.1f}.ckpt")
+    assert state(named.best_model_path).keys()
+
+
+def test_fine_tuned_weights_without_a_validation_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="no epoch was validated and saved, so the linear probe is handed back"):
+        _, checkpoint = finetuned(tmp_path / "run", 0.1, check_val_every_n_epoch=5)
+    probe = state(Run(tmp_path / "run").probe)
+    assert all(value.equal(probe[name]) for name, value in state(checkpoint.best_model_path).items())
+
+
+def test_selection_that_was_killed_as_it_saved_begins_again_from_the_best_epoch(tmp_path, monkeypatch):
+    def move(run):
+        run.checkpoint("best").replace(run.checkpoint("best_epoch"))
+
+    take(monkeypatch, -1)
+    _, whole = finetuned(tmp_path / "whole", 0.1)
+    _, killed = finetuned(tmp_path / "killed", 0.1, before=move)
+    assert killed.best_model_score == whole.best_model_score
+    assert all(value.equal(state(whole.best_model_path)[name]) for name, value in state(killed.best_model_path).items())
+
+
+def test_averaged_weights_are_compared_also_by_a_run_that_is_resumed_at_its_end(tmp_path, capsys):
+    def tell(**resumed):
+        last = ModelCheckpoint(tmp_path / "run/checkpoints", "last")
+        finetuned(tmp_path / "run", 0.1, callbacks=[EMAWeightAveraging(decay=0.9), last], **resumed)
+        return capsys.readouterr().out.partition("Chosen")[2]
+
+    assert tell() == tell(ckpt_path=str(tmp_path / "run/checkpoints/last.ckpt"))
 
 
 def test_run_without_its_probe_keeps_its_best_epoch(tmp_path):

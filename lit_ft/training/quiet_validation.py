@@ -1,0 +1,53 @@
+"""A validation of a trainer that is no part of its run, and the loss of each image in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+
+@contextmanager
+def quiet_validation(trainer: Any) -> Iterator[ImageLosses]:
+    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but take its losses."""
+    before, losses = trainer.callbacks, ImageLosses()
+    trainer.callbacks = [losses, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield losses
+    finally:
+        trainer.callbacks, trainer.loggers = before, loggers
+
+
+class ImageLosses(Callback):
+    """Takes the loss of each image of a validation, in the order of its loader."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets those of the validation before."""
+        self._losses = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Takes the losses of a batch."""
+        if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys():
+            loss = torch.func.vmap(cast(Any, pl_module).task.loss)  # of an image at a time, as a batch of one
+            self._losses.append(loss(outputs["logits"].unsqueeze(1), outputs["targets"].unsqueeze(1)).cpu())
+
+    def gather(self, trainer: L.Trainer) -> Tensor | None:
+        """The losses ``(N,)`` of all processes; None where there are none."""
+        parts: list[Any] = [self._losses]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, self._losses)
+        found = [losses for part in parts for losses in part]
+        return torch.cat(found) if found else None
