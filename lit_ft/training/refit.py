@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any, cast
 
@@ -81,7 +82,10 @@ class Refit(Callback):
             callbacks = [GradualUnfreezing("linear_probe", frozen_norm=norms[0], head_fit="solved")]
         if trainer.progress_bar_callback:
             callbacks = [*callbacks, trainer.progress_bar_callback]
-        second = trainer.again(callbacks=[*callbacks, at_start])
+        num_images, max_steps = data.sizes()["train"], trainer.max_steps
+        if max_steps > 0:  # of longer epochs, so that the schedule is the same in epochs
+            max_steps = math.ceil(max_steps * num_images / trainer.datamodule.sizes()["train"])
+        second = trainer.again([*callbacks, at_start], max_steps)
         second.run = run
         try:
             second.fit(module, datamodule=data)
@@ -90,7 +94,7 @@ class Refit(Callback):
             raise
         if 0 < selected.share < 1:
             module.load_state_dict(blend(at_start.state, module.state_dict(), selected.share))
-        num_images, best = data.sizes()["train"], find_best_callback(trainer)
+        best = find_best_callback(trainer)
         num_epochs = selected.num_epochs if selected.share else 0
         if best is not None and best.best_model_path and run is not None and trainer.is_global_zero:
             _save(trainer, module, run, best.best_model_path, selected.share)
@@ -128,6 +132,10 @@ def _refuse_refit(trainer: L.Trainer, module: Any, data: Any) -> None:
         raise UserError("`refit`: true is for FineTuneModule and the data modules of lit_ft; give false")
     if isinstance(data, StreamDataModule):  # litdata reads one folder
         raise UserError(f"`refit`: {type(data).__name__} cannot train on its validation images; give false")
+    if not cast(Any, trainer).limit_val_batches:
+        raise UserError(
+            "`refit`: without validation nothing is chosen; give false, or leave `trainer.limit_val_batches` out"
+        )
     unfreezing = find_unfreezing(trainer)
     phases = (unfreezing.phases or []) if unfreezing else []
     has_plateau = unfreezing is not None and (unfreezing.strategy == "plateau" or unfreezing.plateau is not None)

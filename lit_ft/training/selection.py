@@ -1,4 +1,4 @@
-"""Selection of the model that a fine-tuning hands back: never worse than the linear probe that it began with."""
+"""Selection of the model that a fine-tuning hands back, compared with the linear probe that it began with."""
 
 from __future__ import annotations
 

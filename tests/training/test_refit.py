@@ -160,6 +160,25 @@ def test_least_length_of_the_first_fit_does_not_lengthen_the_refit(tmp_path):
         torch.testing.assert_close(value, expected[name])
 
 
+def test_steps_that_end_the_first_fit_are_more_with_more_images(tmp_path):
+    # 8 steps of 80 images, 5 an epoch, end in the second phase, as do 12 of 117 images, 8 an epoch, but not 8 of them.
+    length, seen = {"max_steps": 8}, []
+    trainer, module, data = make(tmp_path / "run", head_fit="trained", length=length)
+    again = Refit(trainer, module, data)
+    trainer.callbacks.append(again)
+    trainer.fit(module, datamodule=data)
+    other = type(trainer).again
+    trainer.again = lambda *given, **named: seen.append(other(trainer, *given, **named)) or seen[0]
+    again.fit(trainer, module, Selected(1.0, 2))
+    assert (trainer.global_step, seen[0].global_step) == (8, 12)
+
+
+def test_refit_without_validation_is_refused(tmp_path):
+    trainer, module, data = make(tmp_path, length={"limit_val_batches": 0})
+    with pytest.raises(UserError, match=r"refit: without validation nothing is chosen.*limit_val_batches out"):
+        trainer.finetune(module, datamodule=data, refit=True)
+
+
 def test_refit_of_a_trainer_from_python_is_handed_back(tmp_path):
     trainer, module, data = make(tmp_path / "run", strategy="linear_probe")
     trainer.run, trainer.loggers = None, [CSVLogger(tmp_path)]
