@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import is_offline
 from lit_ft.cli.commands import EVALUATIONS
@@ -139,7 +140,7 @@ class FineTuneCLI(ConfigCLI):
             with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads():
                 self._call_method()
                 if self.command in ("fit", "finetune"):
-                    _print_summary(self.trainer, self.command)
+                    _print_summary(self.trainer, self.command, self._refits())
                 for callback in cast(Any, self.trainer).callbacks:
                     if isinstance(callback, PredictionWriter) and callback.path is not None:
                         print(f"Predictions: {printable(str(callback.path))}")
@@ -154,7 +155,9 @@ class FineTuneCLI(ConfigCLI):
         if self.datamodule is not None:
             options["datamodule"] = self.datamodule
         if self.command == "finetune":
-            options["refit"] = self.config["refit"]
+            options["refit"] = self._refits()
+        elif self.command == "fit" and self.config["refit"]:
+            rank_zero_warn("`refit`: fit leaves it out; use lit-ft finetune for it")
         if self.command in ("fit", "finetune"):
             cast(Trainer, self.trainer).refuse_lost_processes()
             refuse_other_run(self.config, self.command, self.model, self.datamodule)
@@ -175,11 +178,14 @@ class FineTuneCLI(ConfigCLI):
                 raise failure from error
             raise
 
+    def _refits(self) -> bool:
+        return self.command == "finetune" and bool(self.config["refit"])
+
     def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)
 
 
-def _print_summary(trainer: Any, command: str) -> None:
+def _print_summary(trainer: Any, command: str, is_refitted: bool) -> None:
     """Prints where everything of a finished run is, and the commands that use it, on the first process."""
     found = find_run(trainer)
     if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
@@ -191,7 +197,8 @@ def _print_summary(trainer: Any, command: str) -> None:
     if best := getattr(chosen, "best_model_path", ""):
         best = format_path(Path(best))
         arguments = f"--config {run.config} --ckpt_path {best}"
-        lines.append(f"Best model   {best}  ({chosen.monitor} {format_score(chosen.best_model_score)})")
+        refit = "refit; before it " if is_refitted else ""
+        lines.append(f"Best model   {best}  ({refit}{chosen.monitor} {format_score(chosen.best_model_score)})")
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit" and _has_test_images(trainer):
             lines.append(f"Test         lit-ft test {arguments}")

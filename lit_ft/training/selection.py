@@ -157,7 +157,9 @@ def select_best(trainer: Any, module: Any) -> Selected:
         candidates = list(_candidates(trainer, module, probe["state_dict"], last, tuned))
     elif trainer.current_epoch:
         rank_zero_warn("no epoch was validated and saved, so the linear probe is handed back, not what was fine-tuned")
-    chosen = choose(candidates, callback.monitor, callback.mode, trainer.datamodule.sizes()["val"])
+    seen = candidates[0].losses  # of a limited validation fewer than there are
+    num_images = trainer.datamodule.sizes()["val"] if seen is None else len(seen)
+    chosen = choose(candidates, callback.monitor, callback.mode, num_images)
     callback.best_model_path = callback.best_model_path or _name_best(run, callback, chosen.metrics)
     callback.best_model_score = torch.tensor(chosen.metrics[callback.monitor])
     if trainer.is_global_zero:
@@ -287,4 +289,5 @@ def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str, ma
     rows = [(one.name, *(format_value(one.metrics[name]) for name in metrics)) for one in candidates]
     note = ", so that fine-tuning has not paid" if len(candidates) > 1 and not chosen.share else ""
     table = format_table([("candidate", *metrics), *rows], "<" + ">" * len(metrics))
-    return f"Chosen  {chosen.name}, by {monitor}{note}\n{textwrap.indent(table, '  ')}\n"
+    rule = monitor if monitor == "val/loss" else f"the least loss of those with nearly the best {monitor}"
+    return f"Chosen  {chosen.name}, by {rule}{note}\n{textwrap.indent(table, '  ')}\n"

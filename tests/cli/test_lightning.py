@@ -657,3 +657,13 @@ def test_warnings_do_not_reach_the_terminal_raw(monkeypatch):
     warn_in_one_line()
     told = warnings.formatwarning(UserWarning("not used: more\x1b[2J\nand more"), UserWarning, "x.py", 1)
     assert told == "lit-ft: warning: not used: more\\x1b[2J\nand more\n"
+
+
+def test_refit_is_told_with_the_score_before_it_and_left_out_of_fit(run):
+    probe = (*DIGITS, "--data.shots", 4, "--model.backbone", "mnist_cnn", "--unfreeze.strategy", "linear_probe")
+    printed = run("finetune", *probe, "--refit", "true")
+    assert re.search(r"\nRefit   on \d+ images", printed)
+    assert re.search(r"\nBest model   \S+  \(refit; before it val/acc 0\.\d+\)", printed)
+    with pytest.warns(UserWarning, match="`refit`: fit leaves it out; use lit-ft finetune for it"):
+        printed = run("fit", *probe, "--refit", "true")
+    assert re.search(r"\nBest model   \S+  \(val/acc 0\.\d+\)", printed)
