@@ -88,6 +88,10 @@ class Run:
         """The metrics of each split, with the checkpoint that they are of."""
         return self.folder / "metrics.json"
 
+    def result_table(self, kind: str, split: str) -> Path:
+        """A table of results of a split, ``val`` or ``test``: ``predictions``, ``per_class`` or ``confusion``."""
+        return self.folder / f"{kind}_{split}.csv"
+
     def features(self, node: int | str | None = None) -> Path:
         """The folder of cached features; of one node, where there are several, which may share a file system or not."""
         return self.folder / ("features" if node is None else f"features-node{node}")

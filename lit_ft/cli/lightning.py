@@ -32,6 +32,7 @@ from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable
 from lit_ft.evaluation.predictions import PredictionWriter
+from lit_ft.evaluation.results import ResultWriter
 from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
@@ -121,7 +122,9 @@ class FineTuneCLI(ConfigCLI):
         config = self.config_init["trainer"]
         theirs = config["callbacks"] or []
         theirs = theirs if isinstance(theirs, list) else [theirs]
-        further: list[Callback] = [] if self.command in ("plan", "predict") else [HistoryWriter()]
+        further: list[Callback] = []
+        if self.command not in ("plan", "predict"):
+            further = [HistoryWriter(), ResultWriter()]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             further.append(build_progress_bar())
         if self.config["checkpoint"] is not None:

@@ -101,6 +101,11 @@ class Task:
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight)
         return F.mse_loss(logits, self._units.standardise(targets).to(logits.dtype))
 
+    def image_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each image ``(N,)``, of logits ``(N, K)`` and targets as metrics count them."""
+        losses: Tensor = torch.func.vmap(self.loss)(logits.unsqueeze(1), targets.unsqueeze(1))  # as batches of one
+        return losses
+
     def metrics(self, prefix: str) -> MetricCollection:
         """Fresh metrics whose names begin with ``prefix``; they see raw logits."""
         num = self.num_outputs

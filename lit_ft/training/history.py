@@ -166,19 +166,33 @@ def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], che
 
     The checkpoint is kept by its path from the folder of the run. A number that is not finite becomes null.
     """
-    path, relative = run.metrics, None
+    relative = None
+    if checkpoint:
+        relative = Path(os.path.relpath(Path(checkpoint).resolve(), run.folder.resolve())).as_posix()
+    finite = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
+    _write_entry(run.metrics, split, {"checkpoint": relative, **finite})
+
+
+def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
+    """Adds the lower and the upper end of an interval for each metric to the entry of a split."""
+    known = _read_entries(run.metrics).get(split)
+    _write_entry(run.metrics, split, {**(known if isinstance(known, dict) else {}), "intervals": dict(intervals)})
+
+
+def _read_entries(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError:
         known = None
-    if not isinstance(known, dict):
-        rank_zero_warn(f"{path}: damaged; replaced by the metrics of this command alone")
-        known = {}
-    if checkpoint:
-        relative = Path(os.path.relpath(Path(checkpoint).resolve(), run.folder.resolve())).as_posix()
-    finite = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
+    if isinstance(known, dict):
+        return known
+    rank_zero_warn(f"{path}: damaged; replaced by the metrics of this command alone")
+    return {}
+
+
+def _write_entry(path: Path, split: str, entry: Mapping[str, Any]) -> None:
+    entries = {**_read_entries(path), split: entry}
     with replace_atomically(path) as unfinished:
-        entries = {**known, split: {"checkpoint": relative, **finite}}
         unfinished.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 

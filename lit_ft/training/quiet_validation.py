@@ -40,8 +40,8 @@ class ImageLosses(Callback):
     ) -> None:  # fmt: skip
         """Takes the losses of a batch."""
         if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys():
-            loss = torch.func.vmap(cast(Any, pl_module).task.loss)  # of an image at a time, as a batch of one
-            self._losses.append(loss(outputs["logits"].unsqueeze(1), outputs["targets"].unsqueeze(1)).cpu())
+            task = cast(Any, pl_module).task
+            self._losses.append(task.image_losses(outputs["logits"], outputs["targets"]).cpu())
 
     def gather(self, trainer: L.Trainer) -> Tensor | None:
         """The losses ``(N,)`` of all processes; None where there are none."""
