@@ -88,6 +88,11 @@ class Run:
         """The metrics of each split, with the checkpoint that they are of."""
         return self.folder / "metrics.json"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.folder / "report.html"
+
     def result_table(self, kind: str, split: str) -> Path:
         """A table of results of a split, ``val`` or ``test``: ``predictions``, ``per_class`` or ``confusion``."""
         return self.folder / f"{kind}_{split}.csv"

@@ -66,6 +66,10 @@ def _run(args: Sequence[str]) -> int:
 
         run_catalog(command, options)
         return 0
+    if command == "report":
+        from lit_ft.cli.commands.report import run as run_report
+
+        return run_report(options)
     from lit_ft.cli.lightning import run_command
 
     warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded

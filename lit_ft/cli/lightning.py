@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ft.assets import is_offline
+from lit_ft.assets import is_offline, replace_atomically
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.commands.download import download, read_before_fetching, refuse_missing
 from lit_ft.cli.commands.probe import probe
@@ -30,8 +30,9 @@ from lit_ft.data.checks.check_data import check
 from lit_ft.data.checks.report import print_check
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.convert import convert
-from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable
+from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable, refuse_unwritable
 from lit_ft.evaluation.predictions import PredictionWriter
+from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
 from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
@@ -143,7 +144,8 @@ class FineTuneCLI(ConfigCLI):
             with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads():
                 self._call_method()
                 if self.command in ("fit", "finetune"):
-                    _print_summary(self.trainer, self.command, self._refits())
+                    report = self._write_report() if self.command == "finetune" else None
+                    _print_summary(self.trainer, self.command, self._refits(), report)
                 for callback in cast(Any, self.trainer).callbacks:
                     if isinstance(callback, PredictionWriter) and callback.path is not None:
                         print(f"Predictions: {printable(str(callback.path))}")
@@ -181,6 +183,14 @@ class FineTuneCLI(ConfigCLI):
                 raise failure from error
             raise
 
+    def _write_report(self) -> Path | None:
+        """Writes the page of the run, on the first process."""
+        if self.run is None or not self.trainer.is_global_zero or not self.run.config.is_file():
+            return None
+        with refuse_unwritable(self.run.report), replace_atomically(self.run.report) as unfinished:
+            unfinished.write_text(render_report(self.run), encoding="utf-8", errors="surrogateescape")
+        return self.run.report
+
     def _refits(self) -> bool:
         return self.command == "finetune" and bool(self.config["refit"])
 
@@ -188,7 +198,7 @@ class FineTuneCLI(ConfigCLI):
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)
 
 
-def _print_summary(trainer: Any, command: str, is_refitted: bool) -> None:
+def _print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | None) -> None:
     """Prints where everything of a finished run is, and the commands that use it, on the first process."""
     found = find_run(trainer)
     if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
@@ -205,6 +215,8 @@ def _print_summary(trainer: Any, command: str, is_refitted: bool) -> None:
         lines.append(f"Predict      lit-ft predict {arguments}")
         if command == "fit" and _has_test_images(trainer):
             lines.append(f"Test         lit-ft test {arguments}")
+    if report is not None:
+        lines.append(f"Report       {format_path(report)}")
     if has_events:
         lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
     print("\n" + "\n".join(map(printable, lines)))

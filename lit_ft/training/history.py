@@ -173,6 +173,15 @@ def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], che
     _write_entry(run.metrics, split, {"checkpoint": relative, **finite})
 
 
+def write_candidates(run: Run, chosen: str, candidates: Mapping[str, Mapping[str, float]]) -> None:
+    """Writes which model was handed back, and the validation metrics of all that could have been, by their names."""
+    finite = {
+        name: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        for name, metrics in candidates.items()
+    }
+    _write_entry(run.metrics, "selection", {"chosen": chosen, "candidates": finite})
+
+
 def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
     """Adds the lower and the upper end of an interval for each metric to the entry of a split."""
     known = _read_entries(run.metrics).get(split)

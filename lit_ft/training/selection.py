@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
-from lit_ft.training.history import write_metrics
+from lit_ft.training.history import write_candidates, write_metrics
 from lit_ft.training.quiet_validation import quiet_validation
 from lit_ft.unfreezing.view import find_unfreezing
 
@@ -167,6 +167,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
             _save(trainer, callback, probe, tuned, last, chosen.share)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
         write_metrics(run, "val", metrics, callback.best_model_path)
+        write_candidates(run, chosen.name, {one.name: one.metrics for one in candidates})
     trainer.strategy.barrier("selection")
     rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]))
     return Selected(chosen.share, chosen.num_epochs)

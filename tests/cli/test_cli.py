@@ -85,3 +85,16 @@ def test_arguments_of_the_process_are_taken_where_none_are_given(monkeypatch, ca
 def test_option_before_the_command_is_refused(capsys):
     assert main(["--config", "x.yaml", "fit"]) == 2
     assert capsys.readouterr().err.startswith("lit-ft: --config: the command comes first, one of finetune, plan, ")
+
+
+def test_report_writes_a_page_into_each_folder_of_a_run(tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("model: {backbone: mnist_cnn}\n")
+    assert main(["report", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert all("mnist_cnn" in (tmp_path / name / "report.html").read_text() for name in ("one", "two"))
+    assert capsys.readouterr().out.count("Written: ") == 2
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("is not the folder of a run, as it has no config.yaml\n")
+    assert main(["report"]) == 2
+    assert capsys.readouterr().err == "lit-ft: the following arguments are required: RUN (see lit-ft report --help)\n"

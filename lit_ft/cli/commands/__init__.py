@@ -1,6 +1,9 @@
 """The commands of ``lit-ft``, which are printed before anything is loaded that takes seconds."""
 
 import argparse
+from typing import NoReturn
+
+from lit_ft.errors import UserError
 
 COMMANDS = {
     "finetune": "Fits, then tests the best checkpoint.",
@@ -13,6 +16,7 @@ COMMANDS = {
     "validate": "Measures a checkpoint on the validation images.",
     "test": "Measures a checkpoint on the test images.",
     "predict": "Writes the predictions of a checkpoint to a table, one row an image.",
+    "report": "Writes report.html into the folder of a run: curves, metrics, confusion, the worst mistakes.",
     "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",
     "describe": "Prints the stages of a backbone, the images that it expects, and its published weights.",
 }
@@ -37,3 +41,11 @@ def print_commands() -> None:
     for name, about in COMMANDS.items():
         commands.add_parser(name, help=about)
     parser.print_help()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The options of a command without a config."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the error in one line, without the usage."""
+        raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")

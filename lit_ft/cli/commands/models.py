@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -15,14 +14,14 @@ from lit_ft.backbones.backbone import Backbone, StageCost, stage_costs, total
 from lit_ft.backbones.build import NetworkName, backbone_names, build_backbone, input_spec, source_of
 from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.partition.meta import without_data
-from lit_ft.cli.commands import COMMANDS
+from lit_ft.cli.commands import COMMANDS, CommandParser
 from lit_ft.console import format_table
 from lit_ft.errors import UserError, for_command_line, nearest, printable
 
 
 def run(command: str, args: Sequence[str]) -> None:
     """Runs ``models`` or ``describe``; an error in the arguments is a user error."""
-    parser = _Parser(prog=f"lit-ft {command}", description=COMMANDS[command])
+    parser = CommandParser(prog=f"lit-ft {command}", description=COMMANDS[command])
     if command == "models":
         about = "part of a name, or a quoted shell pattern such as 'resnet*' or 'timm/vit_*'; timm's only after timm/"
         parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help=about)
@@ -129,9 +128,3 @@ def _read_model(path: str) -> dict[str, Any]:
         reason = str(error).partition("\n")[0]
         fault = "not a config with model.backbone, and model.input as it must be"
         raise UserError(f"{path}: {fault} ({reason})") from error
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raises the error in one line, without the usage."""
-        raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")

@@ -110,8 +110,8 @@ class ConfigCLI(LightningCLI):
         """A function that gives the model an option, and notes where the model has its own, which it replaces."""
 
         def take(value: Any, model: Any) -> Any:  # help shows this name
-            plain, own = as_plain(value), as_plain(model["init_args"].get(key))
-            if own not in (plain, _default_of(model["class_path"], key)):
+            plain, options = as_plain(value), model["init_args"]
+            if key in options and as_plain(options[key]) not in (plain, _default_of(model["class_path"], key)):
                 self._nested.append(key)
             return plain
 

@@ -1,0 +1,123 @@
+"""The page of a run."""
+
+import json
+import re
+
+import pytest
+import yaml
+from PIL import Image
+
+from lit_ft.errors import UserError
+from lit_ft.evaluation.report import find_mistakes, find_unfreezings, read_run, render_report
+from lit_ft.runs import Run
+from lit_ft.training.history import append_row
+
+CONFIG = {
+    "seed_everything": 7,
+    "model": {"class_path": "lit_ft.FineTuneModule", "init_args": {"backbone": "squeezenet1_1", "lr": 0.01}},
+    "data": {"class_path": "lit_ft.data.ImageFolderDataModule", "init_args": {"root": "photos <1>"}},
+    "unfreeze": {"class_path": "lit_ft.GradualUnfreezing", "init_args": {"strategy": "gradual"}},
+    "optimizer": {"class_path": "torch.optim.SGD", "init_args": {}},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of two classes, one of which has a hostile name, that has been tested."""
+    run = Run(tmp_path / "pets" / "version_3")
+    run.folder.mkdir(parents=True)
+    run.config.write_text(yaml.safe_dump(CONFIG))
+    rates = ((0.1, 0.0), (0.1, 0.05), (0.05, 0.02))
+    for epoch, (head, stem) in enumerate(rates):
+        losses = {"train/loss": 1.0 / (epoch + 1), "val/loss": 1.2 / (epoch + 1), "val/acc": 0.5 + 0.1 * epoch}
+        append_row(run.history, {"epoch": epoch, "step": 9 * epoch, "lr/head": head, "lr/stem": stem, **losses})
+    entry = {"checkpoint": None, "test/acc": 0.75, "test/loss": 0.5, "intervals": {"test/acc": [0.6, 0.9]}}
+    choice = {"chosen": "epoch 2", "candidates": {"linear probe": {"val/acc": 0.6}, "epoch 2": {"val/acc": None}}}
+    run.metrics.write_text(json.dumps({"val": {"val/acc": 0.7}, "test": entry, "selection": choice}))
+    Image.new("RGB", (300, 200), "red").save(photo := tmp_path / "wrong.jpg")
+    bad = "<script>alert(1)</script>"
+    rows = [("a.jpg", "ant", "ant", 0.9, 0.1), (photo, "ant", bad, 0.8, 1.6), ("gone.jpg", bad, "ant", 0.7, 2.5),
+            ("d.jpg", bad, bad, 0.6, 0.5)]  # fmt: skip
+    lines = ["path,class,predicted,probability,loss", *(",".join(map(str, row)) for row in rows)]
+    run.result_table("predictions", "test").write_text("\n".join(lines) + "\n")
+    run.result_table("confusion", "test").write_text(f"class,ant,{bad}\nant,1,1\n{bad},1,1\n")
+    table = f"class,images,predicted,precision,recall,f1\nant,2,2,0.5,0.5,0.5\n{bad},2,2,0.5,0.5,0.5\n"
+    run.result_table("per_class", "test").write_text(table)
+    return run
+
+
+def test_page_shows_what_was_run_and_what_came_of_it(run):
+    page = read_run(run)
+    assert page.title == "pets/version_3"
+    assert page.facts == {
+        "backbone": "squeezenet1_1", "data": "photos <1>", "strategy": "gradual", "optimizer": "SGD",
+        "learning rate": "0.01", "epochs": "3", "seed": "7",
+    }  # fmt: skip
+    assert page.metrics == [
+        ["metric", "val", "test"],
+        ["acc", "0.7000", "0.7500 (0.6000 to 0.9000)"],
+        ["loss", "", "0.5000"],
+    ]
+    assert page.candidates == [["candidate", "val/acc"], ["linear probe", "0.6000"], ["epoch 2", ""]]
+    assert list(page.charts) == ["Loss", "Validation", "Learning rates", "Reliability"]
+    assert "unfrozen: stem" in page.charts["Loss"]
+    assert page.matrix == [("ant", [1, 1]), ("<script>alert(1)</script>", [1, 1])]
+    # In bins of 0.6, 0.7, 0.8 and 0.9, of which the middle two are wrong: (0.4 + 0.7 + 0.8 + 0.1) / 4.
+    assert page.calibration.startswith("Expected calibration error 50.0% of 4 images")
+    assert [mistake.path.rpartition("/")[2] for mistake in page.mistakes] == ["gone.jpg", "wrong.jpg"]
+    assert page.config.endswith("version_3/config.yaml")
+
+
+def test_page_is_one_file_without_scripts_or_anything_from_elsewhere(run):
+    html = render_report(run)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "photos &lt;1&gt;" in html
+    assert not re.search(r"(src|href)=['\"](?!data:)", html)
+    assert html.count("data:image/jpeg;base64,") == 1  # of the photo that is still there
+    assert "Handed back: epoch 2" in html
+    assert ">50%<" in html
+
+
+def test_run_that_was_not_tested_has_the_rest(run):
+    for file in (*run.folder.glob("*_test.csv"), run.metrics):
+        file.unlink()
+    page = read_run(run)
+    assert [page.metrics, page.matrix, page.mistakes, page.classes, page.candidates] == [[]] * 5
+    assert "Loss" in page.charts
+    run.history.unlink()
+    assert not read_run(run).charts
+    assert "pets/version_3" in render_report(run)
+
+
+def test_numbers_of_many_classes_are_pairs_alone(run):
+    names = [f"class {k}" for k in range(40)]
+    rows = [
+        ",".join([name, *(str(5 if j == k + 1 else 9 * (j == k)) for j in range(40))]) for k, name in enumerate(names)
+    ]
+    run.result_table("confusion", "test").write_text("\n".join([",".join(["class", *names]), *rows]) + "\n")
+    page = read_run(run)
+    assert page.matrix == []
+    assert page.pairs[0] == ("class 0", "class 1", 5)
+    assert len(page.pairs) == 12
+
+
+def test_labels_and_numbers_have_their_largest_losses():
+    rows = [{"path": "a", "year": "1", "loss": "0.5"}, {"path": "b", "year": "1", "loss": "2"}]
+    assert [(one.path, one.caption) for one in find_mistakes(rows)] == [("b", "loss 2"), ("a", "loss 0.5")]
+
+
+def test_stage_that_is_frozen_again_is_unfrozen_once_more():
+    rows = [{"epoch": epoch, "lr/stem": rate} for epoch, rate in enumerate((0.0, 0.1, 0.1, 0.0, 0.1))]
+    assert find_unfreezings(rows) == {1.0: "unfrozen: stem", 4.0: "unfrozen: stem"}
+
+
+def test_what_is_no_run_or_damaged_is_told_in_a_line(run, tmp_path):
+    with pytest.raises(UserError, match=r"pets: is not the folder of a run, as it has no config.yaml"):
+        read_run(Run(tmp_path / "pets"))
+    run.metrics.write_text("{")
+    with pytest.raises(UserError, match=r"metrics.json: is damaged .*test the run again"):
+        read_run(run)
+    run.config.write_text("model: [")
+    with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
+        read_run(run)
