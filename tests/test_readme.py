@@ -50,7 +50,7 @@ def test_recipes_are_linked():
 
 
 def test_pages_are_linked():
-    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", README))
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", README))
     assert linked == {page for page in PAGES if page.startswith("docs/")}
 
 
