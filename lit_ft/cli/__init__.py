@@ -66,6 +66,10 @@ def _run(args: Sequence[str]) -> int:
 
         run_catalog(command, options)
         return 0
+    if command == "predict" and options and not options[0].startswith("-"):  # else by a config
+        from lit_ft.cli.commands.predict import run as run_predict
+
+        return run_predict(options)
     if command == "report":
         from lit_ft.cli.commands.report import run as run_report
 

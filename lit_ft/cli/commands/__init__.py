@@ -15,7 +15,7 @@ COMMANDS = {
     "fit": "Trains and validates, without the test at the end.",
     "validate": "Measures a checkpoint on the validation images.",
     "test": "Measures a checkpoint on the test images.",
-    "predict": "Writes the predictions of a checkpoint to a table, one row an image.",
+    "predict": "Writes predictions to a table, a row an image: lit-ft predict CHECKPOINT PHOTOS, or by a config.",
     "report": "Writes report.html into the folder of a run: curves, metrics, confusion, the worst mistakes.",
     "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",
     "describe": "Prints the stages of a backbone, the images that it expects, and its published weights.",

@@ -1,0 +1,159 @@
+"""``lit-ft predict CHECKPOINT PHOTOS``: a table of predictions, without a config."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lit_ft.assets import replace_atomically
+from lit_ft.cli.commands import COMMANDS, CommandParser
+from lit_ft.console import log_progress
+from lit_ft.data.files.image_index import find_images_to_predict
+from lit_ft.data.images.decode import decode
+from lit_ft.data.tables.tables import escape_formula
+from lit_ft.errors import UserError, printable, refuse_unwritable
+from lit_ft.evaluation.inference import load
+from lit_ft.evaluation.predictions import check_target
+from lit_ft.model.module import FineTuneModule
+from lit_ft.model.prediction import Prediction
+
+Cells = dict[str, Any]
+"""A row of the table, by the names of its columns."""
+
+_BATCH = 32
+_SUFFIXES = (".csv", ".json", ".parquet")
+
+
+def run(args: Sequence[str]) -> int:
+    """Predicts photos with a checkpoint, and writes a table."""
+    parser = CommandParser(prog="lit-ft predict", description=COMMANDS["predict"])
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTOS", help="files, folders, or quoted patterns such as 'a_*.png'"
+    )
+    parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="a .csv, .json or .parquet file")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file, if it is there")
+    parser.add_argument(
+        "--top_k", type=int, default=1, metavar="K", help="number of classes to list with their probabilities"
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="where to compute; by default a GPU, if there is one")
+    given = parser.parse_args(args)
+    out = Path(given.out)
+    if out.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"--out: {out} must end in {', '.join(_SUFFIXES)}")
+    if given.top_k < 1:
+        raise UserError(f"--top_k: must be at least 1, got {given.top_k}")
+    if refusal := check_target(out, given.overwrite):
+        raise UserError(f"--out: {refusal.replace('`predictions.overwrite` true', '--overwrite')}")
+    paths = [path for source in given.photos for path in find_photos(source)]
+    try:
+        model = load(given.checkpoint, given.device)
+    except UserError as error:
+        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
+    rows = list(predict_rows(model, paths, given.top_k))
+    write_table(out, rows)
+    failed = sum("error" in row for row in rows)
+    print(f"Predictions: {printable(str(out))}, {len(rows):,} images" + (f", {failed:,} unreadable" if failed else ""))
+    return 1 if rows and failed == len(rows) else 0
+
+
+def find_photos(source: str) -> list[str]:
+    """The images that an argument stands for: a file, those below a folder, or those that match a pattern.
+
+    Raises:
+        UserError: If there are none.
+    """
+    if Path(source).exists() or not glob.has_magic(source):
+        return [str(path) for path in find_images_to_predict(source, "PHOTOS").paths]
+    found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
+    if not found:
+        raise UserError(f"PHOTOS: no file matches {source}")
+    return found
+
+
+def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Iterator[Cells]:
+    """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
+
+    Args:
+        model: The model.
+        paths: The images.
+        top_k: The number of classes or labels to list.
+    """
+    left, done = iter(paths), list[Cells]()
+    top_k = len(model.class_names) if model.task.name == "multilabel" else top_k  # each has a column
+
+    def batches() -> Iterator[int]:
+        while batch := list(islice(left, _BATCH)):
+            read: dict[str, Any] = {path: _decode(path) for path in batch}
+            good = {path: image for path, image in read.items() if not isinstance(image, str)}
+            found = dict(zip(good, model.predict(good.values(), top_k), strict=True))
+            done.extend(
+                _cells(path, found[path]) if path in found else {"path": path, "error": read[path]} for path in batch
+            )
+            yield len(batch)
+
+    log_progress("Predict", batches(), len(paths))
+    return iter(done)
+
+
+def _decode(path: str) -> Any:
+    """The pixels of an image, or the reason why there are none."""
+    try:
+        return decode(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def _cells(path: str, found: Prediction) -> Cells:
+    row: Cells = {"path": path}
+    if found.values:
+        return row | found.values
+    if found.label:
+        row |= {"class": found.label, "probability": found.probability}
+        for place, (name, probability) in enumerate(found.top_k[1:], start=2):
+            row |= {f"class_{place}": name, f"probability_{place}": probability}
+        return row
+    return row | {"labels": "; ".join(found.labels)} | {f"probability of {name}": p for name, p in sorted(found.top_k)}
+
+
+def write_table(out: Path, rows: Sequence[Cells]) -> None:
+    """Writes rows to a file whose suffix says how; the file is replaced as a whole.
+
+    Raises:
+        UserError: If the file cannot be written, or a library for it is missing.
+    """
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "error"]
+    columns += ["error"] if any("error" in row for row in rows) else []
+    with refuse_unwritable(out), replace_atomically(out) as unfinished:
+        match out.suffix.lower():
+            case ".json":
+                unfinished.write_text(json.dumps(list(rows), indent=1) + "\n", "utf-8", "surrogateescape")
+            case ".parquet":
+                _write_parquet(unfinished, columns, rows)
+            case _:
+                _write_csv(unfinished, columns, rows)
+
+
+def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Cells]) -> None:
+    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(map(escape_formula, columns))
+        writer.writerows([_text(row.get(name, "")) for name in columns] for row in rows)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else escape_formula(str(value))
+
+
+def _write_parquet(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("--out: .parquet needs pyarrow; pip install 'lit_ft[parquet]', or name a .csv file") from None
+    pyarrow.parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in columns}), file)

@@ -1,0 +1,144 @@
+"""``lit-ft predict CHECKPOINT PHOTOS`` as a user runs it."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lit_ft
+from lit_ft.cli import main
+from lit_ft.cli.commands.predict import _BATCH
+from lit_ft.model.module import FineTuneModule
+
+CLASSES = ["cat", "=dog", "owl"]
+
+
+def checkpoint(folder, **options):
+    torch.manual_seed(0)
+    module = FineTuneModule("mnist_cnn", weights=None, **{"classes": CLASSES, **options})
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save({**content, "pytorch-lightning_version": L.__version__}, path := folder / "best.ckpt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    Path("photos/deep").mkdir(parents=True)
+    for name in ("photos/b.png", "photos/deep/a.png", "photos/c.jpg", "alone.png"):
+        Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(name)
+    return tmp_path
+
+
+def table(name="predictions.csv"):
+    with open(name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_photos_of_all_kinds_of_arguments_have_a_row_each_in_order(best, photos, capsys):
+    assert main(["predict", str(best), "photos", "alone.png", "photos/*.jpg"]) == 0
+    rows = table()
+    assert [row["path"] for row in rows] == [
+        "photos/b.png",
+        "photos/c.jpg",
+        "photos/deep/a.png",
+        "alone.png",
+        "photos/c.jpg",
+    ]
+    found = lit_ft.load(best, "cpu").predict([row["path"] for row in rows])
+    assert [row["class"] for row in rows] == [one.label.replace("=dog", "'=dog") for one in found]
+    assert [float(row["probability"]) for row in rows] == pytest.approx([one.probability for one in found], rel=1e-5)
+    assert capsys.readouterr().out == "Predictions: predictions.csv, 5 images\n"
+
+
+def test_several_classes_have_columns_and_probabilities_that_sum_to_one(best, photos):
+    assert main(["predict", str(best), "photos", "--top_k", "9", "--out", "out.json"]) == 0
+    for row in json.loads(Path("out.json").read_text()):
+        assert sorted([row["class"], row["class_2"], row["class_3"]]) == sorted(CLASSES)
+        assert row["probability"] >= row["probability_2"] >= row["probability_3"]
+        assert row["probability"] + row["probability_2"] + row["probability_3"] == pytest.approx(1, abs=1e-5)
+
+
+def test_unreadable_photo_has_its_reason_and_the_others_their_predictions(best, photos, capsys):
+    Path("photos/aa.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["predict", str(best), "photos"]) == 0
+    rows = table()
+    assert [Path(row["path"]).name for row in rows] == ["aa.png", "b.png", "c.jpg", "a.png"]
+    assert rows[0]["error"].startswith("cannot be read as an image (")
+    assert (rows[0]["class"], rows[1]["error"]) == ("", "")
+    assert all(row["class"] for row in rows[1:])
+    assert capsys.readouterr().out.endswith("4 images, 1 unreadable\n")
+    assert main(["predict", str(best), "photos/aa.png", "--overwrite"]) == 1
+
+
+def test_more_photos_than_a_batch_stay_in_order(best, photos):
+    names = [f"many/{i:03}.png" for i in range(2 * _BATCH + 3)]
+    Path("many").mkdir()
+    for i, name in enumerate(names):
+        Image.new("L", (28, 28), i).save(name)
+    assert main(["predict", str(best), "many"]) == 0
+    assert [row["path"] for row in table()] == names
+    one = lit_ft.load(best, "cpu").predict(names[50])[0]
+    assert float(table()[50]["probability"]) == pytest.approx(one.probability, rel=1e-5)
+
+
+def test_parquet_holds_the_same(best, photos):
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert main(["predict", str(best), "photos", "--out", "out.parquet"]) == 0
+    assert main(["predict", str(best), "photos"]) == 0
+    rows = pq.read_table("out.parquet").to_pylist()
+    assert [row["class"] for row in rows] == [row["class"].lstrip("'") for row in table()]
+
+
+def test_labels_and_numbers(photos, tmp_path):
+    best = checkpoint(tmp_path, task="multilabel", classes=["sun", "sea"])
+    assert main(["predict", str(best), "alone.png"]) == 0
+    (row,) = table()
+    shares = {name: float(row[f"probability of {name}"]) for name in ("sun", "sea")}
+    assert row["labels"] == "; ".join(name for name, share in shares.items() if share > 0.5)
+    best = checkpoint(tmp_path, task="regression", classes=["year"])
+    assert main(["predict", str(best), "alone.png", "--overwrite"]) == 0
+    (row,) = table()
+    assert row.keys() == {"path", "year"}
+    assert math.isfinite(float(row["year"]))
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["{best}"], "the following arguments are required: PHOTOS (see lit-ft predict --help)"),
+        (["{best}", "nowhere"], "PHOTOS: nowhere does not exist"),
+        (["{best}", "n*.png"], "PHOTOS: no file matches n*.png"),
+        (["{best}", "photos", "--out", "a.txt"], "--out: a.txt must end in .csv, .json, .parquet"),
+        (["{best}", "photos", "--out", "no/such/a.csv"], ""),
+        (["{best}", "photos", "--top_k", "0"], "--top_k: must be at least 1, got 0"),
+        (["gone.ckpt", "photos"], "CHECKPOINT: no such file: gone.ckpt"),
+        (
+            ["{best}", "photos", "--out", "there.csv"],
+            "--out: there.csv exists; name another file, or to overwrite it: --overwrite",
+        ),
+    ],
+)
+def test_mistake_ends_in_a_line_and_writes_nothing(best, photos, capsys, args, line):
+    Path("there.csv").write_text("mine")
+    code = main(["predict", *(arg.format(best=best) for arg in args)])
+    error = capsys.readouterr().err
+    if not line:  # the folder is made
+        assert code == 0
+        return
+    assert code == 2
+    assert error.startswith(f"lit-ft: {line}")
+    assert Path("there.csv").read_text() == "mine"
+    assert not Path("predictions.csv").exists()
