@@ -22,7 +22,7 @@ from lit_ft.evaluation.predictions import check_target
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.prediction import Prediction
 
-Cells = dict[str, Any]
+TableRow = dict[str, Any]
 """A row of the table, by the names of its columns."""
 
 _BATCH = 32
@@ -76,7 +76,7 @@ def find_photos(source: str) -> list[str]:
     return found
 
 
-def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Iterator[Cells]:
+def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Iterator[TableRow]:
     """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
 
     Args:
@@ -84,7 +84,7 @@ def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Ite
         paths: The images.
         top_k: The number of classes or labels to list.
     """
-    left, done = iter(paths), list[Cells]()
+    left, done = iter(paths), list[TableRow]()
     top_k = len(model.class_names) if model.task.name == "multilabel" else top_k  # each has a column
 
     def batches() -> Iterator[int]:
@@ -109,8 +109,8 @@ def _decode(path: str) -> Any:
         return str(error).removeprefix(f"{path}: ")
 
 
-def _cells(path: str, found: Prediction) -> Cells:
-    row: Cells = {"path": path}
+def _cells(path: str, found: Prediction) -> TableRow:
+    row: TableRow = {"path": path}
     if found.values:
         return row | found.values
     if found.label:
@@ -121,7 +121,7 @@ def _cells(path: str, found: Prediction) -> Cells:
     return row | {"labels": "; ".join(found.labels)} | {f"probability of {name}": p for name, p in sorted(found.top_k)}
 
 
-def write_table(out: Path, rows: Sequence[Cells]) -> None:
+def write_table(out: Path, rows: Sequence[TableRow]) -> None:
     """Writes rows to a file whose suffix says how; the file is replaced as a whole.
 
     Raises:
@@ -139,7 +139,7 @@ def write_table(out: Path, rows: Sequence[Cells]) -> None:
                 _write_csv(unfinished, columns, rows)
 
 
-def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Cells]) -> None:
+def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> None:
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         writer = csv.writer(opened)
         writer.writerow(map(escape_formula, columns))
