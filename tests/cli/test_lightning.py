@@ -576,7 +576,12 @@ def test_print_config_parses_again(run):
     run("fit", "--config", "printed.yaml", "--trainer.fast_dev_run", "true")
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+# Of two recipes with the same large network one is enough here.
+SLOW = {"vgg16_gap_dense", "resnet50_features", "image_folder_gradual"}
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if r in SLOW else r for r in RECIPES])
 def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root, letters_root):
     args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 2]
     config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())

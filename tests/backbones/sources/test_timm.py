@@ -82,6 +82,13 @@ NETWORKS = {
     "vit_tiny_patch16_224": (64, 5),
 }
 
+# Networks that differ much; all others take four times as long as these.
+FAST = {
+    "convnext_atto", "deit_tiny_distilled_patch16_224", "efficientnet_b0", "eva02_tiny_patch14_224", "ghostnet_050",
+    "levit_128s", "mobilenetv3_small_050", "resnet18", "swin_tiny_patch4_window7_224", "test_vit",
+    "tf_efficientnet_lite0", "vit_small_patch14_reg4_dinov2",
+}  # fmt: skip
+
 # Where timm's `pre_logits` come before a norm that belongs to the last linear layer, that layer.
 LAST = {"efficientvit_m0": "head.linear", "shvit_s1": "head.l"}
 
@@ -105,7 +112,9 @@ def strengthened(module, images):
     return module.eval()
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module", params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def case(request):
     name, (size, stages) = request.param, NETWORKS[request.param]
     spec = replace(source.input_spec(f"timm/{name}", None), size=size)

@@ -45,7 +45,10 @@ def test_squeezenet_knows_a_daisy():
 
 @pytest.mark.parametrize(
     ("name", "file", "least"),
-    [("squeezenet1_1", SQUEEZENET, 0.6), ("timm/tf_efficientnet_lite0", EFFICIENTNET, 0.8)],
+    [
+        ("squeezenet1_1", SQUEEZENET, 0.6),
+        pytest.param("timm/tf_efficientnet_lite0", EFFICIENTNET, 0.8, marks=pytest.mark.slow),
+    ],
     ids=["squeezenet", "efficientnet"],
 )
 def test_features_tell_flowers_apart(name, file, least):
