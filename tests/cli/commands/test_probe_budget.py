@@ -64,7 +64,7 @@ def read_results(printed):
 
 
 def test_unfreezing_that_helps_is_suggested(run, narrow):
-    trial, config, text = read_results(run("probe", *narrow, "--budget", "20s"))
+    trial, config, text = read_results(run("probe", *narrow, "--budget", "1h"))
     low, _ = trial["comparison"]["score"]["interval"]
     assert low > 0.1
     assert trial["verdict"] == "fine-tune"
