@@ -85,7 +85,7 @@ def render_report(run: Run) -> str:
         UserError: If the folder is not that of a run.
     """
     page = read_run(run)
-    return render_page("lit_ft.evaluation", "report.html", title=page.title, page=page, picture=thumbnail)
+    return render_page("lit_ft.evaluation", "run.html", title=page.title, page=page, picture=thumbnail)
 
 
 def read_run(run: Run) -> RunPage:

@@ -282,10 +282,8 @@ MISTAKES = {
     ("fit", "--trainer.logger", "CSVLogger"): "--trainer.logger: CSVLogger needs save_dir; add --trainer.logger.save_d",
     ("fit", "--trainer.logger", "CSVLoger"): "--trainer.logger: unknown class 'CSVLoger'; nearest: CSVLogger",
     ("fit", "--trainer.callbacks", "Timr"): "--trainer.callbacks: unknown class 'Timr'; nearest: Timer",
-    ("predict", "best.ckpt", "photos"): (
-        "best.ckpt photos: without the name of an option; type --ckpt_path best.ckpt --data ImageFolderDataModule "
-        "--data.predict photos"
-    ),
+    ("predict", "best.ckpt", "photos"): "PHOTOS: photos does not exist",
+    ("test", "best.ckpt"): "best.ckpt: without the name of an option; type --ckpt_path best.ckpt",
     ("fit", "--model.backbone", "vit_tiny_patch16_224"): (
         "--model.backbone: vit_tiny_patch16_224 is a network of timm; give timm/vit_tiny_patch16_224"
     ),
@@ -293,7 +291,7 @@ MISTAKES = {
         "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
     ),
     ("fot",): "unknown command 'fot'; nearest: fit",
-    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, models",
+    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, report",
 }
 
 

@@ -124,7 +124,7 @@ def test_where_validation_images_are_tested_on_that_is_done_before(tmp_path):
         trainer.finetune(module, datamodule=data, refit=True)
     written = json.loads(trainer.run.metrics.read_text())
     assert written["test"]["test/acc"] == pytest.approx(written["val"]["val/acc"])
-    assert list(written) == ["val", "test", "refit"]
+    assert list(written) == ["val", "selection", "test", "refit"]
 
 
 def test_resumed_run_selects_among_the_models_of_its_fit(tmp_path):

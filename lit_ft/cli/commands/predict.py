@@ -21,6 +21,7 @@ from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.prediction import Prediction
+from lit_ft.runs import Run
 
 TableRow = dict[str, Any]
 """A row of the table, by the names of its columns."""
@@ -36,7 +37,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument(
         "photos", nargs="+", metavar="PHOTOS", help="files, folders, or quoted patterns such as 'a_*.png'"
     )
-    parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="a .csv, .json or .parquet file")
+    parser.add_argument(
+        "--out", default=Run(Path()).predictions.name, metavar="FILE", help="a .csv, .json or .parquet file"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace that file, if it is there")
     parser.add_argument(
         "--top_k", type=int, default=1, metavar="K", help="number of classes to list with their probabilities"
