@@ -27,6 +27,9 @@ BLENDS = (0.25, 0.5, 0.75)
 _MEAN_LOSSES = "val/loss", "val/mse"
 """Metrics that are means over the images of what the losses are, so that these tell their error."""
 
+_OF_THE_FIT = "optimizer_states", "lr_schedulers"
+"""What no model needs that is handed back, and a fit cannot go on with where its weights are others."""
+
 _SELECTED = "share_fine_tuned"
 """Key of a checkpoint that is no epoch's: the share of the fine-tuned weights in it."""
 
@@ -196,7 +199,8 @@ def _save(
     content = probe
     if tuned is not None and share:
         place = {"epoch": trainer.current_epoch - 1, "global_step": trainer.global_step}
-        content = {**tuned, **place, "state_dict": blend(probe["state_dict"], last, share)}
+        kept = {key: value for key, value in tuned.items() if key not in _OF_THE_FIT}
+        content = {**kept, **place, "state_dict": blend(probe["state_dict"], last, share)}
     if tuned is not None:
         keep_best_epoch(callback.best_model_path)
     if callback.state_key in content.get("callbacks", {}):  # which a test of it takes the score from

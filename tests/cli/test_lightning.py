@@ -662,7 +662,7 @@ def test_warnings_do_not_reach_the_terminal_raw(monkeypatch):
     assert told == "lit-ft: warning: not used: more\\x1b[2J\nand more\n"
 
 
-def test_refit_is_told_with_the_score_before_it_and_left_out_of_fit(run):
+def test_refit_is_told_with_the_score_before_it_and_left_out_of_fit(run, refused):
     probe = (*DIGITS, "--data.shots", 4, "--model.backbone", "mnist_cnn", "--unfreeze.strategy", "linear_probe")
     printed = run("finetune", *probe, "--refit", "true")
     assert re.search(r"\nRefit   on \d+ images", printed)
@@ -670,3 +670,7 @@ def test_refit_is_told_with_the_score_before_it_and_left_out_of_fit(run):
     with pytest.warns(UserWarning, match="`refit`: fit leaves it out; use lit-ft finetune for it"):
         printed = run("fit", *probe, "--refit", "true")
     assert re.search(r"\nBest model   \S+  \(val/acc 0\.\d+\)", printed)
+    best = Path("logs/run/version_1/checkpoints/best.ckpt")
+    line = refused("fit", *probe, "--ckpt_path", best)
+    expected = "is what was handed back, not an epoch to go on from; give logs/run/version_1/checkpoints/last.ckpt"
+    assert line == f"lit-ft: --ckpt_path: {best} {expected}"

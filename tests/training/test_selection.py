@@ -237,6 +237,7 @@ def test_blend_is_of_the_last_epoch_also_where_another_is_the_best(tmp_path, mon
     halves = {name: (value + last[name]) / 2 for name, value in probe.items() if value.is_floating_point()}
     assert all(best["state_dict"][name].allclose(half, atol=1e-6) for name, half in halves.items())
     assert (best["epoch"], best["share_fine_tuned"]) == (1, 0.5)
+    assert not {"optimizer_states", "lr_schedulers"} & best.keys()
 
 
 def test_best_epoch_is_handed_back_as_it_is_also_after_another_choice(tmp_path, monkeypatch):
