@@ -43,7 +43,11 @@ class Basis:
         self.curvature = F.pad(variance, (0, 1), value=1.0).to(self.dtype)
         self._kept: Tensor | None = None
         if len(features) * len(self.curvature) * dtype.itemsize <= keep:
-            self._kept = torch.cat([self._rotate(block) for block in self._blocks()])
+            kept, start = torch.empty(len(features), self.width, dtype=dtype, device=self.device), 0
+            for block in self._blocks():  # not joined at the end, which would take the memory twice
+                kept[start : start + len(block)] = self._rotate(block)
+                start += len(block)
+            self._kept = kept
 
     def __len__(self) -> int:
         return len(self.features)
