@@ -100,14 +100,14 @@ class Trainer(L.Trainer):
     def again(self, callbacks: list[callbacks.Callback], max_steps: int = -1) -> Trainer:
         """A trainer with the same options for a further fit, without validation, logs and checkpoints.
 
-        Nor has it a least length, which was that of the first fit, and would let no callback end it before.
+        Nor has it a least length or a limit of time: those were of the first fit, and a callback says when it ends.
 
         Args:
             callbacks: Its callbacks.
             max_steps: Optimizer steps after which it ends; -1 for no such end.
         """
         without: dict[str, Any] = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "logger": False}
-        without |= {"enable_checkpointing": False, "min_epochs": None, "min_steps": None}
+        without |= {"enable_checkpointing": False, "min_epochs": None, "min_steps": None, "max_time": None}
         quiet = {"enable_model_summary": False, "enable_progress_bar": self.progress_bar_callback is not None}
         return type(self)(**{**self._options, **without, **quiet, "callbacks": callbacks, "max_steps": max_steps})
 

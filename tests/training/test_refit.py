@@ -5,7 +5,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from small_runs import FewDigits, small_module, small_trainer
 
@@ -223,3 +223,9 @@ def test_schedule_or_data_that_cannot_be_refitted_are_refused(tmp_path):
         Refit(trainer, small_module(), StreamDataModule(root=str(tmp_path)))
     with pytest.raises(UserError, match="refit: true is for FineTuneModule"):
         Refit(trainer, L.LightningModule(), data)
+
+
+def test_refit_has_its_epochs_whatever_the_time_that_the_fit_had():
+    limited = Trainer(accelerator="cpu", max_time="00:00:00:01", logger=False, enable_checkpointing=False)
+    assert any(isinstance(callback, Timer) for callback in limited.callbacks)
+    assert not any(isinstance(callback, Timer) for callback in limited.again([]).callbacks)
