@@ -11,6 +11,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_value, rank_zero_print
@@ -28,6 +29,9 @@ _SAMPLES = 200
 _FEW_SAMPLES = 40
 _VALUES = 1 << 29
 """Logits that all samples together may have, before there are fewer samples."""
+
+_MOST_VALUES = 1 << 27
+"""Logits that are kept of an evaluation, in one process; those of more images are not, nor are there results then."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,15 @@ class ResultWriter(Callback):
 
     def __init__(self) -> None:
         self._outputs: list[tuple[Tensor, Tensor]] = []
+        self._num_values = 0
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets an earlier evaluation."""
-        self._outputs = []
+        self._outputs, self._num_values = [], 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Likewise."""
-        self._outputs = []
+        self._outputs, self._num_values = [], 0
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -71,7 +76,11 @@ class ResultWriter(Callback):
     ) -> None:  # fmt: skip
         """Takes the predictions of a batch, if the module's step gives them."""
         if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys():
-            self._outputs.append((outputs["logits"].detach().cpu(), outputs["targets"].detach().cpu()))
+            self._num_values += outputs["logits"].numel()
+            if self._num_values > _MOST_VALUES:
+                self._outputs = []
+            else:
+                self._outputs.append((outputs["logits"].detach().cpu(), outputs["targets"].detach().cpu()))
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -93,6 +102,8 @@ class ResultWriter(Callback):
     def _write(self, trainer: Any, module: Any, split: str) -> None:
         run, outputs = find_run(trainer), self._outputs
         self._outputs = []
+        if self._num_values > _MOST_VALUES:
+            rank_zero_warn(f"too many predictions to keep, so that no {run and run.result_table('predictions', split)}")
         parts: list[Any] = [outputs]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size

@@ -141,6 +141,18 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def test_predictions_that_take_too_much_memory_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_MOST_VALUES", 5 * 10)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[ResultWriter()],
+    )  # fmt: skip
+    trainer.run = Run(tmp_path)
+    with pytest.warns(UserWarning, match=r"too many predictions to keep, so that no .*predictions_test\.csv"):
+        trainer.test(small_module(), datamodule=FewDigits(batch_size=4), verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_test_and_a_validation_write_their_tables_and_a_fit_does_not(tmp_path, capsys):
     L.seed_everything(1)
     module, data, run = small_module(), FewDigits(shots=8, batch_size=16), Run(tmp_path)
