@@ -123,8 +123,9 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
 
     @property
     def input_spec(self) -> InputSpec:
-        """The images that the backbone expects; data modules ask for it."""
-        return self.backbone.spec
+        """The images that the backbone expects, and how a photo is brought to them; data modules ask for it."""
+        spec = self.backbone.spec
+        return replace(spec, resize=spec.size, squash=True) if self.sees_whole_images else spec
 
     @property
     def main_metric(self) -> tuple[str, str]:

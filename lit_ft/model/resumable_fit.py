@@ -31,6 +31,7 @@ class ResumableFit(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.class_names: list[str] = []
+        self.sees_whole_images = False  # as those were evaluated that it was fitted with
         self._seed: int | None = None
         self._images: Fingerprint | None = None
         self._measured: dict[str, float] = {}  # as the checkpoint was written
@@ -48,6 +49,7 @@ class ResumableFit(L.LightningModule):
         if stage == "fit":
             if not self.training:  # it was loaded to predict, and Lightning would train it as it is
                 self.train()
+            self.sees_whole_images = bool(getattr(self.data_module, "sees_whole_images", False))
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
             self._images = None  # of an earlier fit
 
@@ -128,6 +130,7 @@ class ResumableFit(L.LightningModule):
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
         checkpoint["run_seed"] = self._seed
+        checkpoint["sees_whole_images"] = self.sees_whole_images
         checkpoint["images"] = self._fingerprint()
         checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
         checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
@@ -135,6 +138,7 @@ class ResumableFit(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resumes the fit, and raises `UserError` if the data has other classes or images than the checkpoint's run."""
         self._seed = checkpoint.get("run_seed")
+        self.sees_whole_images = bool(checkpoint.get("sees_whole_images", False))
         self._measured = {str(key): float(value) for key, value in checkpoint.get("measured", {}).items()}
         trainer = attached_trainer(self)
         if trainer is None:

@@ -55,6 +55,22 @@ def test_loaded_model_is_ready_to_predict_and_a_fit_lets_it_train(module, path):
     assert all(modes)
 
 
+def test_whole_images_are_predicted_as_they_were_evaluated(tmp_path):
+    L.seed_everything(0)
+    module, trainer = small_module(input={"resize": 40}, lr=0.001), small_trainer(3)  # of photos the outer 6 pixels are cut off
+    trainer.fit(module, datamodule=(digits := FewDigits(shots=8)))
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    images = digits.splits["train"].images[:64]
+    module.eval()
+    with torch.no_grad():
+        whole = module(images).softmax(dim=1)
+        centres = module(torch.stack([module.backbone.spec.geometry()(image) for image in images])).softmax(dim=1)
+    for one in (module, lit_ft.load(path, device="cpu")):
+        found = torch.tensor([prediction.probability for prediction in one.predict(images)])
+        torch.testing.assert_close(found, whole.max(dim=1).values, atol=1e-5, rtol=1e-4)
+    assert (whole - centres).abs().max() > 0.01
+
+
 def test_what_is_no_checkpoint_or_device_is_refused(tmp_path, path):
     with pytest.raises(UserError, match=r"ckpt_path: no such file: .*nowhere\.ckpt"):
         lit_ft.load(tmp_path / "nowhere.ckpt")

@@ -112,6 +112,7 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
         **common: The options of every data module.
     """
 
+    sees_whole_images = True
     basic_augment: ShiftFlip
     test_name: str
     """Prefix of the names in `predict_paths`."""

@@ -38,6 +38,8 @@ class DataFacts(ABC, Generic[SetT]):
     splits: dict[Split, SetT]
     task: TaskName = "multiclass"
     """The task that the targets are for."""
+    sees_whole_images = False
+    """Whether images are evaluated as a whole, rather than the centre of each."""
     test_advice: str = "hold some out"
     """How to get test images, where there are none."""
 
