@@ -57,7 +57,10 @@ def test_loaded_model_is_ready_to_predict_and_a_fit_lets_it_train(module, path):
 
 def test_whole_images_are_predicted_as_they_were_evaluated(tmp_path):
     L.seed_everything(0)
-    module, trainer = small_module(input={"resize": 40}, lr=0.001), small_trainer(3)  # of photos the outer 6 pixels are cut off
+    module, trainer = (
+        small_module(input={"resize": 40}, lr=0.001),
+        small_trainer(3),
+    )  # photos lose their margin
     trainer.fit(module, datamodule=(digits := FewDigits(shots=8)))
     trainer.save_checkpoint(path := tmp_path / "a.ckpt")
     images = digits.splits["train"].images[:64]

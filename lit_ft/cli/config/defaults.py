@@ -16,7 +16,7 @@ from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, refuse_other_model
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoint import hyper_parameters
+from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import DEFAULT_ROOT, find_run_of_checkpoint
 from lit_ft.tasks.monitored import METRICS
@@ -69,6 +69,9 @@ def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str])
     refuse_other_model(as_plain(known), hparams, args, files)
     # What only a fit needs stays the command's own: jsonargparse would import it where it saves the config.
     taken = {key: hparams[key] for key in hparams if key in known and key not in ("optimizer", "lr_scheduler")}
+    if taken.get("input") and read_checkpoint(config["ckpt_path"]).get("sees_whole_images"):
+        # Here, as the data is set up before the checkpoint is loaded.
+        taken["input"] = {**taken["input"], "resize": taken["input"]["size"], "squash": True}
     refuse_foreign(taken, as_plain(known))
     known.update(Namespace(taken | ({"weights": None} if "weights" in taken else {})))
     config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))

@@ -1,5 +1,6 @@
 """Evaluations with the data of their checkpoint, and options of the model that contradict it."""
 
+import csv
 import json
 import os
 import re
@@ -136,6 +137,17 @@ def test_photos_are_predicted_by_a_checkpoint_of_arrays_with_the_class_that_the_
         )
         run("predict", "--ckpt_path", "best", *args, "--data", "ImageFolderDataModule", *photos)
         assert len(Path("logs/run/version_0/predictions.csv").read_text().splitlines()) == 1 + 10
+
+
+def test_photos_are_seen_as_the_arrays_were_by_both_ways_to_predict(run, photo_root):
+    run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null", "--model.input.resize", 40)
+    photos = photo_root / "ant"
+    run("predict", "--ckpt_path", "best", "--name", "run", "--data", "ImageFolderDataModule", "--data.predict", photos)
+    run("predict", "logs/run/version_0", photos, "--out", "direct.csv")
+    texts = [Path(file).read_text() for file in ("logs/run/version_0/predictions.csv", "direct.csv")]
+    config, direct = ([float(row["probability"]) for row in csv.DictReader(text.splitlines())] for text in texts)
+    assert len(direct) == 10
+    assert config == pytest.approx(direct, rel=1e-5)
 
 
 def test_checkpoint_is_evaluated_on_its_own_data_and_options_override(run):
