@@ -26,6 +26,7 @@ LETTERS = ROOT / "cyrillic_as_emnist" / "EMNIST" / "raw" / "emnist-letters-train
 NUM_ODD = 20
 
 pytestmark = [
+    pytest.mark.slow,  # 16 s; all passed on 2026-11-28
     pytest.mark.real_data,
     pytest.mark.skipif(
         not all(path.exists() for path in (SQUEEZENET, FLOWERS, LETTERS)), reason="LIT_FT_DATA has not all of these"

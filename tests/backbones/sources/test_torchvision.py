@@ -23,6 +23,7 @@ LARGE = {
     *("resnext101_32x8d", "resnext101_64x4d", "swin_b", "swin_s", "swin_v2_b", "swin_v2_s", "vgg13", "vgg13_bn"),
     *("vgg16_bn", "vgg19", "vgg19_bn", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "vgg11", "vgg11_bn"),
     *("convnext_small", "densenet169", "resnet101", "efficientnet_b3", "efficientnet_b4", "vit_b_16", "regnet_y_3_2gf"),
+    *("maxvit_t", "vgg16", "wide_resnet50_2", "efficientnet_v2_s", "swin_v2_t", "regnet_y_1_6gf"),
 }
 
 

@@ -314,9 +314,8 @@ def test_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
 
 
 SMALLEST = {
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit_t"),
-    *("mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5"),
-    *("squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vit_b_32"),
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "inception_v3", "mnasnet0_5", "mobilenet_v2"),
+    *("mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
 }
 
 
