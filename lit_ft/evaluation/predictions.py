@@ -146,11 +146,12 @@ def check_target(path: Path, overwrite: bool) -> str | None:
     """The reason why predictions cannot be written to a file, pipe or device, or must not be."""
     if is_device(path):  # not opened: the reader of a pipe would see its end
         return None if os.access(path, os.W_OK) else f"{path} cannot be written"
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike that of pathlib, it is false where a name is too long
         return f"{path} is a folder, not a file"
-    if path.exists() and not overwrite:
+    exists = os.path.exists(path)
+    if exists and not overwrite:
         return f"{path} exists; name another file, or to overwrite it: `predictions.overwrite` true"
-    if path.exists() and not os.access(path, os.W_OK):
+    if exists and not os.access(path, os.W_OK):
         return f"{path} is read-only; name another file"
     unfinished = name_unfinished(path)
     try:
@@ -164,7 +165,7 @@ def check_target(path: Path, overwrite: bool) -> str | None:
 
 def is_device(path: Path) -> bool:
     """Whether a path is written in place: a pipe, a device, or a descriptor of this process."""
-    return _find_descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+    return _find_descriptor(path) is not None or (os.path.exists(path) and not path.is_file() and not path.is_dir())
 
 
 def _find_descriptor(path: Path) -> int | None:

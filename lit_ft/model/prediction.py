@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import IOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +54,8 @@ class Predictor:
         Args:
             pictures: A file, a folder (all images below it, by name), an image of Pillow, an array ``(H, W)`` or
                 ``(H, W, C)``, a tensor ``(C, H, W)``, a batch of one of these, or any number of all of these. Files and
-                images of Pillow are turned as their EXIF data says. Pixels are uint8, or float from 0 to 1.
+                images of Pillow are turned as their EXIF data says. Pixels are uint8, or float from 0 to 1. Of four
+                channels the last is transparency, unless the network takes four.
             top_k: The number of classes or labels to list.
             batch_size: The number of images that pass the network at once.
 
@@ -70,13 +72,14 @@ class Predictor:
                 raise UserError(f"{name}: must be at least 1, got {value}")
         module = cast(Any, self)
         geometry, was_training = module.input_spec.geometry(), module.training
-        images = read_pictures(pictures)
+        normalise, images = module.normalise, read_pictures(pictures, module.normalise.channels)
         found: list[Prediction] = []
         module.eval()
         try:
             with torch.inference_mode():
                 while batch := list(islice(images, batch_size)):
-                    pixels = [transform_seeded(geometry, image, 0, name or "an image") for name, image in batch]
+                    sized = (transform_seeded(geometry, image, 0, name or "an image") for name, image in batch)
+                    pixels = [normalise.fit_channels(image) for image in sized]  # of one number, to be stacked
                     predicted = module.task.predict(module(torch.stack(pixels).to(module.device))).cpu()
                     found += self._format(predicted, [name for name, _ in batch], top_k)
         finally:
@@ -99,8 +102,12 @@ class Predictor:
                 yield Prediction(top_k=best, labels=labels, path=path)
 
 
-def read_pictures(pictures: Picture | Iterable[Picture]) -> Iterator[tuple[str, Tensor]]:
+def read_pictures(pictures: Picture | Iterable[Picture], channels: int = 3) -> Iterator[tuple[str, Tensor]]:
     """The path of each image, empty where there is none, and its pixels, uint8 ``(C, H, W)``.
+
+    Args:
+        pictures: What `Predictor.predict` takes.
+        channels: The number of channels that is taken as it is, besides one and three.
 
     Raises:
         UserError: If something is no image.
@@ -110,32 +117,55 @@ def read_pictures(pictures: Picture | Iterable[Picture]) -> Iterator[tuple[str, 
             for path in find_images_to_predict(str(pictures), "pictures").paths:
                 yield str(path), decode(path)
         case Image.Image():
-            yield "", to_pixels(pictures)
+            yield "", _check(to_pixels(pictures))
         case Tensor() if pictures.ndim == 4:
-            yield from (("", _as_bytes(image)) for image in pictures)
+            yield from (("", _read_tensor(image, channels)) for image in pictures)
         case Tensor() if pictures.ndim == 3:
-            yield "", _as_bytes(pictures)
+            yield "", _read_tensor(pictures, channels)
         case np.ndarray() if pictures.ndim == 4:
-            yield from (("", _read_array(image)) for image in pictures)
+            yield from (("", _read_array(image, channels)) for image in pictures)
         case np.ndarray() if pictures.ndim in (2, 3):
-            yield "", _read_array(pictures)
+            yield "", _read_array(pictures, channels)
         case Tensor() | np.ndarray():
             shapes = "a tensor (C, H, W)" if isinstance(pictures, Tensor) else "an array (H, W) or (H, W, C)"
             raise UserError(f"pictures: expected {shapes}, or a batch, got the shape {tuple(pictures.shape)}")
-        case Iterable():
+        case Iterable() if not isinstance(pictures, (bytes, bytearray, memoryview, IOBase, Mapping)):
             for one in pictures:
-                yield from read_pictures(one)
+                yield from read_pictures(one, channels)
         case _:
             raise UserError(f"pictures: {type(pictures).__name__} is no image; give paths, images, arrays or tensors")
 
 
-def _read_array(array: NDArray[Any]) -> Tensor:
-    """The pixels of an array ``(H, W)`` or ``(H, W, C)``; of four channels the last is taken for transparency."""
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if channels not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+def _read_array(array: NDArray[Any], channels: int) -> Tensor:
+    """The pixels of an array ``(H, W)`` or ``(H, W, C)``."""
+    depth, known = array.shape[2] if array.ndim == 3 else 1, {1, 3, 4, channels}
+    if depth not in known and array.shape[0] in known:
         raise UserError(f"pictures: an array has the channels last, got the shape {array.shape}; transpose it")
-    pixels = _as_bytes(torch.tensor(np.ascontiguousarray(array)).reshape(*array.shape[:2], channels))
-    return to_pixels(Image.fromarray(pixels.numpy(), "RGBA")) if channels == 4 else pixels.permute(2, 0, 1)
+    try:  # torch knows the byte order of this machine alone
+        pixels = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise UserError(f"pictures: pixels are {array.dtype}; give uint8, or float from 0 to 1") from error
+    return _read_tensor(pixels.reshape(*array.shape[:2], depth).permute(2, 0, 1), channels)
+
+
+def _read_tensor(image: Tensor, channels: int) -> Tensor:
+    """The pixels of a tensor ``(C, H, W)``; of four channels the last is transparency, if the network takes no four."""
+    if image.shape[0] not in {1, 3, 4, channels}:
+        raise UserError(
+            f"pictures: an image of {image.shape[0]} channels; a tensor is (C, H, W), an array (H, W) or (H, W, C), "
+            "and a batch of these has one dimension more, its first"
+        )
+    pixels = _as_bytes(_check(image))
+    if image.shape[0] != 4 or channels == 4:
+        return pixels
+    return to_pixels(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGBA"))
+
+
+def _check(image: Tensor) -> Tensor:
+    """The image, if it has any pixels."""
+    if image.numel() == 0:
+        raise UserError(f"pictures: an image of {image.shape[1]} x {image.shape[2]} pixels is empty; leave it out")
+    return image
 
 
 def _as_bytes(image: Tensor) -> Tensor:

@@ -44,22 +44,31 @@ class Normalise(nn.Module):
         Raises:
             UserError: If they have channels that the network does not take.
         """
-        if images.shape[1] != self.channels:
-            if images.shape[1] == 1:
-                images = images.expand(-1, self.channels, -1, -1)
-            elif self.channels == 1:
-                images = rgb_to_grayscale(images)
-            else:
-                raise UserError(
-                    f"`model.input.channels`: the model takes images of {self.channels} channels, but the data gives "
-                    f"{images.shape[1]}"
-                )
+        images = self.fit_channels(images)
         if images.dtype == torch.uint8:
             # In place: each further tensor of floats costs as much time as the arithmetic.
             images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
         else:  # NumPy's floats are float64
             images = images.to(self.mean.dtype)
         return images.contiguous(memory_format=self.memory_format)
+
+    def fit_channels(self, images: Tensor) -> Tensor:
+        """Images ``(..., C, H, W)`` with as many channels as the network takes.
+
+        Raises:
+            UserError: If that cannot be.
+        """
+        channels = images.shape[-3]
+        if channels == self.channels:
+            return images
+        if channels == 1:
+            return images.expand(*images.shape[:-3], self.channels, -1, -1)
+        if self.channels == 1:
+            grey: Tensor = rgb_to_grayscale(images)
+            return grey
+        raise UserError(
+            f"`model.input.channels`: the model takes images of {self.channels} channels, but the data gives {channels}"
+        )
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, C, H, W)`` as uint8 again."""

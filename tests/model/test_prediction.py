@@ -95,12 +95,48 @@ def test_photos_are_turned_and_their_transparent_parts_white(model, tmp_path):
         (torch.zeros(3), r"expected a tensor \(C, H, W\), or a batch, got the shape \(3,\)"),
         ("nowhere.jpg", "nowhere.jpg does not exist"),
         ([3], "int is no image"),
+        (b"\xff\xd8", "bytes is no image"),
+        ({"a.jpg": 1}, "dict is no image"),
+        ("x" * 5000, "cannot be read"),
+        (torch.zeros(8, 8, 3), r"an image of 8 channels; a tensor is \(C, H, W\)"),
+        (np.zeros((5, 8, 8), np.uint8), "an image of 8 channels"),
+        (np.zeros((0, 8, 3)), "an image of 0 x 8 pixels is empty"),
+        (Image.new("L", (0, 0)), "an image of 0 x 0 pixels is empty"),
+        (np.full((8, 8), None), "pixels are object"),
     ],
 )
 def test_what_is_no_picture_is_refused(model, tmp_path, monkeypatch, pictures, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"^pictures: .*{text}"):
         model.predict(pictures)
+
+
+def test_image_of_pillow_that_cannot_be_read_is_refused(model, tmp_path):
+    a_photo().save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
+    for image in (Image.open(tmp_path / "a.png"), Image.fromarray(np.full((8, 8), 300, np.float32))):
+        with pytest.raises(UserError, match="an image of Pillow: cannot be read as an image"):
+            model.predict(image)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_coloured_pixels_are_predicted_together(channels):
+    model = FineTuneModule("mnist_cnn", weights=None, classes=2, input={"channels": channels}).eval()
+    photo = np.array(a_photo())
+    pictures = [photo, photo[..., 0], torch.from_numpy(photo.copy()).permute(2, 0, 1), a_photo()]
+    alone = [model.predict(picture)[0].probability for picture in pictures]
+    assert [one.probability for one in model.predict(pictures)] == pytest.approx(alone, abs=1e-5)
+    other_order = photo[..., 0].astype(">f4") / np.float32(255)
+    assert model.predict(other_order)[0].probability == pytest.approx(alone[1], abs=1e-5)
+
+
+def test_fourth_channel_is_that_of_a_network_that_takes_four():
+    model = FineTuneModule("mnist_cnn", weights=None, classes=2, input={"channels": 4}).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 4), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    with torch.no_grad():
+        wanted = model(tensor[None]).softmax(dim=1).max().item()
+    assert [model.predict(kind)[0].probability for kind in (pixels, tensor)] == pytest.approx([wanted] * 2, abs=1e-5)
 
 
 def test_damaged_file_and_options_out_of_range_are_refused(model, tmp_path):

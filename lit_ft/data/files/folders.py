@@ -44,7 +44,7 @@ def _find(given: str, key: str) -> Path:
         if shared and (shared / path).exists():
             return shared / path
         beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
-    except PermissionError as error:
+    except OSError as error:  # not permitted, or its name is too long
         raise UserError(f"{key}: {path} cannot be read ({error.strerror}); change or move it") from error
     close = nearest(path.name, beside)
     hint = f"nearest: {', '.join(close)}" if close else "give another path"

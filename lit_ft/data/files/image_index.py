@@ -51,7 +51,7 @@ def find_images_to_predict(given: str, key: str = "`data.predict`") -> FileSplit
         UserError: There is no such file or folder, or no image in it.
     """
     path = Path(given).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # unlike that of pathlib, it is false where a name is too long
         paths = PackedPaths.pack("", [path])
     else:
         path = find_folder(given, key)

@@ -127,8 +127,9 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An image of Pillow as `decode` gives it; it is not changed."""
-    return _pixels(_upright(image.copy()))
+    """An image of Pillow as `decode` gives it; it is not changed. Raises `UserError` likewise."""
+    with _strict("an image of Pillow", None):
+        return _pixels(_upright(image.copy()))
 
 
 def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: str | None = None) -> Tensor:
@@ -176,14 +177,20 @@ def upright_size(file: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
     """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
+    with _strict(file, name), Image.open(file, formats=formats()) as image:
+        yield image
+
+
+@contextmanager
+def _strict(file: str | Path | BytesIO, name: str | None) -> Iterator[None]:
+    """Raises whatever fails within as an error of the file, also that a part of it is missing."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         # Whatever the rest of the program says, what is missing must not be filled with grey.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
-            with Image.open(file, formats=formats()) as image:
-                yield image
+            yield
     except Exception as error:  # a damaged file raises nearly anything
         raise UserError(
             f"{name or file}: cannot be read as an image ({why_unread(file, error)}); fix or remove it"
