@@ -32,7 +32,11 @@ def load(path: str | Path, device: str | torch.device | None = None) -> FineTune
         device = found or torch.device("cpu")
     path = Run(Path(path)).checkpoint("best") if Path(path).is_dir() else path
     hyper_parameters(str(path), "predict", "")  # refuses what is no checkpoint of lit_ft
-    module = FineTuneModule.load_from_checkpoint(path, map_location="cpu")
+    try:
+        module = FineTuneModule.load_from_checkpoint(path, map_location="cpu")
+    except RuntimeError as error:  # of torch, over weights that are missing or of another shape
+        reason = " ".join(" ".join(str(error).split("\n")[1:2]).split()) or str(error)
+        raise UserError(f"`ckpt_path`: {path} has not the weights of its network ({reason})") from error
     try:
         return module.to(device)
     except RuntimeError as error:  # torch was built without it, or there is none

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from lit_ft.data.images.decode import decode
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.inference import load
-from lit_ft.evaluation.predictions import check_target
+from lit_ft.evaluation.predictions import check_target, is_device
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.prediction import Prediction
 from lit_ft.runs import Run
@@ -46,7 +49,7 @@ def run(args: Sequence[str]) -> int:
     )
     parser.add_argument("--device", metavar="DEVICE", help="where to compute; by default a GPU, if there is one")
     given = parser.parse_args(args)
-    out = Path(given.out)
+    out = Path(given.out).expanduser()  # the shell leaves that of --out=~/a.csv as it is
     if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f"--out: {out} must end in {', '.join(_SUFFIXES)}")
     if given.top_k < 1:
@@ -59,8 +62,9 @@ def run(args: Sequence[str]) -> int:
     except UserError as error:
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
     rows = list(predict_rows(model, paths, given.top_k))
-    write_table(out, rows)
-    failed = sum("error" in row for row in rows)
+    reason = reason_column(model)
+    write_table(out, rows, reason)
+    failed = sum(reason in row for row in rows)
     print(f"Predictions: {printable(str(out))}, {len(rows):,} images" + (f", {failed:,} unreadable" if failed else ""))
     return 1 if rows and failed == len(rows) else 0
 
@@ -71,12 +75,17 @@ def find_photos(source: str) -> list[str]:
     Raises:
         UserError: If there are none.
     """
-    if Path(source).exists() or not glob.has_magic(source):
+    if os.path.exists(source) or not glob.has_magic(source):
         return [str(path) for path in find_images_to_predict(source, "PHOTOS").paths]
     found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
     if not found:
         raise UserError(f"PHOTOS: no file matches {source}")
     return found
+
+
+def reason_column(model: FineTuneModule) -> str:
+    """The column with the reason why an image cannot be read: ``error``, unless a number that is predicted has it."""
+    return "error" if model.task.name != "regression" or "error" not in model.class_names else "why unread"
 
 
 def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Iterator[TableRow]:
@@ -87,7 +96,7 @@ def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Ite
         paths: The images.
         top_k: The number of classes or labels to list.
     """
-    left, done = iter(paths), list[TableRow]()
+    left, done, reason = iter(paths), list[TableRow](), reason_column(model)
     top_k = len(model.class_names) if model.task.name == "multilabel" else top_k  # each has a column
 
     def batches() -> Iterator[int]:
@@ -96,7 +105,7 @@ def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Ite
             good = {path: image for path, image in read.items() if not isinstance(image, str)}
             found = dict(zip(good, model.predict(good.values(), top_k), strict=True))
             done.extend(
-                _cells(path, found[path]) if path in found else {"path": path, "error": read[path]} for path in batch
+                _cells(path, found[path]) if path in found else {"path": path, reason: read[path]} for path in batch
             )
             yield len(batch)
 
@@ -124,18 +133,25 @@ def _cells(path: str, found: Prediction) -> TableRow:
     return row | {"labels": "; ".join(found.labels)} | {f"probability of {name}": p for name, p in sorted(found.top_k)}
 
 
-def write_table(out: Path, rows: Sequence[TableRow]) -> None:
-    """Writes rows to a file whose suffix says how; the file is replaced as a whole.
+def write_table(out: Path, rows: Sequence[TableRow], reason: str = "error") -> None:
+    """Writes rows to a file whose suffix says how; the file is replaced as a whole, and a pipe is written to.
+
+    Args:
+        out: The file.
+        rows: The rows.
+        reason: The column that comes last, where there is one.
 
     Raises:
         UserError: If the file cannot be written, or a library for it is missing.
     """
-    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "error"]
-    columns += ["error"] if any("error" in row for row in rows) else []
-    with refuse_unwritable(out), replace_atomically(out) as unfinished:
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != reason]
+    columns += [reason] if any(reason in row for row in rows) else []
+    target = nullcontext(out) if is_device(out) else replace_atomically(out)
+    with refuse_unwritable(out), target as unfinished:
         match out.suffix.lower():
             case ".json":
-                unfinished.write_text(json.dumps(list(rows), indent=1) + "\n", "utf-8", "surrogateescape")
+                finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
+                unfinished.write_text(json.dumps(finite, indent=1) + "\n", "utf-8")
             case ".parquet":
                 _write_parquet(unfinished, columns, rows)
             case _:
@@ -153,10 +169,21 @@ def _text(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else escape_formula(str(value))
 
 
+def _finite(value: Any) -> Any:
+    """The value, or null for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _valid(value: Any) -> Any:
+    """The value; of the name of a file, which need not be valid text, what is none is spelt out."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _write_parquet(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise UserError("--out: .parquet needs pyarrow; pip install 'lit_ft[parquet]', or name a .csv file") from None
-    pyarrow.parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in columns}), file)
+    cells = {_valid(name): [_valid(row.get(name)) for row in rows] for name in columns}
+    pyarrow.parquet.write_table(pyarrow.table(cells), file)

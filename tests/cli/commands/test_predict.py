@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import lightning as L
@@ -102,6 +104,67 @@ def test_parquet_holds_the_same(best, photos):
     assert [row["class"] for row in rows] == [row["class"].lstrip("'") for row in table()]
 
 
+def test_names_that_are_no_text_and_probabilities_that_are_no_numbers_are_written(photos, tmp_path):
+    best = checkpoint(tmp_path)
+    content = torch.load(best, weights_only=True)
+    content["state_dict"] = {name: torch.full_like(value, math.nan) for name, value in content["state_dict"].items()}
+    torch.save(content, best)
+    name = os.fsdecode(b"photos/\xff.png")
+    try:
+        os.rename("photos/b.png", name)
+    except OSError:
+        pytest.skip("this file system has names of text alone")
+    assert main(["predict", str(best), "photos", "--out", "out.json"]) == 0
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    rows = json.loads(Path("out.json").read_text(), parse_constant=refuse)
+    assert [row["probability"] for row in rows] == [None] * 3
+    assert name in [row["path"] for row in rows]
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert main(["predict", str(best), "photos", "--out", "out.parquet"]) == 0
+    assert "photos/\\udcff.png" in pq.read_table("out.parquet").column("path").to_pylist()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_pipe_is_written_to(best, photos):
+    os.mkfifo("out.csv")
+    with subprocess.Popen(["cat", "out.csv"], stdout=subprocess.PIPE, text=True) as reader:
+        assert main(["predict", str(best), "alone.png", "--out", "out.csv"]) == 0
+        assert Path("out.csv").is_fifo()
+        assert reader.communicate(timeout=60)[0].startswith("path,class,probability\nalone.png,")
+
+
+def test_home_folder_is_that_of_the_user(best, photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos / "home"))
+    monkeypatch.setenv("USERPROFILE", str(photos / "home"))
+    assert main(["predict", str(best), "alone.png", "--out=~/a.csv"]) == 0
+    assert len(table("home/a.csv")) == 1
+
+
+def test_number_whose_name_is_error_is_no_error(photos, tmp_path, capsys):
+    Path("bad.png").write_bytes(b"")
+    best = checkpoint(tmp_path, task="regression", classes=["error"])
+    assert main(["predict", str(best), "alone.png", "bad.png"]) == 0
+    good, bad = table()
+    assert math.isfinite(float(good["error"]))
+    assert (bad["error"], good["why unread"]) == ("", "")
+    assert bad["why unread"].startswith("cannot be read")
+    assert capsys.readouterr().out.endswith("2 images, 1 unreadable\n")
+
+
+def test_checkpoint_without_some_weights_is_refused_in_a_line(photos, tmp_path, capsys):
+    best = checkpoint(tmp_path)
+    content = torch.load(best, weights_only=True)
+    content["state_dict"].popitem()
+    torch.save(content, best)
+    assert main(["predict", str(best), "alone.png"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"lit-ft: CHECKPOINT: {best} has not the weights of its network (Missing key")
+    assert error.count("\n") == 1
+
+
 def test_labels_and_numbers(photos, tmp_path):
     best = checkpoint(tmp_path, task="multilabel", classes=["sun", "sea"])
     assert main(["predict", str(best), "alone.png"]) == 0
@@ -120,6 +183,8 @@ def test_labels_and_numbers(photos, tmp_path):
     [
         (["{best}"], "the following arguments are required: PHOTOS (see lit-ft predict --help)"),
         (["{best}", "nowhere"], "PHOTOS: nowhere does not exist"),
+        (["{best}", "x" * 300], "PHOTOS: xxx"),
+        (["{best}", "photos", "--out", "x" * 300 + ".csv"], "--out: xxx"),
         (["{best}", "n*.png"], "PHOTOS: no file matches n*.png"),
         (["{best}", "photos", "--out", "a.txt"], "--out: a.txt must end in .csv, .json, .parquet"),
         (["{best}", "photos", "--out", "no/such/a.csv"], ""),
