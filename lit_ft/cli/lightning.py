@@ -184,11 +184,16 @@ class FineTuneCLI(ConfigCLI):
             raise
 
     def _write_report(self) -> Path | None:
-        """Writes the page of the run, on the first process."""
+        """Writes the page of the run, on the first process; where that fails, the training is done all the same."""
         if self.run is None or not self.trainer.is_global_zero or not self.run.config.is_file():
             return None
-        with refuse_unwritable(self.run.report), replace_atomically(self.run.report) as unfinished:
-            unfinished.write_text(render_report(self.run), encoding="utf-8", errors="surrogateescape")
+        try:
+            with refuse_unwritable(self.run.report), replace_atomically(self.run.report) as unfinished:
+                unfinished.write_text(render_report(self.run), encoding="utf-8", errors="surrogateescape")
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            rank_zero_warn(f"no report was written ({reason}); lit-ft report {format_path(self.run.folder)} writes it")
+            return None
         return self.run.report
 
     def _refits(self) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_ft.console import format_path
 from lit_ft.data.pages import render_page, thumbnail
-from lit_ft.data.tables.tables import unescape_formula
-from lit_ft.errors import UserError
 from lit_ft.evaluation.line_chart import draw_lines
+from lit_ft.evaluation.run_files import Cells, read_config, read_metrics, read_rows, read_table, refuse_damaged
 from lit_ft.runs import Run
 from lit_ft.training.history import EpochRow, read_history
 
@@ -26,7 +22,8 @@ MAX_MATRIX = 30
 MAX_PAIRS = 12
 _BINS = 10
 
-Cells = Mapping[str, str]
+_CLASSIFIED = {"path", "class", "predicted", "probability", "loss"}
+"""The columns of predictions of one class an image; a label or number may have one of these names, but not all."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def render_report(run: Run) -> str:
     """The report of a run as one HTML file, from the files in its folder.
 
     Raises:
-        UserError: If the folder is not that of a run.
+        UserError: If the folder is not that of a run, or a file in it is damaged.
     """
     page = read_run(run)
     return render_page("lit_ft.evaluation", "run.html", title=page.title, page=page, picture=thumbnail)
@@ -90,59 +87,39 @@ def render_report(run: Run) -> str:
 
 def read_run(run: Run) -> RunPage:
     """Reads what a report shows from the folder of a run; what a run has not written is left out."""
-    config = _read_config(run)
-    history, metrics = read_history(run.history), _read_metrics(run)
+    config, history = read_config(run), read_history(run.history)
     split = next((split for split in ("test", "val") if run.result_table("predictions", split).is_file()), "test")
-    predictions = _read_table(run.result_table("predictions", split))
-    confusion = _read_table(run.result_table("confusion", split))
-    matrix = [(row["class"], [int(count) for name, count in list(row.items())[1:]]) for row in confusion]
-    shown = {"Loss": _draw_metric(history, "loss"), **_draw_scores(history), "Learning rates": _draw_rates(history)}
-    reliability, calibration = _draw_reliability(predictions)
+    with refuse_damaged(run.metrics):
+        metrics = read_metrics(run)
+        table, selection = _tabulate(metrics), metrics.get("selection", {})
+        candidates = _list_candidates(selection.get("candidates") or {})
+    with refuse_damaged(run.history):
+        shown = {"Loss": _draw_metric(history, "loss"), **_draw_scores(history), "Learning rates": _draw_rates(history)}
+    with refuse_damaged(file := run.result_table("predictions", split)):
+        predictions = read_table(file)
+        reliability, calibration = _draw_reliability(predictions)
+        mistakes = find_mistakes(predictions)
+    with refuse_damaged(file := run.result_table("confusion", split)):
+        matrix = [(row[0], [int(count) for count in row[1:]]) for row in read_rows(file)[1:]]
+        pairs = find_pairs(matrix)
+    with refuse_damaged(file := run.result_table("per_class", split)):
+        classes = read_rows(file)[1:]
     charts = {title: chart for title, chart in {**shown, "Reliability": reliability}.items() if chart}
-    classes = [list(row.values()) for row in _read_table(run.result_table("per_class", split))]
     return RunPage(
         title=f"{run.folder.parent.name}/{run.folder.name}",
         facts=_list_facts(config, history),
-        metrics=_tabulate(metrics),
-        candidates=_list_candidates(metrics.get("selection", {}).get("candidates") or {}),
-        chosen=str(metrics.get("selection", {}).get("chosen", "")),
+        metrics=table,
+        candidates=candidates,
+        chosen=str(selection.get("chosen", "")),
         charts=charts,
         classes=[["class", "images", "predicted", "precision", "recall", "F1"], *classes] if classes else [],
         matrix=matrix if len(matrix) <= MAX_MATRIX else [],
-        pairs=find_pairs(matrix),
+        pairs=pairs,
         calibration=calibration,
-        mistakes=find_mistakes(predictions),
+        mistakes=mistakes,
         config=shlex.quote(str(format_path(run.config))),
         split=split,
     )
-
-
-def _read_config(run: Run) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{run.folder}: is not the folder of a run, as it has no {run.config.name}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{run.config}: cannot be read ({str(error).splitlines()[0]})") from error
-    return config if isinstance(config, dict) else {}
-
-
-def _read_metrics(run: Run) -> dict[str, dict[str, Any]]:
-    try:
-        found = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{run.metrics}: is damaged ({error}); remove it, or test the run again") from error
-    entries = found.items() if isinstance(found, dict) else ()
-    return {split: entry for split, entry in entries if isinstance(entry, dict)}
-
-
-def _read_table(path: Path) -> list[Cells]:
-    """The rows of a table of results; none where there is none."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file, restkey="", restval=""))
-    return [{unescape_formula(key): unescape_formula(str(cell)) for key, cell in row.items()} for row in rows]
 
 
 def _list_facts(config: Mapping[str, Any], history: Sequence[EpochRow]) -> dict[str, str]:
@@ -242,7 +219,8 @@ def _draw_reliability(predictions: Sequence[Cells]) -> tuple[str, str]:
     The error is the mean distance of both, over bins of equal width weighted by their images (Guo et al. 2017, On
     Calibration of Modern Neural Networks, eq. 3).
     """
-    rows = [row for row in predictions if row.get("probability") and "predicted" in row]
+    # A model whose weights are not finite has no probabilities.
+    rows = [row for row in predictions if row.keys() == _CLASSIFIED and math.isfinite(float(row["probability"]))]
     if not rows:
         return "", ""
     bins: dict[int, list[tuple[float, bool]]] = {}
@@ -281,12 +259,17 @@ def find_pairs(matrix: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, s
 
 def find_mistakes(predictions: Sequence[Cells]) -> list[Mistake]:
     """The images with the largest loss, of several classes those that are not recognised."""
-    wrong = [row for row in predictions if "predicted" not in row or row["class"] != row["predicted"]]
-    worst = sorted(wrong, key=lambda row: -float(row.get("loss") or 0))[:MAX_MISTAKES]
+    wrong = [row for row in predictions if row.keys() != _CLASSIFIED or row["class"] != row["predicted"]]
+    worst = sorted(wrong, key=_sort_by_loss, reverse=True)[:MAX_MISTAKES]
     return [Mistake(row["path"], _caption(row)) for row in worst]
 
 
+def _sort_by_loss(row: Cells) -> float:
+    loss = float(row["loss"])
+    return math.inf if math.isnan(loss) else loss
+
+
 def _caption(row: Cells) -> str:
-    if "predicted" not in row:
+    if row.keys() != _CLASSIFIED:
         return f"loss {float(row['loss']):.3g}"
     return f"{row['class']}, predicted {row['predicted']} ({float(row['probability']):.0%})"

@@ -52,6 +52,20 @@ def test_finetune_leaves_a_whole_run(run):
     assert [board.Images("val/confusion_matrix")[i].step for i in (0, -1)] == [10, 30]
 
 
+def test_run_whose_report_fails_is_whole(run, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no page\ntoday")
+
+    warned = []
+    monkeypatch.setattr("lit_ft.cli.lightning.render_report", fail)
+    monkeypatch.setattr("lit_ft.cli.lightning.rank_zero_warn", warned.append)
+    printed = run("finetune", *QUICK, "--trainer.max_epochs", 3)
+    assert "Best model   logs/quickstart/version_0/checkpoints/best.ckpt" in printed
+    assert "Report " not in printed
+    assert not Path("logs/quickstart/version_0/report.html").exists()
+    assert warned == ["no report was written (no page today); lit-ft report logs/quickstart/version_0 writes it"]
+
+
 def test_rerun_from_its_config_gives_the_same_numbers(run):
     first = run("fit", *QUICK, "--trainer.max_epochs", 3, "--seed_everything", 7)
     again = run("fit", "--config", "logs/quickstart/version_0/config.yaml")

@@ -102,6 +102,58 @@ def test_numbers_of_many_classes_are_pairs_alone(run):
     assert len(page.pairs) == 12
 
 
+DAMAGES = {
+    "metrics.json": [
+        "[" * 100_000,
+        '{"test": {"test/acc": 1, "intervals": [1, 2]}}',
+        '{"test": {"test/acc": 1, "intervals": {"test/acc": ["a", "b"]}}}',
+        '{"selection": {"candidates": {"epoch 1": 3}}}',
+        f'{{"test": {{"test/acc": 1{"0" * 400}}}}}',
+    ],
+    "history.csv": [f"epoch,val/loss\n0,{'9' * 400}\n", "epoch,val/loss\n0,1e308\n1,-1e308\n"],
+    "predictions_test.csv": [
+        "a;b\n1;2\n",
+        "path,class,predicted,probability,loss\na,b,c,high,1\n",
+        "path\n" + "x" * 200_000,
+    ],
+    "confusion_test.csv": ["class,ant\nant,many\n", "class,ant\nant,1,2\n"],
+    "config.yaml": ["[" * 20_000],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGES.items() for text in texts])
+def test_file_edited_into_nonsense_is_named(run, name, text):
+    (run.folder / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}: (is damaged|cannot be read)"):
+        render_report(run)
+
+
+def test_tables_that_a_spreadsheet_has_saved_are_read(run):
+    before = read_run(run)
+    for file in run.folder.glob("*_test.csv"):
+        file.write_text(file.read_text(), "utf-8-sig")
+    assert read_run(run) == before
+
+
+def test_class_may_have_the_name_of_a_column(run):
+    run.result_table("confusion", "test").write_text("class,ant,class\nant,1,2\nclass,3,4\n")
+    assert read_run(run).matrix == [("ant", [1, 2]), ("class", [3, 4])]
+
+
+def test_number_may_have_the_name_of_a_column(run):
+    head = "path,predicted,class,predicted of predicted,predicted of class,loss"
+    run.result_table("predictions", "test").write_text(f"{head}\na.jpg,1,2,1.5,2.5,0.25\n")
+    assert [mistake.caption for mistake in read_run(run).mistakes] == ["loss 0.25"]
+
+
+def test_image_without_a_finite_loss_is_the_worst_mistake(run):
+    table = run.result_table("predictions", "test")
+    table.write_text(table.read_text() + "e.jpg,ant,bee,nan,nan\n")
+    page = read_run(run)
+    assert page.mistakes[0].path == "e.jpg"
+    assert "of 4 images" in page.calibration
+
+
 def test_labels_and_numbers_have_their_largest_losses():
     rows = [{"path": "a", "year": "1", "loss": "0.5"}, {"path": "b", "year": "1", "loss": "2"}]
     assert [(one.path, one.caption) for one in find_mistakes(rows)] == [("b", "loss 2"), ("a", "loss 0.5")]
