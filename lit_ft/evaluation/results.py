@@ -75,7 +75,7 @@ class ResultWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Takes the predictions of a batch, if the module's step gives them."""
-        if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys():
+        if isinstance(outputs, Mapping) and _are_of_task(pl_module, outputs.get("logits"), outputs.get("targets")):
             self._num_values += outputs["logits"].numel()
             if self._num_values > _MOST_VALUES:
                 self._outputs = []
@@ -110,8 +110,6 @@ class ResultWriter(Callback):
             dist.all_gather_object(parts, outputs)
         if not all(parts) or run is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        if not isinstance(module, FineTuneModule):
-            return
         found = _join(parts, trainer.datamodule, split)
         if found is None:
             return
@@ -126,6 +124,17 @@ class ResultWriter(Callback):
         main = module.main_metric[0].removeprefix("val/")
         if ends := _format({name: intervals.get(f"{split}/{name}") for name in (main, "loss")}, split):
             rank_zero_print(f"95% intervals  {ends}")
+
+
+def _are_of_task(module: Any, logits: Any, targets: Any) -> bool:
+    """Whether these are what the task of a module has: a step of the user's own may give soft targets, or none."""
+    if not isinstance(module, FineTuneModule) or not isinstance(logits, Tensor) or not isinstance(targets, Tensor):
+        return False
+    if logits.ndim != 2 or logits.shape[1] != len(module.class_names):
+        return False
+    if module.task.name == "multiclass":
+        return targets.shape == logits.shape[:1] and not targets.is_floating_point()
+    return targets.numel() == logits.numel()
 
 
 def _format(intervals: Mapping[str, Sequence[float] | None], split: str) -> str:

@@ -16,6 +16,7 @@ from lit_ft import ImageFolderDataModule
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.evaluation import results
 from lit_ft.evaluation.results import Evaluated, ResultWriter, bootstrap, class_rows, confusion_rows, prediction_rows
+from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.tasks.task import Task
 from lit_ft.training.history import HistoryWriter
@@ -182,3 +183,29 @@ def test_a_test_and_a_validation_write_their_tables_and_a_fit_does_not(tmp_path,
     right = [row["class"] == row["predicted"] for row in rows]
     assert sum(right) / len(right) == pytest.approx(measured["val/acc"])
     assert len(rows_of(run.result_table("per_class", "val"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("multiclass", {"logits": torch.zeros(2, 4), "targets": torch.full((2, 4), 0.25)}),
+        ("multiclass", {"logits": torch.zeros(2, 4), "targets": torch.zeros(2)}),
+        ("multiclass", {"logits": torch.zeros(2, 3), "targets": torch.zeros(2, dtype=torch.int64)}),
+        ("multiclass", {"logits": None, "targets": [0, 1]}),
+        ("multilabel", {"logits": torch.zeros(2, 4), "targets": torch.zeros(2)}),
+    ],
+)
+def test_what_a_step_of_the_users_own_gives_otherwise_is_left_alone(tmp_path, task, outputs):
+    class Own(FineTuneModule):
+        def test_step(self, batch, batch_idx):
+            self.log("test/loss", 1.0)
+            return outputs
+
+    module = Own("mnist_cnn", weights=None, task=task, classes=list("abcd"))
+    trainer = Trainer(
+        logger=False, default_root_dir=tmp_path, callbacks=[ResultWriter()], accelerator="cpu", devices=1,
+        enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    images = [(torch.zeros(1, 28, 28, dtype=torch.uint8), 0)] * 2
+    trainer.test(module, torch.utils.data.DataLoader(images, batch_size=2))
+    assert not list(tmp_path.rglob("*_test.csv"))
