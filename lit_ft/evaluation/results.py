@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_ft.console import format_value, rank_zero_print
+from lit_ft.console import format_value, log_progress, rank_zero_print
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.tables.tables import escape_formula
@@ -26,9 +26,9 @@ from lit_ft.training.history import write_intervals
 
 _SAMPLES = 200
 """Bootstrap samples of an interval, and below, of large sets, whose intervals are narrow."""
-_FEW_SAMPLES = 40
-_VALUES = 1 << 29
-"""Logits that all samples together may have, before there are fewer samples."""
+_FEW_SAMPLES = 20
+_VALUES = 1 << 27
+"""Logits that all samples together may have, before there are fewer samples; with a quarter of it there are none."""
 
 _MOST_VALUES = 1 << 27
 """Logits that are kept of an evaluation, in one process; those of more images are not, nor are there results then."""
@@ -108,9 +108,11 @@ class ResultWriter(Callback):
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
             dist.all_gather_object(parts, outputs)
-        if not all(parts) or run is None or trainer.fast_dev_run or not trainer.is_global_zero:
+        if run is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        found = _join(parts, trainer.datamodule, split)
+        for kind in ("predictions", "per_class", "confusion"):  # of an earlier evaluation, which may have been another
+            run.result_table(kind, split).unlink(missing_ok=True)
+        found = _join(parts, trainer.datamodule, split) if all(parts) else None
         if found is None:
             return
         task = module.task
@@ -218,20 +220,28 @@ def _classes(found: Evaluated) -> tuple[Tensor, Tensor]:
 def bootstrap(found: Evaluated, task: Task, prefix: str, seed: int = 0) -> dict[str, list[float]]:
     """The 95% interval of each metric and of the loss, by what they are of images drawn again with replacement.
 
-    Of large sets fewer samples are drawn, and the interval is 1.96 of their standard deviations to either side.
+    Of large sets fewer samples are drawn, and the interval is 1.96 of their standard deviations to either side; of the
+    largest, whose intervals are narrow, there are none, as they would take minutes.
     """
+    if found.logits.numel() > _VALUES // 4:
+        return {}
     generator, num = torch.Generator().manual_seed(seed), len(found.logits)
     num_samples = max(_FEW_SAMPLES, min(_SAMPLES, _VALUES // max(1, found.logits.numel())))
     metrics, losses = task.metrics(prefix), task.image_losses(found.logits, found.targets)
     for metric in metrics.values():
         cast(Any, metric).distributed_available_fn = lambda: False  # this process has all images
     drawn: dict[str, list[float]] = {}
-    for _ in range(num_samples):
-        rows = torch.randint(num, (num,), generator=generator)
-        metrics.reset()
-        task.update(metrics, found.logits[rows], found.targets[rows])
-        for name, value in {**metrics.compute(), f"{prefix}loss": losses[rows].mean()}.items():
-            drawn.setdefault(name, []).append(float(value))
+
+    def draw() -> Iterator[int]:
+        for _ in range(num_samples):
+            rows = torch.randint(num, (num,), generator=generator)
+            metrics.reset()
+            task.update(metrics, found.logits[rows], found.targets[rows])
+            for name, value in {**metrics.compute(), f"{prefix}loss": losses[rows].mean()}.items():
+                drawn.setdefault(name, []).append(float(value))
+            yield 1
+
+    log_progress("Intervals", draw(), num_samples, unit="samples")
     return {name: interval for name, values in drawn.items() if (interval := _interval(values)) is not None}
 
 

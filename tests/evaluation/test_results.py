@@ -98,10 +98,12 @@ def test_intervals_are_those_of_the_binomial_distribution_and_of_the_mean():
 def test_large_sets_are_drawn_less_often(monkeypatch):
     found, task = evaluated(400), Task("multiclass", 4)
     whole = bootstrap(found, task, "test/")["test/acc"]
-    monkeypatch.setattr(results, "_VALUES", 1)
+    monkeypatch.setattr(results, "_VALUES", 4 * found.logits.numel())
     few = bootstrap(found, task, "test/")["test/acc"]
     assert few != whole
     assert few == pytest.approx(whole, abs=0.02)
+    monkeypatch.setattr(results, "_VALUES", 4 * found.logits.numel() - 1)
+    assert bootstrap(found, task, "test/") == {}
 
 
 def test_metric_that_is_not_defined_has_no_interval():
@@ -149,6 +151,7 @@ def test_predictions_that_take_too_much_memory_are_not_kept(tmp_path, monkeypatc
         callbacks=[ResultWriter()],
     )  # fmt: skip
     trainer.run = Run(tmp_path)
+    trainer.run.result_table("confusion", "test").write_text("of an earlier test")
     with pytest.warns(UserWarning, match=r"too many predictions to keep, so that no .*predictions_test\.csv"):
         trainer.test(small_module(), datamodule=FewDigits(batch_size=4), verbose=False)
     assert not list(tmp_path.iterdir())
