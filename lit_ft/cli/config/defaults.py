@@ -69,10 +69,11 @@ def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str])
     refuse_other_model(as_plain(known), hparams, args, files)
     # What only a fit needs stays the command's own: jsonargparse would import it where it saves the config.
     taken = {key: hparams[key] for key in hparams if key in known and key not in ("optimizer", "lr_scheduler")}
-    if taken.get("input") and read_checkpoint(config["ckpt_path"]).get("sees_whole_images"):
-        # Here, as the data is set up before the checkpoint is loaded.
-        taken["input"] = {**taken["input"], "resize": taken["input"]["size"], "squash": True}
     refuse_foreign(taken, as_plain(known))
+    images = taken.get("input")
+    if images and "size" in images and read_checkpoint(config["ckpt_path"]).get("sees_whole_images"):
+        # Here, as the data is set up before the checkpoint is loaded.
+        taken["input"] = {**images, "resize": images["size"], "squash": True}
     known.update(Namespace(taken | ({"weights": None} if "weights" in taken else {})))
     config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
 
