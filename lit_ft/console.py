@@ -1,11 +1,14 @@
-"""Printing on the terminal, and formatting of tables, bytes, values and paths."""
+"""Printing on the terminal, and formatting of tables, bytes, values, paths and JSON."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat, zip_longest
 from pathlib import Path
+from typing import Any
 
 from lit_ft.errors import plain, printable
 
@@ -65,6 +68,26 @@ def format_value(value: float) -> str:
     ('0.8100', '12345.6780', '6.25e-07', '0.0000')
     """
     return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
+
+
+def dump_json(value: Any, indent: int) -> str:
+    """Plain values as JSON, which has no numbers that are not finite; these become null.
+
+    >>> print(dump_json({"r2": float("nan"), "mse": 0.5}, indent=0), end="")
+    {
+    "r2": null,
+    "mse": 0.5
+    }
+    """
+    return json.dumps(_only_finite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _only_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _only_finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_only_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_path(path: Path) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_ft.console import format_path, format_table
+from lit_ft.console import dump_json, format_path, format_table
 from lit_ft.data.pages import render_page
 from lit_ft.errors import printable
 from lit_ft.probes.comparison import Lead, Probe
@@ -176,7 +175,7 @@ def outlook_line(labels: LabelsNeeded) -> str:
 
 def format_json(probe: Probe) -> str:
     """The fields of `Probe` in full; what is not finite is null."""
-    return json.dumps(_finite(asdict(probe)), indent=1, allow_nan=False) + "\n"
+    return dump_json(asdict(probe), indent=1)
 
 
 def render_probe(probe: Probe, picture: Callable[[int], str]) -> str:
@@ -184,14 +183,6 @@ def render_probe(probe: Probe, picture: Callable[[int], str]) -> str:
     title = f"lit-ft probe: {probe.data}"
     values = {"report": Report(probe), "caption": _caption, "picture": picture}
     return render_page("lit_ft.probes", "probe.html", title=title, **values)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

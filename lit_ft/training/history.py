@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import replace_atomically
+from lit_ft.console import dump_json
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.progress import RunningLoss, read_new_metrics
@@ -169,17 +169,12 @@ def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], che
     relative = None
     if checkpoint:
         relative = Path(os.path.relpath(Path(checkpoint).resolve(), run.folder.resolve())).as_posix()
-    finite = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
-    _write_entry(run.metrics, split, {"checkpoint": relative, **finite})
+    _write_entry(run.metrics, split, {"checkpoint": relative, **metrics})
 
 
 def write_candidates(run: Run, chosen: str, candidates: Mapping[str, Mapping[str, float]]) -> None:
     """Writes which model was handed back, and the validation metrics of all that could have been, by their names."""
-    finite = {
-        name: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        for name, metrics in candidates.items()
-    }
-    _write_entry(run.metrics, "selection", {"chosen": chosen, "candidates": finite})
+    _write_entry(run.metrics, "selection", {"chosen": chosen, "candidates": dict(candidates)})
 
 
 def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
@@ -202,7 +197,7 @@ def _read_entries(path: Path) -> dict[str, Any]:
 def _write_entry(path: Path, split: str, entry: Mapping[str, Any]) -> None:
     entries = {**_read_entries(path), split: entry}
     with replace_atomically(path) as unfinished:
-        unfinished.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(dump_json(entries, indent=2), encoding="utf-8")
 
 
 def _parse_row(row: Mapping[str, str]) -> EpochRow:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +13,7 @@ from typing import Any
 
 from lit_ft.assets import replace_atomically
 from lit_ft.cli.commands import COMMANDS, CommandParser
-from lit_ft.console import log_progress
+from lit_ft.console import dump_json, log_progress
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode
 from lit_ft.data.tables.tables import escape_formula
@@ -61,7 +59,7 @@ def run(args: Sequence[str]) -> int:
         model = load(given.checkpoint, given.device)
     except UserError as error:
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
-    rows = list(predict_rows(model, paths, given.top_k))
+    rows = predict_rows(model, paths, given.top_k)
     reason = reason_column(model)
     write_table(out, rows, reason)
     failed = sum(reason in row for row in rows)
@@ -88,7 +86,7 @@ def reason_column(model: FineTuneModule) -> str:
     return "error" if model.task.name != "regression" or "error" not in model.class_names else "why unread"
 
 
-def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Iterator[TableRow]:
+def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> list[TableRow]:
     """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
 
     Args:
@@ -110,7 +108,7 @@ def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> Ite
             yield len(batch)
 
     log_progress("Predict", batches(), len(paths))
-    return iter(done)
+    return done
 
 
 def _decode(path: str) -> Any:
@@ -150,8 +148,7 @@ def write_table(out: Path, rows: Sequence[TableRow], reason: str = "error") -> N
     with refuse_unwritable(out), target as unfinished:
         match out.suffix.lower():
             case ".json":
-                finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
-                unfinished.write_text(json.dumps(finite, indent=1) + "\n", "utf-8")
+                unfinished.write_text(dump_json(rows, indent=1), "utf-8")
             case ".parquet":
                 _write_parquet(unfinished, columns, rows)
             case _:
@@ -167,11 +164,6 @@ def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> 
 
 def _text(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else escape_formula(str(value))
-
-
-def _finite(value: Any) -> Any:
-    """The value, or null for a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _valid(value: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_ft.console import format_path, format_table, rank_zero_print
+from lit_ft.console import dump_json, format_path, format_table, rank_zero_print
 from lit_ft.data.pages import make_folder, render_page, write_report
 from lit_ft.errors import for_command_line, printable
 
@@ -91,7 +90,7 @@ def format_json(checked: Checked) -> str:
     An item has the ``path``, ``split`` and ``class`` of an image, and ``reason`` where there is one, or is of a class:
     ``class``, and ``images`` or ``split``. A group has ``same``, which is ``bytes`` or ``look``, and ``images``.
     """
-    return json.dumps({"hurts": checked.hurts, **asdict(checked)}, indent=1) + "\n"
+    return dump_json({"hurts": checked.hurts, **asdict(checked)}, indent=1)
 
 
 def render_check(checked: Checked) -> str:
