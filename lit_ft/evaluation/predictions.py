@@ -27,8 +27,13 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
+_FLAGS = "unsure", "unlike_training"
+
+
 class PredictionWriter(Callback):
     """Writes ``predictions.csv``: path, class and probability, one row an image, in the order of the data.
+
+    Where that is known, it has whether the model is unsure of the class, and the image unlike those of the validation.
 
     With several labels an image, a row has the probability of each class instead, and for regression each number.
     Numbers have enough digits to give back the model's. An apostrophe precedes text that a spreadsheet would run as a
@@ -49,6 +54,7 @@ class PredictionWriter(Callback):
         self.path: Path | None = None
         self._predictions: dict[int, list[float]] = {}
         self._digits = 9
+        self._flags: list[str] = []
         if file is not None and not is_device(Path(file)) and Path(file).suffix.lower() not in SEPARATORS:
             raise UserError(f"`predictions.file`: {file} must end in {' or '.join(SEPARATORS)}")
 
@@ -81,6 +87,8 @@ class PredictionWriter(Callback):
         indices = outputs.get("indices")
         done = len(self._predictions)
         numbers = range(done, done + len(values)) if indices is None else indices.tolist()
+        self._flags = [name for name in _FLAGS if name in outputs]
+        values = torch.cat([values, *(outputs[name].to(values).unsqueeze(1) for name in self._flags)], dim=1)
         self._predictions.update(zip(numbers, values.tolist(), strict=True))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,7 +105,7 @@ class PredictionWriter(Callback):
         paths = getattr(cast(Any, trainer).datamodule, "predict_paths", None)
         module: Any = pl_module
         is_multiclass = module.task.name == "multiclass"
-        write_rows(path, build_rows(predictions, module.class_names, paths, is_multiclass, self._digits))
+        write_rows(path, build_rows(predictions, module.class_names, paths, is_multiclass, self._digits, self._flags))
 
     def _find_path(self, trainer: L.Trainer) -> Path:
         run = find_run(trainer) or Run(Path(trainer.default_root_dir))
@@ -110,26 +118,28 @@ def build_rows(
     paths: Sequence[str] | None,
     is_multiclass: bool,
     digits: int,
+    flags: Sequence[str] = (),
 ) -> Iterator[list[str]]:
     """Yields the header, and a row an image in the order of the data.
 
     Args:
-        probabilities: Probabilities ``(K,)`` of each image by its index, or the numbers of a regression.
+        probabilities: Probabilities ``(K,)`` of each image by its index, or the numbers of a regression, and flags.
         names: The names of the classes.
         paths: Path of each image; without them, images are named by their index.
         is_multiclass: Whether a row has the best class and its probability, rather than a column a class.
         digits: Number of significant digits.
+        flags: Names of the flags, which are 0 or 1.
     """
     names = [escape_formula(name) for name in names]
-    yield ["path", "class", "probability"] if is_multiclass else ["path", *names]
+    yield ["path", *(["class", "probability"] if is_multiclass else names), *flags]
     for index in sorted(probabilities):
         path = escape_formula(str(paths[index])) if paths else str(index)
-        values = probabilities[index]
+        values, flagged = probabilities[index][: len(names)], probabilities[index][len(names) :]
+        cells = [f"{value:.{digits}g}" for value in values]
         if is_multiclass:
             probability, best = torch.tensor(values, dtype=torch.float64).max(dim=0)
-            yield [path, names[int(best)], f"{float(probability):.{digits}g}"]
-        else:
-            yield [path, *(f"{value:.{digits}g}" for value in values)]
+            cells = [names[int(best)], f"{float(probability):.{digits}g}"]
+        yield [path, *cells, *("yes" if flag else "no" for flag in flagged)]
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:

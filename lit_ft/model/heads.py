@@ -145,6 +145,17 @@ def set_prior_bias(head: nn.Sequential, data: Any, task: str = "multiclass") -> 
         bias.copy_((images.clamp(min=1) / others).log())
 
 
+def divide_logits(head: nn.Module, temperature: float) -> None:
+    """Divides what a head of `build_head` gives by a temperature, in the weights of its last layer."""
+    last = cast(nn.Sequential, head)[-1]
+    with torch.no_grad():
+        if isinstance(last, CosineLinear):
+            last.scale_bias.copy_(last.scale / temperature - START_SCALE)
+        else:
+            for parameter in last.parameters():
+                parameter.div_(temperature)
+
+
 @dataclass(frozen=True)
 class TrainedHead:
     """The head in a lit_ft checkpoint, with its tensors by the head's own names."""

@@ -22,7 +22,7 @@ from lit_ft.compat import log_repeatedly
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import PlainHyperparameters, all_hyperparameters, as_config
 from lit_ft.model.compiling import Compiling, recompiling
-from lit_ft.model.first_batch import BatchCheck, check_images, refuse_other_size
+from lit_ft.model.first_batch import BatchCheck, refuse_other_size
 from lit_ft.model.heads import HeadConfig, build_head, read_trained_head, set_prior_bias
 from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
 from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
@@ -270,14 +270,6 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
     def on_test_epoch_end(self) -> None:
         """Likewise."""
         self.metrics["test"].check(self, self._losses)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predictions ``(B, K)`` for a batch of images, or of images and their indices ``(B,)``."""
-        images, *indices = batch if isinstance(batch, (tuple, list)) else (batch,)
-        if batch_idx == 0:
-            check_images(images, "predict", self.normalise)
-        predictions = {"answers": self.task.predict(self(images))}
-        return {**predictions, "indices": indices[0]} if indices else predictions
 
     # Checkpoints
 

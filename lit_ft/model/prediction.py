@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import IOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode, to_pixels
 from lit_ft.data.loading.photo_source import transform_seeded
 from lit_ft.errors import UserError
+from lit_ft.model.calibration import Calibration
+from lit_ft.model.first_batch import check_images
 
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor
 """An image file or a folder of these, or the pixels of an image: of Pillow, as an array or as a tensor."""
@@ -35,6 +39,11 @@ class Prediction:
         labels: For ``multilabel``, the labels whose probability is above one half.
         values: For ``regression``, each number in the units of the training targets, by name.
         path: The image file; empty where pixels were given.
+        label_set: For ``multiclass``, the classes among which the true one is with a probability of 90%, the most
+            probable first.
+        unsure: Whether these are not one class alone that is probable enough; None where it is not known, as the
+            checkpoint is of a fit that was not calibrated, of few validation images, or of another task.
+        unlike_training: Whether the image is unlike those of the validation; None where it is not known.
     """
 
     label: str = ""
@@ -43,10 +52,16 @@ class Prediction:
     labels: list[str] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
     path: str = ""
+    label_set: list[str] = field(default_factory=list)
+    unsure: bool | None = None
+    unlike_training: bool | None = None
 
 
-class Predictor:
-    """Predicts pictures by their names, arrays or tensors; to be mixed into a `FineTuneModule`."""
+class Predictor(L.LightningModule):
+    """Predicts pictures by their names, arrays or tensors; the base of a `FineTuneModule`."""
+
+    calibration: Calibration | None = None
+    """What a fine-tuning found out about its predictions, on validation images; None of a model that trains on."""
 
     def predict(self, pictures: Picture | Iterable[Picture], top_k: int = 1, batch_size: int = 32) -> list[Prediction]:
         """Predicts images, in their order, resized and cropped as in validation.
@@ -80,26 +95,85 @@ class Predictor:
                 while batch := list(islice(images, batch_size)):
                     sized = (transform_seeded(geometry, image, 0, name or "an image") for name, image in batch)
                     pixels = [normalise.fit_channels(image) for image in sized]  # of one number, to be stacked
-                    predicted = module.task.predict(module(torch.stack(pixels).to(module.device))).cpu()
-                    found += self._format(predicted, [name for name, _ in batch], top_k)
+                    predicted = self._judge(torch.stack(pixels).to(module.device))
+                    columns = {name: values.cpu() for name, values in predicted.items()}
+                    found += self._format(columns, [name for name, _ in batch], top_k)
         finally:
             module.train(was_training)
         return found
 
-    def _format(self, predicted: Tensor, paths: Sequence[str], top_k: int) -> Iterator[Prediction]:
-        module = cast(Any, self)
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Predictions for a batch of images, or of images and their indices ``(B,)``.
+
+        Returns:
+            ``answers`` ``(B, K)``; ``unsure`` and ``unlike_training`` ``(B,)``, where that is known; and the indices.
+        """
+        images, *indices = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if batch_idx == 0:
+            check_images(images, "predict", cast(Any, self).normalise)
+        predictions = self._judge(images)
+        return {**predictions, "indices": indices[0]} if indices else predictions
+
+    def _judge(self, images: Tensor) -> dict[str, Tensor]:
+        module, known = cast(Any, self), self.calibration or Calibration()
+        with head_inputs(module.head) as features:
+            answers = module.task.predict(module(images))
+        judged = {"answers": answers}
+        if (sets := known.label_sets(answers)) is not None:
+            judged["unsure"] = sets.sum(dim=1) != 1
+        if features and (unlike := known.are_unlike(features[0])) is not None:
+            judged["unlike_training"] = unlike
+        return judged
+
+    def _format(self, columns: Mapping[str, Tensor], paths: Sequence[str], top_k: int) -> Iterator[Prediction]:
+        module, known = cast(Any, self), self.calibration or Calibration()
         names, task = module.class_names, module.task.name
-        for path, values in zip(paths, predicted, strict=True):
+        for row, (path, values) in enumerate(zip(paths, columns["answers"], strict=True)):
+            judged = {name: bool(flags[row]) for name, flags in columns.items() if name != "answers"}
+            common: dict[str, Any] = {"path": path, **judged}
             if task == "regression":
-                yield Prediction(values=dict(zip(names, values.tolist(), strict=True)), path=path)
+                yield Prediction(values=dict(zip(names, values.tolist(), strict=True)), **common)
                 continue
-            probabilities, classes = values.topk(min(top_k, len(names)))
-            best = [(names[k], p) for k, p in zip(classes.tolist(), probabilities.tolist(), strict=True)]
-            if task == "multiclass":
-                yield Prediction(*best[0], top_k=best, path=path)
-            else:
+            probabilities, classes = values.sort(descending=True, stable=True)
+            ranked = [(names[k], p) for k, p in zip(classes.tolist(), probabilities.tolist(), strict=True)]
+            if task == "multilabel":
                 labels = [name for name, p in zip(names, values.tolist(), strict=True) if p > 0.5]
-                yield Prediction(top_k=best, labels=labels, path=path)
+                yield Prediction(top_k=ranked[:top_k], labels=labels, **common)
+                continue
+            sets = known.label_sets(probabilities)
+            label_set = [] if sets is None else [name for name, _ in ranked[: max(1, int(sets.sum()))]]
+            yield Prediction(*ranked[0], top_k=ranked[:top_k], label_set=label_set, **common)
+
+    # Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Forgets what was found out about the predictions of the model before a fit."""
+        if stage == "fit":
+            self.calibration = None
+        super().setup(stage)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is known of the predictions."""
+        if self.calibration is not None:
+            checkpoint["calibration"] = self.calibration.plain()
+        super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes what is known of the predictions."""
+        found = checkpoint.get("calibration")
+        self.calibration = Calibration.from_plain(found) if found else None
+        super().on_load_checkpoint(checkpoint)
+
+
+@contextmanager
+def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Takes the features ``(B, D)`` that a head is called with."""
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def read_pictures(pictures: Picture | Iterable[Picture], channels: int = 3) -> Iterator[tuple[str, Tensor]]:

@@ -177,6 +177,11 @@ def write_candidates(run: Run, chosen: str, candidates: Mapping[str, Mapping[str
     _write_entry(run.metrics, "selection", {"chosen": chosen, "candidates": dict(candidates)})
 
 
+def write_calibration(run: Run, facts: Mapping[str, float | None]) -> None:
+    """Writes how the model that is handed back was calibrated."""
+    _write_entry(run.metrics, "calibration", facts)
+
+
 def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
     """Adds the lower and the upper end of an interval for each metric to the entry of a split."""
     known = _read_entries(run.metrics).get(split)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 @contextmanager
-def quiet_validation(trainer: Any) -> Iterator[ImageLosses]:
-    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but take its losses."""
-    before, losses = trainer.callbacks, ImageLosses()
-    trainer.callbacks = [losses, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
-    loggers, trainer.loggers = trainer.loggers, []
+def quiet_validation(trainer: Any, callback: Callback) -> Iterator[None]:
+    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but for one of them."""
+    before, loggers = trainer.callbacks, trainer.loggers
+    trainer.callbacks = [callback, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
+    trainer.loggers = []
     try:
-        yield losses
+        yield
     finally:
         trainer.callbacks, trainer.loggers = before, loggers
 

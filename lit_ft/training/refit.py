@@ -19,9 +19,11 @@ from lit_ft.errors import UserError
 from lit_ft.features.cache import FeatureCache
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run, find_best_callback, find_run
+from lit_ft.runs import find_best_callback, find_run
+from lit_ft.training.calibrated_model import recalibrate
+from lit_ft.training.handed_back import hand_back
 from lit_ft.training.history import write_metrics
-from lit_ft.training.selection import Selected, as_selected, blend, keep_best_epoch
+from lit_ft.training.selection import Selected, blend
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.view import find_unfreezing
 
@@ -75,6 +77,7 @@ class Refit(Callback):
         """
         run, data = find_run(trainer), join_validation(trainer.datamodule)
         torch.manual_seed(data.order_seed)  # so that it is the same after a fit that was interrupted
+        calibration = module.calibration  # which a fit forgets
         module.load_state_dict(self._start)
         at_start, callbacks = _AtStart(selected.num_epochs), self._callbacks
         if not selected.share:
@@ -94,10 +97,11 @@ class Refit(Callback):
             raise
         if 0 < selected.share < 1:
             module.load_state_dict(blend(at_start.state, module.state_dict(), selected.share))
+        recalibrate(trainer, module, calibration)
         best = find_best_callback(trainer)
         num_epochs = selected.num_epochs if selected.share else 0
         if best is not None and best.best_model_path and run is not None and trainer.is_global_zero:
-            _save(trainer, module, run, best.best_model_path, selected.share)
+            _save(trainer, module, best.best_model_path, selected.share)
             facts = {"images": num_images, "epochs": num_epochs, "share": selected.share}
             write_metrics(run, "refit", facts, best.best_model_path)
         trainer.strategy.barrier("refit")
@@ -149,10 +153,11 @@ def _copy(module: Any) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
-def _save(trainer: Any, module: Any, run: Run, path: str, share: float) -> None:
+def _save(trainer: Any, module: Any, path: str, share: float) -> None:
     """Saves the weights with what a checkpoint of the first fit says of classes and options."""
-    trained = {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
-    content = {key: value for key, value in read_checkpoint(path).items() if key not in trained}
+    of_the_fit = {"loops", "callbacks", "current_model_state", "averaging_state"}
+    content = {key: value for key, value in read_checkpoint(path).items() if key not in of_the_fit}
     content |= {"state_dict": _copy(module), _REFITTED: True}
-    keep_best_epoch(path)
-    trainer.strategy.checkpoint_io.save_checkpoint(as_selected(content, share), path)
+    if module.calibration is not None:
+        content["calibration"] = module.calibration.plain()
+    hand_back(trainer, path, content, share)

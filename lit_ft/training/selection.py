@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
+from lit_ft.training.handed_back import hand_back, take_best_epoch
 from lit_ft.training.history import write_candidates, write_metrics
-from lit_ft.training.quiet_validation import quiet_validation
+from lit_ft.training.quiet_validation import ImageLosses, quiet_validation
 from lit_ft.unfreezing.view import find_unfreezing
 
 BLENDS = (0.25, 0.5, 0.75)
@@ -26,12 +26,6 @@ BLENDS = (0.25, 0.5, 0.75)
 
 _MEAN_LOSSES = "val/loss", "val/mse"
 """Metrics that are means over the images of what the losses are, so that these tell their error."""
-
-_OF_THE_FIT = "optimizer_states", "lr_schedulers"
-"""What no model needs that is handed back, and a fit cannot go on with where its weights are others."""
-
-_SELECTED = "share_fine_tuned"
-"""Key of a checkpoint that is no epoch's: the share of the fine-tuned weights in it."""
 
 
 @dataclass(frozen=True)
@@ -195,27 +189,14 @@ def _save(
     trainer: Any, callback: Any, probe: dict[str, Any], tuned: dict[str, Any] | None, last: Mapping[str, Tensor],
     share: float,
 ) -> None:  # fmt: skip
-    """Saves the probe, a blend or the last epoch as the best checkpoint, and keeps that of the best epoch beside it."""
+    """Saves the probe, a blend or the last epoch as the best checkpoint."""
     content = probe
     if tuned is not None and share:
         place = {"epoch": trainer.current_epoch - 1, "global_step": trainer.global_step}
-        kept = {key: value for key, value in tuned.items() if key not in _OF_THE_FIT}
-        content = {**kept, **place, "state_dict": blend(probe["state_dict"], last, share)}
-    if tuned is not None:
-        keep_best_epoch(callback.best_model_path)
+        content = {**tuned, **place, "state_dict": blend(probe["state_dict"], last, share)}
     if callback.state_key in content.get("callbacks", {}):  # which a test of it takes the score from
         content["callbacks"][callback.state_key]["best_model_score"] = callback.best_model_score
-    trainer.strategy.checkpoint_io.save_checkpoint(as_selected(content, share), callback.best_model_path)
-
-
-def as_selected(checkpoint: Mapping[str, Any], share: float) -> dict[str, Any]:
-    """A checkpoint that says that it is no epoch's, and the share of the fine-tuned weights in it."""
-    return {**checkpoint, _SELECTED: share}
-
-
-def is_selected(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is no epoch's, but what a selection or a refit has made."""
-    return _SELECTED in checkpoint
+    hand_back(trainer, callback.best_model_path, content, share)
 
 
 def _print_early_best(unfreezing: Any, epoch: int) -> None:
@@ -225,29 +206,9 @@ def _print_early_best(unfreezing: Any, epoch: int) -> None:
         rank_zero_print(f"Best epoch {epoch}, before the first unfreezing at epoch {starts[1]}: that has not paid")
 
 
-def keep_best_epoch(path: str) -> None:
-    """Keeps the checkpoint of the best epoch beside its path, which another model is about to take."""
-    if not is_selected(read_checkpoint(path)):
-        Path(path).replace(_best_epoch(path))
-
-
-def _best_epoch(path: str) -> Path:
-    """Where the checkpoint of the best epoch is, if another one is handed back."""
-    return Path(path).with_name("best_epoch.ckpt")
-
-
 def _read(run: Run, path: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The checkpoints of the probe and of the best epoch; None where there are none.
-
-    A run that was resumed after it had ended, or was killed as another model was saved, gets its best epoch back.
-    """
-    tuned = None
-    if path:
-        kept = _best_epoch(path)
-        if kept.is_file() and (not Path(path).is_file() or is_selected(read_checkpoint(path))):
-            kept.replace(path)
-        found = read_checkpoint(path)
-        tuned = None if is_selected(found) else found
+    """The checkpoints of the probe and of the best epoch; None where there are none."""
+    tuned = take_best_epoch(path) if path else None
     return read_checkpoint(run.probe) if run.probe.is_file() else None, tuned
 
 
@@ -258,7 +219,8 @@ def _candidates(
     num_epochs = trainer.current_epoch
     epoch = f"epoch {num_epochs - 1}"
     is_best_last = best["global_step"] == trainer.global_step
-    with quiet_validation(trainer) as losses:
+    losses = ImageLosses()
+    with quiet_validation(trainer, losses):
 
         def validate(state: Mapping[str, Tensor], name: str, share: float, *rest: Any) -> Candidate:
             module.load_state_dict(state)

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.runs import Run, find_best_path
+from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.refit import Refit
 from lit_ft.training.selection import select_best
@@ -117,6 +118,7 @@ class Trainer(L.Trainer):
         """Fits, then tests the best checkpoint.
 
         If the head was solved, that is the best of the linear probe, single epochs, and blends; see `select_best`.
+        It is calibrated on the validation images; see `calibrate_best`.
 
         Args:
             model: The module to fine-tune.
@@ -131,6 +133,7 @@ class Trainer(L.Trainer):
             cast(Any, self).callbacks.append(again)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         selected = select_best(self, model)
+        calibrate_best(self, model)
         is_tested_on_val = again is not None and datamodule.tested != "test"
         if is_tested_on_val:
             self._test_best(model, datamodule)

@@ -54,6 +54,20 @@ def test_images_without_indices_are_numbered_as_they_come(tmp_path):
     assert [line.rpartition(",")[0] for line in lines[1:]] == ["0,ant", "1,bee", "2,bee"]
 
 
+def test_row_has_what_is_known_of_a_prediction(tmp_path):
+    writer = PredictionWriter()
+    writer.on_predict_start(trainer(tmp_path), module())
+    outputs = {"answers": torch.tensor([[0.9, 0.1], [0.4, 0.6]])}
+    flags = {"unsure": torch.tensor([False, True]), "unlike_training": torch.tensor([True, False])}
+    writer.on_predict_batch_end(trainer(tmp_path), module(), outputs | flags, None, 0)
+    writer.on_predict_end(trainer(tmp_path), module())
+    assert writer.path.read_text().splitlines() == [
+        "path,class,probability,unsure,unlike_training",
+        "0,ant,0.899999976,no,yes",
+        "1,bee,0.600000024,yes,no",
+    ]
+
+
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_other_tasks_have_a_column_a_class(tmp_path, task):
     lines = written(trainer(tmp_path, ["a", "b"]), module(task), [([[0.9, -1.5], [0.25, 0.75]], [1, 0])])

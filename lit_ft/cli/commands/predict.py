@@ -121,14 +121,17 @@ def _decode(path: str) -> Any:
 
 def _cells(path: str, found: Prediction) -> TableRow:
     row: TableRow = {"path": path}
+    flags = {"unsure": found.unsure, "unlike_training": found.unlike_training}
+    known = {name: flag for name, flag in flags.items() if flag is not None}
     if found.values:
-        return row | found.values
+        return row | found.values | known
     if found.label:
-        row |= {"class": found.label, "probability": found.probability}
+        row |= {"class": found.label, "probability": found.probability, **known}
         for place, (name, probability) in enumerate(found.top_k[1:], start=2):
             row |= {f"class_{place}": name, f"probability_{place}": probability}
         return row
-    return row | {"labels": "; ".join(found.labels)} | {f"probability of {name}": p for name, p in sorted(found.top_k)}
+    row |= {"labels": "; ".join(found.labels), **known}
+    return row | {f"probability of {name}": p for name, p in sorted(found.top_k)}
 
 
 def write_table(out: Path, rows: Sequence[TableRow], reason: str = "error") -> None:
@@ -163,6 +166,8 @@ def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> 
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.9g}" if isinstance(value, float) else escape_formula(str(value))
 
 

@@ -21,8 +21,8 @@ from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint, refuse_missing_checkpoint, saved_options
 from lit_ft.runs import DEFAULT_ROOT, Run, find_checkpoint, find_run
+from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.run_options import refuse_other_options, run_options
-from lit_ft.training.selection import is_selected
 
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
 _EFFECTS = ("download", "chunk_cache")
@@ -76,7 +76,7 @@ def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> 
     if path is None or path == "hpc":
         return
     hparams = hyper_parameters(path, command, "")
-    if is_selected(read_checkpoint(path)):
+    if is_handed_back(read_checkpoint(path)):
         last = Run(Path(path).parent.parent).last
         raise UserError(f"`ckpt_path`: {path} is what was handed back, not an epoch to go on from; give {last}")
     names = getattr(data, "class_names", None)

@@ -1,0 +1,146 @@
+"""Calibration of the model that a fine-tuning hands back, on its validation images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torchmetrics.functional import classification
+
+from lit_ft.console import rank_zero_print
+from lit_ft.model.calibration import COVERAGE, MAX_REFERENCES, Calibration, fit_label_sets, fit_temperature
+from lit_ft.model.checkpoint import read_checkpoint
+from lit_ft.model.heads import divide_logits
+from lit_ft.model.module import FineTuneModule
+from lit_ft.model.prediction import head_inputs
+from lit_ft.runs import find_best_path, find_run
+from lit_ft.tasks.task import Task
+from lit_ft.training.handed_back import SHARE, hand_back
+from lit_ft.training.history import write_calibration
+from lit_ft.training.quiet_validation import quiet_validation
+
+_BINS = 15
+"""Bins of the expected calibration error, as in Guo et al. 2017."""
+
+
+def calibrate_best(trainer: Any, module: Any) -> None:
+    """Calibrates the best checkpoint of a fit, and leaves the module with its weights.
+
+    Logits are divided by a temperature, which the last layer of the head takes into its weights. What a predicted class
+    and an image need to be taken for sure and for known is saved beside them. Where no checkpoint was chosen, or a
+    module has a validation step of its own that does not give logits, nothing is done.
+    """
+    best = find_best_path(trainer)
+    if best is None or trainer.fast_dev_run or not trainer.limit_val_batches or not isinstance(module, FineTuneModule):
+        return
+    checkpoint = trainer.strategy.broadcast(read_checkpoint(best) if trainer.is_global_zero else None)
+    module.load_state_dict(checkpoint["state_dict"])
+    outputs = _validate(trainer, module)
+    if outputs is None:
+        return
+    found, facts = _calibrate(module.task, *outputs)
+    # From the first process, as the arithmetic of others may differ.
+    module.calibration = trainer.strategy.broadcast(found)
+    divide_logits(module.head, module.calibration.temperature)
+    run = find_run(trainer)
+    if trainer.is_global_zero and run is not None:
+        changed = {"state_dict": module.state_dict(), "calibration": found.plain()}
+        hand_back(trainer, best, {**checkpoint, **changed}, checkpoint.get(SHARE, 1.0))
+        write_calibration(run, facts)
+        rank_zero_print(_format(facts))
+    trainer.strategy.barrier("calibration")
+
+
+def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:
+    """Gives a module whose weights were fitted again, also to the validation images, the calibration from before that.
+
+    These images are still what others are compared with, by their features as they are now.
+    """
+    outputs = None if known is None else _validate(trainer, module)
+    if known is not None and outputs is not None:
+        module.calibration = trainer.strategy.broadcast(known.with_references(outputs[2]))
+        divide_logits(module.head, known.temperature)
+
+
+def _calibrate(
+    task: Task, logits: Tensor, targets: Tensor, features: Tensor
+) -> tuple[Calibration, dict[str, float | None]]:
+    """The calibration by validation images, and what a run tells of it."""
+    temperature = 1.0 if task.name == "regression" else fit_temperature(logits, targets, task)
+    before, after = (task.predict(logits / t) for t in (1.0, temperature))
+    least = fit_label_sets(after, targets) if task.name == "multiclass" else None
+    found = Calibration(temperature, least).with_references(features)
+    errors = [calibration_error(one, targets, task) for one in (before, after)]
+    facts = {"images": len(logits), "temperature": temperature, "ece_before": errors[0], "ece_after": errors[1]}
+    sets = found.label_sets(after)
+    unsure = None if sets is None else float((sets.sum(dim=1) != 1).float().mean())
+    return found, {**facts, "coverage": None if sets is None else COVERAGE, "unsure": unsure}
+
+
+def _format(facts: Mapping[str, float | None]) -> str:
+    images = f"{facts['images']:,} validation images"
+    if facts["ece_before"] is None:
+        return f"Calibrated  by {images}, of which 95% are like the others"
+    unsure = "" if facts["unsure"] is None else f"; unsure of {facts['unsure']:.1%}"
+    error = f"calibration error {facts['ece_before']:.1%}, after it {facts['ece_after']:.1%}"
+    return f"Calibrated  temperature {facts['temperature']:.2f}, by {images}: {error}{unsure}"
+
+
+def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> float | None:
+    """The expected calibration error: how far probabilities are from the shares of images for which they hold.
+
+    Args:
+        probabilities: ``(N, K)``.
+        targets: As metrics count them: classes ``(N,)``, or labels ``(N, K)``.
+        task: The task; a regression has none.
+    """
+    if task.name == "regression":
+        return None
+    if task.name == "multilabel":
+        found = classification.binary_calibration_error(probabilities.flatten(), targets.flatten().int(), _BINS)
+    else:
+        found = classification.multiclass_calibration_error(probabilities, targets.long(), task.num_outputs, _BINS)
+    return float(found)
+
+
+def _validate(trainer: Any, module: FineTuneModule) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Logits and targets of all validation images, and features of some; None where a step of the user's has others."""
+    with head_inputs(module.head) as features, quiet_validation(trainer, outputs := _Outputs(features)):
+        trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
+    parts: list[Any] = [outputs.batches]
+    if trainer.world_size > 1:
+        parts = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, outputs.batches)
+    batches = [batch for part in parts for batch in part]
+    if not batches:
+        return None
+    logits, targets, some = (torch.cat(column) for column in zip(*batches, strict=True))
+    return logits, targets, some
+
+
+class _Outputs(Callback):
+    """Takes logits and targets of each validation image, and the features of as many as are compared with others.
+
+    Args:
+        features: Where those of each batch come.
+    """
+
+    def __init__(self, features: list[Tensor]) -> None:
+        self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._features = features
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Takes a batch."""
+        features = self._features.pop() if self._features else None
+        if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys() and features is not None:
+            num_images = sum(cast(Any, trainer).num_val_batches) * len(features) * trainer.world_size
+            some = features[:: math.ceil(num_images / MAX_REFERENCES)].cpu()
+            self.batches.append((outputs["logits"].cpu().float(), outputs["targets"].cpu(), some))

@@ -1,0 +1,52 @@
+"""The checkpoint that a run hands back: that of its best epoch, or another model in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_ft.model.checkpoint import read_checkpoint
+
+SHARE = "share_fine_tuned"
+"""Key of a checkpoint that is no epoch's: the share of the fine-tuned weights in it."""
+
+_OF_THE_FIT = "optimizer_states", "lr_schedulers"
+"""What no model needs that is handed back, and a fit cannot go on with where its weights are others."""
+
+
+def hand_back(trainer: Any, path: str, content: Mapping[str, Any], share: float) -> None:
+    """Saves a model as the best checkpoint of a run; that of the best epoch is kept beside it.
+
+    Args:
+        trainer: The trainer of the run.
+        path: The path of the best checkpoint.
+        content: A checkpoint, of which the state of the fit is left out.
+        share: The share of the fine-tuned weights in it.
+    """
+    if Path(path).is_file() and not is_handed_back(read_checkpoint(path)):
+        Path(path).replace(_best_epoch(path))
+    kept = {key: value for key, value in content.items() if key not in _OF_THE_FIT}
+    trainer.strategy.checkpoint_io.save_checkpoint({**kept, SHARE: share}, path)
+
+
+def take_best_epoch(path: str) -> dict[str, Any] | None:
+    """The checkpoint of the best epoch, by the path of the best one; None where there is none.
+
+    A run that was resumed after it had ended, or was killed as another model was saved, gets it back.
+    """
+    kept = _best_epoch(path)
+    if kept.is_file() and (not Path(path).is_file() or is_handed_back(read_checkpoint(path))):
+        kept.replace(path)
+    found = read_checkpoint(path)
+    return None if is_handed_back(found) else found
+
+
+def is_handed_back(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is no epoch's, but what follows a fit has made of it."""
+    return SHARE in checkpoint
+
+
+def _best_epoch(path: str) -> Path:
+    """Where the checkpoint of the best epoch is, if another one is handed back."""
+    return Path(path).with_name("best_epoch.ckpt")
