@@ -19,15 +19,13 @@ from lit_ft.data.loading.protocols import Readable
 from lit_ft.errors import UserError
 from lit_ft.features.decision import NUM_VIEWS, CacheOptions, DType, PhaseFacts, SplitFacts, decide, format_decision
 from lit_ft.features.layout import Layout
-from lit_ft.features.source import FeatureSource, FrozenStages
+from lit_ft.features.source import FeatureSource, FrozenStages, find_own_hook, find_own_step
 from lit_ft.features.store import FeatureFile, remove_files
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.preconditions import epochs_of_steps, is_replicated
 from lit_ft.unfreezing.view import run_plan, run_starts
-
-_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class FeatureCache(Callback):
@@ -219,10 +217,7 @@ def _collect_split_facts(
 ) -> SplitFacts:
     run: Any = trainer
     batches = trainer.num_training_batches if split == "train" else sum(run.num_val_batches)
-    owners = ((module, L.LightningModule), (run.datamodule, L.LightningDataModule))
-    hooks = (hook for hook in _BATCH_HOOKS if any(_is_overridden(owner, hook, base) for owner, base in owners))
-    steps = ("training_step" if split == "train" else "validation_step", "forward")
-    own_steps = (f"{type(module).__name__}.{step}" for step in steps if _is_overridden(module, step, FineTuneModule))
+    step = "training_step" if split == "train" else "validation_step"
     return SplitFacts(
         num_images=len(loader.source),
         num_passes=num_passes,
@@ -230,13 +225,7 @@ def _collect_split_facts(
         is_read_whole=batches >= len(loader),
         is_mixed=split == "train" and module.objective.mix.is_on,
         is_reloaded=bool(run.reload_dataloaders_every_n_epochs),
-        batch_hook=next(hooks, None),
-        own_step=next(own_steps, None),
+        batch_hook=find_own_hook(module, run.datamodule),
+        own_step=find_own_step(module, step),
         sharded_by=None if is_replicated(trainer.strategy) else type(trainer.strategy).__name__,
     )
-
-
-def _is_overridden(owner: object, name: str, base: type) -> bool:
-    """Whether a method is not that of a base class; ``False`` without an owner."""
-    method = getattr(owner, name, None)
-    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)

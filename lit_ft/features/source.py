@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,6 +17,8 @@ from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.features.layout import Layout
 from lit_ft.model.first_batch import refuse_other_size
 from lit_ft.model.module import FineTuneModule
+
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -124,3 +127,25 @@ def _as_integers(value: Tensor) -> Tensor:
     as_it_lies = value.permute(sorted(range(value.ndim), key=value.stride, reverse=True)).reshape(-1)  # copies nothing
     is_whole = value.nbytes % 8 == 0 and value.storage_offset() * value.itemsize % 8 == 0
     return as_it_lies.view(torch.int64 if is_whole else _INTEGERS[value.itemsize])
+
+
+def find_own_hook(module: FineTuneModule, data: Any) -> str | None:
+    """A hook of a user's that changes a batch of images between loader and step, which would get features instead."""
+    owners = ((module, L.LightningModule), (data, L.LightningDataModule))
+    return next(
+        (hook for hook in _BATCH_HOOKS if any(_is_overridden(owner, hook, base) for owner, base in owners)), None
+    )
+
+
+def find_own_step(module: FineTuneModule, step: str) -> str | None:
+    """A step or forward pass of a user's, which may need images."""
+    steps = (step, "forward")
+    return next(
+        (f"{type(module).__name__}.{one}" for one in steps if _is_overridden(module, one, FineTuneModule)), None
+    )
+
+
+def _is_overridden(owner: object, name: str, base: type) -> bool:
+    """Whether a method is not that of a base class; ``False`` without an owner."""
+    method = getattr(owner, name, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_ft.features.shared_prefix import SharedPrefix
+
 
 @contextmanager
 def quiet_validation(trainer: Any, callback: Callback) -> Iterator[None]:
@@ -25,14 +27,20 @@ def quiet_validation(trainer: Any, callback: Callback) -> Iterator[None]:
 
 
 class ImageLosses(Callback):
-    """Takes the loss of each image of a validation, in the order of its loader."""
+    """Takes the loss of each image of a validation, in the order of its loader.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: What gives the images of each validation.
+    """
+
+    def __init__(self, prefix: SharedPrefix) -> None:
+        self._prefix = prefix
         self._losses: list[Tensor] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets those of the validation before."""
         self._losses = []
+        self._prefix.replace_images()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,

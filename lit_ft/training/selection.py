@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_table, format_value, rank_zero_print
+from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.handed_back import hand_back, take_best_epoch
@@ -219,7 +220,8 @@ def _candidates(
     num_epochs = trainer.current_epoch
     epoch = f"epoch {num_epochs - 1}"
     is_best_last = best["global_step"] == trainer.global_step
-    losses = ImageLosses()
+    module.load_state_dict(probe)
+    losses = ImageLosses(SharedPrefix(trainer, module, [probe, last, best["state_dict"]]))
     with quiet_validation(trainer, losses):
 
         def validate(state: Mapping[str, Tensor], name: str, share: float, *rest: Any) -> Candidate:
