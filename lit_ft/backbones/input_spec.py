@@ -17,6 +17,9 @@ from lit_ft.errors import UserError, unknown
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
+Views = Literal["flip", "crops"]
+"""Views of an image in test-time augmentation: with its mirror image, or the four corners beside the centre."""
+
 # How many times as long as wide an image is whose ends are not resized. To resize the whole of 20,000 x 1 pixels, the
 # shorter side to 256, takes gigabytes; up to here, it takes 256 x 256 x 32 pixels.
 _LONG = 32
@@ -55,6 +58,23 @@ class InputSpec:
         else:
             resize = ResizeForCentre(self.resize, self.size, mode)
         return v2.Compose([resize, v2.CenterCrop(self.size)])
+
+    def views(self, kind: Views | None) -> v2.Compose:
+        """The views of a photo ``(C, H, W)`` as a list of ``(C, size, size)``, that of the eval transform first.
+
+        Raises:
+            UserError: If the kind is unknown, or there are no corners, as the whole image enters the network.
+        """
+        resize, centre = self.geometry().transforms
+        if kind is None:
+            return v2.Compose([resize, centre, lambda view: [view]])
+        if kind == "flip":
+            return v2.Compose([resize, centre, lambda view: [view, view.flip(-1)]])
+        if kind != "crops":
+            raise unknown("views", str(kind), get_args(Views), "tta")
+        if self.squash or self.resize == self.size:
+            raise UserError("tta: crops are parts of images of which the whole enters this network; give flip")
+        return v2.Compose([resize, v2.FiveCrop(self.size), lambda views: [views[-1], *views[:-1]]])
 
     def eval_transform(self) -> v2.Transform:
         """What makes an image of a photo: uint8 ``(C, H, W)`` -> normalised float ``(C, size, size)``."""

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -107,6 +106,8 @@ def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
         targets: As metrics count them: classes ``(N,)``, or labels ``(N, K)``.
         task: The task, of classes or labels; its label smoothing is left out.
     """
+    from scipy.optimize import minimize_scalar  # slow to load, and not needed to predict
+
     step = math.ceil(logits.numel() / _MOST_VALUES)
     logits, targets, task = logits[::step].double(), targets[::step], replace(task, label_smoothing=0.0)
     per_image = task.num_outputs if task.name == "multilabel" else 1  # whose loss is a mean over its labels

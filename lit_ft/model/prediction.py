@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from lit_ft.backbones.input_spec import Views
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode, to_pixels
 from lit_ft.data.loading.photo_source import transform_seeded
@@ -63,7 +64,13 @@ class Predictor(L.LightningModule):
     calibration: Calibration | None = None
     """What a fine-tuning found out about its predictions, on validation images; None of a model that trains on."""
 
-    def predict(self, pictures: Picture | Iterable[Picture], top_k: int = 1, batch_size: int = 32) -> list[Prediction]:
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        top_k: int = 1,
+        batch_size: int = 32,
+        tta: Views | None = None,
+    ) -> list[Prediction]:
         """Predicts images, in their order, resized and cropped as in validation.
 
         Args:
@@ -73,6 +80,8 @@ class Predictor(L.LightningModule):
                 channels the last is transparency, unless the network takes four.
             top_k: The number of classes or labels to list.
             batch_size: The number of images that pass the network at once.
+            tta: Test-time augmentation, the mean of several views of an image: with its mirror image (flip), or with
+                its four corners (crops).
 
         Raises:
             UserError: If an image cannot be read, or its pixels are out of range.
@@ -86,16 +95,16 @@ class Predictor(L.LightningModule):
             if value < 1:
                 raise UserError(f"{name}: must be at least 1, got {value}")
         module = cast(Any, self)
-        geometry, was_training = module.input_spec.geometry(), module.training
+        look, was_training = module.input_spec.views(tta), module.training
         normalise, images = module.normalise, read_pictures(pictures, module.normalise.channels)
         found: list[Prediction] = []
         module.eval()
         try:
             with torch.inference_mode():
                 while batch := list(islice(images, batch_size)):
-                    sized = (transform_seeded(geometry, image, 0, name or "an image") for name, image in batch)
-                    pixels = [normalise.fit_channels(image) for image in sized]  # of one number, to be stacked
-                    predicted = self._judge(torch.stack(pixels).to(module.device))
+                    views = [transform_seeded(look, image, 0, name or "an image") for name, image in batch]
+                    pixels = [normalise.fit_channels(image) for of_one in views for image in of_one]  # to be stacked
+                    predicted = self._judge(torch.stack(pixels).to(module.device), len(views[0]))
                     columns = {name: values.cpu() for name, values in predicted.items()}
                     found += self._format(columns, [name for name, _ in batch], top_k)
         finally:
@@ -114,14 +123,15 @@ class Predictor(L.LightningModule):
         predictions = self._judge(images)
         return {**predictions, "indices": indices[0]} if indices else predictions
 
-    def _judge(self, images: Tensor) -> dict[str, Tensor]:
+    def _judge(self, images: Tensor, num_views: int = 1) -> dict[str, Tensor]:
+        """What is predicted for images of which so many views follow each other; by features of the first of these."""
         module, known = cast(Any, self), self.calibration or Calibration()
         with head_inputs(module.head) as features:
-            answers = module.task.predict(module(images))
+            answers = module.task.predict(module(images)).unflatten(0, (-1, num_views)).mean(dim=1)
         judged = {"answers": answers}
         if (sets := known.label_sets(answers)) is not None:
             judged["unsure"] = sets.sum(dim=1) != 1
-        if features and (unlike := known.are_unlike(features[0])) is not None:
+        if features and (unlike := known.are_unlike(features[0][::num_views])) is not None:
             judged["unlike_training"] = unlike
         return judged
 

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from lit_ft.errors import UserError
+from lit_ft.model.calibration import Calibration
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.prediction import head_inputs
 
 
 def a_photo(size=(40, 30), seed=0):
@@ -173,3 +175,34 @@ def test_dropout_does_not_act_and_the_mode_stays():
     first, second = model.predict([a_photo(), a_photo()])
     assert first == second
     assert model.training
+
+
+def test_crops_are_the_centre_and_the_corners_of_the_whole_photo(model):
+    photo = a_photo((60, 40), 3)
+    found = probabilities(model.predict([photo, a_photo()], top_k=3, tta="crops"))
+    resized = model.input_spec.geometry().transforms[0](torch.from_numpy(np.array(photo)).permute(2, 0, 1))
+    assert resized.shape[1:] == (32, 48)
+    parts = [resized[:, y : y + 28, x : x + 28] for y, x in ((2, 10), (0, 0), (0, 20), (4, 0), (4, 20))]
+    with torch.no_grad():
+        wanted = model(torch.stack(parts)).softmax(dim=1).mean(dim=0)
+    torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[0], expected(model, photo), atol=1e-4)
+
+
+def test_views_that_cannot_be_are_refused(model):
+    with pytest.raises(UserError, match=r"tta.*flip"):
+        model.predict(a_photo(), tta="flop")
+    whole = FineTuneModule("mnist_cnn", weights=None, classes=2, input={"resize": 28}).eval()
+    with pytest.raises(UserError, match="the whole enters this network; give flip"):
+        whole.predict(a_photo(), tta="crops")
+
+
+def test_image_is_judged_by_its_first_view(model):
+    features = []
+    with head_inputs(model.head) as seen:
+        model.predict(a_photo())
+        features.append(seen[0])
+    model.calibration = Calibration(references=features[0].half(), farthest=1e-3)
+    assert model.predict(a_photo(), tta="flip")[0].unlike_training is False
+    assert model.predict(a_photo(seed=5), tta="flip")[0].unlike_training is True
+    model.calibration = None

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lit_ft.assets import replace_atomically
+from lit_ft.backbones.input_spec import Views
 from lit_ft.cli.commands import COMMANDS, CommandParser
 from lit_ft.console import dump_json, log_progress
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode
-from lit_ft.data.tables.tables import escape_formula
+from lit_ft.data.tables.tables import escape_formula, unescape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target, is_device
@@ -29,6 +30,7 @@ TableRow = dict[str, Any]
 
 _BATCH = 32
 _SUFFIXES = (".csv", ".json", ".parquet")
+_LISTS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
 def run(args: Sequence[str]) -> int:
@@ -36,7 +38,10 @@ def run(args: Sequence[str]) -> int:
     parser = CommandParser(prog="lit-ft predict", description=COMMANDS["predict"])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS", help="files, folders, or quoted patterns such as 'a_*.png'"
+        "photos",
+        nargs="+",
+        metavar="PHOTOS",
+        help=("files, folders, quoted patterns such as 'a_*.png', or a .csv, .tsv or .txt list of files"),
     )
     parser.add_argument(
         "--out", default=Run(Path()).predictions.name, metavar="FILE", help="a .csv, .json or .parquet file"
@@ -45,6 +50,10 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument(
         "--top_k", type=int, default=1, metavar="K", help="number of classes to list with their probabilities"
     )
+    parser.add_argument("--probabilities", action="store_true", help="list the probabilities of all classes")
+    parser.add_argument("--tta", choices=get_args(Views), help=(
+        "test-time augmentation: the mean with the mirror image, or with the four corners (crops)"
+    ))  # fmt: skip
     parser.add_argument("--device", metavar="DEVICE", help="where to compute; by default a GPU, if there is one")
     given = parser.parse_args(args)
     out = Path(given.out).expanduser()  # the shell leaves that of --out=~/a.csv as it is
@@ -59,7 +68,7 @@ def run(args: Sequence[str]) -> int:
         model = load(given.checkpoint, given.device)
     except UserError as error:
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
-    rows = predict_rows(model, paths, given.top_k)
+    rows = predict_rows(model, paths, given.top_k, given.probabilities, given.tta)
     reason = reason_column(model)
     write_table(out, rows, reason)
     failed = sum(reason in row for row in rows)
@@ -68,11 +77,15 @@ def run(args: Sequence[str]) -> int:
 
 
 def find_photos(source: str) -> list[str]:
-    """The images that an argument stands for: a file, those below a folder, or those that match a pattern.
+    """The images that an argument stands for: a file, those below a folder, that match a pattern, or of a list.
+
+    A list has a path a row, in its column ``path`` or its first one, relative to the folder of the list.
 
     Raises:
         UserError: If there are none.
     """
+    if Path(source).suffix.lower() in _LISTS and os.path.isfile(source):
+        return _read_list(Path(source))
     if os.path.exists(source) or not glob.has_magic(source):
         return [str(path) for path in find_images_to_predict(source, "PHOTOS").paths]
     found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
@@ -81,29 +94,48 @@ def find_photos(source: str) -> list[str]:
     return found
 
 
+def _read_list(file: Path) -> list[str]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+            rows = [row for row in csv.reader(opened, delimiter=_LISTS[file.suffix.lower()]) if any(row)]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"PHOTOS: {file} cannot be read ({error})") from error
+    column = rows[0].index("path") if rows and "path" in rows[0] else None
+    paths = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
+    if not paths:
+        raise UserError(f"PHOTOS: {file} has no paths of images")
+    return [str(file.parent / unescape_formula(path)) for path in paths]
+
+
 def reason_column(model: FineTuneModule) -> str:
     """The column with the reason why an image cannot be read: ``error``, unless a number that is predicted has it."""
     return "error" if model.task.name != "regression" or "error" not in model.class_names else "why unread"
 
 
-def predict_rows(model: FineTuneModule, paths: Sequence[str], top_k: int) -> list[TableRow]:
+def predict_rows(
+    model: FineTuneModule, paths: Sequence[str], top_k: int, probabilities: bool = False, tta: Views | None = None
+) -> list[TableRow]:
     """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
 
     Args:
         model: The model.
         paths: The images.
-        top_k: The number of classes or labels to list.
+        top_k: The number of classes to list.
+        probabilities: Whether a row has a column of each class, too.
+        tta: Test-time augmentation.
     """
     left, done, reason = iter(paths), list[TableRow](), reason_column(model)
-    top_k = len(model.class_names) if model.task.name == "multilabel" else top_k  # each has a column
+    all_classes = probabilities or model.task.name == "multilabel"
 
     def batches() -> Iterator[int]:
         while batch := list(islice(left, _BATCH)):
             read: dict[str, Any] = {path: _decode(path) for path in batch}
             good = {path: image for path, image in read.items() if not isinstance(image, str)}
-            found = dict(zip(good, model.predict(good.values(), top_k), strict=True))
+            num = len(model.class_names) if all_classes else top_k
+            found = dict(zip(good, model.predict(good.values(), num, tta=tta), strict=True))
             done.extend(
-                _cells(path, found[path]) if path in found else {"path": path, reason: read[path]} for path in batch
+                _cells(path, found[path], top_k, all_classes) if path in found else {"path": path, reason: read[path]}
+                for path in batch
             )
             yield len(batch)
 
@@ -119,19 +151,17 @@ def _decode(path: str) -> Any:
         return str(error).removeprefix(f"{path}: ")
 
 
-def _cells(path: str, found: Prediction) -> TableRow:
+def _cells(path: str, found: Prediction, top_k: int, all_classes: bool) -> TableRow:
     row: TableRow = {"path": path}
-    flags = {"unsure": found.unsure, "unlike_training": found.unlike_training}
-    known = {name: flag for name, flag in flags.items() if flag is not None}
-    if found.values:
-        return row | found.values | known
     if found.label:
-        row |= {"class": found.label, "probability": found.probability, **known}
-        for place, (name, probability) in enumerate(found.top_k[1:], start=2):
+        row |= {"class": found.label, "probability": found.probability}
+        for place, (name, probability) in enumerate(found.top_k[1:top_k], start=2):
             row |= {f"class_{place}": name, f"probability_{place}": probability}
-        return row
-    row |= {"labels": "; ".join(found.labels), **known}
-    return row | {f"probability of {name}": p for name, p in sorted(found.top_k)}
+    elif not found.values:
+        row["labels"] = "; ".join(found.labels)
+    flags = {"unsure": found.unsure, "unlike_training": found.unlike_training}
+    row |= found.values | {name: flag for name, flag in flags.items() if flag is not None}
+    return row | ({f"probability of {name}": p for name, p in sorted(found.top_k)} if all_classes else {})
 
 
 def write_table(out: Path, rows: Sequence[TableRow], reason: str = "error") -> None:

@@ -207,3 +207,44 @@ def test_mistake_ends_in_a_line_and_writes_nothing(best, photos, capsys, args, l
     assert error.startswith(f"lit-ft: {line}")
     assert Path("there.csv").read_text() == "mine"
     assert not Path("predictions.csv").exists()
+
+
+def test_probabilities_of_all_classes_have_columns(best, photos):
+    assert main(["predict", str(best), "alone.png", "--probabilities", "--top_k", "2", "--out", "out.json"]) == 0
+    (row,) = json.loads(Path("out.json").read_text())
+    named = {name: row[f"probability of {name}"] for name in CLASSES}
+    assert sum(named.values()) == pytest.approx(1, abs=1e-5)
+    assert (named[row["class"]], named[row["class_2"]]) == (row["probability"], row["probability_2"])
+    assert "class_3" not in row
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "paths"),
+    [
+        ("list.csv", "id,path\n1,b.png\n2,deep/a.png\n", ["b.png", "deep/a.png"]),
+        ("list.tsv", "\ufeffpath\tid\nb.png\t1\n\n", ["b.png"]),
+        ("list.txt", "c.jpg\nb.png\n", ["c.jpg", "b.png"]),
+        ("list.csv", "path\n'=none.png\n", ["=none.png"]),
+    ],
+)
+def test_list_names_the_photos_from_its_own_folder(best, photos, name, content, paths):
+    Path("photos", name).write_text(content, "utf-8")
+    assert main(["predict", str(best), f"photos/{name}", "--out", "out.json"]) == int(paths[0] == "=none.png")
+    assert [row["path"] for row in json.loads(Path("out.json").read_text())] == [f"photos/{one}" for one in paths]
+
+
+def test_list_without_paths_is_refused(best, photos, capsys):
+    Path("list.csv").write_text("path\n")
+    assert main(["predict", str(best), "list.csv"]) == 2
+    assert "PHOTOS: list.csv has no paths of images" in capsys.readouterr().err
+
+
+def test_views_of_a_photo_are_averaged(best, photos):
+    photo = Image.open("alone.png").crop((0, 0, 28, 28))  # of the network's size, so that nothing is rounded
+    photo.save("square.png")
+    assert main(["predict", str(best), "square.png", "--tta", "flip", "--probabilities", "--out", "out.json"]) == 0
+    (row,) = json.loads(Path("out.json").read_text())
+    model, mirrored = lit_ft.load(best, "cpu"), photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    both = [dict(model.predict(one, top_k=3)[0].top_k) for one in (photo, mirrored)]
+    for name in CLASSES:
+        assert row[f"probability of {name}"] == pytest.approx((both[0][name] + both[1][name]) / 2, abs=1e-5)
