@@ -62,6 +62,25 @@ def check_images(images: Any, split: str, normalise: Normalise) -> None:
         _check_normalised(images, split, normalise)
 
 
+def refuse_unprepared(images: Any, size: int, normalise: Normalise) -> None:
+    """Raises `UserError` for images, given to a model from Python, that are not as the model saw them in validation.
+
+    What is compiled or exported has no values yet.
+    """
+    advice = "call model.predict(images), which prepares pictures of any kind"
+    if isinstance(images, StageOutput) or torch.compiler.is_compiling():
+        return
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise UserError(f"images are {_format_found(images)}, expected a batch (B, C, {size}, {size}); {advice}")
+    height, width = images.shape[2:]
+    if (height, width) != (size, size):
+        raise UserError(f"images are {height} x {width}, but the model was validated on {size} x {size}; {advice}")
+    if images.is_floating_point() and images.numel():
+        low, high, least, most = _range(images, normalise)
+        if low >= 0 and (high > 8 * max(most, 1.0) or (0.5 < high <= 1 and least < -0.1)):
+            raise UserError(f"images are float from {low:.3g} to {high:.3g}, and not normalised; {advice}")
+
+
 def refuse_other_size(images: Any, size: int, error: Exception) -> None:
     """Raises `UserError` if a network has failed on images of another height and width than it was made for.
 
@@ -104,17 +123,22 @@ def refuse_no_batch(trainer: Any) -> None:
 
 
 def _check_normalised(images: Tensor, split: str, normalise: Normalise) -> None:
-    low, high = (float(one) for one in images.aminmax())
+    low, high, least, most = _range(images, normalise)
     if not (low > -torch.inf and high < torch.inf):
         raise UserError(f"{split}_dataloader: images have values that are not finite")
-    least = float((-normalise.mean / normalise.std).min())
-    most = float(((255 - normalise.mean) / normalise.std).max())
     found = f"{split}_dataloader: images are float from {low:.3g} to {high:.3g}"
     wanted = f"uint8, or float that is normalised, which lies within {least:.3g} and {most:.3g}"
     if low >= 0 and high > 8 * max(most, 1.0):  # so far beyond the largest that they were certainly not normalised
         raise UserError(f"{found}, expected {wanted}")
     if low >= 0 and least < -0.1:  # no pixel is darker than the mean: it may be so
         rank_zero_warn(f"{found}, as if they were not normalised; expected {wanted}")
+
+
+def _range(images: Tensor, normalise: Normalise) -> tuple[float, float, float, float]:
+    """The least and the greatest value of images, and of those that are normalised."""
+    low, high = (float(one) for one in images.aminmax())
+    least = float((-normalise.mean / normalise.std).min())
+    return low, high, least, float(((255 - normalise.mean) / normalise.std).max())
 
 
 def _check_targets(targets: Tensor, split: str, task: Task) -> None:

@@ -18,11 +18,11 @@ from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.backbones.stem import Stem
 from lit_ft.backbones.weights.trust import refuse_foreign_names
-from lit_ft.compat import log_repeatedly
+from lit_ft.compat import attached_trainer, log_repeatedly
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import PlainHyperparameters, all_hyperparameters, as_config
 from lit_ft.model.compiling import Compiling, recompiling
-from lit_ft.model.first_batch import BatchCheck, refuse_other_size
+from lit_ft.model.first_batch import BatchCheck, refuse_other_size, refuse_unprepared
 from lit_ft.model.heads import HeadConfig, build_head, read_trained_head, set_prior_bias
 from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
 from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
@@ -150,6 +150,8 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
 
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Images ``(B, C, H, W)``, uint8 or normalised float, or cached features -> logits ``(B, K)``."""
+        if not self.training and attached_trainer(self) is None:  # what a loader gives is checked once
+            refuse_unprepared(images, self.input_spec.size, self.normalise)
         given = images if isinstance(images, StageOutput) else self.normalise(images)
         try:
             logits: Tensor = self.head(self.backbone(given))

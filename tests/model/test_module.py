@@ -1,3 +1,5 @@
+import re
+
 import lightning as L
 import numpy as np
 import pytest
@@ -100,7 +102,25 @@ def test_uint8_and_normalised_float_images_give_the_same_logits():
     images = images_of(3, 32)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     torch.testing.assert_close(module(images), module((images / 255 - mean) / std), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(module(images), module(images / 255), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (images_of(3, 32) / 255, "images are float from 0 to 1, and not normalised"),
+        (images_of(3, 32).float(), "images are float from 0 to 255, and not normalised"),
+        (images_of(3, 40), "images are 40 x 40, but the model was validated on 32 x 32"),
+        (images_of(3, 32)[0], "images are uint8 (3, 32, 32), expected a batch (B, C, 32, 32)"),
+        ("a.jpg", "images are of type str, expected a batch (B, C, 32, 32)"),
+    ],
+)
+def test_pixels_that_are_not_as_in_validation_are_refused(given, told):
+    module = small_resnet(classes=4).eval()
+    told = f"^{re.escape(told)}; call model.predict.images., which prepares pictures of any kind$"
+    with pytest.raises(UserError, match=told):
+        module(given)
+    if torch.is_tensor(given) and given.ndim == 4:
+        module.train()(given)  # who trains chooses what it sees
 
 
 def test_grey_images_fit_a_colour_backbone_and_colour_images_a_grey_one():
