@@ -217,7 +217,8 @@ def _print_summary(trainer: Any, command: str, is_refitted: bool, report: Path |
         arguments = f"--config {run.config} --ckpt_path {best}"
         refit = "refit; before it " if is_refitted else ""
         lines.append(f"Best model   {best}  ({refit}{chosen.monitor} {format_score(chosen.best_model_score)})")
-        lines.append(f"Predict      lit-ft predict {arguments}")
+        is_named = isinstance(trainer.lightning_module.hparams.get("backbone"), str)  # else its class is in the config
+        lines.append(f"Predict      lit-ft predict {f'{best} PHOTOS' if is_named else arguments}")
         if command == "fit" and _has_test_images(trainer):
             lines.append(f"Test         lit-ft test {arguments}")
     if report is not None:

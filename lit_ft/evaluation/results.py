@@ -101,9 +101,10 @@ class ResultWriter(Callback):
 
     def _write(self, trainer: Any, module: Any, split: str) -> None:
         run, outputs = find_run(trainer), self._outputs
+        name = getattr(trainer.datamodule, "results_name", split) if split == "test" else split
         self._outputs = []
         if self._num_values > _MOST_VALUES:
-            rank_zero_warn(f"too many predictions to keep, so that no {run and run.result_table('predictions', split)}")
+            rank_zero_warn(f"too many predictions to keep, so that no {run and run.result_table('predictions', name)}")
         parts: list[Any] = [outputs]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
@@ -111,18 +112,18 @@ class ResultWriter(Callback):
         if run is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
         for kind in ("predictions", "per_class", "confusion"):  # of an earlier evaluation, which may have been another
-            run.result_table(kind, split).unlink(missing_ok=True)
+            run.result_table(kind, name).unlink(missing_ok=True)
         found = _join(parts, trainer.datamodule, split) if all(parts) else None
         if found is None:
             return
         task = module.task
-        write_rows(run.result_table("predictions", split), prediction_rows(found, task, module.class_names))
+        write_rows(run.result_table("predictions", name), prediction_rows(found, task, module.class_names))
         if task.name != "regression":
-            write_rows(run.result_table("per_class", split), class_rows(found, task, module.class_names))
+            write_rows(run.result_table("per_class", name), class_rows(found, task, module.class_names))
         if task.name == "multiclass":
-            write_rows(run.result_table("confusion", split), confusion_rows(found, module.class_names))
+            write_rows(run.result_table("confusion", name), confusion_rows(found, module.class_names))
         intervals = bootstrap(found, task, f"{split}/")
-        write_intervals(run, split, intervals)
+        write_intervals(run, name, intervals)
         main = module.main_metric[0].removeprefix("val/")
         if ends := _format({name: intervals.get(f"{split}/{name}") for name in (main, "loss")}, split):
             rank_zero_print(f"95% intervals  {ends}")

@@ -90,7 +90,7 @@ class HistoryWriter(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the metrics of a test."""
-        self._write_evaluation(trainer, "test")
+        self._write_evaluation(trainer, getattr(cast(Any, trainer).datamodule, "results_name", "test"))
 
     def state_dict(self) -> dict[str, Any]:
         """The row as far as it is known, for a run that is resumed within the epoch."""

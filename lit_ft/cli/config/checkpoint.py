@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,13 @@ from lit_ft import data
 from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.errors import UserError, refuse_unwritable
-from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint, refuse_missing_checkpoint, saved_options
+from lit_ft.model.checkpoint import (
+    all_hyperparameters,
+    hyper_parameters,
+    read_checkpoint,
+    refuse_missing_checkpoint,
+    saved_options,
+)
 from lit_ft.runs import DEFAULT_ROOT, Run, find_checkpoint, find_run
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.run_options import refuse_other_options, run_options
@@ -108,13 +115,15 @@ def refuse_other_model(
 def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     """The options of a command, with the data of the checkpoint that is evaluated before all options.
 
-    Options that are given replace those of the checkpoint. Nothing is added where a class of data is given, nor to
-    predict, unless it is given the images.
+    A checkpoint may come first, before all options. Options that are given replace those of the checkpoint. Nothing is
+    added where a class of data is given, nor to predict, unless it is given the images.
 
     Raises:
         UserError: If the checkpoint does not exist.
     """
     args = list(args)
+    if command in ("validate", "test") and args and not args[0].startswith("-"):
+        args = ["--ckpt_path", _find_best(args[0]), *args[1:]]
     if command not in EVALUATIONS or _gives_data(args) or (given := _read_setting(args, "ckpt_path")) is None:
         return args
     configs = _read_values(args, "--config")
@@ -124,7 +133,17 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     found = read_saved_data(path)
     if found is None or (command == "predict" and not _read_values(args, "--data.predict")):
         return args
+    given = _read_setting(args, "data.root")
+    if command == "test" and given is not None and found["class_path"].endswith(".ImageFolderDataModule"):
+        kept = found["init_args"].get("root", "")
+        if os.path.realpath(given) != os.path.realpath(kept):  # other photos, all of which can be tested on
+            found["init_args"]["tested_classes"] = all_hyperparameters(read_checkpoint(path)).get("classes")
     return ["--data", json.dumps(found), *args]
+
+
+def _find_best(given: str) -> str:
+    """The checkpoint that is given, or the best one of the run whose folder is given."""
+    return str(Run(Path(given)).checkpoint("best")) if Path(given).is_dir() else given
 
 
 def read_saved_data(path: str) -> dict[str, Any] | None:

@@ -39,6 +39,8 @@ class ImageFolderDataModule(PhotoDataModule):
         groups: A regular expression for the path of an image within its split, such as ``patient([0-9]+)``. Images for
             which it finds the same text (that of its first group in parentheses which finds any, else all that it
             matches) are kept in the same split.
+        tested_classes: Names of the classes of a model that is only tested on these photos: all below ``ROOT/test``, or
+            below ROOT, which need not have photos of each. ``lit-ft test CHECKPOINT --data.root NEW`` gives it.
         **common: The options of all sets of photos.
     """
 
@@ -50,6 +52,7 @@ class ImageFolderDataModule(PhotoDataModule):
         augment: Augment = "basic",
         class_names_from: str | None = None,
         groups: str | None = None,
+        tested_classes: list[str] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(augment=augment, **common)
@@ -59,12 +62,32 @@ class ImageFolderDataModule(PhotoDataModule):
             raise UserError(f"`data.groups`: {groups} is not a regular expression ({error})") from error
         self.root = root
         self.class_names_from = class_names_from
+        self.tested_classes = tested_classes
         self._folders: dict[str, str] | None = None
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, in order: those of the folders of the training images, or what a file calls these."""
-        return list(self._class_folders())
+        return list(self._class_folders() if self.tested_classes is None else self.tested_classes)
+
+    @property
+    def results_name(self) -> str:  # type: ignore[override]
+        """What the results of a test are called: not as those of the run's own test images."""
+        return "test" if self.tested_classes is None else f"test_{Path(self.root).resolve().name}"
+
+    def read_splits(self) -> dict[Split, FileSplit]:
+        """Finds the images, and holds out what is not given; to test a model, those alone."""
+        if self.tested_classes is None:
+            return super().read_splits()
+        root = find_folder(self.root, "`data.root`")
+        folder = root / "test" if (root / "test").is_dir() else root
+        if folder == root and (root / "train").is_dir():
+            raise UserError(f"`data.root`: {root} has train and no test; name the folder that has the class folders")
+        index = index_images(folder, "`data.root`")
+        warn_passed_over(folder, "`data.root`", index.passed_over)
+        self._folders = {name: name for name in self.tested_classes}
+        test = self._labelled(folder, index, of="test")
+        return {"train": test.part(torch.arange(0)), "test": test, "predict": test.indexed()}
 
     def read_given(self) -> dict[Split, FileSplit]:
         """Finds the images of each split that has a folder."""

@@ -94,6 +94,25 @@ def test_saved_data_is_added_where_no_other_is_given(checkpoint, tmp_path, monke
     assert add_saved_data(command, options) == (["--data", json.dumps(FOUND), *options] if adds else options)
 
 
+def test_checkpoint_may_come_first_and_other_photos_are_all_tested(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"root": str(tmp_path / "photos"), "batch_size": 8}
+    content = {
+        "hyper_parameters": {"classes": ["ant", "bee"]},
+        "run_options": {"data": "lit_ft.data.ImageFolderDataModule"},
+        "datamodule_hyper_parameters": options,
+    }
+    path = checkpoint(content)
+    kept = {"class_path": "lit_ft.data.ImageFolderDataModule", "init_args": options}
+    others = {**kept, "init_args": {**options, "tested_classes": ["ant", "bee"]}}
+    for command, root, found in (("test", "photos", kept), ("test", "new", others), ("validate", "new", kept)):
+        wanted = ["--data", json.dumps(found), "--ckpt_path", path, "--data.root", root]
+        assert add_saved_data(command, [path, "--data.root", root]) == wanted
+    Path("run/checkpoints").mkdir(parents=True)
+    Path(path).rename("run/checkpoints/best.ckpt")
+    assert add_saved_data("test", ["run"])[2:] == ["--ckpt_path", "run/checkpoints/best.ckpt"]
+
+
 @pytest.mark.parametrize(
     ("folder", "args"),
     [

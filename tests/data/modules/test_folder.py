@@ -138,6 +138,27 @@ def test_without_test_images_validation_is_tested_on_and_said_so(photo_root):
     assert "test" not in data.counts()
 
 
+def test_all_photos_are_tested_by_a_model_of_more_classes(split_root, photo_root):
+    for root, folder in ((split_root, split_root / "test"), (photo_root, photo_root)):
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        with pytest.warns(UserWarning, match="no images of: aardvark"):
+            data = make(root, tested_classes=["aardvark", *reversed(names)], shots=1)
+        assert data.class_names == ["aardvark", *reversed(names)]
+        test = data.splits["test"]
+        found = {(str(path), data.class_names[k]) for path, k in zip(test.paths, test.targets.tolist(), strict=True)}
+        assert found == {(str(p), p.parent.name) for name in names for p in (folder / name).iterdir()}
+        assert len(data.splits["train"]) == 0
+        assert data.results_name == f"test_{root.name}"
+
+
+def test_folder_to_test_needs_known_classes_and_a_place(split_root):
+    shutil.rmtree(split_root / "test")
+    with pytest.raises(UserError, match="has train and no test; name the folder that has the class folders"):
+        make(split_root, tested_classes=["a", "b"])
+    with pytest.raises(UserError, match="class of the test images"):
+        make(split_root / "train", tested_classes=["a", "b"])
+
+
 def test_predict_takes_a_folder_a_file_or_the_test_images(photo_root, tmp_path):
     save_photo(tmp_path / "new" / "deep" / "b.PNG", (0, 0, 250))
     save_photo(tmp_path / "new" / "a.bmp", (250, 0, 0))
