@@ -34,6 +34,7 @@ from lit_ft.errors import UserError, find_full_disk, find_user_packages, printab
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
+from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
@@ -217,8 +218,9 @@ def _print_summary(trainer: Any, command: str, is_refitted: bool, report: Path |
         arguments = f"--config {run.config} --ckpt_path {best}"
         refit = "refit; before it " if is_refitted else ""
         lines.append(f"Best model   {best}  ({refit}{chosen.monitor} {format_score(chosen.best_model_score)})")
-        is_named = isinstance(trainer.lightning_module.hparams.get("backbone"), str)  # else its class is in the config
-        lines.append(f"Predict      lit-ft predict {f'{best} PHOTOS' if is_named else arguments}")
+        model = trainer.lightning_module
+        is_whole = type(model) is FineTuneModule and isinstance(model.hparams["backbone"], str)  # else with its config
+        lines.append(f"Predict      lit-ft predict {f'{best} PHOTOS' if is_whole else arguments}")
         if command == "fit" and _has_test_images(trainer):
             lines.append(f"Test         lit-ft test {arguments}")
     if report is not None:

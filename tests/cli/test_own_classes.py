@@ -111,7 +111,7 @@ def test_own_data_module_is_planned_finetuned_and_perhaps_tested(run, own, data)
 @pytest.mark.parametrize("data", ["Numbered", "Tested"])
 def test_command_that_tests_is_printed_for_data_that_can_be_tested(run, own, data):
     printed = run("fit", "--data", f"{own}.{data}", *QUICK, "--unfreeze", "null")
-    assert f"Predict      lit-ft predict --config {RUN / 'config.yaml'} " in printed
+    assert f"Predict      lit-ft predict {RUN / 'checkpoints/best.ckpt'} PHOTOS" in printed
     assert ("Test         lit-ft test " in printed) is (data == "Tested")
 
 
