@@ -77,7 +77,9 @@ def refuse_unprepared(images: Any, size: int, normalise: Normalise) -> None:
         raise UserError(f"images are {height} x {width}, but the model was validated on {size} x {size}; {advice}")
     if images.is_floating_point() and images.numel():
         low, high, least, most = _range(images, normalise)
-        if low >= 0 and (high > 8 * max(most, 1.0) or (0.5 < high <= 1 and least < -0.1)):
+        # Normalised images could lie within 0 and 1 as well, but would not be whole 255ths.
+        is_scaled = 0 <= low < high <= 1 and least < -0.1 and _are_whole(255 * images.float())
+        if is_scaled or (low >= 0 and high > 8 * max(most, 1.0)):
             raise UserError(f"images are float from {low:.3g} to {high:.3g}, and not normalised; {advice}")
 
 
@@ -132,6 +134,10 @@ def _check_normalised(images: Tensor, split: str, normalise: Normalise) -> None:
         raise UserError(f"{found}, expected {wanted}")
     if low >= 0 and least < -0.1:  # no pixel is darker than the mean: it may be so
         rank_zero_warn(f"{found}, as if they were not normalised; expected {wanted}")
+
+
+def _are_whole(values: Tensor) -> bool:
+    return bool(((values - values.round()).abs() < 1e-3).all())
 
 
 def _range(images: Tensor, normalise: Normalise) -> tuple[float, float, float, float]:

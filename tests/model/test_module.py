@@ -104,6 +104,12 @@ def test_uint8_and_normalised_float_images_give_the_same_logits():
     torch.testing.assert_close(module(images), module((images / 255 - mean) / std), rtol=1e-4, atol=1e-5)
 
 
+def test_light_images_that_are_normalised_are_taken():
+    module = small_resnet(classes=4).eval()
+    assert module(0.2 + 0.6 * torch.rand(1, 3, 32, 32)).shape == (1, 4)
+    assert module(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
