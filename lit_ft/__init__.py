@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lit_ft.data import ImageTableDataModule as ImageTableDataModule
     from lit_ft.data import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
     from lit_ft.data import StreamDataModule as StreamDataModule
+    from lit_ft.evaluation.explanations.maps import Explanation as Explanation
+    from lit_ft.evaluation.explanations.maps import explain as explain
     from lit_ft.evaluation.inference import load as load
     from lit_ft.evaluation.predictions import PredictionWriter as PredictionWriter
     from lit_ft.evaluation.run_report import RunReport as RunReport
@@ -55,6 +57,7 @@ _HOMES = {
         "MNISTToEMNISTDataModule",
         "StreamDataModule",
     ],
+    "lit_ft.evaluation.explanations.maps": ["Explanation", "explain"],
     "lit_ft.evaluation.inference": ["load"],
     "lit_ft.evaluation.predictions": ["PredictionWriter"],
     "lit_ft.evaluation.run_report": ["RunReport"],

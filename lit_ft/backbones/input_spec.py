@@ -76,6 +76,21 @@ class InputSpec:
             raise UserError("tta: crops are parts of images of which the whole enters this network; give flip")
         return v2.Compose([resize, v2.FiveCrop(self.size), lambda views: [views[-1], *views[:-1]]])
 
+    def seen_part(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a photo that the eval transform keeps: top, left, bottom and right, in the photo's pixels.
+
+        >>> InputSpec(size=100, resize=100).seen_part(200, 400)
+        (0.0, 100.0, 200.0, 300.0)
+        """
+        starts, ends = [], []
+        for side in (height, width):
+            is_short = side == min(height, width)
+            resized = self.resize if self.squash or is_short else int(self.resize * side / min(height, width))
+            first = round((resized - self.size) / 2)  # as `CenterCrop` rounds
+            starts.append(first * side / resized)
+            ends.append((first + self.size) * side / resized)
+        return starts[0], starts[1], ends[0], ends[1]
+
     def eval_transform(self) -> v2.Transform:
         """What makes an image of a photo: uint8 ``(C, H, W)`` -> normalised float ``(C, size, size)``."""
         normalise = v2.Normalize(list(self.mean), list(self.std))

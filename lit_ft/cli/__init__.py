@@ -70,6 +70,10 @@ def _run(args: Sequence[str]) -> int:
         from lit_ft.cli.commands.predict import run as run_predict
 
         return run_predict(options)
+    if command == "explain":
+        from lit_ft.cli.commands.explain import run as run_explain
+
+        return run_explain(options)
     if command == "report":
         from lit_ft.cli.commands.report import run as run_report
 

@@ -54,10 +54,10 @@ def thumbnail(path: str) -> str:
         return ""
 
 
-def encode_thumbnail(image: Image.Image) -> str:
-    """A small JPEG of an image in base 64."""
+def encode_thumbnail(image: Image.Image, side: int = SIDE) -> str:
+    """A small JPEG of an image in base 64, whose longer side has at most so many pixels."""
     small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     data = BytesIO()
     small.save(data, "JPEG", quality=80)
     return base64.b64encode(data.getvalue()).decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,12 +122,18 @@ def pool_stages(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
 def average_places(values: Tensor) -> Tensor:
     """The mean over the places of a map ``(B, C, H, W)`` or ``(B, H, W, C)``, or over tokens ``(B, N, C)``: ``(B, C)``.
 
-    The channels come last, as in Swin, where the two sides of a square map stand first.
-
     >>> average_places(torch.ones(2, 8, 4, 4)).shape, average_places(torch.ones(2, 4, 4, 8)).shape
     (torch.Size([2, 8]), torch.Size([2, 8]))
     """
     if values.ndim == 4:
-        is_last = values.shape[1] == values.shape[2] != values.shape[3]
-        return values.mean(dim=(1, 2) if is_last else (2, 3))
+        return values.mean(dim=(1, 2) if has_channels_last(values.shape) else (2, 3))
     return values.flatten(1, -2).mean(dim=1) if values.ndim > 2 else values
+
+
+def has_channels_last(shape: Sequence[int]) -> bool:
+    """Whether the channels of a map are its last axis, as in Swin, where the sides of a square map stand first.
+
+    >>> has_channels_last((2, 8, 4, 4)), has_channels_last((2, 4, 4, 8))
+    (False, True)
+    """
+    return shape[1] == shape[2] != shape[3]

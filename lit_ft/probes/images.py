@@ -143,7 +143,7 @@ def read_images(data: Any, class_weight: ClassWeight | None = None) -> ProbeImag
         raise UserError(f"`data`: lit-ft probe takes photos in files and sets in memory, not {type(data).__name__}")
     data.setup()
     splits: dict[Split, Any] = {"train": data.splits["train"], "val": data.splits["val"]}
-    targets = _read_targets(data, torch.cat([split.targets for split in splits.values()]))
+    targets = read_targets(data, torch.cat([split.targets for split in splits.values()]))
     weighted = class_weight is not None and data.task != "regression"
     each = balanced_weights(data.task, data, data.class_names) if weighted else None
     targets, weights = weigh_classes(targets, each, data.sampling == "balanced")
@@ -159,7 +159,8 @@ def read_images(data: Any, class_weight: ClassWeight | None = None) -> ProbeImag
     )
 
 
-def _read_targets(data: ImageDataModule[Any], targets: Tensor) -> Targets:
+def read_targets(data: ImageDataModule[Any], targets: Tensor) -> Targets:
+    """What heads are to predict, by the targets of a data module; numbers are standardised."""
     if data.task == "regression":
         targets = Standardisation.of(targets).standardise(targets)
     return Targets(LOSSES[data.task], targets, data.num_classes)

@@ -36,10 +36,15 @@ _REFITTED = "is_refitted"
 
 def warn_of_refit(path: str) -> None:
     """Warns if the model of a checkpoint was trained on the images that it is about to be validated on."""
-    if _REFITTED in read_checkpoint(path):
+    if is_refitted(path):
         rank_zero_warn(
             f"{path} was trained on its validation images, too (`refit`), so that scores on them mean nothing"
         )
+
+
+def is_refitted(path: str) -> bool:
+    """Whether the model of a checkpoint was trained on the validation images, too."""
+    return _REFITTED in read_checkpoint(path)
 
 
 class Refit(Callback):

@@ -155,3 +155,25 @@ def test_transform_is_told_apart_by_its_sizes():
     found = {str(InputSpec(*sizes).geometry()) for sizes in ((16, 20), (15, 20), (16, 21))}
     assert len(found) == 3
     assert all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in InputSpec().geometry().transforms)
+
+
+@pytest.mark.parametrize("size", [(300, 500), (500, 300), (77, 401), (64, 64), (40, 90), (20, 2000), (1000, 31)])
+@pytest.mark.parametrize(
+    "spec", [InputSpec(56, 64), InputSpec(64, 64), InputSpec(56, 64, squash=True), InputSpec(50, 63)]
+)
+def test_part_that_is_seen_is_where_the_eval_transform_cuts(spec, size):
+    height, width = size
+    rows = torch.arange(height, dtype=torch.float32)[:, None].expand(size)
+    columns = torch.arange(width, dtype=torch.float32).expand(size)
+    top, left, bottom, right = spec.seen_part(height, width)
+    middles = (torch.arange(spec.size) + 0.5) / spec.size
+    for place, start, end in ((rows, top, bottom), (columns, left, right)):
+        cut = spec.geometry()(place[None].clone())[0]
+        line = cut[:, spec.size // 2] if place is rows else cut[spec.size // 2]
+        wanted = start + middles * (end - start) - 0.5
+        # The value of a pixel is its place. At the rim of a photo the mean is of the pixels that there are, and
+        # elsewhere the middle of the few that are weighed is off by some hundredths; a pixel too far would be 1.
+        scale = max(1.0, (end - start) / spec.size)
+        inside = (wanted > scale) & (wanted < len(place if place is rows else place[0]) - 1 - scale)
+        torch.testing.assert_close(line[inside], wanted[inside], rtol=1e-4, atol=0.15 * scale)
+        assert inside.any()

@@ -1,0 +1,112 @@
+"""Attribution of an output to the places of images: Grad-CAM and integrated gradients, both by captum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_ft.backbones.backbone import Backbone, StageOutput, stage_costs
+from lit_ft.errors import UserError
+from lit_ft.model.module import FineTuneModule
+from lit_ft.probes.feature_pass import has_channels_last
+
+STEPS = 32
+"""Points on the way from the baseline to an image."""
+
+_BATCH = 8
+"""Number of these that pass the network at once, forward and backward."""
+
+
+def import_captum() -> Any:
+    """The module ``captum.attr``.
+
+    Raises:
+        UserError: If captum is not installed.
+    """
+    try:
+        import captum.attr  # slow to load, and an extra
+    except ImportError as error:
+        raise UserError(
+            "methods: grad_cam and integrated_gradients need captum; run: pip install 'lit_ft[explain]'"
+        ) from error
+    return captum.attr
+
+
+def find_map_stage(backbone: Backbone) -> str | None:
+    """The deepest stage whose output is a map of several places, if any; transformers have tokens instead."""
+    for cost in reversed(stage_costs(backbone)):
+        shape = (1, *cost.shape)
+        if len(shape) == 4 and shape[1 if has_channels_last(shape) else 2] > 1:
+            return cost.name
+    return None
+
+
+def grad_cam(module: FineTuneModule, images: Tensor, target: int) -> Tensor:
+    """Grad-CAM on the deepest stage with a map (`Selvaraju et al. 2017`_, equations 1 and 2).
+
+    The map of the stage goes on through a module of its own, which captum hooks. So neither layers that work in place,
+    nor maps whose channels come last, nor frozen stages matter.
+
+    Args:
+        module: The model, in eval mode.
+        images: Normalised images ``(B, C, H, W)``.
+        target: The output.
+
+    Returns:
+        The evidence for that output ``(B, H, W)``, at least 0, enlarged to the size of the images.
+
+    Raises:
+        UserError: If no stage gives a map, or captum is not installed.
+
+    .. _Selvaraju et al. 2017: https://arxiv.org/abs/1610.02391
+    """
+    attr, backbone = import_captum(), module.backbone
+    stage = find_map_stage(backbone)
+    if stage is None:
+        raise UserError("methods: grad_cam needs a stage whose output is a map, and the backbone has none")
+    depth = list(backbone.stages).index(stage) + 1
+    with torch.no_grad():
+        values = nn.Sequential(*list(backbone.stages.values())[:depth])(images)
+    is_last = has_channels_last(values.shape)
+    places = (values.permute(0, 3, 1, 2) if is_last else values).requires_grad_()
+    here = nn.Identity()
+
+    def finish(places: Tensor) -> Tensor:
+        values = here(places)
+        values = values.permute(0, 2, 3, 1) if is_last else values
+        logits: Tensor = module(StageOutput(backbone.pool(values) if depth == len(backbone.stages) else values, depth))
+        return logits
+
+    found = attr.LayerGradCam(finish, here).attribute(places, target, relu_attributions=True)
+    size = (images.shape[2], images.shape[3])
+    enlarged: Tensor = attr.LayerAttribution.interpolate(found, size, "bilinear")[:, 0].detach()
+    return enlarged
+
+
+def integrated_gradients(module: FineTuneModule, images: Tensor, target: int, steps: int = STEPS) -> Tensor:
+    """Integrated gradients from an image of the mean colour (`Sundararajan et al. 2017`_, equation 1).
+
+    The attributions of an image sum to the output for it minus that for the mean colour, but for the error of the sum
+    that stands for the integral.
+
+    Args:
+        module: The model, in eval mode.
+        images: Normalised images ``(B, C, H, W)``.
+        target: The output.
+        steps: Number of points on the way.
+
+    Returns:
+        What each place says for the output, or below 0 against it, ``(B, H, W)``, summed over the channels.
+
+    Raises:
+        UserError: If captum is not installed.
+
+    .. _Sundararajan et al. 2017: https://arxiv.org/abs/1703.01365
+    """
+    method = import_captum().IntegratedGradients(module)
+    found: Tensor = method.attribute(
+        images, torch.zeros_like(images), target, n_steps=steps, internal_batch_size=max(_BATCH, len(images))
+    )
+    return found.sum(dim=1).detach()

@@ -1,0 +1,153 @@
+"""Maps on photos: in the right place, of the right target, for any task, and without leaving a trace."""
+
+import numpy as np
+import pytest
+import torch
+from evidence import centre_detector
+from PIL import Image
+from small_runs import small_module
+
+import lit_ft
+from lit_ft.errors import UserError
+from lit_ft.evaluation.explanations.maps import explain, place
+
+
+def photo(size, box):
+    """A black photo of a height and width with a white box: top, left, bottom, right."""
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[box[0] : box[2], box[1] : box[3]] = 255
+    return Image.fromarray(pixels)
+
+
+def share_inside(found, box, margin=0):
+    """The share of the evidence for the target that is within a box, or so many pixels around it."""
+    top, left, bottom, right = box
+    above = np.clip(found, 0, None)
+    inside = above[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+    return inside.sum() / above.sum()
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((600, 900), (60, 210, 160, 310)), ((900, 600), (620, 430, 720, 530)), ((560, 560), (20, 440, 120, 540))],
+)
+@pytest.mark.parametrize("method", ["grad_cam", "integrated_gradients"])
+def test_bright_patch_of_a_large_photo_lights_up_where_it_is(size, box, method):
+    (found,) = explain(centre_detector(), photo(size, box), "white", [method])
+    on_photo = found.on_photo(method)
+    assert on_photo.shape == size
+    assert on_photo.dtype == np.float32
+    # A pixel of the network's image is 20 of the photo, and a cell of Grad-CAM's map 40.
+    assert share_inside(on_photo, box, 45) > 0.95
+    row, column = np.unravel_index(on_photo.argmax(), size)
+    assert box[0] - 20 <= row < box[2] + 20
+    assert box[1] - 20 <= column < box[3] + 20
+
+
+def test_what_is_cut_off_has_no_evidence():
+    (found,) = explain(centre_detector(), photo((200, 600), (50, 0, 150, 150)), "white")
+    assert found.seen == (0.0, 200.0, 200.0, 400.0)
+    for method in found.maps:
+        on_photo = found.on_photo(method)
+        assert not on_photo[:, :200].any()
+        assert not on_photo[:, 400:].any()
+        assert not np.clip(on_photo, 0, None).any()  # within, all is black
+
+
+def test_squashed_photo_is_seen_as_a_whole():
+    module = centre_detector(input={"squash": True})
+    (found,) = explain(module, photo((200, 600), (50, 0, 150, 150)), "white")
+    assert found.seen == (0.0, 0.0, 200.0, 600.0)
+    assert share_inside(found.on_photo("integrated_gradients"), (50, 0, 150, 150), 25) > 0.95
+
+
+def test_turned_photo_is_explained_upright(tmp_path):
+    path, exif = tmp_path / "turned.jpg", Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    photo((300, 500), (30, 120, 90, 180)).save(path, exif=exif, quality=95)
+    (found,) = explain(centre_detector(), path, "white")
+    assert (found.size, found.prediction.path) == ((500, 300), str(path))
+    # What is in row r and column c comes to row c and column 300 - r.
+    assert share_inside(found.on_photo(), (120, 210, 180, 270), 30) > 0.95
+
+
+def test_map_of_a_photo_that_was_resized_since_keeps_its_place():
+    (found,) = explain(centre_detector(), photo((400, 600), (100, 250, 200, 350)), "white")
+    small = found.on_photo("grad_cam", (100, 150))
+    assert small.shape == (100, 150)
+    assert share_inside(small, (25, 62, 50, 88), 9) > 0.95
+
+
+def test_a_map_is_laid_over_a_part_by_the_middles_of_its_pixels():
+    values = np.array([[0.0, 4.0]], np.float32)
+    found = place(values, (1.0, 2.0, 3.0, 10.0), (4, 12), outside=-1.0)
+    assert found[0].tolist() == [-1.0] * 12
+    assert found[1].tolist() == pytest.approx([-1, -1, 0, 0, 0.5, 1.5, 2.5, 3.5, 4, 4, -1, -1])
+    assert np.array_equal(found[1], found[2])
+
+
+def test_target_is_the_predicted_class_or_the_one_that_is_named():
+    module = centre_detector()
+    white, black = photo((28, 28), (5, 5, 20, 20)), photo((28, 28), (0, 0, 0, 0))
+    assert [one.target for one in explain(module, [white, white])] == ["white", "white"]
+    # Nothing but the bias speaks for either, and the first is taken.
+    assert explain(module, black)[0].target == "black"
+    named = explain(module, white, "black")[0]
+    assert (named.target, named.prediction.label) == ("black", "white")
+    assert not named.maps["grad_cam"].any()
+    with pytest.raises(UserError, match=r"^target: unknown class 'whit'; nearest: white \(choose from black, white\)$"):
+        explain(module, white, "whit")
+
+
+@pytest.mark.parametrize(("task", "classes"), [("multilabel", ["black", "white"]), ("regression", ["brightness"])])
+def test_labels_and_numbers_are_explained(task, classes):
+    module = centre_detector(task=task, classes=classes)
+    (found,) = explain(module, photo((280, 280), (50, 50, 110, 110)))
+    assert found.target == classes[-1]
+    assert share_inside(found.on_photo(), (50, 50, 110, 110), 25) > 0.95
+    if task == "regression":
+        assert found.prediction.values["brightness"] > 0
+    with pytest.raises(UserError, match=f"unknown {'label' if task == 'multilabel' else 'number'} 'x'"):
+        explain(module, [], "x")
+
+
+def test_all_methods_of_a_network_are_taken_and_others_are_refused():
+    module, image = centre_detector(), photo((28, 28), (5, 5, 20, 20))
+    assert list(explain(module, image)[0].maps) == ["grad_cam", "integrated_gradients"]
+    only = explain(module, image, methods=["integrated_gradients"])[0]
+    assert list(only.maps) == ["integrated_gradients"]
+    assert only.maps["integrated_gradients"].shape == (28, 28)
+    with pytest.raises(UserError, match=r"^method: unknown method 'grad_cam'"):
+        only.on_photo("grad_cam")
+    refused = r"attention_rollout needs tokens that all attend .* mnist_cnn has not; possible: grad_cam, integrated"
+    with pytest.raises(UserError, match=refused):
+        explain(module, image, methods=["attention_rollout"])
+    with pytest.raises(UserError, match=r"^methods: unknown method 'gradcam'; nearest: grad_cam"):
+        explain(module, image, methods=["gradcam"])
+
+
+def test_colours_of_a_coloured_network_and_grey_pictures_go_together():
+    module = small_module(weights=None, input={"channels": 3}, classes=3)
+    grey, colour = np.full((30, 40), 90, np.uint8), np.full((40, 30, 3), 90, np.uint8)
+    found = explain(module, [grey, colour], methods=["integrated_gradients"])
+    assert [one.on_photo("integrated_gradients").shape for one in found] == [(30, 40), (40, 30)]
+
+
+def test_model_is_left_as_it_was_whatever_the_caller_does():
+    module, image = small_module(classes=3), photo((30, 40), (5, 5, 20, 20))
+    module.set_trainable(["head"])
+    module.train()
+    modes = [part.training for part in module.modules()]
+    free = explain(module, image)[0]
+    with torch.inference_mode():
+        frozen = explain(module, image)[0]
+    assert [part.training for part in module.modules()] == modes
+    assert all(parameter.grad is None for parameter in module.parameters())
+    for method, values in free.maps.items():
+        assert np.array_equal(values, frozen.maps[method])
+        assert np.isfinite(values).all()
+
+
+def test_explanation_is_public():
+    assert lit_ft.explain is explain
+    assert lit_ft.Explanation.__module__ == explain.__module__
