@@ -39,7 +39,11 @@ _LIMIT = 24
 _OPTIONS = ("target", "methods", "device")
 """What the library calls as the command does, but for the dashes."""
 
-_DEFAULTS = {"multiclass": "the predicted class", "multilabel": "the most probable label", "regression": "the number"}
+_DEFAULTS = {
+    "multiclass": "the predicted class",
+    "multilabel": "the most probable label",
+    "regression": "the first number",
+}
 """What is explained, by task, where no target is given."""
 
 
@@ -50,7 +54,7 @@ def run(args: Sequence[str]) -> int:
     rows = torch.linspace(0, len(found) - 1, min(given.limit, len(found))).round().long().tolist()
     model, target, methods = _load(given)
     before = find_before(given.checkpoint, model)
-    photos = list(_explain([found[row] for row in rows], before, model, target, methods))
+    photos = _explain([found[row] for row in rows], before, model, target, methods)
     readable = [photo.path for photo in photos if not photo.error]
     transfer = compare_stages(before, model, _find_images(given.checkpoint, model, readable))
     count = f"{len(rows):,}" + (f" of {len(found):,} (--limit), evenly spaced" if len(rows) < len(found) else "")

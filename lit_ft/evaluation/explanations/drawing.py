@@ -28,12 +28,13 @@ _UNSEEN = 0.3
 """How bright the part of a photo is that does not enter the network."""
 
 
-def shrink(image: Tensor) -> Image.Image:
-    """A photo, uint8 ``(C, H, W)``, as a small picture in three colours."""
+def draw_small(image: Tensor) -> Image.Image:
+    """A photo, uint8 ``(C, H, W)``, as a picture in three colours whose longer side has `SIDE` pixels."""
     pixels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     photo = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    photo.thumbnail((SIDE, SIDE))
-    return photo
+    scale = SIDE / max(photo.size)
+    small = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    return photo.resize(small, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 def scale_evidence(values: Map, method: str) -> Map:
@@ -53,7 +54,7 @@ def draw_evidence(photo: Image.Image, explanation: Explanation, method: str) -> 
     """A small photo, grey, with the evidence in colours; what the network does not see is dark.
 
     Args:
-        photo: The photo, as `shrink` gives it.
+        photo: The photo, as `draw_small` gives it.
         explanation: Its explanation.
         method: The map.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_ft.console import format_value
 from lit_ft.data.pages import encode_thumbnail, render_page
-from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, legend, shrink
+from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, draw_small, legend
 from lit_ft.evaluation.explanations.maps import Explanation
 from lit_ft.evaluation.explanations.stage_picture import draw_stages
 from lit_ft.evaluation.explanations.transfer import Transfer
@@ -51,14 +51,12 @@ class ShownPhoto:
     Args:
         path: The file.
         error: Why it is not explained; then there is nothing else.
-        target: The class that is explained.
         picture: The photo.
-        maps: Its evidence, by method: before fine-tuning, where that is known, and after.
+        maps: Its evidence, by method and class: before fine-tuning, where that is known, and after.
     """
 
     path: str
     error: str = ""
-    target: str = ""
     picture: ShownPicture | None = None
     maps: dict[str, list[ShownPicture]] = field(default_factory=dict)
 
@@ -96,19 +94,19 @@ def draw_photo(image: Tensor, before: Explanation | None, after: Explanation) ->
         before: Its explanation by the linear probe, of the same target.
         after: Its explanation by the model.
     """
-    photo, path = shrink(image), after.prediction.path
+    photo, path = draw_small(image), after.prediction.path
     stages = {"before": before, "after": after} if before else {"": after}
     maps: dict[str, list[ShownPicture]] = {}
     for method in after.maps:
-        title = METHODS[method][0]
+        title = METHODS[method][0] + ("" if method == "attention_rollout" else f" for {after.target}")
         maps[title] = []
         for when, one in stages.items():
             if one is not None:
                 said = format_prediction(one) if one.maps[method].any() else f"{format_prediction(one)}; no evidence"
                 caption = ": ".join(filter(None, [when, said]))
                 drawn = draw_evidence(photo, one, method)
-                maps[title].append(_picture(drawn, caption, f"{title} for {one.target} {when}".strip()))
-    return ShownPhoto(path, "", after.target, _picture(photo, format_prediction(after), "The photo"), maps)
+                maps[title].append(_picture(drawn, caption, f"{title} {when}".strip()))
+    return ShownPhoto(path, "", _picture(photo, format_prediction(after), "The photo"), maps)
 
 
 def _picture(image: Image.Image, caption: str, alt: str) -> ShownPicture:
@@ -120,10 +118,10 @@ def format_prediction(explanation: Explanation) -> str:
     prediction, target = explanation.prediction, explanation.target
     if prediction.values:
         return f"{target} {format_value(prediction.values[target])}"
-    own = f"{target} {dict(prediction.top_k)[target]:.0%}"
+    own = f"{target} ({dict(prediction.top_k)[target]:.0%})"
     if not prediction.label or prediction.label == target:
         return own
-    return f"{prediction.label} {prediction.probability:.0%}, {own}"
+    return f"{prediction.label} ({prediction.probability:.0%}), {own}"
 
 
 def render_explanations(

@@ -114,10 +114,14 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
     notes, found = [*before.reasons], dict[str, Mapping[str, float]]()
     if before.backbone is not None:
         found["drift"] = measure_drift(before.probe or before.backbone, after)
+        if not any(found["drift"].values()):
+            notes.append("no weight has changed: what was handed back is what the run began with")
     if isinstance(images, str):
         return _join(after, found, Transfer([], notes=[*notes, f"features are not compared: {images}"]))
     backbones = {"after": after.backbone} | ({"before": before.backbone} if before.backbone else {})
     features = {name: _pass(backbone, after, images) for name, backbone in backbones.items()}
+    if not all(values.isfinite().all() for stages in features.values() for values in stages.values()):
+        return _join(after, found, Transfer([], notes=[*notes, "features are not compared: some are not finite"]))
     if len(images.source) < FEWEST:
         notes.append(f"features are not compared: {len(images.source)} images are too few")
     elif "before" in features:
@@ -133,7 +137,7 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
 
 def _join(after: FineTuneModule, found: Mapping[str, Mapping[str, float]], rest: Transfer) -> Transfer:
     """All that was found, by stage."""
-    names = [*after.backbone.stages, HEAD]
+    names = [*after.backbone.stages, *([HEAD] if HEAD in found.get("drift", {}) else [])]
     stages = [StageChange(name, **{key: values.get(name, math.nan) for key, values in found.items()}) for name in names]
     return Transfer(stages, rest.images, rest.score, rest.notes)
 

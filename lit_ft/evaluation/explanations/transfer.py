@@ -42,7 +42,7 @@ class Transfer:
     """What fine-tuning changed.
 
     Args:
-        stages: The stages, shallow to deep, the head last.
+        stages: The stages, shallow to deep, and last the head, where it is known.
         images: The images on which features were compared, in words; empty where they were not.
         score: What the scores of the probes are: ``accuracy``, or for numbers ``R2``; empty where there are none.
         notes: What could not be computed, and why.

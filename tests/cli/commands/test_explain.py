@@ -72,7 +72,7 @@ def test_checkpoint_alone_is_explained_as_far_as_that_goes(photos, capsys):
     assert main(["explain", str(best), "photos", "--out", "a.html", "--target", "dog"]) == 0
     html = Path("a.html").read_text()
     assert html.count("data:image/jpeg;base64,") == 12 * 3
-    assert "Grad-CAM, dog" in html
+    assert "Grad-CAM for dog" in html
     out = capsys.readouterr().out
     assert f"Note: no map before fine-tuning: {best} is not in the folder of its run" in out
     assert "Note: stages are not compared: the run began with random weights" in out
@@ -83,7 +83,7 @@ def test_checkpoint_alone_is_explained_as_far_as_that_goes(photos, capsys):
 def test_labels_and_numbers_are_explained(photos, task, classes):
     assert main(["explain", str(checkpoint(photos, task=task, classes=classes)), "photos/00.png"]) == 0
     html = Path("explain.html").read_text()
-    assert any(f"Grad-CAM, {name}" in html for name in classes)
+    assert any(f"Grad-CAM for {name}" in html for name in classes)
 
 
 def test_unreadable_photos_are_told_and_the_others_explained(photos, capsys):

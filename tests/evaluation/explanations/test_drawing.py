@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, legend, scale_evidence, shrink
+from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, draw_small, legend, scale_evidence
 from lit_ft.evaluation.explanations.maps import Explanation
 from lit_ft.model.prediction import Prediction
 
@@ -32,9 +32,10 @@ def test_evidence_is_bright_where_it_is_and_the_rest_dark():
 
 
 def test_small_photo_keeps_its_shape_and_gets_three_colours():
-    assert shrink(torch.zeros(3, 600, 900, dtype=torch.uint8)).size == (SIDE, round(SIDE * 2 / 3))
-    grey = shrink(torch.full((1, 30, 40), 90, dtype=torch.uint8))
-    assert (grey.size, grey.mode, grey.getpixel((5, 5))) == ((40, 30), "RGB", (90, 90, 90))
+    assert draw_small(torch.zeros(3, 600, 900, dtype=torch.uint8)).size == (SIDE, round(SIDE * 2 / 3))
+    assert draw_small(torch.zeros(3, 2000, 3, dtype=torch.uint8)).size == (1, SIDE)
+    grey = draw_small(torch.full((1, 30, 40), 90, dtype=torch.uint8))  # enlarged
+    assert (grey.size, grey.mode, grey.getpixel((5, 5))) == ((SIDE, SIDE * 3 // 4), "RGB", (90, 90, 90))
 
 
 def test_scale_is_from_nothing_to_the_most_and_leaves_out_what_speaks_against():

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -30,27 +31,32 @@ def image():
 
 def test_photo_has_each_map_before_and_after():
     shown = draw_photo(image(), explanation(0.4), explanation(0.75))
-    assert list(shown.maps) == ["Grad-CAM", "Integrated gradients"]
-    before, after = shown.maps["Grad-CAM"]
-    assert before.caption == f"before: {HOSTILE} 60%, rose 40%"
-    assert after.caption == "after: rose 75%"
+    assert list(shown.maps) == ["Grad-CAM for rose", "Integrated gradients for rose"]
+    before, after = shown.maps["Grad-CAM for rose"]
+    assert before.caption == f"before: {HOSTILE} (60%), rose (40%)"
+    assert after.caption == "after: rose (75%)"
     assert (before.alt, after.alt) == ("Grad-CAM for rose before", "Grad-CAM for rose after")
     picture = Image.open(BytesIO(base64.b64decode(after.data)))
-    assert (picture.size, picture.getexif()) == ((40, 30), {})
+    assert (picture.size, picture.getexif()) == ((224, 168), {})
+
+
+def test_attention_is_of_no_class():
+    rolled = replace(explanation(), maps={"attention_rollout": np.eye(8, dtype=np.float32)})
+    assert list(draw_photo(image(), None, rolled).maps) == ["Attention rollout"]
 
 
 def test_photo_without_a_model_before_has_one_map_and_no_evidence_is_told():
     shown = draw_photo(image(), None, explanation(values=0.0))
-    (only,) = shown.maps["Grad-CAM"]
-    assert only.caption == "rose 75%; no evidence"
+    (only,) = shown.maps["Grad-CAM for rose"]
+    assert only.caption == "rose (75%); no evidence"
 
 
 @pytest.mark.parametrize(
     ("prediction", "text"),
     [
-        (Prediction(top_k=[("rose", 0.9), ("tree", 0.2)], labels=["rose"]), "rose 90%"),
+        (Prediction(top_k=[("rose", 0.9), ("tree", 0.2)], labels=["rose"]), "rose (90%)"),
         (Prediction(values={"rose": 1987.25, "tree": 2.0}), "rose 1987.2500"),
-        (Prediction("rose", 0.5, [("rose", 0.5), ("tree", 0.5)]), "rose 50%"),
+        (Prediction("rose", 0.5, [("rose", 0.5), ("tree", 0.5)]), "rose (50%)"),
     ],
 )
 def test_predictions_of_all_tasks_are_told(prediction, text):

@@ -63,7 +63,7 @@ def test_only_what_was_trained_has_changed(models):
 def test_without_a_backbone_before_there_are_probes_alone(models):
     found = compare_stages(Before(None, None, ["gone"]), models[1], choose_images(FewDigits(), models[1], False))
     assert all(math.isnan(stage.drift) and math.isnan(stage.cka) for stage in found.stages)
-    assert [math.isnan(stage.before) for stage in found.stages] == [True] * 3
+    assert [math.isnan(stage.before) for stage in found.stages] == [True] * 2  # of the head nothing is known
     assert found.stages[0].after > 0.2
 
 
@@ -93,6 +93,16 @@ def test_few_images_and_none_are_told(models):
     found = compare_stages(given, after, "the data is gone")
     assert found.notes == ["features are not compared: the data is gone"]
     assert (found.images, found.stages[1].drift > 0.5) == ("", True)
+
+
+def test_model_that_is_the_probe_and_one_without_finite_features_are_told(models):
+    before, _ = models
+    found = compare_stages(Before(before, before.backbone, []), before, "gone")
+    assert "no weight has changed: what was handed back is what the run began with" in found.notes
+    broken = small_module(classes=DIGITS).eval()
+    torch.nn.init.constant_(next(broken.parameters()), math.nan)
+    found = compare_stages(Before(before, before.backbone, []), broken, choose_images(FewDigits(), broken, False))
+    assert found.notes == ["features are not compared: some are not finite"]
 
 
 def test_photos_stand_in_for_the_images_of_a_run(models, photo_root):
