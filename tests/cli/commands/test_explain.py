@@ -1,6 +1,7 @@
 """``lit-ft explain CHECKPOINT PHOTOS`` as a user runs it."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -58,7 +59,11 @@ def test_run_is_explained_before_and_after_with_its_stages(run, photos, capsys, 
     assert main(["explain", str(run.folder), "photos", "--limit", "3"]) == 0
     html = Path("explain.html").read_text()
     assert html.count("data:image/jpeg;base64,") == 3 * 5
-    assert "before: " in html
+    pairs = re.findall(r"<h3>Grad-CAM for (\d)</h3>.*?before: ([^<]+)<", html, flags=re.S)
+    assert len(pairs) == 3
+    assert {target for target, _ in pairs} != {"0"}
+    # The last class of the caption is the one that is explained, also where another one was predicted.
+    assert all(caption.rpartition(" (")[0].split(", ")[-1] == target for target, caption in pairs)
     assert "the linear probe that the run began with" in html
     assert "3 of 12 (--limit), evenly spaced" in html
     assert all(f"<small>{name}.png</small>" in html for name in ("00", "06", "11"))

@@ -79,11 +79,12 @@ def test_map_of_a_photo_that_was_resized_since_keeps_its_place():
 
 
 def test_a_map_is_laid_over_a_part_by_the_middles_of_its_pixels():
-    values = np.array([[0.0, 4.0]], np.float32)
-    found = place(values, (1.0, 2.0, 3.0, 10.0), (4, 12), outside=-1.0)
-    assert found[0].tolist() == [-1.0] * 12
-    assert found[1].tolist() == pytest.approx([-1, -1, 0, 0, 0.5, 1.5, 2.5, 3.5, 4, 4, -1, -1])
-    assert np.array_equal(found[1], found[2])
+    across = place(np.array([[0.0, 4.0]], np.float32), (1.0, 2.0, 3.0, 10.0), (4, 12), outside=-1.0)
+    assert across[0].tolist() == [-1.0] * 12
+    assert across[1].tolist() == pytest.approx([-1, -1, 0, 0, 0.5, 1.5, 2.5, 3.5, 4, 4, -1, -1])
+    assert np.array_equal(across[1], across[2])
+    down = place(np.array([[0.0], [4.0]], np.float32), (2.0, 1.0, 10.0, 3.0), (12, 4), outside=-1.0)
+    assert down.tolist() == across.T.tolist()
 
 
 def test_target_is_the_predicted_class_or_the_one_that_is_named():

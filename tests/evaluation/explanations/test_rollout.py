@@ -98,11 +98,16 @@ def test_patch_that_all_tokens_attend_to_is_found(has_class, pool):
     assert not model.backbone.stages["blocks"].attention._forward_pre_hooks
 
 
-def test_shares_of_all_patches_sum_to_one(monkeypatch):
+@pytest.mark.parametrize(
+    ("has_class", "pool", "share"),
+    # Of a black image all tokens are alike, and each gives half of itself and a part of the other half to all of them.
+    [(False, Mean((1,)), 1.0), (True, ClassToken(), 0.5 * 16 / 17), (True, Mean((1,), 1), 0.5 + 0.5 * 16 / 17)],
+)
+def test_shares_of_the_patches_are_those_in_the_tokens_that_are_pooled(monkeypatch, has_class, pool, share):
     enlarged = {}
     monkeypatch.setattr(F, "interpolate", lambda values, *rest, **options: enlarged.setdefault("map", values))
-    attention_rollout(Transformer(False, Mean((1,))), torch.rand(3, 1, 8, 8), 0)
-    torch.testing.assert_close(enlarged["map"].sum(dim=(1, 2, 3)), torch.ones(3))
+    attention_rollout(Transformer(has_class, pool), torch.zeros(3, 1, 8, 8), 0)
+    torch.testing.assert_close(enlarged["map"].sum(dim=(1, 2, 3)), torch.full((3,), share))
     assert enlarged["map"].shape == (3, 1, 4, 4)
 
 
