@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from PIL import Image
 from torch import Tensor
 
-from lit_ft.console import format_value
 from lit_ft.data.pages import encode_thumbnail, render_page
 from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, draw_small, legend
 from lit_ft.evaluation.explanations.maps import Explanation
@@ -16,14 +15,17 @@ from lit_ft.evaluation.explanations.stage_picture import draw_stages
 from lit_ft.evaluation.explanations.transfer import Transfer
 
 METHODS = {
-    "grad_cam": ("Grad-CAM", "places of the deepest map of features that speak for the class, by their mean gradient"),
+    "grad_cam": (
+        "Grad-CAM",
+        "places of the deepest map whose features speak for what is explained, by their mean gradient",
+    ),
     "integrated_gradients": (
         "Integrated gradients",
-        "pixels that speak for the class, on the way from an image of the mean colour; blurred",
+        "pixels that speak for what is explained, on the way from an image of the mean colour; blurred",
     ),
     "attention_rollout": (
         "Attention rollout",
-        "patches that the features are mixed from; the same for all classes",
+        "patches that the features are mixed from, the same whatever is explained",
     ),
 }
 """What a page calls each method, and what it shows."""
@@ -117,7 +119,7 @@ def format_prediction(explanation: Explanation) -> str:
     """What is predicted, and how probable the explained class is, or the explained number."""
     prediction, target = explanation.prediction, explanation.target
     if prediction.values:
-        return f"{target} {format_value(prediction.values[target])}"
+        return f"{target} ({prediction.values[target]:.4g})"
     own = f"{target} ({dict(prediction.top_k)[target]:.0%})"
     if not prediction.label or prediction.label == target:
         return own

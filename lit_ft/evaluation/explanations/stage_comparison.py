@@ -117,7 +117,8 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
         if not any(found["drift"].values()):
             notes.append("no weight has changed: what was handed back is what the run began with")
     if isinstance(images, str):
-        return _join(after, found, Transfer([], notes=[*notes, f"features are not compared: {images}"]))
+        what = "stages are not probed" if before.backbone is None else "features are not compared"
+        return _join(after, found, Transfer([], notes=[*notes, f"{what}: {images}"]))
     backbones = {"after": after.backbone} | ({"before": before.backbone} if before.backbone else {})
     features = {name: _pass(backbone, after, images) for name, backbone in backbones.items()}
     if not all(values.isfinite().all() for stages in features.values() for values in stages.values()):

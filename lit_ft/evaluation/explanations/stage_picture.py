@@ -51,8 +51,8 @@ def _panel(left: float, title: str, unit: str, values: Sequence[Value], stages: 
     """The axis of a panel, and a bar for each stage, or a ring and a dot."""
     found = [number for value in values for number in _known(stages, value)]
     is_pair = len(values) > 1
-    marks = find_marks(min(found) if is_pair else min(0.0, *found), max(found))
-    marks = marks if is_pair else find_marks(min(0.0, marks[0]), max(found))
+    # Bars begin at 0, also where all are 0.
+    marks = find_marks(min(found), max(found)) if is_pair else find_marks(min(0.0, *found), max(found) or 1.0)
 
     def across(value: float) -> float:
         return left + (value - marks[0]) / (marks[-1] - marks[0]) * _PANEL

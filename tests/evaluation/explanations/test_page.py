@@ -55,7 +55,7 @@ def test_photo_without_a_model_before_has_one_map_and_no_evidence_is_told():
     ("prediction", "text"),
     [
         (Prediction(top_k=[("rose", 0.9), ("tree", 0.2)], labels=["rose"]), "rose (90%)"),
-        (Prediction(values={"rose": 1987.25, "tree": 2.0}), "rose 1987.2500"),
+        (Prediction(values={"rose": 1987.25, "tree": 2.0}), "rose (1987)"),
         (Prediction("rose", 0.5, [("rose", 0.5), ("tree", 0.5)]), "rose (50%)"),
     ],
 )

@@ -64,6 +64,14 @@ def test_all_is_inside_the_picture_and_values_that_are_below_zero_too():
     assert "-0.250" in [part.text for part in root.iter()]
 
 
+def test_bars_of_stages_that_have_not_changed_begin_at_zero():
+    root = draw([StageChange("stem", 0.0), StageChange("body", 0.0)])
+    marks = [part.text for part in found(root, "unit") if part.get("text-anchor") == "middle"]
+    assert (marks[0], marks[-1]) == ("0", "1")
+    first = min(float(part.get("x1")) for part in found(root, "grid"))
+    assert {float(bar.get("x")) for bar in found(root, "bar")} == {first}
+
+
 def test_names_are_text_alone_and_the_picture_is_told_in_words():
     text = draw_stages(Transfer([StageChange("<b>'\"", 0.5, math.nan, 0.25)]))
     assert "<b>" not in text
