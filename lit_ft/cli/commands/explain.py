@@ -82,8 +82,9 @@ def _parse(args: Sequence[str]) -> tuple[Any, Path]:
     parser = CommandParser(prog="lit-ft explain", description=COMMANDS["explain"])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS", help="files, folders, or quoted patterns such as 'a_*.png'"
-    )
+        "photos", nargs="+", metavar="PHOTOS",
+        help="files, folders, quoted patterns such as 'a_*.png', or a .csv, .tsv or .txt list of files",
+    )  # fmt: skip
     parser.add_argument("--out", default="explain.html", metavar="FILE", help="an .html file")
     parser.add_argument("--overwrite", action="store_true", help="replace that file, if it is there")
     parser.add_argument("--target", metavar="CLASS", help="the class, label or number to explain")

@@ -105,8 +105,16 @@ def integrated_gradients(module: FineTuneModule, images: Tensor, target: int, st
 
     .. _Sundararajan et al. 2017: https://arxiv.org/abs/1703.01365
     """
-    method = import_captum().IntegratedGradients(module)
-    found: Tensor = method.attribute(
-        images, torch.zeros_like(images), target, n_steps=steps, internal_batch_size=max(_BATCH, len(images))
+
+    def call(images: Tensor) -> Tensor:
+        logits: Tensor = module(StageOutput(images, 0))  # as what is between two images need not look normalised
+        return logits
+
+    found: Tensor = (
+        import_captum()
+        .IntegratedGradients(call)
+        .attribute(
+            images, torch.zeros_like(images), target, n_steps=steps, internal_batch_size=max(_BATCH, len(images))
+        )
     )
     return found.sum(dim=1).detach()

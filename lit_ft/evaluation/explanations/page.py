@@ -108,7 +108,9 @@ def draw_photo(image: Tensor, before: Explanation | None, after: Explanation) ->
                 caption = ": ".join(filter(None, [when, said]))
                 drawn = draw_evidence(photo, one, method)
                 maps[title].append(_picture(drawn, caption, f"{title} {when}".strip()))
-    return ShownPhoto(path, "", _picture(photo, format_prediction(after), "The photo"), maps)
+    flags = {"unsure": after.prediction.unsure, "unlike the validation images": after.prediction.unlike_training}
+    caption = "; ".join([format_prediction(after), *(text for text, is_so in flags.items() if is_so)])
+    return ShownPhoto(path, "", _picture(photo, caption, "The photo"), maps)
 
 
 def _picture(image: Image.Image, caption: str, alt: str) -> ShownPicture:

@@ -114,8 +114,8 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
     notes, found = [*before.reasons], dict[str, Mapping[str, float]]()
     if before.backbone is not None:
         found["drift"] = measure_drift(before.probe or before.backbone, after)
-        if not any(found["drift"].values()):
-            notes.append("no weight has changed: what was handed back is what the run began with")
+        if not any(found["drift"][name] for name in before.backbone.stages):
+            notes.append("no weight of the backbone has changed: what was handed back is a linear probe")
     if isinstance(images, str):
         what = "stages are not probed" if before.backbone is None else "features are not compared"
         return _join(after, found, Transfer([], notes=[*notes, f"{what}: {images}"]))

@@ -87,6 +87,14 @@ def test_a_map_is_laid_over_a_part_by_the_middles_of_its_pixels():
     assert down.tolist() == across.T.tolist()
 
 
+@pytest.mark.parametrize("grey", [0, 34, 60, 120, 255])
+def test_images_of_any_brightness_are_explained_also_on_the_way_to_them(grey):
+    # With a share of its normalised values, a bright image looks as if it were from 0 to 1.
+    (found,) = explain(centre_detector(), np.full((28, 28), grey, np.uint8), "white")
+    difference = found.maps["integrated_gradients"].sum()
+    assert (difference > 0) == (grey > 0.1307 * 255)
+
+
 def test_target_is_the_predicted_class_or_the_one_that_is_named():
     module = centre_detector()
     white, black = photo((28, 28), (5, 5, 20, 20)), photo((28, 28), (0, 0, 0, 0))

@@ -40,6 +40,14 @@ def test_photo_has_each_map_before_and_after():
     assert (picture.size, picture.getexif()) == ((224, 168), {})
 
 
+def test_photo_that_is_unsure_or_unlike_those_known_is_told_so():
+    one = explanation(0.75)
+    assert draw_photo(image(), None, one).picture.caption == "rose (75%)"
+    unsure = replace(one, prediction=replace(one.prediction, unsure=True, unlike_training=True))
+    caption = draw_photo(image(), unsure, unsure).picture.caption
+    assert caption == "rose (75%); unsure; unlike the validation images"
+
+
 def test_attention_is_of_no_class():
     rolled = replace(explanation(), maps={"attention_rollout": np.eye(8, dtype=np.float32)})
     assert list(draw_photo(image(), None, rolled).maps) == ["Attention rollout"]

@@ -98,7 +98,7 @@ def test_few_images_and_none_are_told(models):
 def test_model_that_is_the_probe_and_one_without_finite_features_are_told(models):
     before, _ = models
     found = compare_stages(Before(before, before.backbone, []), before, "gone")
-    assert "no weight has changed: what was handed back is what the run began with" in found.notes
+    assert "no weight of the backbone has changed: what was handed back is a linear probe" in found.notes
     broken = small_module(classes=DIGITS).eval()
     torch.nn.init.constant_(next(broken.parameters()), math.nan)
     found = compare_stages(Before(before, before.backbone, []), broken, choose_images(FewDigits(), broken, False))
