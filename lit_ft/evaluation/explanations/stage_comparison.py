@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ from lit_ft.evaluation.explanations.before import Before
 from lit_ft.evaluation.explanations.transfer import (
     FEWEST,
     StageChange,
+    Stages,
     Transfer,
     measure_cka,
     measure_drift,
     probe_stages,
 )
+from lit_ft.model.heads import divide_logits
 from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.feature_pass import compute_stage_features
 from lit_ft.probes.heads.cross_validation import make_folds
@@ -113,7 +116,7 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
     """
     notes, found = [*before.reasons], dict[str, Mapping[str, float]]()
     if before.backbone is not None:
-        found["drift"] = measure_drift(before.probe or before.backbone, after)
+        found["drift"] = measure_drift((before.probe or before.backbone).stage_modules(), _uncalibrated(after))
         if not any(found["drift"][name] for name in before.backbone.stages):
             notes.append("no weight of the backbone has changed: what was handed back is a linear probe")
     if isinstance(images, str):
@@ -134,6 +137,15 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
     targets: Any = images.targets
     found |= {name: probe_stages(features[name], targets, folds, name) for name in features}
     return _join(after, found, Transfer([], images.title, "R2" if targets.loss == "squared" else "accuracy", notes))
+
+
+def _uncalibrated(model: FineTuneModule) -> Stages:
+    """The modules of each stage, with the head as it was before its logits were divided by a temperature."""
+    stages = model.stage_modules()
+    if model.calibration is not None:
+        stages[HEAD] = [head := copy.deepcopy(model.head)]
+        divide_logits(head, 1 / model.calibration.temperature)
+    return stages
 
 
 def _join(after: FineTuneModule, found: Mapping[str, Mapping[str, float]], rest: Transfer) -> Transfer:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_ft.backbones.freezing import Staged, select_parameters
+from lit_ft.backbones.freezing import select_parameters
 from lit_ft.console import log_progress
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.solver import Targets
+
+Stages = Mapping[str, Sequence[nn.Module]]
+"""The modules of each stage, as `Staged.stage_modules` gives them."""
 
 FEWEST = 10
 """Number of images below which features are not compared."""
@@ -54,13 +57,12 @@ class Transfer:
     notes: list[str] = field(default_factory=list)
 
 
-def measure_drift(before: Staged, after: Staged) -> dict[str, float]:
+def measure_drift(before: Stages, after: Stages) -> dict[str, float]:
     """How far the parameters of each stage moved: ``||after - before|| / ||before||``, of the stages that both have.
 
     It is nan where they were all zero, such as those of a head of regression, or there are none.
     """
-    stages = before.stage_modules(), after.stage_modules()
-    first, second = (select_parameters(one, dict.fromkeys(stages[0], "all")) for one in stages)
+    first, second = (select_parameters(stages, dict.fromkeys(before, "all")) for stages in (before, after))
     drifts = {}
     for name in second:
         pairs = list(zip(first[name], second[name], strict=True))

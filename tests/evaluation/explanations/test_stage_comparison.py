@@ -11,6 +11,8 @@ from lit_ft.evaluation.explanations import stage_comparison
 from lit_ft.evaluation.explanations.before import Before
 from lit_ft.evaluation.explanations.stage_comparison import choose_images, compare_stages, describe, gather_photos
 from lit_ft.evaluation.explanations.transfer import StageChange, Transfer
+from lit_ft.model.calibration import Calibration
+from lit_ft.model.heads import divide_logits
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -103,6 +105,18 @@ def test_model_that_is_the_probe_and_one_without_finite_features_are_told(models
     torch.nn.init.constant_(next(broken.parameters()), math.nan)
     found = compare_stages(Before(before, before.backbone, []), broken, choose_images(FewDigits(), broken, False))
     assert found.notes == ["features are not compared: some are not finite"]
+
+
+def test_temperature_of_the_head_is_no_drift(models):
+    before, _ = models
+    calibrated = small_module(classes=DIGITS).eval()
+    calibrated.load_state_dict(before.state_dict())
+    divide_logits(calibrated.head, 1.25)
+    calibrated.calibration = Calibration(1.25)
+    kept = calibrated.head[-1].weight.clone()
+    found = compare_stages(Before(before, before.backbone, []), calibrated, "gone")
+    assert found.stages[-1].drift < 1e-6
+    assert calibrated.head[-1].weight.equal(kept)
 
 
 def test_photos_stand_in_for_the_images_of_a_run(models, photo_root):
