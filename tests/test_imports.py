@@ -29,6 +29,7 @@ ROOMS = [
     "features",
     "training",
     "evaluation",
+    "serving",
     "callbacks",
     "cli",
     "__main__",

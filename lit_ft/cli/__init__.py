@@ -74,6 +74,10 @@ def _run(args: Sequence[str]) -> int:
         from lit_ft.cli.commands.explain import run as run_explain
 
         return run_explain(options)
+    if command == "serve":
+        from lit_ft.cli.commands.serve import run as run_serve
+
+        return run_serve(options)
     if command == "report":
         from lit_ft.cli.commands.report import run as run_report
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "Measures a checkpoint on the test images.",
     "predict": "Writes predictions to a table, a row an image: lit-ft predict CHECKPOINT PHOTOS, or by a config.",
     "explain": "Writes a page of where a model finds its evidence, before and after: lit-ft explain CHECKPOINT PHOTOS.",
+    "serve": "Serves predictions over HTTP, with a page to drop photos on: lit-ft serve CHECKPOINT.",
     "report": "Writes report.html into the folder of a run: curves, metrics, confusion, the worst mistakes.",
     "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",
     "describe": "Prints the stages of a backbone, the images that it expects, and its published weights.",

@@ -1,0 +1,49 @@
+"""Answers of the server: predictions and refusals as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from lit_ft.console import dump_json
+from lit_ft.model.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an upload has no prediction.
+
+    Args:
+        status: The status code of HTTP.
+        reason: What is wrong, in a line.
+    """
+
+    status: int
+    reason: str
+
+
+def describe(found: Prediction) -> dict[str, Any]:
+    """A prediction as plain values; ``unsure`` and ``unlike_training`` are ``None`` where they are not known."""
+    top_k = [{"label": valid_text(label), "probability": probability} for label, probability in found.top_k]
+    if found.values:
+        answer: dict[str, Any] = {"values": {valid_text(name): value for name, value in found.values.items()}}
+    elif found.label:
+        answer = {"label": valid_text(found.label), "probability": found.probability, "top_k": top_k}
+    else:
+        answer = {"labels": [valid_text(label) for label in found.labels], "top_k": top_k}
+    flags = {name: getattr(found, name, None) for name in ("unsure", "unlike_training")}
+    return answer | flags
+
+
+def respond(answer: Prediction | Refusal) -> Response:
+    """The response to a request, in JSON."""
+    content = {"detail": answer.reason} if isinstance(answer, Refusal) else describe(answer)
+    status = answer.status if isinstance(answer, Refusal) else 200
+    return Response(dump_json(content, indent=1), status, media_type="application/json")
+
+
+def valid_text(name: str) -> str:
+    """The name of a class as text that UTF-8 has; a folder may be named by any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,132 @@
+"""The process that decodes and predicts, a batch at a time, as LitServe runs it."""
+
+# Without `from __future__ import annotations`: LitServe reads those of `decode_request` and `encode_response`.
+
+import gc
+import signal
+import sys
+import time
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Annotated, NoReturn
+
+from fastapi import Depends
+from litserve import LitAPI
+from litserve.loops import BatchedLoop
+from litserve.transport.base import MessageTransport
+from PIL import Image
+from starlette.responses import Response
+from torch import Tensor
+
+from lit_ft.data.images.decode import decode, why_unread
+from lit_ft.errors import UserError
+from lit_ft.evaluation.inference import load
+from lit_ft.model.prediction import Prediction
+from lit_ft.serving.answers import Refusal, respond
+from lit_ft.serving.uploads import Upload, read_upload
+
+MAX_MEGAPIXELS = 80
+"""Images of more are refused before they are decoded."""
+
+Waiting = tuple[int, str, float, Upload]
+"""A request in LitServe's queue: whom to answer, its name, when it came, and what was sent."""
+
+
+class GreedyLoop(BatchedLoop):  # type: ignore[misc]
+    """Batches of all that waits: a lone request is never held up, and more gather while a batch is computed.
+
+    LitServe's own loop holds each batch up by a fixed time, or else polls its queue as fast as it can, also at rest.
+    """
+
+    def get_batch_requests(
+        self, lit_api: LitAPI, request_queue: "Queue[Waiting]", transport: MessageTransport
+    ) -> tuple[list[tuple[int, str, Upload]], list[tuple[int, str]]]:
+        """The next requests, and those that came too long ago; waits until there is one."""
+        waiting = [request_queue.get()]
+        while len(waiting) < lit_api.max_batch_size:
+            try:
+                waiting.append(request_queue.get_nowait())
+            except Empty:
+                break
+        oldest = time.monotonic() - lit_api.request_timeout  # nobody waits any more for what came before
+        late = [(place, name) for place, name, came, _ in waiting if came < oldest]
+        return [(place, name, upload) for place, name, came, upload in waiting if came >= oldest], late
+
+
+class PhotoAPI(LitAPI):  # type: ignore[misc]
+    """Predicts the images of requests with the model of a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint, or the folder of a run.
+        device: Where it computes.
+        max_batch: The largest number of images that pass the network at once.
+    """
+
+    def __init__(self, checkpoint: Path, device: str, max_batch: int) -> None:
+        super().__init__(max_batch_size=max_batch, loop=GreedyLoop())
+        self.checkpoint = checkpoint
+        self.place = device
+
+    def setup(self, device: str) -> None:
+        """Loads the model, in a process of its own."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the server ends this process itself
+        signal.signal(signal.SIGTERM, _end)
+        Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow refuses twice as many
+        self.model = load(self.checkpoint, self.place)
+
+    def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
+        """What `read_upload` has made of the request."""
+        return request
+
+    def predict(self, uploads: list[Upload]) -> list[Prediction | Refusal]:
+        """The answers to a batch of uploads, in order; an image that cannot be read does not hurt the others."""
+        answers: dict[int, Prediction | Refusal] = {}
+        images: dict[int, Tensor] = {}
+        for place, upload in enumerate(uploads):
+            image = read_image(upload.content)
+            if isinstance(image, Refusal):
+                answers[place] = image
+                continue
+            images[place] = image
+            # So that a batch of large photos takes no more memory than the largest of them.
+            if sum(one.shape[1] * one.shape[2] for one in images.values()) > MAX_MEGAPIXELS * 1_000_000:
+                answers |= self._predict_images(images, uploads)
+                images = {}
+        answers |= self._predict_images(images, uploads)
+        return [answers[place] for place in range(len(uploads))]
+
+    def encode_response(self, output: Prediction | Refusal) -> Response:
+        """The response to a request."""
+        return respond(output)
+
+    def _predict_images(self, images: dict[int, Tensor], uploads: list[Upload]) -> dict[int, Prediction | Refusal]:
+        """The predictions for decoded images, by their places in the batch."""
+        if not images:
+            return {}
+        most = max(uploads[place].top_k for place in images)
+        found = self.model.predict(images.values(), most, batch_size=len(images))
+        return {
+            place: replace(one, top_k=one.top_k[: uploads[place].top_k])
+            for place, one in zip(images, found, strict=True)
+        }
+
+
+def _end(*_: object) -> NoReturn:
+    """Ends this process in order, so that no semaphore is left."""
+    gc.freeze()  # else Python looks for garbage among all libraries once more, which takes seconds
+    sys.exit()
+
+
+def read_image(content: bytes) -> Tensor | Refusal:
+    """The pixels of an image, uint8 ``(3, H, W)``, or why there are none."""
+    file = BytesIO(content)
+    try:
+        return decode(file)
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, Image.DecompressionBombError):
+            return Refusal(413, f"the image has more than {MAX_MEGAPIXELS} megapixels")
+        reason = why_unread(file, cause) if isinstance(cause, Exception) else str(error)
+        return Refusal(422, f"the image cannot be read ({reason})")
