@@ -44,12 +44,14 @@ class GreedyLoop(BatchedLoop):  # type: ignore[misc]
         self, lit_api: LitAPI, request_queue: "Queue[Waiting]", transport: MessageTransport
     ) -> tuple[list[tuple[int, str, Upload]], list[tuple[int, str]]]:
         """The next requests, and those that came too long ago; waits until there is one."""
-        waiting = [request_queue.get()]
+        waiting: list[Waiting] = []
         while len(waiting) < lit_api.max_batch_size:
             try:
-                waiting.append(request_queue.get_nowait())
+                # Not for ever: what a process that was killed still waits for is lost to the one that replaces it.
+                waiting.append(request_queue.get_nowait() if waiting else request_queue.get(timeout=1))
             except Empty:
-                break
+                if waiting:
+                    break
         oldest = time.monotonic() - lit_api.request_timeout  # nobody waits any more for what came before
         late = [(place, name) for place, name, came, _ in waiting if came < oldest]
         return [(place, name, upload) for place, name, came, upload in waiting if came >= oldest], late

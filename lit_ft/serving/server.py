@@ -37,10 +37,7 @@ PORTS = range(1024, 65536)
 """The ports that LitServe takes."""
 
 _GRACE_SECONDS = 5
-_OPEN = (
-    "`host`: {host} lets anyone in its networks use this server, which asks for no password; the variable "
-    "LIT_SERVER_API_KEY sets a key that each request must have as X-API-Key"
-)
+_OPEN = "anyone in the networks of {host} can use this server, unless the variable LIT_SERVER_API_KEY sets a key for it"
 
 
 class PhotoServer(LitServer):  # type: ignore[misc]
@@ -119,7 +116,7 @@ def serve(
         disable_openapi_url=True,  # whose page loads scripts from elsewhere
         restart_workers=True,
     )
-    if host != HOSTS[0]:
+    if host != HOSTS[0] and not os.environ.get("LIT_SERVER_API_KEY"):
         warnings.warn(_OPEN.format(host=host), stacklevel=2)
     server.address = f"http://{'[::1]' if host == '::' else host}:{port}"
     server.uvicorn_graceful_timeout = _GRACE_SECONDS
@@ -178,7 +175,9 @@ def _check(host: str, port: int, max_batch: int, max_mb: float) -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        raise UserError(f"`port`: cannot listen on {host}:{port} ({error.strerror}); give another") from error
+        raise UserError(
+            f"`port`: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); give another"
+        ) from error
 
 
 @contextmanager
@@ -195,17 +194,19 @@ def _no_process_left(server: PhotoServer) -> Iterator[None]:
         nonlocal ended_by
         if os.getpid() != first:  # that which speaks HTTP inherits this
             raise SystemExit(128 + number)
-        ended_by, server.is_ending = number, True
+        ended_by, server.is_ending = ended_by or number, True
+        signal.alarm(_GRACE_SECONDS + 1)  # once more, as Python drops what is raised while it forks, and to hurry then
         logging.getLogger("litserve").setLevel(logging.CRITICAL + 1)  # it looks after processes that are ended here
         gc.freeze()  # else Python looks for garbage among all libraries once more, which takes seconds
         raise KeyboardInterrupt  # after which LitServe ends in order
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         yield
     except RuntimeError as error:  # of LitServe, whose log has the reason
         raise UserError(f"the server has not started: {error}") from error
     finally:
+        signal.alarm(0)
         for process in multiprocessing.active_children():
             process.terminate()
             process.join(_GRACE_SECONDS)

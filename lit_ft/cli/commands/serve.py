@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -39,5 +40,6 @@ def run(args: Sequence[str]) -> int:
     try:
         serve(given.checkpoint, host, given.port, given.max_batch, given.max_mb, given.device)
     except UserError as error:
-        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT")) from error
+        message = error.args[0].replace("`ckpt_path`", "CHECKPOINT")
+        raise UserError(re.sub(r"`(host|port|max_batch|max_mb|device)`", r"--\1", message)) from error
     return 0
