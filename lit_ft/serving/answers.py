@@ -25,16 +25,21 @@ class Refusal:
 
 
 def describe(found: Prediction) -> dict[str, Any]:
-    """A prediction as plain values; ``unsure`` and ``unlike_training`` are ``None`` where they are not known."""
+    """A prediction as plain values; what is not known of it is ``None``."""
     top_k = [{"label": valid_text(label), "probability": probability} for label, probability in found.top_k]
     if found.values:
         answer: dict[str, Any] = {"values": {valid_text(name): value for name, value in found.values.items()}}
     elif found.label:
-        answer = {"label": valid_text(found.label), "probability": found.probability, "top_k": top_k}
+        label_set = [valid_text(label) for label in found.label_set] or None
+        answer = {
+            "label": valid_text(found.label),
+            "probability": found.probability,
+            "top_k": top_k,
+            "label_set": label_set,
+        }
     else:
         answer = {"labels": [valid_text(label) for label in found.labels], "top_k": top_k}
-    flags = {name: getattr(found, name, None) for name in ("unsure", "unlike_training")}
-    return answer | flags
+    return answer | {"unsure": found.unsure, "unlike_training": found.unlike_training}
 
 
 def respond(answer: Prediction | Refusal) -> Response:

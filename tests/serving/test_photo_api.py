@@ -1,0 +1,91 @@
+import time
+from io import BytesIO
+from queue import Queue
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_ft.model.prediction import Prediction
+from lit_ft.serving import photo_api
+from lit_ft.serving.answers import Refusal
+from lit_ft.serving.photo_api import GreedyLoop, PhotoAPI, read_image
+from lit_ft.serving.uploads import Upload
+
+
+def png(width=4, height=3, value=0):
+    file = BytesIO()
+    Image.new("RGB", (width, height), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+class Brightness:
+    """A model that predicts the red of each image, and notes how many it gets at once."""
+
+    def __init__(self):
+        self.batches = []
+
+    def predict(self, images, top_k, batch_size):
+        self.batches.append((len(images), top_k, batch_size))
+        return [Prediction(str(int(image[0, 0, 0])), 1.0, [(str(k), 0.1) for k in range(top_k)]) for image in images]
+
+
+@pytest.fixture
+def api(tmp_path):
+    api = PhotoAPI(tmp_path / "best.ckpt", "cpu", 8)
+    api.model = Brightness()
+    return api
+
+
+def test_each_upload_of_a_batch_has_its_own_answer_in_order(api):
+    uploads = [Upload(png(value=7), 1), Upload(b"text"), Upload(png(value=9), 3), Upload(b""), Upload(png(value=8), 2)]
+    first, text, second, empty, third = api.predict(uploads)
+    assert [(one.label, len(one.top_k)) for one in (first, second, third)] == [("7", 1), ("9", 3), ("8", 2)]
+    assert text == Refusal(422, "the image cannot be read (its format is not known)")
+    assert empty.status == 422
+    assert api.model.batches == [(3, 3, 3)]
+
+
+def test_batch_without_an_image_asks_the_model_for_nothing(api):
+    assert [one.status for one in api.predict([Upload(b"a"), Upload(b"b")])] == [422, 422]
+    assert api.model.batches == []
+
+
+def test_large_images_of_a_batch_are_predicted_before_more_are_decoded(api, monkeypatch):
+    monkeypatch.setattr(photo_api, "MAX_MEGAPIXELS", 25 / 1e6)
+    sizes = [(4, 3), (5, 4), (2, 2), (5, 5), (1, 1)]  # 12 + 20 and 4 + 25 pixels are too many to wait for more
+    answers = api.predict([Upload(png(*size, value=i), 1) for i, size in enumerate(sizes)])
+    assert [one.label for one in answers] == ["0", "1", "2", "3", "4"]
+    assert [count for count, _, _ in api.model.batches] == [2, 2, 1]
+
+
+def test_image_of_too_many_pixels_is_refused_as_too_large(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow refuses twice as many
+    assert read_image(png(10, 10)).shape == (3, 10, 10)
+    assert read_image(png(10, 11)) == Refusal(413, "the image has more than 80 megapixels")
+
+
+def test_image_of_sixteen_bits_is_read_like_a_file():
+    file = BytesIO()
+    Image.fromarray(np.array([[0, 65535, 256]], dtype=np.uint16)).save(file, "PNG")
+    assert read_image(file.getvalue())[0].tolist() == [[0, 255, 1]]
+
+
+def take(queue, most=3, timeout=60):
+    return GreedyLoop().get_batch_requests(SimpleNamespace(max_batch_size=most, request_timeout=timeout), queue, None)
+
+
+def test_batch_is_all_that_waits_up_to_the_largest():
+    queue = Queue()
+    for number in range(5):
+        queue.put((0, f"r{number}", time.monotonic(), number))
+    assert take(queue) == ([(0, "r0", 0), (0, "r1", 1), (0, "r2", 2)], [])
+    assert take(queue) == ([(0, "r3", 3), (0, "r4", 4)], [])
+
+
+def test_request_that_nobody_waits_for_any_more_is_left_out():
+    queue = Queue()
+    queue.put((0, "late", time.monotonic() - 90, 1))
+    queue.put((0, "new", time.monotonic() - 30, 2))
+    assert take(queue) == ([(0, "new", 2)], [(0, "late")])
