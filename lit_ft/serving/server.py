@@ -164,6 +164,8 @@ def _litserve_devices(device: torch.device) -> dict[str, Any]:
 
 
 def _check(host: str, port: int, max_batch: int, max_mb: float) -> None:
+    if not hasattr(signal, "pthread_sigmask"):
+        raise UserError("lit-ft serve needs Linux or macOS; Windows has it in WSL")
     if host not in HOSTS:
         raise UserError(f"`host`: must be 127.0.0.1 (this machine alone), 0.0.0.0 or :: (all networks), got {host}")
     if port not in PORTS:

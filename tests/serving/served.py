@@ -66,8 +66,12 @@ class Served:
         return self.predict(form(*contents), query, f"multipart/form-data; boundary={BOUNDARY}")
 
     def end(self, number=signal.SIGINT):
-        """Ends it by a signal to its first process; gives the exit code and the processes that are left."""
-        os.kill(self.process.pid, number)
+        """Ends it as a terminal does, which interrupts all processes, or as Docker does, which ends the first one.
+
+        Gives the exit code and the processes that are left.
+        """
+        for pid in self.processes if number == signal.SIGINT else [self.process.pid]:
+            os.kill(pid, number)
         self.process.join(60)
         code = self.process.exitcode
         self.process.kill()
