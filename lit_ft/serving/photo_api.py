@@ -73,7 +73,6 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """Loads the model, in a process of its own."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the server ends this process itself
         signal.signal(signal.SIGTERM, _end)
         Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow refuses twice as many
         self.model = load(self.checkpoint, self.place)

@@ -41,7 +41,7 @@ _OPEN = "anyone in the networks of {host} can use this server, unless the variab
 
 
 class PhotoServer(LitServer):  # type: ignore[misc]
-    """LitServe's server with a line when it is ready, and processes that leave Ctrl-C to the first one."""
+    """LitServe's server with a line when it is ready, and a process for predictions that Ctrl-C does not reach."""
 
     address = ""
     is_ending = False
@@ -49,7 +49,7 @@ class PhotoServer(LitServer):  # type: ignore[misc]
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Runs the process that speaks HTTP, from its start to its end."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the first process ends this one, once, and in order
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each form that is malformed
         async with super().lifespan(app):
             print(f"Serving on {self.address} (Ctrl-C ends it)", flush=True)

@@ -75,10 +75,7 @@ class Served:
         self.process.join(60)
         code = self.process.exitcode
         self.process.kill()
-        end = time.monotonic() + 5
-        while (left := self.processes.keys() & running().keys()) and time.monotonic() < end:
-            time.sleep(0.05)
-        return code, {pid: self.processes[pid] for pid in left}
+        return code, left_of(self.processes)
 
 
 def serve(args):
@@ -99,6 +96,14 @@ def running():
     lines = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True).stdout
     found = [re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\S+)\s+(.*)", line) for line in lines.splitlines()]
     return {int(one[1]): (int(one[2]), one[4]) for one in found if one and not one[3].startswith("Z")}
+
+
+def left_of(processes):
+    """Those of the processes that do not end within seconds."""
+    end = time.monotonic() + 5
+    while (left := processes.keys() & running().keys()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return {pid: processes[pid] for pid in left}
 
 
 def descendants(pid):

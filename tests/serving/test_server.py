@@ -4,16 +4,19 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from served import Served
+from served import Served, descendants, left_of
 
 import lit_ft
 from lit_ft.model.module import FineTuneModule
@@ -175,6 +178,13 @@ def test_info_has_the_model_and_no_path(server, best):
     assert str(best.parent).encode() not in body
 
 
+def test_page_is_served_with_its_own_policy(server):
+    status, headers, body = server.request("GET", "/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "script-src 'sha256-" in headers["Content-Security-Policy"]
+    assert b"Choose photos" in body
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -217,6 +227,22 @@ def test_requests_at_once_each_get_their_own_answer(server, model):
 @pytest.mark.slow
 def test_500_requests_at_once_each_get_their_own_answer(server, model):
     ask_at_once(server, model, 500)
+
+
+@pytest.mark.slow
+def test_interrupt_in_a_terminal_ends_all_processes_without_a_word(best):
+    """As a process with everything of its own, such as what watches for semaphores that are left."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "lit_ft", "serve", str(best), "--port", port]
+    process = subprocess.Popen(
+        command, stdout=-1, stderr=-2, text=True, start_new_session=True, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout.readline() == f"Serving on http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+    started = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    assert (process.communicate(timeout=60)[0], process.returncode) == ("", 0)
+    assert left_of(started) == {}
 
 
 @pytest.mark.slow
