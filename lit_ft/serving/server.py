@@ -106,23 +106,28 @@ def serve(
     place = find_device(device)
     path = Run(Path(checkpoint)).checkpoint("best") if Path(checkpoint).is_dir() else Path(checkpoint)
     about = describe_model(load(path, "cpu"), path) | {"max_mb": max_mb, "max_megapixels": MAX_MEGAPIXELS}
-    api = PhotoAPI(path.absolute(), str(place), max_batch)
+    if host != HOSTS[0] and not os.environ.get("LIT_SERVER_API_KEY"):
+        warnings.warn(_OPEN.format(host=host), stacklevel=2)
+    guard = (RequestGuard, {"max_bytes": int(max_mb * 1e6), "slots": 2 * max_batch})
+    server = _build_server(PhotoAPI(path.absolute(), str(place), max_batch), place, about, guard)
+    server.address = f"http://{'[::1]' if host == '::' else host}:{port}"
+    with _no_process_left(server):
+        server.run(host, port, num_api_servers=1, log_level="warning", generate_client_file=False, server_header=False)
+
+
+def _build_server(api: PhotoAPI, device: torch.device, about: dict[str, Any], guard: tuple[Any, Any]) -> PhotoServer:
     server = PhotoServer(
         api,
-        **_litserve_devices(place),
+        **_litserve_devices(device),
         timeout=SECONDS,
         model_metadata=about,
-        middlewares=[(RequestGuard, {"max_bytes": int(max_mb * 1e6), "slots": 2 * max_batch})],
+        middlewares=[guard],
         disable_openapi_url=True,  # whose page loads scripts from elsewhere
         restart_workers=True,
     )
-    if host != HOSTS[0] and not os.environ.get("LIT_SERVER_API_KEY"):
-        warnings.warn(_OPEN.format(host=host), stacklevel=2)
-    server.address = f"http://{'[::1]' if host == '::' else host}:{port}"
     server.uvicorn_graceful_timeout = _GRACE_SECONDS
     server.app.router.routes.insert(0, page_route())  # LitServe has a line of text there
-    with _no_process_left(server):
-        server.run(host, port, num_api_servers=1, log_level="warning", generate_client_file=False, server_header=False)
+    return server
 
 
 def describe_model(model: FineTuneModule, path: Path) -> dict[str, Any]:
