@@ -40,6 +40,7 @@ from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
 from lit_ft.training.selection import select_best
+from lit_ft.training.time_budget import TimeBudget
 from lit_ft.training.trainer import Trainer, has_test_loader
 
 
@@ -126,7 +127,7 @@ class FineTuneCLI(ConfigCLI):
         theirs = theirs if isinstance(theirs, list) else [theirs]
         further: list[Callback] = []
         if self.command not in ("plan", "predict"):
-            further = [HistoryWriter(), ResultWriter()]
+            further = [HistoryWriter(), ResultWriter(), TimeBudget()]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             further.append(build_progress_bar())
         if self.config["checkpoint"] is not None:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
 import torch
-import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_value, log_progress, rank_zero_print
-from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.loading.protocols import Split
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.evaluation.predictions import write_rows
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import find_run
+from lit_ft.runs import Run, find_run
 from lit_ft.tasks.task import Task
+from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, gather, join
 from lit_ft.training.history import write_intervals
 
 _SAMPLES = 200
@@ -34,134 +31,102 @@ _MOST_VALUES = 1 << 27
 """Logits that are kept of an evaluation, in one process; those of more images are not, nor are there results then."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """The images of an evaluation, in the order of the data.
+class ResultWriter(EvaluationOutputs):
+    """Writes the results of a test, of a validation outside a fit, and of the model that a fine-tuning has chosen.
+
+    ``predictions_test.csv`` has a row an image, ``per_class_test.csv`` one a class, ``confusion_test.csv`` the number
+    of images of each true class (rows) and predicted class (columns), and ``metrics.json`` gets a 95% interval of each
+    metric, by bootstrap over the images (Efron and Tibshirani 1993, An Introduction to the Bootstrap). Those of the
+    validation images have ``_val`` in their names.
 
     Args:
-        logits: ``(N, K)``.
-        targets: As metrics count them: classes ``(N,)``, labels or numbers ``(N, K)``.
-        names: The path of each image, or its index.
+        most_values: Logits that are kept of an evaluation.
     """
 
-    logits: Tensor
-    targets: Tensor
-    names: Sequence[str]
-
-
-class ResultWriter(Callback):
-    """Writes the results of a test, or of a validation that is no part of a fit, to the folder of the run.
-
-    ``predictions_test.csv`` has a row an image, ``per_class.csv`` one a class, ``confusion.csv`` the number of images
-    of each true class (rows) and predicted class (columns), and ``metrics.json`` gets a 95% interval of each metric, by
-    bootstrap over the images (Efron and Tibshirani 1993, An Introduction to the Bootstrap). Those of a validation have
-    ``_val`` in their names.
-    """
-
-    def __init__(self) -> None:
-        self._outputs: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, most_values: int = _MOST_VALUES) -> None:
+        super().__init__()
+        self.most_values = most_values
         self._num_values = 0
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets an earlier evaluation."""
-        self._outputs, self._num_values = [], 0
+        super().on_test_start(trainer, pl_module)
+        self._num_values = 0
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise."""
-        self._outputs, self._num_values = [], 0
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Takes the predictions of a batch, if the module's step gives them."""
-        if isinstance(outputs, Mapping) and _are_of_task(pl_module, outputs.get("logits"), outputs.get("targets")):
-            self._num_values += outputs["logits"].numel()
-            if self._num_values > _MOST_VALUES:
-                self._outputs = []
-            else:
-                self._outputs.append((outputs["logits"].detach().cpu(), outputs["targets"].detach().cpu()))
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Likewise."""
-        if trainer.state.fn == "validate":
-            self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def take(self, module: FineTuneModule, logits: Tensor, targets: Tensor) -> None:
+        """Keeps the outputs of a batch, unless that are too many."""
+        self._num_values += logits.numel()
+        if self._num_values > self.most_values:
+            self.outputs = []
+        else:
+            super().take(module, logits, targets)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the results."""
-        self._write(trainer, pl_module, "test")
+        self._finish(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Likewise."""
         if trainer.state.fn == "validate":
-            self._write(trainer, pl_module, "val")
+            self._finish(trainer, pl_module, "val")
 
-    def _write(self, trainer: Any, module: Any, split: str) -> None:
-        run, outputs = find_run(trainer), self._outputs
-        name = getattr(trainer.datamodule, "results_name", split) if split == "test" else split
-        self._outputs = []
-        if self._num_values > _MOST_VALUES:
+    def _finish(self, trainer: L.Trainer, module: L.LightningModule, split: Split) -> None:
+        run, outputs = find_run(trainer), self.outputs
+        data = cast(Any, trainer).datamodule
+        name = getattr(data, "results_name", split) if split == "test" else split
+        self.outputs = []
+        if self._num_values > self.most_values:
             rank_zero_warn(f"too many predictions to keep, so that no {run and run.result_table('predictions', name)}")
-        parts: list[Any] = [outputs]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            dist.all_gather_object(parts, outputs)
-        if run is None or trainer.fast_dev_run or not trainer.is_global_zero:
+        parts = gather(trainer, outputs)
+        if run is None or cast(Any, trainer).fast_dev_run or not trainer.is_global_zero:
             return
-        for kind in ("predictions", "per_class", "confusion"):  # of an earlier evaluation, which may have been another
-            run.result_table(kind, name).unlink(missing_ok=True)
-        found = _join(parts, trainer.datamodule, split) if all(parts) else None
+        remove_tables(run, name)  # of an earlier evaluation, which may have been another
+        found = join(parts, data, split)
         if found is None:
             return
-        task = module.task
-        write_rows(run.result_table("predictions", name), prediction_rows(found, task, module.class_names))
-        if task.name != "regression":
-            write_rows(run.result_table("per_class", name), class_rows(found, task, module.class_names))
-        if task.name == "multiclass":
-            write_rows(run.result_table("confusion", name), confusion_rows(found, module.class_names))
-        intervals = bootstrap(found, task, f"{split}/")
-        write_intervals(run, name, intervals)
-        main = module.main_metric[0].removeprefix("val/")
+        intervals = write_results(run, cast(FineTuneModule, module), found, split, name)
+        main = cast(Any, module).main_metric[0].removeprefix("val/")
         if ends := _format({name: intervals.get(f"{split}/{name}") for name in (main, "loss")}, split):
             rank_zero_print(f"95% intervals  {ends}")
 
+    def write(self, run: Run, module: FineTuneModule, found: Evaluated, split: Split) -> None:
+        """Writes the tables and the intervals of a split; see `EvaluationOutputs.write`."""
+        write_results(run, module, found, split, split)
 
-def _are_of_task(module: Any, logits: Any, targets: Any) -> bool:
-    """Whether these are what the task of a module has: a step of the user's own may give soft targets, or none."""
-    if not isinstance(module, FineTuneModule) or not isinstance(logits, Tensor) or not isinstance(targets, Tensor):
-        return False
-    if logits.ndim != 2 or logits.shape[1] != len(module.class_names):
-        return False
-    if module.task.name == "multiclass":
-        return targets.shape == logits.shape[:1] and not targets.is_floating_point()
-    return targets.numel() == logits.numel()
+
+def write_results(
+    run: Run, module: FineTuneModule, found: Evaluated, split: Split, name: str
+) -> dict[str, list[float]]:
+    """Writes the tables of an evaluation, and its intervals, which it gives.
+
+    Args:
+        run: The run.
+        module: The module that was evaluated.
+        found: Its outputs.
+        split: The split, which the names of metrics begin with.
+        name: What the results are called.
+    """
+    names, task = module.class_names, module.task
+    remove_tables(run, name)
+    write_rows(run.result_table("predictions", name), prediction_rows(found, task, names))
+    if task.name != "regression":
+        write_rows(run.result_table("per_class", name), class_rows(found, task, names))
+    if task.name == "multiclass":
+        write_rows(run.result_table("confusion", name), confusion_rows(found, names))
+    intervals = bootstrap(found, task, f"{split}/")
+    write_intervals(run, name, intervals)
+    return intervals
+
+
+def remove_tables(run: Run, name: str) -> None:
+    """Removes the tables of results of a name."""
+    for kind in ("predictions", "per_class", "confusion"):
+        run.result_table(kind, name).unlink(missing_ok=True)
 
 
 def _format(intervals: Mapping[str, Sequence[float] | None], split: str) -> str:
     known = [(f"{split}/{name}", *map(format_value, ends)) for name, ends in intervals.items() if ends is not None]
     return ", ".join(f"{name} {low} to {high}" for name, low, high in known)
-
-
-def _join(parts: Sequence[Any], data: Any, split: str) -> Evaluated | None:
-    """The images of all processes, each of which has every so-manieth; None where it is not known which it has."""
-    outputs = [[torch.cat(values) for values in zip(*part, strict=True)] for part in parts]
-    num, images = sum(len(logits) for logits, _ in outputs), _find_images(data, split)
-    if len(parts) > 1 and (images is None or len(images) != num):  # repeated, or limited
-        return None
-    order = torch.cat([torch.arange(rank, num, len(parts)) for rank in range(len(parts))]).argsort()
-    logits, targets = (torch.cat(values)[order] for values in zip(*outputs, strict=True))
-    names = images.paths.full if isinstance(images, FileSplit) else str
-    return Evaluated(logits, targets, [names(row) for row in range(num)])
-
-
-def _find_images(data: Any, split: str) -> Any:
-    """The images of a split, as far as they are of a data module of lit_ft; without test images those of validation."""
-    if not isinstance(data, ImageDataModule):
-        return None
-    return data.splits.get(data.tested if split == "test" else split)  # type: ignore[call-overload]
 
 
 def prediction_rows(found: Evaluated, task: Task, class_names: Sequence[str]) -> Iterator[list[str]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics.functional import classification
 
@@ -18,11 +18,11 @@ from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.heads import divide_logits
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.prediction import head_inputs
-from lit_ft.runs import find_best_path, find_run
+from lit_ft.runs import Run, find_best_path, find_run
 from lit_ft.tasks.task import Task
+from lit_ft.training.evaluated import EvaluationOutputs, Outputs, gather, join, quiet_validation
 from lit_ft.training.handed_back import SHARE, hand_back
-from lit_ft.training.history import write_calibration
-from lit_ft.training.quiet_validation import quiet_validation
+from lit_ft.training.history import update_metrics, write_calibration
 
 _BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017."""
@@ -43,7 +43,7 @@ def calibrate_best(trainer: Any, module: Any) -> None:
     outputs = _validate(trainer, module)
     if outputs is None:
         return
-    found, facts = _calibrate(module.task, *outputs)
+    found, facts = _calibrate(module.task, *outputs.join())
     # From the first process, as the arithmetic of others may differ.
     module.calibration = trainer.strategy.broadcast(found)
     divide_logits(module.head, module.calibration.temperature)
@@ -53,6 +53,7 @@ def calibrate_best(trainer: Any, module: Any) -> None:
         hand_back(trainer, best, {**checkpoint, **changed}, checkpoint.get(SHARE, 1.0))
         write_calibration(run, facts)
         rank_zero_print(_format(facts))
+        _write_results(trainer, run, module, outputs.parts)
     trainer.strategy.barrier("calibration")
 
 
@@ -63,7 +64,7 @@ def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:
     """
     outputs = None if known is None else _validate(trainer, module)
     if known is not None and outputs is not None:
-        module.calibration = trainer.strategy.broadcast(known.with_references(outputs[2]))
+        module.calibration = trainer.strategy.broadcast(known.with_references(outputs.join()[2]))
         divide_logits(module.head, known.temperature)
 
 
@@ -108,22 +109,42 @@ def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> flo
     return float(found)
 
 
-def _validate(trainer: Any, module: FineTuneModule) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Logits and targets of all validation images, and features of some; None where a step of the user's has others."""
-    with head_inputs(module.head) as features, quiet_validation(trainer, outputs := _Outputs(features)):
+def _validate(trainer: Any, module: FineTuneModule) -> _Gathered | None:
+    """What all processes have of the validation images; None where a step of the user's has no logits."""
+    with head_inputs(module.head) as features, quiet_validation(trainer, outputs := _WithFeatures(features)):
         trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
-    parts: list[Any] = [outputs.batches]
-    if trainer.world_size > 1:
-        parts = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, outputs.batches)
-    batches = [batch for part in parts for batch in part]
-    if not batches:
-        return None
-    logits, targets, some = (torch.cat(column) for column in zip(*batches, strict=True))
-    return logits, targets, some
+    found = _Gathered(gather(trainer, outputs.outputs), gather(trainer, outputs.some))
+    return found if any(found.parts) and any(found.features) else None
 
 
-class _Outputs(Callback):
+def _write_results(trainer: Any, run: Run, module: FineTuneModule, parts: Sequence[Outputs]) -> None:
+    """Writes what the calibrated model gives for the validation images, where that is known image by image."""
+    found = join(parts, trainer.datamodule, "val")
+    if found is None:
+        return
+    calibrated = replace(found, logits=found.logits.float() / cast(Calibration, module.calibration).temperature)
+    loss = float(module.task.image_losses(calibrated.logits, calibrated.targets).mean())
+    for callback in trainer.callbacks:
+        if isinstance(callback, EvaluationOutputs):
+            callback.write(run, module, calibrated, "val")
+    update_metrics(run, "val", {"val/loss": loss})
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Logits and targets of the validation images of each process, and features of some of them."""
+
+    parts: list[Outputs]
+    features: list[list[Tensor]]
+
+    def join(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and targets of all images, of one process after the other, and the features."""
+        batches = [batch for part in self.parts for batch in part]
+        logits, targets = (torch.cat(column) for column in zip(*batches, strict=True))
+        return logits.float(), targets, torch.cat([some for part in self.features for some in part])
+
+
+class _WithFeatures(EvaluationOutputs):
     """Takes logits and targets of each validation image, and the features of as many as are compared with others.
 
     Args:
@@ -131,16 +152,27 @@ class _Outputs(Callback):
     """
 
     def __init__(self, features: list[Tensor]) -> None:
-        self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        super().__init__()
+        self.some: list[Tensor] = []
         self._features = features
+        self._num_batches = 1
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets an earlier validation."""
+        super().on_validation_start(trainer, pl_module)
+        self.some, self._num_batches = [], sum(cast(Any, trainer).num_val_batches) * trainer.world_size
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Takes a batch."""
-        features = self._features.pop() if self._features else None
-        if isinstance(outputs, Mapping) and {"logits", "targets"} <= outputs.keys() and features is not None:
-            num_images = sum(cast(Any, trainer).num_val_batches) * len(features) * trainer.world_size
-            some = features[:: math.ceil(num_images / MAX_REFERENCES)].cpu()
-            self.batches.append((outputs["logits"].cpu().float(), outputs["targets"].cpu(), some))
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._features.clear()  # also those of a batch that was not taken
+
+    def take(self, module: FineTuneModule, logits: Tensor, targets: Tensor) -> None:
+        """Keeps the features of a part of a batch, too."""
+        super().take(module, logits, targets)
+        if self._features:
+            features = self._features[-1]
+            self.some.append(features[:: math.ceil(self._num_batches * len(features) / MAX_REFERENCES)].cpu())

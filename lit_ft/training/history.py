@@ -172,9 +172,30 @@ def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], che
     _write_entry(run.metrics, split, {"checkpoint": relative, **metrics})
 
 
-def write_candidates(run: Run, chosen: str, candidates: Mapping[str, Mapping[str, float]]) -> None:
-    """Writes which model was handed back, and the validation metrics of all that could have been, by their names."""
-    _write_entry(run.metrics, "selection", {"chosen": chosen, "candidates": dict(candidates)})
+def write_selection(
+    run: Run, chosen: str, monitor: str, candidates: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
+    """Writes which model was handed back, by which metric of validation, and the metrics of all that could have been.
+
+    Args:
+        run: The run.
+        chosen: The name of the model.
+        monitor: The metric.
+        candidates: The validation metrics of each candidate by its name, where there were several.
+    """
+    facts = {"split": "val", "monitor": monitor, "chosen": chosen}
+    _write_entry(run.metrics, "selection", {**facts, **({"candidates": dict(candidates)} if candidates else {})})
+
+
+def write_refit(run: Run, facts: Mapping[str, float], checkpoint: str | Path) -> None:
+    """Writes of what a refit was, and that the validation is of the model before it, which has no checkpoint now."""
+    write_metrics(run, "refit", facts, checkpoint)
+    update_metrics(run, "val", {"checkpoint": None, "is_before_refit": True})
+
+
+def write_run_facts(run: Run, facts: Mapping[str, Any]) -> None:
+    """Writes what a fit took, and on what it ran."""
+    _write_entry(run.metrics, "run", facts)
 
 
 def write_calibration(run: Run, facts: Mapping[str, float | None]) -> None:
@@ -184,8 +205,13 @@ def write_calibration(run: Run, facts: Mapping[str, float | None]) -> None:
 
 def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
     """Adds the lower and the upper end of an interval for each metric to the entry of a split."""
+    update_metrics(run, split, {"intervals": dict(intervals)})
+
+
+def update_metrics(run: Run, split: str, changes: Mapping[str, Any]) -> None:
+    """Changes some of the entry of a split."""
     known = _read_entries(run.metrics).get(split)
-    _write_entry(run.metrics, split, {**(known if isinstance(known, dict) else {}), "intervals": dict(intervals)})
+    _write_entry(run.metrics, split, {**(known if isinstance(known, dict) else {}), **changes})
 
 
 def _read_entries(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
 from lit_ft.training.handed_back import hand_back
-from lit_ft.training.history import write_metrics
+from lit_ft.training.history import write_refit
 from lit_ft.training.selection import Selected, blend
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.view import find_unfreezing
@@ -108,7 +108,7 @@ class Refit(Callback):
         if best is not None and best.best_model_path and run is not None and trainer.is_global_zero:
             _save(trainer, module, best.best_model_path, selected.share)
             facts = {"images": num_images, "epochs": num_epochs, "share": selected.share}
-            write_metrics(run, "refit", facts, best.best_model_path)
+            write_refit(run, facts, best.best_model_path)
         trainer.strategy.barrier("refit")
         epochs = f", {num_epochs} epochs" if num_epochs else ""
         rank_zero_print(f"Refit   on {num_images:,} images of train and val{epochs}; its scores on val mean nothing")

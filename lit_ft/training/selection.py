@@ -17,9 +17,9 @@ from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
+from lit_ft.training.evaluated import ImageLosses, quiet_validation
 from lit_ft.training.handed_back import hand_back, take_best_epoch
-from lit_ft.training.history import write_candidates, write_metrics
-from lit_ft.training.quiet_validation import ImageLosses, quiet_validation
+from lit_ft.training.history import write_metrics, write_selection
 from lit_ft.unfreezing.view import find_unfreezing
 
 BLENDS = (0.25, 0.5, 0.75)
@@ -141,6 +141,8 @@ def select_best(trainer: Any, module: Any) -> Selected:
     solved = unfreezing.solved if unfreezing else None
     if solved is None:
         _print_early_best(unfreezing, num_epochs - 1)
+        if trainer.is_global_zero and tuned is not None:
+            write_selection(run, f"epoch {tuned['epoch']}", callback.monitor)
         return Selected(1.0, num_epochs)
     missing = f"no {run.probe}" if probe is None else ""  # the folder was moved in part
     if callback.monitor not in solved.metrics:  # a metric of the user's own
@@ -165,7 +167,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
             _save(trainer, callback, probe, tuned, last, chosen.share)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
         write_metrics(run, "val", metrics, callback.best_model_path)
-        write_candidates(run, chosen.name, {one.name: one.metrics for one in candidates})
+        write_selection(run, chosen.name, callback.monitor, {one.name: one.metrics for one in candidates})
     trainer.strategy.barrier("selection")
     rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]))
     return Selected(chosen.share, chosen.num_epochs)
@@ -227,7 +229,7 @@ def _candidates(
         def validate(state: Mapping[str, Tensor], name: str, share: float, *rest: Any) -> Candidate:
             module.load_state_dict(state)
             (metrics,) = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
-            return Candidate(name, share, metrics, losses.gather(trainer), *rest)
+            return Candidate(name, share, metrics, losses.gather_losses(trainer), *rest)
 
         yield validate(probe, "linear probe", 0.0)
         for share in BLENDS:

@@ -15,10 +15,11 @@ from small_runs import FewDigits, small_module
 from lit_ft import ImageFolderDataModule
 from lit_ft.data.loading.sampler import EpochSampler
 from lit_ft.evaluation import results
-from lit_ft.evaluation.results import Evaluated, ResultWriter, bootstrap, class_rows, confusion_rows, prediction_rows
+from lit_ft.evaluation.results import ResultWriter, bootstrap, class_rows, confusion_rows, prediction_rows
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.tasks.task import Task
+from lit_ft.training.evaluated import Evaluated, join
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.trainer import Trainer
 
@@ -120,9 +121,9 @@ def test_images_in_files_are_named_by_their_paths(tmp_path):
         data.test_dataloader()
     outputs = [(torch.zeros(4, 2), torch.zeros(4)), (torch.ones(2, 2), torch.ones(2))]  # in two batches
     for split in ("test", "val"):
-        assert results._join([outputs], data, split).names == expected
-        assert results._join([outputs[:1]], data, split).names == expected[:4]  # of a limited one
-    assert results._join([outputs], None, "test").names == ["0", "1", "2", "3", "4", "5"]
+        assert join([outputs], data, split).names == expected
+        assert join([outputs[:1]], data, split).names == expected[:4]  # of a limited one
+    assert join([outputs], None, "test").names == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_images_of_several_processes_are_in_the_order_of_the_data():
@@ -132,11 +133,11 @@ def test_images_of_several_processes_are_in_the_order_of_the_data():
     rows = torch.arange(num, dtype=torch.float32).unsqueeze(1)
     samplers = [EpochSampler(num, 4, rank=rank, world_size=3) for rank in range(3)]
     parts = [[(rows[picks.rows], rows[picks.rows, 0]) for picks in sampler.batches()] for sampler in samplers]
-    found = results._join(parts, data, "val")
+    found = join(parts, data, "val")
     assert found.logits.equal(rows)
     assert found.targets.equal(rows[:, 0])
-    assert results._join([part[:1] for part in parts], data, "val") is None  # which each has a part of
-    assert results._join(parts, None, "val") is None
+    assert join([part[:1] for part in parts], data, "val") is None  # which each has a part of
+    assert join(parts, None, "val") is None
 
 
 def rows_of(path):
@@ -144,11 +145,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_predictions_that_take_too_much_memory_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_MOST_VALUES", 5 * 10)
+def test_predictions_that_take_too_much_memory_are_not_kept(tmp_path):
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[ResultWriter()],
+        callbacks=[ResultWriter(most_values=5 * 10)],
     )  # fmt: skip
     trainer.run = Run(tmp_path)
     trainer.run.result_table("confusion", "test").write_text("of an earlier test")
