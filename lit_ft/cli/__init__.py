@@ -82,6 +82,10 @@ def _run(args: Sequence[str]) -> int:
         from lit_ft.cli.commands.report import run as run_report
 
         return run_report(options)
+    if command == "compare":
+        from lit_ft.cli.commands.compare import run as run_compare
+
+        return run_compare(options)
     from lit_ft.cli.lightning import run_command
 
     warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded

@@ -2,77 +2,105 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from lit_ft.console import format_path
 from lit_ft.data.pages import render_page, thumbnail
-from lit_ft.evaluation.line_chart import draw_lines
-from lit_ft.evaluation.run_files import Cells, read_config, read_metrics, read_rows, read_table, refuse_damaged
+from lit_ft.evaluation.line_chart import draw_matrix
+from lit_ft.evaluation.predicted_images import PredictedImages, parse_predictions
+from lit_ft.evaluation.report_charts import (
+    draw_metric,
+    draw_plan,
+    draw_predictions,
+    draw_rates,
+    draw_reliability,
+    draw_scores,
+    find_pairs,
+    find_unfreezings,
+)
+from lit_ft.evaluation.report_facts import (
+    Tile,
+    describe_choice,
+    list_candidates,
+    list_facts,
+    list_tiles,
+    measure_drift,
+    tabulate_metrics,
+    tabulate_seconds,
+)
+from lit_ft.evaluation.report_images import (
+    ShownImage,
+    draw_sample,
+    find_label_suspects,
+    find_mistakes,
+    list_suspects,
+    show,
+)
+from lit_ft.evaluation.run_files import read_config, read_metrics, read_rows, read_table, refuse_damaged
 from lit_ft.runs import Run
-from lit_ft.training.history import EpochRow, read_history
+from lit_ft.training.history import read_history
 
-MAX_MISTAKES = 24
-MAX_MATRIX = 30
-MAX_PAIRS = 12
-_BINS = 10
+MAX_CELLS = 20
+"""Classes of a confusion matrix whose cells have numbers."""
 
-_CLASSIFIED = {"path", "class", "predicted", "probability", "loss"}
-"""The columns of predictions of one class an image; a label or number may have one of these names, but not all."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An image whose class was not recognised.
-
-    Args:
-        path: The image.
-        caption: Its class, what was predicted, and how probable that was.
-    """
-
-    path: str
-    caption: str
+MAX_MATRIX = 100
+"""Classes of a confusion matrix."""
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """What a report shows.
+    """What a report shows; what a run has not written is empty.
 
     Args:
         title: The run.
+        tiles: The figures at its head.
         facts: What was run, by name.
         metrics: Rows of a table, the first of which is its head.
-        candidates: Rows of a table of the models that could have been handed back, likewise.
-        chosen: The one that was.
+        choice: Which model was handed back, in words.
+        candidates: Rows of a table of the models that could have been, likewise.
+        plan: A picture of the epochs in which each stage trained.
         charts: Pictures, by title.
-        classes: Rows of a table of the classes, likewise.
-        matrix: The names of the classes, and for each true class the numbers of images by predicted class; empty where
-            there are too many.
-        pairs: True class, predicted class and number of images of those that are confused most often.
         calibration: How far probabilities are from shares, in words.
-        mistakes: The images with the largest loss.
+        drift: How far each stage moved.
+        seconds: What the time went to: a part, its time, and its share.
+        split: The split that the rest is of.
+        matrix: The names of the classes, and for each true class the numbers of images by predicted class.
+        matrix_picture: The same for many classes, of which `matrix` is then empty.
+        pairs: True class, predicted class and number of images of those that are confused most often.
+        classes: Rows of a table of the classes.
+        suspects: Images whose label is perhaps wrong, of all splits.
+        mistakes: The other images with the largest loss.
+        samples: Some images.
+        note: What the splits are worth.
+        has_unfreezings: Whether charts have marks where stages were unfrozen.
         config: The config that gives the same run again, as a shell takes it.
-        split: The split that the tables are of.
     """
 
     title: str
+    tiles: list[Tile]
     facts: dict[str, str]
     metrics: list[list[str]]
+    choice: str
     candidates: list[list[str]]
-    chosen: str
+    plan: str
     charts: dict[str, str]
-    classes: list[list[str]]
-    matrix: list[tuple[str, list[int]]]
-    pairs: list[tuple[str, str, int]]
     calibration: str
-    mistakes: list[Mistake]
-    config: str
+    drift: dict[str, float]
+    seconds: list[tuple[str, str, float]]
     split: str
+    matrix: list[tuple[str, list[int]]]
+    matrix_picture: str
+    pairs: list[tuple[str, str, int]]
+    classes: list[list[str]]
+    suspects: list[ShownImage]
+    mistakes: list[ShownImage]
+    samples: list[ShownImage]
+    note: str
+    has_unfreezings: bool
+    config: str
 
 
 def render_report(run: Run) -> str:
@@ -86,190 +114,85 @@ def render_report(run: Run) -> str:
 
 
 def read_run(run: Run) -> RunPage:
-    """Reads what a report shows from the folder of a run; what a run has not written is left out."""
+    """Reads what a report shows from the folder of a run."""
     config, history = read_config(run), read_history(run.history)
-    split = next((split for split in ("test", "val") if run.result_table("predictions", split).is_file()), "test")
+    images = {split: found for split in ("test", "val") if (found := _read_images(run, split)) is not None}
+    split, shown = next(iter(images.items()), ("test", None))
     with refuse_damaged(run.metrics):
         metrics = read_metrics(run)
-        table, selection = _tabulate(metrics), metrics.get("selection", {})
-        candidates = _list_candidates(selection.get("candidates") or {})
+        sizes = {split: len(found) for split, found in images.items()}
+        tiles = list_tiles(metrics, shown.task if shown else "multiclass", sizes)
+        table, candidates, choice = tabulate_metrics(metrics), list_candidates(metrics), describe_choice(metrics)
+        facts = list_facts(config, history, metrics.get("run", {}))
+        seconds = tabulate_seconds(metrics.get("run", {}))
+        calibrated = _describe_temperature(metrics.get("calibration", {}))
     with refuse_damaged(run.history):
-        shown = {"Loss": _draw_metric(history, "loss"), **_draw_scores(history), "Learning rates": _draw_rates(history)}
-    with refuse_damaged(file := run.result_table("predictions", split)):
-        predictions = read_table(file)
-        reliability, calibration = _draw_reliability(predictions)
-        mistakes = find_mistakes(predictions)
+        curves = {
+            "Loss": draw_metric(history, "loss"),
+            **draw_scores(history),
+            "Learning rates": draw_rates(history),
+        }
+        plan = draw_plan(history)
+    with refuse_damaged(run.result_table("predictions", split)):
+        calibration = ""
+        if shown is not None and shown.task != "regression":
+            curves["Reliability"], calibration = draw_reliability(shown)
+        if shown is not None:
+            curves |= draw_predictions(shown)
+        suspects = find_label_suspects(shown) if shown else []
+        mistakes = show(shown, find_mistakes(shown, suspects)) if shown else []
+        samples = show(shown, draw_sample(shown)) if shown else []
     with refuse_damaged(file := run.result_table("confusion", split)):
         matrix = [(row[0], [int(count) for count in row[1:]]) for row in read_rows(file)[1:]]
         pairs = find_pairs(matrix)
+        is_large = MAX_CELLS < len(matrix) <= MAX_MATRIX
+        picture = draw_matrix([name for name, _ in matrix], [counts for _, counts in matrix]) if is_large else ""
     with refuse_damaged(file := run.result_table("per_class", split)):
         classes = read_rows(file)[1:]
-    charts = {title: chart for title, chart in {**shown, "Reliability": reliability}.items() if chart}
     return RunPage(
-        title=f"{run.folder.parent.name}/{run.folder.name}",
-        facts=_list_facts(config, history),
+        title=f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}",
+        tiles=tiles,
+        facts=facts,
         metrics=table,
+        choice=choice,
         candidates=candidates,
-        chosen=str(selection.get("chosen", "")),
-        charts=charts,
-        classes=[["class", "images", "predicted", "precision", "recall", "F1"], *classes] if classes else [],
-        matrix=matrix if len(matrix) <= MAX_MATRIX else [],
-        pairs=pairs,
-        calibration=calibration,
-        mistakes=mistakes,
-        config=shlex.quote(str(format_path(run.config))),
+        plan=plan,
+        charts={title: chart for title, chart in curves.items() if chart},
+        calibration=" ".join(part for part in (calibration, calibrated) if part),
+        drift=measure_drift(run),
+        seconds=seconds,
         split=split,
+        matrix=matrix if len(matrix) <= MAX_CELLS else [],
+        matrix_picture=picture,
+        pairs=pairs,
+        classes=[["class", "images", "predicted", "precision", "recall", "F1"], *classes] if classes else [],
+        suspects=list_suspects(images),
+        mistakes=mistakes,
+        samples=samples,
+        note=_describe_splits(images),
+        has_unfreezings=bool(find_unfreezings(history)),
+        config=shlex.quote(str(format_path(run.config))),
     )
 
 
-def _list_facts(config: Mapping[str, Any], history: Sequence[EpochRow]) -> dict[str, str]:
-    """What was run, as far as the config says."""
-    model, data = (_options(config.get(key)) for key in ("model", "data"))
-    unfreeze, optimizer = (config.get(key) or {} for key in ("unfreeze", "optimizer"))
-    facts = {
-        "backbone": model.get("backbone"),
-        "weights": None if (weights := model.get("weights")) is None else Path(str(weights)).name,
-        "data": data.get("root") or data.get("table") or _name(config.get("data")),
-        "strategy": _options(unfreeze).get("strategy"),
-        "optimizer": _name(optimizer) or "AdamW",
-        "learning rate": model.get("lr"),
-        "epochs": len(history),
-        "seed": config.get("seed_everything"),
-    }
-    return {key: _plain(value) for key, value in facts.items() if value is not None}
+def _read_images(run: Run, split: Any) -> PredictedImages | None:
+    with refuse_damaged(file := run.result_table("predictions", split)):
+        return parse_predictions(read_table(file))
 
 
-def _options(section: Any) -> dict[str, Any]:
-    found = section.get("init_args", section) if isinstance(section, dict) else {}
-    return found if isinstance(found, dict) else {}
-
-
-def _name(section: Any) -> str | None:
-    path = section.get("class_path") if isinstance(section, dict) else section
-    return path.rpartition(".")[2] if isinstance(path, str) else None
-
-
-def _plain(value: Any) -> str:
-    return str(value.get("class_path", value)) if isinstance(value, dict) else str(value)
-
-
-def _tabulate(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row for each metric, and a column for each split, with intervals where there are some."""
-    splits = [split for split in ("val", "test") if split in metrics]
-    names = {name.partition("/")[2] for split in splits for name in metrics[split] if name.startswith(f"{split}/")}
-    rows = []
-    for name in sorted(names):
-        cells = []
-        for split in splits:
-            value = metrics[split].get(f"{split}/{name}")
-            ends = (metrics[split].get("intervals") or {}).get(f"{split}/{name}")
-            cell = "" if not isinstance(value, (int, float)) else f"{value:.4f}"
-            cells.append(cell + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends and cell else ""))
-        rows.append([name, *cells])
-    return [["metric", *splits], *rows] if rows else []
-
-
-def _list_candidates(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    names = sorted({name for metrics in found.values() for name in metrics})
-    rows = [
-        [title, *("" if (value := metrics.get(name)) is None else f"{value:.4f}" for name in names)]
-        for title, metrics in found.items()
-    ]
-    return [["candidate", *names], *rows] if rows else []
-
-
-def _draw_metric(history: Sequence[EpochRow], name: str) -> str:
-    series = {f"{split}/{name}": _points(history, f"{split}/{name}") for split in ("train", "val")}
-    return draw_lines(series, "epoch", find_unfreezings(history))
-
-
-def _draw_scores(history: Sequence[EpochRow]) -> dict[str, str]:
-    """A chart of the metrics of validation that are shares, and one of each other."""
-    names = [name for name in (history[-1] if history else {}) if name.startswith("val/") and name != "val/loss"]
-    shares = [name for name in names if name.partition("/")[2] in ("acc", "f1", "precision", "recall")]
-    charts = {
-        "Validation": draw_lines({name: _points(history, name) for name in shares}, "epoch", find_unfreezings(history))
-    }
-    others = [name for name in names if name not in shares and name != "val/acc_top5"]
-    return charts | {name: draw_lines({name: _points(history, name)}, "epoch") for name in others}
-
-
-def _draw_rates(history: Sequence[EpochRow]) -> str:
-    stages = [name for name in (history[0] if history else {}) if name.startswith("lr/")]
-    return draw_lines({name[3:]: _points(history, name) for name in stages}, "epoch", log=True)
-
-
-def _points(history: Sequence[EpochRow], name: str) -> list[tuple[float, float]]:
-    return [(float(row["epoch"] or 0), float(value)) for row in history if (value := row.get(name)) is not None]
-
-
-def find_unfreezings(history: Sequence[EpochRow]) -> dict[float, str]:
-    """The epochs in which stages began to train that were frozen before, and their names."""
-    found: dict[float, str] = {}
-    for before, row in pairwise(history):
-        stages = [name[3:] for name in row if name.startswith("lr/") and row[name] and not before.get(name)]
-        if stages:
-            found[float(row["epoch"] or 0)] = f"unfrozen: {', '.join(stages)}"
-    return found
-
-
-def _draw_reliability(predictions: Sequence[Cells]) -> tuple[str, str]:
-    """The share of images that are right by their probability, and the expected calibration error in words.
-
-    The error is the mean distance of both, over bins of equal width weighted by their images (Guo et al. 2017, On
-    Calibration of Modern Neural Networks, eq. 3).
-    """
-    # A model whose weights are not finite has no probabilities.
-    rows = [row for row in predictions if row.keys() == _CLASSIFIED and math.isfinite(float(row["probability"]))]
-    if not rows:
-        return "", ""
-    bins: dict[int, list[tuple[float, bool]]] = {}
-    for row in rows:
-        probability = float(row["probability"])
-        bins.setdefault(min(_BINS - 1, int(probability * _BINS)), []).append(
-            (probability, row["class"] == row["predicted"])
-        )
-    points, error = [], 0.0
-    for _, members in sorted(bins.items()):
-        mean = sum(probability for probability, _ in members) / len(members)
-        share = sum(right for _, right in members) / len(members)
-        points.append((mean, share))
-        error += abs(mean - share) * len(members) / len(rows)
-    chart = draw_lines(
-        {"share that is right": points, "ideal": [(0.0, 0.0), (1.0, 1.0)]}, "probability of the prediction"
+def _describe_splits(images: Mapping[str, PredictedImages]) -> str:
+    """What the figures of the splits are worth: those that have chosen a model are optimistic."""
+    if {"test", "val"} <= images.keys() and set(images["test"].paths) == set(images["val"].paths):
+        return "There were no test images: the validation images, which have chosen the model, were tested on."
+    return (
+        "The validation images have chosen the model, so that their figures are optimistic; the test images have not."
     )
-    return chart, f"Expected calibration error {error:.1%} of {len(rows):,} images in {_BINS} bins of probability."
 
 
-def find_pairs(matrix: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, str, int]]:
-    """The classes that are confused most often: true, predicted, and number of images.
-
-    >>> find_pairs([("ant", [8, 2]), ("bee", [3, 9])])
-    [('bee', 'ant', 3), ('ant', 'bee', 2)]
-    """
-    names = [name for name, _ in matrix]
-    pairs = [
-        (true, names[k], count)
-        for row, (true, counts) in enumerate(matrix)
-        for k, count in enumerate(counts)
-        if count and k != row
-    ]
-    return sorted(pairs, key=lambda pair: -pair[2])[:MAX_PAIRS]
-
-
-def find_mistakes(predictions: Sequence[Cells]) -> list[Mistake]:
-    """The images with the largest loss, of several classes those that are not recognised."""
-    wrong = [row for row in predictions if row.keys() != _CLASSIFIED or row["class"] != row["predicted"]]
-    worst = sorted(wrong, key=_sort_by_loss, reverse=True)[:MAX_MISTAKES]
-    return [Mistake(row["path"], _caption(row)) for row in worst]
-
-
-def _sort_by_loss(row: Cells) -> float:
-    loss = float(row["loss"])
-    return math.inf if math.isnan(loss) else loss
-
-
-def _caption(row: Cells) -> str:
-    if row.keys() != _CLASSIFIED:
-        return f"loss {float(row['loss']):.3g}"
-    return f"{row['class']}, predicted {row['predicted']} ({float(row['probability']):.0%})"
+def _describe_temperature(found: Mapping[str, Any]) -> str:
+    """What the calibration of the logits came to; nothing without one."""
+    if not {"temperature", "ece_before", "ece_after", "images"} <= found.keys():
+        return ""
+    errors = f"from {found['ece_before']:.1%} to {found['ece_after']:.1%}"
+    where = f"on {found['images']:,} validation images"
+    return f"Calibration by a temperature of {found['temperature']:.3g} changed the error {errors} {where}."

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.runs import find_run
 from lit_ft.training.history import write_run_facts
 
@@ -87,4 +88,6 @@ class TimeBudget(Callback):
         versions = {"python": platform.python_version(), **{library: version(library) for library in _LIBRARIES}}
         facts = {"device": f"{trainer.world_size} x {name}", "versions": versions}
         seconds = {part: round(value, 3) for part, value in self.seconds.items()}
-        write_run_facts(run, {"seconds": seconds, **facts})
+        data = getattr(trainer, "datamodule", None)
+        images = {"images": data.sizes()} if isinstance(data, ImageDataModule) else {}
+        write_run_facts(run, {"seconds": seconds, **images, **facts})

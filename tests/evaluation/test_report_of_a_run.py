@@ -8,10 +8,12 @@ import yaml
 from PIL import Image
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.report import find_mistakes, find_unfreezings, read_run, render_report
+from lit_ft.evaluation.report import read_run, render_report
+from lit_ft.evaluation.report_charts import find_unfreezings
 from lit_ft.runs import Run
 from lit_ft.training.history import append_row
 
+BAD = "<script>alert(1)</script>"
 CONFIG = {
     "seed_everything": 7,
     "model": {"class_path": "lit_ft.FineTuneModule", "init_args": {"backbone": "squeezenet1_1", "lr": 0.01}},
@@ -32,10 +34,19 @@ def run(tmp_path):
         losses = {"train/loss": 1.0 / (epoch + 1), "val/loss": 1.2 / (epoch + 1), "val/acc": 0.5 + 0.1 * epoch}
         append_row(run.history, {"epoch": epoch, "step": 9 * epoch, "lr/head": head, "lr/stem": stem, **losses})
     entry = {"checkpoint": None, "test/acc": 0.75, "test/loss": 0.5, "intervals": {"test/acc": [0.6, 0.9]}}
-    choice = {"chosen": "epoch 2", "candidates": {"linear probe": {"val/acc": 0.6}, "epoch 2": {"val/acc": None}}}
-    run.metrics.write_text(json.dumps({"val": {"val/acc": 0.7}, "test": entry, "selection": choice}))
+    choice = {
+        "chosen": "epoch 2",
+        "split": "val",
+        "monitor": "val/acc",
+        "candidates": {"linear probe": {"val/acc": 0.6}, "epoch 2": {"val/acc": None}},
+    }
+    facts = {"seconds": {"training": 3.0, "test": 1.0}, "images": {"train": 9, "test": 4}, "device": "1 x cpu",
+             "versions": {"torch": "2.14"}}  # fmt: skip
+    calibration = {"temperature": 1.5, "ece_before": 0.5, "ece_after": 0.25, "images": 9}
+    run.metrics.write_text(json.dumps({"val": {"val/acc": 0.7}, "test": entry, "selection": choice, "run": facts,
+                                       "calibration": calibration}))  # fmt: skip
     Image.new("RGB", (300, 200), "red").save(photo := tmp_path / "wrong.jpg")
-    bad = "<script>alert(1)</script>"
+    bad = BAD
     rows = [("a.jpg", "ant", "ant", 0.9, 0.1), (photo, "ant", bad, 0.8, 1.6), ("gone.jpg", bad, "ant", 0.7, 2.5),
             ("d.jpg", bad, bad, 0.6, 0.5)]  # fmt: skip
     lines = ["path,class,predicted,probability,loss", *(",".join(map(str, row)) for row in rows)]
@@ -50,32 +61,55 @@ def test_page_shows_what_was_run_and_what_came_of_it(run):
     page = read_run(run)
     assert page.title == "pets/version_3"
     assert page.facts == {
-        "backbone": "squeezenet1_1", "data": "photos <1>", "strategy": "gradual", "optimizer": "SGD",
-        "learning rate": "0.01", "epochs": "3", "seed": "7",
+        "backbone": "squeezenet1_1", "data": "photos <1>", "strategy": "gradual",
+        "optimizer": "SGD, learning rate 0.01",
+        "epochs": "3", "seed": "7", "device": "1 x cpu", "versions": "torch 2.14", "images": "train 9, test 4",
+        "weights": "squeezenet1_1 IMAGENET1K_V1; https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth; "
+        "licence not stated; https://github.com/pytorch/vision/pull/49#issuecomment-277560717",
     }  # fmt: skip
     assert page.metrics == [
-        ["metric", "val", "test"],
-        ["acc", "0.7000", "0.7500 (0.6000 to 0.9000)"],
-        ["loss", "", "0.5000"],
+        ["metric", "linear probe, val", "val", "test"],
+        ["accuracy", "60.0%", "70.0%", "75.0% (60.0% to 90.0%)"],
+        ["loss", "", "", "0.5000"],
     ]
-    assert page.candidates == [["candidate", "val/acc"], ["linear probe", "0.6000"], ["epoch 2", ""]]
-    assert list(page.charts) == ["Loss", "Validation", "Learning rates", "Reliability"]
+    assert [(tile.name, tile.value, tile.note) for tile in page.tiles] == [
+        ("accuracy, test", "75.0%", "60.0% to 90.0%, 4 images"),
+        ("accuracy, val", "70.0%", ""),
+        ("accuracy, val", "60.0%", "of the linear probe"),
+        ("loss, test", "0.5000", "4 images"),
+    ]
+    assert page.candidates == [["candidate", "accuracy"], ["linear probe", "60.0%"], ["epoch 2", ""]]
+    assert list(page.charts) == ["Loss", "Validation", "Learning rates", "Reliability", "Accuracy of the most probable"]
+    assert page.plan.count("<rect class='bar'") == 2
+    assert page.seconds == [("training steps", "3.0s", 0.75), ("test", "1.0s", 0.25), ("all", "4.0s", 1.0)]
+    assert page.drift == {}
     assert "unfrozen: stem" in page.charts["Loss"]
     assert page.matrix == [("ant", [1, 1]), ("<script>alert(1)</script>", [1, 1])]
     # In bins of 0.6, 0.7, 0.8 and 0.9, of which the middle two are wrong: (0.4 + 0.7 + 0.8 + 0.1) / 4.
-    assert page.calibration.startswith("Expected calibration error 50.0% of 4 images")
-    assert [mistake.path.rpartition("/")[2] for mistake in page.mistakes] == ["gone.jpg", "wrong.jpg"]
+    assert page.calibration.startswith("Expected calibration error 50.0% of 4 predictions")
+    assert page.calibration.endswith(
+        "a temperature of 1.5 changed the error from 50.0% to 25.0% on 9 validation images."
+    )
+    # An image of the class is recognised with 0.9 on average, and one of the hostile name with 0.6.
+    assert [image.path.rpartition("/")[2] for image in page.suspects] == ["wrong.jpg"]
+    assert page.suspects[0].true == "ant (test)"
+    assert [image.path for image in page.mistakes] == ["gone.jpg"]
+    assert [image.predicted for image in page.samples] == ["", f"{BAD} (80%)", "ant (70%)", ""]
     assert page.config.endswith("version_3/config.yaml")
 
 
-def test_page_is_one_file_without_scripts_or_anything_from_elsewhere(run):
+def test_page_is_one_file_without_foreign_scripts_or_anything_from_elsewhere(run):
     html = render_report(run)
-    assert "<script" not in html
+    assert html.count("<script") == 1  # that sorts tables
+    assert "alert" not in html.rpartition("<script>")[2]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "photos &lt;1&gt;" in html
-    assert not re.search(r"(src|href)=['\"](?!data:)", html)
-    assert html.count("data:image/jpeg;base64,") == 1  # of the photo that is still there
-    assert "Handed back: epoch 2" in html
+    assert not re.search(r"(src|href)=['\"](?!data:|#)", html)
+    assert (
+        html.count("data:image/jpeg;base64,") == 2
+    )  # of the photo that is still there, as a suspect and in the sample
+    assert "Handed back: epoch 2, chosen on the val images by val/acc." in html
+    assert set(re.findall("href='#([a-z]+)'", html)) == set(re.findall("<h2 id='([a-z]+)'", html))
     assert ">50%<" in html
 
 
@@ -83,23 +117,27 @@ def test_run_that_was_not_tested_has_the_rest(run):
     for file in (*run.folder.glob("*_test.csv"), run.metrics):
         file.unlink()
     page = read_run(run)
-    assert [page.metrics, page.matrix, page.mistakes, page.classes, page.candidates] == [[]] * 5
+    assert [page.metrics, page.matrix, page.mistakes, page.classes, page.candidates, page.tiles] == [[]] * 6
+    assert "<script" not in render_report(run)
     assert "Loss" in page.charts
     run.history.unlink()
     assert not read_run(run).charts
     assert "pets/version_3" in render_report(run)
 
 
-def test_numbers_of_many_classes_are_pairs_alone(run):
-    names = [f"class {k}" for k in range(40)]
+@pytest.mark.parametrize("num", [30, 101])
+def test_matrix_of_many_classes_is_a_picture_or_pairs_alone(run, num):
+    names = [f"class {k}" for k in range(num)]
     rows = [
-        ",".join([name, *(str(5 if j == k + 1 else 9 * (j == k)) for j in range(40))]) for k, name in enumerate(names)
+        ",".join([name, *(str(5 if j == k + 1 else 9 * (j == k)) for j in range(num))]) for k, name in enumerate(names)
     ]
     run.result_table("confusion", "test").write_text("\n".join([",".join(["class", *names]), *rows]) + "\n")
     page = read_run(run)
     assert page.matrix == []
     assert page.pairs[0] == ("class 0", "class 1", 5)
-    assert len(page.pairs) == 12
+    assert len(page.pairs) == 15
+    assert page.matrix_picture.count("class='hit'") == (30 if num == 30 else 0)
+    assert page.matrix_picture.count("class 0, predicted class 1: 5 of 14") == (num == 30)
 
 
 DAMAGES = {
@@ -143,7 +181,11 @@ def test_class_may_have_the_name_of_a_column(run):
 def test_number_may_have_the_name_of_a_column(run):
     head = "path,predicted,class,predicted of predicted,predicted of class,loss"
     run.result_table("predictions", "test").write_text(f"{head}\na.jpg,1,2,1.5,2.5,0.25\n")
-    assert [mistake.caption for mistake in read_run(run).mistakes] == ["loss 0.25"]
+    page = read_run(run)
+    assert [(image.true, image.predicted) for image in page.mistakes] == [
+        ("predicted 1, class 2", "predicted 1.5, class 2.5")
+    ]
+    assert list(page.charts)[-2:] == ["Predicted predicted", "Predicted class"]
 
 
 def test_image_without_a_finite_loss_is_the_worst_mistake(run):
@@ -151,12 +193,7 @@ def test_image_without_a_finite_loss_is_the_worst_mistake(run):
     table.write_text(table.read_text() + "e.jpg,ant,bee,nan,nan\n")
     page = read_run(run)
     assert page.mistakes[0].path == "e.jpg"
-    assert "of 4 images" in page.calibration
-
-
-def test_labels_and_numbers_have_their_largest_losses():
-    rows = [{"path": "a", "year": "1", "loss": "0.5"}, {"path": "b", "year": "1", "loss": "2"}]
-    assert [(one.path, one.caption) for one in find_mistakes(rows)] == [("b", "loss 2"), ("a", "loss 0.5")]
+    assert "of 4 predictions" in page.calibration
 
 
 def test_stage_that_is_frozen_again_is_unfrozen_once_more():

@@ -201,7 +201,7 @@ def test_page_has_the_pictures_of_both_rankings() -> None:
     assert page.count("src='data:image/jpeg;base64,PICTURE4'") == 53
     assert "big&lt;net&gt;" in page
     assert "<net>" not in page
-    assert "val, ant: rather bee (margin -0.87)</b><br>a b.jpg" in page
+    assert "val, ant: rather bee (margin -0.87)</b><br><span>a b.jpg</span>" in page
 
 
 def test_page_of_images_without_thumbnails_has_boxes() -> None:

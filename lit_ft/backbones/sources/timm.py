@@ -133,8 +133,9 @@ def _stages(name: str, module: nn.Module) -> dict[str, str]:
 def _published(name: str, cfg: PretrainedCfg) -> Published:
     title = f"{name} {cfg.tag}"
     file = f"timm_{cfg.architecture}.{cfg.tag}.safetensors"
+    licence, about = cfg.license, cfg.origin_url
     if not cfg.hf_hub_id:
-        return Published(title, Path(file).stem + Path(str(cfg.url)).suffix, str(cfg.url))
+        return Published(title, Path(file).stem + Path(str(cfg.url)).suffix, str(cfg.url), licence=licence, about=about)
     cached = try_to_load_from_cache(cfg.hf_hub_id, FILE)
     others = (Path(cached),) if isinstance(cached, str) else ()
-    return Published(title, file, hf_hub_url(cfg.hf_hub_id, FILE), others=others)
+    return Published(title, file, hf_hub_url(cfg.hf_hub_id, FILE), others=others, licence=licence, about=about)

@@ -186,4 +186,5 @@ def _published(name: str, weights: models.WeightsEnum) -> Published:
     file = Path(weights.url).name
     checksum = HASH_REGEX.search(file)
     cache = Path(torch.hub.get_dir()) / "checkpoints" / file
-    return Published(f"{name} {weights.name}", file, weights.url, checksum and checksum[1], (cache,))
+    about = weights.meta.get("recipe")
+    return Published(f"{name} {weights.name}", file, weights.url, checksum and checksum[1], (cache,), about=about)

@@ -27,6 +27,8 @@ class Published:
         url: Its address; none if it comes with the package.
         sha256: The first digits of its checksum, if known.
         others: Other paths of it, such as in a library's cache.
+        licence: Its licence, as far as the library says.
+        about: An address that says how it was made, likewise.
     """
 
     title: str
@@ -34,6 +36,8 @@ class Published:
     url: str | None = None
     sha256: str | None = None
     others: tuple[Path, ...] = ()
+    licence: str | None = None
+    about: str | None = None
 
     def places(self) -> list[Path]:
         """The paths at which the file is searched, in this order."""

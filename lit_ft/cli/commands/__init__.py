@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "Writes a page of where a model finds its evidence, before and after: lit-ft explain CHECKPOINT PHOTOS.",
     "serve": "Serves predictions over HTTP, with a page to drop photos on: lit-ft serve CHECKPOINT.",
     "report": "Writes report.html into the folder of a run: curves, metrics, confusion, the worst mistakes.",
+    "compare": "Compares runs: their options, and their metrics and mistakes on the same images; writes compare.html.",
     "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",
     "describe": "Prints the stages of a backbone, the images that it expects, and its published weights.",
 }

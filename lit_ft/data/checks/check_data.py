@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_ft.data.checks.copies import Group, find_duplicates, find_placeholders
 from lit_ft.data.checks.findings import Inspected, Sample, check_classes, check_copies, check_files, inspect_file
+from lit_ft.data.checks.overview import describe_files, list_class_samples, name_source
 from lit_ft.data.checks.report import Checked, Finding
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
@@ -43,10 +44,10 @@ def check(data: ImageDataModule[Any]) -> Checked:
     targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
     counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
     if isinstance(data, PhotoDataModule):
-        findings, groups, often = _check_photos(images, bool(counts))
+        findings, groups, often, facts = _check_photos(images, bool(counts))
     else:
         sums, groups = _hash_pixels(splits)
-        findings, often = [], find_placeholders(sums)
+        findings, often, facts = [], find_placeholders(sums), dict[str, str]()
     if refusal:
         advice = "add images to the classes concerned, or change the option"
         findings = [Finding("split", True, refusal, advice, 1), *findings]
@@ -54,18 +55,31 @@ def check(data: ImageDataModule[Any]) -> Checked:
     findings.sort(key=lambda finding: not finding.hurts)
     named = {str(name): dict(zip(data.class_names, numbers, strict=True)) for name, numbers in counts.items()}
     sizes = {str(name): len(split) for name, split in splits.items()}
-    return Checked(type(data).__name__, time.monotonic() - began, sizes, named, findings)
+    samples, pictures = list_class_samples(images, splits, data.class_names)
+    return Checked(
+        data=type(data).__name__,
+        source=name_source(data),
+        seconds=time.monotonic() - began,
+        sizes=sizes,
+        counts=named,
+        findings=findings,
+        facts=facts,
+        samples=samples,
+        pictures=pictures,
+    )
 
 
-def _check_photos(images: Sequence[Sample], have_classes: bool) -> tuple[list[Finding], list[Group], list[list[int]]]:
-    """What is wrong with single files, those that show the same, and the rows of placeholders."""
+def _check_photos(
+    images: Sequence[Sample], have_classes: bool
+) -> tuple[list[Finding], list[Group], list[list[int]], dict[str, str]]:
+    """What is wrong with single files, those that show the same, the rows of placeholders, and facts about files."""
     inspected, thumbs, groups = _inspect(images)
     # What is the same when it is small is the same picture, whatever its size, format and metadata.
     same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in inspected]
     # In one class, many near copies may be frames of a film.
     mixed = [group.rows for group in groups if len({images[row].label for row in group.rows}) > 1]
     often = find_placeholders(same, thumbs, mixed if have_classes else [])
-    return check_files(images, inspected), groups, often
+    return check_files(images, inspected), groups, often, describe_files(inspected)
 
 
 def _inspect(images: Sequence[Sample]) -> tuple[list[Inspected], NDArray[np.uint8], list[Group]]:

@@ -32,10 +32,14 @@ class Checked:
     """What was checked, and what was found, the worst first."""
 
     data: str  # name of the data module
+    source: str  # its folder or table, or again its name
     seconds: float
     sizes: dict[str, int]  # images by split
     counts: dict[str, dict[str, int]]  # images by split and class, or label; of numbers there is none
     findings: list[Finding]
+    facts: dict[str, str] = field(default_factory=dict)  # formats and sizes of files
+    samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # images of each class
+    pictures: dict[str, str] = field(default_factory=dict)  # of those that are in no file, by path, for the page
 
     @property
     def hurts(self) -> bool:
@@ -90,7 +94,7 @@ def format_json(checked: Checked) -> str:
     An item has the ``path``, ``split`` and ``class`` of an image, and ``reason`` where there is one, or is of a class:
     ``class``, and ``images`` or ``split``. A group has ``same``, which is ``bytes`` or ``look``, and ``images``.
     """
-    return dump_json({"hurts": checked.hurts, **asdict(checked)}, indent=1)
+    return dump_json({"hurts": checked.hurts, **asdict(replace(checked, pictures={}))}, indent=1)
 
 
 def render_check(checked: Checked) -> str:
@@ -98,7 +102,7 @@ def render_check(checked: Checked) -> str:
     return render_page(
         "lit_ft.data.checks",
         "check.html",
-        title=f"lit-ft check: {checked.data}",
+        title=f"Check of {checked.source}",
         checked=checked,
         names=list(next(iter(checked.counts.values()), {})),
         max_abreast=_MAX_ABREAST,

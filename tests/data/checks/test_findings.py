@@ -363,8 +363,11 @@ def test_command_writes_and_ends_by_what_was_found(lit_ft, clean):
     assert told["findings"][0]["items"][0]["split"] == "train"
     assert len(before) + 3 == len(list(clean.rglob("*")))  # what was planted, and nothing more
     page = Path("found/check.html").read_text()
-    assert page.count("<img src='data:image/jpeg;base64,") == 1
-    assert page.count("class='none'") == 2
+    found, _, samples = page.partition("id='samples'")
+    assert found.count("<img src='data:image/jpeg;base64,") == 1
+    assert found.count("class='none'") == 2
+    assert samples.count("<figure") == 6 * 3
+    assert f"<h1>{clean}</h1>" in page
 
 
 def test_command_refuses_in_a_line_what_it_cannot_check_or_write(refused, clean):
