@@ -48,11 +48,9 @@ class PredictedImages:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether the class, or each label, of an image was recognised ``(N,)``; for numbers whether none is off."""
-        limit = 0.5 if self.task == "multilabel" else None
-        true, predicted = self._both if limit is None else (of > limit for of in self._both)
-        same = np.equal(true, predicted)
-        right: NDArray[np.bool_] = same if same.ndim == 1 else same.all(axis=1)
-        return right
+        true, predicted = (of > 0.5 for of in self._both) if self.task == "multilabel" else self._both
+        same = np.equal(true, predicted).reshape(len(self), -1)
+        return np.asarray(same.all(axis=1), np.bool_)
 
     def captions(self, row: int) -> tuple[str, str]:
         """What is true of an image, and what was predicted, for a person."""
