@@ -100,7 +100,7 @@ class ImageLosses(EvaluationOutputs):
         """Keeps the losses of a batch."""
         self._losses.append(module.task.image_losses(logits, targets).cpu())
 
-    def gather_losses(self, trainer: L.Trainer) -> Tensor | None:
+    def gather(self, trainer: L.Trainer) -> Tensor | None:
         """The losses ``(N,)`` of all processes; None where there are none."""
         found = [losses for part in gather(trainer, self._losses) for losses in part]
         return torch.cat(found) if found else None

@@ -229,7 +229,7 @@ def _candidates(
         def validate(state: Mapping[str, Tensor], name: str, share: float, *rest: Any) -> Candidate:
             module.load_state_dict(state)
             (metrics,) = trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
-            return Candidate(name, share, metrics, losses.gather_losses(trainer), *rest)
+            return Candidate(name, share, metrics, losses.gather(trainer), *rest)
 
         yield validate(probe, "linear probe", 0.0)
         for share in BLENDS:

@@ -5,7 +5,7 @@ from small_runs import FewDigits, small_module, small_trainer
 
 from lit_ft.features import shared_prefix
 from lit_ft.features.shared_prefix import SharedPrefix, count_equal_stages
-from lit_ft.training.quiet_validation import ImageLosses, quiet_validation
+from lit_ft.training.evaluated import ImageLosses, quiet_validation
 
 
 def changed(module, *names):
