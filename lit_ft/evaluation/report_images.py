@@ -25,11 +25,13 @@ class ShownImage:
         path: The image.
         true: What is true of it.
         predicted: What was predicted; empty where that is the same.
+        loss: Its loss.
     """
 
     path: str
     true: str
     predicted: str
+    loss: str
 
 
 def find_label_suspects(images: PredictedImages) -> list[int]:
@@ -71,7 +73,8 @@ def show(images: PredictedImages, rows: Sequence[int], split: str = "") -> list[
 def _show(images: PredictedImages, row: int, split: str) -> ShownImage:
     true, predicted = images.captions(row)
     is_same = images.task != "regression" and bool(images.right[row])
-    return ShownImage(images.paths[row], true + (f" ({split})" if split else ""), "" if is_same else predicted)
+    title = f"{true} ({split})" if split else true
+    return ShownImage(images.paths[row], title, "" if is_same else predicted, f"{images.losses[row]:.3g}")
 
 
 def list_suspects(found: Mapping[str, PredictedImages]) -> list[ShownImage]:

@@ -53,6 +53,13 @@ def test_runs_are_compared_image_by_image(tmp_path):
     assert pair.p_value == find_p_value(2, 0) == 0.5
 
 
+def test_images_whose_losses_differ_most_come_first(tmp_path):
+    first = write_run(tmp_path / "x", [f"{row}.jpg,a,a,0.5,{row / 10}" for row in range(3)])
+    other = write_run(tmp_path / "y", [f"{row}.jpg,a,b,0.5,{loss}" for row, loss in enumerate((1.0, 3.0, 2.0))])
+    assert list(compare_runs([first, other]).pairs[0].first_right) == ["1.jpg", "2.jpg", "0.jpg"]
+    assert list(compare_runs([other, first]).pairs[0].other_right) == ["1.jpg", "2.jpg", "0.jpg"]
+
+
 def test_clear_differences_are_told_by_which_value_is_best(tmp_path):
     first = write_run(tmp_path / "x", rows_of("ba" * 10))
     other = write_run(tmp_path / "y", rows_of("ab" * 10))

@@ -50,6 +50,7 @@ def test_sample_is_the_same_each_time_and_tells_what_is_wrong_alone():
     assert rows == draw_sample(many) == sorted(set(rows))
     assert len(rows) == 16
     assert {bool(one.predicted) for one in show(many, rows)} == {True, False}
+    assert {one.loss for one in show(many, rows)} == {"0.1"}
     assert draw_sample(FOUND) == list(range(7))
 
 
