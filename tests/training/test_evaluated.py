@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import lightning as L
 import pytest
@@ -29,7 +30,7 @@ def finetune(folder, strategy, head_fit, refit=False, **options):
     )  # fmt: skip
     trainer.run = Run(folder)
     trainer.finetune(small_module(lr=0.001, lr_scheduler=None), FewDigits(shots=8, batch_size=16), refit=refit)
-    return trainer.run, json.loads(trainer.run.metrics.read_text())
+    return trainer, json.loads(trainer.run.metrics.read_text())
 
 
 def rows_of(path):
@@ -42,7 +43,8 @@ def rows_of(path):
     [("lp_ft", "solved", True), ("linear_probe", "solved", False), ("lp_ft", "trained", False)],
 )
 def test_tables_of_the_validation_are_of_the_model_that_was_chosen(tmp_path, strategy, head_fit, refit):
-    run, written = finetune(tmp_path / "run", strategy, head_fit, refit)
+    trainer, written = finetune(tmp_path / "run", strategy, head_fit, refit)
+    run = trainer.run
     rows, val = rows_of(run.result_table("predictions", "val")), written["val"]
     assert len(rows) == 37
     right = [row["class"] == row["predicted"] for row in rows]
@@ -60,6 +62,10 @@ def test_tables_of_the_validation_are_of_the_model_that_was_chosen(tmp_path, str
     assert facts["seconds"].keys() == {"start", "choice", "test"} | trained
     assert all(value >= 0 for value in facts["seconds"].values())
     assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    if not refit:  # else there is no checkpoint of it
+        (again,) = trainer.validate(small_module(), FewDigits(batch_size=16), run.checkpoint("best"), verbose=False)
+        assert abs(math.log(written["calibration"]["temperature"])) > 0.005
+        assert again["val/loss"] == pytest.approx(val["val/loss"], rel=1e-4)
 
 
 def test_callbacks_are_quiet_in_a_validation_that_is_no_part_of_a_run():
