@@ -191,7 +191,8 @@ class FineTuneCLI(ConfigCLI):
             return None
         try:
             with refuse_unwritable(self.run.report), replace_atomically(self.run.report) as unfinished:
-                unfinished.write_text(render_report(self.run), encoding="utf-8", errors="surrogateescape")
+                page = render_report(self.run, self.datamodule)
+                unfinished.write_text(page, encoding="utf-8", errors="surrogateescape")
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             rank_zero_warn(f"no report was written ({reason}); lit-ft report {format_path(self.run.folder)} writes it")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_ft.console import format_path
-from lit_ft.data.pages import render_page, thumbnail
+from lit_ft.data.pages import render_page
 from lit_ft.evaluation.line_chart import draw_matrix
 from lit_ft.evaluation.predicted_images import PredictedImages, parse_predictions
 from lit_ft.evaluation.report_charts import (
@@ -36,6 +36,7 @@ from lit_ft.evaluation.report_images import (
     draw_sample,
     find_label_suspects,
     find_mistakes,
+    find_pictures,
     list_suspects,
     show,
 )
@@ -103,14 +104,18 @@ class RunPage:
     config: str
 
 
-def render_report(run: Run) -> str:
+def render_report(run: Run, data: Any = None) -> str:
     """The report of a run as one HTML file, from the files in its folder.
+
+    Args:
+        run: The run.
+        data: Its data module, for thumbnails of images that are in no file.
 
     Raises:
         UserError: If the folder is not that of a run, or a file in it is damaged.
     """
     page = read_run(run)
-    return render_page("lit_ft.evaluation", "run.html", title=page.title, page=page, picture=thumbnail)
+    return render_page("lit_ft.evaluation", "run.html", title=page.title, page=page, picture=find_pictures(data))
 
 
 def read_run(run: Run) -> RunPage:
@@ -140,8 +145,8 @@ def read_run(run: Run) -> RunPage:
         if shown is not None:
             curves |= draw_predictions(shown)
         suspects = find_label_suspects(shown) if shown else []
-        mistakes = show(shown, find_mistakes(shown, suspects)) if shown else []
-        samples = show(shown, draw_sample(shown)) if shown else []
+        mistakes = show(shown, find_mistakes(shown, suspects), split) if shown else []
+        samples = show(shown, draw_sample(shown), split) if shown else []
     with refuse_damaged(file := run.result_table("confusion", split)):
         matrix = [(row[0], [int(count) for count in row[1:]]) for row in read_rows(file)[1:]]
         pairs = find_pairs(matrix)

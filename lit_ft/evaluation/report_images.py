@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from lit_ft.data.modules.arrays import ArraySplit
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.pages import thumbnail
 from lit_ft.evaluation.predicted_images import PredictedImages
 
 MAX_IMAGES = 24
@@ -26,12 +30,14 @@ class ShownImage:
         true: What is true of it.
         predicted: What was predicted; empty where that is the same.
         loss: Its loss.
+        split: The split that it is of.
     """
 
     path: str
     true: str
     predicted: str
     loss: str
+    split: str
 
 
 def find_label_suspects(images: PredictedImages) -> list[int]:
@@ -65,20 +71,31 @@ def draw_sample(images: PredictedImages) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def show(images: PredictedImages, rows: Sequence[int], split: str = "") -> list[ShownImage]:
-    """What a page shows of some images."""
-    return [_show(images, row, split) for row in rows]
-
-
-def _show(images: PredictedImages, row: int, split: str) -> ShownImage:
-    true, predicted = images.captions(row)
-    is_same = images.task != "regression" and bool(images.right[row])
-    title = f"{true} ({split})" if split else true
-    return ShownImage(images.paths[row], title, "" if is_same else predicted, f"{images.losses[row]:.3g}")
+def show(images: PredictedImages, rows: Sequence[int], split: str) -> list[ShownImage]:
+    """What a page shows of some images of a split."""
+    shown = []
+    for row in rows:
+        true, predicted = images.captions(row)
+        is_same = images.task != "regression" and bool(images.right[row])
+        loss = f"{images.losses[row]:.3g}"
+        shown.append(ShownImage(images.paths[row], true, "" if is_same else predicted, loss, split))
+    return shown
 
 
 def list_suspects(found: Mapping[str, PredictedImages]) -> list[ShownImage]:
     """The images of all splits whose label is perhaps wrong."""
-    rows = [(split, images, row) for split, images in found.items() for row in find_label_suspects(images)]
-    rows.sort(key=lambda one: -one[1].probability[one[2]])
-    return [_show(images, row, split) for split, images, row in rows[:MAX_IMAGES]]
+    rows = [(split, row) for split, images in found.items() for row in find_label_suspects(images)]
+    rows.sort(key=lambda place: -found[place[0]].probability[place[1]])
+    return [show(found[split], [row], split)[0] for split, row in rows[:MAX_IMAGES]]
+
+
+def find_pictures(data: Any) -> Callable[[ShownImage], str]:
+    """What gives the thumbnail of an image in base 64: of its file, or of a run's data module, if that is known."""
+
+    def find(image: ShownImage) -> str:
+        split = data.tested if image.split == "test" else image.split
+        images = data.splits.get(split)
+        is_row = isinstance(images, ArraySplit) and image.path.isdecimal() and int(image.path) < len(images)
+        return images.thumbnail(int(image.path)) if is_row else thumbnail(image.path)
+
+    return find if isinstance(data, ImageDataModule) else lambda image: thumbnail(image.path)

@@ -6,14 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ft.data.checks.check_data import find_copies, list_samples
 from lit_ft.data.checks.findings import Sample
@@ -23,7 +22,7 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArrayDataModule
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.pages import encode_thumbnail, thumbnail
+from lit_ft.data.pages import thumbnail
 from lit_ft.errors import UserError
 from lit_ft.probes.heads.cross_validation import make_folds, usable_folds
 from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
@@ -71,7 +70,7 @@ class ProbeImages:
             row -= len(split)
         if isinstance(split, FileSplit):
             return thumbnail(split.paths.full(row))
-        return encode_thumbnail(to_pil_image(split.images[split.rows[row]].cpu()))
+        return cast(str, split.thumbnail(row))
 
     def part(self, rows: Tensor) -> Any:
         """The split of some images ``(n,)``, whose rows ascend."""

@@ -3,9 +3,18 @@
 import math
 
 import numpy as np
+from small_runs import FewDigits
 
 from lit_ft.evaluation.predicted_images import PredictedImages
-from lit_ft.evaluation.report_images import draw_sample, find_label_suspects, find_mistakes, list_suspects, show
+from lit_ft.evaluation.report_images import (
+    ShownImage,
+    draw_sample,
+    find_label_suspects,
+    find_mistakes,
+    find_pictures,
+    list_suspects,
+    show,
+)
 
 ANT, BEE, CAT = 0.0, 1.0, 2.0
 
@@ -36,11 +45,11 @@ def test_mistakes_are_by_their_loss_and_one_that_is_not_finite_is_the_worst():
 
 def test_suspects_of_all_splits_are_listed_together():
     other = images((ANT, ANT, 0.5, 0.1), (BEE, ANT, 0.9, 0.1))
-    found = [(one.path, one.true, one.predicted) for one in list_suspects({"test": FOUND, "val": other})]
+    found = [(one.path, one.true, one.split, one.predicted) for one in list_suspects({"test": FOUND, "val": other})]
     assert found == [
-        ("6.jpg", "bee (test)", "cat (95%)"),
-        ("1.jpg", "bee (val)", "ant (90%)"),
-        ("2.jpg", "bee (test)", "ant (85%)"),
+        ("6.jpg", "bee", "test", "cat (95%)"),
+        ("1.jpg", "bee", "val", "ant (90%)"),
+        ("2.jpg", "bee", "test", "ant (85%)"),
     ]
 
 
@@ -49,8 +58,8 @@ def test_sample_is_the_same_each_time_and_tells_what_is_wrong_alone():
     rows = draw_sample(many)
     assert rows == draw_sample(many) == sorted(set(rows))
     assert len(rows) == 16
-    assert {bool(one.predicted) for one in show(many, rows)} == {True, False}
-    assert {one.loss for one in show(many, rows)} == {"0.1"}
+    assert {bool(one.predicted) for one in show(many, rows, "test")} == {True, False}
+    assert {one.loss for one in show(many, rows, "test")} == {"0.1"}
     assert draw_sample(FOUND) == list(range(7))
 
 
@@ -61,4 +70,15 @@ def test_numbers_have_no_suspects_and_all_losses():
     )  # fmt: skip
     assert find_label_suspects(numbers) == []
     assert find_mistakes(numbers) == [1, 0]
-    assert [(one.true, one.predicted) for one in show(numbers, [1])] == [("age 2", "age 4")]
+    assert [(one.true, one.predicted) for one in show(numbers, [1], "test")] == [("age 2", "age 4")]
+
+
+def test_images_in_memory_have_thumbnails_of_their_split():
+    data = FewDigits()
+    data.setup()
+    own = [ShownImage("3", "", "", "", split) for split in ("val", "test")]
+    pictures = [find_pictures(data)(image) for image in own]
+    assert pictures == [data.splits[split].thumbnail(3) for split in ("val", "test")]
+    assert pictures[0] != pictures[1]
+    assert find_pictures(data)(ShownImage("99999", "", "", "", "val")) == ""
+    assert find_pictures(None)(own[0]) == ""

@@ -92,7 +92,7 @@ def test_page_shows_what_was_run_and_what_came_of_it(run):
     )
     # An image of the class is recognised with 0.9 on average, and one of the hostile name with 0.6.
     assert [image.path.rpartition("/")[2] for image in page.suspects] == ["wrong.jpg"]
-    assert page.suspects[0].true == "ant (test)"
+    assert (page.suspects[0].true, page.suspects[0].split) == ("ant", "test")
     assert [image.path for image in page.mistakes] == ["gone.jpg"]
     assert [image.predicted for image in page.samples] == ["", f"{BAD} (80%)", "ant (70%)", ""]
     assert page.config.endswith("version_3/config.yaml")

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ft.console import format_bytes
 from lit_ft.data.checks.findings import Inspected, Sample
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.data.modules.base import ImageDataModule
-from lit_ft.data.pages import encode_thumbnail
 
 MAX_CLASSES = 200
 """Classes of which samples are shown."""
@@ -90,7 +88,6 @@ def list_class_samples(
     for split in splits.values():
         if isinstance(split, ArraySplit):
             for row in {row for rows in chosen.values() for row in rows if begin <= row < begin + len(split)}:
-                pixels = split.images[split.rows[row - begin]].cpu()
-                pictures[images[row].path] = encode_thumbnail(to_pil_image(pixels))
+                pictures[images[row].path] = split.thumbnail(row - begin)
         begin += len(split)
     return samples, pictures

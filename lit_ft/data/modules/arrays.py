@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
@@ -18,6 +19,7 @@ from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_sq
 from lit_ft.data.loading.protocols import ImageBatch, Split
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.base import ImageDataModule, check_fraction
+from lit_ft.data.pages import encode_thumbnail
 from lit_ft.data.split import hold_out
 
 Parsed = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[str, Any]]
@@ -60,6 +62,10 @@ class ArraySplit:
             return replace(self, rows=torch.cat([self.rows, other.rows]), targets=targets)
         parts = [split.images.index_select(0, split.rows.to(split.images.device)) for split in (self, other)]
         return ArraySplit.whole(torch.cat(parts), targets)
+
+    def thumbnail(self, row: int) -> str:
+        """A small JPEG of an image in base 64."""
+        return encode_thumbnail(to_pil_image(self.images[self.rows[row]].cpu()))
 
     def names_digest(self) -> str:
         """A hash of the rows."""
