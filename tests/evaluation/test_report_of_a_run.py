@@ -125,6 +125,15 @@ def test_run_that_was_not_tested_has_the_rest(run):
     assert "pets/version_3" in render_report(run)
 
 
+def test_images_that_chose_the_model_and_were_tested_on_are_no_test(run):
+    assert "the test images have not" in read_run(run).note
+    table = run.result_table("predictions", "test").read_text()
+    run.result_table("predictions", "val").write_text(table)
+    assert read_run(run).note.startswith("There were no test images: the validation images")
+    run.result_table("predictions", "val").write_text(table.replace("a.jpg", "b.jpg"))
+    assert "the test images have not" in read_run(run).note
+
+
 @pytest.mark.parametrize("num", [30, 101])
 def test_matrix_of_many_classes_is_a_picture_or_pairs_alone(run, num):
     names = [f"class {k}" for k in range(num)]
