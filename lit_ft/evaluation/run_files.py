@@ -38,7 +38,7 @@ def read_config(run: Run) -> dict[str, Any]:
     """
     try:
         config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run.folder}: is not the folder of a run, as it has no {run.config.name}") from None
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run.config}: cannot be read ({str(error).splitlines()[0]})") from error
