@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_ft.backbones.build import source_of
 from lit_ft.console import format_duration, format_value
@@ -181,14 +180,16 @@ def measure_drift(run: Run) -> dict[str, float]:
     """How far each stage is from where fine-tuning began: the norm of the change of its weights by that of the weights.
 
     It began with the weights of the linear probe, and ended with those that were handed back; without these there is
-    nothing.
+    nothing. The temperature of the calibration, which changes no class, is taken out of the head.
 
     Raises:
         UserError: If a checkpoint is damaged.
     """
     if not (run.probe.is_file() and run.checkpoint("best").is_file()):
         return {}
-    before, after = _read_weights(run.probe), _read_weights(run.checkpoint("best"))
+    before, after = _read(run.probe)["state_dict"], _read(run.checkpoint("best"))
+    after, temperature = after["state_dict"], (after.get("calibration") or {}).get("temperature", 1.0)
+    last = next(reversed(before)).rpartition(".")[0]  # the layer of the head that has the temperature in it
     sums: dict[str, list[float]] = {}
     for name, value in before.items():
         other = after.get(name)
@@ -196,14 +197,19 @@ def measure_drift(run: Run) -> dict[str, float]:
             continue
         stage = name.removeprefix("backbone.stages.").partition(".")[0]
         own = sums.setdefault(stage, [0.0, 0.0])
-        own[0] += float(torch.sub(other.float(), value.float()).square().sum(dtype=torch.float64))
+        given = other.float() * (temperature if name.rpartition(".")[0] == last else 1.0)
+        own[0] += float(torch.sub(given, value.float()).square().sum(dtype=torch.float64))
         own[1] += float(value.float().square().sum(dtype=torch.float64))
-    return {stage: (moved / norm) ** 0.5 for stage, (moved, norm) in sums.items() if norm}
+    # What is left of a temperature that was taken out is rounding.
+    return {stage: round((moved / norm) ** 0.5, 6) for stage, (moved, norm) in sums.items() if norm}
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint with weights."""
     try:
-        weights: dict[str, Tensor] = read_checkpoint(path)["state_dict"]
-        return weights
+        checkpoint = read_checkpoint(path)
+        if not isinstance(checkpoint["state_dict"], dict) or not checkpoint["state_dict"]:
+            raise ValueError("no weights")
+        return checkpoint
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is damaged; remove it, or run again") from error

@@ -8,9 +8,10 @@ from lit_ft.evaluation.report_facts import describe_choice, describe_weights, me
 from lit_ft.runs import Run
 
 
-def save(path, **weights):
+def save(path, weights, temperature=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": weights}, path)
+    calibration = {"calibration": {"temperature": temperature}} if temperature else {}
+    torch.save({"state_dict": weights, **calibration}, path)
 
 
 def test_drift_is_the_norm_of_the_change_by_that_of_the_weights(tmp_path):
@@ -22,14 +23,17 @@ def test_drift_is_the_norm_of_the_change_by_that_of_the_weights(tmp_path):
         "head.0.weight": torch.tensor([2.0, 0.0]),
         "head.0.bias": torch.tensor([0.0]),
     }
-    save(run.probe, **before)
+    save(run.probe, before)
     assert measure_drift(run) == {}
     after = {name: value.clone() for name, value in before.items()}
     after["backbone.stages.stem.conv.weight"] += torch.tensor([0.3, 0.4])
     after["backbone.stages.stem.norm.running_mean"] += 9.0
     after["head.0.bias"] += 1.0
-    save(run.checkpoint("best"), **after)
+    save(run.checkpoint("best"), after)
     assert measure_drift(run) == pytest.approx({"stem": 0.1, "layer1": 0.0, "head": 0.5}, abs=1e-6)
+    colder = {name: value / 2 if name.startswith("head") else value for name, value in before.items()}
+    save(run.checkpoint("best"), colder, temperature=2.0)
+    assert measure_drift(run) == {"stem": 0.0, "layer1": 0.0, "head": 0.0}
     run.probe.write_text("no checkpoint")
     with pytest.raises(UserError, match=r"probe\.ckpt: is damaged; remove it, or run again"):
         measure_drift(run)
