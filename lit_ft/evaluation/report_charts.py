@@ -15,6 +15,7 @@ MAX_PAIRS = 15
 _MAX_NUMBERS = 4  # of a regression, with a chart each
 _MAX_LABELS = 12  # in a chart
 _MAX_POINTS = 40  # of a line
+_MAX_DRAWN = 1000  # points without a line
 _LEAST_SHARE = 9  # images, of which fewer have no share that means much
 _BINS = 10
 _MARGINS = {"acc", "f1", "precision", "recall"}
@@ -121,7 +122,7 @@ def draw_predictions(images: PredictedImages) -> dict[str, str]:
     if images.task == "multilabel":
         series = {name: _trade(images.true[:, k], images.predicted[:, k]) for k, name in enumerate(images.names)}
         return {"Precision": draw_lines(dict(list(series.items())[:_MAX_LABELS]), "recall")}
-    charts = {}
+    charts, images = {}, images.part(_thin(len(images), most=_MAX_DRAWN))
     for k, name in enumerate(images.names[:_MAX_NUMBERS]):
         points_of = dict(zip(images.paths, zip(images.true[:, k], images.predicted[:, k], strict=True), strict=True))
         charts[f"Predicted {name}"] = draw_points(points_of, f"true {name}", "predicted")
@@ -136,9 +137,9 @@ def _trade(true: Numbers, probability: Numbers) -> list[tuple[float, float]]:
     return [(float(hits[row] / hits[-1]), float(hits[row] / (row + 1))) for row in _thin(len(hits))]
 
 
-def _thin(num: int, first: int = 0) -> list[int]:
+def _thin(num: int, first: int = 0, most: int = _MAX_POINTS) -> list[int]:
     """Rows from a first one to the last, at most so many that points can be told apart."""
-    return sorted({round(row) for row in np.linspace(first, num - 1, min(num - first, _MAX_POINTS)).tolist()})
+    return sorted({round(row) for row in np.linspace(first, num - 1, min(num - first, most)).tolist()})
 
 
 def find_pairs(matrix: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, str, int]]:

@@ -42,6 +42,14 @@ def test_precision_of_labels_is_by_recall():
     assert ">sea</text>" not in chart  # which no image has
 
 
+def test_numbers_of_many_images_are_a_part_of_them():
+    values = np.arange(5000.0)[:, None]
+    paths = [str(k) for k in range(5000)]
+    images = PredictedImages("regression", paths, values, values, np.empty(0), values[:, 0], ["age"])
+    (chart,) = draw_predictions(images).values()
+    assert chart.count("<circle") == 1000
+
+
 def test_reliability_of_labels_counts_each():
     chart, words = draw_reliability(labels())
     # In bins: 0.1 and 0.2 are never right, 0.7 and 0.9 always, 0.8 never: (0.1 + 4 * 0.2 + 0.3 + 0.1 + 0.8) / 8.
