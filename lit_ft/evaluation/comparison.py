@@ -193,7 +193,8 @@ def pair_runs(first: ComparedRun, other: ComparedRun) -> Pair:
 def match_images(first: PredictedImages, other: PredictedImages) -> tuple[list[tuple[int, int]], str]:
     """The rows of the images that two tables share and that have the same truth in both, and what to say about them.
 
-    Images are the same where their paths are; where no path is, those within the folders that all of each lie in.
+    Images are the same where their paths are; where no path is, those within the folders that all of each lie in. Those
+    that are in no file have their places instead, which are of the same images where all have the same truth.
     """
     keys, note = [list(first.paths), list(other.paths)], ""
     if not set(keys[0]) & set(keys[1]):
@@ -203,7 +204,8 @@ def match_images(first: PredictedImages, other: PredictedImages) -> tuple[list[t
     places = {path: row for row, path in enumerate(keys[1])}
     rows = [(row, places[path]) for row, path in enumerate(keys[0]) if path in places]
     same = [(i, j) for i, j in rows if np.array_equal(first.true[i], other.true[j])]
-    if not same:
+    are_places = all(map(str.isdecimal, first.paths))  # of images that are in no file, and may be others
+    if not same or (are_places and len(same) < len(rows)):
         return [], "not compared image by image: the two share no images"
     parts = [f"{len(same):,} images of both"]
     if len(same) < max(len(first), len(other)):

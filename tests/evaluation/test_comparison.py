@@ -88,6 +88,9 @@ def test_images_are_matched_by_their_paths_or_within_their_folders(tmp_path):
 def test_images_without_files_are_matched_by_their_number(tmp_path):
     runs = [write_run(tmp_path / name, [f"{row},a,a,0.5,0.5" for row in range(4)]) for name in "xy"]
     assert compare_runs(runs).pairs[0].num_images == 4
+    others = write_run(tmp_path / "z", [f"{row},{'ab'[row == 2]},a,0.5,0.5" for row in range(4)])
+    (pair,) = compare_runs([runs[0], others]).pairs
+    assert (pair.num_images, pair.note) == (0, "not compared image by image: the two share no images")
 
 
 def test_labels_and_numbers_are_compared(tmp_path):
