@@ -53,7 +53,7 @@ def test_finetune_leaves_a_whole_run(run):
 
 
 def test_run_whose_report_fails_is_whole(run, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("no page\ntoday")
 
     warned = []
