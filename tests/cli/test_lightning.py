@@ -35,7 +35,7 @@ def test_finetune_leaves_a_whole_run(run):
     assert "100 images, 10 a class" in printed
     assert re.search(r"1 +0 +head +1,290 \(0\.2%\) +0\.003", printed)
     assert re.search(r"3 +2 +conv, dense, head +693,962 \(100\.0%\) +0\.00075 to 0\.003", printed)
-    assert f"--ckpt_path {folder}/checkpoints/best.ckpt" in printed
+    assert f"lit-ft predict {folder}/checkpoints/best.ckpt PHOTOS" in printed
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["backbone"] == "mnist_cnn"
@@ -297,7 +297,7 @@ MISTAKES = {
     ("fit", "--trainer.logger", "CSVLoger"): "--trainer.logger: unknown class 'CSVLoger'; nearest: CSVLogger",
     ("fit", "--trainer.callbacks", "Timr"): "--trainer.callbacks: unknown class 'Timr'; nearest: Timer",
     ("predict", "best.ckpt", "photos"): "PHOTOS: photos does not exist",
-    ("test", "best.ckpt"): "best.ckpt: without the name of an option; type --ckpt_path best.ckpt",
+    ("test", "best.ckpt"): "--ckpt_path: no such file: best.ckpt",
     ("fit", "--model.backbone", "vit_tiny_patch16_224"): (
         "--model.backbone: vit_tiny_patch16_224 is a network of timm; give timm/vit_tiny_patch16_224"
     ),
