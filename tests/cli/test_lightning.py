@@ -36,7 +36,7 @@ def test_finetune_leaves_a_whole_run(run):
     assert re.search(r"1 +0 +head +1,290 \(0\.2%\) +0\.003", printed)
     assert re.search(r"3 +2 +conv, dense, head +693,962 \(100\.0%\) +0\.00075 to 0\.003", printed)
     assert f"lit-ft predict {folder}/checkpoints/best.ckpt PHOTOS" in printed
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "best_epoch.ckpt", "last.ckpt"}
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["backbone"] == "mnist_cnn"
     board = EventAccumulator(str(folder), size_guidance={"images": 0})
@@ -305,7 +305,7 @@ MISTAKES = {
         "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
     ),
     ("fot",): "unknown command 'fot'; nearest: fit",
-    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, report",
+    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, explain",
 }
 
 
