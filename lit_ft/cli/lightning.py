@@ -40,7 +40,7 @@ from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
 from lit_ft.training.selection import select_best
-from lit_ft.training.trainer import Trainer, has_test_loader
+from lit_ft.training.trainer import Trainer, has_test_loader, print_scores
 
 
 class FineTuneCLI(ConfigCLI):
@@ -170,7 +170,11 @@ class FineTuneCLI(ConfigCLI):
         if self.command == "validate":
             warn_of_refit(self.config["ckpt_path"])
         try:
-            getattr(self.trainer, self.command)(self.model, **options)
+            is_verbose = bool(options.pop("verbose", False))
+            quiet = {"verbose": False} if self.command in ("validate", "test") else {}
+            found = getattr(self.trainer, self.command)(self.model, **options, **quiet)
+            if is_verbose:
+                print_scores(found)
             if self.command == "fit":
                 select_best(self.trainer, self.model)
         except SystemExit:

@@ -192,8 +192,8 @@ def test_callbacks_of_a_config_add_to_the_named_ones(run):
 
 def test_callback_alone_is_a_list_of_one(run):
     one_epoch = ("--trainer.max_epochs", 1, "--unfreeze", "null")
-    assert "epoch 0/0 done" in run("fit", *one_epoch)
-    assert "epoch 0/0 done" not in run("fit", *one_epoch, "--trainer.callbacks", "TQDMProgressBar")
+    assert "epoch 0/0 best" in run("fit", *one_epoch)
+    assert "epoch 0/0 best" not in run("fit", *one_epoch, "--trainer.callbacks", "TQDMProgressBar")
 
 
 def test_named_callbacks_can_be_switched_off(run):
