@@ -39,6 +39,7 @@ from lit_ft.runs import Run, begin_run, find_best_callback, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
+from lit_ft.training.selected import report_selected
 from lit_ft.training.selection import select_best
 from lit_ft.training.trainer import Trainer, has_test_loader, print_scores
 
@@ -114,7 +115,7 @@ class FineTuneCLI(ConfigCLI):
         given = self._logger
         if given in (None, True):
             options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
-            given = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=options)
+            given = Namespace(class_path="lit_ft.evaluation.tensorboard.BoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
         self.run = begin_run(folder, loggers, self.config["ckpt_path"])
         return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
@@ -176,7 +177,7 @@ class FineTuneCLI(ConfigCLI):
             if is_verbose:
                 print_scores(found)
             if self.command == "fit":
-                select_best(self.trainer, self.model)
+                report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise

@@ -28,19 +28,24 @@ _BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017."""
 
 
-def calibrate_best(trainer: Any, module: Any) -> None:
+def calibrate_best(trainer: Any, module: Any, *callbacks: Callback) -> None:
     """Calibrates the best checkpoint of a fit, and leaves the module with its weights.
 
     Logits are divided by a temperature, which the last layer of the head takes into its weights. What a predicted class
     and an image need to be taken for sure and for known is saved beside them. Where no checkpoint was chosen, or a
     module has a validation step of its own that does not give logits, nothing is done.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: Its module.
+        callbacks: What else looks at the validation of that checkpoint.
     """
     best = find_best_path(trainer)
     if best is None or trainer.fast_dev_run or not trainer.limit_val_batches or not isinstance(module, FineTuneModule):
         return
     checkpoint = trainer.strategy.broadcast(read_checkpoint(best) if trainer.is_global_zero else None)
     module.load_state_dict(checkpoint["state_dict"])
-    outputs = _validate(trainer, module)
+    outputs = _validate(trainer, module, *callbacks)
     if outputs is None:
         return
     found, facts = _calibrate(module.task, *outputs)
@@ -108,9 +113,9 @@ def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> flo
     return float(found)
 
 
-def _validate(trainer: Any, module: FineTuneModule) -> tuple[Tensor, Tensor, Tensor] | None:
+def _validate(trainer: Any, module: FineTuneModule, *callbacks: Callback) -> tuple[Tensor, Tensor, Tensor] | None:
     """Logits and targets of all validation images, and features of some; None where a step of the user's has others."""
-    with head_inputs(module.head) as features, quiet_validation(trainer, outputs := _Outputs(features)):
+    with head_inputs(module.head) as features, quiet_validation(trainer, outputs := _Outputs(features), *callbacks):
         trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
     parts: list[Any] = [outputs.batches]
     if trainer.world_size > 1:

@@ -15,10 +15,10 @@ from lit_ft.features.shared_prefix import SharedPrefix
 
 
 @contextmanager
-def quiet_validation(trainer: Any, callback: Callback) -> Iterator[None]:
-    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but for one of them."""
+def quiet_validation(trainer: Any, *callbacks: Callback) -> Iterator[None]:
+    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but for some others."""
     before, loggers = trainer.callbacks, trainer.loggers
-    trainer.callbacks = [callback, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
+    trainer.callbacks = [*callbacks, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
     trainer.loggers = []
     try:
         yield

@@ -29,6 +29,7 @@ from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.refit import Refit
+from lit_ft.training.selected import OutputRecorder, report_selected
 from lit_ft.training.selection import select_best
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
@@ -135,7 +136,9 @@ class Trainer(L.Trainer):
             cast(Any, self).callbacks.append(again)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         selected = select_best(self, model)
-        calibrate_best(self, model)
+        recorder = OutputRecorder()
+        calibrate_best(self, model, recorder)
+        report_selected(self, model, selected.share, recorder.gather(self))
         is_tested_on_val = again is not None and datamodule.tested != "test"
         if is_tested_on_val:
             self._test_best(model, datamodule)

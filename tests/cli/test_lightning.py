@@ -42,11 +42,11 @@ def test_finetune_leaves_a_whole_run(run):
     board = EventAccumulator(str(folder), size_guidance={"images": 0})
     board.Reload()
     tags = board.Tags()
-    assert {"train/loss", "val/acc", "val/f1", "val/recall", "val/acc_top5", "test/acc", "hp_metric"} <= set(
+    assert {"train/loss", "val/acc", "val/f1", "val/recall", "val/acc_top5", "test/acc", "val_best/acc"} <= set(
         tags["scalars"]
     )
     assert {"train/images", "val/confusion_matrix"} <= set(tags["images"])
-    assert [board.Scalars("phase")[i].value for i in (0, -1)] == [0, 2]
+    assert [board.Scalars("phase/number")[i].value for i in (0, -1)] == [1, 3]
     assert board.Scalars("lr/conv")[0].value == 0  # frozen in the first phase
     assert max(event.value for event in board.Scalars("lr/conv")) > 0
     assert [board.Images("val/confusion_matrix")[i].step for i in (0, -1)] == [10, 30]
