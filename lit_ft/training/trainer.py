@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from copy import copy
+from dataclasses import replace
 from datetime import timedelta
 from textwrap import indent
 from typing import Any, Literal, cast
@@ -138,7 +139,11 @@ class Trainer(L.Trainer):
         selected = select_best(self, model)
         recorder = OutputRecorder()
         calibrate_best(self, model, recorder)
-        report_selected(self, model, selected.share, recorder.gather(self))
+        outputs = recorder.gather(self)
+        calibration = getattr(model, "calibration", None)
+        if outputs is not None and calibration is not None:
+            outputs = replace(outputs, logits=outputs.logits / calibration.temperature)
+        report_selected(self, model, selected.share, outputs)
         is_tested_on_val = again is not None and datamodule.tested != "test"
         if is_tested_on_val:
             self._test_best(model, datamodule)
