@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.console import format_table, rank_zero_print
-from lit_ft.errors import printable
+from lit_ft.errors import UserError, printable
 from lit_ft.evaluation.curves import Drift, Speed, phase_curves, rate_curves
 from lit_ft.evaluation.handed_back import log_confusion, log_handed_back, predict_again
 from lit_ft.evaluation.loggers import find_board, log_scalars, takes_figures
@@ -49,11 +49,17 @@ class RunReport(SelectionListener):
         confusion_matrix: Whether to log the validation confusion matrix, of the model that is handed back, and before
             that at most once a minute of the best epoch so far.
         projector_images: Number of validation images in the projector; 0 writes none.
+
+    Raises:
+        UserError: If a number is negative.
     """
 
     def __init__(
         self, num_images: int = 32, confusion_matrix: bool = True, projector_images: int = MAX_FEATURES
     ) -> None:
+        for key, value in (("num_images", num_images), ("projector_images", projector_images)):
+            if value < 0:
+                raise UserError(f"`report.{key}`: must be at least 0, got {value}")
         self.num_images = num_images
         self.confusion_matrix = confusion_matrix
         self.projector_images = projector_images

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_ft.backbones.freezing import Staged
+from lit_ft.errors import UserError
 from lit_ft.evaluation import run_report
 from lit_ft.evaluation.run_report import RunReport, format_data_table
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -115,6 +116,12 @@ def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, every, expec
     run.log_every_n_steps = every
     RunReport().on_train_batch_end(run, Three(), None, None, 0)
     assert len(board.scalars) == expected
+
+
+def test_negative_numbers_of_images_are_refused():
+    for key in ("num_images", "projector_images"):
+        with pytest.raises(UserError, match=rf"^report.{key}: must be at least 0, got -1$"):
+            RunReport(**{key: -1})
 
 
 def test_first_screen_layout_and_parameters_are_logged(board, capsys):
