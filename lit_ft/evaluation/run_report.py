@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -68,11 +67,12 @@ class RunReport(SelectionListener):
         self._drift: Drift | None = None
         self._recorder: OutputRecorder | None = None
         self._best: ValidationOutputs | None = None  # of the best epoch so far
-        self._drawn = -math.inf
+        self._drawn = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keeps the weights that the run begins with, before a checkpoint is loaded."""
         self._drift = self._recorder = self._best = None
+        self._drawn = time.monotonic()
         if stage == "fit" and trainer.loggers and not getattr(trainer, "is_plan", False):
             self._drift = Drift(trainer, pl_module)
             self._recorder = OutputRecorder(self.projector_images)
@@ -143,7 +143,7 @@ class RunReport(SelectionListener):
             recorder.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps what the best epoch so far gave, and draws its confusion matrix, unless one was drawn a moment ago."""
+        """Keeps what the best epoch so far gave, and draws its confusion matrix at most once a minute."""
         if recorder := self._find_recorder(trainer):
             recorder.on_validation_end(trainer, pl_module)
             if _is_best(trainer):

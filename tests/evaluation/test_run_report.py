@@ -163,9 +163,9 @@ def test_confusion_matrix_is_drawn_of_new_best_epochs_once_a_minute(board, monke
     run.sanity_checking = True
     validate(0.1, 0)
     run.sanity_checking = False
-    for step, loss in enumerate([0.9, 0.8, 0.85, 0.7]):  # at 1040, 1080, 1120 and 1160
+    for step, loss in enumerate([0.9, 0.8, 0.85, 0.7]):  # at 1040, 1080, 1120 and 1160, of a run that began at 1000
         validate(loss, step)
-    assert [step for _, step in drawn] == [0, 3]
+    assert [step for _, step in drawn] == [1, 3]
     assert drawn[1][0].logits.eq(0.7).all()
     assert drawn[1][0].metrics == {"val/loss": pytest.approx(0.7)}
 
