@@ -60,6 +60,7 @@ def test_board_is_that_of_the_first_process(tmp_path):
     logger.finalize("success")
 
 
+@pytest.mark.filterwarnings("ignore")  # of W&B's own files
 def test_wandb_takes_scalars_and_pictures(drawn, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
@@ -74,6 +75,7 @@ def test_wandb_takes_scalars_and_pictures(drawn, tmp_path, monkeypatch):
     assert [name.partition("_")[0] for name in os.listdir(f"{folder}/media/images/val")] == ["x"]
 
 
+@pytest.mark.filterwarnings("ignore")  # of MLflow's database
 def test_mlflow_takes_scalars_and_pictures(drawn, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
