@@ -18,6 +18,7 @@ MAX_NUMBERED_CLASSES = 30
 """Largest number of classes for which cells have their shares and counts."""
 
 _FONT_POINTS = 8
+_CAPTION_PIXELS = 112
 _LINE_PIXELS = 15  # height of a line of that size at 100 dots an inch
 
 
@@ -97,8 +98,10 @@ def draw_images(images: torch.Tensor, captions: Sequence[Sequence[str]], columns
 
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
+    factor = max(1, _CAPTION_PIXELS // max(images.shape[2:]))  # of those that are smaller than their captions
+    images = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     height, width = images.shape[2:]
-    step_x, step_y = width + 8, height + 8 + _LINE_PIXELS * max(map(len, captions))
+    step_x, step_y = max(width, _CAPTION_PIXELS) + 8, height + 8 + _LINE_PIXELS * max(map(len, captions))
     canvas = torch.full((rows * step_y, columns * step_x, 3), 255, dtype=torch.uint8)
     figure = Figure(figsize=(columns * step_x / 100, rows * step_y / 100), dpi=100)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -107,7 +110,8 @@ def draw_images(images: torch.Tensor, captions: Sequence[Sequence[str]], columns
     words = iter(labels)
     for i, lines in enumerate(captions):
         y, x = i // columns * step_y, i % columns * step_x
-        canvas[y + 4 : y + 4 + height, x + 4 : x + 4 + width] = as_rgb(images[i]).permute(1, 2, 0)
+        left = x + (step_x - width) // 2
+        canvas[y + 4 : y + 4 + height, left : left + width] = as_rgb(images[i]).permute(1, 2, 0)
         for number in range(len(lines)):
             place = (x + step_x / 2, y + height + 6 + number * _LINE_PIXELS)
             axes.text(*place, next(words), ha="center", va="top", fontsize=_FONT_POINTS, **style)

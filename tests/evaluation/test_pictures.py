@@ -77,12 +77,12 @@ def test_images_stand_in_rows_with_captions_below(channels):
     images = torch.zeros(3, channels, 32, 24, dtype=torch.uint8)
     images[2] = 200
     pixels = render(draw_images(images, [["$a_1$"], ["b", "c"], ["猫\n"]], columns=2))
-    assert pixels.shape == (2 * (32 + 8 + 30), 2 * 32, 3)
-    tall = 32 + 8 + 30
-    assert (pixels[4:36, 4:28] == 0).all()
-    assert (pixels[tall + 4 : tall + 36, 4:28] == 200).all()
-    assert (pixels[tall:, 36:] == 255).all()  # no fourth image
-    assert (pixels[37:tall, :32] < 128).any()
+    height, width = 3 * 32 + 8 + 30, 112 + 8  # three times as large, in columns as wide as captions
+    assert pixels.shape == (2 * height, 2 * width, 3)
+    assert (pixels[4:100, 24:96] == 0).all()
+    assert (pixels[height + 4 : height + 100, 24:96] == 200).all()
+    assert (pixels[height:, width:] == 255).all()  # no fourth image
+    assert (pixels[101:height, :width] < 128).any()
 
 
 def test_photos_are_read_as_they_are_evaluated_and_as_sprites(photo_root):
