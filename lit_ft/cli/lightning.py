@@ -171,11 +171,9 @@ class FineTuneCLI(ConfigCLI):
         if self.command == "validate":
             warn_of_refit(self.config["ckpt_path"])
         try:
-            is_verbose = bool(options.pop("verbose", False))
-            quiet = {"verbose": False} if self.command in ("validate", "test") else {}
-            found = getattr(self.trainer, self.command)(self.model, **options, **quiet)
-            if is_verbose:
-                print_scores(found)
+            quiet = {"verbose": False} if options.get("verbose") else {}
+            found = getattr(self.trainer, self.command)(self.model, **{**options, **quiet})
+            print_scores(found if quiet else ())
             if self.command == "fit":
                 report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
         except SystemExit:
