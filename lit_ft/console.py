@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat, zip_longest
@@ -14,10 +15,12 @@ from lit_ft.errors import plain, printable
 
 
 def rank_zero_print(text: str) -> None:
-    """Prints a line on the first process, without what would act upon the terminal."""
+    """Prints a line on the first process, above any progress bar, without what would act upon the terminal."""
     from lightning.pytorch.utilities import rank_zero_only  # here, as commands that train nothing do without it
+    from tqdm import tqdm
 
-    rank_zero_only(print)(printable(plain(text), lines=True), flush=True)
+    with tqdm.external_write_mode(file=sys.stdout):
+        rank_zero_only(print)(printable(plain(text), lines=True), flush=True)
 
 
 def log_progress(what: str, done: Iterable[int], total: int, is_first: bool = True, unit: str = "images") -> None:

@@ -23,6 +23,9 @@ DEFAULT_ROOT = "logs"
 FOLDER_VARIABLE = "LIT_FT_RUN"
 """Names the claimed folder to the processes of the other ranks, which Lightning starts by the same command."""
 
+_UNNAMED = "lightning_logs"
+"""The name that Lightning's loggers give to runs without one."""
+
 # Files that are in the folder of a run before the trainer logs its hyperparameters, and data is read.
 _FIRST_FILES = ("config.yaml", "split.csv", "skipped_images.txt", "events.out.tfevents.*")
 
@@ -92,6 +95,11 @@ class Run:
     def report(self) -> Path:
         """The page that shows all of it."""
         return self.folder / "report.html"
+
+    @property
+    def projector(self) -> Path:
+        """The folder of features for TensorBoard's projector."""
+        return self.folder / "projector"
 
     def result_table(self, kind: str, split: str) -> Path:
         """A table of results of a split, ``val`` or ``test``: ``predictions``, ``per_class`` or ``confusion``."""
@@ -186,8 +194,9 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
     """Claims the folder of a run, or finds that of a checkpoint, and directs the loggers there.
 
     It is a new ``version_N`` where the first logger that writes files would have it, or, without such a one, in the
-    folder of all runs. The number is one that no run has in any of the loggers' folders: Lightning's loggers find it by
-    looking, and two runs that look at once find the same. There is none on a process that cannot know it.
+    folder of all runs. Loggers of services name the run likewise, as far as the user has not. The number is one that no
+    run has in any of the loggers' folders: Lightning's loggers find it by looking, and two runs that look at once find
+    the same. There is none on a process that cannot know it.
 
     Args:
         folder: The folder of all runs of that name.
@@ -197,8 +206,12 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
     Raises:
         UserError: If the folder cannot be made or written.
     """
+    loggers = list(loggers)
     writers = [one for one in loggers if issubclass(resolve_name(one["class_path"]), (TensorBoardLogger, CSVLogger))]
     options = [writer["init_args"] for writer in writers]
+    for given in options:
+        if given.get("name") == _UNNAMED:
+            given["name"] = folder.name
     # Absolute, so that a resumed run finds its best score again, which is kept with the path.
     places = [Path(given["save_dir"], given.get("name") or "").absolute() for given in options] or [folder.absolute()]
     earlier = find_run_of_checkpoint(checkpoint)
@@ -221,7 +234,22 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None) -> R
         given["save_dir"], given["name"], given["version"] = str(place.parent), place.name, name
         if name is not None and is_first_process():
             _keep_logged_metrics(place / name)
-    return None if name is None else Run(places[0] / name, claimed)
+    if name is None:
+        return None
+    for logger in loggers:
+        if logger not in writers:
+            _name_elsewhere(logger["init_args"], places[0].name, name)
+    return Run(places[0] / name, claimed)
+
+
+def _name_elsewhere(options: Any, name: str, version: str) -> None:
+    """Gives a run the same name in a service as its folder has, unless the user has named it."""
+    names = {"project": name, "experiment_name": name, "name": version, "run_name": version}
+    if "WANDB_PROJECT" in os.environ:
+        del names["project"]
+    for key, value in names.items():
+        if key in options and options[key] in (None, _UNNAMED):
+            options[key] = value
 
 
 def claim(places: Sequence[Path]) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from lit_ft.cli import main as lit_ft_main
 CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
 KINDS = {
     "logs/run": (),
-    "csv/lightning_logs": CSV,
+    "csv/run": CSV,
     "logs/none": ("--trainer.logger", "false", "--name", "none"),
 }
 """Where the runs of a kind go, and their options."""

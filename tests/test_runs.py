@@ -93,6 +93,27 @@ def test_loggers_are_directed_to_the_folder_that_was_claimed(tmp_path):
     assert begin_run(tmp_path / "logs" / "run", loggers[2:], None).folder == tmp_path / "logs" / "run" / "version_1"
 
 
+def test_runs_have_the_name_of_their_folder_in_every_logger_unless_the_user_names_them(tmp_path, monkeypatch):
+    def loggers(**mlflow):
+        return [
+            logger("CSVLogger", save_dir=str(tmp_path / "csv"), name="lightning_logs", version=None),
+            logger("WandbLogger", name=None, project=None, version=None),
+            logger("MLFlowLogger", **{"experiment_name": "lightning_logs", "run_name": None, **mlflow}),
+        ]
+
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    given = loggers(run_name="mine")
+    assert begin_run(tmp_path / "logs" / "flowers", given, None).folder == tmp_path / "csv" / "flowers" / "version_0"
+    wandb, mlflow = (dict(one["init_args"].items()) for one in given[1:])
+    assert wandb == {"name": "version_0", "project": "flowers", "version": None}
+    assert mlflow == {"experiment_name": "flowers", "run_name": "mine"}
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    given = loggers()[1:]
+    assert begin_run(tmp_path / "logs" / "flowers", given, None).folder == tmp_path / "logs" / "flowers" / "version_0"
+    assert given[0]["init_args"]["project"] is None
+    assert dict(given[1]["init_args"].items()) == {"experiment_name": "flowers", "run_name": "version_0"}
+
+
 @pytest.mark.parametrize(("version", "name"), [("mine", "mine"), (7, "version_7")])
 def test_folder_that_the_user_has_chosen_is_kept(tmp_path, version, name):
     given = logger("CSVLogger", save_dir=str(tmp_path), name="x", version=version)
@@ -179,7 +200,7 @@ def test_what_comes_of_a_checkpoint_goes_to_its_run(run, kind):
 @pytest.mark.parametrize(
     ("kind", "mistake"),
     [
-        ("csv/lightning_logs", ("--unfreeze.strategy", "gradual")),  # noticed in the set-up of the fit
+        ("csv/run", ("--unfreeze.strategy", "gradual")),  # noticed in the set-up of the fit
         ("logs/none", ("--unfreeze.strategy", "gradual")),
         ("logs/run", ("--trainer.devices", 0)),  # and when the trainer is made
     ],

@@ -73,7 +73,6 @@ def test_description_of_a_network(run):
 
 def test_run_prints_and_writes(run):
     printed = run("finetune", *QUICKSTART, *TWO_EPOCHS, "--trainer.accelerator", "cpu")
-    printed = re.sub(r"^(─+|.*Test metric.*| +test/.*)\n", "", printed, flags=re.MULTILINE)  # Lightning's table
     digits = re.sub(r"\d+\.\d+", "#.#", printed)
     files = sorted(re.sub(r"tfevents.*", "tfevents", str(path)) for path in RUN.rglob("*") if path.is_file())
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
@@ -95,7 +94,7 @@ def old_run():
 
 def test_old_run_is_tested_as_it_was(run, old_run):
     given = ("--config", old_run / "config.yaml", "--ckpt_path", old_run / "checkpoints/best.ckpt")
-    assert re.search(r"test/acc +│? *0\.83[0-9]+", run("test", *given))
+    assert re.search(r"test/acc +0\.83[0-9]+", run("test", *given))
     run("predict", *given, "--predictions.file", "answers.csv")
     assert len(Path("answers.csv").read_text().splitlines()) == 1001
 
@@ -103,8 +102,8 @@ def test_old_run_is_tested_as_it_was(run, old_run):
 def test_old_run_is_resumed_with_its_plan(run, old_run):
     given = ("--config", old_run / "config.yaml", "--ckpt_path", old_run / "checkpoints/last.ckpt")
     printed = run("finetune", *given, "--trainer.max_epochs", 3)
-    assert "epoch 2/2 done" in printed
-    assert "epoch 1/2 done" not in printed
+    assert "epoch 2/2" in printed
+    assert "epoch 1/2" not in printed
     newest = max(Path("logs").rglob("last.ckpt"), key=os.path.getmtime)
     resumed = torch.load(newest, weights_only=True)
     assert resumed["global_step"] == 30

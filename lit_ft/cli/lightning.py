@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +12,6 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import is_offline, replace_atomically
@@ -25,7 +23,8 @@ from lit_ft.cli.config.defaults import as_plain, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import explain_failure, interruption, quiet_command, raise_user_errors
 from lit_ft.cli.process import quiet_threads
-from lit_ft.console import format_path, format_value
+from lit_ft.cli.summary import print_summary
+from lit_ft.console import format_path
 from lit_ft.data.checks.check_data import check
 from lit_ft.data.checks.report import print_check
 from lit_ft.data.modules.photos import PhotoDataModule
@@ -34,14 +33,14 @@ from lit_ft.errors import UserError, find_full_disk, find_user_packages, printab
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
-from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run, begin_run, find_best_callback, find_run
+from lit_ft.runs import Run, begin_run, find_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
+from lit_ft.training.selected import report_selected
 from lit_ft.training.selection import select_best
 from lit_ft.training.time_budget import TimeBudget
-from lit_ft.training.trainer import Trainer, has_test_loader
+from lit_ft.training.trainer import Trainer, print_scores
 
 
 class FineTuneCLI(ConfigCLI):
@@ -115,7 +114,7 @@ class FineTuneCLI(ConfigCLI):
         given = self._logger
         if given in (None, True):
             options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
-            given = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=options)
+            given = Namespace(class_path="lit_ft.evaluation.tensorboard.BoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
         self.run = begin_run(folder, loggers, self.config["ckpt_path"])
         return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
@@ -147,7 +146,7 @@ class FineTuneCLI(ConfigCLI):
                 self._call_method()
                 if self.command in ("fit", "finetune"):
                     report = self._write_report() if self.command == "finetune" else None
-                    _print_summary(self.trainer, self.command, self._refits(), report)
+                    print_summary(self.trainer, self.command, self._refits(), report)
                 for callback in cast(Any, self.trainer).callbacks:
                     if isinstance(callback, PredictionWriter) and callback.path is not None:
                         print(f"Predictions: {printable(str(callback.path))}")
@@ -171,9 +170,11 @@ class FineTuneCLI(ConfigCLI):
         if self.command == "validate":
             warn_of_refit(self.config["ckpt_path"])
         try:
-            getattr(self.trainer, self.command)(self.model, **options)
+            quiet = {"verbose": False} if options.get("verbose") else {}
+            found = getattr(self.trainer, self.command)(self.model, **{**options, **quiet})
+            print_scores(found if quiet else ())
             if self.command == "fit":
-                select_best(self.trainer, self.model)
+                report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
@@ -204,51 +205,6 @@ class FineTuneCLI(ConfigCLI):
 
     def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)
-
-
-def _print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | None) -> None:
-    """Prints where everything of a finished run is, and the commands that use it, on the first process."""
-    found = find_run(trainer)
-    if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
-        return
-    run = Run(format_path(found.folder))
-    chosen = find_best_callback(trainer)
-    has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
-    if best := getattr(chosen, "best_model_path", ""):
-        best = format_path(Path(best))
-        arguments = f"--config {run.config} --ckpt_path {best}"
-        refit = "refit; before it " if is_refitted else ""
-        lines.append(f"Best model   {best}  ({refit}{chosen.monitor} {format_score(chosen.best_model_score)})")
-        model = trainer.lightning_module
-        is_whole = type(model) is FineTuneModule and isinstance(model.hparams["backbone"], str)  # else with its config
-        lines.append(f"Predict      lit-ft predict {f'{best} PHOTOS' if is_whole else arguments}")
-        if command == "fit" and _has_test_images(trainer):
-            lines.append(f"Test         lit-ft test {arguments}")
-    if report is not None:
-        lines.append(f"Report       {format_path(report)}")
-    if has_events:
-        lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
-    print("\n" + "\n".join(map(printable, lines)))
-
-
-def _has_test_images(trainer: Any) -> bool:
-    """Whether there is more to test on than the validation images, which lit_ft tests on where there are no others."""
-    has_loader = has_test_loader(trainer.lightning_module, trainer.datamodule)
-    return has_loader and getattr(trainer.datamodule, "tested", "test") == "test"
-
-
-def format_score(score: Any) -> str:
-    """The score of the best checkpoint.
-
-    It is unknown where a moved checkpoint is resumed after its last epoch, and not defined for r2 of one number.
-
-    >>> format_score(0.5), format_score(None), format_score(float("nan"))
-    ('0.5000', 'is not known', 'is not defined')
-    """
-    if score is None:
-        return "is not known"
-    return format_value(score) if math.isfinite(score) else "is not defined"
 
 
 def run_command(command: str, args: Sequence[str]) -> int:

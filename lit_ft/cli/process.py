@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lit_ft.assets import OFFLINE, is_offline
 from lit_ft.errors import find_full_disk, for_command_line, printable
@@ -81,10 +82,19 @@ def quiet_libraries() -> None:
 
 
 def warn_in_one_line() -> None:
-    """Prints warnings without their place in the code."""
+    """Prints warnings without their place in the code, above any progress bar."""
     warnings.formatwarning = lambda message, *_, **__: (
         f"lit-ft: warning: {printable(for_command_line(str(message)), lines=True)}\n"
     )
+    show = warnings.showwarning
+
+    def show_above_bars(*args: Any, **options: Any) -> None:
+        from tqdm import tqdm  # here, as `lit-ft --help` does without it
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            show(*args, **options)
+
+    warnings.showwarning = show_above_bars
 
 
 @contextmanager

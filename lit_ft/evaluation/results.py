@@ -18,8 +18,9 @@ from lit_ft.evaluation.predictions import write_rows
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run
 from lit_ft.tasks.task import Task
-from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, gather, join
+from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, count_images, gather, join, name_images
 from lit_ft.training.history import write_intervals
+from lit_ft.training.selected import SelectionListener, ValidationOutputs
 
 _SAMPLES = 200
 """Bootstrap samples of an interval, and below, of large sets, whose intervals are narrow."""
@@ -31,7 +32,7 @@ _MOST_VALUES = 1 << 27
 """Logits that are kept of an evaluation, in one process; those of more images are not, nor are there results then."""
 
 
-class ResultWriter(EvaluationOutputs):
+class ResultWriter(EvaluationOutputs, SelectionListener):
     """Writes the results of a test, of a validation outside a fit, and of the model that a fine-tuning has chosen.
 
     ``predictions_test.csv`` has a row an image, ``per_class_test.csv`` one a class, ``confusion_test.csv`` the number
@@ -89,9 +90,17 @@ class ResultWriter(EvaluationOutputs):
         if ends := _format({name: intervals.get(f"{split}/{name}") for name in (main, "loss")}, split):
             rank_zero_print(f"95% intervals  {ends}")
 
-    def write(self, run: Run, module: FineTuneModule, found: Evaluated, split: Split) -> None:
-        """Writes the tables and the intervals of a split; see `EvaluationOutputs.write`."""
-        write_results(run, module, found, split, split)
+    def on_selected(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, share: float, outputs: ValidationOutputs | None
+    ) -> None:
+        """Writes what the model that is handed back gave for the validation images, where that is known."""
+        run, data = find_run(trainer), cast(Any, trainer).datamodule
+        if outputs is None or run is None or not trainer.is_global_zero:
+            return
+        num = len(outputs.targets)
+        if trainer.world_size == 1 or num == count_images(data, "val"):  # else it is not known which image is which
+            found = Evaluated(outputs.logits, outputs.targets, name_images(data, "val", num))
+            write_results(run, cast(FineTuneModule, pl_module), found, "val", "val")
 
 
 def write_results(

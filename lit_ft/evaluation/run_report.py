@@ -1,22 +1,31 @@
-"""Callback that reports a run: its first screen, and what TensorBoard shows of it."""
+"""Callback that reports a run: its first screen, and what its loggers show of it."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.console import format_table, rank_zero_print
-from lit_ft.errors import printable
-from lit_ft.evaluation.tensorboard import ConfusionPicture, find_board, log_best_score, log_images, log_plan, log_rates
+from lit_ft.errors import UserError, printable
+from lit_ft.evaluation.curves import Drift, Speed, phase_curves, rate_curves
+from lit_ft.evaluation.handed_back import log_confusion, log_handed_back, predict_again
+from lit_ft.evaluation.loggers import find_board, log_scalars, takes_figures
+from lit_ft.evaluation.pictures import log_images, log_plan
+from lit_ft.evaluation.tensorboard import collect_params, log_layout
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run, find_run
+from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.tasks.classes import name_classes, read_classes
+from lit_ft.training.progress import is_better
+from lit_ft.training.selected import MAX_FEATURES, OutputRecorder, SelectionListener, ValidationOutputs
 from lit_ft.unfreezing.view import plan_table, run_plan
 
-MAX_PICTURED = 100  # classes of a confusion matrix
+INTERVAL_SECONDS = 60.0
+"""Least time between two confusion matrices, as drawing one takes longer than a whole epoch of a small head."""
+
 MAX_LABELS = 100  # with their numbers of images
 MAX_NAMES = 10
 
@@ -24,44 +33,71 @@ MAX_NAMES = 10
 _NOUNS = {"multiclass": ("class", "classes"), "multilabel": ("label", "labels"), "regression": ("number", "numbers")}
 
 
-class RunReport(Callback):
-    """Prints the data and the plan when a fit begins, and logs to TensorBoard.
+class RunReport(SelectionListener):
+    """Prints the data and the plan when a fit begins, and logs the run to the loggers of the trainer.
 
-    TensorBoard gets the plan as text and as a picture, the phase and each stage's learning rate, a grid of training
-    images as the network gets them, the validation confusion matrix, and the best score with the hyperparameters.
-    Images that cannot be read and are skipped are listed in ``skipped_images.txt`` in the folder of the run.
+    All loggers get the phase and each stage's learning rate, the main metric of the training batches, the drift of the
+    weights, the speed, and the metrics of the model that is handed back. TensorBoard, W&B and MLflow get pictures of
+    the plan, of training images as the network gets them, of the validation confusion matrix, and of the worst mistakes
+    of the model that is handed back. TensorBoard also gets a layout of charts, a table of hyperparameters, and the
+    features of validation images for its projector. Images that cannot be read and are skipped are listed in
+    ``skipped_images.txt`` in the folder of the run.
 
     Args:
-        num_images: Number of training images in the grid; 0 logs none.
-        confusion_matrix: Whether to log the validation confusion matrix, after the first and the last validation and
-            at most every 10 seconds between them.
+        num_images: Number of training images in the picture; 0 logs none.
+        confusion_matrix: Whether to log the validation confusion matrix, of the model that is handed back, and before
+            that at most once a minute of the best epoch so far.
+        projector_images: Number of validation images in the projector; 0 writes none.
+
+    Raises:
+        UserError: If a number is negative.
     """
 
-    def __init__(self, num_images: int = 32, confusion_matrix: bool = True) -> None:
+    def __init__(
+        self, num_images: int = 32, confusion_matrix: bool = True, projector_images: int = MAX_FEATURES
+    ) -> None:
+        for key, value in (("num_images", num_images), ("projector_images", projector_images)):
+            if value < 0:
+                raise UserError(f"`report.{key}`: must be at least 0, got {value}")
         self.num_images = num_images
         self.confusion_matrix = confusion_matrix
-        self._confusion: ConfusionPicture | None = None
+        self.projector_images = projector_images
         self._is_undecided = False
+        self._speed = Speed()
+        self._drift: Drift | None = None
+        self._recorder: OutputRecorder | None = None
+        self._best: ValidationOutputs | None = None  # of the best epoch so far
+        self._drawn = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Keeps the weights that the run begins with, before a checkpoint is loaded."""
+        self._drift = self._recorder = self._best = None
+        self._drawn = time.monotonic()
+        if stage == "fit" and trainer.loggers and not getattr(trainer, "is_plan", False):
+            self._drift = Drift(trainer, pl_module)
+            self._recorder = OutputRecorder(self.projector_images)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the first screen and logs it."""
         if isinstance(pl_module, FineTuneModule):
             pl_module.follow_finders()  # else the plan would have the rates from before
-        self._is_undecided = run_plan(trainer, pl_module).undecided
-        run = find_run(trainer)
-        if trainer.is_global_zero:  # the others would count the arithmetic of the network in vain
-            data = cast(Any, trainer).datamodule
-            screen = f"{format_data_table(data)}\n\n{plan_table(trainer, pl_module)}"
-            rank_zero_print(f"\n{screen}\n")
-            if run and (skipped := format_skipped(data)):
-                run.folder.mkdir(parents=True, exist_ok=True)
-                run.skipped_images.write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
-            if board := find_board(trainer):
-                board.add_text("plan", f"```\n{screen}\n```", 0)
-            log_plan(trainer, pl_module, trainer.current_epoch)
-        module: Any = pl_module
-        if self.confusion_matrix and module.task.name == "multiclass" and len(module.class_names) <= MAX_PICTURED:
-            self._confusion = ConfusionPicture(len(module.class_names), pl_module.device)
+        plan, run = run_plan(trainer, pl_module), find_run(trainer)
+        self._is_undecided = plan.undecided
+        if not trainer.is_global_zero:  # the others would count the arithmetic of the network in vain
+            return
+        data = cast(Any, trainer).datamodule
+        screen = f"{format_data_table(data)}\n\n{plan_table(trainer, pl_module)}"
+        rank_zero_print(f"\n{screen}\n")
+        if run and (skipped := format_skipped(data)):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.skipped_images.write_text("\n".join(skipped) + "\n", "utf-8", "surrogateescape")
+        params = collect_params(trainer, pl_module) if trainer.loggers else {}
+        for logger in trainer.loggers:
+            logger.log_hyperparams({name: value for name, value in params.items() if name not in pl_module.hparams})
+        if board := find_board(trainer):
+            log_layout(board, cast(Any, pl_module).task.name, len(plan.phases), params)
+            board.add_text("plan", f"```\n{screen}\n```", 0)
+        log_plan(trainer, pl_module, trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -69,39 +105,98 @@ class RunReport(Callback):
         """Logs the images of the first batch."""
         if self.num_images and trainer.global_step == 0 and batch_idx == 0:
             log_images(trainer, pl_module, batch, self.num_images)
+            self._speed.go_on()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the phase and the learning rates as the epoch begins."""
-        log_rates(trainer, pl_module)
+        curves = {**phase_curves(trainer, pl_module), **rate_curves(trainer, pl_module)}
+        log_scalars(trainer, curves, trainer.global_step)
+        self._speed.begin(trainer.train_dataloader)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs them as often as the trainer logs."""
+        """Logs the learning rates as often as the trainer logs."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0:
-            log_rates(trainer, pl_module)
+            log_scalars(trainer, rate_curves(trainer, pl_module), trainer.global_step)
+        self._speed.step(batch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the main metric of the training batches, the drift and the speed."""
+        scores: dict[str, float] = getattr(pl_module, "train_metrics", dict)()  # of all processes
+        drift = self._drift.compute(pl_module) if self._drift is not None and trainer.is_global_zero else {}
+        step = max(0, trainer.global_step - 1)  # at which Lightning logs what the validation of the epoch came to
+        log_scalars(trainer, {**scores, **drift, **self._speed.compute(trainer)}, step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins to keep what the model gives for the validation images."""
+        if recorder := self._find_recorder(trainer):
+            recorder.on_validation_start(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Counts a batch in the confusion matrix."""
-        if self._confusion is not None and not trainer.sanity_checking:
-            self._confusion.update(outputs)
+        """Keeps it."""
+        if recorder := self._find_recorder(trainer):
+            recorder.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the confusion matrix, unless one was logged a moment ago."""
-        if self._confusion is not None and not trainer.sanity_checking:
-            self._confusion.end_epoch(trainer, pl_module)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps what the best epoch so far gave, and draws its confusion matrix at most once a minute."""
+        if recorder := self._find_recorder(trainer):
+            recorder.on_validation_end(trainer, pl_module)
+            if _is_best(trainer):
+                self._best = recorder.gather(trainer)
+                self._draw_best(trainer, pl_module)
+        self._speed.go_on()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the last confusion matrix, the plan if it was open at the start, and the best score."""
-        if self._confusion is not None:
-            self._confusion.draw(trainer, pl_module)
+        """Logs the plan if it was open at the start."""
         if self._is_undecided or any(phase.plateau for phase in run_plan(trainer, pl_module).phases):
             log_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))
-        log_best_score(trainer, pl_module)
+
+    def on_selected(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, share: float, outputs: ValidationOutputs | None
+    ) -> None:
+        """Logs the model that is handed back; a run whose pictures cannot be drawn is whole without them."""
+        if self._recorder is None or cast(Any, trainer).fast_dev_run:
+            return
+        if outputs is None and share == 1:
+            outputs = self._best
+        self._best = None
+        try:
+            outputs = outputs or predict_again(trainer, pl_module)
+            if outputs is not None and trainer.is_global_zero:
+                log_handed_back(trainer, pl_module, outputs, self.confusion_matrix, self.projector_images)
+        except Exception as error:
+            rank_zero_warn(f"the model that is handed back is not logged ({' '.join(str(error).split())})")
+
+    def state_dict(self) -> dict[str, Any]:
+        """By which a resumed run finds that it has the first weights."""
+        return {"first_norms": {} if self._drift is None else self._drift.norms}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Measures no drift from other weights than those that the run began with."""
+        if self._drift is not None and state_dict.get("first_norms"):
+            self._drift.check(state_dict["first_norms"])
+
+    def _find_recorder(self, trainer: L.Trainer) -> OutputRecorder | None:
+        return None if trainer.sanity_checking or trainer.state.fn != "fit" else self._recorder
+
+    def _draw_best(self, trainer: L.Trainer, module: Any) -> None:
+        due = self.confusion_matrix and time.monotonic() - self._drawn >= INTERVAL_SECONDS
+        if due and self._best is not None and takes_figures(trainer):
+            log_confusion(trainer, module, self._best, f"epoch {trainer.current_epoch}", trainer.global_step)
+            self._drawn = time.monotonic()
+
+
+def _is_best(trainer: L.Trainer) -> bool:
+    """Whether a validation is better than that of the best checkpoint, which is written after this."""
+    callback = find_best_callback(trainer)
+    score = None if callback is None else trainer.callback_metrics.get(callback.monitor)
+    best = getattr(callback, "best_model_score", None)
+    return score is not None and (best is None or is_better(float(score), float(best), callback.mode))
 
 
 def format_data_table(data: Any) -> str:

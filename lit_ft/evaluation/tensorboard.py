@@ -1,120 +1,121 @@
-"""Scalars and pictures that a run logs to TensorBoard."""
+"""What only TensorBoard shows: the layout of charts, the table of hyperparameters, and the projector of features."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torchmetrics.classification import MulticlassConfusionMatrix
-from torchvision.transforms.v2.functional import resize
-from torchvision.utils import make_grid
+from PIL import Image
+from torch import Tensor
 
-from lit_ft.backbones.backbone import StageOutput
-from lit_ft.evaluation.figures import draw_confusion, draw_plan
-from lit_ft.runs import find_best_callback
-from lit_ft.unfreezing.callback import run_epochs
-from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
+from lit_ft.runs import Run
+from lit_ft.tasks.monitored import MAIN_METRIC
+from lit_ft.unfreezing.view import find_unfreezing
 
-INTERVAL_SECONDS = 10.0
-"""Least time between two confusion matrices, as drawing one takes longer than a whole epoch of a small head."""
+Params = dict[str, str | int | float | bool]
 
-PICTURED_SIDE = 112
-"""Pixels of the longer side of a pictured image: 32 of 224 pixels take as long as an epoch of a head to compress."""
+BEST = "val_best"
+"""Group of the validation metrics of the model that is handed back; its cards come after those of val."""
 
 
-def find_board(trainer: L.Trainer) -> Any:
-    """The writer of the TensorBoard logger on the first process, or ``None``."""
-    if not trainer.is_global_zero:
-        return None
-    return next((log.experiment for log in trainer.loggers if isinstance(log, TensorBoardLogger)), None)
+class BoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger without the card of the epoch, which Lightning logs with whatever it logs."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs scalars."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
-def log_plan(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
-    """Logs the picture of the plan, with the phases that have begun by an epoch at their actual start."""
-    if board := find_board(trainer):
-        starts, rates = run_starts(trainer, module, epoch), stage_rates(trainer, initial=True)
-        figure = draw_plan(run_plan(trainer, module), starts, run_epochs(trainer), rates)
-        board.add_figure("plan", figure, trainer.global_step)
+def build_layout(task: str, num_phases: int) -> dict[str, dict[str, list[Any]]]:
+    """The charts of the tab Custom Scalars, in which train and val share one, as ``add_custom_scalars`` takes them.
 
+    Of several phases the share of the parameters that train is in the same charts, as a line that rises where stages
+    are unfrozen: TensorBoard has no vertical marks.
 
-def log_rates(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Logs the phase, and the learning rate of each stage, which is 0 while it is frozen."""
-    board = find_board(trainer)
-    if not board:
-        return
-    plan = run_plan(trainer, module)
-    index = len(run_starts(trainer, module, trainer.current_epoch)) - 1
-    board.add_scalar("phase", index, trainer.global_step)
-    for stage, rate in stage_rates(trainer).items():
-        is_trainable = stage in plan.phases[index].trainable
-        board.add_scalar(f"lr/{stage}", rate if is_trainable else 0.0, trainer.global_step)
-
-
-def log_images(trainer: L.Trainer, module: L.LightningModule, batch: Any, num_images: int) -> None:
-    """Logs the first images of a run's first batch as the network gets them: augmented, erased and mixed.
-
-    Only a batch that is a pair of uint8 images and targets has a picture.
+    >>> build_layout("multiclass", 1)["Run"]["acc"]
+    ['Multiline', ['^train/acc$', '^val/acc$']]
     """
-    board = find_board(trainer)
-    if not board or not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        return
-    if isinstance(batch[0], StageOutput):
-        batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
-    images = batch[0]
-    if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
-        if hasattr(module, "pictured"):
-            images = cast(Any, module).pictured(batch, 0)
-        board.add_image("train/images", make_grid(_shrink(images[:num_images].cpu()), pad_value=255), 0)
+    main = MAIN_METRIC[task][0].removeprefix("val/")
+    marks = ["phase/trained_share"] if num_phases > 1 else []
+    charts = {name: [f"train/{name}", f"val/{name}", *marks] for name in ("loss", main)}
+    lines: dict[str, list[Any]] = {
+        title: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]] for title, tags in charts.items()
+    }
+    lines["learning rates"] = ["Multiline", ["^lr/"]]
+    lines["drift from the pretrained weights"] = ["Multiline", ["^drift/"]]
+    return {"Run": lines}
 
 
-def _shrink(images: torch.Tensor) -> torch.Tensor:
-    """Images ``(B, C, H, W)`` whose longer side is at most `PICTURED_SIDE`."""
-    sides = images.shape[2:]
-    most = max(sides)
-    return resize(images, [side * PICTURED_SIDE // most for side in sides]) if most > PICTURED_SIDE else images
+def collect_params(trainer: Any, module: Any) -> Params:
+    """What runs are told apart by: backbone, strategy, rates, epochs, batch size, augmentation and seed."""
+    options, data, unfreezing = module.hparams, trainer.datamodule, find_unfreezing(trainer)
+    backbone = options.get("backbone", type(module).__name__)
+    found = {
+        "backbone": backbone if isinstance(backbone, str) else backbone["class_path"],
+        "strategy": unfreezing.strategy if unfreezing else "full",
+        "lr": options.get("lr"),
+        "lr_backbone": options.get("lr_backbone"),
+        "lr_decay": options.get("lr_decay"),
+        "epochs": trainer.max_epochs,
+        "batch_size": getattr(data, "batch_size", None),
+        "augment": getattr(data, "augment", None),
+        "seed": getattr(module, "run_seed", None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def log_best_score(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Logs the best score with the hyperparameters.
+def log_layout(board: Any, task: str, num_phases: int, params: Params) -> None:
+    """Logs the charts of the tab Custom Scalars, and the table of hyperparameters.
 
-    At the end of a fit only, as TensorBoard shows the first score that comes with them.
+    The metrics of that table are the last values of scalars: of the model that is handed back, and of a test. Neither
+    Lightning's ``log_hyperparams`` nor torch's ``add_hparams`` takes their names alone: both log values, which are not
+    known yet, and TensorBoard keeps to the first table of a run.
     """
-    best = getattr(find_best_callback(trainer), "best_model_score", None)
-    for logger in trainer.loggers:
-        if best is not None and isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(dict(module.hparams), {"hp_metric": float(best)})
+    from torch.utils.tensorboard.summary import hparams
+
+    board.add_custom_scalars(build_layout(task, num_phases))
+    main = MAIN_METRIC[task][0].removeprefix("val/")
+    metrics = [f"{split}/{name}" for split in (BEST, "test") for name in ("loss", main)]
+    make: Any = hparams
+    for summary in make(params, dict.fromkeys(metrics, 0.0)):
+        board.file_writer.add_summary(summary)
 
 
-class ConfusionPicture:
-    """The validation confusion matrix of a fit: counted in each validation, drawn at most every 10 seconds."""
+def write_projector(folder: Path, features: Tensor, rows: Sequence[Sequence[str]], sprites: Tensor | None) -> None:
+    """Writes the files of TensorBoard's embedding projector.
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self._metric = MulticlassConfusionMatrix(num_classes).to(device)
-        self._drawn = -math.inf
-        self._pending: tuple[torch.Tensor, int] | None = None  # a matrix that is not drawn, and its step
+    Args:
+        folder: The folder of TensorBoard's events.
+        features: ``(n, D)``.
+        rows: A header, and the columns of each point.
+        sprites: A small picture of each, uint8 ``(n, 3, S, S)``.
+    """
+    from tensorboard.plugins.projector import ProjectorConfig, visualize_embeddings
 
-    def update(self, outputs: Any) -> None:
-        """Counts a batch, if its step returns logits as the module's own does."""
-        if isinstance(outputs, Mapping) and "logits" in outputs:
-            self._metric.update(outputs["logits"], outputs["targets"])
+    place = Run(folder).projector
+    place.mkdir(parents=True, exist_ok=True)
+    np.savetxt(place / "features.tsv", features.float().numpy(), fmt="%.4g", delimiter="\t")
+    lines = ["\t".join(re.sub(r"\s", " ", cell) for cell in row) for row in rows]
+    (place / "images.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
+    config = ProjectorConfig()
+    points = config.embeddings.add(tensor_name="features of the validation images")
+    points.tensor_path, points.metadata_path = (f"{place.name}/{name}.tsv" for name in ("features", "images"))
+    points.tensor_shape.extend(features.shape)
+    if sprites is not None:
+        Image.fromarray(_tile(sprites)).save(place / "sprites.png")
+        points.sprite.image_path = f"{place.name}/sprites.png"
+        points.sprite.single_image_dim.extend(sprites.shape[2:])
+    visualize_embeddings(str(folder), config)
 
-    def end_epoch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Computes the matrix of a validation, and draws it if the last picture is old enough."""
-        if not trainer.strategy.reduce_boolean_decision(self._metric.update_called, all=False):
-            return
-        self._pending = (self._metric.compute(), trainer.global_step)  # asks all ranks
-        self._metric.reset()
-        if time.monotonic() - self._drawn >= INTERVAL_SECONDS:
-            self.draw(trainer, module)
 
-    def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Logs the picture of the last matrix, unless that is done."""
-        if self._pending is not None and (board := find_board(trainer)):
-            matrix, step = self._pending
-            board.add_figure("val/confusion_matrix", draw_confusion(matrix.cpu(), cast(Any, module).class_names), step)
-            self._pending, self._drawn = None, time.monotonic()
+def _tile(images: Tensor) -> Any:
+    """A square of pictures, uint8, row by row, as the projector reads them."""
+    side = int(np.ceil(np.sqrt(len(images))))
+    blank = torch.zeros(side * side - len(images), *images.shape[1:], dtype=torch.uint8)
+    grid = torch.cat([images, blank]).reshape(side, side, *images.shape[1:])
+    return cast(Any, grid.permute(0, 3, 1, 4, 2).reshape(side * images.shape[2], side * images.shape[3], 3).numpy())

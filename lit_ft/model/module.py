@@ -238,11 +238,11 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         self._losses.note(self, loss)
         return loss
 
-    def pictured(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Images ``(B, C, H, W)``, uint8, of a training batch of uint8 images as the network will see them."""
+    def pictured(self, batch: Batch, batch_idx: int) -> Batch:
+        """A training batch of uint8 images as the network will see it, uint8 ``(B, C, H, W)``, and its targets."""
         self.on_train_batch_start(batch, batch_idx)  # so that the step will draw the same numbers
-        images, _ = self.objective.augment(self, self._batches.pair(batch, "train", self.task, self.normalise))
-        return images if images.dtype == torch.uint8 else self.normalise.pixels(images)
+        images, targets = self.objective.augment(self, self._batches.pair(batch, "train", self.task, self.normalise))
+        return images if images.dtype == torch.uint8 else self.normalise.pixels(images), targets
 
     # Evaluation
 

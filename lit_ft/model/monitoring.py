@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lit_ft.compat import attached_trainer
 from lit_ft.errors import UserError, unknown
 from lit_ft.runs import find_best_path
 from lit_ft.tasks.classes import warn_absent_classes
 from lit_ft.tasks.metrics import MeanLoss
-from lit_ft.tasks.monitored import METRICS
+from lit_ft.tasks.monitored import MAIN_METRIC, METRICS
 from lit_ft.tasks.task import Task
 
 EVERY = 50  # steps between two looks where the trainer logs nothing
+_WAITING_VALUES = 1 << 20  # logits that wait to be counted
 EARLY = (1, 2, 4, 8)  # steps with a look of their own, as runs that diverge mostly do so at their beginning
 
 
@@ -111,6 +114,65 @@ class SplitMetrics(nn.Module):
         if self.split not in losses.warned_splits:
             losses.warned_splits.add(self.split)
             warn_absent_classes(self.metrics, self.split, module.class_names)
+
+
+class TrainScore:
+    """The main metric of a task over the training batches of an epoch, each as the network was when it saw it.
+
+    Batches are counted many at a time, as one by one they would take as long as the step of a small head.
+    """
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        name = MAIN_METRIC[task.name][0].removeprefix("val/")
+        self._name, self._task = f"train/{name}", task
+        self._metrics = MetricCollection({self._name: task.metrics("")[name]}, compute_groups=False).to(device)
+        # Sums of floats would depend on where a run was interrupted.
+        self._limit = 0 if task.name == "regression" else _WAITING_VALUES
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins an epoch."""
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._num_values = 0
+        self._is_empty = True
+        self._metrics.reset()
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Adds a batch, logits ``(B, K)`` and targets."""
+        self._waiting.append((logits.detach(), targets))
+        self._num_values += logits.numel()
+        self._is_empty = False
+        if self._num_values > self._limit:
+            self._count()
+
+    def compute(self) -> dict[str, float]:
+        """The metric of all processes, each of which must call it, by its name; nothing before the first batch."""
+        if self._is_empty:
+            return {}
+        self._count()
+        with warnings.catch_warnings():  # torchmetrics would warn of a state that was loaded, with no batch after it
+            warnings.simplefilter("ignore", UserWarning)
+            return {name: float(value) for name, value in self._metrics.compute().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What this process has counted."""
+        self._count()
+        return {} if self._is_empty else {k: v.detach().clone() for k, v in self._metric().metric_state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from there."""
+        for name, value in state.items():
+            setattr(self._metric(), name, value.to(self._metric().device))
+            self._is_empty = False
+
+    def _metric(self) -> Any:
+        return self._metrics[self._name]
+
+    def _count(self) -> None:
+        if self._waiting:
+            logits, targets = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._task.update(self._metrics, logits, targets)
+            self._waiting, self._num_values = [], 0
 
 
 def refuse_unlogged(callbacks: Iterable[Any], logged: Mapping[str, str], task: str) -> None:

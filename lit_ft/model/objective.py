@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError
+from lit_ft.model.monitoring import TrainScore
 from lit_ft.model.preprocessing import BatchMix
 from lit_ft.tasks.classes import balanced_weights
 from lit_ft.tasks.task import ClassWeight
@@ -88,10 +89,13 @@ class Objective:
         self.weighting = weighting
         # No buffer: weight averaging copies the module before its setup, and would then count one more.
         self.class_weight: Tensor | None = None
+        self.score: TrainScore | None = None
+        """The main metric of an epoch; None outside of a fit, and where images are mixed, which have no one class."""
 
     def setup(self, module: Any) -> None:
         """Takes the weights of the classes, for a fit, from the data of the module's trainer."""
         task = module.task
+        self.score = None if self.mix.is_on else TrainScore(task, module.trainer.strategy.root_device)
         if task.label_smoothing and task.name != "multiclass":
             reason = f"as it is for `model.task` multiclass, not {task.name}"
             rank_zero_warn(f"`model.label_smoothing`: {task.label_smoothing} is left out, {reason}")
@@ -113,7 +117,10 @@ class Objective:
         The module is callable, and has a ``task``, and ``normalise``, ``backbone`` and ``head``.
         """
         images, targets = self.augment(module, batch)
-        loss: Tensor = module.task.loss(module(images), targets, self.class_weight)
+        logits = module(images)
+        loss: Tensor = module.task.loss(logits, targets, self.class_weight)
+        if self.score is not None and module.training:
+            self.score.add(logits, targets)
         logs = {"train/loss": loss}
         if self.penalty.is_on:
             logs["train/penalty"] = self.penalty(module.backbone, module.head)

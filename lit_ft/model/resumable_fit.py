@@ -39,6 +39,11 @@ class ResumableFit(L.LightningModule):
         self._has_followed = False
 
     @property
+    def run_seed(self) -> int | None:
+        """The seed of the run, by which each step is seeded; None before the first fit."""
+        return self._seed
+
+    @property
     def data_module(self) -> Any:
         """The data module of the trainer, if it has one."""
         return getattr(self.trainer, "datamodule", None)
@@ -95,8 +100,21 @@ class ResumableFit(L.LightningModule):
         enter_epoch(self.trainer)
 
     def on_train_epoch_start(self) -> None:
-        """Gives the schedule the number of steps of this epoch."""
+        """Gives the schedule the number of steps of this epoch, and begins its score."""
         enter_epoch(self.trainer)
+        if score := self._score():
+            score.reset()
+
+    def train_metrics(self) -> dict[str, float]:
+        """The main metric over the training batches of the epoch so far, by its name; all processes must ask.
+
+        There is none where images are mixed.
+        """
+        score = self._score()
+        return score.compute() if score else {}
+
+    def _score(self) -> Any:
+        return getattr(getattr(self, "objective", None), "score", None)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the step by its position, so that mixing and dropout are the same in a resumed run."""
@@ -133,6 +151,8 @@ class ResumableFit(L.LightningModule):
         checkpoint["sees_whole_images"] = self.sees_whole_images
         checkpoint["images"] = self._fingerprint()
         checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
+        if (score := self._score()) and (state := score.state_dict()):
+            checkpoint["train_score"] = state
         checkpoint["measured"] = {str(key): float(metrics[key]) for key in monitors if key in metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,6 +165,8 @@ class ResumableFit(L.LightningModule):
             return  # only the weights are loaded
         if trainer.state.fn == "fit":
             self._refuse_other_data(checkpoint)
+            if (score := self._score()) and self.global_rank == 0:  # which wrote it
+                score.load_state_dict(checkpoint.get("train_score", {}))
             self.resumed_schedule = {
                 key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint
             }

@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-import lightning as L
-import torch
 from torch import Tensor
 from torchmetrics.functional import classification
 
 from lit_ft.console import rank_zero_print
-from lit_ft.model.calibration import COVERAGE, MAX_REFERENCES, Calibration, fit_label_sets, fit_temperature
+from lit_ft.model.calibration import COVERAGE, Calibration, fit_label_sets, fit_temperature
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.heads import divide_logits
 from lit_ft.model.module import FineTuneModule
-from lit_ft.model.prediction import head_inputs
-from lit_ft.runs import Run, find_best_path, find_run
+from lit_ft.runs import find_best_path, find_run
 from lit_ft.tasks.task import Task
-from lit_ft.training.evaluated import EvaluationOutputs, Outputs, gather, join, quiet_validation
+from lit_ft.training.evaluated import quiet_validation
 from lit_ft.training.handed_back import SHARE, hand_back
 from lit_ft.training.history import update_metrics, write_calibration
+from lit_ft.training.selected import OutputRecorder, ValidationOutputs
+
+_MOST_LOGITS = 1 << 27
+"""Logits of a process from which a model is not calibrated."""
 
 _BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017."""
 
 
-def calibrate_best(trainer: Any, module: Any) -> None:
+def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
     """Calibrates the best checkpoint of a fit, and leaves the module with its weights.
 
     Logits are divided by a temperature, which the last layer of the head takes into its weights. What a predicted class
     and an image need to be taken for sure and for known is saved beside them. Where no checkpoint was chosen, or a
     module has a validation step of its own that does not give logits, nothing is done.
+
+    Returns:
+        What the calibrated model gives for the validation images; None where nothing was done.
     """
     best = find_best_path(trainer)
     if best is None or trainer.fast_dev_run or not trainer.limit_val_batches or not isinstance(module, FineTuneModule):
-        return
+        return None
     checkpoint = trainer.strategy.broadcast(read_checkpoint(best) if trainer.is_global_zero else None)
     module.load_state_dict(checkpoint["state_dict"])
     outputs = _validate(trainer, module)
     if outputs is None:
-        return
-    found, facts = _calibrate(module.task, *outputs.join())
+        return None
+    found, facts = _calibrate(module.task, outputs)
     # From the first process, as the arithmetic of others may differ.
     module.calibration = trainer.strategy.broadcast(found)
     divide_logits(module.head, module.calibration.temperature)
+    logits = outputs.logits.float() / module.calibration.temperature
+    loss = float(module.task.image_losses(logits, outputs.targets).mean())
     run = find_run(trainer)
     if trainer.is_global_zero and run is not None:
         changed = {"state_dict": module.state_dict(), "calibration": found.plain()}
         hand_back(trainer, best, {**checkpoint, **changed}, checkpoint.get(SHARE, 1.0))
         write_calibration(run, facts)
+        update_metrics(run, "val", {"val/loss": loss})
         rank_zero_print(_format(facts))
-        _write_results(trainer, run, module, outputs.parts)
     trainer.strategy.barrier("calibration")
+    return replace(outputs, logits=logits, metrics={**outputs.metrics, "val/loss": loss})
 
 
 def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:
@@ -63,19 +69,19 @@ def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:
     These images are still what others are compared with, by their features as they are now.
     """
     outputs = None if known is None else _validate(trainer, module)
-    if known is not None and outputs is not None:
-        module.calibration = trainer.strategy.broadcast(known.with_references(outputs.join()[2]))
+    if known is not None and outputs is not None and outputs.features is not None:
+        module.calibration = trainer.strategy.broadcast(known.with_references(outputs.features))
         divide_logits(module.head, known.temperature)
 
 
-def _calibrate(
-    task: Task, logits: Tensor, targets: Tensor, features: Tensor
-) -> tuple[Calibration, dict[str, float | None]]:
+def _calibrate(task: Task, outputs: ValidationOutputs) -> tuple[Calibration, dict[str, float | None]]:
     """The calibration by validation images, and what a run tells of it."""
+    logits, targets = outputs.logits.float(), outputs.targets
     temperature = 1.0 if task.name == "regression" else fit_temperature(logits, targets, task)
     before, after = (task.predict(logits / t) for t in (1.0, temperature))
     least = fit_label_sets(after, targets) if task.name == "multiclass" else None
-    found = Calibration(temperature, least).with_references(features)
+    found = Calibration(temperature, least)
+    found = found if outputs.features is None else found.with_references(outputs.features)
     errors = [calibration_error(one, targets, task) for one in (before, after)]
     facts = {"images": len(logits), "temperature": temperature, "ece_before": errors[0], "ece_after": errors[1]}
     sets = found.label_sets(after)
@@ -109,70 +115,9 @@ def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> flo
     return float(found)
 
 
-def _validate(trainer: Any, module: FineTuneModule) -> _Gathered | None:
-    """What all processes have of the validation images; None where a step of the user's has no logits."""
-    with head_inputs(module.head) as features, quiet_validation(trainer, outputs := _WithFeatures(features)):
+def _validate(trainer: Any, module: FineTuneModule) -> ValidationOutputs | None:
+    """What the module gives for the validation images; None where a step of the user's has no logits."""
+    recorder = OutputRecorder(max_logits=_MOST_LOGITS)
+    with quiet_validation(trainer, recorder):
         trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
-    found = _Gathered(gather(trainer, outputs.outputs), gather(trainer, outputs.some))
-    return found if any(found.parts) and any(found.features) else None
-
-
-def _write_results(trainer: Any, run: Run, module: FineTuneModule, parts: Sequence[Outputs]) -> None:
-    """Writes what the calibrated model gives for the validation images, where that is known image by image."""
-    found = join(parts, trainer.datamodule, "val")
-    if found is None:
-        return
-    calibrated = replace(found, logits=found.logits.float() / cast(Calibration, module.calibration).temperature)
-    loss = float(module.task.image_losses(calibrated.logits, calibrated.targets).mean())
-    for callback in trainer.callbacks:
-        if isinstance(callback, EvaluationOutputs):
-            callback.write(run, module, calibrated, "val")
-    update_metrics(run, "val", {"val/loss": loss})
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """Logits and targets of the validation images of each process, and features of some of them."""
-
-    parts: list[Outputs]
-    features: list[list[Tensor]]
-
-    def join(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of all images, of one process after the other, and the features."""
-        batches = [batch for part in self.parts for batch in part]
-        logits, targets = (torch.cat(column) for column in zip(*batches, strict=True))
-        return logits.float(), targets, torch.cat([some for part in self.features for some in part])
-
-
-class _WithFeatures(EvaluationOutputs):
-    """Takes logits and targets of each validation image, and the features of as many as are compared with others.
-
-    Args:
-        features: Where those of each batch come.
-    """
-
-    def __init__(self, features: list[Tensor]) -> None:
-        super().__init__()
-        self.some: list[Tensor] = []
-        self._features = features
-        self._num_batches = 1
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets an earlier validation."""
-        super().on_validation_start(trainer, pl_module)
-        self.some, self._num_batches = [], sum(cast(Any, trainer).num_val_batches) * trainer.world_size
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Takes a batch."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._features.clear()  # also those of a batch that was not taken
-
-    def take(self, module: FineTuneModule, logits: Tensor, targets: Tensor) -> None:
-        """Keeps the features of a part of a batch, too."""
-        super().take(module, logits, targets)
-        if self._features:
-            features = self._features[-1]
-            self.some.append(features[:: math.ceil(self._num_batches * len(features) / MAX_REFERENCES)].cpu())
+    return recorder.gather(trainer)

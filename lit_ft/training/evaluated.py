@@ -17,7 +17,6 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run
 
 Outputs = Sequence[tuple[Tensor, Tensor]]
 """Logits ``(B, K)`` and targets of each batch, as metrics count these, of one process."""
@@ -60,7 +59,7 @@ class EvaluationOutputs(Callback):
         if not isinstance(pl_module, FineTuneModule) or not isinstance(outputs, Mapping):
             return
         logits, targets = (cast(Tensor, outputs.get(name)) for name in ("logits", "targets"))
-        if _are_of_task(pl_module, logits, targets):
+        if are_of_task(pl_module, logits, targets):
             self.take(pl_module, logits.detach(), targets.detach())
 
     def on_validation_batch_end(
@@ -74,9 +73,6 @@ class EvaluationOutputs(Callback):
     def take(self, module: FineTuneModule, logits: Tensor, targets: Tensor) -> None:
         """Keeps logits ``(B, K)`` and targets of a batch, as metrics count these."""
         self.outputs.append((logits.cpu(), targets.cpu()))
-
-    def write(self, run: Run, module: FineTuneModule, found: Evaluated, split: Split) -> None:
-        """Writes the results of a split; nothing here, but in subclasses. The first process alone calls it."""
 
 
 class ImageLosses(EvaluationOutputs):
@@ -108,7 +104,7 @@ class ImageLosses(EvaluationOutputs):
 
 @contextmanager
 def quiet_validation(trainer: Any, callback: Callback) -> Iterator[None]:
-    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but for one of them."""
+    """A trainer whose callbacks neither write nor draw a validation that is no part of the run, but for another one."""
     before, loggers = trainer.callbacks, trainer.loggers
     trainer.callbacks = [callback, *([trainer.progress_bar_callback] if trainer.progress_bar_callback else [])]
     trainer.loggers = []
@@ -132,13 +128,25 @@ def join(parts: Sequence[Outputs], data: Any, split: Split) -> Evaluated | None:
     if not all(parts):
         return None
     outputs = [[torch.cat(values) for values in zip(*part, strict=True)] for part in parts]
-    num, images = sum(len(logits) for logits, _ in outputs), _find_images(data, split)
-    if len(parts) > 1 and (images is None or len(images) != num):  # repeated, or limited
+    num = sum(len(logits) for logits, _ in outputs)
+    if len(parts) > 1 and num != count_images(data, split):  # repeated, or limited
         return None
     order = torch.cat([torch.arange(rank, num, len(parts)) for rank in range(len(parts))]).argsort()
     logits, targets = (torch.cat(values)[order] for values in zip(*outputs, strict=True))
+    return Evaluated(logits, targets, name_images(data, split, num))
+
+
+def name_images(data: Any, split: Split, num: int) -> list[str]:
+    """The paths of the images of a split, or their indices."""
+    images = _find_images(data, split)
     names = images.paths.full if isinstance(images, FileSplit) else str
-    return Evaluated(logits, targets, [names(row) for row in range(num)])
+    return [names(row) for row in range(num)]
+
+
+def count_images(data: Any, split: Split) -> int | None:
+    """The number of images of a split, as far as it is known."""
+    images = _find_images(data, split)
+    return None if images is None else len(images)
 
 
 def _find_images(data: Any, split: Split) -> Any:
@@ -148,7 +156,7 @@ def _find_images(data: Any, split: Split) -> Any:
     return data.splits.get(data.tested if split == "test" else split)
 
 
-def _are_of_task(module: FineTuneModule, logits: Any, targets: Any) -> bool:
+def are_of_task(module: FineTuneModule, logits: Any, targets: Any) -> bool:
     """Whether these are what the task of a module has: a step of the user's own may give soft targets, or none."""
     if not isinstance(logits, Tensor) or not isinstance(targets, Tensor):
         return False

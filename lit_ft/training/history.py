@@ -30,8 +30,8 @@ class HistoryWriter(Callback):
     """Writes ``history.csv``, a row an epoch, and ``metrics.json``, the metrics of each split, to the folder of a run.
 
     A row has the epoch, the optimizer steps until its end, the learning rate of each stage at its beginning (0 while
-    the stage is frozen), the mean training loss, and the metrics that were logged in the epoch. A resumed run continues
-    the table.
+    the stage is frozen), the mean training loss, the main metric of the training batches, and the metrics that were
+    logged in the epoch. A resumed run continues the table.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,11 @@ class HistoryWriter(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Appends the row, before the checkpoint of the epoch is written."""
         metrics = read_new_metrics(trainer.callback_metrics, self._earlier)  # on all ranks, which may reduce some
+        scores: dict[str, float] = getattr(pl_module, "train_metrics", dict)()
         if self._run is None or not trainer.is_global_zero:
             return
         mean = self._loss.compute(trainer.accumulate_grad_batches)
-        loss = {} if mean is None else {"train/loss": mean}
+        loss = {} if mean is None else {"train/loss": mean, **scores}
         rates = {f"lr/{stage}": rate for stage, rate in self._rates.items()}
         row: EpochRow = {"epoch": trainer.current_epoch, "step": trainer.global_step, **rates, **loss, **metrics}
         append_row(self._run.history, {**row, **loss})  # not that of the last step

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from copy import copy
 from datetime import timedelta
+from textwrap import indent
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -21,12 +22,14 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.refit import Refit
+from lit_ft.training.selected import report_selected
 from lit_ft.training.selection import select_best
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
@@ -133,7 +136,8 @@ class Trainer(L.Trainer):
             cast(Any, self).callbacks.append(again)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         selected = select_best(self, model)
-        calibrate_best(self, model)
+        outputs = calibrate_best(self, model)
+        report_selected(self, model, selected.share, outputs)
         is_tested_on_val = again is not None and datamodule.tested != "test"
         if is_tested_on_val:
             self._test_best(model, datamodule)
@@ -161,7 +165,7 @@ class Trainer(L.Trainer):
             owner = model if datamodule is None else datamodule
             rank_zero_warn(f"nothing is tested, as {type(owner).__name__} has no test_dataloader()")
             return
-        self.test(model, datamodule=datamodule, ckpt_path=best, verbose=True)
+        print_scores(self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False))
 
     def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
         """Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.
@@ -205,6 +209,13 @@ class EarlyStopping(callbacks.EarlyStopping):
         **kwargs: Any,
     ) -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta, **kwargs)
+
+
+def print_scores(results: Iterable[Mapping[str, float]]) -> None:
+    """Prints the metrics of a test or a validation, those of each loader."""
+    for scores in results:
+        rows = [(name, format_value(value)) for name, value in sorted(scores.items())]
+        rank_zero_print(f"Metrics\n{indent(format_table(rows, ('<', '>')), '  ')}")
 
 
 def has_test_loader(model: L.LightningModule, datamodule: Any) -> bool:

@@ -108,7 +108,8 @@ MATRIX = torch.tensor([[3, 1, 0], [0, 5, 0], [0, 0, 0]])
 
 def test_confusion_figure_has_counts_shares_and_names():
     [axes] = draw_confusion(MATRIX, ["ant", "bee", "cat"]).axes
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "3", (1, 0): "1", (1, 1): "5"}
+    cells = {(0, 0): "75%\n3", (1, 0): "25%\n1", (1, 1): "100%\n5"}
+    assert {text.get_position(): text.get_text() for text in axes.texts} == cells
     colors = {text.get_position(): text.get_color() for text in axes.texts}
     assert colors == {(0, 0): "white", (1, 0): "black", (1, 1): "white"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")

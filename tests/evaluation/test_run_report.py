@@ -4,11 +4,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation import run_report, tensorboard
+from lit_ft.errors import UserError
+from lit_ft.evaluation import run_report
 from lit_ft.evaluation.run_report import RunReport, format_data_table
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import UnfreezingState
@@ -16,23 +16,35 @@ from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import stage_rates
 
 
-class Board:
-    """A TensorBoard writer that only remembers."""
+class Board(TensorBoardLogger):
+    """A TensorBoard logger, and its writer, that only remember."""
 
     def __init__(self):
-        self.scalars, self.images, self.texts, self.figures = [], [], [], []
+        self.scalars, self.images, self.texts, self.summaries, self.params = [], [], [], [], {}
+        self.file_writer = SimpleNamespace(add_summary=self.summaries.append)
 
-    def add_scalar(self, tag, value, step):
-        self.scalars.append((tag, value, step))
+    @property
+    def experiment(self):
+        return self
 
-    def add_image(self, tag, image, step):
+    def log_metrics(self, metrics, step=None):
+        self.scalars += [(name, value, step) for name, value in metrics.items()]
+
+    def log_hyperparams(self, params):
+        self.params |= params
+
+    def add_image(self, tag, image, step, dataformats):
+        assert dataformats == "HWC"
         self.images.append((tag, image, step))
 
     def add_text(self, tag, text, step):
         self.texts.append((tag, text, step))
 
-    def add_figure(self, tag, figure, step):
-        self.figures.append((tag, figure, step))
+    def add_custom_scalars(self, layout):
+        self.layout = layout
+
+    def save(self):
+        pass
 
 
 class Three(Staged, L.LightningModule):
@@ -73,102 +85,89 @@ def trainer(plan=None, lr_decay=0.5, **options):
         "is_global_zero": True,
         "log_dir": None,
         "loggers": [],
+        "state": SimpleNamespace(fn="fit"),
+        "world_size": 1,
+        "callback_metrics": {},
+        "checkpoint_callbacks": [],
+        "train_dataloader": None,
     }
     return SimpleNamespace(**{**defaults, **options})
 
 
 @pytest.fixture
-def board(monkeypatch):
-    board = Board()
-    for module in (tensorboard, run_report):
-        monkeypatch.setattr(module, "find_board", lambda _: board)
-    return board
+def board():
+    return Board()
 
 
 def test_rate_of_a_stage_is_shown_as_zero_while_it_is_frozen(board):
     plan = make_plan("gradual", ["stem", "layer1", "head"], max_epochs=3)
-    run = trainer(plan, current_epoch=1, global_step=7)
+    run = trainer(plan, current_epoch=1, global_step=7, loggers=[board])
     for group, rate in zip(run.optimizers[0].param_groups, (3.0, 3.0, 2.0, 2.0, 1.0, 1.0), strict=True):
         group["lr"] = rate
     assert stage_rates(run) == {"head": 3.0, "layer1": 2.0, "stem": 1.0}
     RunReport().on_train_epoch_start(run, Three())
-    assert board.scalars == [("phase", 1, 7), ("lr/head", 3.0, 7), ("lr/layer1", 2.0, 7), ("lr/stem", 0.0, 7)]
+    assert board.scalars[:1] == [("phase/number", 2, 7)]
+    assert board.scalars[2:] == [("lr/head", 3.0, 7), ("lr/layer1", 2.0, 7), ("lr/stem", 0.0, 7)]
 
 
-@pytest.mark.parametrize(("step", "every", "expected"), [(4, 5, 0), (5, 5, 4), (10, 5, 4), (5, 0, 0)])
+@pytest.mark.parametrize(("step", "every", "expected"), [(4, 5, 0), (5, 5, 3), (10, 5, 3), (5, 0, 0)])
 def test_rates_are_logged_as_often_as_the_trainer_logs(board, step, every, expected):
-    run = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=step)
+    run = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=step, loggers=[board])
     run.log_every_n_steps = every
     RunReport().on_train_batch_end(run, Three(), None, None, 0)
     assert len(board.scalars) == expected
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The time, for the test to set."""
-    clock = SimpleNamespace(now=1000.0)
-    # Not that of all: what waits for a worker process with a time limit would wait for ever.
-    monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+def test_negative_numbers_of_images_are_refused():
+    for key in ("num_images", "projector_images"):
+        with pytest.raises(UserError, match=rf"^report.{key}: must be at least 0, got -1$"):
+            RunReport(**{key: -1})
 
 
-def test_confusion_matrix_counts_an_epoch_without_the_sanity_check(board, capsys, clock):
-    run, callback = trainer(make_plan("full", ["stem", "layer1", "head"], 1), global_step=9), RunReport()
-    callback.on_fit_start(run, Three())
+def test_first_screen_layout_and_parameters_are_logged(board, capsys):
+    run = trainer(make_plan("gradual", ["stem", "layer1", "head"], max_epochs=3), loggers=[board])
+    RunReport().on_fit_start(run, Three())
     assert "Plan  resnet18" in capsys.readouterr().out
     assert [tag for tag, *_ in board.texts] == ["plan"]
-    assert [tag for tag, *_ in board.figures] == ["plan"]
-    board.figures.clear()
+    assert [tag for tag, *_ in board.images] == ["plan"]
+    assert board.params == {"strategy": "full", "epochs": 3}  # the backbone is among the model's own
+    assert "^phase/trained_share$" in board.layout["Run"]["loss"][1]
+    assert len(board.summaries) == 3
 
-    def validate(guessed, true):
-        outputs = {"logits": 5.0 * nn.functional.one_hot(torch.tensor(guessed), 3), "targets": torch.tensor(true)}
+
+class Best:
+    """A callback that keeps the best checkpoint, at the end of each epoch."""
+
+    monitor, mode, best_model_score = "val/loss", "min", None
+
+
+def test_confusion_matrix_is_drawn_of_new_best_epochs_once_a_minute(board, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(run_report, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    drawn = []
+    monkeypatch.setattr(run_report, "log_confusion", lambda *args: drawn.append((args[2], args[4])))
+    best, callback = Best(), RunReport()
+    run = trainer(make_plan("full", ["stem", "layer1", "head"], 1), loggers=[board], checkpoint_callbacks=[best])
+    callback.setup(run, Three(), "fit")
+
+    def validate(loss, step):
+        run.callback_metrics, run.global_step = {"val/loss": torch.tensor(loss)}, step
+        callback.on_validation_start(run, Three())
+        outputs = {"logits": torch.full((2, 3), loss), "targets": torch.tensor([0, 1])}
         callback.on_validation_batch_end(run, Three(), outputs, None, 0)
-        callback.on_validation_epoch_end(run, Three())
+        callback.on_validation_end(run, Three())
+        if not run.sanity_checking:
+            best.best_model_score = min(loss, best.best_model_score or loss)
+        now[0] += 40
 
     run.sanity_checking = True
-    validate([2, 2], [2, 2])
-    assert board.figures == []
+    validate(0.1, 0)
     run.sanity_checking = False
-    for epoch, (guessed, true) in enumerate([([0, 1, 1], [0, 0, 1]), ([1], [0])]):
-        validate(guessed, true)
-        clock.now += tensorboard.INTERVAL_SECONDS
-        tag, figure, step = board.figures[epoch]
-        assert (tag, step) == ("val/confusion_matrix", 9)
-        counts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
-        assert counts == [{(0, 0): "1", (1, 0): "1", (1, 1): "1"}, {(1, 0): "1"}][epoch]
-
-
-def test_confusion_matrices_of_short_epochs_are_left_out_but_for_the_last(board, clock):
-    run, callback = trainer(make_plan("full", ["stem", "layer1", "head"], 1), checkpoint_callbacks=[]), RunReport()
-    callback.on_fit_start(run, Three())
-    board.figures.clear()
-    for step in range(1, 7):  # at 1000, 1004, 1008, 1012, 1016 and 1020
-        run.global_step = step
-        outputs = {"logits": torch.eye(3)[:1], "targets": torch.zeros(1).int()}
-        callback.on_validation_batch_end(run, Three(), outputs, None, 0)
-        callback.on_validation_epoch_end(run, Three())
-        clock.now += 4
-    assert [step for _, _, step in board.figures] == [1, 4]
-    for _ in range(2):  # a second fit, or end, has nothing more to draw
-        callback.on_fit_end(run, Three())
-    assert [step for _, _, step in board.figures] == [1, 4, 6]
-    [text] = board.figures[-1][1].axes[0].texts
-    assert text.get_text() == "1"
-
-
-@pytest.mark.parametrize(
-    ("options", "task", "num_classes"),
-    [({"confusion_matrix": False}, "multiclass", 3), ({}, "regression", 3), ({}, "multiclass", 101)],
-)
-def test_no_confusion_matrix_where_it_is_off_or_says_nothing(board, options, task, num_classes):
-    model = Three()
-    model.task.name, model.class_names = task, [str(i) for i in range(num_classes)]
-    callback = RunReport(**options)
-    run = trainer(make_plan("full", ["stem", "layer1", "head"], 1))
-    callback.on_fit_start(run, model)
-    callback.on_validation_batch_end(run, model, {"logits": torch.zeros(1, 3), "targets": torch.tensor([0])}, None, 0)
-    callback.on_validation_epoch_end(run, model)
-    assert [tag for tag, *_ in board.figures] == ["plan"]
+    for step, loss in enumerate([0.9, 0.8, 0.85, 0.7]):  # at 1040, 1080, 1120 and 1160, of a run that began at 1000
+        validate(loss, step)
+    assert [step for _, step in drawn] == [1, 3]
+    assert drawn[1][0].logits.eq(0.7).all()
+    assert drawn[1][0].metrics == {"val/loss": pytest.approx(0.7)}
 
 
 @pytest.mark.parametrize(
@@ -177,39 +176,9 @@ def test_no_confusion_matrix_where_it_is_off_or_says_nothing(board, options, tas
 )
 def test_images_of_the_first_batch_are_shown(board, num_images, step, dtype, expected):
     images = torch.full((6, 3, 8, 8), 7, dtype=dtype)
-    RunReport(num_images).on_train_batch_start(trainer(global_step=step), Three(), (images, None), 0)
-    assert len(board.images) == expected
-    if expected:
-        tag, grid, _ = board.images[0]
-        assert tag == "train/images"
-        assert (grid[0] == 7).sum() == 4 * 8 * 8
-
-
-def test_images_are_shown_as_the_network_sees_them(board):
-    class Darkens(Three):
-        def pictured(self, batch, batch_idx):
-            return batch[0] // 2 + batch_idx
-
-    RunReport(2).on_train_batch_start(trainer(), Darkens(), (torch.full((6, 3, 8, 8), 8, dtype=torch.uint8), None), 0)
-    [(_, grid, _)] = board.images
-    assert (grid[0] == 4).sum() == 2 * 8 * 8
-
-
-def test_large_images_are_shown_smaller(board):
-    RunReport(2).on_train_batch_start(trainer(), Three(), (torch.full((6, 3, 448, 224), 7, dtype=torch.uint8), None), 0)
-    [(_, grid, _)] = board.images
-    assert (grid[0] == 7).sum() == 2 * 112 * 56
-
-
-def test_best_score_is_put_beside_the_hyperparameters(tmp_path):
-    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
-    checkpoint = SimpleNamespace(best_model_score=torch.tensor(0.75), monitor="val/acc")
-    RunReport().on_fit_end(trainer(loggers=[logger], checkpoint_callbacks=[checkpoint]), Three())
-    logger.experiment.flush()
-    board = EventAccumulator(logger.log_dir)
-    board.Reload()
-    assert [event.value for event in board.Scalars("hp_metric")] == [0.75]
-    assert b"resnet18" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    run = trainer(global_step=step, loggers=[board])
+    RunReport(num_images).on_train_batch_start(run, Three(), (images, torch.zeros(6).long()), 0)
+    assert [tag for tag, *_ in board.images] == ["train/images"] * expected
 
 
 def test_data_table_shows_classes_and_images_of_each_split():

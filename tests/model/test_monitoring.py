@@ -12,7 +12,9 @@ from small_runs import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
-from lit_ft.model.monitoring import LossWatch, build_divergence_error, find_largest_gradient
+from lit_ft.model import monitoring
+from lit_ft.model.monitoring import LossWatch, TrainScore, build_divergence_error, find_largest_gradient
+from lit_ft.tasks.task import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -218,3 +220,48 @@ def test_loss_is_a_mean_in_float32_whatever_type_the_weights_have(precision):
     loss = trainer.callback_metrics["val/loss"]
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float(torch.cat(seen.losses).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("waiting", [0, 1 << 20])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_train_score_is_the_main_metric_of_all_batches_and_goes_on_after_a_resume(task, waiting, monkeypatch):
+    monkeypatch.setattr(monitoring, "_WAITING_VALUES", waiting)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(12, 3, generator=generator)
+    targets = torch.randint(3, (12,), generator=generator)
+    if task != "multiclass":
+        targets = torch.nn.functional.one_hot(targets, 3).float()
+    score = TrainScore(Task(task, 3), torch.device("cpu"))
+    assert (score.compute(), score.state_dict()) == ({}, {})
+    score.add(logits[:5], targets[:5])
+    resumed = TrainScore(Task(task, 3), torch.device("cpu"))
+    resumed.load_state_dict(score.state_dict())
+    assert resumed.compute() == score.compute()  # also before a further batch
+    for one in (score, resumed):
+        one.add(logits[5:], targets[5:])
+    whole = Task(task, 3).metrics("train/")
+    Task(task, 3).update(whole, logits, targets)
+    [(name, value)] = score.compute().items()
+    assert name == {"multiclass": "train/acc", "multilabel": "train/f1", "regression": "train/mse"}[task]
+    assert value == pytest.approx(float(whole.compute()[name]), rel=1e-6)
+    assert resumed.compute() == score.compute()
+    score.reset()
+    assert score.compute() == {}
+
+
+@pytest.mark.parametrize(("mix", "has_score"), [({}, True), ({"mixup": 0.4}, False), ({"erase": 0.5}, False)])
+def test_train_score_is_that_of_the_steps_and_there_is_none_of_mixed_images(mix, has_score):
+    class Counts(Callback):
+        hits = total = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if pl_module.objective.score:
+                logits, targets = pl_module.objective.score._waiting[-1]
+                assert targets.equal(batch[1])
+                self.hits, self.total = self.hits + int((logits.argmax(1) == targets).sum()), self.total + len(targets)
+
+    counts, module = Counts(), small_module(mix=mix)
+    small_trainer(1, counts, limit_val_batches=0).fit(module, datamodule=FewDigits())
+    found = module.train_metrics()
+    assert found == ({"train/acc": pytest.approx(counts.hits / counts.total)} if has_score else {})
+    assert not has_score or counts.total == 20

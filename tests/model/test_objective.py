@@ -105,8 +105,8 @@ def test_mixing_differs_between_steps_epochs_and_processes_and_repeats(monkeypat
         for epoch in (0, 1):
             monkeypatch.setattr(FineTuneModule, "current_epoch", epoch)
             for step in (0, 1):
-                seen[rank, epoch, step] = module.pictured(batch, step)
-                assert seen[rank, epoch, step].equal(module.pictured(batch, step))
+                seen[rank, epoch, step] = module.pictured(batch, step)[0]
+                assert seen[rank, epoch, step].equal(module.pictured(batch, step)[0])
     assert len({bytes(images.numpy()) for images in seen.values()}) == len(seen) == 8
 
 
@@ -115,7 +115,7 @@ class Seen(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == 0:
-            self.pictured = pl_module.pictured(batch, batch_idx)
+            self.pictured, _ = pl_module.pictured(batch, batch_idx)
             hook = pl_module.backbone.register_forward_pre_hook(lambda _, args: self.note(args[0]))
             self.remove, self.given = hook.remove, batch[0]
 

@@ -184,7 +184,7 @@ def test_table_of_a_run_that_was_interrupted_is_that_of_an_uninterrupted_one(tmp
 def test_run_writes_its_history_and_the_metrics_of_its_best_checkpoint(run):
     run(*FIT, "--trainer.max_epochs", 3, "--trainer.check_val_every_n_epoch", 2, "--model.lr", 0.001)
     rows = read_history(RUN.history)
-    columns = ["epoch", "step", "lr/head", "lr/dense", "lr/conv", "train/loss", "val/loss", "val/acc"]
+    columns = ["epoch", "step", "lr/head", "lr/dense", "lr/conv", "train/loss", "train/acc", "val/loss", "val/acc"]
     assert list(rows[0])[: len(columns)] == columns
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert [row["val/acc"] is None for row in rows] == [True, False, True]  # of epochs without a validation

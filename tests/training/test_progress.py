@@ -1,13 +1,15 @@
 import contextlib
 import io
+import re
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from small_runs import FewDigits, small_module, small_trainer
 
+from lit_ft.console import rank_zero_print
 from lit_ft.training import progress
 from lit_ft.training.progress import Bar, Lines, read_new_metrics
 
@@ -81,6 +83,7 @@ def test_lines_tell_the_mean_loss_of_the_epoch_and_the_metrics(together, capsys)
     trainer.fit(small_module(), datamodule=FewDigits(batch_size=5))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.split()[:3] for line in lines] == [["epoch", "0/1", "done"], ["epoch", "1/1", "done"]]
+    assert [line.endswith(" left") for line in lines] == [True, False]
     told = [part.split() for part in lines[1].split("done  ")[1].split("  ")]
     assert [name for name, _ in told] == ["train/loss", "val/loss", "val/acc", lines[1].split()[-2]]
     assert len(losses) == 8
@@ -127,3 +130,66 @@ def test_line_of_an_epoch_without_validation_has_none_of_an_earlier_one(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if " done " in line]
     assert ["val/loss" in line for line in lines] == [False, True, False]
     assert all("train/loss" in line for line in lines)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_epochs_that_were_best_so_far_are_marked(mode, tmp_path, capsys):
+    best = ModelCheckpoint(tmp_path, monitor="val/loss", mode=mode)
+    trainer = small_trainer(4, Lines(), best, enable_progress_bar=True, enable_checkpointing=True)
+    L.seed_everything(1)
+    trainer.fit(small_module(), datamodule=FewDigits())
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    losses = [float(line[line.index("val/loss") + 1]) for line in lines]
+    pick = {"min": min, "max": max}[mode]
+    assert [line[2] == "best" for line in lines] == [loss == pick(losses[: i + 1]) for i, loss in enumerate(losses)]
+    assert {"min": 1, "max": 3}[mode] <= sum(line[2] == "done" for line in lines) + (mode == "min")
+
+
+class Terminal(io.StringIO):
+    """A terminal, and what it shows in the end."""
+
+    def isatty(self):
+        return True
+
+    def lines(self):
+        lines, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[A|\r|\n|[^\x1b\r\n]+", self.getvalue()):
+            if part == "\r":
+                column = 0
+            elif part in ("\n", "\x1b[A"):
+                row += 1 if part == "\n" else -1
+                column = 0 if part == "\n" else column
+                lines += [""] * (row + 1 - len(lines))
+            else:
+                lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+                column += len(part)
+        return [line.rstrip() for line in lines]
+
+
+def test_bar_shares_no_line_with_what_is_printed_and_leaves_a_line_an_epoch():
+    class Prints(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rank_zero_print(f"batch {batch_idx}")
+
+        def on_validation_start(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                rank_zero_print("validates")
+
+    trainer = small_trainer(2, Bar(), Prints(), enable_progress_bar=True, num_sanity_val_steps=1)
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        trainer.fit(small_module(), datamodule=FewDigits())
+    found = [" ".join(line.split()[:3]) for line in terminal.lines() if line]
+    printed = ["batch 0", "batch 1", "validates"]
+    assert found == [*printed, "epoch 0/1 done", *printed, "epoch 1/1 done"]
+
+
+def test_bar_shows_the_mean_loss_and_the_time_that_is_left(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bar = Bar()
+    bar._share, now[0] = 0.5, 53.0
+    bar._loss.add({"loss": torch.tensor(0.25)})
+    trainer = SimpleNamespace(accumulate_grad_batches=1, max_epochs=3, current_epoch=0)
+    assert bar.get_metrics(trainer, None) == {"train/loss": "0.2500", "left": "15.0s"}
+    trainer.max_epochs = -1
+    assert bar.get_metrics(trainer, None) == {"train/loss": "0.2500"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
@@ -34,6 +35,8 @@ class Loader:
         self.position = position or Position()
         self.stand_in: Callable[[Loader], Readable] | None = None
         """Called at each epoch's first batch for what is read instead of the source; for cached features."""
+        self.seconds_waited = 0.0
+        """Time in which whoever reads the batches has waited for them, in all epochs."""
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch, also after a resume."""
@@ -47,7 +50,13 @@ class Loader:
         position = self.position.seen_by(self)
         remaining = self.sampler.batches()[position.begin(self.sampler) :]
         source = self.source if self.stand_in is None else self.stand_in(self)
-        for batch in source.read(remaining, self.sampler.augment_generator()):
+        batches = iter(source.read(remaining, self.sampler.augment_generator()))
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - began
+            if batch is None:
+                return
             position.advance()
             yield batch
 

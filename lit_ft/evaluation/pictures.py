@@ -1,0 +1,123 @@
+"""Images of a run for its loggers, and what is true of them and predicted in words."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
+
+from lit_ft.backbones.backbone import StageOutput
+from lit_ft.data.files.file_split import FileSplit
+from lit_ft.data.images.decode import formats
+from lit_ft.data.loading.sampler import Picks, seed_view
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.errors import printable
+from lit_ft.evaluation.figures import as_rgb, draw_images, draw_plan, shorten
+from lit_ft.evaluation.loggers import log_figure, takes_figures
+from lit_ft.training.selected import ValidationOutputs
+from lit_ft.unfreezing.callback import run_epochs
+from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
+
+SIDE = 112
+"""Pixels of the longer side of a pictured image: 32 of 224 pixels take as long as an epoch of a head to compress."""
+
+SPRITE_SIDE = 48
+MAX_CHARACTERS = 19
+"""Longest line of a caption that fits below an image."""
+
+
+def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int) -> None:
+    """Logs the first images of a run's first batch as the network gets them, augmented, erased and mixed, with labels.
+
+    Only a batch that is a pair of uint8 images and targets has a picture.
+    """
+    if not takes_figures(trainer) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return
+    if isinstance(batch[0], StageOutput):
+        batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
+    images, targets = batch
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
+        if hasattr(module, "pictured"):
+            images, targets = module.pictured(batch, 0)
+        captions = [_split(describe_target(target, module)) for target in targets[:num_images].cpu()]
+        log_figure(trainer, "train/images", draw_images(shrink(images[:num_images].cpu()), captions), 0)
+
+
+def _split(text: str) -> list[str]:
+    return [shorten(line, MAX_CHARACTERS) for line in text.split("\n")]
+
+
+def caption(outputs: ValidationOutputs, row: int, module: Any) -> list[str]:
+    """What is true of an image, and what is predicted."""
+    logits = outputs.logits[row : row + 1]
+    true, predicted, _ = point(outputs, row, module)
+    if module.task.name == "multiclass":
+        predicted = f"{shorten(predicted, 12)} {float(module.task.predict(logits).max()):.0%}"
+    return [shorten(true, MAX_CHARACTERS), f"→ {shorten(predicted, MAX_CHARACTERS - 2)}"]
+
+
+def point(outputs: ValidationOutputs, row: int, module: Any) -> list[str]:
+    """What is true of an image, what is predicted, and whether that is right."""
+    true = describe_target(outputs.targets[row], module)
+    logits = outputs.logits[row : row + 1]
+    predicted = module.task.predict(logits)[0]
+    if module.task.name == "multiclass":
+        found = describe_target(predicted.argmax(), module)
+    else:
+        found = describe_target(predicted > 0.5 if module.task.name == "multilabel" else predicted, module)
+    return [true, found, "yes" if true == found else "no"]
+
+
+def log_plan(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
+    """Logs the picture of the plan, with the phases that have begun by an epoch at their actual start."""
+    if takes_figures(trainer):
+        starts, rates = run_starts(trainer, module, epoch), stage_rates(trainer, initial=True)
+        figure = draw_plan(run_plan(trainer, module), starts, run_epochs(trainer), rates)
+        log_figure(trainer, "plan", figure, trainer.global_step)
+
+
+def describe_target(target: Tensor, module: Any) -> str:
+    """A target in words: a class, its shares where images are mixed, labels, or numbers."""
+    names, task = [printable(name) for name in module.class_names], module.task.name
+    if task == "regression":
+        return ", ".join(f"{value:.4g}" for value in target.reshape(-1).tolist())
+    if target.ndim == 0:
+        return str(names[int(target)])
+    if task == "multilabel":
+        return ", ".join(name for name, value in zip(names, target.tolist(), strict=True) if value > 0.5) or "none"
+    shares = sorted(zip(target.tolist(), names, strict=True), reverse=True)[:2]
+    return "\n".join(f"{shorten(name, 12)} {share:.0%}" for share, name in shares if share > 0)
+
+
+def read_images(data: ImageDataModule[Any], rows: Tensor) -> Tensor:
+    """Validation images as they are evaluated, uint8 ``(n, C, H, W)``, made small."""
+    source = data.source("val", augment=False)
+    ((images, _),) = source.read([Picks(rows, rows)], seed_view(0, 0))
+    return shrink(images.cpu())
+
+
+def shrink(images: Tensor, side: int = SIDE) -> Tensor:
+    """Images ``(B, C, H, W)`` whose longer side is at most so many pixels."""
+    most = max(images.shape[2:])
+    return resize(images, [one * side // most for one in images.shape[2:]]) if most > side else images
+
+
+def read_sprites(data: ImageDataModule[Any], rows: Tensor) -> Tensor:
+    """Validation images as squares, uint8 ``(n, 3, S, S)``; photos are decoded small, which is quick."""
+    split = data.splits["val"]
+    if isinstance(split, FileSplit):
+        return torch.stack([_read_sprite(split.paths.full(row)) for row in rows.tolist()])
+    source, parts = data.source("val", augment=False), torch.split(rows, 256)
+    images = (images.cpu() for images, _ in source.read([Picks(part, part) for part in parts], seed_view(0, 0)))
+    return torch.cat([as_rgb(resize(part, [SPRITE_SIDE] * 2)) for part in images])
+
+
+def _read_sprite(path: str) -> Tensor:
+    with Image.open(path, formats=formats()) as image:
+        image.draft("RGB", (SPRITE_SIDE, SPRITE_SIDE))
+        small = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (SPRITE_SIDE, SPRITE_SIDE))
+    return cast(Tensor, pil_to_tensor(small))
