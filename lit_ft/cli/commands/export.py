@@ -1,0 +1,153 @@
+"""``lit-ft export``: a file that works without lit_ft, verified before it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lit_ft.data as data_modules
+from lit_ft.assets import replace_atomically
+from lit_ft.cli.commands import COMMANDS, CommandParser
+from lit_ft.cli.config.checkpoint import read_saved_data
+from lit_ft.cli.process import quiet_libraries
+from lit_ft.console import format_bytes
+from lit_ft.data.modules.arrays import ArrayDataModule
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.errors import UserError, printable
+from lit_ft.evaluation.inference import load
+from lit_ft.export.build import Exported, build_export, describe_export
+from lit_ft.export.examples import draw_images, read_examples, read_folder, shrink_examples
+from lit_ft.export.formats import SUFFIXES, require_onnx
+from lit_ft.export.library_weights import build_library_weights
+from lit_ft.export.verification import format_agreement
+from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run
+
+DRAWN = "drawn"
+"""What is given for the folder of examples where no photo is to be in the file."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Exports a checkpoint."""
+    parser = CommandParser(prog="lit-ft export", description=COMMANDS["export"])
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    parser.add_argument("out", metavar="FILE", help=f"the file to write: {', '.join(SUFFIXES)}")
+    parser.add_argument(
+        "--examples",
+        metavar="FOLDER",
+        help="photos to put into the file for lit-ft verify, small; by default validation images of the run; "
+        f"{DRAWN}: patches of colour, where no photo may leave this machine",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE and its model card, if they are there")
+    given = parser.parse_args(args)
+    out = Path(given.out).expanduser()
+    quiet_libraries()
+    _refuse_target(out, given.overwrite)
+    checkpoint = Path(given.checkpoint).expanduser()
+    checkpoint = Run(checkpoint).checkpoint("best") if checkpoint.is_dir() else checkpoint
+    try:
+        module = load(checkpoint, "cpu")
+    except UserError as error:
+        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT")) from error
+    if out.suffix == ".safetensors":
+        _export_weights(module, out)
+    else:
+        _export_network(module, out, checkpoint, given.examples)
+    return 0
+
+
+def _export_weights(module: FineTuneModule, out: Path) -> None:
+    weights = build_library_weights(module)
+    with replace_atomically(out) as unfinished:
+        unfinished.write_bytes(weights.content)
+    print(f"Exported  {_name(out, len(weights.content))}: loaded strictly, and its logits compared with the model's")
+    print(f"Build     {weights.code}")
+
+
+def _export_network(module: FineTuneModule, out: Path, checkpoint: Path, examples: str | None) -> None:
+    images, what = _find_examples(module, checkpoint, examples)
+    description = describe_export(module, images, _network_name(module))
+    built = build_export(module, out.suffix, description)
+    with replace_atomically(out) as unfinished:
+        unfinished.write_bytes(built.content)
+    _print_export(out, built, what)
+
+
+def _print_export(out: Path, built: Exported, what: str) -> None:
+    found = built.description
+    agreement = format_agreement(built.agreement, found)
+    print(f"Exported  {_name(out, len(built.content))}: {found.network}, {found.task}, {len(found.classes)} outputs")
+    print(f"Input     {found.input_format}")
+    print(f"Output    {found.output_format}")
+    print(f"Verified  by {built.runtime} on {what}, which are in the file: {agreement}")
+    print(f"Verify    lit-ft verify {printable(str(out))}")
+
+
+def _name(out: Path, size: int) -> str:
+    return f"{printable(str(out))}, {format_bytes(size)}"
+
+
+def _network_name(module: FineTuneModule) -> str:
+    name = module.hparams["backbone"]
+    return name if isinstance(name, str) else str(name.get("class_path", "network")).rpartition(".")[2]
+
+
+def _find_examples(module: FineTuneModule, checkpoint: Path, given: str | None) -> tuple[list[Any], str]:
+    """Images ``(C, H, W)`` to put into the file, and what they are."""
+    channels = 3 if module.normalise.channels == 1 else module.normalise.channels
+    spec = module.input_spec
+    if given not in (None, DRAWN):
+        images = read_folder(str(given), "--examples")
+        return shrink_examples(images, spec), f"{len(images)} images of {printable(str(given))}"
+    reason = ""
+    if given is None:
+        try:
+            data = make_saved_data(checkpoint, module)
+            images = read_examples(data.splits["val"], channels)
+            return shrink_examples(images, spec), f"{len(images)} validation images"
+        except UserError as error:
+            reason = str(error)
+        print(f"Examples  no validation images at hand ({printable(reason)}); --examples FOLDER gives photos")
+    images = draw_images(channels, spec.resize)
+    return shrink_examples(images, spec), f"{len(images)} drawn patches of colour"
+
+
+def make_saved_data(checkpoint: Path, module: FineTuneModule) -> Any:
+    """The data module that a checkpoint was trained on, set up.
+
+    Raises:
+        UserError: If the checkpoint does not say which, or its images are not at hand.
+    """
+    saved = read_saved_data(str(checkpoint))
+    if saved is None:
+        raise UserError("the checkpoint names no data module of lit_ft")
+    made = getattr(data_modules, saved["class_path"].rpartition(".")[2])
+    if not issubclass(made, PhotoDataModule | ArrayDataModule):
+        raise UserError(f"{made.__name__} has neither files nor arrays")
+    try:
+        data = made(**saved["init_args"])
+        data.setup()
+    except (OSError, TypeError) as error:  # options of another release
+        raise UserError(f"{made.__name__}: {error}") from error
+    if list(data.class_names) != module.class_names:
+        raise UserError(f"{made.__name__} has other classes than the checkpoint")
+    data.input_spec = data.spec or module.input_spec
+    return data
+
+
+def _refuse_target(out: Path, overwrite: bool) -> None:
+    """Raises `UserError` for a file that cannot be written, or must not be."""
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"FILE: {out} must end in {', '.join(SUFFIXES)}")
+    if out.suffix == ".onnx":
+        require_onnx()
+    for path in (out,):
+        if os.path.isdir(path):
+            raise UserError(f"FILE: {path} is a folder")
+        if os.path.exists(path) and not overwrite:
+            raise UserError(f"FILE: {path} exists; name another file, or to overwrite it: --overwrite")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"FILE: nothing can be written in {folder}; name another file")

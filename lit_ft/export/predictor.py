@@ -1,0 +1,51 @@
+"""Predictions of pictures with an exported file, as `FineTuneModule.predict` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lit_ft.errors import UserError
+from lit_ft.export.runtime import open_exported
+from lit_ft.model.prediction import Picture, Prediction, Predictor, read_pictures
+from lit_ft.tasks.task import Task
+
+
+class ExportedModel(Predictor):
+    """An exported file that predicts pictures.
+
+    Args:
+        path: The ``.onnx`` or ``.pt2`` file.
+
+    Raises:
+        UserError: If it is missing, damaged or not of lit_ft, or what runs it is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.file = open_exported(path)
+        self.class_names = self.file.description.classes
+        self.task = Task(self.file.description.task, len(self.class_names))  # type: ignore[arg-type]
+
+    def predict(self, pictures: Picture | Iterable[Picture], top_k: int = 1, batch_size: int = 32) -> list[Prediction]:
+        """Predicts images, in their order; see `Predictor.predict`. The file resizes and crops them."""
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}")
+        channels = self.file.description.channels
+        images, found = read_pictures(pictures, channels), list[Prediction]()
+        while batch := list(islice(images, batch_size)):
+            pixels = [np.ascontiguousarray(_fit(image, channels).permute(1, 2, 0).numpy()) for _, image in batch]
+            predicted = torch.from_numpy(self.file.run_each(pixels))
+            found += self._format(predicted, [name for name, _ in batch], top_k)
+        return found
+
+
+def _fit(image: torch.Tensor, channels: int) -> torch.Tensor:
+    """The image ``(C, H, W)`` with the channels that the file takes; raises `UserError` if it has others."""
+    if len(image) not in (1, channels):
+        raise UserError(f"pictures: an image of {len(image)} channels, but the file takes {channels}")
+    return image.expand(channels, -1, -1)

@@ -1,0 +1,147 @@
+"""Exported files, opened and run; needs neither Lightning nor, for ONNX, torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from lit_ft.errors import UserError
+from lit_ft.export.description import Description, Outputs, Pixels
+
+RUNNABLE = (".onnx", ".pt2")
+"""The suffixes of files that can be run; `.safetensors` has weights alone."""
+
+METADATA_FILE = "lit_ft.json"
+"""The file within a ``.pt2`` with its metadata."""
+
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """An exported file that can be run.
+
+    Args:
+        description: What it says of itself.
+        runtime: The library that runs it, its version, and where.
+        run: Images, uint8 ``(B, H, W, C)`` -> outputs ``(B, K)``.
+    """
+
+    description: Description
+    runtime: str
+    run: Callable[[Pixels], Outputs]
+
+    def run_each(self, images: Sequence[Pixels]) -> Outputs:
+        """The outputs ``(N, K)`` of images ``(H, W, C)`` of any sizes; those of one size that follow are one batch."""
+        found: list[Outputs] = []
+        start = 0
+        for stop in range(1, len(images) + 1):
+            if stop == len(images) or images[stop].shape != images[start].shape:
+                found.append(self.run(np.stack(images[start:stop])))
+                start = stop
+        return cast(Outputs, np.concatenate(found))
+
+
+def is_runnable(path: str | Path) -> bool:
+    """Whether a path is one of an exported file, by its suffix."""
+    return Path(path).suffix.lower() in RUNNABLE
+
+
+def open_exported(path: str | Path, content: bytes | None = None, threads: int = 0) -> ExportedFile:
+    """Opens an exported file; nothing in it runs code of its own.
+
+    Args:
+        path: The file, whose suffix says what it is.
+        content: What it holds, where it is not written yet.
+        threads: The number of threads of ONNX Runtime; 0 leaves it the choice.
+
+    Raises:
+        UserError: If it is missing, damaged, not of lit_ft, or the library that runs it is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in RUNNABLE:
+        hint = "; weights alone cannot be run" if path.suffix.lower() == ".safetensors" else ""
+        raise UserError(f"{path}: must end in {' or '.join(RUNNABLE)}{hint}")
+    if content is None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return _open_onnx(path, content, threads) if path.suffix.lower() == ".onnx" else _open_program(path, content)
+
+
+def _open_onnx(path: Path, content: bytes, threads: int) -> ExportedFile:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{path}: needs onnxruntime; pip install 'lit_ft[export]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns of what it can do better elsewhere
+    options.intra_op_num_threads = threads
+    try:
+        known = [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
+        session = onnxruntime.InferenceSession(content, options, providers=known)
+    except Exception as error:  # its own exceptions derive from that alone
+        raise UserError(f"{path}: {_first_line(error)}") from error
+    description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    name = session.get_inputs()[0].name
+
+    def run(images: Pixels) -> Outputs:
+        outputs = session.run(None, {name: images})[0]
+        return cast(Outputs, outputs)
+
+    return ExportedFile(description, f"onnxruntime {onnxruntime.__version__}, {session.get_providers()[0]}", run)
+
+
+def _open_program(path: Path, content: bytes) -> ExportedFile:
+    import io
+
+    import torch
+
+    extra: dict[str, Any] = {METADATA_FILE: ""}
+    try:
+        with _without_pickle():
+            program = torch.export.load(io.BytesIO(content), extra_files=extra)
+    except Exception as error:
+        raise UserError(f"{path}: {_first_line(error)}") from error
+    text = extra[METADATA_FILE]
+    try:
+        metadata = json.loads(text) if text else {}
+    except ValueError as error:
+        raise UserError(f"{path}: its metadata are damaged ({error}); export it again") from error
+    description = Description.from_metadata(metadata if isinstance(metadata, dict) else {}, str(path))
+    module = program.module()
+
+    def run(images: Pixels) -> Outputs:
+        with torch.no_grad():
+            outputs = module(torch.from_numpy(np.ascontiguousarray(images)))
+        return cast(Outputs, outputs.numpy())
+
+    return ExportedFile(description, f"torch {torch.__version__}, cpu", run)
+
+
+def _first_line(error: Exception) -> str:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"cannot be opened; it is damaged, or of a newer version ({reason[:300]})"
+
+
+@contextmanager
+def _without_pickle() -> Iterator[None]:
+    """Lets torch unpickle tensors alone: ``torch.export.load`` has no option for it, and would trust the file."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
