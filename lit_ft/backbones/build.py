@@ -39,6 +39,9 @@ class NetworkSource(Protocol):
     def build(self, name: str, spec: InputSpec) -> Network:
         """The network with random weights, for images of the spec's size, and its stages."""
 
+    def licence(self, name: str, tag: str) -> str:
+        """What is known of the licence of published weights, in words."""
+
     def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
         """Published tensors with the names and the shapes that the network has for images of the spec's size."""
 

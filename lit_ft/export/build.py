@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError
-from lit_ft.export.description import TOLERANCE, Description, Example, installed_versions
+from lit_ft.export.description import TOLERANCE, Description, Example, Outputs, Pixels, installed_versions
 from lit_ft.export.formats import require_onnx, trace, write_onnx, write_pt2
 from lit_ft.export.inference_model import InferenceModel, predict_pixels
 from lit_ft.export.runtime import open_exported
@@ -40,8 +40,8 @@ def describe_export(
 ) -> Description:
     """The description of an exported model, with some images ``(C, H, W)`` and what the model makes of them."""
     task, channels = module.task, 3 if module.normalise.channels == 1 else module.normalise.channels
-    outputs = predict_pixels(module, images, network)
-    pixels = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
+    outputs: Sequence[Outputs] = list(predict_pixels(module, images, network)) if images else []
+    pixels = [to_array(image) for image in images]
     units = task.standardisation.scale if task.standardisation else (1.0,) * task.num_outputs
     libraries = ["lit_ft", "torch", "torchvision", *(["timm"] if "timm/" in name else [])]
     return Description(
@@ -53,6 +53,11 @@ def describe_export(
         [Example(*pair) for pair in zip(pixels, outputs, strict=True)],
         versions=installed_versions(libraries),
     )
+
+
+def to_array(image: Tensor) -> Pixels:
+    """The pixels of an image ``(C, H, W)`` as a file takes them, ``(H, W, C)``."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
 def build_export(

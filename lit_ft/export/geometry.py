@@ -53,7 +53,9 @@ class CentreResize(nn.Module):
         pixels = (
             pixels.reshape(*pixels.shape[:2], *columns.shape, pixels.shape[3]).permute(0, 4, 2, 1, 3).float()
         )  # (B, C, groups, H, L)
-        pixels = self._round(torch.matmul(pixels, column_weights.transpose(1, 2)))  # (B, C, groups, H, size / groups)
+        pixels = self._round(
+            torch.matmul(pixels, column_weights.transpose(1, 2))
+        )  # (B, C, groups, rows, size / groups)
         pixels = pixels.permute(0, 1, 3, 2, 4).flatten(3)
         return self._round(torch.matmul(row_weights[0], pixels))
 

@@ -96,7 +96,7 @@ def _compare(network: nn.Module, tensors: dict[str, Tensor], module: FineTuneMod
     difference = float((found - wanted).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise UserError(
-            f".safetensors: the network of the library gives other logits than the model, by up to {difference:.2g}: it "
+            f".safetensors: the network of the library differs from the model, by up to {difference:.2g}: it "
             f"pools or normalises in another way; {_INSTEAD}"
         )
     return difference

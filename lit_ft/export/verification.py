@@ -10,8 +10,8 @@ import numpy as np
 from lit_ft.export.description import Description, Outputs
 from lit_ft.export.runtime import ExportedFile
 
-_TIE = 1e-6
-"""Probabilities that are closer than this are equal: which of them is the largest says nothing."""
+TIE = 1e-6
+"""Probabilities that are no further apart are equal: which of them is the largest says nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,18 @@ class Agreement:
         return self.excess <= 1 and not self.changed  # false for nan
 
 
-def compare_outputs(expected: Outputs, found: Outputs, tolerance: Sequence[float], task: str) -> Agreement:
-    """Compares outputs ``(N, K)`` with those that were expected, each of the K by a tolerance of its own."""
+def compare_outputs(
+    expected: Outputs, found: Outputs, tolerance: Sequence[float], task: str, tie: float = TIE
+) -> Agreement:
+    """Compares outputs ``(N, K)`` with those that were expected, each of the K by a tolerance of its own.
+
+    For ``multiclass`` the most probable class must be the same one, or one that is as probable but for ``tie``.
+    """
     differences = np.abs(found.astype(np.float64) - expected)
     changed = []
     if task == "multiclass":
         best, picked = expected.max(axis=1), np.take_along_axis(expected, found.argmax(axis=1)[:, None], 1)[:, 0]
-        changed = [int(row) for row in np.flatnonzero(best - picked > _TIE)]
+        changed = [int(row) for row in np.flatnonzero(best - picked > tie)]
     return Agreement(differences.max(axis=1), float((differences / np.asarray(tolerance)).max()), changed)
 
 
@@ -54,7 +59,8 @@ def run_examples(file: ExportedFile) -> Agreement:
     description = file.description
     found = file.run_each([example.pixels for example in description.examples])
     expected = np.stack([example.outputs for example in description.examples])
-    return compare_outputs(expected, found, description.tolerance, description.task)
+    tie = max(description.tolerance) if description.precision == "int8" else TIE
+    return compare_outputs(expected, found, description.tolerance, description.task, tie)
 
 
 def format_agreement(agreement: Agreement, description: Description) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,35 @@ from lit_ft.data.modules.arrays import ArrayDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, printable
 from lit_ft.evaluation.inference import load
-from lit_ft.export.build import Exported, build_export, describe_export
-from lit_ft.export.examples import draw_images, read_examples, read_folder, shrink_examples
+from lit_ft.evaluation.run_files import read_metrics
+from lit_ft.export.build import Exported, build_export, describe_export, to_array, verify_built
+from lit_ft.export.description import Pixels
+from lit_ft.export.examples import (
+    choose_rows,
+    draw_images,
+    read_examples,
+    read_folder,
+    read_pixels,
+    shrink_examples,
+)
 from lit_ft.export.formats import SUFFIXES, require_onnx
+from lit_ft.export.int8 import NUM_CALIBRATION, measure_cost, quantise
 from lit_ft.export.library_weights import build_library_weights
+from lit_ft.export.model_card import CardFacts, render_card
+from lit_ft.export.truncation import refuse_stage, truncate
 from lit_ft.export.verification import format_agreement
+from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run
+from lit_ft.runs import Run, find_run_of_checkpoint
 
 DRAWN = "drawn"
 """What is given for the folder of examples where no photo is to be in the file."""
+
+
+MOST_MEASURED = 1000
+"""Validation images on which the cost of 8 bits is measured, at most."""
+
+_ALLOWED = {"int8": (".onnx",), "until": (".onnx", ".pt2")}
 
 
 def run(args: Sequence[str]) -> int:
@@ -40,39 +61,99 @@ def run(args: Sequence[str]) -> int:
         help="photos to put into the file for lit-ft verify, small; by default validation images of the run; "
         f"{DRAWN}: patches of colour, where no photo may leave this machine",
     )
+    parser.add_argument(
+        "--until",
+        metavar="STAGE",
+        help="cut the network after this stage, with a head solved on the training images of the run; lit-ft probe "
+        "with --stages all measures stages, lit-ft describe lists them",
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="8-bit weights and activations, calibrated on the training images; .onnx"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE and its model card, if they are there")
     given = parser.parse_args(args)
     out = Path(given.out).expanduser()
     quiet_libraries()
     _refuse_target(out, given.overwrite)
+    for option in ("int8", "until"):
+        if getattr(given, option) and out.suffix not in (allowed := _ALLOWED[option]):
+            raise UserError(f"--{option}: is for {' and '.join(allowed)}, not {out.suffix}")
     checkpoint = Path(given.checkpoint).expanduser()
     checkpoint = Run(checkpoint).checkpoint("best") if checkpoint.is_dir() else checkpoint
     try:
         module = load(checkpoint, "cpu")
     except UserError as error:
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT")) from error
+    weights = hyper_parameters(str(checkpoint), "export", "").get("source_weights")
+    if given.until:
+        refuse_stage(module, given.until, "--until")
+    facts = CardFacts(out.name, module, find_run_of_checkpoint(str(checkpoint)), checkpoint, weights=weights)
     if out.suffix == ".safetensors":
-        _export_weights(module, out)
+        _export_weights(out, facts)
     else:
-        _export_network(module, out, checkpoint, given.examples)
+        _export_network(out, facts, given)
     return 0
 
 
-def _export_weights(module: FineTuneModule, out: Path) -> None:
-    weights = build_library_weights(module)
-    with replace_atomically(out) as unfinished:
-        unfinished.write_bytes(weights.content)
+def _export_weights(out: Path, facts: CardFacts) -> None:
+    weights = build_library_weights(facts.module)
+    description = describe_export(facts.module, [], _network_name(facts.module))
+    _write(out, weights.content, render_card(replace(facts, code=weights.code), description))
     print(f"Exported  {_name(out, len(weights.content))}: loaded strictly, and its logits compared with the model's")
     print(f"Build     {weights.code}")
 
 
-def _export_network(module: FineTuneModule, out: Path, checkpoint: Path, examples: str | None) -> None:
-    images, what = _find_examples(module, checkpoint, examples)
-    description = describe_export(module, images, _network_name(module))
-    built = build_export(module, out.suffix, description)
-    with replace_atomically(out) as unfinished:
-        unfinished.write_bytes(built.content)
+def _export_network(out: Path, facts: CardFacts, given: argparse.Namespace) -> None:
+    module, notes, network = facts.module, list[str](), None
+    name = _network_name(module)
+    data = make_saved_data(facts.checkpoint, module) if given.int8 or given.until else None
+    images, what = _find_examples(module, facts.checkpoint, given.examples)
+    if given.until:
+        cut = truncate(module, data, given.until)
+        notes.append(f"Cut after {given.until}: {cut}{_note_refit(facts)}")
+        network, name = cut.network, f"{name} up to {given.until}"
+    built = build_export(module, out.suffix, describe_export(module, images, name, network), network)
+    if given.int8:
+        built, cost = _quantise(built, data, facts)
+        notes.append(f"Quantised to 8 bits: {cost}")
+    card = render_card(replace(facts, notes=notes, is_whole=not given.until), built.description)
+    _write(out, built.content, card)
     _print_export(out, built, what)
+    for note in notes:
+        print(note)
+
+
+def _quantise(built: Exported, data: Any, facts: CardFacts) -> tuple[Exported, str]:
+    """The file in 8 bits, calibrated on training images, and what that costs on the validation images."""
+    channels = built.description.channels
+
+    def read(split: Any, most: int) -> Iterator[Pixels]:
+        return (to_array(read_pixels(split, row, channels)) for row in choose_rows(split.targets, most))
+
+    train, val = data.splits["train"], data.splits["val"]
+    quantised = quantise(built.content, built.description, read(train, NUM_CALIBRATION))
+    made = verify_built(quantised.content, ".onnx")
+    targets = val.targets[choose_rows(val.targets, MOST_MEASURED)].numpy()
+    examples = [example.pixels for example in built.description.examples]
+    cost = measure_cost(built.content, made.content, read(val, MOST_MEASURED), targets, examples)
+    return made, f"{cost}{_note_refit(facts)}"
+
+
+def _note_refit(facts: CardFacts) -> str:
+    """What must be known of a comparison on validation images, if the model was fitted on these in the end."""
+    was_refit = facts.run is not None and "refit" in read_metrics(facts.run)
+    return "; before, it had been fitted again on the validation images, too" if was_refit else ""
+
+
+def _write(out: Path, content: bytes, card: str) -> None:
+    with replace_atomically(out) as unfinished:
+        unfinished.write_bytes(content)
+    with replace_atomically(_card_of(out)) as unfinished:
+        unfinished.write_text(card, encoding="utf-8", errors="backslashreplace")
+
+
+def _card_of(out: Path) -> Path:
+    return out.with_suffix(".md")
 
 
 def _print_export(out: Path, built: Exported, what: str) -> None:
@@ -82,6 +163,7 @@ def _print_export(out: Path, built: Exported, what: str) -> None:
     print(f"Input     {found.input_format}")
     print(f"Output    {found.output_format}")
     print(f"Verified  by {built.runtime} on {what}, which are in the file: {agreement}")
+    print(f"Card      {printable(str(_card_of(out)))}")
     print(f"Verify    lit-ft verify {printable(str(out))}")
 
 
@@ -143,7 +225,7 @@ def _refuse_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"FILE: {out} must end in {', '.join(SUFFIXES)}")
     if out.suffix == ".onnx":
         require_onnx()
-    for path in (out,):
+    for path in (out, _card_of(out)):
         if os.path.isdir(path):
             raise UserError(f"FILE: {path} is a folder")
         if os.path.exists(path) and not overwrite:
