@@ -66,6 +66,9 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     except Exception as error:
         raise _untraceable(error) from error
     _strip(proto)
+    for value, names in ((proto.graph.input[0], ("batch", "height", "width")), (proto.graph.output[0], ("batch",))):
+        for size, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            size.dim_param = name
     onnx.helper.set_model_props(proto, dict(metadata))
     if proto.ByteSize() > _MOST_BYTES:
         raise UserError(f".onnx holds at most 2 GB, and this network takes {proto.ByteSize():,} bytes; write .pt2")
@@ -91,7 +94,8 @@ def _strip(proto: Any) -> None:
             node.ClearField("doc_string")
         del graph.metadata_props[:]
         graph.ClearField("doc_string")
-    for values in (proto.graph.input, proto.graph.output, proto.graph.value_info, proto.graph.initializer):
+    del proto.graph.value_info[:]  # shapes in between, which runtimes find themselves
+    for values in (proto.graph.input, proto.graph.output, proto.graph.initializer):
         for value in values:
             del value.metadata_props[:]
             value.ClearField("doc_string")

@@ -108,9 +108,7 @@ def quantise(content: bytes, description: Description, images: Iterable[Pixels])
             quantised = onnx.load(path)
         except Exception as error:  # it raises nearly anything
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(
-                f"the network cannot be quantised by ONNX Runtime ({reason}); export it in float32"
-            ) from error
+            raise UserError(f"ONNX Runtime cannot quantise the network ({reason}); export it in float32") from error
         finally:
             root.setLevel(level)
     return _describe(quantised, description)
