@@ -21,6 +21,8 @@ from lit_ft.export.runtime import METADATA_FILE
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 INPUT, OUTPUT = "images", "outputs"
 OPSET = 20
+PREPROCESSING = "preprocessing/"
+"""What the names of the nodes of the eval transform begin with in ONNX."""
 
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer
 
@@ -86,10 +88,13 @@ def write_pt2(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
 
 
 def _strip(proto: Any) -> None:
-    """Removes the paths and lines of the source that each operation came from."""
+    """Removes the paths and lines of the source that each operation came from, and names those of the preprocessing."""
     graphs = [proto.graph, *proto.functions]
     for graph in graphs:
         for node in graph.node:
+            scopes = next((entry.value for entry in node.metadata_props if entry.key.endswith("name_scopes")), "")
+            if "'preprocessing'" in scopes:
+                node.name = f"{PREPROCESSING}{node.name}"
             del node.metadata_props[:]
             node.ClearField("doc_string")
         del graph.metadata_props[:]

@@ -18,43 +18,60 @@ _GREY = (0.2989, 0.587, 0.114)
 """The shares of red, green and blue in a grey pixel, of torchvision's ``rgb_to_grayscale`` (ITU-R BT.601)."""
 
 
+class Preprocessing(nn.Module):
+    """The eval transform: images, uint8 ``(B, H, W, C)`` -> normalised ``(B, C, size, size)``.
+
+    For a network of grey images it takes photos in colour, as `FineTuneModule.predict` does.
+
+    Args:
+        module: The model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: FineTuneModule) -> None:
+        super().__init__()
+        self.geometry = CentreResize(module.input_spec)
+        self.is_grey = module.normalise.channels == 1
+        self.register_buffer("mean", module.normalise.mean.clone())
+        self.register_buffer("std", module.normalise.std.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resizes, crops and normalises images."""
+        pixels = self.geometry(images)
+        if self.is_grey:
+            red, green, blue = (pixels[:, i : i + 1] * share for i, share in enumerate(_GREY))
+            pixels = torch.floor(red + green + blue)
+        return cast(Tensor, (pixels - self.mean) / self.std)
+
+
 class InferenceModel(nn.Module):
     """A fine-tuned network with its eval transform before it and the probabilities of its task behind it.
-
-    A network of grey images takes photos in colour, too, as `FineTuneModule.predict` does.
 
     Args:
         module: The model, in eval mode, on the CPU.
         network: From normalised images to logits; where it is not the whole backbone and head.
     """
 
-    mean: Tensor
-    std: Tensor
     offset: Tensor
     scale: Tensor
 
     def __init__(self, module: FineTuneModule, network: nn.Module | None = None) -> None:
         super().__init__()
+        self.preprocessing = Preprocessing(module)
         self.network = network or nn.Sequential(module.backbone, module.head)
-        self.geometry = CentreResize(module.input_spec)
         self.task = module.task.name
-        self.is_grey = module.normalise.channels == 1
-        self.channels = 3 if self.is_grey else module.normalise.channels
+        self.channels = 3 if module.normalise.channels == 1 else module.normalise.channels
         units = module.task.standardisation
         numbers = {"offset": units.mean if units else 0.0, "scale": units.scale if units else 1.0}
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
-        self.register_buffer("mean", module.normalise.mean.clone())
-        self.register_buffer("std", module.normalise.std.clone())
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, uint8 ``(B, H, W, C)`` -> probabilities, float32, or numbers in their units, float64, ``(B, K)``."""
-        pixels = self.geometry(images)
-        if self.is_grey:
-            red, green, blue = (pixels[:, i : i + 1] * share for i, share in enumerate(_GREY))
-            pixels = torch.floor(red + green + blue)
-        logits = self.network((pixels - self.mean) / self.std)
+        logits = self.network(self.preprocessing(images))
         if self.task == "multiclass":
             return torch.softmax(logits, dim=1)
         return torch.sigmoid(logits) if self.task == "multilabel" else logits.double() * self.scale + self.offset

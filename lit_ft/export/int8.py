@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lit_ft.console import format_bytes
 from lit_ft.errors import UserError
 from lit_ft.export.description import Description, Example, Outputs, Pixels
-from lit_ft.export.formats import INPUT
+from lit_ft.export.formats import INPUT, PREPROCESSING
 from lit_ft.export.runtime import ExportedFile, open_exported
 
 TOLERANCE = 0.05
@@ -96,7 +96,8 @@ def quantise(content: bytes, description: Description, images: Iterable[Pixels])
             return None if image is None else {INPUT: image[np.newaxis]}
 
     proto = onnx.load_from_string(content)
-    options: dict[str, Any] = {"nodes_to_exclude": _list_preprocessing(proto), "quant_format": QuantFormat.QDQ}
+    kept = [node.name for node in proto.graph.node if node.name.startswith(PREPROCESSING)]
+    options: dict[str, Any] = {"nodes_to_exclude": kept, "quant_format": QuantFormat.QDQ}
     options |= {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     root, level = logging.getLogger(), logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -129,19 +130,6 @@ def _describe(proto: Any, before: Description) -> QuantisedFile:
     examples = [Example(one.pixels, row) for one, row in zip(before.examples, outputs, strict=True)]
     described = replace(described, examples=examples)
     return QuantisedFile(write(described), described)
-
-
-def _list_preprocessing(proto: Any) -> list[str]:
-    """The names of the nodes up to the normalised images: the division by ``std``, and all that it comes of."""
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    (last,) = [node for node in proto.graph.node if "std" in node.input]
-    found, left = {last.name}, list(last.input)
-    while left:
-        node = makers.get(left.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
-            left += node.input
-    return sorted(found)
 
 
 def measure_cost(

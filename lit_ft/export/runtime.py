@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -101,16 +100,20 @@ def _open_onnx(path: Path, content: bytes, threads: int) -> ExportedFile:
 
 
 def _open_program(path: Path, content: bytes) -> ExportedFile:
-    import io
-
     import torch
 
+    from lit_ft.export.trusted_program import load_program
+
     extra: dict[str, Any] = {METADATA_FILE: ""}
+    log = logging.getLogger("torch.export")
+    level = log.level
     try:
-        with _without_pickle():
-            program = torch.export.load(io.BytesIO(content), extra_files=extra)
+        log.setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+        program = load_program(content, extra)
     except Exception as error:
         raise UserError(f"{path}: {_first_line(error)}") from error
+    finally:
+        log.setLevel(level)
     text = extra[METADATA_FILE]
     try:
         metadata = json.loads(text) if text else {}
@@ -130,18 +133,3 @@ def _open_program(path: Path, content: bytes) -> ExportedFile:
 def _first_line(error: Exception) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return f"cannot be opened; it is damaged, or of a newer version ({reason[:300]})"
-
-
-@contextmanager
-def _without_pickle() -> Iterator[None]:
-    """Lets torch unpickle tensors alone: ``torch.export.load`` has no option for it, and would trust the file."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
