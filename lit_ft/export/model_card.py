@@ -126,7 +126,7 @@ def _summary(facts: CardFacts, description: Description) -> str:
         ["network", description.network],
         ["images", _format_geometry(spec)],
         ["parameters", f"{sum(p.numel() for p in module.parameters()):,}" if facts.is_whole else ""],
-        ["numbers", description.precision],
+        ["precision", description.precision],
     ]
     return format_rows([["", ""], *(row for row in rows if row[1])])
 

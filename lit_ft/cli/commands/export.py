@@ -229,7 +229,8 @@ def _refuse_target(out: Path, overwrite: bool) -> None:
         if os.path.isdir(path):
             raise UserError(f"FILE: {path} is a folder")
         if os.path.exists(path) and not overwrite:
-            raise UserError(f"FILE: {path} exists; name another file, or to overwrite it: --overwrite")
+            what = "" if path == out else f", and the model card of {out.name} would replace it"
+            raise UserError(f"FILE: {path} exists{what}; name another file, or to overwrite it: --overwrite")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"FILE: nothing can be written in {folder}; name another file")

@@ -184,7 +184,7 @@ def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
         (["{run}", "a.tflite"], r"FILE: a.tflite must end in .onnx, .pt2, .safetensors"),
         (["{run}", "folder.onnx"], "FILE: folder.onnx is a folder"),
         (["{run}", "there.onnx"], "FILE: there.onnx exists; name another file, or to overwrite it: --overwrite"),
-        (["{run}", "card.onnx"], "FILE: card.md exists"),
+        (["{run}", "card.onnx"], "FILE: card.md exists, and the model card of card.onnx would replace it; name another file"),
         (["{run}", "there.onnx/a.onnx"], "FILE: nothing can be written in .*there.onnx; name another file"),
         (["nowhere.ckpt", "a.onnx"], "CHECKPOINT: no such file: nowhere.ckpt"),
         (["there.onnx", "a.onnx"], "CHECKPOINT: there.onnx is not a checkpoint, or it is damaged"),
@@ -238,7 +238,7 @@ def test_network_that_is_cut_and_in_8_bits_tells_what_that_costs(tmp_path, monke
         r"^Quantised to 8 bits: accuracy 1\.0000 before, 1\.0000 now, another class for 0.0%, on 8", printed, re.M
     )
     card = Path("a.md").read_text()
-    assert "| numbers | int8 |" in card
+    assert "| precision | int8 |" in card
     assert "By group" not in card  # which is of the whole network
     assert _call("verify", "a.onnx")[0] == 0
     proto = onnx.load("a.onnx")
