@@ -52,6 +52,7 @@ def describe_export(
         [TOLERANCE * (unit if task.name == "regression" else 1.0) for unit in units],
         [Example(*pair) for pair in zip(pixels, outputs, strict=True)],
         versions=installed_versions(libraries),
+        least_probability=module.calibration.least_probability if module.calibration and network is None else None,
     )
 
 

@@ -73,6 +73,8 @@ class Description:
         examples: Images with what it should make of them.
         precision: ``float32`` or ``int8``.
         versions: Of the libraries that wrote it.
+        least_probability: The probability from which a class is in the label set of an image, which holds the true one
+            with a probability of 90%; None where it is not known.
     """
 
     task: str
@@ -83,6 +85,7 @@ class Description:
     examples: list[Example] = field(default_factory=list)
     precision: str = "float32"
     versions: Mapping[str, str] = field(default_factory=dict)
+    least_probability: float | None = None
 
     @property
     def input_format(self) -> str:
@@ -110,6 +113,7 @@ class Description:
             "precision": self.precision,
             "tolerance": json.dumps(self.tolerance),
             "versions": json.dumps(dict(self.versions)),
+            "least_probability": json.dumps(self.least_probability),
             "examples": json.dumps([example.plain() for example in self.examples]),
         }
 
@@ -132,6 +136,7 @@ class Description:
                 [Example.from_plain(one) for one in json.loads(given["examples"])],
                 given["precision"],
                 json.loads(given["versions"]),
+                json.loads(given["least_probability"]),
             )
             found.check()
         except (KeyError, TypeError, ValueError, OSError) as error:

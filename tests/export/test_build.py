@@ -1,17 +1,22 @@
 """Exported programs against the models that they were made of."""
 
+import ast
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ft.errors import UserError
 from lit_ft.export import build
 from lit_ft.export.build import build_export, describe_export, verify_built
 from lit_ft.export.examples import draw_images, shrink_examples
 from lit_ft.export.inference_model import InferenceModel, predict_pixels
+from lit_ft.export.model_card import CardFacts, render_card
 from lit_ft.export.runtime import open_exported
 from lit_ft.model.module import FineTuneModule
 from lit_ft.tasks.standardisation import Standardisation
@@ -96,6 +101,18 @@ def test_file_names_no_path_of_this_machine(exported):
     built = exported[2]
     for path in (os.path.dirname(os.path.dirname(build.__file__)), os.path.dirname(torch.__file__)):
         assert path.encode() not in built.content
+
+
+def test_code_in_the_card_of_a_program_runs(exported, tmp_path, monkeypatch, capsys):
+    module, _, built, _ = exported
+    card = render_card(CardFacts("model.pt2", module, None, tmp_path / "best.ckpt"), built.description)
+    monkeypatch.chdir(tmp_path)
+    Path("model.pt2").write_bytes(built.content)
+    photo = draw_images(3, 20)[0]
+    to_pil_image(photo).save("photo.jpg", format="PNG")
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    (wanted,) = module.predict(photo)
+    assert ast.literal_eval(capsys.readouterr().out) == pytest.approx(wanted.values, abs=0.05, rel=1e-7)
 
 
 def test_other_outputs_than_the_models_are_refused(exported, monkeypatch):

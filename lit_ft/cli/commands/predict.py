@@ -125,7 +125,11 @@ def reason_column(model: FineTuneModule | ExportedModel) -> str:
 
 
 def predict_rows(
-    model: FineTuneModule | ExportedModel, paths: Sequence[str], top_k: int, probabilities: bool = False, tta: Views | None = None
+    model: FineTuneModule | ExportedModel,
+    paths: Sequence[str],
+    top_k: int,
+    probabilities: bool = False,
+    tta: Views | None = None,
 ) -> list[TableRow]:
     """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
 

@@ -23,6 +23,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 CLASSES = ["ant", "be|e <i>"]
+LEAST = 0.004
+"""The probability from which a class is in a label set."""
 
 
 def write_run(folder, **options):
@@ -43,6 +45,7 @@ def write_run(folder, **options):
     content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     content |= {"run_options": {"data": "lit_ft.data.ImageFolderDataModule"}}
     content |= {ImageDataModule.CHECKPOINT_HYPER_PARAMS_KEY: {"root": str(folder / "photos"), "num_workers": 0}}
+    content |= {"calibration": {"least_probability": LEAST}}
     torch.save({**content, "pytorch-lightning_version": L.__version__}, run / "checkpoints/best.ckpt")
     data = {"class_path": "lit_ft.data.ImageFolderDataModule", "init_args": {"root": str(folder / "photos")}}
     (run / "config.yaml").write_text(json.dumps({"data": data}))
@@ -96,6 +99,8 @@ def test_file_predicts_photos_as_the_checkpoint_does(exported, tmp_path, monkeyp
     for one, other in zip(first, second, strict=True):
         # Where torch rounds once, pixels may differ by one level.
         assert other["probability"] == pytest.approx(one["probability"], abs=0.05)
+        assert other["unsure"] == (min(other["probability"], other["probability_2"]) >= LEAST)
+    assert any(row["unsure"] for row in second)
 
 
 def test_metadata_and_shapes_are_those_that_other_programs_read(exported):
@@ -184,7 +189,10 @@ def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
         (["{run}", "a.tflite"], r"FILE: a.tflite must end in .onnx, .pt2, .safetensors"),
         (["{run}", "folder.onnx"], "FILE: folder.onnx is a folder"),
         (["{run}", "there.onnx"], "FILE: there.onnx exists; name another file, or to overwrite it: --overwrite"),
-        (["{run}", "card.onnx"], "FILE: card.md exists, and the model card of card.onnx would replace it; name another file"),
+        (
+            ["{run}", "card.onnx"],
+            "FILE: card.md exists, and the model card of card.onnx would replace it; name another file",
+        ),
         (["{run}", "there.onnx/a.onnx"], "FILE: nothing can be written in .*there.onnx; name another file"),
         (["nowhere.ckpt", "a.onnx"], "CHECKPOINT: no such file: nowhere.ckpt"),
         (["there.onnx", "a.onnx"], "CHECKPOINT: there.onnx is not a checkpoint, or it is damaged"),
@@ -247,6 +255,8 @@ def test_network_that_is_cut_and_in_8_bits_tells_what_that_costs(tmp_path, monke
     assert Path("a.onnx").stat().st_size < Path("whole.onnx").stat().st_size
 
 
-def test_device_is_for_checkpoints(exported):
-    code, _, errors = _call("predict", exported[1], exported[0].parent / "photos", "--device", "cpu")
-    assert (code, errors.partition(";")[0]) == (2, "lit-ft: --device: cpu is for a checkpoint")
+@pytest.mark.parametrize(("option", "value"), [("--device", "cpu"), ("--tta", "flip")])
+def test_what_a_file_cannot_do_is_refused(exported, tmp_path, option, value):
+    given = (exported[0].parent / "photos", "--out", tmp_path / "a.csv")
+    code, _, errors = _call("predict", exported[1], *given, option, value)
+    assert (code, errors) == (2, f"lit-ft: {option}: {value} is for a checkpoint, not an exported file; leave it out\n")
