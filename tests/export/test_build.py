@@ -67,6 +67,12 @@ def test_whole_model_gives_what_predict_gives(options, channels):
         assert wanted == pytest.approx(np.array([[one[name] for name in "abc"] for one in labels]), abs=1e-5)
 
 
+def test_numbers_that_were_never_standardised_are_float64_too():
+    module = FineTuneModule("mnist_cnn", weights=None, classes=["a"], task="regression").eval()
+    with torch.no_grad():
+        assert InferenceModel(module)(torch.zeros(1, 9, 9, 3, dtype=torch.uint8)).dtype == torch.float64
+
+
 @pytest.fixture(scope="module")
 def exported():
     """A regression on grey images, as torch.export writes it: numbers that float32 cannot resolve."""

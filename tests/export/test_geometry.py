@@ -55,6 +55,15 @@ def test_result_is_that_of_pillow_but_for_its_finer_weights(interpolation):
     assert differing / total < 0.02  # weights of 16 bits rather than 22; .5 % of torch's own pixels differ
 
 
+@pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch rounds once on other CPUs")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_torch_where_it_rounds_twice(interpolation):
+    spec = InputSpec(56, 64, interpolation)
+    images = [pixels(height, width) for height, width in ((60, 90), (269, 272), (91, 40))]
+    differing = torch.cat([(resized(spec, one) != spec.geometry()(one)).flatten() for one in images])
+    assert differing.float().mean() < 1e-3  # weights that are not rounded as torch's would move one in a hundred
+
+
 def test_images_of_the_size_that_is_resized_to_are_cut_alone():
     image = pixels(32, 45)
     assert torch.equal(resized(InputSpec(28, 32), image), image[:, 2:30, 8:36].float())
