@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_ft.errors import UserError
 from lit_ft.export.description import TOLERANCE, Description, Example, Outputs, Pixels, installed_versions
 from lit_ft.export.formats import require_onnx, trace, write_onnx, write_pt2
-from lit_ft.export.inference_model import InferenceModel, predict_pixels
+from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
 from lit_ft.export.runtime import open_exported
 from lit_ft.export.verification import Agreement, format_agreement, run_examples
 from lit_ft.model.module import FineTuneModule
@@ -40,7 +40,8 @@ def describe_export(
 ) -> Description:
     """The description of an exported model, with some images ``(C, H, W)`` and what the model makes of them."""
     task, channels = module.task, 3 if module.normalise.channels == 1 else module.normalise.channels
-    outputs: Sequence[Outputs] = list(predict_pixels(module, images, network)) if images else []
+    # By the file's resizing, as torch's own differs between CPUs by more than what is allowed here.
+    outputs: Sequence[Outputs] = list(predict_pixels(module, images, network, resize_by_file)) if images else []
     pixels = [to_array(image) for image in images]
     units = task.standardisation.scale if task.standardisation else (1.0,) * task.num_outputs
     libraries = ["lit_ft", "torch", "torchvision", *(["timm"] if "timm/" in name else [])]

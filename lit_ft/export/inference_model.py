@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.photo_source import transform_seeded
+from lit_ft.errors import UserError
 from lit_ft.export.description import Outputs
 from lit_ft.export.geometry import CentreResize
 from lit_ft.model.module import FineTuneModule
 
 _GREY = (0.2989, 0.587, 0.114)
 """The shares of red, green and blue in a grey pixel, of torchvision's ``rgb_to_grayscale`` (ITU-R BT.601)."""
+
+# By how many levels of 255 the file's resizing may be away from torch's: CPUs without AVX2 round once, not twice.
+_ROUNDINGS = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 
 
 class Preprocessing(nn.Module):
@@ -77,18 +82,44 @@ class InferenceModel(nn.Module):
         return torch.sigmoid(logits) if self.task == "multilabel" else logits.double() * self.scale + self.offset
 
 
-def predict_pixels(module: FineTuneModule, images: Sequence[Tensor], network: nn.Module | None = None) -> Outputs:
-    """What a model makes of images, each uint8 ``(C, H, W)``, by the transform of a validation: ``(N, K)``.
+def resize_by_torch(spec: InputSpec, image: Tensor) -> Tensor:
+    """An image, uint8 ``(C, H, W)``, resized and cropped as in a validation on this machine."""
+    return transform_seeded(spec.geometry(), image, 0, "an image")
+
+
+def resize_by_file(spec: InputSpec, image: Tensor) -> Tensor:
+    """The same by the operations that are in a file, where torch's result is at most a rounding away.
+
+    Raises:
+        UserError: If it is further away.
+    """
+    made: Tensor = CentreResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0].to(torch.uint8)
+    away = int((made.int() - resize_by_torch(spec, image).int()).abs().max())
+    if away > _ROUNDINGS[spec.interpolation]:
+        raise UserError(
+            f"nothing was written: the file resizes images by {away} levels of 255 otherwise than the model"
+        )
+    return made
+
+
+def predict_pixels(
+    module: FineTuneModule,
+    images: Sequence[Tensor],
+    network: nn.Module | None = None,
+    resize: Callable[[InputSpec, Tensor], Tensor] = resize_by_torch,
+) -> Outputs:
+    """What a model makes of images, each uint8 ``(C, H, W)``: ``(N, K)``.
 
     Args:
         module: The model, in eval mode.
         images: Their pixels.
         network: From normalised images to logits; where it is not the whole backbone and head.
+        resize: How they are brought to the size of the network.
     """
-    spec, found = module.input_spec.geometry(), []
+    found = []
     with torch.inference_mode():
         for image in images:
-            pixels = module.normalise.fit_channels(transform_seeded(spec, image, 0, "an image")).unsqueeze(0)
+            pixels = module.normalise.fit_channels(resize(module.input_spec, image)).unsqueeze(0)
             logits = module(pixels) if network is None else network(module.normalise(pixels))
             found.append(module.task.predict(logits)[0].cpu().numpy())
     return cast(Outputs, np.stack(found))

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
+from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
 from lit_ft.export import build
 from lit_ft.export.build import build_export, describe_export, verify_built
 from lit_ft.export.examples import draw_images, shrink_examples
-from lit_ft.export.inference_model import InferenceModel, predict_pixels
+from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
 from lit_ft.export.model_card import CardFacts, render_card
 from lit_ft.export.runtime import open_exported
 from lit_ft.model.module import FineTuneModule
@@ -88,7 +90,9 @@ def test_file_has_its_description_and_its_examples(exported):
     assert (found.task, found.classes, found.channels) == ("regression", ["a", "b", "c"], 3)
     assert found.tolerance == pytest.approx([2e-3, 1e-7, 1e-3])
     assert [example.pixels.shape for example in found.examples] == [one.shape for one in arrays(images)]
-    assert np.array_equal([one.outputs for one in found.examples], predict_pixels(module, images))
+    outputs = np.array([one.outputs for one in found.examples])
+    assert np.array_equal(outputs[[0, 2]], predict_pixels(module, [images[0], images[2]]))  # which are not resized
+    assert np.array_equal(outputs, predict_pixels(module, images, resize=resize_by_file))
 
 
 def test_file_runs_batches_of_any_number_and_size(exported):
@@ -127,6 +131,14 @@ def test_other_outputs_than_the_models_are_refused(exported, monkeypatch):
     monkeypatch.setattr(build, "open_exported", lambda *_: other)
     with pytest.raises(UserError, match=r"nothing was written: torch .* something else than the model \(largest"):
         verify_built(b"", ".pt2")
+
+
+def test_other_resizing_than_the_models_is_refused(exported, monkeypatch):
+    module, images, _, _ = exported
+    monkeypatch.setattr(InputSpec, "geometry", lambda spec: v2.Compose([v2.CenterCrop(spec.size)]))
+    describe_export(module, images[:1], "mnist_cnn")  # of that size
+    with pytest.raises(UserError, match=r"nothing was written: the file resizes images by \d+ levels of 255 otherwise"):
+        describe_export(module, images, "mnist_cnn")
 
 
 def test_file_that_is_cut_short_or_of_another_program_is_refused(exported):
