@@ -20,7 +20,8 @@ from lit_ft.export.runtime import METADATA_FILE
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 INPUT, OUTPUT = "images", "outputs"
-OPSET = 20
+OPSET, IR_VERSION = 18, 8
+"""Those of ONNX 1.13, which runtimes since the beginning of 2023 read."""
 PREPROCESSING = "preprocessing/"
 """What the names of the nodes of the eval transform begin with in ONNX."""
 
@@ -67,6 +68,7 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
             proto = written.model_proto
     except Exception as error:
         raise _untraceable(error) from error
+    proto.ir_version = IR_VERSION
     _strip(proto)
     for value, names in ((proto.graph.input[0], ("batch", "height", "width")), (proto.graph.output[0], ("batch",))):
         for size, name in zip(value.type.tensor_type.shape.dim, names, strict=False):

@@ -110,6 +110,8 @@ def test_metadata_and_shapes_are_those_that_other_programs_read(exported):
     assert (taken.name, taken.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
     assert (given.name, given.type.tensor_type.elem_type) == ("outputs", onnx.TensorProto.FLOAT)
     assert shapes == [["batch", "height", "width", 3], ["batch", 2]]
+    assert [(one.domain, one.version) for one in proto.opset_import] == [("", 18)]
+    onnx.checker.check_model(proto, full_check=True)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert (json.loads(metadata["classes"]), metadata["task"]) == (CLASSES, "multiclass")
     text = proto.SerializeToString()
