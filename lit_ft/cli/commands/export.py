@@ -106,8 +106,8 @@ def _export_weights(out: Path, facts: CardFacts) -> None:
 def _export_network(out: Path, facts: CardFacts, given: argparse.Namespace) -> None:
     module, notes, network = facts.module, list[str](), None
     name = _network_name(module)
-    data = make_saved_data(facts.checkpoint, module) if given.int8 or given.until else None
-    images, what = _find_examples(module, facts.checkpoint, given.examples)
+    data = _find_data(facts, "until" if given.until else "int8") if given.int8 or given.until else None
+    images, what = find_examples(module, facts.checkpoint, given.examples)
     if given.until:
         cut = truncate(module, data, given.until)
         notes.append(f"Cut after {given.until}: {cut}{_note_refit(facts)}")
@@ -121,6 +121,14 @@ def _export_network(out: Path, facts: CardFacts, given: argparse.Namespace) -> N
     _print_export(out, built, what)
     for note in notes:
         print(note)
+
+
+def _find_data(facts: CardFacts, option: str) -> Any:
+    """The data of the run, which an option needs."""
+    try:
+        return make_saved_data(facts.checkpoint, facts.module)
+    except UserError as error:
+        raise UserError(f"--{option}: needs the training images of the run, which are not at hand ({error})") from error
 
 
 def _quantise(built: Exported, data: Any, facts: CardFacts) -> tuple[Exported, str]:
@@ -176,7 +184,7 @@ def _network_name(module: FineTuneModule) -> str:
     return name if isinstance(name, str) else str(name.get("class_path", "network")).rpartition(".")[2]
 
 
-def _find_examples(module: FineTuneModule, checkpoint: Path, given: str | None) -> tuple[list[Any], str]:
+def find_examples(module: FineTuneModule, checkpoint: Path, given: str | None) -> tuple[list[Any], str]:
     """Images ``(C, H, W)`` to put into the file, and what they are."""
     channels = 3 if module.normalise.channels == 1 else module.normalise.channels
     spec = module.input_spec

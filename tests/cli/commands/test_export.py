@@ -16,6 +16,7 @@ from PIL import Image
 
 import lit_ft
 from lit_ft.cli import main
+from lit_ft.cli.commands.export import find_examples
 from lit_ft.data import ImageDataModule
 from lit_ft.model.module import FineTuneModule
 
@@ -217,6 +218,27 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_run_whose_photos_are_gone_is_exported_with_drawn_images(tmp_path, capsys):
+    run = write_run(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "gone")
+    module, checkpoint = lit_ft.load(run, "cpu"), run / "checkpoints/best.ckpt"
+    images, what = find_examples(module, checkpoint, None)
+    assert (len(images), what) == (8, "8 drawn patches of colour")
+    printed = capsys.readouterr().out
+    assert re.match(r"Examples  no validation images at hand \(data\.root: .* does not exist", printed)
+    assert printed.endswith("; --examples FOLDER gives photos\n")
+    images, what = find_examples(module, checkpoint, str(tmp_path / "gone"))
+    assert (len(images), what) == (8, f"8 images of {tmp_path / 'gone'}")
+    images, what = find_examples(module, checkpoint, "drawn")
+    assert (what, capsys.readouterr().out) == ("8 drawn patches of colour", "")
+    for option in ("--int8", "--until=conv"):
+        code, _, errors = _call("export", run, tmp_path / "a.onnx", option)
+        name = option.partition("=")[0]
+        text = f"lit-ft: {name}: needs the training images of the run, which are not at hand (data.root: "
+        assert (code, errors.startswith(text)) == (2, True), errors
+    assert not list(tmp_path.glob("a.*"))
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
@@ -255,6 +277,16 @@ def test_network_that_is_cut_and_in_8_bits_tells_what_that_costs(tmp_path, monke
     assert {node.op_type for node in proto.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
     assert _call("export", run, "whole.onnx")[0] == 0
     assert Path("a.onnx").stat().st_size < Path("whole.onnx").stat().st_size
+
+
+def test_missing_libraries_are_named_with_what_installs_them(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_ft.export.formats.find_spec", lambda name: None if name == "onnxscript" else name)
+    code, _, errors = _call("export", exported[0], tmp_path / "a.onnx")
+    text = "lit-ft: .onnx needs onnxscript; pip install 'lit_ft[export]', or write a .pt2 file\n"
+    assert (code, errors) == (2, text)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, errors = _call("verify", exported[1])
+    assert (code, errors) == (2, f"lit-ft: {exported[1]}: needs onnxruntime; pip install 'lit_ft[export]'\n")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--device", "cpu"), ("--tta", "flip")])
