@@ -53,13 +53,12 @@ def is_runnable(path: str | Path) -> bool:
     return Path(path).suffix.lower() in RUNNABLE
 
 
-def open_exported(path: str | Path, content: bytes | None = None, threads: int = 0) -> ExportedFile:
+def open_exported(path: str | Path, content: bytes | None = None) -> ExportedFile:
     """Opens an exported file; nothing in it runs code of its own.
 
     Args:
         path: The file, whose suffix says what it is.
         content: What it holds, where it is not written yet.
-        threads: The number of threads of ONNX Runtime; 0 leaves it the choice.
 
     Raises:
         UserError: If it is missing, damaged, not of lit_ft, or the library that runs it is not installed.
@@ -73,17 +72,16 @@ def open_exported(path: str | Path, content: bytes | None = None, threads: int =
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return _open_onnx(path, content, threads) if path.suffix.lower() == ".onnx" else _open_program(path, content)
+    return _open_onnx(path, content) if path.suffix.lower() == ".onnx" else _open_program(path, content)
 
 
-def _open_onnx(path: Path, content: bytes, threads: int) -> ExportedFile:
+def _open_onnx(path: Path, content: bytes) -> ExportedFile:
     try:
         import onnxruntime
     except ImportError:
         raise UserError(f"{path}: needs onnxruntime; pip install 'lit_ft[export]'") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors: it warns of what it can do better elsewhere
-    options.intra_op_num_threads = threads
     try:
         known = [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
         session = onnxruntime.InferenceSession(content, options, providers=known)

@@ -8,7 +8,7 @@ from PIL import Image
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.export.geometry import CentreResize
 
-SIZES = [(60, 90), (91, 40), (17, 17), (30, 301), (1, 5), (256, 200)]
+SIZES = [(60, 90), (91, 40), (17, 17), (30, 301), (1, 5), (256, 200), (3, 200)]
 
 
 def pixels(height, width, channels=3):
