@@ -40,7 +40,7 @@ def choose_rows(targets: Tensor, count: int = NUM_EXAMPLES) -> list[int]:
     """Rows ``(n,)`` of some images, spread over the classes.
 
     >>> choose_rows(torch.tensor([0, 0, 0, 0, 1, 1, 2, 1]), 3)
-    [0, 4, 6]
+    [0, 3, 6]
     """
     order = targets.argsort(stable=True) if targets.ndim == 1 else torch.arange(len(targets))
     places = torch.linspace(0, len(order) - 1, min(count, len(order))).long()

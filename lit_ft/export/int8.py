@@ -72,6 +72,17 @@ class Cost:
         return f"{score}; {times}; {format_bytes(self.sizes[0])} before, {format_bytes(self.sizes[1])} now"
 
 
+class _Images:
+    """Images as ONNX Runtime asks for them: one after the other, and None at the end."""
+
+    def __init__(self, images: Iterable[Pixels]) -> None:
+        self._rest = iter(images)
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        image = next(self._rest, None)
+        return None if image is None else {INPUT: image[np.newaxis]}
+
+
 def quantise(content: bytes, description: Description, images: Iterable[Pixels]) -> QuantisedFile:
     """An ONNX file with the weights and activations of the network in 8 bits; the preprocessing stays as it is.
 
@@ -87,14 +98,7 @@ def quantise(content: bytes, description: Description, images: Iterable[Pixels])
         UserError: If ONNX Runtime cannot quantise it.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    rest = iter(images)
-
-    class _Images(CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, Pixels] | None:
-            image = next(rest, None)
-            return None if image is None else {INPUT: image[np.newaxis]}
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     proto = onnx.load_from_string(content)
     kept = [node.name for node in proto.graph.node if node.name.startswith(PREPROCESSING)]
@@ -106,7 +110,7 @@ def quantise(content: bytes, description: Description, images: Iterable[Pixels])
         root.setLevel(logging.ERROR)  # it advises preprocessing, which needs sympy, and gained nothing
         try:
             path = Path(folder, "model.onnx")
-            quantize_static(proto, path, _Images(), per_channel=True, **options)
+            quantize_static(proto, path, _Images(images), per_channel=True, **options)
             quantised = onnx.load(path)
         except Exception as error:  # it raises nearly anything
             reason = " ".join(str(error).split())[:300] or type(error).__name__

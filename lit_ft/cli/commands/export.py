@@ -47,11 +47,36 @@ DRAWN = "drawn"
 MOST_MEASURED = 1000
 """Validation images on which the cost of 8 bits is measured, at most."""
 
-_ALLOWED = {"int8": (".onnx",), "until": (".onnx", ".pt2")}
+_ALLOWED = {"int8": (".onnx",), "until": (".onnx", ".pt2"), "examples": (".onnx", ".pt2")}
 
 
 def run(args: Sequence[str]) -> int:
     """Exports a checkpoint."""
+    given = _parser().parse_args(args)
+    out = Path(given.out).expanduser()
+    quiet_libraries()
+    _refuse_target(out, given.overwrite)
+    for option, allowed in _ALLOWED.items():
+        if getattr(given, option) and out.suffix not in allowed:
+            raise UserError(f"--{option}: is for {' and '.join(allowed)}, not {out.suffix}")
+    checkpoint = Path(given.checkpoint).expanduser()
+    checkpoint = Run(checkpoint).checkpoint("best") if checkpoint.is_dir() else checkpoint
+    try:
+        module = load(checkpoint, "cpu")
+    except UserError as error:
+        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT")) from error
+    weights = hyper_parameters(str(checkpoint), "export", "").get("source_weights")
+    if given.until:
+        refuse_stage(module, given.until, "--until")
+    facts = CardFacts(out.name, module, find_run_of_checkpoint(str(checkpoint)), checkpoint, weights=weights)
+    if out.suffix == ".safetensors":
+        _export_weights(out, facts)
+    else:
+        _export_network(out, facts, given)
+    return 0
+
+
+def _parser() -> CommandParser:
     parser = CommandParser(prog="lit-ft export", description=COMMANDS["export"])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
     parser.add_argument("out", metavar="FILE", help=f"the file to write: {', '.join(SUFFIXES)}")
@@ -71,28 +96,7 @@ def run(args: Sequence[str]) -> int:
         "--int8", action="store_true", help="8-bit weights and activations, calibrated on the training images; .onnx"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE and its model card, if they are there")
-    given = parser.parse_args(args)
-    out = Path(given.out).expanduser()
-    quiet_libraries()
-    _refuse_target(out, given.overwrite)
-    for option in ("int8", "until"):
-        if getattr(given, option) and out.suffix not in (allowed := _ALLOWED[option]):
-            raise UserError(f"--{option}: is for {' and '.join(allowed)}, not {out.suffix}")
-    checkpoint = Path(given.checkpoint).expanduser()
-    checkpoint = Run(checkpoint).checkpoint("best") if checkpoint.is_dir() else checkpoint
-    try:
-        module = load(checkpoint, "cpu")
-    except UserError as error:
-        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT")) from error
-    weights = hyper_parameters(str(checkpoint), "export", "").get("source_weights")
-    if given.until:
-        refuse_stage(module, given.until, "--until")
-    facts = CardFacts(out.name, module, find_run_of_checkpoint(str(checkpoint)), checkpoint, weights=weights)
-    if out.suffix == ".safetensors":
-        _export_weights(out, facts)
-    else:
-        _export_network(out, facts, given)
-    return 0
+    return parser
 
 
 def _export_weights(out: Path, facts: CardFacts) -> None:

@@ -201,6 +201,7 @@ def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
         (["there.onnx", "a.onnx"], "CHECKPOINT: there.onnx is not a checkpoint, or it is damaged"),
         (["{run}", "a.pt2", "--int8"], "--int8: is for .onnx, not .pt2"),
         (["{run}", "a.safetensors", "--until", "conv"], "--until: is for .onnx and .pt2, not .safetensors"),
+        (["{run}", "a.safetensors", "--examples", "drawn"], "--examples: is for .onnx and .pt2, not .safetensors"),
         (["{run}", "a.onnx", "--until", "layer4"], "--until: unknown stage 'layer4' .choose from conv, dense"),
         (["{run}", "a.onnx", "--examples", "nowhere"], "--examples: nowhere does not exist"),
         (["{run}", "a.safetensors"], ".safetensors: mnist_cnn is of no library; export to .onnx or .pt2"),
