@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError
-from lit_ft.export.description import TOLERANCE, Description, Example, Outputs, Pixels, installed_versions
+from lit_ft.export.description import TOLERANCE, Description, Example, OutputArray, Pixels, installed_versions
 from lit_ft.export.formats import require_onnx, trace, write_onnx, write_pt2
 from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
 from lit_ft.export.runtime import open_exported
@@ -41,7 +41,7 @@ def describe_export(
     """The description of an exported model, with some images ``(C, H, W)`` and what the model makes of them."""
     task, channels = module.task, 3 if module.normalise.channels == 1 else module.normalise.channels
     # By the file's resizing, as torch's own differs between CPUs by more than what is allowed here.
-    outputs: Sequence[Outputs] = list(predict_pixels(module, images, network, resize_by_file)) if images else []
+    outputs: Sequence[OutputArray] = list(predict_pixels(module, images, network, resize_by_file)) if images else []
     pixels = [to_array(image) for image in images]
     units = task.standardisation.scale if task.standardisation else (1.0,) * task.num_outputs
     libraries = ["lit_ft", "torch", "torchvision", *(["timm"] if "timm/" in name else [])]

@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 """By how much a probability, or a number in units of its standard deviation, may differ."""
 
 Pixels = NDArray[np.uint8]
-Outputs = NDArray[np.floating[Any]]
+OutputArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Example:
     """
 
     pixels: Pixels
-    outputs: Outputs
+    outputs: OutputArray
 
     def plain(self) -> dict[str, Any]:
         """The plain form in the metadata: the pixels as PNG, which loses nothing, in base 64."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.photo_source import transform_seeded
 from lit_ft.errors import UserError
-from lit_ft.export.description import Outputs
+from lit_ft.export.description import OutputArray
 from lit_ft.export.geometry import CentreResize
 from lit_ft.model.module import FineTuneModule
 
@@ -107,7 +107,7 @@ def predict_pixels(
     images: Sequence[Tensor],
     network: nn.Module | None = None,
     resize: Callable[[InputSpec, Tensor], Tensor] = resize_by_torch,
-) -> Outputs:
+) -> OutputArray:
     """What a model makes of images, each uint8 ``(C, H, W)``: ``(N, K)``.
 
     Args:
@@ -122,4 +122,4 @@ def predict_pixels(
             pixels = module.normalise.fit_channels(resize(module.input_spec, image)).unsqueeze(0)
             logits = module(pixels) if network is None else network(module.normalise(pixels))
             found.append(module.task.predict(logits)[0].cpu().numpy())
-    return cast(Outputs, np.stack(found))
+    return cast(OutputArray, np.stack(found))

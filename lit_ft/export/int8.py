@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lit_ft.console import format_bytes
 from lit_ft.errors import UserError
-from lit_ft.export.description import Description, Example, Outputs, Pixels
+from lit_ft.export.description import Description, Example, OutputArray, Pixels
 from lit_ft.export.formats import INPUT, PREPROCESSING
 from lit_ft.export.runtime import ExportedFile, open_exported
 
@@ -159,7 +159,7 @@ def measure_cost(
     return Cost(name, first, second, changed, len(pairs), _time(files, examples), sizes)
 
 
-def _score(task: str, outputs: Sequence[Outputs], targets: NDArray[Any]) -> tuple[str, list[float]]:
+def _score(task: str, outputs: Sequence[OutputArray], targets: NDArray[Any]) -> tuple[str, list[float]]:
     if task == "multiclass":
         return "accuracy", [float((one.argmax(axis=1) == targets).mean()) for one in outputs]
     if task == "multilabel":

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from lit_ft.errors import UserError
-from lit_ft.export.description import Description, Outputs, Pixels
+from lit_ft.export.description import Description, OutputArray, Pixels
 
 RUNNABLE = (".onnx", ".pt2")
 """The suffixes of files that can be run; `.safetensors` has weights alone."""
@@ -35,17 +35,17 @@ class ExportedFile:
 
     description: Description
     runtime: str
-    run: Callable[[Pixels], Outputs]
+    run: Callable[[Pixels], OutputArray]
 
-    def run_each(self, images: Sequence[Pixels]) -> Outputs:
+    def run_each(self, images: Sequence[Pixels]) -> OutputArray:
         """The outputs ``(N, K)`` of images ``(H, W, C)`` of any sizes; those of one size that follow are one batch."""
-        found: list[Outputs] = []
+        found: list[OutputArray] = []
         start = 0
         for stop in range(1, len(images) + 1):
             if stop == len(images) or images[stop].shape != images[start].shape:
                 found.append(self.run(np.stack(images[start:stop])))
                 start = stop
-        return cast(Outputs, np.concatenate(found))
+        return cast(OutputArray, np.concatenate(found))
 
 
 def is_runnable(path: str | Path) -> bool:
@@ -90,9 +90,9 @@ def _open_onnx(path: Path, content: bytes) -> ExportedFile:
     description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     name = session.get_inputs()[0].name
 
-    def run(images: Pixels) -> Outputs:
+    def run(images: Pixels) -> OutputArray:
         outputs = session.run(None, {name: images})[0]
-        return cast(Outputs, outputs)
+        return cast(OutputArray, outputs)
 
     return ExportedFile(description, f"onnxruntime {onnxruntime.__version__}, {session.get_providers()[0]}", run)
 
@@ -120,10 +120,10 @@ def _open_program(path: Path, content: bytes) -> ExportedFile:
     description = Description.from_metadata(metadata if isinstance(metadata, dict) else {}, str(path))
     module = program.module()
 
-    def run(images: Pixels) -> Outputs:
+    def run(images: Pixels) -> OutputArray:
         with torch.no_grad():
             outputs = module(torch.from_numpy(np.ascontiguousarray(images)))
-        return cast(Outputs, outputs.numpy())
+        return cast(OutputArray, outputs.numpy())
 
     return ExportedFile(description, f"torch {torch.__version__}, cpu", run)
 

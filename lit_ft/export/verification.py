@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_ft.export.description import Description, Outputs
+from lit_ft.export.description import Description, OutputArray
 from lit_ft.export.runtime import ExportedFile
 
 TIE = 1e-6
@@ -24,7 +24,7 @@ class Agreement:
         changed: The images whose most probable class is another one.
     """
 
-    differences: Outputs
+    differences: OutputArray
     excess: float
     changed: list[int]
 
@@ -40,7 +40,7 @@ class Agreement:
 
 
 def compare_outputs(
-    expected: Outputs, found: Outputs, tolerance: Sequence[float], task: str, tie: float = TIE
+    expected: OutputArray, found: OutputArray, tolerance: Sequence[float], task: str, tie: float = TIE
 ) -> Agreement:
     """Compares outputs ``(N, K)`` with those that were expected, each of the K by a tolerance of its own.
 
