@@ -30,6 +30,7 @@ ROOMS = [
     "training",
     "evaluation",
     "serving",
+    "export",
     "callbacks",
     "cli",
     "__main__",

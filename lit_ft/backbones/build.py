@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
@@ -38,6 +38,9 @@ class NetworkSource(Protocol):
 
     def build(self, name: str, spec: InputSpec) -> Network:
         """The network with random weights, for images of the spec's size, and its stages."""
+
+    def licence(self, name: str, tag: str) -> str:
+        """What is known of the licence of published weights, in words."""
 
     def fitted(self, module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
         """Published tensors with the names and the shapes that the network has for images of the spec's size."""
@@ -145,6 +148,35 @@ def build_backbone(
                 state[conv] = adapted(state[conv], spec.channels)
         weights_.load(module, state, list(names.values()), weights, partial)
     return backbone
+
+
+@dataclass(frozen=True)
+class LibraryNetwork:
+    """A network as its library makes it, and what its tensors are called in a backbone.
+
+    Args:
+        module: The network, with random weights.
+        names: The network's names of the backbone's tensors, by the backbone's.
+        others: The network's names of the tensors that the backbone has not: those of the classifier.
+    """
+
+    module: nn.Module
+    names: dict[str, str]
+    others: list[str]
+
+
+def build_library_network(name: str, pool: Pool, spec: InputSpec) -> LibraryNetwork:
+    """The network that a backbone of that name was cut out of, for images of ``spec``.
+
+    Raises:
+        UserError: If there is no such network, or it cannot take the images.
+    """
+    native, source = input_spec(name, None), source_of(name)
+    network = source.build(name, spec)
+    set_channels(network.module, replace(spec, mean=native.mean, std=native.std), spec.channels)
+    names = _network_names(_assemble(network, pool, "own", spec, is_own=False), network.module)
+    known = set(names.values())
+    return LibraryNetwork(network.module, names, [key for key in network.module.state_dict() if key not in known])
 
 
 def _assemble(network: Network, pool: Pool, stem: Stem, spec: InputSpec, is_own: bool) -> Backbone:

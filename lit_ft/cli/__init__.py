@@ -18,8 +18,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command and its options; ``None`` takes those of the process.
 
     Returns:
-        The exit code: 0; 1 if ``check`` found what hurts a training; 2 after a user error; 130 after an interrupt;
-        141 where nobody reads the output any more.
+        The exit code: 0; 1 if ``check`` found what hurts a training, or ``verify`` a difference; 2 after a user error;
+        130 after an interrupt; 141 where nobody reads the output any more.
     """
     given = [*(sys.argv[1:] if args is None else args)]
     with restored_process():
@@ -60,6 +60,10 @@ def _run(args: Sequence[str]) -> int:
         if command.startswith("-"):
             raise UserError(f"{command}: the command comes first, one of {', '.join(COMMANDS)}")
         raise unknown("command", command, COMMANDS)
+    if command == "verify":  # needs no torch for a file of ONNX
+        from lit_ft.cli.commands.verify import run as run_verify
+
+        return run_verify(options)
     check_torchvision()
     if command in ("models", "describe"):  # need no Lightning, which is slow to load
         from lit_ft.cli.commands.models import run as run_catalog
@@ -78,6 +82,10 @@ def _run(args: Sequence[str]) -> int:
         from lit_ft.cli.commands.serve import run as run_serve
 
         return run_serve(options)
+    if command == "export":
+        from lit_ft.cli.commands.export import run as run_export
+
+        return run_export(options)
     if command == "report":
         from lit_ft.cli.commands.report import run as run_report
 

@@ -82,6 +82,10 @@ class OwnNetwork:
             return InputSpec()
         return InputSpec(mean=(0.5,) * self.channels, std=(0.5,) * self.channels)
 
+    def licence(self, name: str, tag: str) -> str:
+        """Unknown, as nothing is published."""
+        return "Its licence is not known."
+
     def build(self, name: str, spec: InputSpec) -> Network:
         """Makes the network and finds the stage of each of its parameters.
 

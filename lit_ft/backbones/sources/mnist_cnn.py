@@ -28,6 +28,11 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
     return InputSpec(size=28, resize=28, interpolation="bilinear", mean=(0.1307,), std=(0.3081,))
 
 
+def licence(name: str, tag: str) -> str:
+    """That of this package, with which they come."""
+    return "They come with lit_ft, under its licence (Apache-2.0)."
+
+
 def build(name: str, spec: InputSpec) -> Network:
     """A 3x3 convolution with 32 channels and a dense layer of 128: images ``(B, 1, H, W)`` -> features ``(B, 128)``."""
     side = (spec.size - 2) // 2

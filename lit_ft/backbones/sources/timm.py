@@ -64,6 +64,14 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
     )
 
 
+def licence(name: str, tag: str) -> str:
+    """What timm notes of the licence of published weights."""
+    arch = name.removeprefix(PREFIX)
+    cfg = get_pretrained_cfg(arch if tag == "DEFAULT" else f"{arch}.{tag}")
+    given = cfg.license if cfg else None
+    return f"Published by timm; licence of the weights: {given or 'not noted there'}."
+
+
 def build(name: str, spec: InputSpec) -> Network:
     """The network as timm makes it, with random weights, and its stages: timm's own coarse groups of layers.
 

@@ -127,6 +127,13 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
     return InputSpec(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value, mean, std)
 
 
+def licence(name: str, tag: str) -> str:
+    """What torchvision says of the licence of published weights."""
+    if given := _weights(name)[tag].meta.get("license"):
+        return f"Licence of the weights: {given}"
+    return "Published by torchvision (BSD-3-Clause), which says that terms of the data (ImageNet-1K) may apply."
+
+
 def build(name: str, spec: InputSpec) -> Network:
     """The network as torchvision makes it, with random weights, and its stages.
 

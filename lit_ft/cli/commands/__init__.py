@@ -18,6 +18,8 @@ COMMANDS = {
     "predict": "Writes predictions to a table, a row an image: lit-ft predict CHECKPOINT PHOTOS, or by a config.",
     "explain": "Writes a page of where a model finds its evidence, before and after: lit-ft explain CHECKPOINT PHOTOS.",
     "serve": "Serves predictions over HTTP, with a page to drop photos on: lit-ft serve CHECKPOINT.",
+    "export": "Writes a checkpoint as .onnx or .pt2, preprocessing inside, or as .safetensors, and verifies it.",
+    "verify": "Runs the examples in an exported file, and tells whether it gives here what the model gave.",
     "report": "Writes report.html into the folder of a run: curves, metrics, confusion, the worst mistakes.",
     "compare": "Compares runs: their options, and their metrics and mistakes on the same images; writes compare.html.",
     "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",

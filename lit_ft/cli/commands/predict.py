@@ -21,6 +21,8 @@ from lit_ft.data.tables.tables import escape_formula, unescape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target, is_device
+from lit_ft.export.predictor import ExportedModel
+from lit_ft.export.runtime import is_runnable
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.prediction import Prediction
 from lit_ft.runs import Run
@@ -36,7 +38,8 @@ _LISTS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 def run(args: Sequence[str]) -> int:
     """Predicts photos with a checkpoint, and writes a table."""
     parser = CommandParser(prog="lit-ft predict", description=COMMANDS["predict"])
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    about = "a checkpoint, the folder of a run, or a .onnx or .pt2 file that lit-ft export wrote"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=about)
     parser.add_argument(
         "photos",
         nargs="+",
@@ -64,16 +67,25 @@ def run(args: Sequence[str]) -> int:
     if refusal := check_target(out, given.overwrite):
         raise UserError(f"--out: {refusal.replace('`predictions.overwrite` true', '--overwrite')}")
     paths = [path for source in given.photos for path in find_photos(source)]
-    try:
-        model = load(given.checkpoint, given.device)
-    except UserError as error:
-        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
+    model = _load(given.checkpoint, given.device, given.tta)
     rows = predict_rows(model, paths, given.top_k, given.probabilities, given.tta)
     reason = reason_column(model)
     write_table(out, rows, reason)
     failed = sum(reason in row for row in rows)
     print(f"Predictions: {printable(str(out))}, {len(rows):,} images" + (f", {failed:,} unreadable" if failed else ""))
     return 1 if rows and failed == len(rows) else 0
+
+
+def _load(path: str, device: str | None, tta: str | None) -> FineTuneModule | ExportedModel:
+    if is_runnable(path):
+        for option, value in (("--device", device), ("--tta", tta)):
+            if value is not None:
+                raise UserError(f"{option}: {value} is for a checkpoint, not an exported file; leave it out")
+        return ExportedModel(path)
+    try:
+        return load(path, device)
+    except UserError as error:
+        raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
 
 
 def find_photos(source: str) -> list[str]:
@@ -107,13 +119,17 @@ def _read_list(file: Path) -> list[str]:
     return [str(file.parent / unescape_formula(path)) for path in paths]
 
 
-def reason_column(model: FineTuneModule) -> str:
+def reason_column(model: FineTuneModule | ExportedModel) -> str:
     """The column with the reason why an image cannot be read: ``error``, unless a number that is predicted has it."""
     return "error" if model.task.name != "regression" or "error" not in model.class_names else "why unread"
 
 
 def predict_rows(
-    model: FineTuneModule, paths: Sequence[str], top_k: int, probabilities: bool = False, tta: Views | None = None
+    model: FineTuneModule | ExportedModel,
+    paths: Sequence[str],
+    top_k: int,
+    probabilities: bool = False,
+    tta: Views | None = None,
 ) -> list[TableRow]:
     """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
 

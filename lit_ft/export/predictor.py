@@ -1,0 +1,65 @@
+"""Predictions of pictures with an exported file, as `FineTuneModule.predict` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lit_ft.backbones.input_spec import Views
+from lit_ft.errors import UserError
+from lit_ft.export.runtime import open_exported
+from lit_ft.model.calibration import Calibration
+from lit_ft.model.prediction import Picture, Prediction, Predictor, read_pictures
+from lit_ft.tasks.task import Task
+
+
+class ExportedModel(Predictor):
+    """An exported file that predicts pictures.
+
+    Args:
+        path: The ``.onnx`` or ``.pt2`` file.
+
+    Raises:
+        UserError: If it is missing, damaged or not of lit_ft, or what runs it is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.file = open_exported(path)
+        self.class_names = self.file.description.classes
+        self.task = Task(self.file.description.task, len(self.class_names))  # type: ignore[arg-type]
+        self.calibration = Calibration(least_probability=self.file.description.least_probability)
+
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        top_k: int = 1,
+        batch_size: int = 32,
+        tta: Views | None = None,
+    ) -> list[Prediction]:
+        """Predicts images, in their order; see `Predictor.predict`. The file resizes and crops them, in one view."""
+        if tta is not None:
+            raise UserError(f"tta: {tta} is for a checkpoint; an exported file sees one view")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name}: must be at least 1, got {value}")
+        channels = self.file.description.channels
+        images, found = read_pictures(pictures, channels), list[Prediction]()
+        while batch := list(islice(images, batch_size)):
+            pixels = [np.ascontiguousarray(_fit(image, channels).permute(1, 2, 0).numpy()) for _, image in batch]
+            columns = {"answers": torch.from_numpy(self.file.run_each(pixels))}
+            if (sets := (self.calibration or Calibration()).label_sets(columns["answers"])) is not None:
+                columns["unsure"] = sets.sum(dim=1) != 1
+            found += self._format(columns, [name for name, _ in batch], top_k)
+        return found
+
+
+def _fit(image: torch.Tensor, channels: int) -> torch.Tensor:
+    """The image ``(C, H, W)`` with the channels that the file takes; raises `UserError` if it has others."""
+    if len(image) not in (1, channels):
+        raise UserError(f"pictures: an image of {len(image)} channels, but the file takes {channels}")
+    return image.expand(channels, -1, -1)
