@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError
-from lit_ft.export.description import TOLERANCE, Description, Example, OutputArray, Pixels, installed_versions
+from lit_ft.export.description import TOLERANCE, Description, Example, OutputArray, PixelArray, installed_versions
 from lit_ft.export.formats import require_onnx, trace, write_onnx, write_pt2
 from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
 from lit_ft.export.runtime import open_exported
@@ -57,7 +57,7 @@ def describe_export(
     )
 
 
-def to_array(image: Tensor) -> Pixels:
+def to_array(image: Tensor) -> PixelArray:
     """The pixels of an image ``(C, H, W)`` as a file takes them, ``(H, W, C)``."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 

@@ -23,7 +23,7 @@ FORMAT = "lit_ft"
 TOLERANCE = 1e-3
 """By how much a probability, or a number in units of its standard deviation, may differ."""
 
-Pixels = NDArray[np.uint8]
+PixelArray = NDArray[np.uint8]
 OutputArray = NDArray[np.floating[Any]]
 
 
@@ -36,7 +36,7 @@ class Example:
         outputs: ``(K,)``.
     """
 
-    pixels: Pixels
+    pixels: PixelArray
     outputs: OutputArray
 
     def plain(self) -> dict[str, Any]:

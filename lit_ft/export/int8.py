@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lit_ft.console import format_bytes
 from lit_ft.errors import UserError
-from lit_ft.export.description import Description, Example, OutputArray, Pixels
+from lit_ft.export.description import Description, Example, OutputArray, PixelArray
 from lit_ft.export.formats import INPUT, PREPROCESSING
 from lit_ft.export.runtime import ExportedFile, open_exported
 
@@ -75,15 +75,15 @@ class Cost:
 class _Images:
     """Images as ONNX Runtime asks for them: one after the other, and None at the end."""
 
-    def __init__(self, images: Iterable[Pixels]) -> None:
+    def __init__(self, images: Iterable[PixelArray]) -> None:
         self._rest = iter(images)
 
-    def get_next(self) -> dict[str, Pixels] | None:
+    def get_next(self) -> dict[str, PixelArray] | None:
         image = next(self._rest, None)
         return None if image is None else {INPUT: image[np.newaxis]}
 
 
-def quantise(content: bytes, description: Description, images: Iterable[Pixels]) -> QuantisedFile:
+def quantise(content: bytes, description: Description, images: Iterable[PixelArray]) -> QuantisedFile:
     """An ONNX file with the weights and activations of the network in 8 bits; the preprocessing stays as it is.
 
     Weights have a scale a channel. Sums can overflow on x86 CPUs without VNNI instructions, which verification shows
@@ -138,7 +138,7 @@ def _describe(proto: Any, before: Description) -> QuantisedFile:
 
 
 def measure_cost(
-    before: bytes, after: bytes, images: Iterable[Pixels], targets: NDArray[Any], examples: Sequence[Pixels]
+    before: bytes, after: bytes, images: Iterable[PixelArray], targets: NDArray[Any], examples: Sequence[PixelArray]
 ) -> Cost:
     """Compares a file in 8 bits with the one in float32.
 
@@ -167,7 +167,7 @@ def _score(task: str, outputs: Sequence[OutputArray], targets: NDArray[Any]) -> 
     return "mean absolute error", [float(np.abs(one - targets.reshape(one.shape)).mean()) for one in outputs]
 
 
-def _time(files: Sequence[ExportedFile], examples: Sequence[Pixels]) -> tuple[float, float]:
+def _time(files: Sequence[ExportedFile], examples: Sequence[PixelArray]) -> tuple[float, float]:
     """The median time of each of two files for one image, which are run in turns."""
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range(_NUM_TIMED + 2):

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from lit_ft.errors import UserError
-from lit_ft.export.description import Description, OutputArray, Pixels
+from lit_ft.export.description import Description, OutputArray, PixelArray
 
 RUNNABLE = (".onnx", ".pt2")
 """The suffixes of files that can be run; `.safetensors` has weights alone."""
@@ -35,9 +35,9 @@ class ExportedFile:
 
     description: Description
     runtime: str
-    run: Callable[[Pixels], OutputArray]
+    run: Callable[[PixelArray], OutputArray]
 
-    def run_each(self, images: Sequence[Pixels]) -> OutputArray:
+    def run_each(self, images: Sequence[PixelArray]) -> OutputArray:
         """The outputs ``(N, K)`` of images ``(H, W, C)`` of any sizes; those of one size that follow are one batch."""
         found: list[OutputArray] = []
         start = 0
@@ -90,7 +90,7 @@ def _open_onnx(path: Path, content: bytes) -> ExportedFile:
     description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     name = session.get_inputs()[0].name
 
-    def run(images: Pixels) -> OutputArray:
+    def run(images: PixelArray) -> OutputArray:
         outputs = session.run(None, {name: images})[0]
         return cast(OutputArray, outputs)
 
@@ -120,7 +120,7 @@ def _open_program(path: Path, content: bytes) -> ExportedFile:
     description = Description.from_metadata(metadata if isinstance(metadata, dict) else {}, str(path))
     module = program.module()
 
-    def run(images: Pixels) -> OutputArray:
+    def run(images: PixelArray) -> OutputArray:
         with torch.no_grad():
             outputs = module(torch.from_numpy(np.ascontiguousarray(images)))
         return cast(OutputArray, outputs.numpy())
