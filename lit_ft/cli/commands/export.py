@@ -21,7 +21,7 @@ from lit_ft.errors import UserError, printable
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.run_files import read_metrics
 from lit_ft.export.build import Exported, build_export, describe_export, to_array, verify_built
-from lit_ft.export.description import Pixels
+from lit_ft.export.description import PixelArray
 from lit_ft.export.examples import (
     choose_rows,
     draw_images,
@@ -139,7 +139,7 @@ def _quantise(built: Exported, data: Any, facts: CardFacts) -> tuple[Exported, s
     """The file in 8 bits, calibrated on training images, and what that costs on the validation images."""
     channels = built.description.channels
 
-    def read(split: Any, most: int) -> Iterator[Pixels]:
+    def read(split: Any, most: int) -> Iterator[PixelArray]:
         return (to_array(read_pixels(split, row, channels)) for row in choose_rows(split.targets, most))
 
     train, val = data.splits["train"], data.splits["val"]
