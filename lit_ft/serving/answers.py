@@ -24,6 +24,27 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Explained:
+    """A prediction, and where in the photo its evidence is.
+
+    Args:
+        prediction: The prediction.
+        method: How the evidence was found.
+        target: The class, label or number that it speaks for; ``None`` where the method knows none.
+        picture: The photo with the evidence in colours, as JPEG in base 64; ``None`` where nothing speaks for it.
+    """
+
+    prediction: Prediction
+    method: str
+    target: str | None
+    picture: str | None
+
+
+Answer = Prediction | Explained | Refusal
+"""What an upload gets."""
+
+
 def describe(found: Prediction) -> dict[str, Any]:
     """A prediction as plain values; what is not known of it is ``None``."""
     top_k = [{"label": valid_text(label), "probability": probability} for label, probability in found.top_k]
@@ -42,10 +63,24 @@ def describe(found: Prediction) -> dict[str, Any]:
     return answer | {"unsure": found.unsure, "unlike_training": found.unlike_training}
 
 
-def respond(answer: Prediction | Refusal) -> Response:
+def describe_map(found: Explained) -> dict[str, Any]:
+    """The evidence for a prediction as plain values; the picture is a URL of its own content."""
+    return {
+        "method": found.method,
+        "target": None if found.target is None else valid_text(found.target),
+        "picture": None if found.picture is None else f"data:image/jpeg;base64,{found.picture}",
+    }
+
+
+def respond(answer: Answer) -> Response:
     """The response to a request, in JSON."""
-    content = {"detail": answer.reason} if isinstance(answer, Refusal) else describe(answer)
-    status = answer.status if isinstance(answer, Refusal) else 200
+    status = 200
+    if isinstance(answer, Refusal):
+        status, content = answer.status, {"detail": answer.reason}
+    elif isinstance(answer, Explained):
+        content = describe(answer.prediction) | {"explanation": describe_map(answer)}
+    else:
+        content = describe(answer)
     return Response(dump_json(content, indent=1), status, media_type="application/json")
 
 

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import time
+from collections import deque
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -23,12 +24,14 @@ from torch import Tensor
 from lit_ft.data.images.decode import decode, why_unread
 from lit_ft.errors import UserError
 from lit_ft.evaluation.inference import load
-from lit_ft.model.prediction import Prediction
-from lit_ft.serving.answers import Refusal, respond
+from lit_ft.serving.answers import Answer, Refusal, respond
+from lit_ft.serving.heat_map import explain_photo
 from lit_ft.serving.uploads import Upload, read_upload
 
 MAX_MEGAPIXELS = 80
 """Images of more are refused before they are decoded."""
+
+_NO_MAP = "explain: this server has no heat map; it needs lit_ft[explain], and a network with a map, or a ViT"
 
 Waiting = tuple[int, str, float, Upload]
 """A request in LitServe's queue: whom to answer, its name, when it came, and what was sent."""
@@ -37,24 +40,42 @@ Waiting = tuple[int, str, float, Upload]
 class GreedyLoop(BatchedLoop):  # type: ignore[misc]
     """Batches of all that waits: a lone request is never held up, and more gather while a batch is computed.
 
+    What is to be explained takes longer. It goes alone, and one at a time: after a batch, if others wait.
+
     LitServe's own loop holds each batch up by a fixed time, or else polls its queue as fast as it can, also at rest.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._to_explain: deque[Waiting] = deque()
+        self._explains_next = False
 
     def get_batch_requests(
         self, lit_api: LitAPI, request_queue: "Queue[Waiting]", transport: MessageTransport
     ) -> tuple[list[tuple[int, str, Upload]], list[tuple[int, str]]]:
         """The next requests, and those that came too long ago; waits until there is one."""
-        waiting: list[Waiting] = []
-        while len(waiting) < lit_api.max_batch_size:
-            try:
-                # Not for ever: what a process that was killed still waits for is lost to the one that replaces it.
-                waiting.append(request_queue.get_nowait() if waiting else request_queue.get(timeout=1))
-            except Empty:
-                if waiting:
-                    break
+        explains = bool(self._to_explain) and self._explains_next
+        waiting = [] if explains else self._gather(request_queue, lit_api.max_batch_size)
+        self._explains_next = bool(waiting)
+        waiting = waiting or [self._to_explain.popleft()]
         oldest = time.monotonic() - lit_api.request_timeout  # nobody waits any more for what came before
         late = [(place, name) for place, name, came, _ in waiting if came < oldest]
         return [(place, name, upload) for place, name, came, upload in waiting if came >= oldest], late
+
+    def _gather(self, request_queue: "Queue[Waiting]", most: int) -> list[Waiting]:
+        """All that waits for a prediction alone; none if there is only something to explain."""
+        waiting: list[Waiting] = []
+        while len(waiting) < most:
+            try:
+                # Not for ever: what a process that was killed still waits for is lost to the one that replaces it.
+                rests = not waiting and not self._to_explain
+                one = request_queue.get(timeout=1) if rests else request_queue.get_nowait()
+            except Empty:
+                if waiting or self._to_explain:
+                    break
+                continue
+            (self._to_explain if one[3].explain else waiting).append(one)
+        return waiting
 
 
 class PhotoAPI(LitAPI):  # type: ignore[misc]
@@ -64,12 +85,14 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
         checkpoint: The checkpoint, or the folder of a run.
         device: Where it computes.
         max_batch: The largest number of images that pass the network at once.
+        method: How it finds where the evidence is, or ``None`` where it cannot.
     """
 
-    def __init__(self, checkpoint: Path, device: str, max_batch: int) -> None:
+    def __init__(self, checkpoint: Path, device: str, max_batch: int, method: str | None = None) -> None:
         super().__init__(max_batch_size=max_batch, loop=GreedyLoop())
         self.checkpoint = checkpoint
         self.place = device
+        self.method = method
 
     def setup(self, device: str) -> None:
         """Loads the model, in a process of its own."""
@@ -81,14 +104,17 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
         """What `read_upload` has made of the request."""
         return request
 
-    def predict(self, uploads: list[Upload]) -> list[Prediction | Refusal]:
+    def predict(self, uploads: list[Upload]) -> list[Answer]:
         """The answers to a batch of uploads, in order; an image that cannot be read does not hurt the others."""
-        answers: dict[int, Prediction | Refusal] = {}
+        answers: dict[int, Answer] = {}
         images: dict[int, Tensor] = {}
         for place, upload in enumerate(uploads):
             image = read_image(upload.content)
             if isinstance(image, Refusal):
                 answers[place] = image
+                continue
+            if upload.explain:
+                answers[place] = self._explain(image, upload.top_k)
                 continue
             images[place] = image
             # So that a batch of large photos takes no more memory than the largest of them.
@@ -98,11 +124,17 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
         answers |= self._predict_images(images, uploads)
         return [answers[place] for place in range(len(uploads))]
 
-    def encode_response(self, output: Prediction | Refusal) -> Response:
+    def encode_response(self, output: Answer) -> Response:
         """The response to a request."""
         return respond(output)
 
-    def _predict_images(self, images: dict[int, Tensor], uploads: list[Upload]) -> dict[int, Prediction | Refusal]:
+    def _explain(self, image: Tensor, top_k: int) -> Answer:
+        """The prediction for a decoded image, and where its evidence is."""
+        if self.method is None:
+            return Refusal(422, _NO_MAP)
+        return explain_photo(self.model, image, self.method, top_k)
+
+    def _predict_images(self, images: dict[int, Tensor], uploads: list[Upload]) -> dict[int, Answer]:
         """The predictions for decoded images, by their places in the batch."""
         if not images:
             return {}

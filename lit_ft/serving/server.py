@@ -27,6 +27,7 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.serving.answers import valid_text
 from lit_ft.serving.guard import SECONDS, RequestGuard
+from lit_ft.serving.heat_map import choose_method
 from lit_ft.serving.page import page_route
 from lit_ft.serving.photo_api import MAX_MEGAPIXELS, PhotoAPI
 
@@ -109,7 +110,7 @@ def serve(
     if host != HOSTS[0] and not os.environ.get("LIT_SERVER_API_KEY"):
         warnings.warn(_OPEN.format(host=host), stacklevel=2)
     guard = (RequestGuard, {"max_bytes": int(max_mb * 1e6), "slots": 2 * max_batch})
-    server = _build_server(PhotoAPI(path.absolute(), str(place), max_batch), place, about, guard)
+    server = _build_server(PhotoAPI(path.absolute(), str(place), max_batch, about["explain"]), place, about, guard)
     server.address = f"http://{'[::1]' if host == '::' else host}:{port}"
     with _no_process_left(server):
         server.run(host, port, num_api_servers=1, log_level="warning", generate_client_file=False, server_header=False)
@@ -138,6 +139,7 @@ def describe_model(model: FineTuneModule, path: Path) -> dict[str, Any]:
         "task": model.task.name,
         "classes": [valid_text(name) for name in model.class_names],
         "input": {"size": model.input_spec.size, "channels": model.input_spec.channels},
+        "explain": choose_method(model),
         "lit_ft": version("lit_ft"),
     }
 

@@ -22,24 +22,29 @@ class Upload:
     Args:
         content: The bytes of its file.
         top_k: The number of classes or labels to answer with.
+        explain: Whether to answer with a heat map.
     """
 
     content: bytes
     top_k: int = DEFAULT_TOP_K
+    explain: bool = False
 
 
-async def read_upload(request: Request, top_k: str = str(DEFAULT_TOP_K)) -> Upload:
+async def read_upload(request: Request, top_k: str = str(DEFAULT_TOP_K), explain: str = "false") -> Upload:
     """The image of a request, whose size is already limited.
 
     Args:
         request: The request.
         top_k: The number of classes or labels to answer with, of the query.
+        explain: Whether to answer with a heat map, of the query.
 
     Raises:
         HTTPException: With the status and a line about what is wrong.
     """
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", top_k):
         raise HTTPException(422, f"top_k: must be a whole number of at least 1, got {top_k[:20]!r}")
+    if explain not in ("true", "false"):
+        raise HTTPException(422, f"explain: must be true or false, got {explain[:20]!r}")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "multipart/form-data":
@@ -52,7 +57,7 @@ async def read_upload(request: Request, top_k: str = str(DEFAULT_TOP_K)) -> Uplo
         raise HTTPException(400, "the upload has broken off") from None
     if not content:
         raise HTTPException(400, f"the request has no image; {_EXPECTED}")
-    return Upload(content, int(top_k))
+    return Upload(content, int(top_k), explain == "true")
 
 
 async def _read_form(request: Request) -> bytes:

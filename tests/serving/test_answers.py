@@ -4,7 +4,7 @@ import math
 import pytest
 
 from lit_ft.model.prediction import Prediction
-from lit_ft.serving.answers import Refusal, respond
+from lit_ft.serving.answers import Explained, Refusal, respond
 
 UNKNOWN = {"unsure": None, "unlike_training": None}
 
@@ -62,6 +62,20 @@ def test_prediction_of_each_task_as_json(found, answer):
     response = respond(found)
     assert (response.status_code, response.media_type) == (200, "application/json")
     assert json.loads(response.body) == answer
+
+
+@pytest.mark.parametrize(
+    ("target", "picture", "answer"),
+    [
+        ("a\udc80<b>", "/9j/", {"target": "a\\udc80<b>", "picture": "data:image/jpeg;base64,/9j/"}),
+        (None, None, {"target": None, "picture": None}),
+    ],
+)
+def test_explanation_is_added_to_the_prediction(target, picture, answer):
+    prediction = Prediction("cat", 0.5, [("cat", 0.5)])
+    content = json.loads(respond(Explained(prediction, "grad_cam", target, picture)).body)
+    assert content.pop("explanation") == {"method": "grad_cam", **answer}
+    assert content == json.loads(respond(prediction).body)
 
 
 def test_refusal_has_its_status_and_reason():

@@ -72,20 +72,52 @@ def test_image_of_sixteen_bits_is_read_like_a_file():
     assert read_image(file.getvalue())[0].tolist() == [[0, 255, 1]]
 
 
-def take(queue, most=3, timeout=60):
-    return GreedyLoop().get_batch_requests(SimpleNamespace(max_batch_size=most, request_timeout=timeout), queue, None)
+def test_upload_to_explain_is_refused_where_there_is_no_heat_map(api):
+    plain, to_explain, text = api.predict(
+        [Upload(png(value=7)), Upload(png(), explain=True), Upload(b"a", explain=True)]
+    )
+    assert plain.label == "7"
+    assert (to_explain.status, to_explain.reason.partition(";")[0]) == (422, "explain: this server has no heat map")
+    assert text == Refusal(422, "the image cannot be read (its format is not known)")
+
+
+def take(queue, loop=None, most=3, timeout=60):
+    api = SimpleNamespace(max_batch_size=most, request_timeout=timeout)
+    return (loop or GreedyLoop()).get_batch_requests(api, queue, None)
+
+
+def put(queue, name, explain=False, seconds_ago=0):
+    queue.put((0, name, time.monotonic() - seconds_ago, Upload(b"", explain=explain)))
+
+
+def names(found):
+    """The names of a batch, and of what came too long ago."""
+    return [name for _, name, _ in found[0]], [name for _, name in found[1]]
 
 
 def test_batch_is_all_that_waits_up_to_the_largest():
     queue = Queue()
     for number in range(5):
-        queue.put((0, f"r{number}", time.monotonic(), number))
-    assert take(queue) == ([(0, "r0", 0), (0, "r1", 1), (0, "r2", 2)], [])
-    assert take(queue) == ([(0, "r3", 3), (0, "r4", 4)], [])
+        put(queue, f"r{number}")
+    assert take(queue) == ([(0, name, Upload(b"")) for name in ("r0", "r1", "r2")], [])
+    assert names(take(queue)) == (["r3", "r4"], [])
 
 
 def test_request_that_nobody_waits_for_any_more_is_left_out():
     queue = Queue()
-    queue.put((0, "late", time.monotonic() - 90, 1))
-    queue.put((0, "new", time.monotonic() - 30, 2))
-    assert take(queue) == ([(0, "new", 2)], [(0, "late")])
+    put(queue, "late", seconds_ago=90)
+    put(queue, "new", seconds_ago=30)
+    assert names(take(queue)) == (["new"], ["late"])
+
+
+def test_what_is_to_be_explained_goes_alone_between_the_batches_of_others():
+    queue, loop = Queue(), GreedyLoop()
+    put(queue, "e0", explain=True)
+    assert names(take(queue, loop)) == (["e0"], [])
+    for name in ("p0", "e1", "p1", "e2", "e3", "p2", "p3", "p4"):
+        put(queue, name, explain=name[0] == "e", seconds_ago=90 if name == "e3" else 0)
+    assert names(take(queue, loop)) == (["p0", "p1", "p2"], [])
+    assert names(take(queue, loop)) == (["e1"], [])
+    put(queue, "p5")
+    assert names(take(queue, loop)) == (["p3", "p4", "p5"], [])
+    assert [names(take(queue, loop)) for _ in range(2)] == [(["e2"], []), ([], ["e3"])]

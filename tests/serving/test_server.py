@@ -1,5 +1,6 @@
 """The server as a client sees it: over HTTP, in processes of its own."""
 
+import base64
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from PIL import Image
 from served import Served, descendants, left_of
 
 import lit_ft
+from lit_ft.data.images.decode import decode
+from lit_ft.evaluation.explanations.drawing import draw_evidence, draw_small
 from lit_ft.model.module import FineTuneModule
 
 CLASSES = ["cat", "<b>dog", "owl"]
@@ -100,6 +103,23 @@ def test_answer_has_as_many_classes_as_are_asked_for(server, query, count):
     assert rows == sorted(rows, key=lambda row: -row["probability"])
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "turned.jpg", "grey.png", "long.png", "dot.webp"])
+def test_heat_map_is_that_of_lit_ft_explain(server, model, tmp_path, name):
+    content = PHOTOS[name]()
+    (tmp_path / name).write_bytes(content)
+    (wanted,) = lit_ft.explain(model, tmp_path / name, methods=["grad_cam"])
+    status, answer = server.predict(content, "?top_k=2&explain=true")
+    found = answer.pop("explanation")
+    assert (status, found["method"], found["target"]) == (200, "grad_cam", wanted.target)
+    assert (answer["label"], answer["probability"]) == (wanted.target, pytest.approx(wanted.prediction.probability))
+    kind, _, data = found["picture"].partition(",")
+    picture = np.asarray(Image.open(BytesIO(base64.b64decode(data))), float)
+    drawn = draw_evidence(draw_small(decode(tmp_path / name)), wanted, "grad_cam")
+    assert (kind, picture.shape) == ("data:image/jpeg;base64", np.shape(drawn))
+    assert np.abs(picture - drawn).mean() < 6  # of JPEG; another map differs by more
+    assert server.predict(content, "?top_k=2&explain=false") == server.predict(content, "?top_k=2")
+
+
 JPEG = PHOTOS["a.jpg"]()
 IMAGE = "send one image as multipart/form-data, or its bytes as image/jpeg or application/octet-stream"
 REFUSED = {
@@ -115,7 +135,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_malformed_upload_is_refused_with_its_reason(server, name):
     content, status, reason = REFUSED[name]
-    for found, answer in (server.predict(content), server.predict_form(content)):
+    explained = server.predict(content, "?explain=true")
+    for found, answer in (server.predict(content), server.predict_form(content), explained):
         assert (found, list(answer)) == (status, ["detail"])
         assert answer["detail"].startswith(reason)
     assert server.predict(JPEG)[0] == 200
@@ -154,6 +175,10 @@ def test_number_of_classes_out_of_range_is_refused(server, given):
     assert server.predict(JPEG, f"?top_k={given}") == (422, {"detail": reason})
 
 
+def test_other_word_about_the_heat_map_is_refused_by_the_server(server):
+    assert server.predict(JPEG, "?explain=yes") == (422, {"detail": "explain: must be true or false, got 'yes'"})
+
+
 def test_upload_of_unknown_length_is_refused_once_it_is_too_large(server):
     parts = (bytes(10_000) for _ in range(20))
     assert server.predict(parts) == (413, {"detail": "the upload is larger than 0.1 MB"})
@@ -174,7 +199,7 @@ def test_info_has_the_model_and_no_path(server, best):
     assert status == 200
     assert (about["name"], about["task"], about["classes"]) == ("mnist_cnn", "multiclass", CLASSES)
     assert (about["input"], about["max_mb"]) == ({"size": 28, "channels": 1}, 0.1)
-    assert len(about["version"]) == 12
+    assert (len(about["version"]), about["explain"]) == (12, "grad_cam")
     assert str(best.parent).encode() not in body
 
 
@@ -213,9 +238,10 @@ def ask_at_once(server, model, count):
     wanted = [(found.label, found.probability) for found in model.predict(photos)]
     assert len({round(probability, 4) for _, probability in wanted}) > 30
     with ThreadPoolExecutor(count) as pool:
-        answers = list(pool.map(lambda i: server.predict(contents[i % 50]), range(count)))
+        asked = pool.map(lambda i: server.predict(contents[i % 50], "" if i % 5 else "?explain=true"), range(count))
+        answers = list(asked)
     for i, (status, answer) in enumerate(answers):
-        assert status == 200, answer
+        assert (status, "explanation" in answer) == (200, i % 5 == 0), answer
         label, probability = wanted[i % 50]
         assert (answer["label"], answer["probability"]) == (label, pytest.approx(probability, rel=1e-5))
 

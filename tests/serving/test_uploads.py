@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from lit_ft.serving.uploads import read_upload
 
 
-def read(kind="image/jpeg", parts=(b"ab", b"c"), broken=False):
+def read(kind="image/jpeg", parts=(b"ab", b"c"), broken=False, of="content", **query):
     """What is made of a request, or the status and reason that refuse it."""
     left = [*parts]
 
@@ -19,9 +19,19 @@ def read(kind="image/jpeg", parts=(b"ab", b"c"), broken=False):
 
     request = Request({"type": "http", "headers": [(b"content-type", kind.encode())]}, receive)
     try:
-        return asyncio.run(read_upload(request)).content
+        return getattr(asyncio.run(read_upload(request, **query)), of)
     except HTTPException as error:
         return error.status_code, error.detail
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("true", True), ("false", False)])
+def test_heat_map_is_made_on_request(given, wanted):
+    assert read(explain=given, of="explain") is wanted
+
+
+@pytest.mark.parametrize("given", ["", "yes", "True", "1", "<b>" * 20])
+def test_other_word_about_the_heat_map_is_refused(given):
+    assert read(explain=given) == (422, f"explain: must be true or false, got {given[:20]!r}")
 
 
 def test_parts_of_an_upload_are_put_together():
