@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from ctypes import c_int
+from multiprocessing.sharedctypes import RawValue
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -11,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = 60
 """After which a request is given up, from its first byte to the answer."""
+
+_POLL_SECONDS = 1
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -29,12 +34,17 @@ class RequestGuard:
         slots: The number of uploads that are read or predicted at once; others wait, unread. So their memory is
             bounded, however many come.
         seconds: The time that each of these may take.
+        restarts: How often the process that predicts was started again, in memory that processes share. What it had
+            then is given up.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, slots: int, seconds: float = SECONDS) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, slots: int, seconds: float = SECONDS, restarts: c_int | None = None
+    ) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
+        self._restarts: c_int = RawValue(c_int) if restarts is None else restarts
         self._slots = asyncio.Semaphore(slots)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,20 +68,38 @@ class RequestGuard:
 
     async def _answer_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _LimitedBody(receive, Headers(scope=scope), self.max_bytes)
-        started = False
+        started, refusal = False, None
 
         async def send_noted(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
+        answer = self._wait_for(self.app(scope, body.receive, send_noted), body)
         try:
-            await asyncio.wait_for(self.app(scope, body.receive, send_noted), self.seconds)
+            if not await asyncio.wait_for(answer, self.seconds):
+                refusal = 503, "the process that predicts was started again; send the image once more"
         except asyncio.TimeoutError:
-            if not started:
-                status, what = (504, "the prediction") if body.is_complete else (408, "the upload")
-                reason = f"{what} has taken more than {self.seconds:g} s"
-                await JSONResponse({"detail": reason}, status, {"Connection": "close"})(scope, receive, send)
+            status, what = (504, "the prediction") if body.is_complete else (408, "the upload")
+            refusal = status, f"{what} has taken more than {self.seconds:g} s"
+        if refusal and not started:
+            await JSONResponse({"detail": refusal[1]}, refusal[0], {"Connection": "close"})(scope, receive, send)
+
+    async def _wait_for(self, answer: Awaitable[None], body: _LimitedBody) -> bool:
+        """Waits for the answer to a request; false if the process that had its image was started again."""
+        known, task = self._restarts.value, asyncio.ensure_future(answer)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_POLL_SECONDS)
+                if not body.is_complete:
+                    known = self._restarts.value
+                elif self._restarts.value != known and not task.done():
+                    return False
+        finally:
+            if task.cancel():
+                await asyncio.wait({task})
+        await task
+        return True
 
 
 class _LimitedBody:

@@ -11,8 +11,10 @@ import socket
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from ctypes import c_int
 from importlib.metadata import version
 from multiprocessing import resource_tracker
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ class PhotoServer(LitServer):  # type: ignore[misc]
 
     address = ""
     is_ending = False
+    restarts: c_int
+    """How often the process that predicts was started again, in memory that processes share."""
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +69,7 @@ class PhotoServer(LitServer):  # type: ignore[misc]
         """Starts that process again, if it has died by itself."""
         if self.is_ending:
             raise RuntimeError("the server ends")
+        self.restarts.value += 1
         with _without_interrupts():
             return super().launch_single_inference_worker(lit_api, worker_id)
 
@@ -109,23 +114,25 @@ def serve(
     about = describe_model(load(path, "cpu"), path) | {"max_mb": max_mb, "max_megapixels": MAX_MEGAPIXELS}
     if host != HOSTS[0] and not os.environ.get("LIT_SERVER_API_KEY"):
         warnings.warn(_OPEN.format(host=host), stacklevel=2)
-    guard = (RequestGuard, {"max_bytes": int(max_mb * 1e6), "slots": 2 * max_batch})
-    server = _build_server(PhotoAPI(path.absolute(), str(place), max_batch, about["explain"]), place, about, guard)
+    limits = {"max_bytes": int(max_mb * 1e6), "slots": 2 * max_batch}
+    server = _build_server(PhotoAPI(path.absolute(), str(place), max_batch, about["explain"]), place, about, limits)
     server.address = f"http://{'[::1]' if host == '::' else host}:{port}"
     with _no_process_left(server):
         server.run(host, port, num_api_servers=1, log_level="warning", generate_client_file=False, server_header=False)
 
 
-def _build_server(api: PhotoAPI, device: torch.device, about: dict[str, Any], guard: tuple[Any, Any]) -> PhotoServer:
+def _build_server(api: PhotoAPI, device: torch.device, about: dict[str, Any], limits: dict[str, int]) -> PhotoServer:
+    restarts = RawValue(c_int)
     server = PhotoServer(
         api,
         **_litserve_devices(device),
         timeout=SECONDS,
         model_metadata=about,
-        middlewares=[guard],
+        middlewares=[(RequestGuard, {**limits, "restarts": restarts})],
         disable_openapi_url=True,  # whose page loads scripts from elsewhere
         restart_workers=True,
     )
+    server.restarts = restarts
     server.uvicorn_graceful_timeout = _GRACE_SECONDS
     server.app.router.routes.insert(0, page_route())  # LitServe has a line of text there
     return server

@@ -1,9 +1,11 @@
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from starlette.exceptions import HTTPException
 
+from lit_ft.serving import guard as guard_file
 from lit_ft.serving.guard import RequestGuard
 
 
@@ -77,6 +79,32 @@ def test_slow_upload_and_slow_prediction_are_told_apart():
     assert (upload, why_upload) == (408, {"detail": "the upload has taken more than 0.02 s"})
     assert (answer, why_answer) == (504, {"detail": "the prediction has taken more than 0.02 s"})
     assert headers[b"x-content-type-options"] == b"nosniff"
+
+
+def test_prediction_that_a_process_has_taken_with_it_is_given_up_and_an_upload_is_not(monkeypatch):
+    monkeypatch.setattr(guard_file, "_POLL_SECONDS", 0.01)
+
+    async def lose():
+        restarts = SimpleNamespace(value=0)
+        asyncio.get_running_loop().call_later(0.05, setattr, restarts, "value", 1)
+        lost, late = Echo(60), Echo(0.05)
+        return await asyncio.gather(
+            post(RequestGuard(lost, 10, 1, restarts=restarts), [b"a"]),
+            post(RequestGuard(late, 10, 1, restarts=restarts), [b"a", b"a"], wait=0.1),
+        ), lost.now
+
+    (lost, uploaded), running = asyncio.run(lose())
+    reason = "the process that predicts was started again; send the image once more"
+    assert (lost[0], lost[2]) == (503, {"detail": reason})
+    assert (uploaded[0], uploaded[2], running) == (200, 2, 0)
+
+
+def test_error_of_what_is_guarded_is_passed_on():
+    async def fail(scope, receive, send):
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        asyncio.run(post(RequestGuard(fail, 10, 1), [b"a"]))
 
 
 @pytest.mark.parametrize(("method", "most"), [("POST", 3), ("GET", 8)])

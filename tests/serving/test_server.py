@@ -275,7 +275,13 @@ def test_interrupt_in_a_terminal_ends_all_processes_without_a_word(best):
 def test_process_that_was_killed_is_replaced(best, tmp_path):
     with Served(best, tmp_path) as served:
         (worker,) = [pid for pid, args in served.processes.items() if "multiprocessing.spawn" in args]
-        os.kill(worker, signal.SIGKILL)
-        time.sleep(1.5)  # what comes within a second may be lost with it, and is given up after a minute
+        os.kill(worker, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            begun, lost = time.monotonic(), pool.submit(served.predict, JPEG)
+            time.sleep(1.5)
+            os.kill(worker, signal.SIGKILL)
+        reason = "the process that predicts was started again; send the image once more"
+        assert lost.result() == (503, {"detail": reason})
+        assert time.monotonic() - begun < 30  # not a minute
         assert served.predict(JPEG)[0] == 200
         assert served.end(signal.SIGTERM) == (128 + signal.SIGTERM, {})
