@@ -19,6 +19,7 @@ from torch import Tensor
 from lit_ft.assets import name_unfinished, replace_atomically
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError
+from lit_ft.model.prediction import name_flag
 from lit_ft.runs import Run, find_run
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -105,7 +106,8 @@ class PredictionWriter(Callback):
         paths = getattr(cast(Any, trainer).datamodule, "predict_paths", None)
         module: Any = pl_module
         is_multiclass = module.task.name == "multiclass"
-        write_rows(path, build_rows(predictions, module.class_names, paths, is_multiclass, self._digits, self._flags))
+        flags = [name_flag(flag, () if is_multiclass else module.class_names) for flag in self._flags]
+        write_rows(path, build_rows(predictions, module.class_names, paths, is_multiclass, self._digits, flags))
 
     def _find_path(self, trainer: L.Trainer) -> Path:
         run = find_run(trainer) or Run(Path(trainer.default_root_dir))

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from lit_ft.console import format_value, log_progress, rank_zero_print
 from lit_ft.data.loading.protocols import Split
+from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.tables.tables import escape_formula
+from lit_ft.errors import UserError
 from lit_ft.evaluation.predictions import write_rows
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, count_images, gather, join, name_images
 from lit_ft.training.history import write_intervals
+from lit_ft.training.refit import is_refitted
 from lit_ft.training.selected import SelectionListener, ValidationOutputs
 
 _SAMPLES = 200
@@ -50,9 +53,20 @@ class ResultWriter(EvaluationOutputs, SelectionListener):
         self._num_values = 0
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets an earlier evaluation."""
+        """Forgets an earlier evaluation.
+
+        Raises:
+            UserError: If a model is to be tested on validation images that it was trained on.
+        """
         super().on_test_start(trainer, pl_module)
         self._num_values = 0
+        data, path = cast(Any, trainer).datamodule, cast(Any, trainer).ckpt_path
+        is_val = isinstance(data, ImageDataModule) and data.tested == "val"
+        if trainer.state.fn == "test" and is_val and path and is_refitted(path):
+            raise UserError(
+                f"`ckpt_path`: {path} was trained on its validation images, too (`refit`), and there are no others to "
+                "test it on; give some, as with `data.root`"
+            )
 
     def take(self, module: FineTuneModule, logits: Tensor, targets: Tensor) -> None:
         """Keeps the outputs of a batch, unless that are too many."""

@@ -52,8 +52,8 @@ class ExportedModel(Predictor):
         while batch := list(islice(images, batch_size)):
             pixels = [np.ascontiguousarray(_fit(image, channels).permute(1, 2, 0).numpy()) for _, image in batch]
             columns = {"answers": torch.from_numpy(self.file.run_each(pixels))}
-            if (sets := (self.calibration or Calibration()).label_sets(columns["answers"])) is not None:
-                columns["unsure"] = sets.sum(dim=1) != 1
+            if (unsure := (self.calibration or Calibration()).are_unsure(columns["answers"])) is not None:
+                columns["unsure"] = unsure
             found += self._format(columns, [name for name, _ in batch], top_k)
         return found
 

@@ -36,7 +36,8 @@ class Calibration:
 
     A label set has all classes that are at least as probable as one in ten true classes of the validation is not: it
     holds the true class of an image like these with a probability of 90% (split conformal prediction; Angelopoulos and
-    Bates 2021, A Gentle Introduction to Conformal Prediction). A prediction whose set is not one class is unsure.
+    Bates 2021, A Gentle Introduction to Conformal Prediction). A prediction whose set is not one class is unsure, as is
+    one that is more probably wrong than right.
 
     Args:
         temperature: What logits were divided by; the head in the checkpoint has it in its weights.
@@ -62,6 +63,11 @@ class Calibration:
     def label_sets(self, probabilities: Tensor) -> Tensor | None:
         """Which classes are in the label set of each image, ``(B, K)``, of probabilities ``(B, K)``."""
         return None if self.least_probability is None else probabilities >= self.least_probability
+
+    def are_unsure(self, probabilities: Tensor) -> Tensor | None:
+        """Which predictions are unsure, ``(B,)``: of a label set that is not one class, or more probably wrong."""
+        sets = self.label_sets(probabilities)
+        return None if sets is None else (sets.sum(dim=1) != 1) | (probabilities.max(dim=1).values < 0.5)
 
     def are_unlike(self, features: Tensor) -> Tensor | None:
         """Which images are unlike those of the validation, ``(B,)``, of features ``(B, D)``."""

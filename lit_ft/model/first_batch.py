@@ -75,12 +75,18 @@ def refuse_unprepared(images: Any, size: int, normalise: Normalise) -> None:
     height, width = images.shape[2:]
     if (height, width) != (size, size):
         raise UserError(f"images are {height} x {width}, but the model was validated on {size} x {size}; {advice}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise UserError(f"images are {_format_type(images)}, expected uint8 or normalised float; {advice}")
     if images.is_floating_point() and images.numel():
         low, high, least, most = _range(images, normalise)
+        if not (low > -torch.inf and high < torch.inf):
+            raise UserError("images have values that are not finite")
         # Normalised images could lie within 0 and 1 as well, but would not be whole 255ths.
         is_scaled = 0 <= low < high <= 1 and least < -0.1 and _are_whole(255 * images.float())
         if is_scaled or (low >= 0 and high > 8 * max(most, 1.0)):
             raise UserError(f"images are float from {low:.3g} to {high:.3g}, and not normalised; {advice}")
+        if low >= 0 and 0.5 < high <= 1 and least < -0.1:
+            rank_zero_warn(f"images are float from {low:.3g} to {high:.3g}, as if they were not normalised; {advice}")
 
 
 def refuse_other_size(images: Any, size: int, error: Exception) -> None:

@@ -145,8 +145,15 @@ def set_prior_bias(head: nn.Sequential, data: Any, task: str = "multiclass") -> 
         bias.copy_((images.clamp(min=1) / others).log())
 
 
+def takes_temperature(head: nn.Module) -> bool:
+    """Whether the last layer of a head can take a temperature into its weights; that of a user's own may be any."""
+    return isinstance(head, nn.Sequential) and isinstance(head[-1], (nn.Linear, CosineLinear))
+
+
 def divide_logits(head: nn.Module, temperature: float) -> None:
-    """Divides what a head of `build_head` gives by a temperature, in the weights of its last layer."""
+    """Divides what a head gives by a temperature, in the weights of its last layer; see `takes_temperature`."""
+    if temperature == 1:
+        return
     last = cast(nn.Sequential, head)[-1]
     with torch.no_grad():
         if isinstance(last, CosineLinear):

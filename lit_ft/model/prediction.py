@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import IOBase
@@ -41,9 +41,10 @@ class Prediction:
         values: For ``regression``, each number in the units of the training targets, by name.
         path: The image file; empty where pixels were given.
         label_set: For ``multiclass``, the classes among which the true one is with a probability of 90%, the most
-            probable first.
-        unsure: Whether these are not one class alone that is probable enough; None where it is not known, as the
-            checkpoint is of a fit that was not calibrated, of few validation images, or of another task.
+            probable first, which is always one of them.
+        unsure: Whether several classes are that probable, or none is, or the most probable one has less than one half;
+            None where it is not known, as the checkpoint is of a fit that was not calibrated, of few validation images,
+            or of another task.
         unlike_training: Whether the image is unlike those of the validation; None where it is not known.
     """
 
@@ -129,8 +130,8 @@ class Predictor(L.LightningModule):
         with head_inputs(module.head) as features:
             answers = module.task.predict(module(images)).unflatten(0, (-1, num_views)).mean(dim=1)
         judged = {"answers": answers}
-        if (sets := known.label_sets(answers)) is not None:
-            judged["unsure"] = sets.sum(dim=1) != 1
+        if (unsure := known.are_unsure(answers)) is not None:
+            judged["unsure"] = unsure
         if features and (unlike := known.are_unlike(features[0][::num_views])) is not None:
             judged["unlike_training"] = unlike
         return judged
@@ -173,6 +174,11 @@ class Predictor(L.LightningModule):
         found = checkpoint.get("calibration")
         self.calibration = Calibration.from_plain(found) if found else None
         super().on_load_checkpoint(checkpoint)
+
+
+def name_flag(flag: str, columns: Collection[str]) -> str:
+    """The column of a flag of a prediction in a table, other than those of numbers and labels of that name."""
+    return f"is_{flag}" if flag in columns else flag
 
 
 @contextmanager

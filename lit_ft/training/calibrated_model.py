@@ -10,9 +10,10 @@ from torch import Tensor
 from torchmetrics.functional import classification
 
 from lit_ft.console import rank_zero_print
-from lit_ft.model.calibration import COVERAGE, Calibration, fit_label_sets, fit_temperature
+from lit_ft.features.source import find_own_step
+from lit_ft.model.calibration import Calibration, fit_label_sets, fit_temperature
 from lit_ft.model.checkpoint import read_checkpoint
-from lit_ft.model.heads import divide_logits
+from lit_ft.model.heads import divide_logits, takes_temperature
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_path, find_run
 from lit_ft.tasks.task import Task
@@ -46,21 +47,21 @@ def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
     outputs = _validate(trainer, module)
     if outputs is None:
         return None
-    found, facts = _calibrate(module.task, outputs)
+    can_divide = takes_temperature(module.head) and find_own_step(module, "validation_step") is None
+    found, facts = _calibrate(module.task, outputs, can_divide)
     # From the first process, as the arithmetic of others may differ.
     module.calibration = trainer.strategy.broadcast(found)
     divide_logits(module.head, module.calibration.temperature)
     logits = outputs.logits.float() / module.calibration.temperature
-    loss = float(module.task.image_losses(logits, outputs.targets).mean())
     run = find_run(trainer)
     if trainer.is_global_zero and run is not None:
         changed = {"state_dict": module.state_dict(), "calibration": found.plain()}
         hand_back(trainer, best, {**checkpoint, **changed}, checkpoint.get(SHARE, 1.0))
         write_calibration(run, facts)
-        update_metrics(run, "val", {"val/loss": loss})
+        update_metrics(run, "val", {"val/loss": facts["loss_after"]})
         rank_zero_print(_format(facts))
     trainer.strategy.barrier("calibration")
-    return replace(outputs, logits=logits, metrics={**outputs.metrics, "val/loss": loss})
+    return replace(outputs, logits=logits, metrics={**outputs.metrics, "val/loss": facts["loss_after"]})
 
 
 def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:
@@ -68,25 +69,36 @@ def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:
 
     These images are still what others are compared with, by their features as they are now.
     """
-    outputs = None if known is None else _validate(trainer, module)
-    if known is not None and outputs is not None and outputs.features is not None:
-        module.calibration = trainer.strategy.broadcast(known.with_references(outputs.features))
-        divide_logits(module.head, known.temperature)
+    if known is None:
+        return
+    outputs = _validate(trainer, module)
+    if outputs is not None and outputs.features is not None:
+        known = known.with_references(outputs.features)
+    module.calibration = trainer.strategy.broadcast(known)
+    divide_logits(module.head, known.temperature)
 
 
-def _calibrate(task: Task, outputs: ValidationOutputs) -> tuple[Calibration, dict[str, float | None]]:
+def _calibrate(task: Task, outputs: ValidationOutputs, can_divide: bool) -> tuple[Calibration, dict[str, Any]]:
     """The calibration by validation images, and what a run tells of it."""
     logits, targets = outputs.logits.float(), outputs.targets
-    temperature = 1.0 if task.name == "regression" else fit_temperature(logits, targets, task)
+    can_divide = can_divide and task.name != "regression"
+    temperature = fit_temperature(logits, targets, task) if can_divide else 1.0
     before, after = (task.predict(logits / t) for t in (1.0, temperature))
     least = fit_label_sets(after, targets) if task.name == "multiclass" else None
     found = Calibration(temperature, least)
     found = found if outputs.features is None else found.with_references(outputs.features)
     errors = [calibration_error(one, targets, task) for one in (before, after)]
-    facts = {"images": len(logits), "temperature": temperature, "ece_before": errors[0], "ece_after": errors[1]}
-    sets = found.label_sets(after)
-    unsure = None if sets is None else float((sets.sum(dim=1) != 1).float().mean())
-    return found, {**facts, "coverage": None if sets is None else COVERAGE, "unsure": unsure}
+    losses = [float(task.image_losses(logits / t, targets).mean()) for t in (1.0, temperature)]
+    unsure = found.are_unsure(after)
+    return found, {
+        "images": len(logits),
+        "temperature": temperature,
+        "loss_before": losses[0],
+        "loss_after": losses[1],
+        "ece_before": errors[0],
+        "ece_after": errors[1],
+        "unsure": None if unsure is None else float(unsure.float().mean()),
+    }
 
 
 def _format(facts: Mapping[str, float | None]) -> str:
@@ -94,8 +106,8 @@ def _format(facts: Mapping[str, float | None]) -> str:
     if facts["ece_before"] is None:
         return f"Calibrated  by {images}, of which 95% are like the others"
     unsure = "" if facts["unsure"] is None else f"; unsure of {facts['unsure']:.1%}"
-    error = f"calibration error {facts['ece_before']:.1%}, after it {facts['ece_after']:.1%}"
-    return f"Calibrated  temperature {facts['temperature']:.2f}, by {images}: {error}{unsure}"
+    loss = f"val/loss {facts['loss_before']:.4f} before, {facts['loss_after']:.4f} after it"
+    return f"Calibrated  temperature {facts['temperature']:.2f}, by {images}: {loss}{unsure}"
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> float | None:

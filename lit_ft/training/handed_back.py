@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from lit_ft.model.checkpoint import read_checkpoint
 SHARE = "share_fine_tuned"
 """Key of a checkpoint that is no epoch's: the share of the fine-tuned weights in it."""
 
-_OF_THE_FIT = "optimizer_states", "lr_schedulers"
-"""What no model needs that is handed back, and a fit cannot go on with where its weights are others."""
+_OF_THE_FIT = "optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"
+"""What no model needs that is handed back, and a fit cannot go on with where its weights are others; the last two of
+Lightning's averages, which would take their place again."""
 
 
 def hand_back(trainer: Any, path: str, content: Mapping[str, Any], share: float) -> None:
@@ -25,7 +28,7 @@ def hand_back(trainer: Any, path: str, content: Mapping[str, Any], share: float)
         share: The share of the fine-tuned weights in it.
     """
     if Path(path).is_file() and not is_handed_back(read_checkpoint(path)):
-        Path(path).replace(_best_epoch(path))
+        _keep(Path(path), _best_epoch(path))
     kept = {key: value for key, value in content.items() if key not in _OF_THE_FIT}
     trainer.strategy.checkpoint_io.save_checkpoint({**kept, SHARE: share}, path)
 
@@ -45,6 +48,15 @@ def take_best_epoch(path: str) -> dict[str, Any] | None:
 def is_handed_back(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is no epoch's, but what follows a fit has made of it."""
     return SHARE in checkpoint
+
+
+def _keep(path: Path, other: Path) -> None:
+    """Lets a file be at another path, too, so that a kill leaves it at one of them at least."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without links
+        shutil.copy2(path, other)
 
 
 def _best_epoch(path: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, cast
 
@@ -17,10 +18,12 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.stream import StreamDataModule
 from lit_ft.errors import UserError
 from lit_ft.features.cache import FeatureCache
+from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
+from lit_ft.training.evaluated import ImageLosses, quiet_validation
 from lit_ft.training.handed_back import hand_back
 from lit_ft.training.history import write_refit
 from lit_ft.training.selection import Selected, blend
@@ -100,8 +103,9 @@ class Refit(Callback):
         except SystemExit:  # by which Lightning ends a fit that was interrupted; whoever called asks the first trainer
             trainer.state.status = second.state.status
             raise
-        if 0 < selected.share < 1:
-            module.load_state_dict(blend(at_start.state, module.state_dict(), selected.share))
+        if 0 < selected.share < 1 and not _blend(trainer, module, at_start.state, selected.share):
+            rank_zero_warn("the refit is left out, as its blend has a greater loss than both of what it blends")
+            return
         recalibrate(trainer, module, calibration)
         best = find_best_callback(trainer)
         num_epochs = selected.num_epochs if selected.share else 0
@@ -112,6 +116,20 @@ class Refit(Callback):
         trainer.strategy.barrier("refit")
         epochs = f", {num_epochs} epochs" if num_epochs else ""
         rank_zero_print(f"Refit   on {num_images:,} images of train and val{epochs}; its scores on val mean nothing")
+
+
+def _blend(trainer: Any, module: Any, probe: Mapping[str, Tensor], share: float) -> bool:
+    """Gives a module the blend with its probe, if that is not worse than both, as it is where a barrier is between."""
+    tuned = _copy(module)
+    states = [probe, tuned, blend(probe, tuned, share)]
+    losses, means = ImageLosses(SharedPrefix(trainer, module, states)), []
+    with quiet_validation(trainer, losses):
+        for state in states:
+            module.load_state_dict(state)
+            trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
+            found = losses.gather(trainer)
+            means.append(0.0 if found is None else float(found.mean()))
+    return means[2] <= max(means[:2])
 
 
 def join_validation(data: Any) -> Any:
@@ -160,7 +178,7 @@ def _copy(module: Any) -> dict[str, Tensor]:
 
 def _save(trainer: Any, module: Any, path: str, share: float) -> None:
     """Saves the weights with what a checkpoint of the first fit says of classes and options."""
-    of_the_fit = {"loops", "callbacks", "current_model_state", "averaging_state"}
+    of_the_fit = {"loops", "callbacks"}
     content = {key: value for key, value in read_checkpoint(path).items() if key not in of_the_fit}
     content |= {"state_dict": _copy(module), _REFITTED: True}
     if module.calibration is not None:

@@ -102,7 +102,7 @@ class OutputRecorder(Callback):
         if not self._step:  # at the first batch, from which the number of images follows
             most = max(1, min(self._max_features, MAX_FEATURE_VALUES // features.shape[1]))
             num_images = sum(trainer.num_val_batches) * len(features) * trainer.world_size
-            self._step = math.ceil(num_images / most)
+            self._step = 1 if math.isinf(num_images) else math.ceil(num_images / most)
         own = torch.arange(len(features))[-self._num_seen % self._step :: self._step]
         self._rows.append((self._num_seen + own) * trainer.world_size + trainer.global_rank)
         self._features.append(features[own.to(features.device)].detach())

@@ -57,6 +57,8 @@ def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images:
     standard errors: with few validation images it would often be taken by chance, and it is the one that may be worse
     than the probe. What counts is the metric, or the difference of the losses, image by image.
 
+    A blend that is worse than both of what it blends, as there is a barrier between these, is left out.
+
     The error of a share p of N images is ``sqrt(p (1 - p) / N)``. Of metrics that are no shares it is unknown, and only
     the best is taken. One that is not defined is the worst. Among equals the first is.
 
@@ -86,7 +88,8 @@ def choose(candidates: Sequence[Candidate], monitor: str, mode: str, num_images:
         near = [row for row in rows if scores[row] >= best - error(best)]
         return min(near, key=lambda row: losses[row])
 
-    rows = range(len(candidates))
+    highest = max(losses[0], *(loss for one, loss in zip(candidates, losses, strict=True) if one.share in (0.0, 1.0)))
+    rows = [row for row, one in enumerate(candidates) if one.share in (0.0, 1.0) or losses[row] <= highest]
     half = least_loss([row for row in rows if candidates[row].share <= 0.5])
     needed = math.inf if monitor in _MEAN_LOSSES else scores[half] + 2 * error(scores[half])
     larger = [row for row in rows if candidates[row].share > 0.5]
@@ -261,4 +264,5 @@ def _format(candidates: Sequence[Candidate], chosen: Candidate, monitor: str, ma
     note = ", so that fine-tuning has not paid" if len(candidates) > 1 and not chosen.share else ""
     table = format_table([("candidate", *metrics), *rows], "<" + ">" * len(metrics))
     rule = monitor if monitor == "val/loss" else f"the least loss of those with nearly the best {monitor}"
+    rule += " (above 50% only if clearly better)" if len(candidates) > 1 else ""
     return f"Chosen  {chosen.name}, by {rule}{note}\n{textwrap.indent(table, '  ')}\n"

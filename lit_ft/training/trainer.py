@@ -165,7 +165,13 @@ class Trainer(L.Trainer):
             owner = model if datamodule is None else datamodule
             rank_zero_warn(f"nothing is tested, as {type(owner).__name__} has no test_dataloader()")
             return
-        print_scores(self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False))
+        own = cast(Any, self)
+        before = own.callbacks  # of which one that averages looks for its averages in the checkpoint
+        own.callbacks = [one for one in before if not isinstance(one, callbacks.WeightAveraging)]
+        try:
+            print_scores(self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False))
+        finally:
+            own.callbacks = before
 
     def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
         """Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.

@@ -104,6 +104,7 @@ def test_uint8_and_normalised_float_images_give_the_same_logits():
     torch.testing.assert_close(module(images), module((images / 255 - mean) / std), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:images are float from 0.2 to 0.8, as if they were not normalised")
 def test_light_images_that_are_normalised_are_taken():
     module = small_resnet(classes=4).eval()
     assert module(0.2 + 0.6 * torch.rand(1, 3, 32, 32)).shape == (1, 4)
@@ -115,6 +116,7 @@ def test_light_images_that_are_normalised_are_taken():
     [
         (images_of(3, 32) / 255, "images are float from 0 to 1, and not normalised"),
         (images_of(3, 32).float(), "images are float from 0 to 255, and not normalised"),
+        (images_of(3, 32).int(), "images are int32, expected uint8 or normalised float"),
         (images_of(3, 40), "images are 40 x 40, but the model was validated on 32 x 32"),
         (images_of(3, 32)[0], "images are uint8 (3, 32, 32), expected a batch (B, C, 32, 32)"),
         ("a.jpg", "images are of type str, expected a batch (B, C, 32, 32)"),

@@ -6,12 +6,14 @@ import math
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from small_runs import FewDigits, small_module
+from torch import nn
 from torch.nn import functional as F
 
 import lit_ft
 from lit_ft.model.calibration import Calibration
+from lit_ft.model.heads import takes_temperature
 from lit_ft.runs import Run
 from lit_ft.tasks.task import Task
 from lit_ft.training.calibrated_model import calibration_error
@@ -24,13 +26,14 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 NUM_VAL = 150
 
 
-def finetuned(folder, head_fit="solved", **options):
+def finetuned(folder, head_fit="solved", callbacks=(), **options):
     """A finished run, what it was before it was calibrated, and its data."""
     L.seed_everything(1)
     checkpoint = ModelCheckpoint(folder / "checkpoints", "best", "val/acc", mode="max", enable_version_counter=False)
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, enable_progress_bar=False, enable_model_summary=False, logger=False,
-        num_sanity_val_steps=0, callbacks=[GradualUnfreezing("lp_ft", head_fit=head_fit), checkpoint, HistoryWriter()],
+        num_sanity_val_steps=0,
+        callbacks=[GradualUnfreezing("lp_ft", head_fit=head_fit), checkpoint, HistoryWriter(), *callbacks],
     )  # fmt: skip
     trainer.run = Run(folder)
     module = small_module(lr=0.05, lr_scheduler=None, **{"head": {"dropout": 0.0}, **options})
@@ -89,7 +92,10 @@ def test_run_tells_the_error_before_and_after(run):
     known = Calibration.from_plain(torch.load(trainer.run.checkpoint("best"), weights_only=True)["calibration"])
     in_sets = known.label_sets(after).gather(1, targets.unsqueeze(1)).float().mean()
     assert float(in_sets) == pytest.approx(0.91, abs=0.015)  # 136 of 150
-    assert facts["unsure"] == pytest.approx(float((known.label_sets(after).sum(1) != 1).float().mean()))
+    assert facts["unsure"] == pytest.approx(float(known.are_unsure(after).float().mean()))
+    before_loss, after_loss = (float(F.cross_entropy(one, targets)) for one in (logits, logits / facts["temperature"]))
+    assert (facts["loss_before"], facts["loss_after"]) == pytest.approx((before_loss, after_loss), rel=1e-4)
+    assert json.loads(trainer.run.metrics.read_text())["val"]["val/loss"] == pytest.approx(after_loss, rel=1e-4)
 
 
 def test_loaded_model_knows_what_it_is_unsure_of_and_what_is_unlike(run):
@@ -100,7 +106,8 @@ def test_loaded_model_knows_what_it_is_unsure_of_and_what_is_unlike(run):
     assert sum(one.unlike_training for one in found) <= len(found) // 4
     for one in found:
         assert one.label_set[0] == one.label
-        assert one.unsure == (len(one.label_set) > 1 or one.probability < model.calibration.least_probability)
+        least = max(0.5, model.calibration.least_probability)
+        assert one.unsure == (len(one.label_set) > 1 or one.probability < least)
     noise = model.predict(torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8))
     assert sum(one.unlike_training for one in noise) >= 18
     step = model.predict_step(digits, 0)
@@ -138,3 +145,17 @@ def test_error_is_how_far_probabilities_are_from_shares():
     labels = F.one_hot(targets, 2)
     assert calibration_error(probabilities, labels, Task("multilabel", 2)) == pytest.approx(0.4)
     assert calibration_error(probabilities, probabilities, Task("regression", 2)) is None
+
+
+def test_averages_do_not_take_the_place_of_what_is_handed_back(tmp_path):
+    trainer, _, data = finetuned(tmp_path / "run", "trained", callbacks=[EMAWeightAveraging(decay=0.5)])
+    best = trainer.run.checkpoint("best")
+    written = json.loads(trainer.run.metrics.read_text())["test"]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    (again,) = L.Trainer(**quiet).test(lit_ft.load(best, "cpu"), datamodule=data, verbose=False)
+    assert again["test/loss"] == pytest.approx(written["test/loss"], rel=1e-5)
+
+
+def test_head_of_a_users_own_is_not_divided():
+    own = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh())
+    assert [takes_temperature(head) for head in (own, own[:1], nn.Linear(2, 3))] == [False, True, False]

@@ -13,7 +13,7 @@ from lit_ft.data import StreamDataModule
 from lit_ft.errors import UserError
 from lit_ft.runs import Run
 from lit_ft.training.history import HistoryWriter
-from lit_ft.training.refit import Refit, join_validation, warn_of_refit
+from lit_ft.training.refit import Refit, is_refitted, join_validation, warn_of_refit
 from lit_ft.training.selection import Selected, blend
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -98,11 +98,18 @@ def test_epochs_of_a_refit_are_those_of_the_first_fit_with_more_images(tmp_path)
 
 
 def test_refit_of_a_blend_blends_its_own_probe_and_weights(tmp_path):
-    whole, _ = refitted(tmp_path / "whole", Selected(1.0, 2))
-    probe, _ = refitted(tmp_path / "probe", Selected(0.0, 2))
-    half, _ = refitted(tmp_path / "half", Selected(0.5, 2))
+    whole, _ = refitted(tmp_path / "whole", Selected(1.0, 2), lr=0.0003)
+    probe, _ = refitted(tmp_path / "probe", Selected(0.0, 2), lr=0.0003)
+    half, _ = refitted(tmp_path / "half", Selected(0.5, 2), lr=0.0003)
     for name, value in blend(probe, whole, 0.5).items():
         torch.testing.assert_close(half[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_refit_whose_blend_is_worse_than_both_ends_leaves_what_was_chosen(tmp_path):
+    with pytest.warns(UserWarning, match="the refit is left out, as its blend has a greater loss than both"):
+        _, trainer = refitted(tmp_path / "run", Selected(0.5, 2), lr=0.01)
+    assert not is_refitted(str(trainer.run.checkpoint("best")))
+    assert "refit" not in json.loads(trainer.run.metrics.read_text())
 
 
 def test_averaged_weights_are_averaged_again_from_the_solved_head(tmp_path):

@@ -72,6 +72,14 @@ def test_weights_far_from_the_probe_may_have_a_better_metric_than_chance():
         assert choose([probe, tuned], "val/acc", "max", 100).name == expected
 
 
+def test_blend_that_is_worse_than_both_of_what_it_blends_is_left_out():
+    scores = {"probe": (0.0, 0.70, 0.855), "blend": (0.5, 0.80, 0.888), "last": (1.0, 0.80, 0.850)}
+    candidates = [Candidate(name, s, {"val/acc": acc, "val/loss": loss}) for name, (s, acc, loss) in scores.items()]
+    assert choose(candidates, "val/acc", "max", 400).name == "last"
+    candidates[1] = Candidate("blend", 0.5, {"val/acc": 0.80, "val/loss": 0.849})
+    assert choose(candidates, "val/acc", "max", 400).name == "blend"
+
+
 def test_metric_decides_where_a_validation_step_of_the_users_logs_no_loss():
     # Two standard errors of 0.82 of 100 images are 0.077.
     for acc, expected in ((0.89, "blend"), (0.91, "tuned")):
@@ -139,7 +147,7 @@ def test_probe_is_handed_back_where_training_has_destroyed_it(tmp_path, capsys):
     assert written["checkpoint"] == "checkpoints/best.ckpt"
     assert written["val/acc"] == pytest.approx(solved.metrics["val/acc"])
     assert float(checkpoint.best_model_score) == pytest.approx(solved.metrics["val/acc"])
-    rule = "the least loss of those with nearly the best val/acc"
+    rule = "the least loss of those with nearly the best val/acc (above 50% only if clearly better)"
     chosen = f"Chosen  linear probe, by {rule}, so that fine-tuning has not paid\n  candidate "
     assert chosen in capsys.readouterr().out
     trainer.validate(small_module(), datamodule=FewDigits(shots=8), ckpt_path=checkpoint.best_model_path, verbose=False)

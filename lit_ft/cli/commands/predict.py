@@ -24,7 +24,7 @@ from lit_ft.evaluation.predictions import check_target, is_device
 from lit_ft.export.predictor import ExportedModel
 from lit_ft.export.runtime import is_runnable
 from lit_ft.model.module import FineTuneModule
-from lit_ft.model.prediction import Prediction
+from lit_ft.model.prediction import Prediction, name_flag
 from lit_ft.runs import Run
 
 TableRow = dict[str, Any]
@@ -32,7 +32,7 @@ TableRow = dict[str, Any]
 
 _BATCH = 32
 _SUFFIXES = (".csv", ".json", ".parquet")
-_LISTS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_LISTS = {".csv": ",", ".tsv": "\t", ".txt": ""}
 
 
 def run(args: Sequence[str]) -> int:
@@ -109,11 +109,17 @@ def find_photos(source: str) -> list[str]:
 def _read_list(file: Path) -> list[str]:
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
-            rows = [row for row in csv.reader(opened, delimiter=_LISTS[file.suffix.lower()]) if any(row)]
+            if file.suffix.lower() == ".txt":  # a path a line, whatever is in it
+                rows = [[line.rstrip("\r\n")] for line in opened if line.strip()]
+            else:
+                rows = [row for row in csv.reader(opened, delimiter=_LISTS[file.suffix.lower()]) if any(row)]
     except (OSError, csv.Error) as error:
         raise UserError(f"PHOTOS: {file} cannot be read ({error})") from error
-    column = rows[0].index("path") if rows and "path" in rows[0] else None
-    paths = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
+    has_names = bool(rows) and "path" in rows[0]
+    column, rows = (rows[0].index("path"), rows[1:]) if has_names else (0, rows)
+    paths = [row[column] if len(row) > column else "" for row in rows]
+    if "" in paths:
+        raise UserError(f"PHOTOS: {file} has a row without a path, its row {paths.index('') + 1} of {len(paths)}")
     if not paths:
         raise UserError(f"PHOTOS: {file} has no paths of images")
     return [str(file.parent / unescape_formula(path)) for path in paths]
@@ -176,7 +182,7 @@ def _cells(path: str, found: Prediction, top_k: int, all_classes: bool) -> Table
     elif not found.values:
         row["labels"] = "; ".join(found.labels)
     flags = {"unsure": found.unsure, "unlike_training": found.unlike_training}
-    row |= found.values | {name: flag for name, flag in flags.items() if flag is not None}
+    row |= found.values | {name_flag(name, found.values): flag for name, flag in flags.items() if flag is not None}
     return row | ({f"probability of {name}": p for name, p in sorted(found.top_k)} if all_classes else {})
 
 

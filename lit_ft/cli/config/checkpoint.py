@@ -15,10 +15,13 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
+from lit_ft.data.files.folders import find_folder
+from lit_ft.data.tables.tables import read_table
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint import (
     all_hyperparameters,
@@ -27,7 +30,7 @@ from lit_ft.model.checkpoint import (
     refuse_missing_checkpoint,
     saved_options,
 )
-from lit_ft.runs import DEFAULT_ROOT, Run, find_checkpoint, find_run
+from lit_ft.runs import DEFAULT_ROOT, Run, find_checkpoint, find_run, find_run_of_checkpoint
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.run_options import refuse_other_options, run_options
 
@@ -133,12 +136,30 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     found = read_saved_data(path)
     if found is None or (command == "predict" and not _read_values(args, "--data.predict")):
         return args
+    if command == "test" and _read_setting(args, "data.table") is not None:
+        rank_zero_warn(
+            "`data.table`: of a table without splits only the rows that are held out are tested; to test all, give it "
+            "a column `split` with `test` in each"
+        )
     given = _read_setting(args, "data.root")
-    if command == "test" and given is not None and found["class_path"].endswith(".ImageFolderDataModule"):
-        kept = found["init_args"].get("root", "")
-        if os.path.realpath(given) != os.path.realpath(kept):  # other photos, all of which can be tested on
-            found["init_args"]["tested_classes"] = all_hyperparameters(read_checkpoint(path)).get("classes")
+    tests_folder = command == "test" and given is not None and found["class_path"].endswith(".ImageFolderDataModule")
+    if tests_folder and not _is_own_root(str(given), found["init_args"].get("root", ""), path):
+        found["init_args"]["tested_classes"] = all_hyperparameters(read_checkpoint(path)).get("classes")
     return ["--data", json.dumps(found), *args]
+
+
+def _is_own_root(given: str, kept: str, checkpoint: str) -> bool:
+    """Whether a folder has the photos of the run of a checkpoint: the same folder, or a copy that has most of them."""
+    folder = find_folder(given, "`data.root`")
+    if os.path.realpath(folder) == os.path.realpath(kept):
+        return True
+    run = find_run_of_checkpoint(checkpoint)
+    if run is None or not run.split_table.is_file():
+        return False
+    paths = read_table(run.split_table, "`ckpt_path`").column("path", "`ckpt_path`")
+    root = os.path.commonpath(paths) if paths else ""
+    some = paths[:: max(1, len(paths) // 200)]
+    return sum((folder / os.path.relpath(one, root)).is_file() for one in some) > len(some) / 2
 
 
 def _find_best(given: str) -> str:

@@ -86,6 +86,10 @@ class ImageFolderDataModule(PhotoDataModule):
         index = index_images(folder, "`data.root`")
         warn_passed_over(folder, "`data.root`", index.passed_over)
         self._folders = {name: name for name in self.tested_classes}
+        if self.class_names_from is not None:
+            found = {_as_text(part.name): part.name for part in subfolders(folder)}
+            names = names_of_folders(self.class_names_from, found, needs_all=False)
+            self._folders |= {names[text]: name for text, name in found.items()}
         test = self._labelled(folder, index, of="test")
         return {"train": test.part(torch.arange(0)), "test": test, "predict": test.indexed()}
 

@@ -75,11 +75,16 @@ def class_order(names: Iterable[str]) -> list[str]:
     return names
 
 
-def names_of_folders(given: str, folders: Collection[str]) -> dict[str, str]:
+def names_of_folders(given: str, folders: Collection[str], needs_all: bool = True) -> dict[str, str]:
     """The name of the class of each folder, from a file.
 
     It is a JSON or YAML file with a name for each folder, or a CSV or TSV file with the columns ``folder`` and
     ``class``.
+
+    Args:
+        given: The file.
+        folders: The folders.
+        needs_all: Whether there must be a folder for each name.
 
     Raises:
         UserError: The file cannot be read, or does not name each folder once.
@@ -90,7 +95,7 @@ def names_of_folders(given: str, folders: Collection[str]) -> dict[str, str]:
     for folder in folders:
         if folder not in names:
             raise unknown("class folder", folder, names, f"{key}: {path}")
-    if missing := sorted(set(names) - set(folders)):
+    if needs_all and (missing := sorted(set(names) - set(folders))):
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"{key}: {path} names {missing[0]}{others}, but there is no such class folder; leave it out")
     of_name: dict[str, str] = {}

@@ -225,18 +225,31 @@ def test_probabilities_of_all_classes_have_columns(best, photos):
         ("list.tsv", "\ufeffpath\tid\nb.png\t1\n\n", ["b.png"]),
         ("list.txt", "c.jpg\nb.png\n", ["c.jpg", "b.png"]),
         ("list.csv", "path\n'=none.png\n", ["=none.png"]),
+        ("list.txt", 'b.png\n\n"=none.png\n', ["b.png", '"=none.png']),
     ],
 )
 def test_list_names_the_photos_from_its_own_folder(best, photos, name, content, paths):
     Path("photos", name).write_text(content, "utf-8")
-    assert main(["predict", str(best), f"photos/{name}", "--out", "out.json"]) == int(paths[0] == "=none.png")
+    assert main(["predict", str(best), f"photos/{name}", "--out", "out.json"]) == int(paths == ["=none.png"])
     assert [row["path"] for row in json.loads(Path("out.json").read_text())] == [f"photos/{one}" for one in paths]
 
 
 def test_list_without_paths_is_refused(best, photos, capsys):
-    Path("list.csv").write_text("path\n")
-    assert main(["predict", str(best), "list.csv"]) == 2
-    assert "PHOTOS: list.csv has no paths of images" in capsys.readouterr().err
+    for content, told in (("path\n", "no paths of images"), ("id,path\n1,a.png\n2\n", "its row 2 of 2")):
+        Path("list.csv").write_text(content)
+        assert main(["predict", str(best), "list.csv"]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_flag_has_another_column_than_a_number_of_its_name(photos, tmp_path):
+    best = checkpoint(tmp_path, task="regression", classes=["unlike_training"])
+    model, content = lit_ft.load(best, "cpu"), torch.load(best, weights_only=True)
+    known = {"temperature": 1.0, "references": torch.eye(model.backbone.num_features)[:1], "farthest": 0.1}
+    torch.save({**content, "calibration": known}, best)
+    assert main(["predict", str(best), "alone.png", "--out", "out.json"]) == 0
+    (row,) = json.loads(Path("out.json").read_text())
+    assert row["unlike_training"] == pytest.approx(model.predict("alone.png")[0].values["unlike_training"])
+    assert row["is_unlike_training"] is True
 
 
 def test_views_of_a_photo_are_averaged(best, photos):

@@ -103,6 +103,8 @@ def test_checkpoint_may_come_first_and_other_photos_are_all_tested(checkpoint, t
         "datamodule_hyper_parameters": options,
     }
     path = checkpoint(content)
+    for name in ("photos", "new"):
+        Path(name).mkdir()
     kept = {"class_path": "lit_ft.data.ImageFolderDataModule", "init_args": options}
     others = {**kept, "init_args": {**options, "tested_classes": ["ant", "bee"]}}
     for command, root, found in (("test", "photos", kept), ("test", "new", others), ("validate", "new", kept)):
@@ -111,6 +113,27 @@ def test_checkpoint_may_come_first_and_other_photos_are_all_tested(checkpoint, t
     Path("run/checkpoints").mkdir(parents=True)
     Path(path).rename("run/checkpoints/best.ckpt")
     assert add_saved_data("test", ["run"])[2:] == ["--ckpt_path", "run/checkpoints/best.ckpt"]
+
+
+def test_copy_of_the_photos_of_a_run_is_tested_by_its_own_split(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{name}/{i}.jpg" for name in ("ant", "bee") for i in range(4)]
+    content = {
+        "hyper_parameters": {"classes": ["ant", "bee"]},
+        "run_options": {"data": "lit_ft.data.ImageFolderDataModule"},
+        "datamodule_hyper_parameters": {"root": "gone"},
+    }
+    Path("run/checkpoints").mkdir(parents=True)
+    Path(checkpoint(content)).rename("run/checkpoints/best.ckpt")
+    Path("run/config.yaml").write_text("")
+    Path("run/split.csv").write_text("path,label,split\n" + "".join(f"gone/{name},x,train\n" for name in names))
+    for folder, kept in (("copy", 5), ("other", 4)):
+        for name in names[:kept]:
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).touch()
+    for folder, all_tested in (("copy", False), ("other", True)):
+        found = json.loads(add_saved_data("test", ["run", "--data.root", folder])[1])["init_args"]
+        assert ("tested_classes" in found) == all_tested
 
 
 @pytest.mark.parametrize(
