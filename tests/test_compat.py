@@ -270,7 +270,7 @@ LIBRARIES = ("lightning", "torch", "jsonargparse", "torchmetrics", "litdata")
 def own_names(tree):
     """The private names that a file defines: functions, classes, and attributes of its classes."""
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
         if isinstance(node, ast.ClassDef):
             yield from (name.id for line in node.body for name in ast.walk(line) if isinstance(name, ast.Name))

@@ -54,7 +54,7 @@ class ExportedModel(Predictor):
             columns = {"answers": torch.from_numpy(self.file.run_each(pixels))}
             if (unsure := (self.calibration or Calibration()).are_unsure(columns["answers"])) is not None:
                 columns["unsure"] = unsure
-            found += self._format(columns, [name for name, _ in batch], top_k)
+            found += self.format_predictions(columns, [name for name, _ in batch], top_k)
         return found
 
 

@@ -107,7 +107,7 @@ class Predictor(L.LightningModule):
                     pixels = [normalise.fit_channels(image) for of_one in views for image in of_one]  # to be stacked
                     predicted = self._judge(torch.stack(pixels).to(module.device), len(views[0]))
                     columns = {name: values.cpu() for name, values in predicted.items()}
-                    found += self._format(columns, [name for name, _ in batch], top_k)
+                    found += self.format_predictions(columns, [name for name, _ in batch], top_k)
         finally:
             module.train(was_training)
         return found
@@ -136,7 +136,10 @@ class Predictor(L.LightningModule):
             judged["unlike_training"] = unlike
         return judged
 
-    def _format(self, columns: Mapping[str, Tensor], paths: Sequence[str], top_k: int) -> Iterator[Prediction]:
+    def format_predictions(
+        self, columns: Mapping[str, Tensor], paths: Sequence[str], top_k: int
+    ) -> Iterator[Prediction]:
+        """The predictions of images, by the columns of `predict_step` without their indices."""
         module, known = cast(Any, self), self.calibration or Calibration()
         names, task = module.class_names, module.task.name
         for row, (path, values) in enumerate(zip(paths, columns["answers"], strict=True)):
