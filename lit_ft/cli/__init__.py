@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from lit_ft.cli.commands import COMMANDS, print_commands
-from lit_ft.cli.process import prepare_terminal, restored_process, set_offline, warn_in_one_line
+from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, print_commands
+from lit_ft.cli.process import loading, prepare_terminal, restored_process, set_offline, warn_in_one_line
 from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
 
 
@@ -60,42 +61,21 @@ def _run(args: Sequence[str]) -> int:
         if command.startswith("-"):
             raise UserError(f"{command}: the command comes first, one of {', '.join(COMMANDS)}")
         raise unknown("command", command, COMMANDS)
-    if command == "verify":  # needs no torch for a file of ONNX
-        from lit_ft.cli.commands.verify import run as run_verify
-
-        return run_verify(options)
-    check_torchvision()
-    if command in ("models", "describe"):  # need no Lightning, which is slow to load
-        from lit_ft.cli.commands.models import run as run_catalog
-
+    if command != "verify":  # which needs no torch for a file of ONNX
+        check_torchvision()
+    if command in ("models", "describe"):
+        with loading():
+            from lit_ft.cli.commands.models import run as run_catalog
         run_catalog(command, options)
         return 0
-    if command == "predict" and options and not options[0].startswith("-"):  # else by a config
-        from lit_ft.cli.commands.predict import run as run_predict
-
-        return run_predict(options)
-    if command == "explain":
-        from lit_ft.cli.commands.explain import run as run_explain
-
-        return run_explain(options)
-    if command == "serve":
-        from lit_ft.cli.commands.serve import run as run_serve
-
-        return run_serve(options)
-    if command == "export":
-        from lit_ft.cli.commands.export import run as run_export
-
-        return run_export(options)
-    if command == "report":
-        from lit_ft.cli.commands.report import run as run_report
-
-        return run_report(options)
-    if command == "compare":
-        from lit_ft.cli.commands.compare import run as run_compare
-
-        return run_compare(options)
-    from lit_ft.cli.lightning import run_command
-
+    by_config = command == "predict" and (not options or options[0].startswith("-"))
+    if command in OWN_PARSERS and not by_config:
+        with loading():
+            module = import_module(f"lit_ft.cli.commands.{command}")
+        code: int = module.run(options)
+        return code
+    with loading():
+        from lit_ft.cli.lightning import run_command
     warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
     return run_command(command, options)
 

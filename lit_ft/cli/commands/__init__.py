@@ -29,6 +29,9 @@ COMMANDS = {
 
 EVALUATIONS = ("validate", "test", "predict")
 
+OWN_PARSERS = ("predict", "verify", "explain", "serve", "export", "report", "compare")
+"""Those without a config, each ``run`` of the file of that name."""
+
 METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
 """What only some of the trainer's commands take, and others would not know."""
 
