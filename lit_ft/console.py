@@ -65,11 +65,13 @@ def format_duration(seconds: float) -> str:
 
 
 def format_value(value: float) -> str:
-    """A metric in four decimals, or where that leaves less than three digits of it, in four digits.
+    """A metric in four decimals, or where that leaves less than three digits of it, in four digits; a large one in six.
 
-    >>> format_value(0.81), format_value(12345.678), format_value(6.25e-7), format_value(0.0)
-    ('0.8100', '12345.6780', '6.25e-07', '0.0000')
+    >>> format_value(0.81), format_value(12345.678), format_value(6.25e-7), format_value(0.0), format_value(1.25e15)
+    ('0.8100', '12345.6780', '6.25e-07', '0.0000', '1.25e+15')
     """
+    if abs(value) >= 1e6:
+        return f"{value:.6g}"
     return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
 
 

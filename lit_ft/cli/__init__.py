@@ -44,7 +44,8 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try once more at its end
             return 141
         except KeyboardInterrupt as error:
-            print(f"lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
+            bar = "\n" if sys.stderr.isatty() else ""  # which the cursor may be behind
+            print(f"{bar}lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
             return 130
 
 

@@ -7,6 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -96,5 +97,5 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserE
 def interruption(run: Run | None) -> KeyboardInterrupt:
     """The end of a run that was interrupted, and how to resume it."""
     last = (run or Run(Path())).last
-    hint = f"; to resume: the same command with --ckpt_path {format_path(last)}" if last.is_file() else ""
+    hint = f"; to resume: the same command with --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""
     return KeyboardInterrupt(f"interrupted{hint}")

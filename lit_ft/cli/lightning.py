@@ -33,7 +33,7 @@ from lit_ft.errors import UserError, find_full_disk, find_user_packages, printab
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
-from lit_ft.runs import Run, begin_run, find_run
+from lit_ft.runs import Run, begin_run
 from lit_ft.training.history import HistoryWriter
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
@@ -178,7 +178,8 @@ class FineTuneCLI(ConfigCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            raise interruption(find_run(self.trainer)) from None
+            # Not by `find_run`, which asks all ranks, of which some may have ended.
+            raise interruption(self.run or Run(Path(self.trainer.default_root_dir))) from None
         except Exception as error:
             # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
             run = self.run or Run(Path(self.trainer.default_root_dir))

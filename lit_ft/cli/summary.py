@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,22 +23,24 @@ def print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | 
         return
     run = Run(format_path(found.folder))
     chosen = find_best_callback(trainer)
-    has_events = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    boards = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    has_events = any(Path(board).resolve() == found.folder.resolve() for board in boards)
     lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
     if best := getattr(chosen, "best_model_path", ""):
         best = format_path(Path(best))
-        arguments = f"--config {run.config} --ckpt_path {best}"
+        arguments = f"--config {quote(str(run.config))} --ckpt_path {quote(str(best))}"
         refit = "refit; before it " if is_refitted else ""
         lines.append(f"Best model   {best}  ({refit}{chosen.monitor} {format_score(chosen.best_model_score)})")
         model = trainer.lightning_module
         is_whole = type(model) is FineTuneModule and isinstance(model.hparams["backbone"], str)  # else with its config
-        lines.append(f"Predict      lit-ft predict {f'{best} PHOTOS' if is_whole else arguments}")
+        lines.append(f"Predict      lit-ft predict {f'{quote(str(best))} PHOTOS' if is_whole else arguments}")
         if command == "fit" and _has_test_images(trainer):
             lines.append(f"Test         lit-ft test {arguments}")
     if report is not None:
         lines.append(f"Report       {format_path(report)}")
-    if has_events:
-        lines.append(f"Watch        tensorboard --logdir {run.folder.parent}")
+    lines += [
+        f"Watch        tensorboard --logdir {quote(str(format_path(Path(board).parent)))}" for board in boards[:1]
+    ]
     print("\n" + "\n".join(map(printable, lines)))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lit_ft.evaluation.line_chart import draw_lines, draw_points, draw_spans
 from lit_ft.evaluation.predicted_images import Numbers, PredictedImages
+from lit_ft.training.calibrated_model import BINS
 from lit_ft.training.history import EpochRow
 
 MAX_PAIRS = 15
@@ -17,7 +18,6 @@ _MAX_LABELS = 12  # in a chart
 _MAX_POINTS = 40  # of a line
 _MAX_DRAWN = 1000  # points without a line
 _LEAST_SHARE = 9  # images, of which fewer have no share that means much
-_BINS = 10
 _MARGINS = {"acc", "f1", "precision", "recall"}
 
 
@@ -94,16 +94,16 @@ def draw_reliability(images: PredictedImages) -> tuple[str, str]:
     probability, right = probability[known], right[known]
     if not len(probability):
         return "", ""
-    bins = np.minimum((probability * _BINS).astype(np.int64), _BINS - 1)
-    counts = np.bincount(bins, minlength=_BINS)
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
     means, shares = (
-        np.bincount(bins, values, minlength=_BINS) / np.maximum(counts, 1) for values in (probability, right)
+        np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1) for values in (probability, right)
     )
     error = float((np.abs(means - shares) * counts).sum() / len(probability))
     points = [(float(means[k]), float(shares[k])) for k in np.flatnonzero(counts)]
     what = "labels" if images.task == "multilabel" else "predictions"
     series = {f"share of {what} that are right": points}
-    words = f"Expected calibration error {error:.1%} of {len(probability):,} {what} in {_BINS} bins of probability."
+    words = f"Expected calibration error {error:.1%} of {len(probability):,} {what} in {BINS} bins of probability."
     return draw_lines(series, "probability", guide=(0.0, 1.0)), words
 
 

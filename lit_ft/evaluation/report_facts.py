@@ -123,7 +123,9 @@ def describe_choice(metrics: Metrics) -> str:
     if refit:
         epochs = f", {refit['epochs']} epochs" if refit["epochs"] else ""
         again = f" It was then fitted again on {refit['images']:,} images of train and val{epochs}."
-        again += " The validation figures are those of the model before that."
+        names = {"val": "validation", "test": "test"}
+        before = [name for split, name in names.items() if (metrics.get(split) or {}).get("is_before_refit")]
+        again += f" The {' and '.join(before) or 'validation'} figures are those of the model before that."
     return f"Handed back: {selection['chosen']}{by}.{again}"
 
 

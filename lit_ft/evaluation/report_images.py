@@ -84,9 +84,15 @@ def show(images: PredictedImages, rows: Sequence[int], split: str) -> list[Shown
 
 def list_suspects(found: Mapping[str, PredictedImages]) -> list[ShownImage]:
     """The images of all splits whose label is perhaps wrong."""
+    if len(found) > 1 and _are_same(*found.values()):  # validation, which is tested on where there are no others
+        found = {"test": found["test"]}
     rows = [(split, row) for split, images in found.items() for row in find_label_suspects(images)]
     rows.sort(key=lambda place: -found[place[0]].probability[place[1]])
     return [show(found[split], [row], split)[0] for split, row in rows[:MAX_IMAGES]]
+
+
+def _are_same(one: PredictedImages, other: PredictedImages) -> bool:
+    return list(one.paths) == list(other.paths) and np.array_equal(one.true, other.true)
 
 
 def find_pictures(data: Any) -> Callable[[ShownImage], str]:

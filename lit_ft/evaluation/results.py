@@ -165,7 +165,7 @@ def prediction_rows(found: Evaluated, task: Task, class_names: Sequence[str]) ->
             yield [path, names[true], names[k], f"{probability:.6g}", f"{loss:.6g}"]
         return
     what = "probability" if task.name == "multilabel" else "predicted"
-    yield ["path", *names, *(f"{what} of {name}" for name in names), "loss"]
+    yield ["path", *names, *(f"{what} of {name}" for name in class_names), "loss"]
     targets = found.targets.reshape(predicted.shape)
     for path, true, values, loss in zip(paths, targets.tolist(), predicted.tolist(), losses.tolist(), strict=False):
         yield [path, *(f"{value:.9g}" for value in true), *(f"{value:.9g}" for value in values), f"{loss:.6g}"]
@@ -231,7 +231,15 @@ def bootstrap(found: Evaluated, task: Task, prefix: str, seed: int = 0) -> dict[
             yield 1
 
     log_progress("Intervals", draw(), num_samples, unit="samples")
-    return {name: interval for name, values in drawn.items() if (interval := _interval(values)) is not None}
+    found_ends = {name: interval for name, values in drawn.items() if (interval := _interval(values)) is not None}
+    # Where all images or none are right, samples of them tell nothing: Wilson's interval of a share of N does.
+    rest = 1.96**2 / (num + 1.96**2)
+    for name, (low, high) in found_ends.copy().items():
+        if low == high and task.name == "multiclass" and name == f"{prefix}acc" and low in (0.0, 1.0):
+            found_ends[name] = [1 - rest, 1.0] if low else [0.0, rest]
+        elif low == high:
+            del found_ends[name]
+    return found_ends
 
 
 def _interval(values: Sequence[float]) -> list[float] | None:

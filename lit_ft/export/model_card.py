@@ -27,13 +27,15 @@ _SNIPPETS = {
     ".onnx": """import json, numpy as np, onnxruntime
 from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession({file!r})
-photo = np.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
+photo = np.asarray(Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB"))
 outputs = session.run(None, {{"images": photo[None]}})[0][0]
 print(dict(zip(json.loads(session.get_modelmeta().custom_metadata_map["classes"]), outputs.tolist())))""",
     ".pt2": """import json, numpy as np, torch
 from PIL import Image, ImageOps
 program = torch.export.load({file!r}, extra_files=(extra := {{"lit_ft.json": ""}}))
-photo = np.array(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
+photo = np.array(Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB"))
 outputs = program.module()(torch.from_numpy(photo)[None])[0]
 print(dict(zip(json.loads(json.loads(extra["lit_ft.json"])["classes"]), outputs.tolist())))""",
     ".safetensors": """import safetensors.torch, {library}
@@ -190,7 +192,7 @@ def _describe_results(facts: CardFacts, run: Run) -> tuple[list[str], list[str]]
         told += [f"By group, {split}, the least accurate first:", format_rows(groups)]
     if split == "test" and not any(row.get("split") == "test" for row in read_table(run.split_table)):
         limits.append("There were no test images: test means the validation images, by which the model was chosen.")
-    if "refit" in metrics:
+    if metrics.get(split, {}).get("is_before_refit"):
         limits.append("It was fitted again on training and validation images, after it was measured on these.")
     return told, limits
 

@@ -25,7 +25,7 @@ from lit_ft.training.selected import OutputRecorder, ValidationOutputs
 _MOST_LOGITS = 1 << 27
 """Logits of a process from which a model is not calibrated."""
 
-_BINS = 15
+BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017."""
 
 
@@ -121,9 +121,9 @@ def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> flo
     if task.name == "regression":
         return None
     if task.name == "multilabel":
-        found = classification.binary_calibration_error(probabilities.flatten(), targets.flatten().int(), _BINS)
+        found = classification.binary_calibration_error(probabilities.flatten(), targets.flatten().int(), BINS)
     else:
-        found = classification.multiclass_calibration_error(probabilities, targets.long(), task.num_outputs, _BINS)
+        found = classification.multiclass_calibration_error(probabilities, targets.long(), task.num_outputs, BINS)
     return float(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,8 +140,9 @@ def join(parts: Sequence[Outputs], data: Any, split: Split) -> Evaluated | None:
 def name_images(data: Any, split: Split, num: int) -> list[str]:
     """The paths of the images of a split, or their indices."""
     images = _find_images(data, split)
-    names = images.paths.full if isinstance(images, FileSplit) else str
-    return [names(row) for row in range(num)]
+    if not isinstance(images, FileSplit):
+        return [str(row) for row in range(num)]
+    return [os.path.abspath(images.paths.full(row)) for row in range(num)]  # as tables are read from other folders
 
 
 def count_images(data: Any, split: Split) -> int | None:

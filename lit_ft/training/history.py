@@ -189,9 +189,10 @@ def write_selection(
 
 
 def write_refit(run: Run, facts: Mapping[str, float], checkpoint: str | Path) -> None:
-    """Writes of what a refit was, and that the validation is of the model before it, which has no checkpoint now."""
+    """Writes of what a refit was, and that what was measured is of the model before it, which has no checkpoint now."""
     write_metrics(run, "refit", facts, checkpoint)
-    update_metrics(run, "val", {"checkpoint": None, "is_before_refit": True})
+    for split in {"val", "test"} & _read_entries(run.metrics).keys():
+        update_metrics(run, split, {"checkpoint": None, "is_before_refit": True})
 
 
 def write_run_facts(run: Run, facts: Mapping[str, Any]) -> None:

@@ -23,8 +23,8 @@ class TimeBudget(Callback):
 
     Of ``seconds``, ``start`` is what comes before the first epoch: reading of the data, and the solved head with its
     features. ``data`` is the time in which training waited for batches, and that in which features are cached.
-    ``choice`` is the selection with its validations, and a refit. A GPU computes while the next batch is awaited, and
-    ``data`` is what that takes longer. A run that is resumed has the seconds of its last part.
+    ``choice`` is the selection with its validations, and a refit before the test. A GPU computes while the next batch
+    is awaited, and ``data`` is what that takes longer. A run that is resumed has the seconds of its last part.
     """
 
     def __init__(self) -> None:

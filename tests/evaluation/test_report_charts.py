@@ -53,7 +53,7 @@ def test_numbers_of_many_images_are_a_part_of_them():
 def test_reliability_of_labels_counts_each():
     chart, words = draw_reliability(labels())
     # In bins: 0.1 and 0.2 are never right, 0.7 and 0.9 always, 0.8 never: (0.1 + 4 * 0.2 + 0.3 + 0.1 + 0.8) / 8.
-    assert words == "Expected calibration error 26.2% of 8 labels in 10 bins of probability."
+    assert words == "Expected calibration error 26.2% of 8 labels in 15 bins of probability."
     assert len(titles(chart)) == 5
 
 

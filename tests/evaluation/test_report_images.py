@@ -51,6 +51,9 @@ def test_suspects_of_all_splits_are_listed_together():
         ("1.jpg", "bee", "val", "ant (90%)"),
         ("2.jpg", "bee", "test", "ant (85%)"),
     ]
+    # Of validation images that were tested on, each once.
+    found = [(one.path, one.split) for one in list_suspects({"val": FOUND, "test": FOUND})]
+    assert found == [("6.jpg", "test"), ("2.jpg", "test")]
 
 
 def test_sample_is_the_same_each_time_and_tells_what_is_wrong_alone():

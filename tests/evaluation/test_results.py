@@ -68,6 +68,8 @@ def test_figures_of_classes_are_those_of_scikit_learn():
 def test_labels_and_numbers_have_a_column_each():
     targets, logits = torch.tensor([[1, 0], [1, 1]]), torch.tensor([[2.0, -3.0], [-1.0, 4.0]])
     found, task = Evaluated(logits, targets, ["a", "b"]), Task("multilabel", 2)
+    head = next(prediction_rows(found, task, ["=red", "b"]))
+    assert head == ["path", "'=red", "b", "probability of =red", "probability of b", "loss"]
     header, first, _ = prediction_rows(found, task, ["sun", "sea"])
     assert header == ["path", "sun", "sea", "probability of sun", "probability of sea", "loss"]
     assert numbers(first[1:5]) == pytest.approx([1, 0, 0.880797, 0.0474259], rel=1e-5)
@@ -212,3 +214,13 @@ def test_what_a_step_of_the_users_own_gives_otherwise_is_left_alone(tmp_path, ta
     images = [(torch.zeros(1, 28, 28, dtype=torch.uint8), 0)] * 2
     trainer.test(module, torch.utils.data.DataLoader(images, batch_size=2))
     assert not list(tmp_path.rglob("*_test.csv"))
+
+
+def test_interval_of_images_that_are_all_right_has_a_width():
+    logits, targets = torch.eye(3).repeat(4, 1)[:8] * 9, torch.arange(3).repeat(4)[:8]
+    right = Evaluated(logits, targets, list("abcdefgh"))
+    assert bootstrap(right, Task("multiclass", 3), "test/")["test/acc"] == pytest.approx([0.6756, 1.0], abs=1e-3)
+    wrong = Evaluated(-logits, targets, list("abcdefgh"))
+    ends = bootstrap(wrong, Task("multiclass", 3), "test/")
+    assert ends["test/acc"] == pytest.approx([0.0, 0.3244], abs=1e-3)
+    assert "test/recall" not in ends

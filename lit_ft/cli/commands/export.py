@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import lit_ft.data as data_modules
@@ -176,7 +177,7 @@ def _print_export(out: Path, built: Exported, what: str) -> None:
     print(f"Output    {found.output_format}")
     print(f"Verified  by {built.runtime} on {what}, which are in the file: {agreement}")
     print(f"Card      {printable(str(_card_of(out)))}")
-    print(f"Verify    lit-ft verify {printable(str(out))}")
+    print(f"Verify    lit-ft verify {quote(printable(str(out)))}")
 
 
 def _name(out: Path, size: int) -> str:
