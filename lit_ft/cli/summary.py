@@ -7,10 +7,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
-
 from lit_ft.console import format_path, format_value
 from lit_ft.errors import printable
+from lit_ft.evaluation.loggers import find_board
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.trainer import has_test_loader
@@ -23,8 +22,9 @@ def print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | 
         return
     run = Run(format_path(found.folder))
     chosen = find_best_callback(trainer)
-    boards = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    has_events = any(Path(board).resolve() == found.folder.resolve() for board in boards)
+    board = find_board(trainer)
+    events = None if board is None else Path(board.get_logdir()).resolve()
+    has_events = events == found.folder.resolve()
     lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
     if best := getattr(chosen, "best_model_path", ""):
         best = format_path(Path(best))
@@ -38,9 +38,8 @@ def print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | 
             lines.append(f"Test         lit-ft test {arguments}")
     if report is not None:
         lines.append(f"Report       {format_path(report)}")
-    lines += [
-        f"Watch        tensorboard --logdir {quote(str(format_path(Path(board).parent)))}" for board in boards[:1]
-    ]
+    if events is not None:
+        lines.append(f"Watch        tensorboard --logdir {quote(str(format_path(events.parent)))}")
     print("\n" + "\n".join(map(printable, lines)))
 
 
