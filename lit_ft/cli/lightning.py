@@ -146,7 +146,7 @@ class FineTuneCLI(ConfigCLI):
                 self._call_method()
                 if self.command in ("fit", "finetune"):
                     report = self._write_report() if self.command == "finetune" else None
-                    print_summary(self.trainer, self.command, self._refits(), report)
+                    print_summary(self.trainer, self.command, report)
                 for callback in cast(Any, self.trainer).callbacks:
                     if isinstance(callback, PredictionWriter) and callback.path is not None:
                         print(f"Predictions: {printable(str(callback.path))}")

@@ -12,10 +12,11 @@ from lit_ft.errors import printable
 from lit_ft.evaluation.loggers import find_board
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_best_callback, find_run
+from lit_ft.training.refit import is_refitted
 from lit_ft.training.trainer import has_test_loader
 
 
-def print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | None) -> None:
+def print_summary(trainer: Any, command: str, report: Path | None) -> None:
     """Prints where everything of a finished run is, and the commands that use it, on the first process."""
     found = find_run(trainer)
     if not trainer.is_global_zero or found is None or trainer.fast_dev_run:
@@ -27,9 +28,9 @@ def print_summary(trainer: Any, command: str, is_refitted: bool, report: Path | 
     has_events = events == found.folder.resolve()
     lines = [f"Run folder   {run.folder}  (config.yaml, checkpoints{', TensorBoard events' if has_events else ''})"]
     if best := getattr(chosen, "best_model_path", ""):
+        refit = "refit; before it " if is_refitted(best) else ""
         best = format_path(Path(best))
         arguments = f"--config {quote(str(run.config))} --ckpt_path {quote(str(best))}"
-        refit = "refit; before it " if is_refitted else ""
         lines.append(f"Best model   {best}  ({refit}{chosen.monitor} {format_score(chosen.best_model_score)})")
         model = trainer.lightning_module
         is_whole = type(model) is FineTuneModule and isinstance(model.hparams["backbone"], str)  # else with its config

@@ -42,7 +42,7 @@ def build_layout(task: str, num_phases: int) -> dict[str, dict[str, list[Any]]]:
     """
     main = MAIN_METRIC[task][0].removeprefix("val/")
     marks = ["phase/trained_share"] if num_phases > 1 else []
-    charts = {name: [f"train/{name}", f"val/{name}", *marks] for name in ("loss", main)}
+    charts = {"loss": ["train/loss_epoch", "val/loss", *marks], main: [f"train/{main}", f"val/{main}", *marks]}
     lines: dict[str, list[Any]] = {
         title: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]] for title, tags in charts.items()
     }

@@ -94,6 +94,11 @@ def test_report_writes_a_page_into_each_folder_of_a_run(tmp_path, capsys):
     assert main(["report", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert all("mnist_cnn" in (tmp_path / name / "report.html").read_text() for name in ("one", "two"))
     assert capsys.readouterr().out.count("Written: ") == 2
+    (tmp_path / "two/report.html").write_text("<img src='data:image/jpeg;base64,AA=='>")  # of photos that are gone
+    assert main(["report", str(tmp_path / "two")]) == 2
+    assert "has 1 photos, of which this page would have 0" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "two"), "--overwrite"]) == 0
+    assert "mnist_cnn" in (tmp_path / "two/report.html").read_text()
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith("is not the folder of a run, as it has no config.yaml\n")
     assert main(["report"]) == 2

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.process import warn_in_one_line
+from lit_ft.training.history import read_history
 from lit_ft.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -45,6 +46,8 @@ def test_finetune_leaves_a_whole_run(run):
     assert {"train/loss", "val/acc", "val/f1", "val/recall", "val/acc_top5", "test/acc", "val_best/acc"} <= set(
         tags["scalars"]
     )
+    means = [row["train/loss"] for row in read_history(folder / "history.csv")]
+    assert [event.value for event in board.Scalars("train/loss_epoch")] == pytest.approx(means)
     assert {"train/images", "val/confusion_matrix"} <= set(tags["images"])
     assert [board.Scalars("phase/number")[i].value for i in (0, -1)] == [1, 3]
     assert board.Scalars("lr/conv")[0].value == 0  # frozen in the first phase
