@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from lit_ft.backbones.build import source_of
 from lit_ft.console import format_duration, format_value
 from lit_ft.errors import UserError
 from lit_ft.evaluation.comparison import flatten
+from lit_ft.evaluation.drift import relative_drift
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run
 from lit_ft.tasks.monitored import MAIN_METRIC
@@ -192,18 +194,17 @@ def measure_drift(run: Run) -> dict[str, float]:
     before, after = _read(run.probe)["state_dict"], _read(run.checkpoint("best"))
     after, temperature = after["state_dict"], (after.get("calibration") or {}).get("temperature", 1.0)
     last = next(reversed(before)).rpartition(".")[0]  # the layer of the head that has the temperature in it
-    sums: dict[str, list[float]] = {}
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, value in before.items():
         other = after.get(name)
         if not value.is_floating_point() or name.endswith(_NO_WEIGHTS) or other is None or other.shape != value.shape:
             continue
         stage = name.removeprefix("backbone.stages.").partition(".")[0]
-        own = sums.setdefault(stage, [0.0, 0.0])
-        given = other.float() * (temperature if name.rpartition(".")[0] == last else 1.0)
-        own[0] += float(torch.sub(given, value.float()).square().sum(dtype=torch.float64))
-        own[1] += float(value.float().square().sum(dtype=torch.float64))
+        given = other * temperature if name.rpartition(".")[0] == last else other
+        pairs.setdefault(stage, []).append((value, given))
+    drifts = {stage: relative_drift(own) for stage, own in pairs.items()}
     # What is left of a temperature that was taken out is rounding.
-    return {stage: round((moved / norm) ** 0.5, 6) for stage, (moved, norm) in sums.items() if norm}
+    return {stage: round(drift, 6) for stage, drift in drifts.items() if not math.isnan(drift)}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from lit_ft.evaluation.tensorboard import collect_params, log_layout
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.tasks.classes import name_classes, read_classes
-from lit_ft.training.progress import RunningLoss, is_better
+from lit_ft.training.history import HistoryWriter
+from lit_ft.training.progress import is_better
 from lit_ft.training.selected import MAX_FEATURES, OutputRecorder, SelectionListener, ValidationOutputs
 from lit_ft.unfreezing.view import plan_table, run_plan
 
@@ -64,7 +65,6 @@ class RunReport(SelectionListener):
         self.projector_images = projector_images
         self._is_undecided = False
         self._speed = Speed()
-        self._loss = RunningLoss()
         self._drift: Drift | None = None
         self._recorder: OutputRecorder | None = None
         self._best: ValidationOutputs | None = None  # of the best epoch so far
@@ -113,7 +113,6 @@ class RunReport(SelectionListener):
         curves = {**phase_curves(trainer, pl_module), **rate_curves(trainer, pl_module)}
         log_scalars(trainer, curves, trainer.global_step)
         self._speed.begin(trainer.train_dataloader)
-        self._loss = RunningLoss()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -123,14 +122,13 @@ class RunReport(SelectionListener):
         if every and trainer.global_step % every == 0:
             log_scalars(trainer, rate_curves(trainer, pl_module), trainer.global_step)
         self._speed.step(batch)
-        self._loss.add(outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the main metric of the training batches, the drift and the speed."""
         scores: dict[str, float] = getattr(pl_module, "train_metrics", dict)()  # of all processes
         drift = self._drift.compute(pl_module) if self._drift is not None and trainer.is_global_zero else {}
-        mean = self._loss.compute(trainer.accumulate_grad_batches)
-        if mean is not None:
+        writer = next((one for one in cast(Any, trainer).callbacks if isinstance(one, HistoryWriter)), None)
+        if writer is not None and (mean := writer.mean_loss(trainer)) is not None:
             scores = {**scores, "train/loss_epoch": mean}  # as of the validation, where `train/loss` is of single steps
         step = max(0, trainer.global_step - 1)  # at which Lightning logs what the validation of the epoch came to
         log_scalars(trainer, {**scores, **drift, **self._speed.compute(trainer)}, step)

@@ -13,7 +13,7 @@ from lit_ft.backbones.input_spec import Views
 from lit_ft.errors import UserError
 from lit_ft.export.runtime import open_exported
 from lit_ft.model.calibration import Calibration
-from lit_ft.model.prediction import Picture, Prediction, Predictor, read_pictures
+from lit_ft.model.prediction import Picture, Prediction, Predictor, check_positive, read_pictures
 from lit_ft.tasks.task import Task
 
 
@@ -44,9 +44,7 @@ class ExportedModel(Predictor):
         """Predicts images, in their order; see `Predictor.predict`. The file resizes and crops them, in one view."""
         if tta is not None:
             raise UserError(f"tta: {tta} is for a checkpoint; an exported file sees one view")
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"{name}: must be at least 1, got {value}")
+        check_positive(top_k=top_k, batch_size=batch_size)
         channels = self.file.description.channels
         images, found = read_pictures(pictures, channels), list[Prediction]()
         while batch := list(islice(images, batch_size)):

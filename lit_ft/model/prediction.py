@@ -92,9 +92,7 @@ class Predictor(L.LightningModule):
             >>> model = lit_ft.load("best.ckpt")  # doctest: +SKIP
             >>> [found.label for found in model.predict("PHOTOS")]  # doctest: +SKIP
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"{name}: must be at least 1, got {value}")
+        check_positive(top_k=top_k, batch_size=batch_size)
         module = cast(Any, self)
         look, was_training = module.input_spec.views(tta), module.training
         normalise, images = module.normalise, read_pictures(pictures, module.normalise.channels)
@@ -177,6 +175,13 @@ class Predictor(L.LightningModule):
         found = checkpoint.get("calibration")
         self.calibration = Calibration.from_plain(found) if found else None
         super().on_load_checkpoint(checkpoint)
+
+
+def check_positive(**given: int) -> None:
+    """Raises `UserError` for a number below 1."""
+    for name, value in given.items():
+        if value < 1:
+            raise UserError(f"{name}: must be at least 1, got {value}")
 
 
 def name_flag(flag: str, columns: Collection[str]) -> str:

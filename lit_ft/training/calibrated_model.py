@@ -42,8 +42,8 @@ def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
     best = find_best_path(trainer)
     if best is None or trainer.fast_dev_run or not trainer.limit_val_batches or not isinstance(module, FineTuneModule):
         return None
-    checkpoint = trainer.strategy.broadcast(read_checkpoint(best) if trainer.is_global_zero else None)
-    module.load_state_dict(checkpoint["state_dict"])
+    checkpoint = read_checkpoint(best) if trainer.is_global_zero else {}
+    module.load_state_dict(trainer.strategy.broadcast(checkpoint.get("state_dict")))
     outputs = _validate(trainer, module)
     if outputs is None:
         return None

@@ -132,9 +132,19 @@ def join(parts: Sequence[Outputs], data: Any, split: Split) -> Evaluated | None:
     num = sum(len(logits) for logits, _ in outputs)
     if len(parts) > 1 and num != count_images(data, split):  # repeated, or limited
         return None
-    order = torch.cat([torch.arange(rank, num, len(parts)) for rank in range(len(parts))]).argsort()
-    logits, targets = (torch.cat(values)[order] for values in zip(*outputs, strict=True))
+    logits, targets = (interleave(values) for values in zip(*outputs, strict=True))
     return Evaluated(logits, targets, name_images(data, split, num))
+
+
+def interleave(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all processes in the order of the data, of which each process has every so-manieth.
+
+    >>> interleave([torch.tensor([0, 2, 4]), torch.tensor([1, 3])])
+    tensor([0, 1, 2, 3, 4])
+    """
+    num = sum(map(len, parts))
+    order = torch.cat([torch.arange(rank, num, len(parts))[: len(part)] for rank, part in enumerate(parts)])
+    return torch.cat(list(parts))[order.argsort()]
 
 
 def name_images(data: Any, split: Split, num: int) -> list[str]:

@@ -67,7 +67,7 @@ class HistoryWriter(Callback):
         scores: dict[str, float] = getattr(pl_module, "train_metrics", dict)()
         if self._run is None or not trainer.is_global_zero:
             return
-        mean = self._loss.compute(trainer.accumulate_grad_batches)
+        mean = self.mean_loss(trainer)
         loss = {} if mean is None else {"train/loss": mean, **scores}
         rates = {f"lr/{stage}": rate for stage, rate in self._rates.items()}
         row: EpochRow = {"epoch": trainer.current_epoch, "step": trainer.global_step, **rates, **loss, **metrics}
@@ -83,6 +83,10 @@ class HistoryWriter(Callback):
         metrics = {name: value for name, value in chosen.items() if name.startswith("val/") and value is not None}
         if metrics:
             write_metrics(self._run, "val", metrics, best.best_model_path if row is not None else None)
+
+    def mean_loss(self, trainer: L.Trainer) -> float | None:
+        """The mean training loss of the epoch, as far as it went; None without a step."""
+        return self._loss.compute(trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the metrics of a validation that is no part of a fit."""

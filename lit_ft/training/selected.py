@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_ft.compat import is_compiled
 from lit_ft.model.module import FineTuneModule
-from lit_ft.training.evaluated import are_of_task, gather
+from lit_ft.training.evaluated import are_of_task, gather, interleave
 
 MAX_LOGITS = 1 << 24
 """Logits that are kept of each validation of a fit; of one with more nothing is."""
@@ -140,7 +140,7 @@ class OutputRecorder(Callback):
         self._reset()
         if any(part is None for part in parts):
             return None
-        logits, targets = (_interleave([part[i] for part in parts]) for i in (0, 1))
+        logits, targets = (interleave([part[i] for part in parts]) for i in (0, 1))
         found, rows = [part[2] for part in parts], torch.empty(0, dtype=torch.long)
         joined = None
         if all(one is not None for one in found):
@@ -149,14 +149,3 @@ class OutputRecorder(Callback):
             joined, rows = joined[order], rows[order]
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         return ValidationOutputs(logits, targets, joined, rows, metrics)
-
-
-def _interleave(parts: list[Tensor]) -> Tensor:
-    """The rows of all processes in the order of the data, of which each process has every so-manieth.
-
-    >>> _interleave([torch.tensor([0, 2, 4]), torch.tensor([1, 3])])
-    tensor([0, 1, 2, 3, 4])
-    """
-    num = sum(map(len, parts))
-    order = torch.cat([torch.arange(rank, num, len(parts))[: len(part)] for rank, part in enumerate(parts)])
-    return torch.cat(parts)[order.argsort()]

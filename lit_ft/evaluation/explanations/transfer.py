@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_ft.backbones.freezing import select_parameters
 from lit_ft.console import log_progress
+from lit_ft.evaluation.drift import relative_drift
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.solver import Targets
@@ -63,17 +64,7 @@ def measure_drift(before: Stages, after: Stages) -> dict[str, float]:
     It is nan where they were all zero, such as those of a head of regression, or there are none.
     """
     first, second = (select_parameters(stages, dict.fromkeys(before, "all")) for stages in (before, after))
-    drifts = {}
-    for name in second:
-        pairs = list(zip(first[name], second[name], strict=True))
-        moved = sum(_square(b.detach().cpu() - a.detach().cpu()) for a, b in pairs)
-        length = sum(_square(a.detach().cpu()) for a, _ in pairs)
-        drifts[name] = math.sqrt(moved / length) if length else math.nan
-    return drifts
-
-
-def _square(values: Tensor) -> float:
-    return float(values.double().square().sum())
+    return {name: relative_drift(zip(first[name], second[name], strict=True)) for name in second}
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
