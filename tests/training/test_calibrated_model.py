@@ -150,6 +150,8 @@ def test_error_is_how_far_probabilities_are_from_shares():
 def test_averages_do_not_take_the_place_of_what_is_handed_back(tmp_path):
     trainer, _, data = finetuned(tmp_path / "run", "trained", callbacks=[EMAWeightAveraging(decay=0.5)])
     best = trainer.run.checkpoint("best")
+    # A later test with the same callback would take these for its weights.
+    assert not {"current_model_state", "averaging_state"} & torch.load(best, weights_only=True).keys()
     written = json.loads(trainer.run.metrics.read_text())["test"]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     (again,) = L.Trainer(**quiet).test(lit_ft.load(best, "cpu"), datamodule=data, verbose=False)
