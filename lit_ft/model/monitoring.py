@@ -155,15 +155,18 @@ class TrainScore:
             return {name: float(value) for name, value in self._metrics.compute().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What this process has counted."""
+        """What all processes have counted, each of which must call it."""
+        if self._is_empty:
+            return {}
         self._count()
-        return {} if self._is_empty else {k: v.detach().clone() for k, v in self._metric().metric_state.items()}
+        with self._metric().sync_context():
+            return {name: value.detach().clone() for name, value in self._metric().metric_state.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from there."""
-        for name, value in state.items():
+    def load_state_dict(self, state: Mapping[str, Tensor], is_first: bool = True) -> None:
+        """Goes on from there; the counts are those of the first process then, as the sum is over all."""
+        self._is_empty = self._is_empty and not state
+        for name, value in state.items() if is_first else ():
             setattr(self._metric(), name, value.to(self._metric().device))
-            self._is_empty = False
 
     def _metric(self) -> Any:
         return self._metrics[self._name]
