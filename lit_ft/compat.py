@@ -26,28 +26,35 @@ from lit_ft.errors import iterate_causes
 
 
 def validate_first(checkpoint: dict[str, Any], trainer: Any) -> None:
-    """Resumes with the validation of an epoch, where a checkpoint was written between its last step and that.
+    """Resumes with the validation of an epoch, where a checkpoint is of a moment between its last step and that's end.
 
-    Lightning would resume such a checkpoint with the next epoch: no best score, early stopping or plateau would know of
-    this one. Instead the counts become those of a run which has completed the step and has begun the first batch of the
-    validation. This is for one validation an epoch: with another ``val_check_interval`` all stays as Lightning does it,
-    as does a checkpoint of weights alone.
+    Lightning would resume such a checkpoint with the next epoch, so that no best score, early stopping or plateau would
+    know of this one, or with the batches that the validation still had, and metrics of those alone. Instead the counts
+    become those of a run which has completed the step and has begun the first batch of the validation. A checkpoint of
+    weights alone stays as it is.
     """
     progress = checkpoint.get("loops", {}).get("fit_loop")
     if not progress:
         return
-    batches = progress["epoch_loop.batch_progress"]
+    batches, validation = progress["epoch_loop.batch_progress"], progress["epoch_loop.val_loop.batch_progress"]
     # `on_train_batch_end` is called when a batch is processed and not yet completed.
-    is_before_end = batches["is_last_batch"] and batches["total"]["completed"] == batches["total"]["processed"] - 1
-    every, is_once = trainer.check_val_every_n_epoch, trainer.enable_validation and trainer.val_check_interval == 1
-    if not (is_before_end and is_once and every is not None and (checkpoint["epoch"] + 1) % every == 0):
+    is_before = batches["total"]["completed"] == batches["total"]["processed"] - 1
+    is_within = validation["total"]["ready"] > validation["total"]["completed"]
+    every = trainer.check_val_every_n_epoch
+    if not (batches["is_last_batch"] and (is_before or is_within) and resumes_with_validation(trainer)):
+        return
+    if (checkpoint["epoch"] + 1) % every:
         return
     for count in ("total", "current"):
         batches[count]["completed"] = batches[count]["processed"]
-    validation = progress["epoch_loop.val_loop.batch_progress"]
-    done = validation["total"]["completed"]
-    validation["total"].update(ready=done + 1, started=done + 1, processed=done)
+    validation["total"].update(ready=1, started=1, processed=0, completed=0)
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
+
+
+def resumes_with_validation(trainer: Any) -> bool:
+    """Whether a fit validates once an epoch, after its last step, so that `validate_first` can resume it there."""
+    is_once = trainer.enable_validation and trainer.val_check_interval == 1
+    return bool(is_once and trainer.check_val_every_n_epoch is not None)
 
 
 def keep_last_batch(trainer: Any) -> None:
@@ -71,30 +78,21 @@ def epochs_done(trainer: Any) -> tuple[int, int]:
     return int(epochs.processed), int(batches.processed) if epochs.ready > epochs.processed else 0
 
 
-# Lightning: what its checkpoint callback believes of the paths in a checkpoint, and what it raises as it restores one.
+# Lightning: what it does on signals.
 
 
-def forget_files_elsewhere(trainer: Any) -> None:
-    """Removes from checkpoint callbacks the paths of earlier checkpoints that are outside of their folders.
+def leave_signals(trainer: Any) -> None:
+    """Keeps a trainer from handling signals, which something else does.
 
-    Lightning removes the last best checkpoint, with all that is below it, by the path that is in the present one. Its
-    own check of where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
+    Lightning (2.6) saves, or broadcasts, within the handler of a signal, where the processes are in other collectives,
+    and hangs (https://github.com/Lightning-AI/pytorch-lightning/issues/20806). At each step it broadcasts whether the
+    first process had one, for which a GPU must have finished the step before.
     """
-    for callback in trainer.checkpoint_callbacks:
-        folder = str(callback.dirpath)
-        for name in ("best_model_path", "last_model_path"):
-            if not _is_within(str(getattr(callback, name, "")), folder):
-                setattr(callback, name, "")
-        ranked = (*getattr(callback, "best_k_models", ()), getattr(callback, "kth_best_model_path", ""))
-        if not all(_is_within(str(path), folder) for path in ranked):
-            callback.best_k_models, callback.kth_best_model_path = {}, ""
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
-def _is_within(path: str, folder: str) -> bool:
-    """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
-    if "://" in path or "::" in path:
-        return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
-    return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+# Lightning: what it raises as it restores a checkpoint.
 
 
 def is_from_restoring_checkpoint(error: BaseException) -> bool:

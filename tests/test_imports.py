@@ -94,6 +94,8 @@ _LOWEST = [
     "cli/__init__",
     "cli/commands/__init__",
     "cli/process",
+    "training/launch",
+    "training/signals",
 ]
 
 
@@ -134,6 +136,9 @@ def test_networks_and_optimizers_need_no_lightning(path):
                 "lit_ft.cli.commands",
                 "lit_ft.cli.process",
                 "lit_ft.errors",
+                "lit_ft.training",
+                "lit_ft.training.launch",
+                "lit_ft.training.signals",
             ],
         ),
     ],

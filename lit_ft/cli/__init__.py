@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,6 +11,8 @@ from importlib import import_module
 from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, print_commands
 from lit_ft.cli.process import loading, prepare_terminal, restored_process, set_offline, warn_in_one_line
 from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
+from lit_ft.training.launch import end_slurm_job
+from lit_ft.training.signals import Interrupted, SignalWatch
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -20,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if ``check`` found what hurts a training, or ``verify`` a difference; 2 after a user error;
-        130 after an interrupt; 141 where nobody reads the output any more.
+        130 after an interrupt, 143 after SIGTERM; 141 where nobody reads the output any more.
     """
     given = [*(sys.argv[1:] if args is None else args)]
     with restored_process():
@@ -43,10 +46,18 @@ def main(args: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # who reads the output, such as `head`, wants no more of it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try once more at its end
             return 141
-        except KeyboardInterrupt as error:
-            bar = "\n" if sys.stderr.isatty() else ""  # which the cursor may be behind
-            print(f"{bar}lit-ft: {printable(str(error)) or 'interrupted'}", file=sys.stderr)
+        except Interrupted as error:
+            if error.message != "":
+                _print_end(printable(error.message or f"interrupted by {error.number.name}"))
+            return error.code
+        except KeyboardInterrupt:
+            _print_end("interrupted")
             return 130
+
+
+def _print_end(line: str) -> None:
+    bar = "\n" if sys.stderr.isatty() else ""  # which the cursor may be behind
+    print(f"{bar}lit-ft: {line}", file=sys.stderr)
 
 
 def _run(args: Sequence[str]) -> int:
@@ -75,10 +86,17 @@ def _run(args: Sequence[str]) -> int:
             module = import_module(f"lit_ft.cli.commands.{command}")
         code: int = module.run(options)
         return code
-    with loading():
-        from lit_ft.cli.lightning import run_command
-    warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
-    return run_command(command, options)
+    # Before the libraries are loaded: else SLURM's signal would end the job for good meanwhile.
+    is_slurm = "SLURM_JOB_ID" in os.environ and sys.platform != "win32"
+    watch = SignalWatch(signal.SIGUSR1, end_slurm_job) if is_slurm else SignalWatch()
+    with watch.receiving():
+        try:
+            with loading():
+                from lit_ft.cli.run import run_command
+            warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
+            return run_command(command, options)
+        except Interrupted as error:
+            raise watch.finish(error) from None
 
 
 def _refuse_undecoded(args: Sequence[str]) -> None:

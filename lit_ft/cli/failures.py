@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from shlex import quote
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -16,8 +16,10 @@ from lit_ft.cli.messages import Complaint, explain, pick_line
 from lit_ft.cli.process import quiet_libraries
 from lit_ft.compat import is_from_restoring_checkpoint, parsing_settings
 from lit_ft.console import format_path
-from lit_ft.errors import LibraryError, UserError, find_full_disk, find_user_error, is_from_user_code
+from lit_ft.errors import LibraryError, UserError, find_full_disk, find_user_error, is_from_user_code, iterate_causes
 from lit_ft.runs import Run, format_intact_checkpoints
+from lit_ft.training.launch import explain_lost_process
+from lit_ft.training.signals import Interrupted
 
 
 @contextmanager
@@ -72,16 +74,19 @@ def _raise_again(user_error: UserError, error: Exception) -> NoReturn:
     raise type(user_error)(*user_error.args) from error
 
 
-def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserError | None:
+def explain_failure(error: Exception, checkpoint: str | None, run: Run, trainer: Any) -> UserError | None:
     """The user error that a failure of the trainer comes to, if it is none of lit_ft or of the user's code.
 
     Args:
         error: What was raised.
         checkpoint: The checkpoint that is resumed or evaluated.
         run: The run.
+        trainer: Its trainer.
     """
     if find_user_error(error) or is_from_user_code(error):
         return None
+    if lost := explain_lost_process(error, trainer):
+        return UserError(f"{format_rank(trainer)}{lost}{_how_to_resume(run)}")
     if full := find_full_disk(error):
         left = format_intact_checkpoints(run.checkpoints)
         return UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}")
@@ -94,8 +99,32 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run) -> UserE
     return LibraryError(f"`ckpt_path`: {checkpoint} cannot be used: {fault}")
 
 
-def interruption(run: Run | None) -> KeyboardInterrupt:
-    """The end of a run that was interrupted, and how to resume it."""
-    last = (run or Run(Path())).last
-    hint = f"; to resume: the same command with --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""
-    return KeyboardInterrupt(f"interrupted{hint}")
+def interruption(error: BaseException, run: Run, rank: str) -> Interrupted:
+    """The end of a run that a signal or a person has ended, with how to resume it.
+
+    Args:
+        error: What it came to.
+        run: The run.
+        rank: What the line begins with, as `format_rank` gives it.
+    """
+    found = next((cause for cause in iterate_causes(error) if isinstance(cause, Interrupted)), None)
+    found = found or Interrupted(signal.SIGINT)
+    if found.message is not None:
+        return found
+    return Interrupted(found.number, describe_interruption(found.number, run, rank), found.code)
+
+
+def describe_interruption(number: int, run: Run, rank: str) -> str:
+    """The line with which a run ends that a signal has interrupted."""
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    return f"{rank}interrupted{by}{_how_to_resume(run)}"
+
+
+def format_rank(trainer: Any) -> str:
+    """The rank of this process, where there are several."""
+    return f"rank {trainer.global_rank}: " if trainer.world_size > 1 else ""
+
+
+def _how_to_resume(run: Run) -> str:
+    last = run.last
+    return f"; to resume: the same command with --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""

@@ -1,8 +1,9 @@
-"""The commands that take a config: ``finetune``, ``plan`` and Lightning's own, and those that need no trainer."""
+"""The commands of the trainer: ``finetune``, ``plan``, and those of Lightning."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,37 +17,54 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import is_offline, replace_atomically
 from lit_ft.cli.commands import EVALUATIONS
-from lit_ft.cli.commands.download import download, read_before_fetching, refuse_missing
-from lit_ft.cli.commands.probe import probe
-from lit_ft.cli.config.checkpoint import SaveConfig, add_saved_data, refuse_other_run
+from lit_ft.cli.commands.download import read_before_fetching, refuse_missing
+from lit_ft.cli.config.checkpoint import SaveConfig, refuse_other_run
 from lit_ft.cli.config.defaults import as_plain, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
-from lit_ft.cli.failures import explain_failure, interruption, quiet_command, raise_user_errors
+from lit_ft.cli.failures import (
+    describe_interruption,
+    explain_failure,
+    format_rank,
+    interruption,
+    raise_user_errors,
+)
 from lit_ft.cli.process import quiet_threads
 from lit_ft.cli.summary import print_summary
-from lit_ft.console import format_path
-from lit_ft.data.checks.check_data import check
-from lit_ft.data.checks.report import print_check
-from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.streaming.convert import convert
+from lit_ft.console import format_path, rank_zero_print
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable, refuse_unwritable
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
-from lit_ft.runs import Run, begin_run
+from lit_ft.runs import Run
+from lit_ft.training.claim import begin_run, is_first_process
 from lit_ft.training.history import HistoryWriter
+from lit_ft.training.launch import is_restarted
+from lit_ft.training.preemption import EndByBatch
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
+from lit_ft.training.resume import (
+    find_intact_checkpoint,
+    find_run_of_job,
+    find_run_to_resume,
+    lock_run,
+    write_job,
+)
 from lit_ft.training.selected import report_selected
 from lit_ft.training.selection import select_best
+from lit_ft.training.signals import Interrupted, current_watch
 from lit_ft.training.time_budget import TimeBudget
 from lit_ft.training.trainer import Trainer, print_scores
+
+_FITS = ("fit", "finetune")
+_RESUME = "auto resumes the newest run of that name and command from its newest checkpoint; else it starts afresh."
 
 
 class FineTuneCLI(ConfigCLI):
     """A command of the trainer, a method of `Trainer`, with a folder of its own for whatever the run writes."""
 
     run: Run | None = None
+    _earlier: Run | None = None  # which it goes on with
+    _lock: Any = None  # of its run
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         saved = None if command == "plan" else SaveConfig
@@ -57,16 +75,42 @@ class FineTuneCLI(ConfigCLI):
         super().add_arguments_to_parser(parser)
         objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "refit"}
         self._method_options = parser.add_method_arguments(Trainer, self.command, skip={*objects})
+        if self.command in _FITS:
+            parser.add_argument("--resume", type=Literal["auto"] | None, default=None, help=_RESUME)
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config, and leaves out the callbacks that are switched off."""
         super().before_instantiate_classes()
         config = self.config
+        if self.command in _FITS and not config["trainer"]["fast_dev_run"]:
+            self._find_earlier_run()
         if self.command == "plan":
             with self._user_errors():
                 self.make(trainer=Namespace(logger=config["trainer"]["logger"]))  # which the plan does not use
             remove_effects(config)
         self.parser.callback_keys = [key for key in self.parser.callback_keys if config[key] is not None]
+
+    def _find_earlier_run(self) -> None:
+        """Finds the run to go on with, where the job was restarted or the user asks for it, and its checkpoint."""
+        config, folder = self.config, self._runs_folder()
+        if config["resume"] and config["ckpt_path"] is not None:
+            raise UserError("`resume`: finds the checkpoint itself; leave it or `ckpt_path` out")
+        if is_restarted():
+            self._earlier = find_run_of_job(folder, self._command_line())
+        if self._earlier is None and config["resume"]:
+            self._earlier = find_run_to_resume(folder, self._command_line())
+        found = find_intact_checkpoint(self._earlier) if self._earlier else None
+        config["ckpt_path"] = found or config["ckpt_path"]
+        if found or config["resume"]:
+            afresh = f"the start, as no run in {format_path(folder)} has a checkpoint"
+            rank_zero_print(f"Resume  from {format_path(Path(found)) if found else afresh}")
+
+    def _command_line(self) -> str:
+        """The command with its options, by which a run is found again; those of resuming are none of them."""
+        return describe_command(self.command, self.args)
+
+    def _runs_folder(self) -> Path:
+        return Path(self.config["trainer"]["default_root_dir"] or ".", self.config["name"])
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is an error in their options."""
@@ -95,12 +139,15 @@ class FineTuneCLI(ConfigCLI):
             config["trainer"]["logger"] = self._logger
             if not config["trainer"]["fast_dev_run"]:
                 kwargs["logger"] = self._begin_run()
+                # Where Lightning looks for what an earlier SLURM job has saved, which must be of this run.
+                kwargs["default_root_dir"] = str(self.run.folder if self.run else self._runs_folder())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._further_callbacks()}
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except BaseException:
             if self.run is not None:
                 self.run.release()
+            self._unlock()
             raise
         trainer.run = self.run
         for callback in trainer.checkpoint_callbacks:
@@ -110,13 +157,16 @@ class FineTuneCLI(ConfigCLI):
 
     def _begin_run(self) -> Any:
         """Claims the run's folder, and makes the loggers that write there; the config keeps what was asked for."""
-        folder = Path(self.config["trainer"]["default_root_dir"] or ".") / self.config["name"]
+        folder = self._runs_folder()
         given = self._logger
         if given in (None, True):
             options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
             given = Namespace(class_path="lit_ft.evaluation.tensorboard.BoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
-        self.run = begin_run(folder, loggers, self.config["ckpt_path"])
+        self.run = begin_run(folder, loggers, self.config["ckpt_path"], self._earlier)
+        if self.command in _FITS and self.run is not None and is_first_process():
+            self._lock = None if is_restarted() else lock_run(self.run)
+            write_job(self.run, self._command_line())
         return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
 
     def _further_callbacks(self) -> list[Callback]:
@@ -129,7 +179,10 @@ class FineTuneCLI(ConfigCLI):
             further = [HistoryWriter(), ResultWriter(), TimeBudget()]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             further.append(build_progress_bar())
-        if self.config["checkpoint"] is not None:
+        saves = self.config["checkpoint"] is not None
+        if self.command in _FITS and (watch := current_watch()):
+            further.append(EndByBatch(watch, saves))
+        if saves:
             # Of its own, as `save_last` writes only when there is a new best.
             further.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
         return further
@@ -141,10 +194,12 @@ class FineTuneCLI(ConfigCLI):
             UserError: If the run cannot begin, or cannot be written.
             KeyboardInterrupt: If it was interrupted; the message has how to resume it.
         """
+        if (watch := current_watch()) is not None:
+            watch.describe = lambda number: describe_interruption(number, self._own_run(), format_rank(self.trainer))
         try:
             with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads():
                 self._call_method()
-                if self.command in ("fit", "finetune"):
+                if self.command in _FITS:
                     report = self._write_report() if self.command == "finetune" else None
                     print_summary(self.trainer, self.command, report)
                 for callback in cast(Any, self.trainer).callbacks:
@@ -155,6 +210,17 @@ class FineTuneCLI(ConfigCLI):
             if self.trainer.global_step == 0 and self.run is not None and find_full_disk(error) is None:
                 self.run.release(self.trainer.loggers)
             raise
+        except (SystemExit, KeyboardInterrupt) as error:
+            if isinstance(error, SystemExit) and not self.trainer.interrupted:
+                raise
+            self._end_others()
+            raise interruption(error, self._own_run(), format_rank(self.trainer)) from None
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _call_method(self) -> None:
         options = {name: self.config_init[name] for name in self._method_options}
@@ -175,17 +241,23 @@ class FineTuneCLI(ConfigCLI):
             print_scores(found if quiet else ())
             if self.command == "fit":
                 report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
-        except SystemExit:
-            if not self.trainer.interrupted:
-                raise
-            # Not by `find_run`, which asks all ranks, of which some may have ended.
-            raise interruption(self.run or Run(Path(self.trainer.default_root_dir))) from None
         except Exception as error:
-            # Not the trainer's own `log_dir`, which asks all ranks, of which just this one may have failed.
-            run = self.run or Run(Path(self.trainer.default_root_dir))
-            if failure := explain_failure(error, options.get("ckpt_path"), run):
+            watch = current_watch()
+            if watch is not None and watch.received is not None:  # which also ended another process, or a worker
+                raise Interrupted(watch.received, watch.describe(watch.received)) from error
+            if failure := explain_failure(error, options.get("ckpt_path"), self._own_run(), self.trainer):
                 raise failure from error
             raise
+
+    def _own_run(self) -> Run:
+        """The run as this process knows it: the trainer's ``log_dir`` asks all, of which some may have ended."""
+        found = (one.run for one in cast(Any, self.trainer).callbacks if isinstance(one, EndByBatch) and one.run)
+        return self.run or next(found, Run(Path(self.trainer.default_root_dir)))
+
+    def _end_others(self) -> None:
+        """Ends the processes that this one has started: no later collective of theirs is answered."""
+        if (launcher := getattr(self.trainer.strategy, "launcher", None)) is not None:
+            launcher.kill(signal.SIGTERM)
 
     def _write_report(self) -> Path | None:
         """Writes the page of the run, on the first process; where that fails, the training is done all the same."""
@@ -208,49 +280,14 @@ class FineTuneCLI(ConfigCLI):
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)
 
 
-def run_command(command: str, args: Sequence[str]) -> int:
-    """Runs a command with its options, and returns the exit code."""
-    with quiet_command():
-        if command not in _WITHOUT_TRAINER:
-            FineTuneCLI(command, add_saved_data(command, args)).execute()
-            return 0
-        run, own = _WITHOUT_TRAINER[command]
-        cli = ConfigCLI(command, args, own)
-        with raise_user_errors(find_user_packages(cli.config.as_dict())):
-            return run(cli)
+def describe_command(command: str, args: Sequence[str]) -> str:
+    """A command with its options, by which a run is found again; that of resuming is none of them.
 
-
-def _convert(cli: ConfigCLI) -> int:
-    data = cli.make_data()
-    if not isinstance(data, PhotoDataModule):
-        raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
-    made = convert(data, cli.config["folder"])
-    print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
-    return 0
-
-
-_OPTIONAL = {"type": str | None, "default": None}
-_PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
-_PROBED = "The folder that probe.html, probe.json, suggested.yaml and label_issues.csv go to; null writes nothing."
-_BACKBONES = "Names with commas, each perhaps with its weights, as NAME=FILE or NAME=TAG; null takes the config's own."
-_STAGES = "Whether all stages are measured, or just the features of the last one."
-_BUDGET = "Time for a trial of fine-tuning against the linear probe, such as 90s, 5m or 1h; null tries none."
-_FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
-_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str, Any]]]] = {
-    "check": (
-        lambda cli: print_check(check(cli.make_data()), cli.config["folder"]),
-        {"folder": {**_OPTIONAL, "help": _PAGE}},
-    ),
-    "probe": (
-        probe,
-        {
-            "backbones": {**_OPTIONAL, "help": _BACKBONES},
-            "stages": {"type": Literal["all", "last"], "default": "all", "help": _STAGES},
-            "folder": {**_OPTIONAL, "help": _PROBED},
-            "budget": {**_OPTIONAL, "help": _BUDGET},
-        },
-    ),
-    "convert": (_convert, {"folder": {"type": str, "required": True, "help": "The folder to make."}}),
-    "download": (download, {"folder": {**_OPTIONAL, "help": _FETCHED}}),
-}
-"""The function of each, and how the parser takes its own options."""
+    >>> describe_command("fit", ["--resume", "auto", "--name", "my run"])
+    "fit --name 'my run'"
+    """
+    given = [*args]
+    while "--resume" in given:
+        place = given.index("--resume")
+        del given[place : place + 2]
+    return shlex.join([command, *(one for one in given if not one.startswith("--resume="))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -206,3 +207,26 @@ def saved_arguments(checkpoint: Mapping[str, Any], parameters: Mapping[str, insp
         saved = {whole: saved}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {key: value for key, value in saved.items() if takes_any or key in names}
+
+
+def forget_files_elsewhere(trainer: Any) -> None:
+    """Removes from checkpoint callbacks the paths of earlier checkpoints that are outside of their folders.
+
+    Lightning removes the last best checkpoint, with all that is below it, by the path that is in the present one. Its
+    own check of where that is takes ``..`` for a folder, and passes all that has a protocol, also ``local://``.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        folder = str(callback.dirpath)
+        for name in ("best_model_path", "last_model_path"):
+            if not _is_within(str(getattr(callback, name, "")), folder):
+                setattr(callback, name, "")
+        ranked = (*getattr(callback, "best_k_models", ()), getattr(callback, "kth_best_model_path", ""))
+        if not all(_is_within(str(path), folder) for path in ranked):
+            callback.best_k_models, callback.kth_best_model_path = {}, ""
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
+    if "://" in path or "::" in path:
+        return path.startswith(f"{folder.rstrip('/')}/") and ".." not in path.split("/")
+    return ".." not in Path(path).parts or Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))

@@ -8,14 +8,15 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from lit_ft.compat import attached_trainer, forget_files_elsewhere, keep_last_batch, validate_first
+from lit_ft.compat import attached_trainer, keep_last_batch, validate_first
 from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.data.loading.loader import adopt_earlier_position
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint import all_hyperparameters
+from lit_ft.model.checkpoint import all_hyperparameters, forget_files_elsewhere
 from lit_ft.model.first_batch import refuse_no_batch
 from lit_ft.optim.run_length import RunLength
 from lit_ft.optim.schedules import enter_epoch, step_plateaus
@@ -55,6 +56,7 @@ class ResumableFit(L.LightningModule):
             if not self.training:  # it was loaded to predict, and Lightning would train it as it is
                 self.train()
             self.sees_whole_images = bool(getattr(self.data_module, "sees_whole_images", False))
+            _refuse_other_checkpoints(self.trainer)
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
             self._images = None  # of an earlier fit
 
@@ -165,8 +167,8 @@ class ResumableFit(L.LightningModule):
             return  # only the weights are loaded
         if trainer.state.fn == "fit":
             self._refuse_other_data(checkpoint)
-            if (score := self._score()) and self.global_rank == 0:  # which wrote it
-                score.load_state_dict(checkpoint.get("train_score", {}))
+            if score := self._score():
+                score.load_state_dict(checkpoint.get("train_score", {}), is_first=self.global_rank == 0)
             self.resumed_schedule = {
                 key: checkpoint[key] for key in ("epoch_steps", "lr_schedulers") if key in checkpoint
             }
@@ -192,3 +194,17 @@ class ResumableFit(L.LightningModule):
         if self._images is None and isinstance(self.data_module, ImageDataModule):
             self._images = self.data_module.fingerprint()
         return self._images
+
+
+def _refuse_other_checkpoints(trainer: Any) -> None:
+    """Raises `UserError` on all processes if one of them resumes from another checkpoint, or from none."""
+    if trainer.world_size == 1:
+        return
+    paths: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(paths, trainer.ckpt_path and str(trainer.ckpt_path))
+    other = next((rank for rank, path in enumerate(paths) if path != paths[0]), None)
+    if other is not None:
+        raise UserError(
+            f"`trainer.default_root_dir`: the first process resumes from {paths[0] or 'the start'}, that of rank "
+            f"{other} from {paths[other] or 'the start'}; name a folder that all machines share"
+        )

@@ -57,20 +57,23 @@ def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_options(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises `UserError` if an option that may not differ has another value ``now`` than in the run of a checkpoint.
+    """Raises `UserError` with all options that may not differ and have other values ``now`` than in a checkpoint's run.
 
     One that is not ``saved``, as by an earlier version, may be any.
     """
+    others = []
     for key, value in now.items():
         earlier = saved.get(key, value)
         if key in ("model", "data", "unfreeze") and earlier is not None:
             earlier = _class_name(str(earlier))
         if earlier != value and key not in MAY_DIFFER:
             then, given = ("null" if one is None else one for one in (earlier, value))
-            raise UserError(
-                f"`ckpt_path`: {path} is of a run with `{key}` {then}, but this one has {given}; give the same, or "
-                f"start from its weights with `model.weights` {path}"
-            )
+            others.append(f"`{key}` {then}, but this one has {given}")
+    if others:
+        raise UserError(
+            f"`ckpt_path`: {path} is of a run with {'; '.join(others)}; give the same, or start from its weights with "
+            f"`model.weights` {path}"
+        )
 
 
 def _of_class(key: str, given: Mapping[str, Any] | None) -> dict[str, Any]:

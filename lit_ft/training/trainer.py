@@ -22,15 +22,18 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lit_ft.compat import leave_signals
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
+from lit_ft.training.launch import refuse_idle_processes, refuse_missing_srun, take_processes
 from lit_ft.training.refit import Refit
 from lit_ft.training.selected import report_selected
 from lit_ft.training.selection import select_best
+from lit_ft.training.signals import current_watch
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
@@ -81,8 +84,13 @@ class Trainer(L.Trainer):
             "val_check_interval": val_check_interval,
         }
         _refuse_options(kwargs)
+        refuse_missing_srun()
+        take_processes(kwargs)
         self._options = kwargs
         super().__init__(*args, **kwargs)
+        refuse_idle_processes(self)
+        if current_watch() is not None:
+            leave_signals(self)
         if isinstance(self.accelerator, CUDAAccelerator) and torch.get_float32_matmul_precision() == "highest":
             torch.set_float32_matmul_precision("high")  # matrices in TF32, as cuDNN has its convolutions anyway
         if isinstance(self.accelerator, CPUAccelerator):

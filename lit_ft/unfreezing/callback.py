@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
-from lit_ft.compat import forget_files_elsewhere, keep_last_batch, rewrap_ddp, validate_first
+from lit_ft.compat import keep_last_batch, rewrap_ddp, validate_first
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, unknown
+from lit_ft.model.checkpoint import forget_files_elsewhere
 from lit_ft.model.module import FineTuneModule
 from lit_ft.optim.schedules import enter_epoch
 from lit_ft.runs import find_run

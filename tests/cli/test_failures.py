@@ -1,11 +1,14 @@
 import errno
+import signal
+from types import SimpleNamespace
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_ft.cli.failures import explain_failure, interruption, raise_user_errors
+from lit_ft.cli.failures import explain_failure, format_rank, interruption, raise_user_errors
 from lit_ft.errors import LibraryError, UserError
 from lit_ft.runs import Run
+from lit_ft.training.signals import Interrupted
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -27,7 +30,7 @@ def caused(error, cause):
 )
 @pytest.mark.parametrize("checkpoint", [None, "a.ckpt"])
 def test_failure_is_a_user_error_where_the_disk_is_full(tmp_path, error, checkpoint, expected):
-    found = explain_failure(error, checkpoint, Run(tmp_path))
+    found = explain_failure(error, checkpoint, Run(tmp_path), SimpleNamespace(world_size=1))
     assert (found is None) is (expected is None)
     assert expected is None or str(found).startswith(f"{tmp_path}: {expected}")
 
@@ -51,8 +54,17 @@ def test_error_of_a_library_is_one_of_the_user_as_long_as_nothing_was_trained(
     assert type(found.value) is caught
 
 
-def test_interruption_names_the_checkpoint_if_there_is_one(tmp_path):
-    assert str(interruption(Run(tmp_path))) == str(interruption(None)) == "interrupted"
+def test_interruption_names_rank_signal_and_checkpoint(tmp_path):
+    run, alone = Run(tmp_path), SimpleNamespace(world_size=1)
+    second = format_rank(SimpleNamespace(world_size=2, global_rank=1))
+    assert interruption(KeyboardInterrupt(), run, format_rank(alone)).message == "interrupted"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert str(interruption(Run(tmp_path))).endswith(f"with --ckpt_path {tmp_path}/checkpoints/last.ckpt")
+    ended = caused(SystemExit(1), Interrupted(signal.SIGTERM))  # as Lightning hands it on
+    found = interruption(ended, run, second)
+    assert found.message == (
+        f"rank 1: interrupted by SIGTERM; to resume: the same command with --ckpt_path {tmp_path}/checkpoints/last.ckpt"
+    )
+    assert found.code == 143
+    told = Interrupted(signal.SIGTERM, "")
+    assert interruption(caused(SystemExit(1), told), run, second) is told

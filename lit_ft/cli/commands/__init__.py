@@ -32,7 +32,7 @@ EVALUATIONS = ("validate", "test", "predict")
 OWN_PARSERS = ("predict", "verify", "explain", "serve", "export", "report", "compare")
 """Those without a config, each ``run`` of the file of that name."""
 
-METHOD_OPTIONS = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+METHOD_OPTIONS = ("ckpt_path", "resume", "weights_only", "verbose", "return_predictions")
 """What only some of the trainer's commands take, and others would not know."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ _FEW = 64  # fewer for each process are looked at before it has started
 _SHARED = Path("/dev/shm")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _MOST = 8  # beyond so many processes a training process seldom gets its batches faster
+_OUTLIVES_SECONDS = 10  # a signal that the training process gets, too, and has ended by then
 _AHEAD = 4  # batches that a worker is ahead where there is room: one slow image holds nothing up
 
 
@@ -109,6 +112,7 @@ class InWorkers:
             prefetch_factor=workers.prefetch if workers.number else None,
             persistent_workers=workers.number > 0,
             pin_memory=workers.pin_memory,
+            worker_init_fn=_outlive_signals,
             # One of its own: without it, each epoch draws a number from the global generator, and a run that is
             # resumed in the middle of an epoch, or had to look at its images first, would see other dropout.
             generator=torch.Generator(),
@@ -121,6 +125,17 @@ class InWorkers:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def _outlive_signals(_: int) -> None:
+    """Lets a worker outlive a signal that all processes of a run get: it still reads the batches of the step to come.
+
+    It ends when it is told to, when its parent has ended, or some seconds after SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_OUTLIVES_SECONDS))
 
 
 @dataclass

@@ -1,0 +1,67 @@
+"""A command that takes a config, run with its options: those of the trainer, and those that need none."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from lit_ft.cli.commands.download import download
+from lit_ft.cli.commands.probe import probe
+from lit_ft.cli.config.checkpoint import add_saved_data
+from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.failures import quiet_command, raise_user_errors
+from lit_ft.cli.lightning import FineTuneCLI
+from lit_ft.data.checks.check_data import check
+from lit_ft.data.checks.report import print_check
+from lit_ft.data.modules.photos import PhotoDataModule
+from lit_ft.data.streaming.convert import convert
+from lit_ft.errors import UserError, find_user_packages, printable
+
+
+def run_command(command: str, args: Sequence[str]) -> int:
+    """Runs a command with its options, and returns the exit code."""
+    with quiet_command():
+        if command not in _WITHOUT_TRAINER:
+            FineTuneCLI(command, add_saved_data(command, args)).execute()
+            return 0
+        run, own = _WITHOUT_TRAINER[command]
+        cli = ConfigCLI(command, args, own)
+        with raise_user_errors(find_user_packages(cli.config.as_dict())):
+            return run(cli)
+
+
+def _convert(cli: ConfigCLI) -> int:
+    data = cli.make_data()
+    if not isinstance(data, PhotoDataModule):
+        raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
+    made = convert(data, cli.config["folder"])
+    print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")
+    return 0
+
+
+_OPTIONAL = {"type": str | None, "default": None}
+_PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
+_PROBED = "The folder that probe.html, probe.json, suggested.yaml and label_issues.csv go to; null writes nothing."
+_BACKBONES = "Names with commas, each perhaps with its weights, as NAME=FILE or NAME=TAG; null takes the config's own."
+_STAGES = "Whether all stages are measured, or just the features of the last one."
+_BUDGET = "Time for a trial of fine-tuning against the linear probe, such as 90s, 5m or 1h; null tries none."
+_FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
+_WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str, Any]]]] = {
+    "check": (
+        lambda cli: print_check(check(cli.make_data()), cli.config["folder"]),
+        {"folder": {**_OPTIONAL, "help": _PAGE}},
+    ),
+    "probe": (
+        probe,
+        {
+            "backbones": {**_OPTIONAL, "help": _BACKBONES},
+            "stages": {"type": Literal["all", "last"], "default": "all", "help": _STAGES},
+            "folder": {**_OPTIONAL, "help": _PROBED},
+            "budget": {**_OPTIONAL, "help": _BUDGET},
+        },
+    ),
+    "convert": (_convert, {"folder": {"type": str, "required": True, "help": "The folder to make."}}),
+    "download": (download, {"folder": {**_OPTIONAL, "help": _FETCHED}}),
+}
+"""The function of each, and how the parser takes its own options."""
