@@ -35,6 +35,7 @@ from lit_ft.features import layout as features
 from lit_ft.features import store as feature_file
 from lit_ft.features.cache import FeatureCache
 from lit_ft.features.layout import Layout
+from lit_ft.training.history import HistoryWriter
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.strategies import make_plan
@@ -303,6 +304,16 @@ class Uneven(L.LightningDataModule):
     val_dataloader = train_dataloader
 
 
+class LossTrace(Callback):
+    """Keeps the loss of each training step of this process."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(float(outputs["loss"]))
+
+
 YEARS = [torch.tensor([[1980.0], [1981], [1990], [1999]]), torch.tensor([[2001.0], [1985], [1970], [1966]])]
 LABELS = [torch.tensor([0, 2, 2, 5]), torch.tensor([1, 2, 2, 5])]
 
@@ -314,15 +325,18 @@ def measure(folder, rank):
     for task, targets, num in (("regression", YEARS, 1), ("multiclass", LABELS, 7)):
         L.seed_everything(1)
         module = small_module(task=task, lr=1e-30, lr_scheduler=None)
+        writer, losses = HistoryWriter(), LossTrace()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer = fit(module, Uneven(task, targets, num), GradualUnfreezing("full"), 1, **own)
+            trainer = fit(module, Uneven(task, targets, num), GradualUnfreezing("full"), 1, writer, losses, **own)
         logits = [None] * trainer.world_size
         with torch.no_grad():
             mine = module.eval()(trainer.datamodule.images.tensors[0])
         dist.all_gather_object(logits, mine)
         found[task] = {
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "losses": losses.seen,
+            "mean_loss": writer.mean_loss(trainer),
             "logits": torch.cat(logits),
             "standardisation": module.task.standardisation,
             "told": [str(warning.message) for warning in caught if "no image of" in str(warning.message)],

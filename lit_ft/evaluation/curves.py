@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_ft.backbones.freezing import Staged
 from lit_ft.data.loading.loader import Loader
+from lit_ft.evaluation.drift import measure_change, measure_length
 from lit_ft.unfreezing.preconditions import is_replicated
 from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
 
@@ -47,7 +48,7 @@ class Drift:
             for stage in self._stages:
                 if stage in trained:
                     self._start[stage] = [w.detach().cpu().clone() for w in _weights(module, stage)]
-        self.norms = {stage: _norm(weights) for stage, weights in self._start.items()}
+        self.norms = {stage: measure_length(weights) for stage, weights in self._start.items()}
         """Norms of the first weights, by which a resumed run finds that it has the same."""
 
     def check(self, norms: Mapping[str, float]) -> None:
@@ -62,21 +63,13 @@ class Drift:
         found = {}
         for stage in self._stages:
             norm = self.norms.get(stage, 0.0)
-            drift = 0.0
-            if norm:
-                now = [weight.detach() for weight in _weights(module, stage)]
-                pairs = zip(now, self._start[stage], strict=True)
-                drift = _norm([w - w0.to(w.device, non_blocking=True) for w, w0 in pairs]) / norm
-            found[f"drift/{stage}"] = drift
+            change = measure_change(zip(self._start[stage], _weights(module, stage), strict=True)) if norm else 0.0
+            found[f"drift/{stage}"] = change / (norm or 1.0)
         return found
 
 
 def _weights(module: Any, stage: str) -> list[nn.Parameter]:
-    return list(nn.ModuleList(cast(Staged, module).stage_modules()[stage]).parameters())
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    return float(nn.utils.get_total_norm([tensor.float() for tensor in tensors])) if tensors else 0.0
+    return [weight for part in cast(Staged, module).stage_modules()[stage] for weight in part.parameters()]
 
 
 class Speed:

@@ -1,28 +1,41 @@
-"""Figures of a run: plan, confusion matrix and images, with names in fonts that have their characters."""
+"""Pictures of a run: plan, confusion matrix and images.
+
+They are drawn with Pillow: with matplotlib they took most of the time that a short run gave to its pictures.
+"""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
+from lit_ft.evaluation.lettering import Lettering, prepare_names
+from lit_ft.evaluation.line_chart import find_marks
 from lit_ft.unfreezing.plan import Plan
 
 MAX_NUMBERED_CLASSES = 30
 """Largest number of classes for which cells have their shares and counts."""
 
-_FONT_POINTS = 8
+_WHITE, _GREY = (255, 255, 255), (102, 102, 102)
+_BLUE = (31, 119, 180)
+_PAD = 10
+
+_PLAN_WIDTH, _ROW = 800, 30
+_FONT, _TITLE_FONT, _SMALL_FONT = 14, 15, 11
+
+_CELL, _SMALL_CELL = 52, 14
+_LEAST_MATRIX = 260
+_LONGEST_NAME = 30
+
 _CAPTION_PIXELS = 112
-_LINE_PIXELS = 15  # height of a line of that size at 100 dots an inch
+_LINE_PIXELS = 15  # height of a line of a caption
 
 
-def draw_plan(plan: Plan, starts: Sequence[int], num_epochs: int | None, rates: dict[str, float]) -> Any:
+def draw_plan(plan: Plan, starts: Sequence[int], num_epochs: int | None, rates: dict[str, float]) -> Image.Image:
     """A picture of a plan: one row per stage, with bars where it trains, darker for higher learning rates.
 
     Args:
@@ -31,37 +44,56 @@ def draw_plan(plan: Plan, starts: Sequence[int], num_epochs: int | None, rates: 
         num_epochs: Length of the run in epochs, if it has one.
         rates: The learning rate of each stage.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     first = [starts[i] if i < len(starts) else phase.first_epoch for i, phase in enumerate(plan.phases)]
-    end = num_epochs if num_epochs is not None else first[-1] + max(1, first[-1] // 2)
-    figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(plan.stages)), layout="constrained")
-    axes = figure.add_subplot()
-    largest = max(rates.values(), default=1.0)
-    spans = list(zip(plan.phases, pairwise([*first, end]), strict=True))
-    for row, stage in enumerate(plan.stages):
-        bars = [(start, stop - start) for phase, (start, stop) in spans if stage in phase.trainable]
-        shade = 0.25 + 0.75 * rates.get(stage, largest) / largest
-        # In one call: a bar for each stage and phase takes half a minute with a hundred stages.
-        axes.broken_barh(bars, (row - 0.4, 0.8), color="tab:blue", alpha=shade)
-    for start in first:
-        axes.axvline(start, color="0.4", linewidth=0.8)
-    names, style, note = prepare_names(plan.stages)
+    end = max(1, num_epochs if num_epochs is not None else first[-1] + max(1, first[-1] // 2))
+    names, note = prepare_names([shorten(stage, _LONGEST_NAME) for stage in plan.stages])
     labels = [
         f"{name}, lr {rates[stage]:.2g}" if stage in rates else name
         for stage, name in zip(plan.stages, names, strict=True)
     ]
-    axes.set_yticks(range(len(labels)), labels, **style)
-    axes.set_xlim(0, max(1, end))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     is_open = any(phase.plateau for phase in plan.phases[len(starts) - 1 :])
-    earliest = " (phases that end by a plateau: their earliest end)" if is_open else ""
-    axes.set_xlabel(f"epoch{earliest}{note}")
-    return figure
+    below = ["epoch" + " (phases that end by a plateau: their earliest end)" * is_open, *([note] if note else [])]
+    pen = Lettering([*labels, *below, "0123456789"], _FONT)
+    left, right = 2 * _PAD + max(map(pen.width, labels)), _PLAN_WIDTH - 2 * _PAD
+    bottom = _PAD + _ROW * len(labels)
+    image = Image.new("RGB", (_PLAN_WIDTH, bottom + (1 + len(below)) * pen.height + 2 * _PAD), _WHITE)
+
+    def across(epoch: float) -> float:
+        return left + min(epoch, end) / end * (right - left)
+
+    _draw_bars(ImageDraw.Draw(image), plan, [*first, end], rates, across)
+    for row, label in enumerate(reversed(labels)):  # the head is at the top
+        pen.write(image, (left - _PAD, _PAD + _ROW * row + (_ROW - pen.height) / 2), label, "right")
+    for mark in (mark for mark in find_marks(0, end) if mark == int(mark) and mark <= end):
+        pen.write(image, (across(mark), bottom + 3), f"{mark:g}", "middle")
+    for row, line in enumerate(below, start=1):
+        pen.write(image, ((left + right) / 2, bottom + _PAD / 2 + row * pen.height), line, "middle")
+    return image
 
 
-def draw_confusion(matrix: torch.Tensor, names: Sequence[str], title: str = "") -> Any:
+def _draw_bars(
+    lines: ImageDraw.ImageDraw, plan: Plan, ends: Sequence[int], rates: dict[str, float], across: Callable[[int], float]
+) -> None:
+    """Draws the epochs in which each stage trains, and where phases begin."""
+    largest, bottom = max(rates.values(), default=1.0), _PAD + _ROW * len(plan.stages)
+    spans = list(zip(plan.phases, pairwise(ends), strict=True))
+    for row, stage in enumerate(plan.stages, start=1):
+        top = bottom - _ROW * row
+        colour = _mix(_BLUE, 0.25 + 0.75 * rates.get(stage, largest) / largest)
+        for start, stop in (span for phase, span in spans if stage in phase.trainable and span[0] < span[1]):
+            lines.rectangle((across(start), top + 3, across(stop), top + _ROW - 4), colour)
+    lines.rectangle((across(0), _PAD, across(ends[-1]), bottom), outline=_GREY)
+    for start in ends[:-1]:
+        lines.line((across(start), _PAD, across(start), bottom), _GREY)
+
+
+def _mix(colour: tuple[int, int, int], share: float) -> tuple[int, int, int]:
+    """A colour that lets white through."""
+    red, green, blue = (round(255 - share * (255 - part)) for part in colour)
+    return red, green, blue
+
+
+def draw_confusion(matrix: torch.Tensor, names: Sequence[str], title: str = "") -> Image.Image:
     """A picture of a confusion matrix: rows are true classes, shaded by their share and with it as a percentage.
 
     Args:
@@ -69,33 +101,48 @@ def draw_confusion(matrix: torch.Tensor, names: Sequence[str], title: str = "") 
         names: The classes.
         title: What it is of.
     """
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    num = len(names)
-    is_numbered = num <= MAX_NUMBERED_CLASSES
-    side = max(4.5, min(16.0, (0.62 if is_numbered else 0.2) * num + 2.0))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0.0, vmax=1.0)
-    labels, style, note = prepare_names(names)
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(f"predicted{note}")
-    axes.set_ylabel("true")
-    style["fontsize"] = 10 if is_numbered else 6
-    axes.set_xticks(range(num), labels, rotation=90, **style)
-    axes.set_yticks(range(num), labels, **style)
-    for i, j in matrix.nonzero().tolist() if is_numbered else ():
-        color = "white" if shares[i, j] > 0.5 else "black"
-        cell = f"{shares[i, j]:.0%}\n{int(matrix[i, j])}"
-        axes.text(j, i, cell, ha="center", va="center", fontsize=9, color=color)
-    return figure
+    num, is_numbered = len(names), len(names) <= MAX_NUMBERED_CLASSES
+    cell = max(_CELL, _LEAST_MATRIX // num) if is_numbered else _SMALL_CELL
+    labels, note = prepare_names([shorten(name, _LONGEST_NAME) for name in names])
+    titles = [*title.split("\n"), "true class by row, predicted class by column", note]
+    heads = Lettering(titles, _TITLE_FONT)
+    pen = Lettering(labels, _FONT if is_numbered else _SMALL_FONT)
+    longest = max(map(pen.width, labels)) + 2 * _PAD
+    top, left, side = _PAD + len(titles) * heads.height, longest, cell * num
+    width = max(left + side + _PAD, 2 * _PAD + max(map(heads.width, titles)))
+    image = Image.new("RGB", (width, top + side + longest), _WHITE)
+    for row, line in enumerate(titles):
+        heads.write(image, (_PAD, _PAD + row * heads.height), line)
+    shares = (matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    shaded = Image.fromarray(colormaps["Blues"](shares, bytes=True)[..., :3])
+    image.paste(shaded.resize((side, side), Image.Resampling.NEAREST), (left, top))
+    ImageDraw.Draw(image).rectangle((left, top, left + side, top + side), outline=_GREY)
+    middle = (cell - pen.height) // 2
+    for row, label in enumerate(labels):
+        pen.write(image, (left - _PAD, top + row * cell + middle), label, "right")
+        x = left + row * cell + middle
+        pen.write_upwards(image, (x, top + side + _PAD + pen.width(label) + 2), label)
+    if is_numbered:
+        _write_cells(image, matrix, shares, (left, top), cell)
+    return image
 
 
-def draw_images(images: torch.Tensor, captions: Sequence[Sequence[str]], columns: int = 8) -> Any:
+def _write_cells(
+    image: Image.Image, matrix: torch.Tensor, shares: NDArray[np.float32], corner: tuple[int, int], cell: int
+) -> None:
+    """Writes share and count into each cell that is not empty."""
+    pen = Lettering("0123456789%", _FONT)
+    for i, j in matrix.nonzero().tolist():
+        colour = _WHITE if shares[i, j] > 0.5 else (0, 0, 0)
+        x, y = corner[0] + (j + 0.5) * cell, corner[1] + (i + 0.5) * cell
+        pen.write(image, (x, y - pen.height), f"{shares[i, j]:.0%}", "middle", colour)
+        pen.write(image, (x, y), f"{int(matrix[i, j])}", "middle", colour)
+
+
+def draw_images(images: torch.Tensor, captions: Sequence[Sequence[str]], columns: int = 8) -> Image.Image:
     """A picture of small images, uint8 ``(B, C, H, W)``, with the lines of a caption below each."""
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     factor = max(1, _CAPTION_PIXELS // max(images.shape[2:]))  # of those that are smaller than their captions
@@ -103,20 +150,18 @@ def draw_images(images: torch.Tensor, captions: Sequence[Sequence[str]], columns
     height, width = images.shape[2:]
     step_x, step_y = max(width, _CAPTION_PIXELS) + 8, height + 8 + _LINE_PIXELS * max(map(len, captions))
     canvas = torch.full((rows * step_y, columns * step_x, 3), 255, dtype=torch.uint8)
-    figure = Figure(figsize=(columns * step_x / 100, rows * step_y / 100), dpi=100)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.axis("off")
-    labels, style, _ = prepare_names([line for lines in captions for line in lines], number="?")
-    words = iter(labels)
-    for i, lines in enumerate(captions):
-        y, x = i // columns * step_y, i % columns * step_x
+    places = [(i // columns * step_y, i % columns * step_x) for i in range(len(images))]
+    for image, (y, x) in zip(images, places, strict=True):
         left = x + (step_x - width) // 2
-        canvas[y + 4 : y + 4 + height, left : left + width] = as_rgb(images[i]).permute(1, 2, 0)
+        canvas[y + 4 : y + 4 + height, left : left + width] = as_rgb(image).permute(1, 2, 0)
+    picture = Image.fromarray(canvas.numpy())
+    labels, _ = prepare_names([line for lines in captions for line in lines], number="?")
+    pen, words = Lettering(labels, _SMALL_FONT), iter(labels)
+    for lines, (y, x) in zip(captions, places, strict=True):
         for number in range(len(lines)):
-            place = (x + step_x / 2, y + height + 6 + number * _LINE_PIXELS)
-            axes.text(*place, next(words), ha="center", va="top", fontsize=_FONT_POINTS, **style)
-    axes.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
-    return figure
+            place = (x + step_x / 2, y + height + 5 + number * _LINE_PIXELS)
+            pen.write(picture, place, next(words), "middle")
+    return picture
 
 
 def as_rgb(images: torch.Tensor) -> torch.Tensor:
@@ -132,72 +177,3 @@ def shorten(text: str, width: int) -> str:
     ('golden …', 'cat')
     """
     return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def render(figure: Any) -> NDArray[np.uint8]:
-    """The pixels of a figure ``(H, W, 3)``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-def prepare_names(names: Sequence[str], number: str = "#") -> tuple[list[str], dict[str, Any], str]:
-    """Names as a figure can draw them: without mathematics, and without boxes for missing characters.
-
-    A name with a character that no installed font has is drawn as ``#`` and its number, from 0.
-
-    Args:
-        names: The names.
-        number: The mark before the number.
-
-    Returns:
-        The text to draw for each name, the properties of matplotlib's ``Text`` to draw them with, and a line to add to
-        the label of an axis if some are drawn as numbers, else empty.
-    """
-    import matplotlib
-
-    families, missing = _find_fonts(frozenset("".join(names)))
-    labels = [f"{number}{i}" if missing & set(name) else name for i, name in enumerate(names)]
-    style = {"parse_math": False, "fontfamily": [*matplotlib.rcParams["font.family"], *families]}
-    return labels, style, "\n(# and a number: no font here has the name)" if labels != list(names) else ""
-
-
-@lru_cache(8)
-def _find_fonts(wanted: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Font families with the characters that the default font lacks, and the characters that no font has."""
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
-
-    never = frozenset(char for char in wanted if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"))
-    lacking = wanted - never - _find_characters(findfont(FontProperties()), wanted)
-    if not lacking:
-        return (), never
-    plain = [
-        font
-        for font in fontManager.ttflist
-        # Matplotlib's font of last resort draws a box for every character.
-        if (font.style, font.variant) == ("normal", "normal") and not font.name.startswith("Last Resort")
-    ]
-    families: list[str] = []
-    # Regular weights first, then by name, so that the same font is chosen each time.
-    for font in sorted(plain, key=lambda font: (font.weight not in (400, "normal", "regular"), font.name)):
-        is_new = font.name not in families and _find_characters(font.fname, lacking)
-        if is_new and (found := _find_characters(findfont(FontProperties(family=[font.name])), lacking)):
-            families.append(font.name)
-            lacking -= found
-        if not lacking:
-            break
-    return tuple(families), lacking | never
-
-
-def _find_characters(file: str, wanted: frozenset[str]) -> frozenset[str]:
-    """The wanted characters that a font file can draw."""
-    from matplotlib.font_manager import get_font
-
-    try:
-        font = get_font(file)
-    except (OSError, RuntimeError):  # gone, or of a kind that matplotlib cannot read
-        return frozenset()
-    # A bitmap font, such as one of coloured emoji, fails when drawing.
-    return frozenset(char for char in wanted if font.scalable and font.get_char_index(ord(char)))

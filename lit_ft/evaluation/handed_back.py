@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.evaluation.figures import draw_confusion, draw_images
-from lit_ft.evaluation.loggers import find_board, log_figure, log_scalars, takes_figures
+from lit_ft.evaluation.loggers import find_board, log_picture, log_scalars, takes_pictures
 from lit_ft.evaluation.pictures import caption, point, read_images, read_sprites
 from lit_ft.evaluation.tensorboard import BEST, write_projector
 from lit_ft.model.checkpoint import read_checkpoint
@@ -35,12 +35,13 @@ def log_handed_back(
     scores = {f"{BEST}/{name[4:]}": outputs.metrics[name] for name in ("val/loss", main) if name in outputs.metrics}
     log_scalars(trainer, scores, step)
     images = data if isinstance(data, ImageDataModule) and len(outputs.targets) == data.sizes()["val"] else None
-    if takes_figures(trainer):
+    if takes_pictures(trainer):
         if confusion_matrix:
             log_confusion(trainer, module, outputs, "model that is handed back", step)
         if images is not None and (rows := worst_mistakes(outputs, module.task)).numel():
             captions = [caption(outputs, row, module) for row in rows.tolist()]
-            log_figure(trainer, "val/worst_mistakes", draw_images(read_images(images, rows), captions), step)
+            drawn = draw_images(read_images(images, rows), captions)
+            log_picture(trainer, "val/worst_mistakes", drawn, step, has_photos=True)
     board = find_board(trainer)
     if board and outputs.features is not None and projector_images:
         every = math.ceil(len(outputs.rows) / projector_images)
@@ -59,7 +60,7 @@ def log_confusion(trainer: L.Trainer, module: Any, outputs: ValidationOutputs, t
         pairs = outputs.targets.long() * num + outputs.logits.argmax(dim=1)
         matrix = torch.bincount(pairs, minlength=num * num).view(num, num)
         title = f"{title}\n{len(pairs):,} validation images"
-        log_figure(trainer, "val/confusion_matrix", draw_confusion(matrix, module.class_names, title), step)
+        log_picture(trainer, "val/confusion_matrix", draw_confusion(matrix, module.class_names, title), step)
 
 
 def predict_again(trainer: Any, module: Any) -> ValidationOutputs | None:

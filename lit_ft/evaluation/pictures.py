@@ -17,7 +17,7 @@ from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import printable
 from lit_ft.evaluation.figures import as_rgb, draw_images, draw_plan, shorten
-from lit_ft.evaluation.loggers import log_figure, takes_figures
+from lit_ft.evaluation.loggers import log_picture, takes_pictures
 from lit_ft.training.selected import ValidationOutputs
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
@@ -35,7 +35,7 @@ def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int) -> 
 
     Only a batch that is a pair of uint8 images and targets has a picture.
     """
-    if not takes_figures(trainer) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+    if not takes_pictures(trainer) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
         return
     if isinstance(batch[0], StageOutput):
         batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
@@ -44,7 +44,7 @@ def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int) -> 
         if hasattr(module, "pictured"):
             images, targets = module.pictured(batch, 0)
         captions = [_split(describe_target(target, module)) for target in targets[:num_images].cpu()]
-        log_figure(trainer, "train/images", draw_images(shrink(images[:num_images].cpu()), captions), 0)
+        log_picture(trainer, "train/images", draw_images(shrink(images[:num_images].cpu()), captions), 0)
 
 
 def _split(text: str) -> list[str]:
@@ -74,10 +74,10 @@ def point(outputs: ValidationOutputs, row: int, module: Any) -> list[str]:
 
 def log_plan(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
     """Logs the picture of the plan, with the phases that have begun by an epoch at their actual start."""
-    if takes_figures(trainer):
+    if takes_pictures(trainer):
         starts, rates = run_starts(trainer, module, epoch), stage_rates(trainer, initial=True)
         figure = draw_plan(run_plan(trainer, module), starts, run_epochs(trainer), rates)
-        log_figure(trainer, "plan", figure, trainer.global_step)
+        log_picture(trainer, "plan", figure, trainer.global_step)
 
 
 def describe_target(target: Tensor, module: Any) -> str:

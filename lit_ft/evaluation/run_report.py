@@ -13,7 +13,7 @@ from lit_ft.console import format_table, rank_zero_print
 from lit_ft.errors import UserError, printable
 from lit_ft.evaluation.curves import Drift, Speed, phase_curves, rate_curves
 from lit_ft.evaluation.handed_back import log_confusion, log_handed_back, predict_again
-from lit_ft.evaluation.loggers import find_board, log_scalars, takes_figures
+from lit_ft.evaluation.loggers import find_board, log_scalars, takes_pictures
 from lit_ft.evaluation.pictures import log_images, log_plan
 from lit_ft.evaluation.tensorboard import collect_params, log_layout
 from lit_ft.model.module import FineTuneModule
@@ -190,7 +190,7 @@ class RunReport(SelectionListener):
 
     def _draw_best(self, trainer: L.Trainer, module: Any) -> None:
         due = self.confusion_matrix and time.monotonic() - self._drawn >= INTERVAL_SECONDS
-        if due and self._best is not None and takes_figures(trainer):
+        if due and self._best is not None and takes_pictures(trainer):
             log_confusion(trainer, module, self._best, f"epoch {trainer.current_epoch}", trainer.global_step)
             self._drawn = time.monotonic()
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from lit_ft.evaluation.loggers import encode_picture
 from lit_ft.runs import Run
 from lit_ft.tasks.monitored import MAIN_METRIC
 from lit_ft.unfreezing.view import find_unfreezing
@@ -107,8 +108,8 @@ def write_projector(folder: Path, features: Tensor, rows: Sequence[Sequence[str]
     points.tensor_path, points.metadata_path = (f"{place.name}/{name}.tsv" for name in ("features", "images"))
     points.tensor_shape.extend(features.shape)
     if sprites is not None:
-        Image.fromarray(_tile(sprites)).save(place / "sprites.png")
-        points.sprite.image_path = f"{place.name}/sprites.png"
+        (place / "sprites.jpg").write_bytes(encode_picture(Image.fromarray(_tile(sprites)), has_photos=True))
+        points.sprite.image_path = f"{place.name}/sprites.jpg"
         points.sprite.single_image_dim.extend(sprites.shape[2:])
     visualize_embeddings(str(folder), config)
 

@@ -65,9 +65,9 @@ class HistoryWriter(Callback):
         """Appends the row, before the checkpoint of the epoch is written."""
         metrics = read_new_metrics(trainer.callback_metrics, self._earlier)  # on all ranks, which may reduce some
         scores: dict[str, float] = getattr(pl_module, "train_metrics", dict)()
+        mean = self.mean_loss(trainer)
         if self._run is None or not trainer.is_global_zero:
             return
-        mean = self.mean_loss(trainer)
         loss = {} if mean is None else {"train/loss": mean, **scores}
         rates = {f"lr/{stage}": rate for stage, rate in self._rates.items()}
         row: EpochRow = {"epoch": trainer.current_epoch, "step": trainer.global_step, **rates, **loss, **metrics}
@@ -85,7 +85,8 @@ class HistoryWriter(Callback):
             write_metrics(self._run, "val", metrics, best.best_model_path if row is not None else None)
 
     def mean_loss(self, trainer: L.Trainer) -> float | None:
-        """The mean training loss of the epoch, as far as it went; None without a step."""
+        """The mean training loss of an epoch that has ended; all processes must ask. None without a step."""
+        self._loss.gather(trainer)
         return self._loss.compute(trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,7 +103,7 @@ class HistoryWriter(Callback):
         return {"rates": self._rates, "total": float(self._loss.total), "num_steps": self._loss.num_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues the row of the run that is resumed."""
+        """Continues the row of the run that is resumed; the losses of the first process stand for those of others."""
         self._rates = state_dict["rates"]
         self._loss = RunningLoss(state_dict["total"], state_dict["num_steps"])
 

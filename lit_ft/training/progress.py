@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
@@ -21,15 +22,28 @@ REFRESH_SECONDS = 0.5
 
 @dataclass
 class RunningLoss:
-    """The mean of the training losses so far in an epoch, on the device where these are, so that no step waits."""
+    """The mean of the training losses so far in an epoch, on the device where these are, so that no step waits.
+
+    It is of this process alone until `gather` is called.
+    """
 
     total: Any = 0.0
     num_steps: int = 0
+    is_of_all: bool = False
 
     def add(self, outputs: Any) -> None:
         """Adds the loss of a training step, if it gave one."""
         if isinstance(outputs, Mapping) and "loss" in outputs:
             self.total, self.num_steps = self.total + outputs["loss"], self.num_steps + 1
+
+    def gather(self, trainer: Any) -> None:
+        """Adds the losses of the other processes, all of which must ask, at the end of an epoch."""
+        if trainer.world_size > 1 and not self.is_of_all:
+            device = trainer.strategy.root_device
+            sums = torch.tensor([float(self.total), self.num_steps], dtype=torch.float64, device=device)
+            self.total, num_steps = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            self.num_steps = round(num_steps)
+        self.is_of_all = True
 
     def compute(self, accumulate_grad_batches: int) -> float | None:
         """The mean; none without a loss. Lightning has divided each by the number of batches of an optimizer step."""
@@ -184,6 +198,7 @@ class Bar(_EpochDisplay, TQDMProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the line of the epoch above the bar."""
+        self._loss.gather(trainer)
         metrics = super().get_metrics(trainer, pl_module)  # on all ranks, which may reduce some
         if self.is_enabled:
             rank_zero_print(self._format_epoch(trainer, metrics, self._state(trainer)))
@@ -245,6 +260,7 @@ class Lines(_EpochDisplay):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the metrics of the epoch."""
+        self._loss.gather(trainer)
         self._print(trainer, pl_module, self._state(trainer), share=1.0)
         self._last = time.monotonic() - self._began
 

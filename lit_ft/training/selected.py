@@ -86,7 +86,7 @@ class OutputRecorder(Callback):
     def _reset(self) -> None:
         self._outputs: list[tuple[Tensor, Tensor]] = []
         self._features: list[Tensor] = []
-        self._rows: list[Tensor] = []
+        self._rows: list[int] = []  # among the images of this process
         self._num_logits = self._num_seen = self._step = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -103,10 +103,10 @@ class OutputRecorder(Callback):
             most = max(1, min(self._max_features, MAX_FEATURE_VALUES // features.shape[1]))
             num_images = sum(trainer.num_val_batches) * len(features) * trainer.world_size
             self._step = 1 if math.isinf(num_images) else math.ceil(num_images / most)
-        own = torch.arange(len(features))[-self._num_seen % self._step :: self._step]
-        self._rows.append((self._num_seen + own) * trainer.world_size + trainer.global_rank)
-        self._features.append(features[own.to(features.device)].detach())
-        self._num_seen += len(features)
+        first, end = -self._num_seen % self._step, self._num_seen + len(features)
+        self._features.append(features[first :: self._step].detach().clone())
+        self._rows += range(self._num_seen + first, end, self._step)
+        self._num_seen = end
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -129,13 +129,18 @@ class OutputRecorder(Callback):
             self._hook.remove()
             self._hook = None
 
+    def _join_features(self, trainer: Any) -> tuple[Tensor, Tensor] | None:
+        """The features of this process, and which images these are of."""
+        if not self._features:
+            return None
+        return torch.cat(self._features).cpu(), torch.tensor(self._rows) * trainer.world_size + trainer.global_rank
+
     def gather(self, trainer: L.Trainer) -> ValidationOutputs | None:
         """What was kept, of all processes, each of which must ask; None where there is nothing, or too much."""
         part = None
         if self._outputs and self._num_logits <= self._max_logits:
             logits, targets = (torch.cat(parts).cpu() for parts in zip(*self._outputs, strict=True))
-            features = (torch.cat(self._features).cpu(), torch.cat(self._rows)) if self._features else None
-            part = (logits, targets, features)
+            part = (logits, targets, self._join_features(trainer))
         parts = gather(trainer, part)
         self._reset()
         if any(part is None for part in parts):

@@ -1,126 +1,95 @@
-import io
-import os
-import warnings
-
 import pytest
 import torch
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
-from matplotlib import font_manager
 
-from lit_ft.evaluation import figures
-from lit_ft.evaluation.figures import draw_confusion, draw_plan, prepare_names
+from lit_ft.evaluation.figures import draw_confusion, draw_plan
+from lit_ft.evaluation.lettering import Lettering
 from lit_ft.unfreezing.strategies import make_plan
 
-# Private characters, which no font of any machine has, so that it does not matter which are installed.
-CAT, DOG = "\U0010fff0", "\U0010fff1"
-
-
-def draw(figure):
-    """Draws a figure, as TensorBoard does; any warning, as of a character without a glyph, is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.savefig(io.BytesIO(), format="png")
-
-
-def ticks(figure):
-    return [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+DOG = "\U0010fff1"  # a private character, which no font of any machine has
+WHITE, GREY = (255, 255, 255), (102, 102, 102)
 
 
 @pytest.fixture
-def font(tmp_path, monkeypatch):
-    """A font that has the first of the two characters."""
-    pen = TTGlyphPen(None)
-    for point, draw_to in ((0, 0), pen.moveTo), ((0, 900), pen.lineTo), ((900, 0), pen.lineTo):
-        draw_to(point)
-    pen.closePath()
-    glyph = pen.glyph()
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "cat"])
-    builder.setupCharacterMap({ord(CAT): "cat"})
-    builder.setupGlyf({".notdef": glyph, "cat": glyph})
-    builder.setupHorizontalMetrics({".notdef": (1000, 0), "cat": (1000, 0)})
-    builder.setupHorizontalHeader(ascent=900, descent=0)
-    builder.setupNameTable({"familyName": "Cats", "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(tmp_path / "cats.ttf")
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    font_manager.fontManager.addfont(tmp_path / "cats.ttf")
-    figures._find_fonts.cache_clear()
-    yield "Cats"
-    figures._find_fonts.cache_clear()
+def written(monkeypatch):
+    """The lines that are written into pictures, and their colours, by their places."""
+    lines, write = {}, Lettering.write
+
+    def note(self, image, place, text, side="left", colour=(0, 0, 0)):
+        lines[(round(place[0]), round(place[1]), text)] = colour
+        write(self, image, place, text, side, colour)
+
+    monkeypatch.setattr(Lettering, "write", note)
+    return lines
 
 
-MATH = ["$", "$x$", "a_$^", r"\frac{", "$\\alpha", "US$ 5", "{}"]
+def texts(written):
+    return [text for *_, text in written]
 
 
-@pytest.mark.parametrize("name", MATH)
-def test_names_are_no_mathematics(name):
-    names = [name, "bee"]
-    confusion = draw_confusion(torch.eye(2), names)
-    plan = draw_plan(make_plan("full", [name, "head"], 1), [0], 1, {name: 0.1})
-    for figure in (confusion, plan):
-        draw(figure)
-    assert ticks(confusion) == names
-    assert ticks(plan) == [f"{name}, lr 0.1", "head"]
-
-
-@pytest.mark.parametrize("odd", [DOG, "a\nb", "\x07", os.fsdecode(b"caf\xe9")])
-def test_name_that_no_font_can_show_is_drawn_by_its_number(odd):
-    confusion = draw_confusion(torch.eye(3), ["ant", odd, "é"])
-    plan = draw_plan(make_plan("full", [odd, "head"], 1), [0], 1, {odd: 0.1})
-    assert ticks(confusion) == ["ant", "#1", "é"]
-    assert ticks(plan) == ["#0, lr 0.1", "head"]
-    told = "(# and a number: no font here has the name)"
-    assert confusion.axes[0].get_xlabel() == f"predicted\n{told}"
-    assert plan.axes[0].get_xlabel() == f"epoch\n{told}"
-    for figure in (confusion, plan):
-        draw(figure)
-
-
-def test_a_font_that_has_the_characters_is_found(font):
-    names = ["ant", CAT, f"a {CAT}"]
-    figure = draw_confusion(torch.eye(3), names)
-    draw(figure)
-    assert ticks(figure) == names
-    assert figure.axes[0].get_xlabel() == "predicted"
-    families = [tick.get_fontfamily() for tick in figure.axes[0].get_xticklabels()]
-    assert all(family[0] != font and family[-1] == font for family in families)  # only where the default has none
-    assert prepare_names(["ant", CAT, DOG])[0] == ["ant", CAT, "#2"]
-
-
-def test_fonts_that_cannot_be_read_are_passed_over(tmp_path, font):
-    for entry in font_manager.fontManager.ttflist:
-        if entry.name == font:
-            open(entry.fname, "wb").close()
-    assert prepare_names(["ant", CAT])[0] == ["ant", "#1"]
-
-
-def test_no_font_is_looked_for_where_the_default_has_all(monkeypatch):
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", None)
-    figures._find_fonts.cache_clear()
-    assert prepare_names(["bee", "müll", "Жук"])[0] == ["bee", "müll", "Жук"]
+@pytest.mark.parametrize("odd", [DOG, "a\nb", "\x07", "caf\udce9"])
+def test_name_that_no_font_can_show_is_drawn_by_its_number(odd, written):
+    note = "(# and a number: no font here has the name)"
+    draw_confusion(torch.eye(3), ["ant", odd, "é"])
+    assert [text for text in texts(written) if text in ("ant", odd, "#1", "é", note)] == [
+        note, "ant", "ant", "#1", "#1", "é", "é",
+    ]  # fmt: skip
+    written.clear()
+    draw_plan(make_plan("full", [odd, "head"], 1), [0], 1, {odd: 0.1})
+    assert {"#0, lr 0.1", "head", "epoch", note} < set(texts(written))
 
 
 MATRIX = torch.tensor([[3, 1, 0], [0, 5, 0], [0, 0, 0]])
 
 
-def test_confusion_figure_has_counts_shares_and_names():
-    [axes] = draw_confusion(MATRIX, ["ant", "bee", "cat"]).axes
-    cells = {(0, 0): "75%\n3", (1, 0): "25%\n1", (1, 1): "100%\n5"}
-    assert {text.get_position(): text.get_text() for text in axes.texts} == cells
-    colors = {text.get_position(): text.get_color() for text in axes.texts}
-    assert colors == {(0, 0): "white", (1, 0): "black", (1, 1): "white"}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert [tick.get_text() for tick in ticks] == ["ant", "bee", "cat"]
-    [image] = axes.images
-    assert image.get_array().tolist() == [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    assert image.get_clim() == (0.0, 1.0)
+def test_confusion_matrix_has_counts_shares_and_names(written):
+    image = draw_confusion(MATRIX, ["ant", "bee", "cat"], "model")
+    assert texts(written)[:3] == ["model", "true class by row, predicted class by column", ""]
+    assert texts(written)[3:9:2] == ["ant", "bee", "cat"]  # each by its row and its column
+    cells = texts(written)[9:]
+    assert cells == ["75%", "3", "25%", "1", "100%", "5"]
+    x, y = next(place[:2] for place in written if place[2] == "3")  # the middle of a cell, of 86 pixels
+
+    def shade(row, column):
+        return image.getpixel((x + 86 * column - 30, y + 86 * row + 30))
+
+    shades = [[shade(row, column) for column in range(3)] for row in range(3)]
+    assert shades[0][2] == shades[1][0] == shades[2][2] == (247, 251, 255)  # nothing
+    assert shades[1][1] == (8, 48, 107)  # all
+    darkness = [-sum(shade) for shade in (shades[0][2], shades[0][1], shades[0][0], shades[1][1])]
+    assert darkness == sorted(darkness)
+    assert len(set(darkness)) == 4
+    colours = {text: colour for (*_, text), colour in written.items()}
+    assert (colours["75%"], colours["25%"], colours["100%"]) == (WHITE, (0, 0, 0), WHITE)
 
 
-def test_confusion_figure_of_many_classes_has_no_numbers():
-    [axes] = draw_confusion(torch.eye(31), [str(i) for i in range(31)]).axes
-    assert len(axes.texts) == 0
-    assert len(axes.get_xticklabels()) == 31
+def test_confusion_matrix_of_many_classes_has_no_numbers(written):
+    names = [f"class {i}" for i in range(31)]
+    image = draw_confusion(torch.eye(31), names)
+    assert set(texts(written)) - {"", "true class by row, predicted class by column"} == set(names)
+    assert image.width < 600
+
+
+def test_long_names_are_shortened(written):
+    draw_confusion(torch.eye(2), ["x" * 300, "bee"])
+    assert "x" * 29 + "…" in texts(written)
+
+
+def test_plan_has_a_bar_where_a_stage_trains_with_the_head_at_the_top(written):
+    plan = make_plan("lp_ft", ["stem", "head"], 4, head_epochs=1)
+    image = draw_plan(plan, [0], 4, {"head": 0.2, "stem": 0.1})
+    places = {text: place for *place, text in written}
+    marks = [places[str(epoch)] for epoch in (0, 1, 2, 3, 4) if str(epoch) in places]
+    left, right = marks[0][0], marks[-1][0]
+    first = left + (right - left) // 8  # the middle of the first epoch, and below of the third
+    third = left + 5 * (right - left) // 8
+    head, stem = (places[label][1] + 8 for label in ("head, lr 0.2", "stem, lr 0.1"))
+    assert head < stem
+    assert image.getpixel((first, head)) == image.getpixel((third, head)) == (31, 119, 180)
+    assert image.getpixel((first, stem)) == WHITE
+    assert image.getpixel((third, stem)) == (115, 170, 208)  # 62.5% of that colour
+    assert image.getpixel((left + (right - left) // 4, stem)) == GREY  # where the second phase begins
+
+
+def test_plan_without_an_end_or_a_phase_that_has_begun_is_drawn():
+    plan = make_plan("gradual", ["stem", "head"], None)
+    assert draw_plan(plan, [0], None, {}).width == 800

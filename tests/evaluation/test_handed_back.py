@@ -88,7 +88,7 @@ def test_pictures_and_points_are_of_the_validation_images(run):
     assert [row[0] for row in rows[1:]] == [str(int(target)) for target in targets[::2]]  # 19 of 37, as 30 are fewer
     assert [row[2] for row in rows[1:]] == ["yes" if row[0] == row[1] else "no" for row in rows[1:]]
     assert [len(line.split("\t")) for line in (place / "features.tsv").read_text().splitlines()] == [128] * 19
-    with Image.open(place / "sprites.png") as sprites:
+    with Image.open(place / "sprites.jpg") as sprites:
         assert sprites.size == (5 * 48, 5 * 48)  # 19 of 25 places
     again = predict_again(trainer, trainer.lightning_module)
     guesses = again.logits.argmax(dim=1)[::2].tolist()

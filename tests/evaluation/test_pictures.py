@@ -1,12 +1,13 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_runs import FewDigits
 
 from lit_ft.data import ImageFolderDataModule
 from lit_ft.evaluation import pictures
-from lit_ft.evaluation.figures import draw_images, render
+from lit_ft.evaluation.figures import draw_images
 from lit_ft.evaluation.pictures import caption, describe_target, log_images, read_images, read_sprites
 from lit_ft.tasks.task import Task
 from lit_ft.training.selected import ValidationOutputs
@@ -45,8 +46,8 @@ def test_caption_has_what_is_true_and_what_is_predicted():
 @pytest.fixture
 def logged(monkeypatch):
     logged = []
-    monkeypatch.setattr(pictures, "takes_figures", lambda trainer: True)
-    monkeypatch.setattr(pictures, "log_figure", lambda *args: logged.append(args))
+    monkeypatch.setattr(pictures, "takes_pictures", lambda trainer: True)
+    monkeypatch.setattr(pictures, "log_picture", lambda *args: logged.append(args))
     monkeypatch.setattr(pictures, "draw_images", lambda images, captions: (images, captions))
     return logged
 
@@ -76,7 +77,7 @@ def test_other_batches_have_no_picture(logged, batch):
 def test_images_stand_in_rows_with_captions_below(channels):
     images = torch.zeros(3, channels, 32, 24, dtype=torch.uint8)
     images[2] = 200
-    pixels = render(draw_images(images, [["$a_1$"], ["b", "c"], ["猫\n"]], columns=2))
+    pixels = np.array(draw_images(images, [["$a_1$"], ["b", "c"], ["猫\n"]], columns=2))
     height, width = 3 * 32 + 8 + 30, 112 + 8  # three times as large, in columns as wide as captions
     assert pixels.shape == (2 * height, 2 * width, 3)
     assert (pixels[4:100, 24:96] == 0).all()

@@ -21,7 +21,7 @@ class Board(TensorBoardLogger):
 
     def __init__(self):
         self.scalars, self.images, self.texts, self.summaries, self.params = [], [], [], [], {}
-        self.file_writer = SimpleNamespace(add_summary=self.summaries.append)
+        self.file_writer = self
 
     @property
     def experiment(self):
@@ -33,9 +33,11 @@ class Board(TensorBoardLogger):
     def log_hyperparams(self, params):
         self.params |= params
 
-    def add_image(self, tag, image, step, dataformats):
-        assert dataformats == "HWC"
-        self.images.append((tag, image, step))
+    def add_summary(self, summary, step=None):
+        if any(value.HasField("image") for value in summary.value):
+            self.images += [(value.tag, step) for value in summary.value]
+        else:
+            self.summaries.append(summary)
 
     def add_text(self, tag, text, step):
         self.texts.append((tag, text, step))

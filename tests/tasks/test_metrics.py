@@ -122,6 +122,15 @@ def test_classes_that_no_process_has_are_left_out_and_told_once(ranks):
     assert other["told"] == []
 
 
+def test_training_loss_of_an_epoch_is_the_mean_over_all_processes(ranks):
+    for task in ("regression", "multiclass"):
+        one, other = (rank["measure"][task] for rank in ranks)
+        assert len(one["losses"]) == len(other["losses"]) == 2
+        assert one["losses"] != other["losses"]
+        mean = sum(one["losses"] + other["losses"]) / 4
+        assert one["mean_loss"] == other["mean_loss"] == pytest.approx(mean, rel=1e-6)
+
+
 def test_loss_that_is_not_finite_in_one_process_ends_all_with_the_same_step(ranks):
     text = r"train/loss is not finite in step 3 \(learning rate 0.05, largest gradient in \w+\): lower"
     assert {bool(re.match(text, rank["diverge"])) for rank in ranks} == {True}

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,15 +217,16 @@ def test_nothing_is_written_without_a_run(run, command):
     assert not list(Path().rglob("history.csv")) + list(Path().rglob("metrics.json"))
 
 
-def test_metrics_are_read_on_every_rank_as_that_may_reduce_them():
+def test_metrics_and_losses_are_reduced_on_every_rank():
     class OtherRank:
-        is_global_zero, optimizers, num_read = False, (), 0
+        is_global_zero, optimizers, num_read, world_size, accumulate_grad_batches = False, (), 0, 2, 1
+        strategy = SimpleNamespace(root_device="cpu", reduce=lambda sums, reduce_op: reduced.append(sums) or sums)
 
         @property
         def callback_metrics(self):
             self.num_read += 1
             return {}
 
-    trainer = OtherRank()
+    trainer, reduced = OtherRank(), []
     HistoryWriter().on_train_epoch_end(trainer, None)
-    assert trainer.num_read == 1
+    assert (trainer.num_read, len(reduced)) == (1, 1)

@@ -117,6 +117,23 @@ def test_run_resumed_within_an_epoch_has_a_clock_and_a_mean_of_its_own(monkeypat
     assert second.get_metrics(trainer, None) == {"train/loss": 4.0}
 
 
+@pytest.mark.parametrize("kind", [Bar, Lines])
+def test_line_of_an_epoch_has_the_mean_loss_of_all_processes(kind, capsys):
+    other = torch.tensor([9.0, 2.0])  # losses of 4 and 5 in the other process
+    trainer = SimpleNamespace(
+        world_size=2, strategy=SimpleNamespace(root_device="cpu", reduce=lambda sums, reduce_op: sums + other),
+        accumulate_grad_batches=1, progress_bar_metrics={}, callback_metrics={}, loggers=[], max_epochs=1,
+        current_epoch=0, checkpoint_callbacks=[],
+    )  # fmt: skip
+    shown = kind()
+    for loss in (1.0, 2.0):
+        shown._loss.add({"loss": torch.tensor(loss)})
+    shown.on_train_epoch_end(trainer, None)
+    assert "train/loss 3.0000" in capsys.readouterr().out
+    shown._loss.gather(trainer)  # once is enough
+    assert shown._loss.compute(1) == 3.0
+
+
 def test_metrics_of_earlier_epochs_are_left_out():
     loss, accuracy = torch.tensor(0.5), torch.tensor(0.25)
     earlier = {"train/loss": loss, "val/acc": accuracy}

@@ -42,12 +42,13 @@ def test_no_more_is_kept_than_fits(monkeypatch):
     assert recorder.gather(SimpleNamespace(world_size=1)) is None
 
 
-def test_features_of_two_processes_are_of_the_images_of_both():
-    module, recorders = small_module(classes=10), [OutputRecorder(4), OutputRecorder(4)]
-    features, logits = torch.arange(14.0).unsqueeze(1), torch.zeros(14, 10)
+def test_features_of_two_processes_are_of_the_images_of_both(monkeypatch):
     parts = []
-    for rank, recorder in enumerate(recorders):
-        trainer = SimpleNamespace(num_val_batches=[2], world_size=2, global_rank=rank)
+    monkeypatch.setattr(selected, "gather", lambda _, part: parts.append(part) or parts)
+    module, features, logits = small_module(classes=10), torch.arange(14.0).unsqueeze(1), torch.zeros(14, 10)
+    for rank in (0, 1):
+        recorder = OutputRecorder(4)
+        trainer = SimpleNamespace(num_val_batches=[2], world_size=2, global_rank=rank, callback_metrics={})
         recorder.on_validation_start(trainer, module)
         for batch in (slice(0, 4), slice(4, 7)):
             rows = torch.arange(rank, 14, 2)[batch]
@@ -55,10 +56,10 @@ def test_features_of_two_processes_are_of_the_images_of_both():
             outputs = {"logits": logits[rows], "targets": torch.zeros(len(rows), dtype=torch.long)}
             recorder.on_validation_batch_end(trainer, module, outputs, None, 0)
         recorder.on_validation_end(trainer, module)
-        parts.append((recorder._features, recorder._rows))
+        found = recorder.gather(trainer)
     # Of 16 images, as far as the first batch tells, four of each eight.
-    assert [torch.cat(rows).tolist() for _, rows in parts] == [[0, 8], [1, 9]]
-    assert [torch.cat(found).flatten().tolist() for found, _ in parts] == [[0, 8], [1, 9]]
+    assert found.rows.tolist() == [0, 1, 8, 9]
+    assert found.features.flatten().tolist() == [0, 1, 8, 9]
 
 
 def test_listeners_are_told_what_is_handed_back():
