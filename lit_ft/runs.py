@@ -15,8 +15,10 @@ from lit_ft.errors import UserError
 DEFAULT_ROOT = "logs"
 """The folder of all runs, unless another is given."""
 
-# Files that are in the folder of a run before the trainer logs its hyperparameters, and data is read.
-_FIRST_FILES = ("config.yaml", "job.txt", ".job.txt.lock", "split.csv", "skipped_images.txt", "events.out.tfevents.*")
+# Files that may be in the folder of a run before its first step.
+_FIRST_FILES = (
+    "config.yaml", "job.txt", ".job.txt.lock", "split.csv", "skipped_images.txt", "train_images.jpg", "events.out.tfevents.*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Run:
     def predictions(self) -> Path:
         """The table of predictions."""
         return self.folder / "predictions.csv"
+
+    @property
+    def train_images(self) -> Path:
+        """The picture of training images, as the network got them."""
+        return self.folder / "train_images.jpg"
 
     @property
     def history(self) -> Path:

@@ -320,7 +320,7 @@ LABELS = [torch.tensor([0, 2, 2, 5]), torch.tensor([1, 2, 2, 5])]
 
 def measure(folder, rank):
     """The metrics over all processes of regression, and of classes of which each process has others."""
-    own = {"use_distributed_sampler": False}
+    own = {"use_distributed_sampler": False, "default_root_dir": folder}
     found = {}
     for task, targets, num in (("regression", YEARS, 1), ("multiclass", LABELS, 7)):
         L.seed_everything(1)

@@ -31,7 +31,7 @@ def encode_picture(picture: Image.Image, has_photos: bool) -> bytes:
     """A picture in three colours as a file: with photos a JPEG, which takes a tenth of the time of a PNG."""
     data = BytesIO()
     if has_photos:
-        picture.save(data, "JPEG", quality=90, subsampling=0)  # letters have fine edges
+        picture.save(data, "JPEG", quality=85, subsampling=0)  # letters have fine edges
     else:
         picture.save(data, "PNG")
     return data.getvalue()

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
+from lit_ft.assets import replace_atomically
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.images.decode import formats
@@ -17,7 +18,8 @@ from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import printable
 from lit_ft.evaluation.figures import as_rgb, draw_images, draw_plan, shorten
-from lit_ft.evaluation.loggers import log_picture, takes_pictures
+from lit_ft.evaluation.loggers import encode_picture, log_picture, takes_pictures
+from lit_ft.runs import Run
 from lit_ft.training.selected import ValidationOutputs
 from lit_ft.unfreezing.callback import run_epochs
 from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
@@ -30,12 +32,21 @@ MAX_CHARACTERS = 19
 """Longest line of a caption that fits below an image."""
 
 
-def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int) -> None:
-    """Logs the first images of a run's first batch as the network gets them, augmented, erased and mixed, with labels.
+def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int, run: Run | None) -> None:
+    """Draws the first images of a run's first batch as the network gets them, augmented, erased and mixed, with labels.
 
     Only a batch that is a pair of uint8 images and targets has a picture.
+
+    Args:
+        trainer: The trainer, whose loggers get the picture.
+        module: Its module.
+        batch: The batch.
+        num_images: Number of images.
+        run: The run, whose folder gets it, too.
     """
-    if not takes_pictures(trainer) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+    if not trainer.is_global_zero or not (run or takes_pictures(trainer)):
+        return
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         return
     if isinstance(batch[0], StageOutput):
         batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
@@ -44,7 +55,11 @@ def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int) -> 
         if hasattr(module, "pictured"):
             images, targets = module.pictured(batch, 0)
         captions = [_split(describe_target(target, module)) for target in targets[:num_images].cpu()]
-        log_picture(trainer, "train/images", draw_images(shrink(images[:num_images].cpu()), captions), 0)
+        picture = draw_images(shrink(images[:num_images].cpu()), captions)
+        log_picture(trainer, "train/images", picture, 0, has_photos=True)
+        if run:
+            with replace_atomically(run.train_images) as unfinished:
+                unfinished.write_bytes(encode_picture(picture, has_photos=True))
 
 
 def _split(text: str) -> list[str]:

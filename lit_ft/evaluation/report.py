@@ -34,6 +34,7 @@ from lit_ft.evaluation.report_facts import (
 from lit_ft.evaluation.report_images import (
     ShownImage,
     draw_sample,
+    embed_picture,
     find_label_suspects,
     find_mistakes,
     find_pictures,
@@ -65,6 +66,7 @@ class RunPage:
         plan: A picture of the epochs in which each stage trained.
         charts: Pictures, by title.
         calibration: How far probabilities are from shares, in words.
+        training_images: A picture of images that it was trained on, a JPEG in base64.
         drift: How far each stage moved.
         seconds: What the time went to: a part, its time, and its share.
         split: The split that the rest is of.
@@ -89,6 +91,7 @@ class RunPage:
     plan: str
     charts: dict[str, str]
     calibration: str
+    training_images: str
     drift: dict[str, float]
     seconds: list[tuple[str, str, float]]
     split: str
@@ -138,20 +141,20 @@ def read_run(run: Run) -> RunPage:
             "Learning rates": draw_rates(history),
         }
         plan = draw_plan(history)
-    with refuse_damaged(run.result_table("predictions", split)):
-        calibration = ""
-        if shown is not None and shown.task != "regression":
-            curves["Reliability"], calibration = draw_reliability(shown)
-        if shown is not None:
-            curves |= draw_predictions(shown)
-        suspects = find_label_suspects(shown) if shown else []
-        mistakes = show(shown, find_mistakes(shown, suspects), split) if shown else []
-        samples = show(shown, draw_sample(shown), split) if shown else []
     with refuse_damaged(file := run.result_table("confusion", split)):
         matrix = [(row[0], [int(count) for count in row[1:]]) for row in read_rows(file)[1:]]
         pairs = find_pairs(matrix)
         is_large = MAX_CELLS < len(matrix) <= MAX_MATRIX
         picture = draw_matrix([name for name, _ in matrix], [counts for _, counts in matrix]) if is_large else ""
+    with refuse_damaged(run.result_table("predictions", split)):
+        calibration = ""
+        if shown is not None and shown.task != "regression":
+            curves["Reliability"], calibration = draw_reliability(shown)
+        if shown is not None:
+            curves |= draw_predictions(shown, is_binary=len(matrix) == 2)
+        suspects = find_label_suspects(shown) if shown else []
+        mistakes = show(shown, find_mistakes(shown, suspects), split) if shown else []
+        samples = show(shown, draw_sample(shown), split) if shown else []
     with refuse_damaged(file := run.result_table("per_class", split)):
         classes = read_rows(file)[1:]
     return RunPage(
@@ -164,6 +167,7 @@ def read_run(run: Run) -> RunPage:
         plan=plan,
         charts={title: chart for title, chart in curves.items() if chart},
         calibration=" ".join(part for part in (calibration, calibrated) if part),
+        training_images=embed_picture(run.train_images),
         drift=measure_drift(run),
         seconds=seconds,
         split=split,

@@ -28,14 +28,14 @@ def draw_metric(history: Sequence[EpochRow], name: str) -> str:
 
 
 def draw_scores(history: Sequence[EpochRow]) -> dict[str, str]:
-    """A chart of the metrics of validation that are shares, and one of each other."""
-    names = [name for name in (history[-1] if history else {}) if name.startswith("val/") and name != "val/loss"]
+    """A chart of the metrics that are shares, of validation and where known of training, and one of each other."""
+    last = history[-1] if history else {}
+    names = [name for name in last if name.startswith("val/") and name not in ("val/loss", "val/acc_top5")]
     shares = [name for name in names if name.partition("/")[2] in _MARGINS]
-    charts = {
-        "Validation": draw_lines({name: _points(history, name) for name in shares}, "epoch", find_unfreezings(history))
-    }
-    others = [name for name in names if name not in shares and name != "val/acc_top5"]
-    return charts | {name: draw_lines({name: _points(history, name)}, "epoch") for name in others}
+    both = [name for name in last if name.startswith("train/") and name.replace("train", "val", 1) in shares] + shares
+    charts = {"Scores": draw_lines({name: _points(history, name) for name in both}, "epoch", find_unfreezings(history))}
+    others = [name.partition("/")[2] for name in names if name not in shares]
+    return charts | {name: draw_metric(history, name) for name in others}
 
 
 def draw_rates(history: Sequence[EpochRow]) -> str:
@@ -107,21 +107,25 @@ def draw_reliability(images: PredictedImages) -> tuple[str, str]:
     return draw_lines(series, "probability", guide=(0.0, 1.0)), words
 
 
-def draw_predictions(images: PredictedImages) -> dict[str, str]:
+def draw_predictions(images: PredictedImages, is_binary: bool) -> dict[str, str]:
     """Charts of what predictions are worth, by title.
 
-    Of classes it is how many are right of the most probable predictions, of labels precision by recall, and of numbers
-    what was predicted by what is true.
+    Of classes it is how many are right of the most probable predictions, of two classes and of labels precision by
+    recall, and of numbers what was predicted by what is true.
+
+    Args:
+        images: What was predicted.
+        is_binary: Whether the model knows two classes, so that the probability of one gives that of the other.
     """
     if images.task == "multiclass":
         order = np.argsort(-images.probability, kind="stable")
         shares = np.cumsum(images.right[order]) / np.arange(1, len(images) + 1)
         rows = _thin(len(images), first=min(len(images) - 1, _LEAST_SHARE))
         points = [((row + 1) / len(images), float(shares[row])) for row in rows]
-        return {"Accuracy of the most probable": draw_lines({"accuracy": points}, "share of the images")}
+        charts = {"Accuracy of the most probable": draw_lines({"accuracy": points}, "share of the images")}
+        return charts | ({"Precision": _draw_trades(*_as_labels(images), images.names)} if is_binary else {})
     if images.task == "multilabel":
-        series = {name: _trade(images.true[:, k], images.predicted[:, k]) for k, name in enumerate(images.names)}
-        return {"Precision": draw_lines(dict(list(series.items())[:_MAX_LABELS]), "recall")}
+        return {"Precision": _draw_trades(images.true, images.predicted, images.names)}
     charts, images = {}, images.part(_thin(len(images), most=_MAX_DRAWN))
     for k, name in enumerate(images.names[:_MAX_NUMBERS]):
         points_of = dict(zip(images.paths, zip(images.true[:, k], images.predicted[:, k], strict=True), strict=True))
@@ -129,12 +133,31 @@ def draw_predictions(images: PredictedImages) -> dict[str, str]:
     return charts
 
 
-def _trade(true: Numbers, probability: Numbers) -> list[tuple[float, float]]:
-    """Recall and precision of a label at different thresholds; none for a label that no image has."""
-    hits = np.cumsum(true[np.argsort(-probability, kind="stable")] > 0.5)
-    if not len(hits) or not hits[-1]:
-        return []
-    return [(float(hits[row] / hits[-1]), float(hits[row] / (row + 1))) for row in _thin(len(hits))]
+def _as_labels(images: PredictedImages) -> tuple[Numbers, Numbers]:
+    """Whether each of two classes is true of the images, and how probable it is, ``(N, 2)`` each."""
+    true, predicted = (np.stack([of == k for k in range(len(images.names))], axis=1) for of in
+                       (images.true, images.predicted))  # fmt: skip
+    probability = images.probability[:, None]
+    return true.astype(float), np.where(predicted, probability, 1 - probability)
+
+
+def _draw_trades(true: Numbers, probability: Numbers, names: Sequence[str]) -> str:
+    """Precision by recall of labels, ``(N, K)`` of each, at all thresholds; none of a label that no image has.
+
+    The average precision is the sum of the precisions, each times the recall that it adds.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve  # slow to load
+
+    series = {}
+    for k, name in enumerate(names[:_MAX_LABELS]):
+        known = np.isfinite(probability[:, k])
+        own, sure = true[known, k] > 0.5, probability[known, k]
+        if own.any():
+            precision, recall, _ = precision_recall_curve(own, sure)
+            places = range(len(precision) - 1)[::-1]  # the last is no threshold's
+            points = [(float(recall[k]), float(precision[k])) for k in (places[row] for row in _thin(len(places)))]
+            series[f"{name}, AP {average_precision_score(own, sure):.2f}"] = points
+    return draw_lines(series, "recall")
 
 
 def _thin(num: int, first: int = 0, most: int = _MAX_POINTS) -> list[int]:

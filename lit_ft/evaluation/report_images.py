@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.data.modules.base import ImageDataModule
@@ -93,6 +96,15 @@ def list_suspects(found: Mapping[str, PredictedImages]) -> list[ShownImage]:
 
 def _are_same(one: PredictedImages, other: PredictedImages) -> bool:
     return list(one.paths) == list(other.paths) and np.array_equal(one.true, other.true)
+
+
+def embed_picture(path: Path) -> str:
+    """A JPEG as it is, in base64; nothing where there is none."""
+    try:
+        with Image.open(path, formats=["JPEG"]):
+            return base64.b64encode(path.read_bytes()).decode()
+    except (OSError, SyntaxError, ValueError):  # a picture that is missing or damaged is no reason for no report
+        return ""
 
 
 def find_pictures(data: Any) -> Callable[[ShownImage], str]:

@@ -41,8 +41,8 @@ class RunReport(SelectionListener):
     weights, the speed, and the metrics of the model that is handed back. TensorBoard, W&B and MLflow get pictures of
     the plan, of training images as the network gets them, of the validation confusion matrix, and of the worst mistakes
     of the model that is handed back. TensorBoard also gets a layout of charts, a table of hyperparameters, and the
-    features of validation images for its projector. Images that cannot be read and are skipped are listed in
-    ``skipped_images.txt`` in the folder of the run.
+    features of validation images for its projector. The folder of the run gets the picture of training images, which
+    its report shows, and in ``skipped_images.txt`` the images that cannot be read and are skipped.
 
     Args:
         num_images: Number of training images in the picture; 0 logs none.
@@ -69,6 +69,7 @@ class RunReport(SelectionListener):
         self._recorder: OutputRecorder | None = None
         self._best: ValidationOutputs | None = None  # of the best epoch so far
         self._drawn = 0.0
+        self._run: Run | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keeps the weights that the run begins with, before a checkpoint is loaded."""
@@ -83,6 +84,7 @@ class RunReport(SelectionListener):
         if isinstance(pl_module, FineTuneModule):
             pl_module.follow_finders()  # else the plan would have the rates from before
         plan, run = run_plan(trainer, pl_module), find_run(trainer)
+        self._run = None if cast(Any, trainer).fast_dev_run else run
         self._is_undecided = plan.undecided
         if not trainer.is_global_zero:  # the others would count the arithmetic of the network in vain
             return
@@ -105,7 +107,7 @@ class RunReport(SelectionListener):
     ) -> None:
         """Logs the images of the first batch."""
         if self.num_images and trainer.global_step == 0 and batch_idx == 0:
-            log_images(trainer, pl_module, batch, self.num_images)
+            log_images(trainer, pl_module, batch, self.num_images, self._run)
             self._speed.go_on()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

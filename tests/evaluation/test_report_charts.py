@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_ft.evaluation.predicted_images import PredictedImages
-from lit_ft.evaluation.report_charts import draw_plan, draw_predictions, draw_reliability
+from lit_ft.evaluation.report_charts import draw_plan, draw_predictions, draw_reliability, draw_scores
 
 
 def titles(svg):
@@ -27,7 +27,7 @@ def test_accuracy_of_the_most_probable_is_a_running_mean():
         ["ant", "bee"],
     )  # fmt: skip
     shuffled = images.part(np.random.default_rng(0).permutation(12).tolist())
-    (chart,) = draw_predictions(shuffled).values()
+    (chart,) = draw_predictions(shuffled, is_binary=False).values()
     assert titles(chart) == [
         f"accuracy: {value:.4g} (share of the images {share:g})"
         for value, share in ((9 / 10, 10 / 12), (9 / 11, 11 / 12), (9 / 12, 1.0))
@@ -35,18 +35,48 @@ def test_accuracy_of_the_most_probable_is_a_running_mean():
 
 
 def test_precision_of_labels_is_by_recall():
-    (chart,) = draw_predictions(labels()).values()
+    (chart,) = draw_predictions(labels(), is_binary=False).values()
     assert titles(chart) == [
-        f"sun: {value:.4g} (recall {recall:g})" for value, recall in ((1, 0.5), (0.5, 0.5), (2 / 3, 1.0), (0.5, 1.0))
+        f"sun, AP 0.83: {value:.4g} (recall {recall:g})"
+        for value, recall in ((1, 0.5), (0.5, 0.5), (2 / 3, 1.0), (0.5, 1.0))
     ]
-    assert ">sea</text>" not in chart  # which no image has
+    assert "sea" not in chart  # which no image has
+
+
+def test_two_classes_have_precision_by_recall_from_the_probability_of_one():
+    predicted, probability = np.array([1.0, 1, 0, 0]), np.array([0.9, 0.8, 0.6, 0.7])  # of bee: 0.9, 0.8, 0.4, 0.3
+    images = PredictedImages(
+        "multiclass", list("abcd"), np.array([1.0, 0, 1, 0]), predicted, probability, np.ones(4), ["ant", "bee"]
+    )
+    charts = draw_predictions(images, is_binary=True)
+    assert list(charts) == ["Accuracy of the most probable", "Precision"]
+    bee = [title for title in titles(charts["Precision"]) if title.startswith("bee")]
+    assert bee == [
+        f"bee, AP 0.83: {value:.4g} (recall {recall:g})"
+        for value, recall in ((1, 0.5), (0.5, 0.5), (2 / 3, 1.0), (0.5, 1.0))
+    ]
+
+
+def test_equal_probabilities_are_one_threshold():
+    true, probability = np.array([[1.0], [0.0], [1.0]]), np.array([[0.5], [0.5], [np.nan]])
+    images = PredictedImages("multilabel", list("abc"), true, probability, np.empty(0), np.ones(3), ["sun"])
+    assert titles(draw_predictions(images, is_binary=False)["Precision"]) == ["sun, AP 0.50: 0.5 (recall 1)"]
+
+
+def test_scores_of_training_are_beside_those_of_validation():
+    history = [{"epoch": 0, "train/acc": 0.5, "val/loss": 1.0, "val/acc": 0.75, "val/f1": 0.7, "train/loss": 1.0}]
+    charts = draw_scores(history)
+    assert [title.partition(":")[0] for title in titles(charts["Scores"])] == ["train/acc", "val/acc", "val/f1"]
+    charts = draw_scores([{"epoch": 0, "train/mse": 0.5, "val/loss": 1.0, "val/mse": 0.75}])
+    assert charts["Scores"] == ""
+    assert [title.partition(":")[0] for title in titles(charts["mse"])] == ["train/mse", "val/mse"]
 
 
 def test_numbers_of_many_images_are_a_part_of_them():
     values = np.arange(5000.0)[:, None]
     paths = [str(k) for k in range(5000)]
     images = PredictedImages("regression", paths, values, values, np.empty(0), values[:, 0], ["age"])
-    (chart,) = draw_predictions(images).values()
+    (chart,) = draw_predictions(images, is_binary=False).values()
     assert chart.count("<circle") == 1000
 
 

@@ -1,5 +1,6 @@
 """The page of a run."""
 
+import base64
 import json
 import re
 
@@ -79,7 +80,9 @@ def test_page_shows_what_was_run_and_what_came_of_it(run):
         ("loss, test", "0.5000", "4 images"),
     ]
     assert page.candidates == [["candidate", "accuracy"], ["linear probe", "60.0%"], ["epoch 2", ""]]
-    assert list(page.charts) == ["Loss", "Validation", "Learning rates", "Reliability", "Accuracy of the most probable"]
+    assert list(page.charts) == [
+        "Loss", "Scores", "Learning rates", "Reliability", "Accuracy of the most probable", "Precision",
+    ]  # fmt: skip
     assert page.plan.count("<rect class='bar'") == 2
     assert page.seconds == [("training steps", "3.0s", 0.75), ("test", "1.0s", 0.25), ("all", "4.0s", 1.0)]
     assert page.drift == {}
@@ -96,6 +99,21 @@ def test_page_shows_what_was_run_and_what_came_of_it(run):
     assert [image.path for image in page.mistakes] == ["gone.jpg"]
     assert [image.predicted for image in page.samples] == ["", f"{BAD} (80%)", "ant (70%)", ""]
     assert page.config.endswith("version_3/config.yaml")
+
+
+def test_page_has_the_training_images_of_the_run_if_there_are_some(run):
+    assert "Training images" not in render_report(run)
+    run.train_images.write_text("no picture")
+    assert "Training images" not in render_report(run)
+    Image.new("RGB", (960, 540), "blue").save(run.train_images)
+    html = render_report(run)
+    assert f"base64,{base64.b64encode(run.train_images.read_bytes()).decode()}'" in html
+
+
+def test_photo_that_is_gone_is_a_box_that_says_so(run):
+    html = render_report(run)
+    gone = html.partition("id='mistakes'")[2].partition("</figure>")[0]
+    assert "<div class='none'>missing, damaged or too large</div>" in gone
 
 
 def test_page_is_one_file_without_foreign_scripts_or_anything_from_elsewhere(run):
