@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from lit_ft.evaluation.report_facts import (
     tabulate_metrics,
     tabulate_seconds,
 )
+from lit_ft.evaluation.report_heat import explain_mistakes
 from lit_ft.evaluation.report_images import (
     ShownImage,
     draw_sample,
@@ -43,7 +44,7 @@ from lit_ft.evaluation.report_images import (
 )
 from lit_ft.evaluation.run_files import read_config, read_metrics, read_rows, read_table, refuse_damaged
 from lit_ft.runs import Run
-from lit_ft.training.history import read_history
+from lit_ft.training.history import EpochRow, read_history
 
 MAX_CELLS = 20
 """Classes of a confusion matrix whose cells have numbers."""
@@ -118,7 +119,8 @@ def render_report(run: Run, data: Any = None) -> str:
         UserError: If the folder is not that of a run, or a file in it is damaged.
     """
     page = read_run(run)
-    return render_page("lit_ft.evaluation", "run.html", title=page.title, page=page, picture=find_pictures(data))
+    shown = {"page": page, "picture": find_pictures(data), "heat": explain_mistakes(run, data, page.mistakes)}
+    return render_page("lit_ft.evaluation", "run.html", title=page.title, **shown)
 
 
 def read_run(run: Run) -> RunPage:
@@ -134,24 +136,11 @@ def read_run(run: Run) -> RunPage:
         facts = list_facts(config, history, metrics.get("run", {}))
         seconds = tabulate_seconds(metrics.get("run", {}))
         calibrated = _describe_temperature(metrics.get("calibration", {}))
+    matrix, pairs, picture = _read_matrix(run, split)
     with refuse_damaged(run.history):
-        curves = {
-            "Loss": draw_metric(history, "loss"),
-            **draw_scores(history),
-            "Learning rates": draw_rates(history),
-        }
-        plan = draw_plan(history)
-    with refuse_damaged(file := run.result_table("confusion", split)):
-        matrix = [(row[0], [int(count) for count in row[1:]]) for row in read_rows(file)[1:]]
-        pairs = find_pairs(matrix)
-        is_large = MAX_CELLS < len(matrix) <= MAX_MATRIX
-        picture = draw_matrix([name for name, _ in matrix], [counts for _, counts in matrix]) if is_large else ""
+        charts, plan = _draw_epochs(history), draw_plan(history)
     with refuse_damaged(run.result_table("predictions", split)):
-        calibration = ""
-        if shown is not None and shown.task != "regression":
-            curves["Reliability"], calibration = draw_reliability(shown)
-        if shown is not None:
-            curves |= draw_predictions(shown, is_binary=len(matrix) == 2)
+        more, calibration = _draw_predicted(shown, is_binary=len(matrix) == 2) if shown else ({}, "")
         suspects = find_label_suspects(shown) if shown else []
         mistakes = show(shown, find_mistakes(shown, suspects), split) if shown else []
         samples = show(shown, draw_sample(shown), split) if shown else []
@@ -165,7 +154,7 @@ def read_run(run: Run) -> RunPage:
         choice=choice,
         candidates=candidates,
         plan=plan,
-        charts={title: chart for title, chart in curves.items() if chart},
+        charts={title: chart for title, chart in {**charts, **more}.items() if chart},
         calibration=" ".join(part for part in (calibration, calibrated) if part),
         training_images=embed_picture(run.train_images),
         drift=measure_drift(run),
@@ -182,6 +171,28 @@ def read_run(run: Run) -> RunPage:
         has_unfreezings=bool(find_unfreezings(history)),
         config=shlex.quote(str(format_path(run.config))),
     )
+
+
+def _read_matrix(run: Run, split: str) -> tuple[list[tuple[str, list[int]]], list[tuple[str, str, int]], str]:
+    """The classes with the numbers of images by predicted class, those most often confused, and a picture of many."""
+    with refuse_damaged(file := run.result_table("confusion", split)):
+        matrix = [(row[0], [int(count) for count in row[1:]]) for row in read_rows(file)[1:]]
+        is_large = MAX_CELLS < len(matrix) <= MAX_MATRIX
+        picture = draw_matrix([name for name, _ in matrix], [counts for _, counts in matrix]) if is_large else ""
+        return matrix, find_pairs(matrix), picture
+
+
+def _draw_epochs(history: Sequence[EpochRow]) -> dict[str, str]:
+    """Charts of what was measured in the epochs, by title."""
+    return {"Loss": draw_metric(history, "loss"), **draw_scores(history), "Learning rates": draw_rates(history)}
+
+
+def _draw_predicted(images: PredictedImages, is_binary: bool) -> tuple[dict[str, str], str]:
+    """Charts of what predictions are worth, by title, and how far probabilities are from shares, in words."""
+    charts, calibration = {}, ""
+    if images.task != "regression":
+        charts["Reliability"], calibration = draw_reliability(images)
+    return charts | draw_predictions(images, is_binary), calibration
 
 
 def _read_images(run: Run, split: Any) -> PredictedImages | None:

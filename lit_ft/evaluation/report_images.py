@@ -34,6 +34,7 @@ class ShownImage:
         predicted: What was predicted; empty where that is the same.
         loss: Its loss.
         split: The split that it is of.
+        guess: The class that was predicted; empty where that is the true one, or for another task.
     """
 
     path: str
@@ -41,6 +42,7 @@ class ShownImage:
     predicted: str
     loss: str
     split: str
+    guess: str = ""
 
 
 def find_label_suspects(images: PredictedImages) -> list[int]:
@@ -81,7 +83,8 @@ def show(images: PredictedImages, rows: Sequence[int], split: str) -> list[Shown
         true, predicted = images.captions(row)
         is_same = images.task != "regression" and bool(images.right[row])
         loss = f"{images.losses[row]:.3g}"
-        shown.append(ShownImage(images.paths[row], true, "" if is_same else predicted, loss, split))
+        guess = images.names[int(images.predicted[row])] if images.task == "multiclass" and not is_same else ""
+        shown.append(ShownImage(images.paths[row], true, "" if is_same else predicted, loss, split, guess))
     return shown
 
 
@@ -111,9 +114,16 @@ def find_pictures(data: Any) -> Callable[[ShownImage], str]:
     """What gives the thumbnail of an image in base 64: of its file, or of a run's data module, if that is known."""
 
     def find(image: ShownImage) -> str:
-        split = data.tested if image.split == "test" else image.split
-        images = data.splits.get(split)
-        is_row = isinstance(images, ArraySplit) and image.path.isdecimal() and int(image.path) < len(images)
-        return images.thumbnail(int(image.path)) if is_row else thumbnail(image.path)
+        split = find_array(data, image)
+        return thumbnail(image.path) if split is None else split.thumbnail(int(image.path))
 
-    return find if isinstance(data, ImageDataModule) else lambda image: thumbnail(image.path)
+    return find
+
+
+def find_array(data: Any, image: ShownImage) -> ArraySplit | None:
+    """The split of a data module that has an image in memory, by its number, if it is in no file."""
+    if not isinstance(data, ImageDataModule):
+        return None
+    images = data.splits.get(data.tested if image.split == "test" else image.split)  # type: ignore[call-overload]
+    is_row = isinstance(images, ArraySplit) and image.path.isdecimal() and int(image.path) < len(images)
+    return images if is_row else None

@@ -7,23 +7,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from lit_ft.data.pages import encode_thumbnail
-from lit_ft.errors import UserError
 from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, draw_small
-from lit_ft.evaluation.explanations.maps import choose_methods, explain_image
+from lit_ft.evaluation.explanations.maps import explain_image
 from lit_ft.model.module import FineTuneModule
 from lit_ft.serving.answers import Explained
-
-
-def choose_method(model: FineTuneModule) -> str | None:
-    """The method for a network, or ``None`` where it has none that is quick, or captum is not installed.
-
-    Integrated gradients, which all networks allow, take 32 passes: too long where others wait.
-    """
-    try:
-        first = choose_methods(model)[0]
-    except UserError:  # captum is not installed
-        return None
-    return None if first == "integrated_gradients" else first
 
 
 def explain_photo(model: FineTuneModule, image: Tensor, method: str, top_k: int) -> Explained:
@@ -32,7 +19,7 @@ def explain_photo(model: FineTuneModule, image: Tensor, method: str, top_k: int)
     Args:
         model: The model.
         image: The photo.
-        method: What `choose_method` has given.
+        method: What `choose_quick_method` has given.
         top_k: The number of classes or labels to list.
     """
     found = explain_image(model, image, "", None, [method])

@@ -31,7 +31,7 @@ from lit_ft.serving.uploads import Upload, read_upload
 MAX_MEGAPIXELS = 80
 """Images of more are refused before they are decoded."""
 
-_NO_MAP = "explain: this server has no heat map; it needs lit_ft[explain], and a network with a map, or a ViT"
+_NO_MAP = "explain: this server has no heat map; it needs a network with a map, or a ViT"
 
 Waiting = tuple[int, str, float, Upload]
 """A request in LitServe's queue: whom to answer, its name, when it came, and what was sent."""

@@ -24,12 +24,12 @@ from litserve import LitServer
 
 from lit_ft.assets import checksum
 from lit_ft.errors import UserError
+from lit_ft.evaluation.explanations.maps import choose_quick_method
 from lit_ft.evaluation.inference import load
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.serving.answers import valid_text
 from lit_ft.serving.guard import SECONDS, RequestGuard
-from lit_ft.serving.heat_map import choose_method
 from lit_ft.serving.page import page_route
 from lit_ft.serving.photo_api import MAX_MEGAPIXELS, PhotoAPI
 
@@ -146,7 +146,7 @@ def describe_model(model: FineTuneModule, path: Path) -> dict[str, Any]:
         "task": model.task.name,
         "classes": [valid_text(name) for name in model.class_names],
         "input": {"size": model.input_spec.size, "channels": model.input_spec.channels},
-        "explain": choose_method(model),
+        "explain": choose_quick_method(model),
         "lit_ft": version("lit_ft"),
     }
 

@@ -1,5 +1,4 @@
 import base64
-import sys
 from io import BytesIO
 
 import numpy as np
@@ -8,30 +7,9 @@ import torch
 from PIL import Image
 
 from lit_ft.evaluation.explanations.maps import Explanation
-from lit_ft.model.module import FineTuneModule
 from lit_ft.model.prediction import Prediction
 from lit_ft.serving import heat_map
-from lit_ft.serving.heat_map import choose_method, explain_photo
-
-
-@pytest.mark.parametrize(
-    ("allowed", "method"),
-    [
-        (["grad_cam", "integrated_gradients"], "grad_cam"),
-        (["attention_rollout", "integrated_gradients"], "attention_rollout"),
-        (["integrated_gradients"], None),
-    ],
-)
-def test_method_is_a_quick_one(monkeypatch, allowed, method):
-    monkeypatch.setattr(heat_map, "choose_methods", lambda model: allowed)
-    assert choose_method(None) == method
-
-
-def test_there_is_no_method_without_captum(monkeypatch):
-    model = FineTuneModule("mnist_cnn", classes=["a", "b"])
-    assert choose_method(model) == "grad_cam"
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    assert choose_method(model) is None
+from lit_ft.serving.heat_map import explain_photo
 
 
 @pytest.fixture

@@ -65,7 +65,11 @@ class ArraySplit:
 
     def thumbnail(self, row: int) -> str:
         """A small JPEG of an image in base 64."""
-        return encode_thumbnail(to_pil_image(self.images[self.rows[row]].cpu()))
+        return encode_thumbnail(to_pil_image(self.image(row)))
+
+    def image(self, row: int) -> Tensor:
+        """An image, uint8 ``(C, H, W)``, on the CPU."""
+        return self.images[self.rows[row]].cpu()
 
     def names_digest(self) -> str:
         """A hash of the rows."""

@@ -1,4 +1,4 @@
-"""Attribution of an output to the places of images: Grad-CAM and integrated gradients, both by captum."""
+"""Attribution of an output to the places of images: Grad-CAM, and integrated gradients by captum."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_ft.backbones.backbone import Backbone, StageOutput, stage_costs
 from lit_ft.errors import UserError
@@ -29,7 +30,7 @@ def import_captum() -> Any:
         import captum.attr  # slow to load, and an extra
     except ImportError as error:
         raise UserError(
-            "methods: grad_cam and integrated_gradients need captum; run: pip install 'lit_ft[explain]'"
+            "methods: integrated_gradients needs captum; run: pip install 'lit_ft[explain]', or give others"
         ) from error
     return captum.attr
 
@@ -43,46 +44,40 @@ def find_map_stage(backbone: Backbone) -> str | None:
     return None
 
 
-def grad_cam(module: FineTuneModule, images: Tensor, target: int) -> Tensor:
+def grad_cam(module: FineTuneModule, images: Tensor, target: int | Tensor) -> Tensor:
     """Grad-CAM on the deepest stage with a map (`Selvaraju et al. 2017`_, equations 1 and 2).
 
-    The map of the stage goes on through a module of its own, which captum hooks. So neither layers that work in place,
-    nor maps whose channels come last, nor frozen stages matter.
+    It takes a pass, and the way back to that stage alone, which needs no hooks, and so no library.
 
     Args:
         module: The model, in eval mode.
         images: Normalised images ``(B, C, H, W)``.
-        target: The output.
+        target: The output, or one for each image ``(B,)``.
 
     Returns:
         The evidence for that output ``(B, H, W)``, at least 0, enlarged to the size of the images.
 
     Raises:
-        UserError: If no stage gives a map, or captum is not installed.
+        UserError: If no stage gives a map.
 
     .. _Selvaraju et al. 2017: https://arxiv.org/abs/1610.02391
     """
-    attr, backbone = import_captum(), module.backbone
+    backbone, size = module.backbone, (images.shape[2], images.shape[3])
     stage = find_map_stage(backbone)
     if stage is None:
         raise UserError("methods: grad_cam needs a stage whose output is a map, and the backbone has none")
     depth = list(backbone.stages).index(stage) + 1
     with torch.no_grad():
-        values = nn.Sequential(*list(backbone.stages.values())[:depth])(images)
-    is_last = has_channels_last(values.shape)
-    places = (values.permute(0, 3, 1, 2) if is_last else values).requires_grad_()
-    here = nn.Identity()
-
-    def finish(places: Tensor) -> Tensor:
-        values = here(places)
-        values = values.permute(0, 2, 3, 1) if is_last else values
-        logits: Tensor = module(StageOutput(backbone.pool(values) if depth == len(backbone.stages) else values, depth))
-        return logits
-
-    found = attr.LayerGradCam(finish, here).attribute(places, target, relu_attributions=True)
-    size = (images.shape[2], images.shape[3])
-    enlarged: Tensor = attr.LayerAttribution.interpolate(found, size, "bilinear")[:, 0].detach()
-    return enlarged
+        places = nn.Sequential(*list(backbone.stages.values())[:depth])(images)
+    places.requires_grad_()
+    values = places.clone()  # as the first layer of the rest may work in place
+    logits = module(StageOutput(backbone.pool(values) if depth == len(backbone.stages) else values, depth))
+    targets = torch.as_tensor(target, device=logits.device).expand(len(logits))
+    (gradients,) = torch.autograd.grad(logits.gather(1, targets.unsqueeze(1)).sum(), places)
+    if has_channels_last(places.shape):
+        places, gradients = (of.permute(0, 3, 1, 2) for of in (places, gradients))
+    found = F.relu((gradients.mean(dim=(2, 3), keepdim=True) * places.detach()).sum(dim=1, keepdim=True))
+    return F.interpolate(found, size, mode="bilinear")[:, 0]
 
 
 def integrated_gradients(module: FineTuneModule, images: Tensor, target: int, steps: int = STEPS) -> Tensor:

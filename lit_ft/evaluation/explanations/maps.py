@@ -146,6 +146,28 @@ def explain_image(
     return Explanation(model.class_names[target], prediction, maps, (height, width), spec.seen_part(height, width))
 
 
+def explain_classes(
+    model: FineTuneModule, images: Sequence[tuple[str, Tensor]], classes: Sequence[str]
+) -> list[Explanation]:
+    """Explains photos by Grad-CAM, all at once and each for a class of its own.
+
+    Args:
+        model: A model for which `choose_quick_method` gives ``grad_cam``.
+        images: Path, and pixels, uint8 ``(C, H, W)``, of each photo.
+        classes: The class of each that is explained, of which nothing is predicted here.
+    """
+    spec = model.input_spec
+    sized = [transform_seeded(spec.geometry(), image, 0, path or "an image") for path, image in images]
+    with _ready(model):
+        targets = torch.tensor([model.class_names.index(name) for name in classes])
+        found = grad_cam(model, model.normalise(torch.stack(sized).to(model.device)), targets).float().cpu().numpy()
+    return [
+        Explanation(name, Prediction(path=path), {"grad_cam": values}, size, spec.seen_part(*size))
+        for (path, image), name, values in zip(images, classes, found, strict=True)
+        for size in [(image.shape[-2], image.shape[-1])]
+    ]
+
+
 def find_target(model: FineTuneModule, name: str | None) -> int | None:
     """The output of a name.
 
@@ -164,28 +186,41 @@ def choose_methods(model: FineTuneModule, wanted: Sequence[str] | None = None) -
     """The methods that are wanted, or all that a network allows.
 
     Raises:
-        UserError: If one is unknown, the network does not allow it, or captum is not installed.
+        UserError: If one is unknown, the network does not allow it, or it needs captum, which is not installed.
     """
     names = get_args(Method)
     if strange := [name for name in wanted or () if name not in names]:
         raise unknown("method", strange[0], names, "methods")
-    with _ready(model):
-        allowed = {
-            "grad_cam": find_map_stage(model.backbone) is not None,
-            "attention_rollout": can_roll_out(model.backbone),
-            "integrated_gradients": True,
-        }
-    possible = [name for name in allowed if allowed[name]]
+    possible = _list_possible(model)
     if refused := [name for name in wanted or () if name not in possible]:
         needs = "a stage whose output is a map" if refused[0] == "grad_cam" else "tokens that all attend to each other"
         raise UserError(
             f"methods: {refused[0]} needs {needs}, which {model.hparams['backbone']} has not; possible: "
             f"{', '.join(possible)}"
         )
-    chosen = list(dict.fromkeys(wanted)) if wanted else possible
-    if set(chosen) - {"attention_rollout"}:
+    chosen: list[str] = list(dict.fromkeys(wanted or possible))
+    if "integrated_gradients" in chosen:
         import_captum()
     return chosen
+
+
+def choose_quick_method(model: FineTuneModule) -> Method | None:
+    """The method that takes one pass, or ``None`` where the network allows neither of these.
+
+    Integrated gradients, which all networks allow, take 32 passes: too long where others wait.
+    """
+    return next((name for name in _list_possible(model) if name != "integrated_gradients"), None)
+
+
+def _list_possible(model: FineTuneModule) -> list[Method]:
+    """The methods that a network allows."""
+    with _ready(model):
+        allowed: dict[Method, bool] = {
+            "grad_cam": find_map_stage(model.backbone) is not None,
+            "attention_rollout": can_roll_out(model.backbone),
+            "integrated_gradients": True,
+        }
+    return [name for name in allowed if allowed[name]]
 
 
 def _predicted(model: FineTuneModule, prediction: Prediction) -> int:

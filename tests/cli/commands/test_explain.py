@@ -136,5 +136,5 @@ def test_missing_captum_is_told_before_anything_is_computed(photos, capsys, monk
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     assert main(["explain", str(checkpoint(photos)), "photos"]) == 2
-    assert "need captum; run: pip install 'lit_ft[explain]'" in capsys.readouterr().err
+    assert "needs captum; run: pip install 'lit_ft[explain]'" in capsys.readouterr().err
     assert not Path("explain.html").exists()

@@ -46,6 +46,21 @@ def reference(module, images, target):
     return F.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)[:, 0].detach()
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_grad_cam_is_that_of_captum_for_each_image_by_its_own_output(name):
+    attr = pytest.importorskip("captum.attr")
+    module = FineTuneModule(name, weights=None, input={"size": 64, "resize": 64}, classes=3)
+    filled(module).eval()
+    images, targets = module.normalise(images_of(3, 64, 3)), torch.tensor([2, 0, 1])
+    layer = attr.LayerGradCam(module, module.backbone.stages[find_map_stage(module.backbone)])
+    wanted = layer.attribute(images, targets, relu_attributions=True)
+    wanted = attr.LayerAttribution.interpolate(wanted, (64, 64), "bilinear")[:, 0].detach()
+    assert (wanted.amax(dim=(1, 2)) > 0).sum() >= 2
+    torch.testing.assert_close(grad_cam(module, images, targets), wanted, rtol=1e-4, atol=1e-5 * wanted.max().item())
+    single = torch.cat([grad_cam(module, image[None], int(one)) for image, one in zip(images, targets, strict=True)])
+    torch.testing.assert_close(single, wanted, rtol=1e-4, atol=1e-5 * wanted.max().item())
+
+
 @pytest.mark.parametrize("corner", [(2, 3), (2, 19), (20, 3), (20, 19)])
 @pytest.mark.parametrize("method", METHODS)
 def test_evidence_in_a_corner_is_found_there(method, corner):
@@ -159,7 +174,7 @@ def test_deepest_map_of_several_places_is_taken():
 def test_missing_captum_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(UserError, match=r"need captum; run: pip install 'lit_ft\[explain\]'"):
+    with pytest.raises(UserError, match=r"needs captum; run: pip install 'lit_ft\[explain\]'"):
         integrated_gradients(centre_detector(), torch.zeros(1, 1, 28, 28), 1)
 
 

@@ -1,5 +1,7 @@
 """Maps on photos: in the right place, of the right target, for any task, and without leaving a trace."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from small_runs import small_module
 
 import lit_ft
 from lit_ft.errors import UserError
-from lit_ft.evaluation.explanations.maps import explain, place
+from lit_ft.evaluation.explanations import maps
+from lit_ft.evaluation.explanations.maps import choose_quick_method, explain, explain_classes, place
 
 
 def photo(size, box):
@@ -93,6 +96,41 @@ def test_images_of_any_brightness_are_explained_also_on_the_way_to_them(grey):
     (found,) = explain(centre_detector(), np.full((28, 28), grey, np.uint8), "white")
     difference = found.maps["integrated_gradients"].sum()
     assert (difference > 0) == (grey > 0.1307 * 255)
+
+
+def test_photos_are_explained_together_as_one_by_one():
+    photos = [photo((56, 56), (4, 4, 20, 20)), photo((28, 84), (2, 30, 20, 50)), photo((56, 56), (0, 0, 56, 56))]
+    pixels = [(f"{i}.png", torch.from_numpy(np.array(one)).permute(2, 0, 1)) for i, one in enumerate(photos)]
+    model = centre_detector()
+    found = explain_classes(model, pixels, ["white", "white", "black"])
+    assert [one.prediction.path for one in found] == ["0.png", "1.png", "2.png"]
+    for one, given, name in zip(found, photos, ("white", "white", "black"), strict=True):
+        (alone,) = explain(model, given, name, ["grad_cam"])
+        assert (one.target, one.size, one.seen) == (name, alone.size, alone.seen)
+        np.testing.assert_allclose(one.maps["grad_cam"], alone.maps["grad_cam"], rtol=1e-5)
+    assert not found[2].maps["grad_cam"].any()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "method"),
+    [
+        (["grad_cam", "integrated_gradients"], "grad_cam"),
+        (["attention_rollout", "integrated_gradients"], "attention_rollout"),
+        (["integrated_gradients"], None),
+    ],
+)
+def test_quick_method_is_of_one_pass(monkeypatch, allowed, method):
+    monkeypatch.setattr(maps, "_list_possible", lambda model: allowed)
+    assert choose_quick_method(None) == method
+
+
+def test_quick_method_needs_no_captum(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    model = centre_detector()
+    assert choose_quick_method(model) == "grad_cam"
+    assert explain(model, photo((56, 56), (4, 4, 20, 20)), "white", ["grad_cam"])[0].maps["grad_cam"].max() > 0
+    with pytest.raises(UserError, match=r"needs captum"):
+        explain(model, photo((56, 56), (4, 4, 20, 20)))
 
 
 def test_target_is_the_predicted_class_or_the_one_that_is_named():
