@@ -51,6 +51,8 @@ def log_handed_back(
         write_projector(Path(board.get_logdir()), features, table, sprites)
     for one in trainer.loggers:
         one.save()  # the end of the fit, at which Lightning does it, was before
+    if board:
+        board.flush()  # which the logger does not do each time
 
 
 def log_confusion(trainer: L.Trainer, module: Any, outputs: ValidationOutputs, title: str, step: int) -> None:

@@ -61,9 +61,7 @@ def _find_writer(logger: Any) -> _Write | None:
     if hasattr(logger, "log_image"):
         return lambda key, picture, step, _: logger.log_image(key, [np.array(picture)], step)
     if isinstance(logger, TensorBoardLogger):
-        return lambda key, picture, step, has_photos: logger.experiment.file_writer.add_summary(
-            _summarise(key, picture, has_photos), step
-        )
+        return lambda key, picture, step, has_photos: _add_picture(logger.experiment, key, picture, step, has_photos)
     if hasattr(logger.experiment, "log_image"):
         return lambda key, picture, step, _: logger.experiment.log_image(
             logger.run_id, np.array(picture), key=key, step=step
@@ -71,10 +69,13 @@ def _find_writer(logger: Any) -> _Write | None:
     return None
 
 
-def _summarise(key: str, picture: Image.Image, has_photos: bool) -> Any:
-    """A picture as TensorBoard takes it; torch's ``add_image`` makes a PNG of any."""
+def _add_picture(board: Any, key: str, picture: Image.Image, step: int, has_photos: bool) -> None:
+    """Adds a picture to TensorBoard, encoded as suits it; torch's ``add_image`` makes a PNG of any."""
+    if board.file_writer is None:  # closed at the end of the fit; torch's own methods open it again
+        board.add_image(key, np.array(picture), step, dataformats="HWC")
+        return
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     encoded = encode_picture(picture, has_photos)
     image = Summary.Image(width=picture.width, height=picture.height, colorspace=3, encoded_image_string=encoded)
-    return Summary(value=[Summary.Value(tag=key, image=image)])
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), step)

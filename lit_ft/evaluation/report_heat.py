@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_ft.data.images.decode import decode
-from lit_ft.data.pages import encode_thumbnail
+from lit_ft.data.pages import SIDE, encode_thumbnail
 from lit_ft.errors import UserError
 from lit_ft.evaluation.explanations.drawing import draw_evidence, draw_small, legend
 from lit_ft.evaluation.explanations.maps import choose_quick_method, explain_classes
@@ -65,7 +65,8 @@ def explain_mistakes(run: Run, data: Any, mistakes: Sequence[ShownImage]) -> Mis
         found = explain_classes(model, [(one.path, pixels) for one, pixels in part], [one.guess for one, _ in part])
         for (image, pixels), explanation in zip(part, found, strict=True):
             if (explanation.maps["grad_cam"] > 0).any():
-                pictures[image.path] = encode_thumbnail(draw_evidence(draw_small(pixels), explanation, "grad_cam"))
+                drawn = draw_evidence(draw_small(pixels, SIDE), explanation, "grad_cam")
+                pictures[image.path] = encode_thumbnail(drawn)
     return MistakeMaps(pictures, legend() if pictures else "")
 
 

@@ -67,13 +67,14 @@ class RunReport(SelectionListener):
         self._speed = Speed()
         self._drift: Drift | None = None
         self._recorder: OutputRecorder | None = None
+        self._listening: OutputRecorder | None = None  # the same, in a validation that is part of a fit
         self._best: ValidationOutputs | None = None  # of the best epoch so far
         self._drawn = 0.0
         self._run: Run | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keeps the weights that the run begins with, before a checkpoint is loaded."""
-        self._drift = self._recorder = self._best = None
+        self._drift = self._recorder = self._listening = self._best = None
         self._drawn = time.monotonic()
         if stage == "fit" and trainer.loggers and not getattr(trainer, "is_plan", False):
             self._drift = Drift(trainer, pl_module)
@@ -137,23 +138,25 @@ class RunReport(SelectionListener):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins to keep what the model gives for the validation images."""
-        if recorder := self._find_recorder(trainer):
-            recorder.on_validation_start(trainer, pl_module)
+        is_kept = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self._listening = self._recorder if is_kept else None
+        if self._listening:
+            self._listening.on_validation_start(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keeps it."""
-        if recorder := self._find_recorder(trainer):
-            recorder.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._listening:
+            self._listening.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps what the best epoch so far gave, and draws its confusion matrix at most once a minute."""
-        if recorder := self._find_recorder(trainer):
-            recorder.on_validation_end(trainer, pl_module)
+        if self._listening:
+            self._listening.on_validation_end(trainer, pl_module)
             if _is_best(trainer):
-                self._best = recorder.gather(trainer)
+                self._best = self._listening.gather(trainer)
                 self._draw_best(trainer, pl_module)
         self._speed.go_on()
 
@@ -186,9 +189,6 @@ class RunReport(SelectionListener):
         """Measures no drift from other weights than those that the run began with."""
         if self._drift is not None and state_dict.get("first_norms"):
             self._drift.check(state_dict["first_norms"])
-
-    def _find_recorder(self, trainer: L.Trainer) -> OutputRecorder | None:
-        return None if trainer.sanity_checking or trainer.state.fn != "fit" else self._recorder
 
     def _draw_best(self, trainer: L.Trainer, module: Any) -> None:
         due = self.confusion_matrix and time.monotonic() - self._drawn >= INTERVAL_SECONDS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +26,25 @@ BEST = "val_best"
 """Group of the validation metrics of the model that is handed back; its cards come after those of val."""
 
 
+FLUSH_SECONDS = 1.0
+"""Least time between two flushes; Lightning asks for one with whatever it logs, which in short epochs adds up."""
+
+
 class BoardLogger(TensorBoardLogger):
     """Lightning's TensorBoard logger without the card of the epoch, which Lightning logs with whatever it logs."""
+
+    _flushed = -math.inf
+
+    def save(self) -> None:
+        """Writes the hyperparameters, and what waits in memory, if that is due; the end of a run writes all."""
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            super().save()
+            self._flushed = time.monotonic()
+
+    def finalize(self, status: str) -> None:
+        """Writes all, and closes the file."""
+        self._flushed = -math.inf
+        super().finalize(status)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs scalars."""

@@ -86,8 +86,8 @@ class OutputRecorder(Callback):
     def _reset(self) -> None:
         self._outputs: list[tuple[Tensor, Tensor]] = []
         self._features: list[Tensor] = []
-        self._rows: list[int] = []  # among the images of this process
-        self._num_logits = self._num_seen = self._step = 0
+        self._rows: list[int] = []  # of these, among the images of this process; empty where it is each
+        self._num_logits = self._logits_each = self._num_seen = self._step = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets an earlier validation, and listens to what the head takes."""
@@ -97,14 +97,17 @@ class OutputRecorder(Callback):
             self._hook = head.register_forward_pre_hook(lambda _, given: self._note(trainer, given[0]))
 
     def _note(self, trainer: Any, features: Tensor) -> None:
-        if features.ndim != 2:
-            return
         if not self._step:  # at the first batch, from which the number of images follows
+            if features.ndim != 2:
+                return
             most = max(1, min(self._max_features, MAX_FEATURE_VALUES // features.shape[1]))
             num_images = sum(trainer.num_val_batches) * len(features) * trainer.world_size
             self._step = 1 if math.isinf(num_images) else math.ceil(num_images / most)
+        if self._step == 1:
+            self._features.append(features.clone())  # as a head may change it in place
+            return
         first, end = -self._num_seen % self._step, self._num_seen + len(features)
-        self._features.append(features[first :: self._step].detach().clone())
+        self._features.append(features[first :: self._step].clone())
         self._rows += range(self._num_seen + first, end, self._step)
         self._num_seen = end
 
@@ -112,16 +115,18 @@ class OutputRecorder(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Keeps a batch, if its step returns logits as the module's own does."""
-        if not isinstance(outputs, Mapping) or not {"logits", "targets"} <= outputs.keys():
+        """Keeps a batch, if its step returns logits as the module's own does.
+
+        That these are of its task is asked of the first batch alone, as each look takes long beside a small network.
+        """
+        if not self._outputs:
+            if not _has_logits(pl_module, outputs):
+                return
+            self._logits_each = outputs["logits"].numel()
+        elif self._num_logits > self._max_logits or not isinstance(outputs, dict) or "logits" not in outputs:
             return
-        logits, targets = outputs["logits"], outputs["targets"]
-        if isinstance(pl_module, FineTuneModule) and not are_of_task(pl_module, logits, targets):
-            return
-        self._num_logits += logits.numel()
-        self._outputs.append((logits.detach(), targets))
-        if self._num_logits > self._max_logits:
-            self._outputs = []
+        self._num_logits += self._logits_each
+        self._outputs.append((outputs["logits"], outputs["targets"]))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens no more."""
@@ -133,13 +138,15 @@ class OutputRecorder(Callback):
         """The features of this process, and which images these are of."""
         if not self._features:
             return None
-        return torch.cat(self._features).cpu(), torch.tensor(self._rows) * trainer.world_size + trainer.global_rank
+        features = torch.cat(self._features).detach().cpu()
+        rows = torch.arange(len(features)) if self._step == 1 else torch.tensor(self._rows)
+        return features, rows * trainer.world_size + trainer.global_rank
 
     def gather(self, trainer: L.Trainer) -> ValidationOutputs | None:
         """What was kept, of all processes, each of which must ask; None where there is nothing, or too much."""
         part = None
         if self._outputs and self._num_logits <= self._max_logits:
-            logits, targets = (torch.cat(parts).cpu() for parts in zip(*self._outputs, strict=True))
+            logits, targets = (torch.cat(parts).detach().cpu() for parts in zip(*self._outputs, strict=True))
             part = (logits, targets, self._join_features(trainer))
         parts = gather(trainer, part)
         self._reset()
@@ -154,3 +161,10 @@ class OutputRecorder(Callback):
             joined, rows = joined[order], rows[order]
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         return ValidationOutputs(logits, targets, joined, rows, metrics)
+
+
+def _has_logits(module: L.LightningModule, outputs: Any) -> bool:
+    """Whether a validation step gives logits and targets, for a module of lit_ft those of its task."""
+    if not isinstance(outputs, Mapping) or not {"logits", "targets"} <= outputs.keys():
+        return False
+    return not isinstance(module, FineTuneModule) or are_of_task(module, outputs["logits"], outputs["targets"])

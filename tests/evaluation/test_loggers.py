@@ -47,6 +47,17 @@ def test_picture_goes_to_each_kind_of_logger_in_its_own_way(tmp_path, has_photos
         assert abs(image.getpixel((3, 2))[0] - 200) < 5
 
 
+def test_picture_is_added_after_the_end_of_a_fit_which_closes_the_file(tmp_path):
+    board = BoardLogger(tmp_path, "", "")
+    log_picture(trainer_of(board), "val/x", PICTURE, 3)
+    board.finalize("success")
+    log_picture(trainer_of(board), "val/y", PICTURE, 4, has_photos=True)
+    board.finalize("success")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for tag in ("val/x", "val/y") for event in events.Images(tag)] == [3, 4]
+
+
 def test_nothing_is_logged_where_nobody_takes_it(tmp_path):
     scalars, wandb = Taken(), Taken()
     taker = SimpleNamespace(log_image=wandb, log_metrics=scalars)

@@ -8,6 +8,7 @@ from small_runs import FewDigits, small_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+from lit_ft.evaluation import tensorboard
 from lit_ft.evaluation.tensorboard import BoardLogger, build_layout, collect_params, log_layout, write_projector
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
@@ -20,6 +21,21 @@ def test_no_epoch_is_logged(tmp_path):
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert board.Tags()["scalars"] == ["loss"]
+
+
+def test_file_is_flushed_once_a_second_and_in_the_end(tmp_path, monkeypatch):
+    now, flushed = [50.0], []
+    monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    logger = BoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    logger.log_hyperparams({"a": 1})
+    monkeypatch.setattr(logger.experiment, "flush", lambda: flushed.append(now[0]))
+    for _ in range(4):
+        logger.save()
+        now[0] += 0.4
+    assert flushed == [50.0, pytest.approx(51.2)]
+    assert (tmp_path / "hparams.yaml").read_text() == "a: 1\n"
+    logger.finalize("success")
+    assert len(flushed) >= 3
 
 
 @pytest.mark.parametrize(("task", "main"), [("multiclass", "acc"), ("multilabel", "f1"), ("regression", "mse")])

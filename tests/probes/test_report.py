@@ -206,4 +206,4 @@ def test_page_has_the_pictures_of_both_rankings() -> None:
 
 def test_page_of_images_without_thumbnails_has_boxes() -> None:
     page = render_probe(PROBE, lambda row: "")
-    assert page.count("<div class='none'></div>") == 53
+    assert page.count("<div class='none'>") == 53

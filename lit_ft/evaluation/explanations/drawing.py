@@ -28,20 +28,20 @@ _UNSEEN = 0.3
 """How bright the part of a photo is that does not enter the network."""
 
 
-def draw_small(image: Tensor) -> Image.Image:
-    """A photo, uint8 ``(C, H, W)``, as a picture in three colours whose longer side has `SIDE` pixels."""
+def draw_small(image: Tensor, side: int = SIDE) -> Image.Image:
+    """A photo, uint8 ``(C, H, W)``, as a picture in three colours whose longer side has so many pixels."""
     pixels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     photo = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    scale = SIDE / max(photo.size)
+    scale = side / max(photo.size)
     small = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     return photo.resize(small, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 def scale_evidence(values: Map, method: str) -> Map:
     """Evidence from 0 to 1 in the image that enters the network; what speaks against the target is 0."""
-    from scipy.ndimage import gaussian_filter  # slow to load
-
     if method == "integrated_gradients":
+        from scipy.ndimage import gaussian_filter  # slow to load
+
         values = gaussian_filter(values, _BLUR * len(values))
     least = values.min() if method == "attention_rollout" else 0.0  # of shares none is 0
     above = np.clip(values - least, 0, None)
