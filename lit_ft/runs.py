@@ -17,7 +17,8 @@ DEFAULT_ROOT = "logs"
 
 # Files that may be in the folder of a run before its first step.
 _FIRST_FILES = (
-    "config.yaml", "job.txt", ".job.txt.lock", "split.csv", "skipped_images.txt", "train_images.jpg", "events.out.tfevents.*",
+    "config.yaml", "job.txt", ".job.txt.lock", "split.csv", "skipped_images.txt", "train_images.jpg",
+    "events.out.tfevents.*",
 )  # fmt: skip
 
 
