@@ -18,6 +18,7 @@ from lit_ft.assets import replace_atomically
 from lit_ft.console import dump_json
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
+from lit_ft.training.evaluated import gather
 from lit_ft.training.progress import RunningLoss, read_new_metrics
 
 EpochRow = dict[str, int | float | None]
@@ -98,14 +99,20 @@ class HistoryWriter(Callback):
         """Writes the metrics of a test."""
         self._write_evaluation(trainer, getattr(cast(Any, trainer).datamodule, "results_name", "test"))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The row as far as it is known, for a run that is resumed within the epoch."""
-        return {"rates": self._rates, "total": float(self._loss.total), "num_steps": self._loss.num_steps}
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the row as far as it is known, for a run that is resumed within the epoch."""
+        losses = gather(trainer, (float(self._loss.total), self._loss.num_steps))
+        checkpoint["history_row"] = {"rates": self._rates, "losses": losses}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues the row of the run that is resumed; the losses of the first process stand for those of others."""
-        self._rates = state_dict["rates"]
-        self._loss = RunningLoss(state_dict["total"], state_dict["num_steps"])
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continues the row of the run that is resumed; each process its own sum, if there are as many as then."""
+        if not (row := checkpoint.get("history_row")):  # of an earlier version, or none of a fit
+            return
+        self._rates, losses = row["rates"], row["losses"]
+        if len(losses) != trainer.world_size:
+            total, num_steps = (sum(values) for values in zip(*losses, strict=True))
+            losses = [(total, num_steps), *[(0.0, 0)] * (trainer.world_size - 1)]
+        self._loss = RunningLoss(*losses[trainer.global_rank])
 
     def _write_evaluation(self, trainer: L.Trainer, split: str) -> None:
         if self._run is not None and trainer.is_global_zero:
