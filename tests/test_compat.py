@@ -296,7 +296,8 @@ def test_no_other_file_uses_private_names():
         name = path.relative_to(PACKAGE).as_posix()
         used |= {(name, private) for private in private_names(ast.parse(path.read_text(encoding="utf-8")))}
     # A method of named tuples and a function of Python that are public.
-    documented = {("data/loading/workers.py", "_replace"), ("training/signals.py", "_exit")}
+    files = "data/loading/workers.py", "training/signals.py"
+    documented = {(files[0], "_replace"), *((file, "_exit") for file in files)}
     assert {use for use in used if use[0] != "compat.py"} == documented
 
 

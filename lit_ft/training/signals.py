@@ -60,6 +60,11 @@ class SignalWatch:
         self._deadline: float | None = None
         self._tells: int | None = None
 
+    @property
+    def numbers(self) -> list[int]:
+        """The signals that it receives."""
+        return [*_ENDING, *([self.requeue] if self.requeue else [])]
+
     def hold(self) -> None:
         """Lets the next signal wait for the end of a batch."""
         self._holds = True
@@ -91,8 +96,9 @@ class SignalWatch:
     @contextmanager
     def receiving(self) -> Iterator[None]:
         """Receives signals; not those that are ignored, as in the background of a shell, nor in other threads."""
-        numbers = [*_ENDING, *([self.requeue] if self.requeue else [])]
-        before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+        before = {
+            number: handler for number in self.numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+        }
         if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
             before = {}
         if not before:
@@ -136,7 +142,7 @@ class SignalWatch:
                 received = os.read(hears, 64)
                 if _NO_SIGNAL in received:
                     return
-                ending = [number for number in received if number in (*_ENDING, self.requeue)]
+                ending = [number for number in received if number in self.numbers]
                 if ending and first is None:
                     first = ending[0]
                     is_early = first == self.requeue and self._holds
@@ -149,11 +155,24 @@ class SignalWatch:
 
 _NO_SIGNAL = b"\0"
 _watch: SignalWatch | None = None
+_mask: set[int] = set()  # of signals that are blocked, as a process is forked
 
 
 def current_watch() -> SignalWatch | None:
     """The watch that receives the signals of this process, if one does."""
     return _watch
+
+
+def _block() -> None:
+    """Lets signals wait until a process is forked: the new one would report those to its parent that come before."""
+    global _mask
+    if _watch is not None:
+        _mask = signal.pthread_sigmask(signal.SIG_BLOCK, _watch.numbers)
+
+
+def _unblock() -> None:
+    if _watch is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 
 def _forget_in_child() -> None:
@@ -167,7 +186,8 @@ def _forget_in_child() -> None:
     if _watch.requeue:
         signal.signal(_watch.requeue, signal.SIG_IGN)
     _watch = None
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget_in_child)

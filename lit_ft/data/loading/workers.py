@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +131,22 @@ class InWorkers:
 def _outlive_signals(_: int) -> None:
     """Lets a worker outlive a signal that all processes of a run get: it still reads the batches of the step to come.
 
-    It ends when it is told to, when its parent has ended, or some seconds after SIGTERM.
+    It ends when its parent tells it to or has ended, and some seconds after SIGTERM of others. Where the system does
+    not tell who sent a signal, as on macOS, that one ends it at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_OUTLIVES_SECONDS))
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_await_end, name="signals", daemon=True).start()
+
+
+def _await_end() -> None:
+    sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+    if sender != os.getppid():
+        signal.sigtimedwait({signal.SIGTERM}, _OUTLIVES_SECONDS)
+    os._exit(0)
 
 
 @dataclass

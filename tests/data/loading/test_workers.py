@@ -1,9 +1,14 @@
+import os
+import signal
+import time
 from types import SimpleNamespace
 
+import forked
 import pytest
+from torch.utils.data import Dataset
 
 from lit_ft.data.loading import workers
-from lit_ft.data.loading.workers import Workers, choose_workers, usable_cpus
+from lit_ft.data.loading.workers import InWorkers, Workers, choose_workers, usable_cpus
 
 MB = 10**6
 
@@ -68,3 +73,41 @@ def test_as_many_as_asked_are_started_and_prefetch_less(machine):
     assert choose_workers(5 * MB, 100, asked=3) == Workers(3, 2)
     assert choose_workers(5 * MB, 100, asked=12) == Workers(12, 1)
     assert choose_workers(5 * MB, 100, asked=0) == Workers(0, 4)
+
+
+def _read_on_after_signals():
+    reading = InWorkers(_Pids(), Workers(1))
+    batches = reading.batches(range(60))
+    pid = next(batches)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        os.kill(pid, number)
+    sender = os.fork()  # no parent of the worker, as a scheduler is none
+    if sender == 0:
+        os.kill(pid, signal.SIGTERM)
+        os._exit(0)
+    os.waitpid(sender, 0)
+    time.sleep(0.2)
+    assert set(batches) == {pid}
+    begun = time.monotonic()
+    os.kill(pid, signal.SIGTERM)  # of its parent
+    while _is_alive(pid):
+        assert time.monotonic() - begun < 5
+    return 0
+
+
+class _Pids(Dataset):
+    def __getitem__(self, index):
+        return os.getpid()
+
+
+def _is_alive(pid):
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sends a signal")
+def test_worker_outlives_signals_to_all_processes_of_a_run_and_obeys_its_parent(tmp_path):
+    started = forked.start(_read_on_after_signals, out=tmp_path / "log")
+    assert forked.wait(started) == [0], (tmp_path / "log").read_text()
