@@ -15,6 +15,9 @@ from lit_ft.errors import UserError
 DEFAULT_ROOT = "logs"
 """The folder of all runs, unless another is given."""
 
+RESULT_TABLES = ("predictions", "per_class", "confusion")
+"""The kinds of tables of an evaluation."""
+
 # Files that may be in the folder of a run before its first step.
 _FIRST_FILES = (
     "config.yaml", "job.txt", ".job.txt.lock", "split.csv", "skipped_images.txt", "train_images.jpg",
@@ -103,9 +106,9 @@ class Run:
         """The folder of features for TensorBoard's projector."""
         return self.folder / "projector"
 
-    def result_table(self, kind: str, split: str) -> Path:
-        """A table of results of a split, ``val`` or ``test``: ``predictions``, ``per_class`` or ``confusion``."""
-        return self.folder / f"{kind}_{split}.csv"
+    def result_table(self, kind: str, name: str) -> Path:
+        """A table of the results of an evaluation, such as ``val`` or ``test``; ``kind`` is one of `RESULT_TABLES`."""
+        return self.folder / f"{kind}_{name}.csv"
 
     def features(self, node: int | str | None = None) -> Path:
         """The folder of cached features; of one node, where there are several, which may share a file system or not."""

@@ -12,7 +12,7 @@ from lit_ft.errors import printable
 from lit_ft.evaluation.loggers import find_board
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_best_callback, find_run
-from lit_ft.training.refit import is_refitted
+from lit_ft.training.handed_back import is_refitted
 from lit_ft.training.trainer import has_test_loader
 
 

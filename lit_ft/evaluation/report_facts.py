@@ -30,7 +30,8 @@ _PARTS = {
     "data": "waiting for batches, and caching of features",
     "training": "training steps",
     "validation": "validation in the epochs",
-    "choice": "selection and refit",
+    "choice": "selection and calibration",
+    "refit": "refit",
     "test": "test",
 }
 _NO_WEIGHTS = ("running_mean", "running_var", "num_batches_tracked")

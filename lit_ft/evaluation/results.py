@@ -21,8 +21,9 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, count_images, gather, join, name_images
-from lit_ft.training.history import write_intervals
-from lit_ft.training.refit import is_refitted
+from lit_ft.training.handed_back import is_refitted
+from lit_ft.training.history import read_entries, remove_tables, write_intervals
+from lit_ft.training.result_names import name_results
 from lit_ft.training.selected import SelectionListener, ValidationOutputs
 
 _SAMPLES = 200
@@ -88,13 +89,13 @@ class ResultWriter(EvaluationOutputs, SelectionListener):
     def _finish(self, trainer: L.Trainer, module: L.LightningModule, split: Split) -> None:
         run, outputs = find_run(trainer), self.outputs
         data = cast(Any, trainer).datamodule
-        name = getattr(data, "results_name", split) if split == "test" else split
         self.outputs = []
-        if self._num_values > self.most_values:
-            rank_zero_warn(f"too many predictions to keep, so that no {run and run.result_table('predictions', name)}")
         parts = gather(trainer, outputs)
         if run is None or cast(Any, trainer).fast_dev_run or not trainer.is_global_zero:
             return
+        name, _ = name_results(trainer, run, split, read_entries(run.metrics))
+        if self._num_values > self.most_values:
+            rank_zero_warn(f"too many predictions to keep, so that no {run.result_table('predictions', name)}")
         remove_tables(run, name)  # of an earlier evaluation, which may have been another
         found = join(parts, data, split)
         if found is None:
@@ -139,12 +140,6 @@ def write_results(
     intervals = bootstrap(found, task, f"{split}/")
     write_intervals(run, name, intervals)
     return intervals
-
-
-def remove_tables(run: Run, name: str) -> None:
-    """Removes the tables of results of a name."""
-    for kind in ("predictions", "per_class", "confusion"):
-        run.result_table(kind, name).unlink(missing_ok=True)
 
 
 def _format(intervals: Mapping[str, Sequence[float] | None], split: str) -> str:

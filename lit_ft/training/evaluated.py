@@ -149,7 +149,7 @@ def interleave(parts: Sequence[Tensor]) -> Tensor:
 
 def name_images(data: Any, split: Split, num: int) -> list[str]:
     """The paths of the images of a split, or their indices."""
-    images = _find_images(data, split)
+    images = find_images(data, split)
     if not isinstance(images, FileSplit):
         return [str(row) for row in range(num)]
     return [os.path.abspath(images.paths.full(row)) for row in range(num)]  # as tables are read from other folders
@@ -157,11 +157,11 @@ def name_images(data: Any, split: Split, num: int) -> list[str]:
 
 def count_images(data: Any, split: Split) -> int | None:
     """The number of images of a split, as far as it is known."""
-    images = _find_images(data, split)
+    images = find_images(data, split)
     return None if images is None else len(images)
 
 
-def _find_images(data: Any, split: Split) -> Any:
+def find_images(data: Any, split: Split) -> Any:
     """The images of a split, as far as they are of a data module of lit_ft; without test images those of validation."""
     if not isinstance(data, ImageDataModule):
         return None

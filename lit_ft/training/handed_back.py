@@ -13,6 +13,9 @@ from lit_ft.model.checkpoint import read_checkpoint
 SHARE = "share_fine_tuned"
 """Key of a checkpoint that is no epoch's: the share of the fine-tuned weights in it."""
 
+REFITTED = "is_refitted"
+"""Key of a checkpoint whose model was trained on the validation images, too."""
+
 _OF_THE_FIT = "optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"
 """What no model needs that is handed back, and a fit cannot go on with where its weights are others; the last two of
 Lightning's averages, which would take their place again."""
@@ -42,12 +45,20 @@ def take_best_epoch(path: str) -> dict[str, Any] | None:
     if kept.is_file() and (not Path(path).is_file() or is_handed_back(read_checkpoint(path))):
         kept.replace(path)
     found = read_checkpoint(path)
-    return None if is_handed_back(found) else found
+    if is_handed_back(found):
+        return None
+    kept.unlink(missing_ok=True)  # of an earlier fit, or less good
+    return found
 
 
 def is_handed_back(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is no epoch's, but what follows a fit has made of it."""
     return SHARE in checkpoint
+
+
+def is_refitted(path: str) -> bool:
+    """Whether the model of a checkpoint was trained on the validation images, too."""
+    return REFITTED in read_checkpoint(path)
 
 
 def _keep(path: Path, other: Path) -> None:

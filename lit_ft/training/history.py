@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import replace_atomically
-from lit_ft.console import dump_json
+from lit_ft.console import dump_json, format_path, rank_zero_print
+from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError, refuse_unwritable
-from lit_ft.runs import Run, find_best_callback, find_run
+from lit_ft.runs import RESULT_TABLES, Run, find_best_callback, find_run
 from lit_ft.training.evaluated import gather
 from lit_ft.training.progress import RunningLoss, read_new_metrics
+from lit_ft.training.result_names import count_trained_on, describe_images, name_checkpoint, name_results
 
 EpochRow = dict[str, int | float | None]
 
@@ -32,7 +33,8 @@ class HistoryWriter(Callback):
 
     A row has the epoch, the optimizer steps until its end, the learning rate of each stage at its beginning (0 while
     the stage is frozen), the mean training loss, the main metric of the training batches, and the metrics that were
-    logged in the epoch. A resumed run continues the table.
+    logged in the epoch. A resumed run continues the table. What is known of the model of an earlier fit in the folder
+    is removed, as it is not that of this one.
     """
 
     def __init__(self) -> None:
@@ -43,12 +45,14 @@ class HistoryWriter(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder of the run; a ``fast_dev_run`` has none."""
-        self._run = None if trainer.fast_dev_run else find_run(trainer)  # type: ignore[attr-defined]
+        is_none = cast(Any, trainer).fast_dev_run or getattr(trainer, "is_plan", False)
+        self._run = None if is_none else find_run(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Removes the rows of epochs that a resumed run trains again."""
+        """Removes the rows of epochs that a resumed run trains again, and the results of an earlier fit."""
         if self._run is not None and trainer.is_global_zero:
             keep_rows_before(self._run.history, trainer.current_epoch)
+            forget_results(self._run)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins a row."""
@@ -76,14 +80,18 @@ class HistoryWriter(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the validation metrics of the best checkpoint, or where there is none, of the last epoch."""
-        if self._run is None or not trainer.is_global_zero or not (rows := read_history(self._run.history)):
+        if self._run is None or not trainer.is_global_zero:
+            return
+        forget_results(self._run)  # of a run that was resumed after its last epoch, which starts no training
+        if not (rows := read_history(self._run.history)):
             return
         best = find_best_callback(trainer)
         row = find_best_row(rows, best.monitor, best.best_model_score) if best is not None else None
         chosen = rows[-1] if row is None else row
         metrics = {name: value for name, value in chosen.items() if name.startswith("val/") and value is not None}
         if metrics:
-            write_metrics(self._run, "val", metrics, best.best_model_path if row is not None else None)
+            facts = describe_images(getattr(trainer, "datamodule", None), "val")
+            write_metrics(self._run, "val", {**facts, **metrics}, best.best_model_path if row is not None else None)
 
     def mean_loss(self, trainer: L.Trainer) -> float | None:
         """The mean training loss of an epoch that has ended; all processes must ask. None without a step."""
@@ -97,7 +105,7 @@ class HistoryWriter(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the metrics of a test."""
-        self._write_evaluation(trainer, getattr(cast(Any, trainer).datamodule, "results_name", "test"))
+        self._write_evaluation(trainer, "test")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the row as far as it is known, for a run that is resumed within the epoch."""
@@ -114,10 +122,21 @@ class HistoryWriter(Callback):
             losses = [(total, num_steps), *[(0.0, 0)] * (trainer.world_size - 1)]
         self._loss = RunningLoss(*losses[trainer.global_rank])
 
-    def _write_evaluation(self, trainer: L.Trainer, split: str) -> None:
-        if self._run is not None and trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            write_metrics(self._run, split, metrics, trainer.ckpt_path)
+    def _write_evaluation(self, trainer: Any, split: Split) -> None:
+        if self._run is None or not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        name, place = name_results(trainer, self._run, split, read_entries(self._run.metrics))
+        facts = describe_images(data, split)
+        if place is not None:
+            facts["data"] = place
+        if name != split:
+            if trained_on := count_trained_on(self._run, data, split):
+                facts["trained_on"] = trained_on
+                rank_zero_warn(f"the model was trained on {trained_on:,} of these {facts['images']:,} images")
+            rank_zero_print(f"These are not the run's own {split} results, so they are kept apart, as {name}")
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        write_metrics(self._run, name, {**facts, **metrics}, trainer.ckpt_path)
 
 
 def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:
@@ -174,15 +193,32 @@ def find_best_row(rows: Sequence[EpochRow], monitor: str, score: Any) -> EpochRo
     return next((row for row in rows if score is not None and row.get(monitor) == float(score)), None)
 
 
-def write_metrics(run: Run, split: str, metrics: Mapping[str, float | None], checkpoint: str | Path | None) -> None:
+def write_metrics(run: Run, split: str, metrics: Mapping[str, Any], checkpoint: str | Path | None) -> None:
     """Sets the entry of a split in the metrics of a run; those of other splits stay. A damaged file is replaced.
 
-    The checkpoint is kept by its path from the folder of the run. A number that is not finite becomes null.
+    The tables of the entry before are removed, as they may be of another model or other images. The checkpoint is kept
+    by its path from the folder of the run. A number that is not finite becomes null.
     """
-    relative = None
-    if checkpoint:
-        relative = Path(os.path.relpath(Path(checkpoint).resolve(), run.folder.resolve())).as_posix()
+    remove_tables(run, split)
+    relative = name_checkpoint(run, checkpoint) if checkpoint else None
     _write_entry(run.metrics, split, {"checkpoint": relative, **metrics})
+
+
+def forget_results(run: Run) -> None:
+    """Removes the metrics of a run, their tables and the report, which a further fit would leave of another model."""
+    known = read_entries(run.metrics) if run.metrics.is_file() else {}
+    for name in {"val", "test", *known}:
+        remove_tables(run, name)
+    for file in (run.metrics, run.report):
+        file.unlink(missing_ok=True)
+    if known:
+        rank_zero_print(f"Removed  {format_path(run.metrics)} with its tables and report, which are of an earlier fit")
+
+
+def remove_tables(run: Run, name: str) -> None:
+    """Removes the tables of results of a name."""
+    for kind in RESULT_TABLES:
+        run.result_table(kind, name).unlink(missing_ok=True)
 
 
 def write_selection(
@@ -203,7 +239,7 @@ def write_selection(
 def write_refit(run: Run, facts: Mapping[str, float], checkpoint: str | Path) -> None:
     """Writes of what a refit was, and that what was measured is of the model before it, which has no checkpoint now."""
     write_metrics(run, "refit", facts, checkpoint)
-    for split in {"val", "test"} & _read_entries(run.metrics).keys():
+    for split in {"val", "test"} & read_entries(run.metrics).keys():
         update_metrics(run, split, {"checkpoint": None, "is_before_refit": True})
 
 
@@ -224,11 +260,12 @@ def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float
 
 def update_metrics(run: Run, split: str, changes: Mapping[str, Any]) -> None:
     """Changes some of the entry of a split."""
-    known = _read_entries(run.metrics).get(split)
+    known = read_entries(run.metrics).get(split)
     _write_entry(run.metrics, split, {**(known if isinstance(known, dict) else {}), **changes})
 
 
-def _read_entries(path: Path) -> dict[str, Any]:
+def read_entries(path: Path) -> dict[str, Any]:
+    """The metrics of a run by name; none where there is no file, and with a warning where it is damaged."""
     try:
         known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError:
@@ -240,7 +277,7 @@ def _read_entries(path: Path) -> dict[str, Any]:
 
 
 def _write_entry(path: Path, split: str, entry: Mapping[str, Any]) -> None:
-    entries = {**_read_entries(path), split: entry}
+    entries = {**read_entries(path), split: entry}
     with replace_atomically(path) as unfinished:
         unfinished.write_text(dump_json(entries, indent=2), encoding="utf-8")
 

@@ -24,7 +24,7 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
-from lit_ft.training.handed_back import hand_back
+from lit_ft.training.handed_back import REFITTED, hand_back, is_refitted
 from lit_ft.training.history import write_refit
 from lit_ft.training.selection import Selected, blend
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -33,9 +33,6 @@ from lit_ft.unfreezing.view import find_unfreezing
 _REPEATED = (GradualUnfreezing, FeatureCache, WeightAveraging, StochasticWeightAveraging)
 """The callbacks that decide on the weights; the others follow the first fit alone."""
 
-_REFITTED = "is_refitted"
-"""Key of a checkpoint whose model was trained on the validation images, too."""
-
 
 def warn_of_refit(path: str) -> None:
     """Warns if the model of a checkpoint was trained on the images that it is about to be validated on."""
@@ -43,11 +40,6 @@ def warn_of_refit(path: str) -> None:
         rank_zero_warn(
             f"{path} was trained on its validation images, too (`refit`), so that scores on them mean nothing"
         )
-
-
-def is_refitted(path: str) -> bool:
-    """Whether the model of a checkpoint was trained on the validation images, too."""
-    return _REFITTED in read_checkpoint(path)
 
 
 class Refit(Callback):
@@ -110,9 +102,9 @@ class Refit(Callback):
         best = find_best_callback(trainer)
         num_epochs = selected.num_epochs if selected.share else 0
         if best is not None and best.best_model_path and run is not None and trainer.is_global_zero:
-            _save(trainer, module, best.best_model_path, selected.share)
             facts = {"images": num_images, "epochs": num_epochs, "share": selected.share}
-            write_refit(run, facts, best.best_model_path)
+            write_refit(run, facts, best.best_model_path)  # first, as a kill between the two must leave no false scores
+            _save(trainer, module, best.best_model_path, selected.share)
         trainer.strategy.barrier("refit")
         epochs = f", {num_epochs} epochs" if num_epochs else ""
         rank_zero_print(f"Refit   on {num_images:,} images of train and val{epochs}; its scores on val mean nothing")
@@ -180,7 +172,7 @@ def _save(trainer: Any, module: Any, path: str, share: float) -> None:
     """Saves the weights with what a checkpoint of the first fit says of classes and options."""
     of_the_fit = {"loops", "callbacks"}
     content = {key: value for key, value in read_checkpoint(path).items() if key not in of_the_fit}
-    content |= {"state_dict": _copy(module), _REFITTED: True}
+    content |= {"state_dict": _copy(module), REFITTED: True}
     if module.calibration is not None:
         content["calibration"] = module.calibration.plain()
     hand_back(trainer, path, content, share)

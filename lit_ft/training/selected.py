@@ -45,7 +45,7 @@ class ValidationOutputs:
 
 
 class SelectionListener(Callback):
-    """A callback that is told which model a fit hands back."""
+    """A callback that is told which model a fit hands back, and of its refit."""
 
     def on_selected(
         self, trainer: L.Trainer, pl_module: L.LightningModule, share: float, outputs: ValidationOutputs | None
@@ -59,6 +59,13 @@ class SelectionListener(Callback):
             outputs: What the model gave for the validation images, if it was validated after it was chosen.
         """
 
+    def on_refitted(self, trainer: L.Trainer) -> None:
+        """Called in all processes after a refit.
+
+        Args:
+            trainer: The trainer of the fit before it.
+        """
+
 
 def report_selected(
     trainer: Any, module: L.LightningModule, share: float, outputs: ValidationOutputs | None = None
@@ -67,6 +74,13 @@ def report_selected(
     for callback in trainer.callbacks:
         if isinstance(callback, SelectionListener):
             callback.on_selected(trainer, module, share, outputs)
+
+
+def report_refitted(trainer: Any) -> None:
+    """Tells the callbacks of a trainer that the model that it hands back was fitted again."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, SelectionListener):
+            callback.on_refitted(trainer)
 
 
 class OutputRecorder(Callback):

@@ -20,6 +20,7 @@ from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
 from lit_ft.training.handed_back import hand_back, take_best_epoch
 from lit_ft.training.history import write_metrics, write_selection
+from lit_ft.training.result_names import describe_images
 from lit_ft.unfreezing.view import find_unfreezing
 
 BLENDS = (0.25, 0.5, 0.75)
@@ -144,8 +145,10 @@ def select_best(trainer: Any, module: Any) -> Selected:
     solved = unfreezing.solved if unfreezing else None
     if solved is None:
         _print_early_best(unfreezing, num_epochs - 1)
-        if trainer.is_global_zero and tuned is not None:
-            write_selection(run, f"epoch {tuned['epoch']}", callback.monitor)
+        if trainer.is_global_zero:
+            run.probe.unlink(missing_ok=True)  # of an earlier fit
+            if tuned is not None:
+                write_selection(run, f"epoch {tuned['epoch']}", callback.monitor)
         return Selected(1.0, num_epochs)
     missing = f"no {run.probe}" if probe is None else ""  # the folder was moved in part
     if callback.monitor not in solved.metrics:  # a metric of the user's own
@@ -169,7 +172,8 @@ def select_best(trainer: Any, module: Any) -> Selected:
         if not chosen.is_best_epoch:
             _save(trainer, callback, probe, tuned, last, chosen.share)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
-        write_metrics(run, "val", metrics, callback.best_model_path)
+        facts = describe_images(trainer.datamodule, "val")
+        write_metrics(run, "val", {**facts, **metrics}, callback.best_model_path)
         write_selection(run, chosen.name, callback.monitor, {one.name: one.metrics for one in candidates})
     trainer.strategy.barrier("selection")
     rank_zero_print(_format(candidates, chosen, callback.monitor, module.main_metric[0]))

@@ -9,22 +9,23 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.runs import find_run
 from lit_ft.training.history import write_run_facts
+from lit_ft.training.selected import SelectionListener, ValidationOutputs
 
 _LIBRARIES = ("lit_ft", "torch", "torchvision", "lightning")
 
 
-class TimeBudget(Callback):
-    """Writes the seconds of a fit, and of the test after it, to ``metrics.json``, with the versions and the device.
+class TimeBudget(SelectionListener):
+    """Writes the seconds of a fit, and of what follows it, to ``metrics.json``, with the versions and the device.
 
     Of ``seconds``, ``start`` is what comes before the first epoch: reading of the data, and the solved head with its
     features. ``data`` is the time in which training waited for batches, and that in which features are cached.
-    ``choice`` is the selection with its validations, and a refit before the test. A GPU computes while the next batch
-    is awaited, and ``data`` is what that takes longer. A run that is resumed has the seconds of its last part.
+    ``choice`` is the selection and the calibration with their validations, ``refit`` a second fit, before the test or
+    after it. A GPU computes while the next batch is awaited, and ``data`` is what that takes longer. A run that is
+    resumed has the seconds of its last part.
     """
 
     def __init__(self) -> None:
@@ -38,11 +39,9 @@ class TimeBudget(Callback):
         self._last = now
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Starts the clock of a fit, or stops that of the choice that followed it."""
+        """Starts the clock of a fit."""
         if stage == "fit":
             self.seconds, self._last = {}, time.perf_counter()
-        elif stage == "test" and self.seconds:
-            self._add("choice")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The first epoch begins."""
@@ -73,8 +72,20 @@ class TimeBudget(Callback):
         self._add("training" if "training" in self.seconds else "start")
         self._write(trainer)
 
+    def on_selected(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, share: float, outputs: ValidationOutputs | None
+    ) -> None:
+        """Adds those of the choice."""
+        self._add("choice")
+        self._write(trainer)
+
+    def on_refitted(self, trainer: L.Trainer) -> None:
+        """Adds those of the refit."""
+        self._add("refit")
+        self._write(trainer)
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Adds those of the choice and the test, if they followed a fit."""
+        """Adds those of the test, if it followed a fit."""
         if self.seconds:
             self._add("test")
             self._write(trainer)

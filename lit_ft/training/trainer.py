@@ -31,7 +31,7 @@ from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.launch import refuse_idle_processes, refuse_missing_srun, take_processes
 from lit_ft.training.refit import Refit
-from lit_ft.training.selected import report_selected
+from lit_ft.training.selected import report_refitted, report_selected
 from lit_ft.training.selection import select_best
 from lit_ft.training.signals import current_watch
 
@@ -61,6 +61,8 @@ class Trainer(L.Trainer):
     run: Run | None = None
     is_plan = False
     """Whether a fit only shows its plan."""
+    tests_own = False
+    """Whether a test is of the model that was fitted, and on its own images."""
 
     # Listed, so that the command line tries whole numbers first: for Lightning's `Union[int, float]` typing may give
     # `Union[float, int]`, which it takes for the same and had in its cache, and 1 would then be read as 1.0.
@@ -151,6 +153,7 @@ class Trainer(L.Trainer):
             self._test_best(model, datamodule)
         if again is not None:
             again.fit(self, model, selected)
+            report_refitted(self)
         if not is_tested_on_val:
             self._test_best(model, datamodule)
 
@@ -176,10 +179,12 @@ class Trainer(L.Trainer):
         own = cast(Any, self)
         before = own.callbacks  # of which one that averages looks for its averages in the checkpoint
         own.callbacks = [one for one in before if not isinstance(one, callbacks.WeightAveraging)]
+        self.tests_own = True
         try:
             print_scores(self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False))
         finally:
             own.callbacks = before
+            self.tests_own = False
 
     def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
         """Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.

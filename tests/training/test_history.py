@@ -11,7 +11,7 @@ from small_runs import FewDigits, small_module
 from torch import nn
 
 from lit_ft.errors import UserError
-from lit_ft.runs import Run
+from lit_ft.runs import RESULT_TABLES, Run
 from lit_ft.training.history import (
     HistoryWriter,
     append_row,
@@ -19,6 +19,7 @@ from lit_ft.training.history import (
     keep_rows_before,
     read_history,
     read_rates,
+    write_calibration,
     write_metrics,
 )
 from lit_ft.training.trainer import Trainer
@@ -193,6 +194,8 @@ def test_run_writes_its_history_and_the_metrics_of_its_best_checkpoint(run):
     written = json.loads(RUN.metrics.read_text())
     assert written["val"] == {
         "checkpoint": "checkpoints/best.ckpt",
+        "split": "val",
+        "images": 300,
         **{name: value for name, value in rows[best["epoch"]].items() if name.startswith("val/")},
     }
 
@@ -202,13 +205,46 @@ def test_evaluations_write_their_metrics_to_the_run_of_the_checkpoint(run):
     before = RUN.history.read_bytes()
     for command in ("validate", "test"):
         run(command, "--config", RUN.config, "--ckpt_path", RUN.last)
+        run(command, "--config", RUN.config, "--ckpt_path", RUN.checkpoint("best"))
     written = json.loads(RUN.metrics.read_text())
-    assert {split: list(written[split])[:3] for split in ("val", "test")} == {
-        "val": ["checkpoint", "val/loss", "val/acc"],
-        "test": ["checkpoint", "test/loss", "test/acc"],
-    }
-    assert {written[split]["checkpoint"] for split in ("val", "test")} == {"checkpoints/last.ckpt"}
+    for name in ("val", "test", "val_last", "test_last"):
+        split, _, other = name.partition("_")
+        assert list(written[name])[:5] == ["checkpoint", "split", "images", f"{split}/loss", f"{split}/acc"]
+        assert written[name]["checkpoint"] == f"checkpoints/{other or 'best'}.ckpt"
+        assert RUN.result_table("predictions", name).is_file()
     assert RUN.history.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_results_of_an_earlier_fit_end_with_the_next_one_in_the_folder(tmp_path, capsys, resumed):
+    run = Run(tmp_path)
+    last = ModelCheckpoint(run.checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    fit(tmp_path, last)
+    names = ("val", "test", "test_last")
+    for name in names:
+        write_metrics(run, name, {"images": 3}, run.last)
+        for kind in RESULT_TABLES:
+            run.result_table(kind, name).touch()
+    write_calibration(run, {"temperature": 2.0})
+    own = run.result_table("predictions", "mine")
+    for file in (own, run.report):
+        file.touch()
+    history = run.history.read_bytes()
+    fit(tmp_path, last, **({"ckpt_path": run.last} if resumed else {}))  # after its last epoch
+    assert json.loads(run.metrics.read_text()).keys() == {"val"}
+    assert "images" in json.loads(run.metrics.read_text())["val"]
+    assert [file.name for file in sorted(tmp_path.glob("*.*"))] == ["history.csv", "metrics.json", own.name]
+    assert run.history.read_bytes() == history
+    assert capsys.readouterr().out.count("with its tables and report, which are of an earlier fit") == 1
+
+
+def test_new_entry_of_a_split_has_no_tables_of_the_one_before(tmp_path):
+    run = Run(tmp_path)
+    for name in ("test", "test_new"):
+        run.result_table("per_class", name).touch()
+    write_metrics(run, "test", {}, None)
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["metrics.json", "per_class_test_new.csv"]
 
 
 @pytest.mark.parametrize("command", [("fit", "--trainer.fast_dev_run", "true"), ("plan",)])

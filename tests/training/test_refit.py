@@ -12,8 +12,9 @@ from small_runs import FewDigits, small_module, small_trainer
 from lit_ft.data import StreamDataModule
 from lit_ft.errors import UserError
 from lit_ft.runs import Run
+from lit_ft.training.handed_back import is_refitted
 from lit_ft.training.history import HistoryWriter
-from lit_ft.training.refit import Refit, is_refitted, join_validation, warn_of_refit
+from lit_ft.training.refit import Refit, join_validation, warn_of_refit
 from lit_ft.training.selection import Selected, blend
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing

@@ -31,7 +31,7 @@ from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
-from lit_ft.training.refit import is_refitted
+from lit_ft.training.handed_back import is_refitted
 
 _LIMIT = 24
 """Number of photos that are explained, unless another one is given."""

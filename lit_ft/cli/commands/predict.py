@@ -17,7 +17,8 @@ from lit_ft.cli.commands import COMMANDS, CommandParser
 from lit_ft.console import dump_json, log_progress
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode
-from lit_ft.data.tables.tables import escape_formula, unescape_formula
+from lit_ft.data.tables.path_lists import LIST_SUFFIXES, read_path_list
+from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target, is_device
@@ -32,7 +33,6 @@ TableRow = dict[str, Any]
 
 _BATCH = 32
 _SUFFIXES = (".csv", ".json", ".parquet")
-_LISTS = {".csv": ",", ".tsv": "\t", ".txt": ""}
 
 
 def run(args: Sequence[str]) -> int:
@@ -91,38 +91,17 @@ def _load(path: str, device: str | None, tta: str | None) -> FineTuneModule | Ex
 def find_photos(source: str) -> list[str]:
     """The images that an argument stands for: a file, those below a folder, that match a pattern, or of a list.
 
-    A list has a path a row, in its column ``path`` or its first one, relative to the folder of the list.
-
     Raises:
         UserError: If there are none.
     """
-    if Path(source).suffix.lower() in _LISTS and os.path.isfile(source):
-        return _read_list(Path(source))
+    if Path(source).suffix.lower() in LIST_SUFFIXES and os.path.isfile(source):
+        return read_path_list(Path(source), "PHOTOS")
     if os.path.exists(source) or not glob.has_magic(source):
         return [str(path) for path in find_images_to_predict(source, "PHOTOS").paths]
     found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
     if not found:
         raise UserError(f"PHOTOS: no file matches {source}")
     return found
-
-
-def _read_list(file: Path) -> list[str]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
-            if file.suffix.lower() == ".txt":  # a path a line, whatever is in it
-                rows = [[line.rstrip("\r\n")] for line in opened if line.strip()]
-            else:
-                rows = [row for row in csv.reader(opened, delimiter=_LISTS[file.suffix.lower()]) if any(row)]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"PHOTOS: {file} cannot be read ({error})") from error
-    has_names = bool(rows) and "path" in rows[0]
-    column, rows = (rows[0].index("path"), rows[1:]) if has_names else (0, rows)
-    paths = [row[column] if len(row) > column else "" for row in rows]
-    if "" in paths:
-        raise UserError(f"PHOTOS: {file} has a row without a path, its row {paths.index('') + 1} of {len(paths)}")
-    if not paths:
-        raise UserError(f"PHOTOS: {file} has no paths of images")
-    return [str(file.parent / unescape_formula(path)) for path in paths]
 
 
 def reason_column(model: FineTuneModule | ExportedModel) -> str:

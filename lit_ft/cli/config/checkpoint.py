@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,11 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
-from lit_ft.data.files.folders import find_folder
-from lit_ft.data.tables.tables import read_table
+from lit_ft.cli.config.own_images import MAIN_OPTIONS, has_own_images
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint import (
     all_hyperparameters,
@@ -43,16 +40,26 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
+        self._is_new = config.get("ckpt_path") is None
+        self._replaces = False
         for key in METHOD_OPTIONS:
             config.pop(key, None)
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves, unless this is the folder of an earlier run, whose config stays what it was."""
+        """Saves, unless this is the folder of an earlier run, whose config stays until another fit begins there."""
         # Now, as it asks all ranks, and `save_config` is called on the first alone.
         self._run = find_run(trainer) or Run(Path("."))
-        self.already_saved |= trainer.strategy.broadcast(self._run.config.is_file())
+        is_there = trainer.strategy.broadcast(self._run.config.is_file())
+        self._replaces = is_there and not self.already_saved and stage == "fit" and self._is_new
+        self.already_saved |= is_there
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves in place of the config of an earlier run in the folder, which the user has chosen for this one, too."""
+        if self._replaces:
+            self._replaces = self.already_saved = False
+            super().setup(trainer, pl_module, "fit")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the options of the run, for one that resumes it."""
@@ -136,30 +143,19 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     found = read_saved_data(path)
     if found is None or (command == "predict" and not _read_values(args, "--data.predict")):
         return args
-    if command == "test" and _read_setting(args, "data.table") is not None:
-        rank_zero_warn(
-            "`data.table`: of a table without splits only the rows that are held out are tested; to test all, give it "
-            "a column `split` with `test` in each"
-        )
-    given = _read_setting(args, "data.root")
-    tests_folder = command == "test" and given is not None and found["class_path"].endswith(".ImageFolderDataModule")
-    if tests_folder and not _is_own_root(str(given), found["init_args"].get("root", ""), path):
+    if command == "test" and _tests_others(args, found, path):
         found["init_args"]["tested_classes"] = all_hyperparameters(read_checkpoint(path)).get("classes")
     return ["--data", json.dumps(found), *args]
 
 
-def _is_own_root(given: str, kept: str, checkpoint: str) -> bool:
-    """Whether a folder has the photos of the run of a checkpoint: the same folder, or a copy that has most of them."""
-    folder = find_folder(given, "`data.root`")
-    if os.path.realpath(folder) == os.path.realpath(kept):
-        return True
-    run = find_run_of_checkpoint(checkpoint)
-    if run is None or not run.split_table.is_file():
+def _tests_others(args: Sequence[str], found: Mapping[str, Any], checkpoint: str) -> bool:
+    """Whether a folder or table is given that has not the images of the run of a checkpoint."""
+    kept, names = found["init_args"], ("root", "table", "path_column")
+    given = {name: value for name in names if (value := _read_setting(args, f"data.{name}")) is not None}
+    option = MAIN_OPTIONS.get(found["class_path"].rpartition(".")[2], "")
+    if option not in given:
         return False
-    paths = read_table(run.split_table, "`ckpt_path`").column("path", "`ckpt_path`")
-    root = os.path.commonpath(paths) if paths else ""
-    some = paths[:: max(1, len(paths) // 200)]
-    return sum((folder / os.path.relpath(one, root)).is_file() for one in some) > len(some) / 2
+    return not has_own_images(option, {**kept, **given}, kept, find_run_of_checkpoint(checkpoint))
 
 
 def _find_best(given: str) -> str:

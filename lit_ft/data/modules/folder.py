@@ -70,11 +70,6 @@ class ImageFolderDataModule(PhotoDataModule):
         """Names of the classes, in order: those of the folders of the training images, or what a file calls these."""
         return list(self._class_folders() if self.tested_classes is None else self.tested_classes)
 
-    @property
-    def results_name(self) -> str:  # type: ignore[override]
-        """What the results of a test are called: not as those of the run's own test images."""
-        return "test" if self.tested_classes is None else f"test_{Path(self.root).resolve().name}"
-
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and holds out what is not given; to test a model, those alone."""
         if self.tested_classes is None:

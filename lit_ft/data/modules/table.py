@@ -44,6 +44,8 @@ class ImageTableDataModule(PhotoDataModule):
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
         label_separator: Text between the labels of an image. When not given, | if that occurs in the column
             anywhere, else ; or else a comma or else spaces.
+        tested_classes: Names of the classes, labels or numbers of a model that is only tested on this table: all rows
+            of test, or, where there are none, all rows. ``lit-ft test CHECKPOINT --data.table NEW`` gives it.
         **common: The options of all sets of photos.
     """
 
@@ -60,6 +62,7 @@ class ImageTableDataModule(PhotoDataModule):
         task: TaskName | None = None,
         augment: Augment = "basic",
         label_separator: str | None = None,
+        tested_classes: list[str] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(augment=augment, **common)
@@ -74,6 +77,7 @@ class ImageTableDataModule(PhotoDataModule):
         self.path_column = path_column
         self.label_columns = label_columns
         self.label_separator = label_separator
+        self.tested_classes = tested_classes
         self.split_column = split_column
         self.group_column = group_column
         self.columns = Columns(path_column, tuple(label_columns), split_column or "split", group_column or "group")
@@ -94,6 +98,13 @@ class ImageTableDataModule(PhotoDataModule):
         names = self.class_names
         return ([format_labels(names, row, self.label_separator)] for row in targets.tolist())
 
+    def read_splits(self) -> dict[Split, FileSplit]:
+        """Finds the images, and holds out what is not given; to test a model, those to test alone."""
+        if self.tested_classes is None:
+            return super().read_splits()
+        test = self._rows[1]["test"]
+        return {"train": test.part(torch.arange(0)), "test": test, "predict": test.indexed()}
+
     def read_given(self) -> dict[Split, FileSplit]:
         """The rows of each split that has any."""
         return dict(self._rows[1])
@@ -103,7 +114,8 @@ class ImageTableDataModule(PhotoDataModule):
         """The names of the classes, and the rows of each split."""
         file = find_file(self.table, "`data.table`")
         table = unescape_table(read_table(file, "`data.table`"), self.path_column)
-        split_of = read_row_splits(table, self.split_column, (*self.label_columns, self.path_column))
+        is_tested, others = self.tested_classes is not None, (*self.label_columns, self.path_column)
+        split_of = read_row_splits(table, self.split_column, others, is_tested)
         root = find_folder(self.root, "`data.root`") if self.root is not None else file.parent
         names = table.column(self.path_column, "`data.path_column`")
         table.refuse([i for i, name in enumerate(names) if not name], "`data.path_column`", "have no path")
@@ -111,10 +123,12 @@ class ImageTableDataModule(PhotoDataModule):
         missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
         advice = "fix them, or name the folder that they start from: `data.root`"
         table.refuse(missing, "`data.table`", "name no file", paths, advice)
-        class_names, targets = read_labels(table, self.label_columns, self.task, split_of, self.label_separator)
+        class_names, targets = read_labels(
+            table, self.label_columns, self.task, split_of, self.label_separator, self.tested_classes
+        )
         rows = torch.tensor(unique_rows(table, paths, self.columns))
         groups = None
-        if self.group_column is not None:
+        if self.group_column is not None and not is_tested:
             cells = table.column(self.group_column, "`data.group_column`")
             table.refuse([i for i, cell in enumerate(cells) if not cell], "`data.group_column`", "have no group")
             groups = self.number_groups(cells)

@@ -121,11 +121,17 @@ def _read_names(path: Path, key: str) -> dict[str, str]:
 
 
 def read_labels(
-    table: Table, columns: Sequence[str], task: TaskName, split_of: Sequence[str], separator: str | None = None
+    table: Table,
+    columns: Sequence[str],
+    task: TaskName,
+    split_of: Sequence[str],
+    separator: str | None = None,
+    known: Sequence[str] | None = None,
 ) -> tuple[list[str], Tensor]:
     """Reads the label columns of a table; labels are those of the training images, by the split of each row.
 
-    What stands between the labels in a cell is found out where no separator is given.
+    What stands between the labels in a cell is found out where no separator is given. The classes or labels that are
+    ``known`` to a model are those of the training images instead.
 
     Returns:
         The names of the classes, labels or numbers, and the targets: int64 ``(N,)`` for multiclass, int64 ``(N, K)`` of
@@ -147,7 +153,7 @@ def read_labels(
         lists = [i for i, [cell] in enumerate(labels) if is_list(cell)]
         advice = "for several labels an image: `model.task` multilabel"
         table.refuse(lists, _KEY, "have a list of labels", cells[0], advice)
-    names = _names(labels, table, split_of)
+    names = _names(labels, table, split_of) if known is None else _refuse_unknown(labels, table, known)
     number = {name: k for k, name in enumerate(names)}
     if task == "multiclass":
         return names, torch.tensor([number[label] for [label] in labels])
@@ -168,6 +174,15 @@ def _names(labels: Sequence[Sequence[str]], table: Table, split_of: Sequence[str
         found = ", ".join(repr(name) for name in known) or "none"
         raise UserError(f"{_KEY}: two labels are needed to tell apart, but the training images have only {found}")
     return class_order(known)
+
+
+def _refuse_unknown(labels: Sequence[Sequence[str]], table: Table, known: Sequence[str]) -> list[str]:
+    """The labels that a model knows; raises `UserError` for others."""
+    strange = [i for i, of_row in enumerate(labels) if not set(known).issuperset(of_row)]
+    first = [next((label for label in of_row if label not in known), "") for of_row in labels] if strange else None
+    advice = f"it knows {', '.join(map(repr, known[:10]))}" + (f" and {len(known) - 10} more" if known[10:] else "")
+    table.refuse(strange, _KEY, "have a label that the model does not know", first, f"{advice}; leave them out")
+    return list(known)
 
 
 def _marks(table: Table, cells: Sequence[str]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Split
+from lit_ft.data.tables.text_rows import find_separator, read_numbered_rows
 from lit_ft.errors import UserError, unknown
 
 # Also after apostrophes, so that an escaped cell differs from one that began with an apostrophe. Those of full width
@@ -66,17 +67,23 @@ class Table:
         return f"row {self.numbers[index]}"
 
 
-def read_table(path: Path, key: str) -> Table:
-    """Reads a table, by its suffix: ``.parquet``, ``.tsv`` (or ``.tab``), or else CSV with commas, in UTF-8.
+def read_table(path: Path, key: str, errors: str = "strict") -> Table:
+    """Reads a table, by its suffix: ``.parquet``, or else text in UTF-8 or UTF-16; see `find_separator`.
+
+    Args:
+        path: The file.
+        key: The option that it is given for.
+        errors: What is done with text that is not in UTF-8, as of `open`.
 
     Raises:
         UserError: The file cannot be read, has no rows, or has one with more or fewer fields than columns.
     """
     try:
-        table = _read_parquet(path, key) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, key)
+        is_parquet = path.suffix.lower() in (".parquet", ".pq")
+        table = _read_parquet(path, key) if is_parquet else _read_text(path, key, errors)
     except MemoryError as error:
         raise UserError(f"{key}: {path} holds more rows than fit into memory") from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UserError(f"{key}: {path} is not in UTF-8; save it in that encoding") from error
     except (OSError, csv.Error) as error:
         raise UserError(f"{key}: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
@@ -85,30 +92,24 @@ def read_table(path: Path, key: str) -> Table:
     return table
 
 
-def _read_text(path: Path, key: str) -> Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-        # A line without anything, as at the end of many files, is no row, but it is counted.
-        lines = ((number, line) for number, line in enumerate(csv.reader(file, delimiter=separator), 1) if line)
-        names = [name.strip() for name in next(lines, (1, []))[1]]
-        if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0]), None)):
+def _read_text(path: Path, key: str, errors: str) -> Table:
+    separator = find_separator(path, errors)
+    lines = read_numbered_rows(path, separator, errors)
+    names = [name.strip() for name in next(lines, (1, []))[1]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{key}: {path} has the column {twice[0]!r} twice; name it otherwise")
+    cells: list[list[str]] = [[] for _ in names]
+    numbers: list[int] = []
+    for number, row in lines:
+        if len(row) != len(names):
+            mark = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(separator, separator)
             raise UserError(
-                f"{key}: the columns of {path} seem to be separated by {other!r}; a file ending in .tsv must have "
-                "tabs, and any other commas"
+                f"{key}: {path} has {len(names)} columns, but row {number} has {len(row)}; quote fields with {mark} in "
+                "them"
             )
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"{key}: {path} has the column {twice[0]!r} twice; name it otherwise")
-        cells: list[list[str]] = [[] for _ in names]
-        numbers: list[int] = []
-        for number, row in lines:
-            if len(row) != len(names):
-                raise UserError(
-                    f"{key}: {path} has {len(names)} columns, but row {number} has {len(row)}; quote fields with "
-                    "commas in them"
-                )
-            numbers.append(number)
-            for column, cell in zip(cells, row, strict=True):
-                column.append(cell)
+        numbers.append(number)
+        for column, cell in zip(cells, row, strict=True):
+            column.append(cell)
     return Table(path, dict(zip(names, cells, strict=True)), numbers)
 
 
@@ -155,19 +156,29 @@ def unescape_table(table: Table, path_column: str) -> Table:
     return replace(table, columns=columns)
 
 
-def read_row_splits(table: Table, split_column: str | None, others: Sequence[str]) -> list[Split]:
+def read_row_splits(
+    table: Table, split_column: str | None, others: Sequence[str], is_tested: bool = False
+) -> list[Split]:
     """The split of each row, by a column, or else the one called split, if there is one that is not among ``others``.
+
+    Where a model ``is_tested`` on the table, all rows are of test, unless some are by that column.
 
     Raises:
         UserError: A split is unknown, or there are no rows of train.
     """
+    if is_tested and split_column not in table.columns:
+        split_column = None  # of the table that was trained on
     if split_column is None and ("split" not in table.columns or "split" in others):
-        return ["train"] * len(table)
+        return ["test" if is_tested else "train"] * len(table)
     cells = [cell.strip().lower() for cell in table.column(split_column or "split", "`data.split_column`")]
     unknown = [i for i, cell in enumerate(cells) if cell not in _SPLIT_NAMES]
     table.refuse(unknown, "`data.split_column`", "are of an unknown split", cells, "call them train, val and test")
     splits = [_SPLIT_NAMES[cell] for cell in cells]
-    if "train" not in splits:
+    if is_tested and "test" not in splits:
+        return ["test"] * len(table)
+    if is_tested and (rest := len(splits) - splits.count("test")):
+        rank_zero_warn(f"{table.path}: {rest:,} of {len(splits):,} rows are not tested, as their split is not test")
+    elif not is_tested and "train" not in splits:
         raise UserError(f"`data.split_column`: {table.path} has no rows of train")
     return splits
 

@@ -218,27 +218,16 @@ def test_probabilities_of_all_classes_have_columns(best, photos):
     assert "class_3" not in row
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "paths"),
-    [
-        ("list.csv", "id,path\n1,b.png\n2,deep/a.png\n", ["b.png", "deep/a.png"]),
-        ("list.tsv", "\ufeffpath\tid\nb.png\t1\n\n", ["b.png"]),
-        ("list.txt", "c.jpg\nb.png\n", ["c.jpg", "b.png"]),
-        ("list.csv", "path\n'=none.png\n", ["=none.png"]),
-        ("list.txt", 'b.png\n\n"=none.png\n', ["b.png", '"=none.png']),
-    ],
-)
-def test_list_names_the_photos_from_its_own_folder(best, photos, name, content, paths):
-    Path("photos", name).write_text(content, "utf-8")
-    assert main(["predict", str(best), f"photos/{name}", "--out", "out.json"]) == int(paths == ["=none.png"])
-    assert [row["path"] for row in json.loads(Path("out.json").read_text())] == [f"photos/{one}" for one in paths]
-
-
-def test_list_without_paths_is_refused(best, photos, capsys):
-    for content, told in (("path\n", "no paths of images"), ("id,path\n1,a.png\n2\n", "its row 2 of 2")):
-        Path("list.csv").write_text(content)
-        assert main(["predict", str(best), "list.csv"]) == 2
-        assert told in capsys.readouterr().err
+def test_list_names_the_photos_from_its_own_folder(best, photos, capsys):
+    Path("photos/list.csv").write_text("id;image\n1;b.png\n2;gone.png\n")
+    assert main(["predict", str(best), "photos/list.csv", "alone.png", "--out", "out.json"]) == 0
+    rows = json.loads(Path("out.json").read_text())
+    assert [(row["path"], "error" in row) for row in rows] == [
+        ("photos/b.png", False), ("photos/gone.png", True), ("alone.png", False)
+    ]  # fmt: skip
+    Path("list.csv").write_text("path\n")
+    assert main(["predict", "gone.ckpt", "list.csv", "--overwrite"]) == 2  # before the model is loaded
+    assert capsys.readouterr().err == "lit-ft: PHOTOS: list.csv has no paths of images\n"
 
 
 def test_flag_has_another_column_than_a_number_of_its_name(photos, tmp_path):

@@ -127,13 +127,55 @@ def test_copy_of_the_photos_of_a_run_is_tested_by_its_own_split(checkpoint, tmp_
     Path(checkpoint(content)).rename("run/checkpoints/best.ckpt")
     Path("run/config.yaml").write_text("")
     Path("run/split.csv").write_text("path,label,split\n" + "".join(f"gone/{name},x,train\n" for name in names))
-    for folder, kept in (("copy", 5), ("other", 4)):
+    Path("gone/ant").mkdir(parents=True)
+    Path("gone/ant/0.jpg").write_text("another size")
+    for folder, kept in (("copy", 6), ("other", 5)):  # of which one is not the same
         for name in names[:kept]:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).touch()
     for folder, all_tested in (("copy", False), ("other", True)):
         found = json.loads(add_saved_data("test", ["run", "--data.root", folder])[1])["init_args"]
         assert ("tested_classes" in found) == all_tested
+
+
+def test_other_table_is_tested_whole_and_a_copy_by_its_own_split(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "hyper_parameters": {"classes": ["ant", "bee"]},
+        "run_options": {"data": "lit_ft.data.ImageTableDataModule"},
+        "datamodule_hyper_parameters": {"table": "own/t.csv", "path_column": "file"},
+    }
+    for folder in ("run/checkpoints", "own", "moved", "new"):
+        Path(folder).mkdir(parents=True)
+    Path(checkpoint(content)).rename("run/checkpoints/best.ckpt")
+    Path("run/config.yaml").write_text("")
+    own, others = ([f"{name}/{i}.jpg" for i in range(4)] for name in ("a", "b"))
+    Path("run/split.csv").write_text(
+        "file,label,split\n" + "".join(f"{Path('own').resolve() / name},x,train\n" for name in own)
+    )
+    absolute = [str(Path("own").resolve() / name) for name in own]
+    for folder, names, text in (("own", own, "1"), ("moved", own, "1"), ("new", own, "1"), ("new", others, "22")):
+        for name in names:
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            Path(folder, name).write_text(text)
+    for place, names, is_tested in (
+        ("own/t.csv", others, False),  # the table itself, which was changed
+        ("run/split.csv", None, False),
+        ("moved/t.csv", own, False),
+        ("new/t.csv", own[:2], True),  # a part of it
+        ("new/t.csv", own[:3], False),
+        ("new/t.csv", absolute, False),
+        ("new/t.csv", own + others, True),
+        ("new/t.csv", others, True),  # of the same names within their folder
+        ("new/t.csv", [], True),
+    ):
+        if names is not None:
+            Path(place).write_text("file,label\n" + "".join(f"{name},x\n" for name in names or ["z"]))
+        found = json.loads(add_saved_data("test", ["run", "--data.table", place])[1])["init_args"]
+        assert found.get("tested_classes") == (["ant", "bee"] if is_tested else None), (place, names)
+        assert "tested_classes" not in json.loads(add_saved_data("validate", ["run", "--data.table", place])[1])
+    with pytest.raises(UserError, match=r"data.table: gone.csv does not exist"):
+        add_saved_data("test", ["run", "--data.table", "gone.csv"])
 
 
 @pytest.mark.parametrize(
@@ -269,3 +311,18 @@ def test_option_of_the_model_that_the_checkpoint_overrides_is_refused_if_it_diff
     run("test", "--config", "recipe.yaml", *own[2:])
     Path("recipe.yaml").write_text("data: DigitsDataModule\nmodel: {backbone: mnist_cnn, head: {hidden: [9]}}")
     assert "--model.head.hidden: [9], but" in refused("test", "--config", "recipe.yaml", *own[2:])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_folder_that_is_fitted_anew_has_the_config_of_the_new_fit(run, refused):
+    logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--trainer.logger.name", "run")
+    fit = ("fit", "--unfreeze", "null", *logger, "--trainer.logger.version", 0, "--trainer.limit_train_batches", 1)
+    run(*fit, "--trainer.max_epochs", 1, "--model.lr", 0.25)
+    config = Path("logs/run/version_0/config.yaml")
+    before = config.read_text()
+    refused(*fit, "--model.lr", 0.5, "--data", "DigitsDataModule", "--data.shots", 100000)  # as the data is read
+    assert config.read_text() == before
+    run(*fit, "--trainer.max_epochs", 1, "--model.lr", 0.125)
+    assert config.read_text() == before.replace("lr: 0.25", "lr: 0.125")
+    run(*fit, "--trainer.max_epochs", 2, "--model.lr", 0.125, "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt")
+    assert config.read_text() == before.replace("lr: 0.25", "lr: 0.125")

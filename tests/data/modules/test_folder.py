@@ -148,7 +148,6 @@ def test_all_photos_are_tested_by_a_model_of_more_classes(split_root, photo_root
         found = {(str(path), data.class_names[k]) for path, k in zip(test.paths, test.targets.tolist(), strict=True)}
         assert found == {(str(p), p.parent.name) for name in names for p in (folder / name).iterdir()}
         assert len(data.splits["train"]) == 0
-        assert data.results_name == f"test_{root.name}"
 
 
 def test_folder_to_test_needs_known_classes_and_a_place(split_root):

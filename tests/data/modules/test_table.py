@@ -75,6 +75,36 @@ def test_bom_blank_lines_and_spaces_do_no_harm(table, photo_root):
     assert data.sizes() == {"train": 2, "val": 2}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(("mark", "name"), [(";", "b.csv"), ("\t", "b.csv"), (",", "b.tsv"), ("|", "b.csv")])
+def test_other_separators_and_encodings_are_found_out(photo_root, mark, name, encoding):
+    rows = ["path,label", *(f"{kind}/{i}.png,{kind}" for kind in ("ant", "bee") for i in range(2))]
+    (photo_root / name).write_text("\r\n".join(rows).replace(",", mark), encoding)
+    data = make(str(photo_root / name), val_fraction=0.5)
+    assert (data.class_names, data.sizes()) == (["ant", "bee"], {"train": 2, "val": 2})
+
+
+def test_table_that_a_model_is_tested_on_has_its_rows_in_the_order_of_the_classes_of_the_model(table, photo_root):
+    tested = {"tested_classes": ["dog", "cat", "bee", "ant"], "shots": 1, "group_column": "patient"}
+    data = make(table(label=kind_of), **tested)
+    assert data.sizes() == {"train": 0, "test": 30}
+    names = [data.class_names[k] for k in data.splits["test"].targets.tolist()]
+    assert names == [Path(path).parent.name for path in paths_of(data, "test")]
+    with pytest.warns(UserWarning, match=r"27 of 30 rows are not tested, as their split is not test"):
+        assert make(table(label=kind_of, split=part_of), **tested).sizes() == {"train": 0, "test": 3}
+    no_test = table(label=kind_of, split=lambda k, i: "val")
+    assert make(no_test, split_column="split", **tested).sizes() == {"train": 0, "test": 30}
+    assert make(no_test, split_column="fold", **tested).sizes() == {"train": 0, "test": 30}
+    with pytest.raises(UserError, match=r"10 of 30 rows of .* have a label that the model does not know: row 2 'ant'"):
+        make(table(label=kind_of), tested_classes=["bee", "cat"])
+
+
+def test_tested_labels_are_those_of_the_model(table):
+    path = table(labels=lambda k, i: "b|a" if i else "")
+    data = make(path, task="multilabel", label_columns=["labels"], tested_classes=["a", "x", "b"], fraction=0.5)
+    assert data.splits["test"].targets.sum(0).tolist() == [27, 0, 27]
+
+
 def test_whole_numbers_are_in_the_order_of_numbers(table):
     numbers = {"ant": 10, "bee": 9, "cat": -1}
     data = make(table(age=lambda kind, i: numbers[kind]), label_columns=["age"])
@@ -334,8 +364,8 @@ def cells(change):
         ({3: [], 6: ["ant/2.png", "ant", "x"]}, {}, "data.table: .* has 2 columns, but row 6 has 3; quote"),
         ({1: [], 2: ["path", "label"], 3: ["ant/0.png", " "]}, {},
          "data.label_columns: 1 of 29 rows of .* have no label: row 3;"),
-        ({n: [f"ant/{n}.png;ant"] if n > 1 else ["path;label"] for n in range(1, 32)}, {},
-         "data.table: the columns of .*t.csv seem to be separated by ';'; a file ending in .tsv must have tabs"),
+        ({n: [f"ant/{n}.png;ant;x"] if n > 1 else ["path;label"] for n in range(1, 32)}, {},
+         "data.table: .*t.csv has 2 columns, but row 2 has 3; quote fields with semicolons in them"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_table(table, rows, options, message):
@@ -381,7 +411,7 @@ def test_mistakes_in_splits_and_groups(table, split, group, message):
         (b"", "is empty; it needs a line with the names of its columns, and a row an image"),
         (b"path,label\n", "is empty; it needs"),
         ("path,label\nant/0.png,\u00e4".encode("latin-1"), "is not in UTF-8; save it in that encoding$"),
-        ("path,label\nant/0.png,ant".encode("utf-16"), "is not in UTF-8; "),
+        ("path,label\nant/0.png,ant".encode("utf-16")[:-1], "is not in UTF-8; "),
         (b'path,label\n"ant/0.png,' + b"x" * 200000, r"cannot be read \(field larger than field limit"),
     ],
 )
