@@ -42,7 +42,14 @@ from lit_ft.evaluation.report_images import (
     list_suspects,
     show,
 )
-from lit_ft.evaluation.run_files import read_config, read_metrics, read_rows, read_table, refuse_damaged
+from lit_ft.evaluation.run_files import (
+    is_tested_on_validation,
+    read_config,
+    read_metrics,
+    read_rows,
+    read_table,
+    refuse_damaged,
+)
 from lit_ft.runs import Run
 from lit_ft.training.history import EpochRow, read_history
 
@@ -167,7 +174,7 @@ def read_run(run: Run) -> RunPage:
         suspects=list_suspects(images),
         mistakes=mistakes,
         samples=samples,
-        note=_describe_splits(images),
+        note=_describe_splits(is_tested_on_validation(run, metrics)),
         has_unfreezings=bool(find_unfreezings(history)),
         config=shlex.quote(str(format_path(run.config))),
     )
@@ -200,9 +207,9 @@ def _read_images(run: Run, split: Any) -> PredictedImages | None:
         return parse_predictions(read_table(file))
 
 
-def _describe_splits(images: Mapping[str, PredictedImages]) -> str:
+def _describe_splits(are_same: bool) -> str:
     """What the figures of the splits are worth: those that have chosen a model are optimistic."""
-    if {"test", "val"} <= images.keys() and set(images["test"].paths) == set(images["val"].paths):
+    if are_same:
         return "There were no test images: the validation images, which have chosen the model, were tested on."
     return (
         "The validation images have chosen the model, so that their figures are optimistic; the test images have not."

@@ -64,3 +64,14 @@ def read_table(path: Path) -> list[Cells]:
     """The rows by the names of their columns; what a row lacks is empty, and what it has too much is left out."""
     head, *rows = read_rows(path) or [[]]
     return [dict(zip(head, row + [""] * len(head), strict=False)) for row in rows]
+
+
+def is_tested_on_validation(run: Run, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the test images of a run are its validation images, as there were no others."""
+    if split := metrics.get("test", {}).get("split"):
+        return bool(split == "val")
+    # Metrics of an earlier version do not say so.
+    tested, validated = ({row.get("path") for row in read_table(run.result_table("predictions", split))}
+                         for split in ("test", "val"))  # fmt: skip
+    splits = {row.get("split") for row in read_table(run.split_table)}
+    return bool(tested) and (tested == validated or (bool(splits) and splits.isdisjoint({"test", None})))

@@ -12,7 +12,14 @@ from lit_ft.backbones.build import NetworkName, source_of
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.errors import printable
-from lit_ft.evaluation.run_files import read_config, read_metrics, read_rows, read_table, refuse_damaged
+from lit_ft.evaluation.run_files import (
+    is_tested_on_validation,
+    read_config,
+    read_metrics,
+    read_rows,
+    read_table,
+    refuse_damaged,
+)
 from lit_ft.export.description import Description
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
@@ -190,7 +197,7 @@ def _describe_results(facts: CardFacts, run: Run) -> tuple[list[str], list[str]]
         limits.append(f"Measured on fewer than {FEW_IMAGES} images each: {names}.")
     if groups := _tabulate_groups(run, split):
         told += [f"By group, {split}, the least accurate first:", format_rows(groups)]
-    if split == "test" and not any(row.get("split") == "test" for row in read_table(run.split_table)):
+    if split == "test" and is_tested_on_validation(run, metrics):
         limits.append("There were no test images: test means the validation images, by which the model was chosen.")
     if metrics.get(split, {}).get("is_before_refit"):
         limits.append("It was fitted again on training and validation images, after it was measured on these.")

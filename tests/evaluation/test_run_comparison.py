@@ -9,9 +9,17 @@ import yaml
 from PIL import Image
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.comparison import bootstrap_differences, compare_runs, find_p_value
-from lit_ft.evaluation.comparison_report import format_comparison, render_comparison
+from lit_ft.evaluation.comparison import compare_runs
+from lit_ft.evaluation.comparison_report import (
+    format_comparison,
+    format_pair,
+    list_caveats,
+    render_comparison,
+    tabulate_runs,
+)
+from lit_ft.evaluation.paired_images import bootstrap_differences, find_p_value
 from lit_ft.evaluation.predicted_images import PredictedImages
+from lit_ft.evaluation.run_files import is_tested_on_validation
 from lit_ft.runs import Run
 
 HEAD = "path,class,predicted,probability,loss"
@@ -45,7 +53,7 @@ def test_runs_are_compared_image_by_image(tmp_path):
     accuracy = pair.differences["acc"]
     assert accuracy.value == pytest.approx(-0.1)
     assert accuracy.interval[0] == pytest.approx(-0.25, abs=0.051)  # two of twenty, in steps of a twentieth
-    assert (accuracy.interval[1], accuracy.verdict) == (0.0, "no clear difference")
+    assert (accuracy.interval[1], pair.verdict) == (0.0, "no clear difference")
     assert pair.differences["loss"].value == pytest.approx(0.11)
     assert list(pair.first_right) == ["photos/1.jpg", "photos/3.jpg"]
     assert pair.first_right["photos/1.jpg"] == ("b", "b (75%)", "a (75%)")
@@ -63,11 +71,38 @@ def test_images_whose_losses_differ_most_come_first(tmp_path):
 def test_clear_differences_are_told_by_which_value_is_best(tmp_path):
     first = write_run(tmp_path / "x", rows_of("ba" * 10))
     other = write_run(tmp_path / "y", rows_of("ab" * 10))
-    found = compare_runs([first, other])
-    assert {name: one.verdict for name, one in found.pairs[0].differences.items()} == dict.fromkeys(
-        ("acc", "precision", "recall", "f1", "loss"), "better"
-    )
-    assert compare_runs([other, first]).pairs[0].differences["loss"].verdict == "worse"
+    for pair, verdict in ((compare_runs(runs).pairs[0], said) for runs, said in (
+        ([first, other], "better"), ([other, first], "worse")
+    )):  # fmt: skip
+        assert (pair.main, pair.verdict) == ("acc", verdict)
+        assert all(one.excludes_zero for one in pair.differences.values())
+    # Of numbers the smaller mean of squares is better.
+    numbers = [
+        write_run(tmp_path / f"n{k}", [f"{row}.jpg,1,{1 + k},{k * k}" for row in range(9)],
+                  head="path,age,predicted of age,loss")
+        for k in range(2)
+    ]  # fmt: skip
+    assert [compare_runs(runs).pairs[0].verdict for runs in (numbers, numbers[::-1])] == ["worse", "better"]
+
+
+def test_verdict_is_that_of_the_exact_test_and_says_why_an_interval_is_otherwise(tmp_path):
+    first = write_run(tmp_path / "x", rows_of("ab" * 8 + "ba" * 2))
+    for num, p_value, verdict in ((4, 0.125, "no clear difference"), (6, 0.03125, "better")):
+        first = write_run(tmp_path / f"x{num}", rows_of("ab" * 7 + "ba" * (num // 2) + "ab" * (3 - num // 2)))
+        found = compare_runs([first, write_run(tmp_path / f"y{num}", rows_of("ab" * 10))])
+        (pair,) = found.pairs
+        assert pair.differences["acc"].excludes_zero
+        assert (pair.p_value, pair.verdict) == (p_value, verdict)
+        line = format_pair(found, 1)[0]
+        assert line.startswith(
+            "B is better than A in acc, by McNemar's exact test, p = 0.031"
+            if num == 6
+            else "No clear difference in acc, by McNemar's exact test, p = 0.12; its interval excludes 0, but is by"
+        )
+        assert ("few images (4) differ: the test decides" in line) == (num == 4)
+        assert "The verdict is by acc alone, by McNemar's exact test at 5%." in format_comparison(found)
+        assert f"<b>{line.partition(chr(39))[0]}" in render_comparison(found)
+        assert render_comparison(found).count("The verdict is by acc alone") == 1
 
 
 def test_images_are_matched_by_their_paths_or_within_their_folders(tmp_path):
@@ -120,10 +155,85 @@ def test_runs_without_predictions_of_one_split_are_compared_by_the_rest(tmp_path
     found = compare_runs(runs)
     assert found.split == ""
     assert found.pairs[0].note == "not compared image by image: one of the two has no predictions; test it"
-    assert "No split was predicted by each run" in render_comparison(found)
+    assert "No split was predicted by each run, so that images are not compared" in render_comparison(found)
+    assert "! No split was predicted by each run" in format_comparison(found)
     assert format_comparison(found).endswith("The configs are equal.")
     runs[0].result_table("predictions", "val").write_text("\n".join([HEAD, *rows_of("ab" * 10)]))
-    assert compare_runs(runs).split == "val"
+    found = compare_runs(runs)
+    assert found.split == "val"
+    told = f"Compared on validation images, which have chosen the models, as {tmp_path}/val has no test predictions"
+    assert list_caveats(found) == [told]
+
+
+def write_classes(run, names, split="test"):
+    rows = ["class,images,predicted,precision,recall,f1", *(f"{name},1,1,1,1,1" for name in names)]
+    run.result_table("per_class", split).write_text("\n".join(rows) + "\n")
+    return run
+
+
+def test_numbers_of_images_and_classes_are_told_and_which_classes_one_run_alone_has(tmp_path):
+    facts = {"run": {"images": {"train": 1234, "val": 5}}}
+    first = write_classes(write_run(tmp_path / "x", rows_of("ab" * 10), metrics=facts), ["a", "b", *"cdefgh", "<i>"])
+    other = write_classes(write_run(tmp_path / "y", rows_of("ab" * 10)[:15]), ["b", "a", "'=1"])
+    same = write_classes(write_run(tmp_path / "z", rows_of("ab" * 10)), ["a", "b", *"cdefgh", "<i>"])
+    found = compare_runs([first, other, same])
+    rows = {name: cells for name, *cells in tabulate_runs(found)}
+    assert rows["images"] == ["20", "15", "20"]
+    assert rows["classes"] == ["9", "3", "9"]
+    assert rows["trained on"] == ["1,234", "", ""]
+    assert format_pair(found, 1)[2] == (
+        "Their classes differ: A alone has c, d, e, f, g and 2 more, B alone has =1. They are compared on images of "
+        "the classes of both, which are easier to tell for a model of fewer classes"
+    )
+    assert not [line for line in format_pair(found, 2) if "classes" in line]
+    assert [line.partition(",")[0] for line in list_caveats(found)] == ["B: not measured on the same images as A"]
+    assert "Their classes differ: A alone has c" in render_comparison(found)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "splits", "caveat"),
+    [
+        ({"test": {"split": "val"}}, "train,test", "A: its test images are the validation images, which have chosen"),
+        ({"test": {"split": "test"}}, "train,val", ""),
+        ({}, "train,val", "A: its test images are the validation images, which have chosen the model: its figures are"),
+        ({}, "train,test", ""),
+        ({}, "", ""),
+        (
+            {"test": {"is_before_refit": True, "split": "test"}},
+            "",
+            "A: its figures are those of the model before the r",
+        ),
+        (
+            {"test": {"checkpoint": "checkpoints/last.ckpt"}},
+            "test",
+            "A: its figures are those of checkpoints/last.ckpt",
+        ),
+        ({"test": {"checkpoint": "checkpoints/best.ckpt"}}, "test", ""),
+    ],
+)
+def test_what_the_figures_are_worth_is_told_in_print_and_on_the_page(tmp_path, metrics, splits, caveat):
+    runs = [
+        write_run(tmp_path / "x", rows_of("ab" * 10), metrics=metrics),
+        write_run(tmp_path / "y", rows_of("ab" * 10)),
+    ]
+    runs[0].checkpoints.mkdir()
+    runs[0].checkpoint("best").touch()
+    if splits:
+        runs[0].split_table.write_text("path,label,split\n" + "".join(f"{s},a,{s}\n" for s in splits.split(",")))
+    found = compare_runs(runs)
+    told = list_caveats(found)
+    assert len(told) == bool(caveat)
+    for line in told:
+        assert line.startswith(caveat)
+        assert f"! {line}" in format_comparison(found)
+        assert f"<li>{line}.</li>" in render_comparison(found)
+
+
+def test_same_predictions_for_test_and_validation_show_that_these_are_the_same_images(tmp_path):
+    run = write_run(tmp_path / "x", rows_of("ab" * 10))
+    assert not is_tested_on_validation(run, {})
+    run.result_table("predictions", "val").write_text("\n".join([HEAD, *rows_of("ba" * 10)]))
+    assert is_tested_on_validation(run, {})
 
 
 def test_damaged_table_is_named(tmp_path):
@@ -145,8 +255,8 @@ def test_page_and_lines_have_names_and_thumbnails_but_no_markup(tmp_path):
     assert page.count("data:image/jpeg;base64,") == 1
     lines = format_comparison(found).splitlines()
     assert f"B less A: {tmp_path}/y less {tmp_path}/x" in lines
-    assert "1 images are right in A alone, 0 in B alone (McNemar's exact test: p = 1)" in lines
-    assert any(line.split() == ["acc", "-1.0000", "-1.0000", "to", "-1.0000", "worse"] for line in lines)
+    assert "1 images are right in A alone, 0 in B alone" in lines
+    assert any(line.split() == ["acc", "-1.0000", "-1.0000", "to", "-1.0000"] for line in lines)
 
 
 def simulate(generator, num=150):
