@@ -22,6 +22,7 @@ from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target, is_device
+from lit_ft.evaluation.shared_work import join_launched
 from lit_ft.export.predictor import ExportedModel
 from lit_ft.export.runtime import is_runnable
 from lit_ft.model.module import FineTuneModule
@@ -64,26 +65,38 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"--out: {out} must end in {', '.join(_SUFFIXES)}")
     if given.top_k < 1:
         raise UserError(f"--top_k: must be at least 1, got {given.top_k}")
-    if refusal := check_target(out, given.overwrite):
+    with join_launched() as work:
+        paths = work.on_first(lambda: _find_all(out, given.overwrite, given.photos))
+        model = _load(given.checkpoint, given.device, given.tta, work.device())
+        shared = work.share(paths)
+        own = predict_rows(model, shared, given.top_k, given.probabilities, given.tta, work.is_first)
+        rows = work.collect(own)
+        return work.on_first(lambda: _write(out, rows, reason_column(model)))
+
+
+def _find_all(out: Path, overwrite: bool, photos: Sequence[str]) -> list[str]:
+    """The images, after a look at the file that is to be written."""
+    if refusal := check_target(out, overwrite):
         raise UserError(f"--out: {refusal.replace('`predictions.overwrite` true', '--overwrite')}")
-    paths = [path for source in given.photos for path in find_photos(source)]
-    model = _load(given.checkpoint, given.device, given.tta)
-    rows = predict_rows(model, paths, given.top_k, given.probabilities, given.tta)
-    reason = reason_column(model)
+    return [path for source in photos for path in find_photos(source)]
+
+
+def _write(out: Path, rows: Sequence[TableRow], reason: str) -> int:
+    """Writes the table, and gives the exit code: 1 if no image could be read."""
     write_table(out, rows, reason)
     failed = sum(reason in row for row in rows)
     print(f"Predictions: {printable(str(out))}, {len(rows):,} images" + (f", {failed:,} unreadable" if failed else ""))
     return 1 if rows and failed == len(rows) else 0
 
 
-def _load(path: str, device: str | None, tta: str | None) -> FineTuneModule | ExportedModel:
+def _load(path: str, device: str | None, tta: str | None, default: str | None) -> FineTuneModule | ExportedModel:
     if is_runnable(path):
         for option, value in (("--device", device), ("--tta", tta)):
             if value is not None:
                 raise UserError(f"{option}: {value} is for a checkpoint, not an exported file; leave it out")
         return ExportedModel(path)
     try:
-        return load(path, device)
+        return load(path, device or default)
     except UserError as error:
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
 
@@ -115,6 +128,7 @@ def predict_rows(
     top_k: int,
     probabilities: bool = False,
     tta: Views | None = None,
+    is_first: bool = True,
 ) -> list[TableRow]:
     """A row for each image, in order; one that cannot be read has the reason instead of a prediction.
 
@@ -124,6 +138,7 @@ def predict_rows(
         top_k: The number of classes to list.
         probabilities: Whether a row has a column of each class, too.
         tta: Test-time augmentation.
+        is_first: Whether this process shows how far it is.
     """
     left, done, reason = iter(paths), list[TableRow](), reason_column(model)
     all_classes = probabilities or model.task.name == "multilabel"
@@ -140,7 +155,7 @@ def predict_rows(
             )
             yield len(batch)
 
-    log_progress("Predict", batches(), len(paths))
+    log_progress("Predict", batches(), len(paths), is_first)
     return done
 
 

@@ -4,9 +4,11 @@ import csv
 import json
 import math
 import os
+import socket
 import subprocess
 from pathlib import Path
 
+import forked
 import lightning as L
 import numpy as np
 import pytest
@@ -216,6 +218,41 @@ def test_probabilities_of_all_classes_have_columns(best, photos):
     assert sum(named.values()) == pytest.approx(1, abs=1e-5)
     assert (named[row["class"]], named[row["class_2"]]) == (row["probability"], row["probability_2"])
     assert "class_3" not in row
+
+
+def launch(size, *args):
+    """The exit codes, and what each process printed, of as many as torchrun starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    logs = [Path(f"rank{rank}.log") for rank in range(size)]
+    codes = forked.wait(*(
+        forked.start(forked.lit_ft_main, ["predict", *map(str, args)], out=log, RANK=str(rank), **shared)
+        for rank, log in enumerate(logs)
+    ))  # fmt: skip
+    return codes, [[line for line in log.read_text().splitlines() if "warning" not in line.lower()] for log in logs]
+
+
+def test_processes_of_a_launcher_share_the_photos_and_write_each_once_in_order(best, photos):
+    Path("photos/aa.png").write_bytes(b"")
+    assert main(["predict", str(best), "photos", "--out", "one.csv"]) == 0
+    codes, printed = launch(3, best, "photos", "--out", "three.csv")
+    assert (codes, printed) == ([0] * 3, [["Predictions: three.csv, 4 images, 1 unreadable"], [], []])
+    one, three = table("one.csv"), table("three.csv")
+    assert [(row["path"], row["class"], row["error"]) for row in three] == [
+        (row["path"], row["class"], row["error"]) for row in one
+    ]
+    for row, other in zip(one, three, strict=True):  # of batches of other sizes
+        assert float(row["probability"] or 0) == pytest.approx(float(other["probability"] or 0), rel=1e-5)
+
+
+def test_launched_processes_refuse_in_one_line(best, photos):
+    Path("there.csv").write_text("mine")
+    codes, printed = launch(2, best, "photos", "--out", "there.csv")
+    line = "lit-ft: --out: there.csv exists; name another file, or to overwrite it: --overwrite"
+    assert (codes, printed) == ([2, 2], [[line], []])
+    assert Path("there.csv").read_text() == "mine"
 
 
 def test_list_names_the_photos_from_its_own_folder(best, photos, capsys):
