@@ -182,12 +182,18 @@ def _describe_results(facts: CardFacts, run: Run) -> tuple[list[str], list[str]]
     """The metrics of the checkpoint, by class and by group, and what limits them."""
     with refuse_damaged(run.metrics):
         metrics = read_metrics(run)
-    splits = [split for split in ("val", "test") if _is_of(metrics.get(split), facts, run)]
-    if not splits:
+    called = {
+        split: name
+        for split in ("val", "test")
+        for name in (f"{split}_{facts.checkpoint.stem}", split)  # of another checkpoint than the best, and of that
+        if _is_of(metrics.get(name), facts, run)
+    }
+    if not called:
         return ["Not measured: lit-ft test measures a checkpoint."], []
-    told, limits = [format_rows(_tabulate(metrics, splits)), "95% intervals in parentheses, by bootstrap."], []
-    split = splits[-1]
-    with refuse_damaged(file := run.result_table("per_class", split)):
+    measured, splits = {split: metrics[name] for split, name in called.items()}, [*called]
+    told, limits = [format_rows(_tabulate(measured, splits)), "95% intervals in parentheses, by bootstrap."], []
+    split, name = splits[-1], called[splits[-1]]
+    with refuse_damaged(file := run.result_table("per_class", name)):
         classes = read_rows(file)
         few = [row[0] for row in classes[1:] if int(row[1]) < FEW_IMAGES]
     if classes:
@@ -195,18 +201,18 @@ def _describe_results(facts: CardFacts, run: Run) -> tuple[list[str], list[str]]
     if few:
         names = ", ".join(map(escape, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
         limits.append(f"Measured on fewer than {FEW_IMAGES} images each: {names}.")
-    if groups := _tabulate_groups(run, split):
+    if groups := _tabulate_groups(run, name):
         told += [f"By group, {split}, the least accurate first:", format_rows(groups)]
-    if split == "test" and is_tested_on_validation(run, metrics):
+    if split == "test" and is_tested_on_validation(run, measured):
         limits.append("There were no test images: test means the validation images, by which the model was chosen.")
-    if metrics.get(split, {}).get("is_before_refit"):
+    if measured[split].get("is_before_refit"):
         limits.append("It was fitted again on training and validation images, after it was measured on these.")
     return told, limits
 
 
 def _is_of(entry: Any, facts: CardFacts, run: Run) -> bool:
-    """Whether metrics are of the checkpoint that is exported."""
-    measured = (entry or {}).get("checkpoint")
+    """Whether metrics are of the checkpoint that is exported, on the run's own images."""
+    measured = None if (entry or {}).get("data") else (entry or {}).get("checkpoint")
     return bool(measured) and (run.folder / str(measured)).resolve() == facts.checkpoint.resolve()
 
 

@@ -1,5 +1,6 @@
 """Model cards."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from lit_ft.export.description import Description
 from lit_ft.export.model_card import MOST_ROWS, CardFacts, describe_weights, escape, format_rows, render_card
 from lit_ft.model.module import FineTuneModule
+from lit_ft.runs import Run
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,25 @@ def test_card_of_a_checkpoint_without_a_run_has_what_the_file_has():
     assert headings == ["Use", "Classes", "Measured at the export", "Limits", "Backbone and licence", "Versions"]
     assert "| parameters | 693,962 |" not in card  # which has ten classes
     assert "| parameters | 692,930 |" in card
+
+
+def test_card_has_the_metrics_of_its_own_checkpoint(tmp_path):
+    run, module = Run(tmp_path), FineTuneModule("mnist_cnn", weights=None, classes=["a", "b"])
+    run.config.write_text("{}")
+    entries = {
+        "test": ("best", 0.5, None),
+        "test_last": ("last", 0.25, None),
+        "test_best": ("best", 0.125, "/elsewhere/best"),  # of a folder of this name
+        "val": ("last", 0.0625, None),  # as an earlier version wrote it
+        "val_last": ("best", 0.03125, "/elsewhere/last"),
+    }
+    run.metrics.write_text(json.dumps({
+        name: {"checkpoint": f"checkpoints/{checkpoint}.ckpt", f"{name[:4].rstrip('_')}/acc": value, "data": data}
+        for name, (checkpoint, value, data) in entries.items()
+    }))  # fmt: skip
+    run.result_table("per_class", "test_last").write_text("class,images\na,7\n")
+    for checkpoint, row in (("best", "| acc | 0.5000 |"), ("last", "| acc | 0.0625 | 0.2500 |")):
+        facts = CardFacts("m.onnx", module, run, run.checkpoint(checkpoint))
+        card = render_card(facts, Description("multiclass", ["a", "b"], 3, "mnist_cnn", [1e-3] * 2))
+        assert row in card.splitlines()
+        assert ("| a | 7 |" in card) == (checkpoint == "last")

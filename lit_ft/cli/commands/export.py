@@ -20,7 +20,6 @@ from lit_ft.data.modules.arrays import ArrayDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, printable
 from lit_ft.evaluation.inference import load
-from lit_ft.evaluation.run_files import read_metrics
 from lit_ft.export.build import Exported, build_export, describe_export, to_array, verify_built
 from lit_ft.export.description import PixelArray
 from lit_ft.export.examples import (
@@ -40,6 +39,7 @@ from lit_ft.export.verification import format_agreement
 from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run_of_checkpoint
+from lit_ft.training.handed_back import is_refitted
 
 DRAWN = "drawn"
 """What is given for the folder of examples where no photo is to be in the file."""
@@ -154,7 +154,7 @@ def _quantise(built: Exported, data: Any, facts: CardFacts) -> tuple[Exported, s
 
 def _note_refit(facts: CardFacts) -> str:
     """What must be known of a comparison on validation images, if the model was fitted on these in the end."""
-    was_refit = facts.run is not None and "refit" in read_metrics(facts.run)
+    was_refit = is_refitted(str(facts.checkpoint))
     return "; before, it had been fitted again on the validation images, too" if was_refit else ""
 
 
