@@ -31,7 +31,8 @@ class ImageTableDataModule(PhotoDataModule):
 
     Args:
         table: The file, which must be given, with a line of column names; a relative one may also lie in the folder
-            that the environment variable LIT_FT_DATA names. What ends in .tsv has tabs, and .parquet takes pyarrow.
+            that the environment variable LIT_FT_DATA names. Commas, semicolons or tabs stand between columns, and its
+            text is in UTF-8 or UTF-16; .parquet takes pyarrow.
         root: The folder that the paths start from, where they are not absolute. When not given, that of the table.
         path_column: The column with the path of each image.
         label_columns: For multiclass one column, with any text; the classes are in its order, by number where all are
