@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from small_runs import FewDigits, small_module
 from torch import nn
 
@@ -230,8 +230,10 @@ def test_results_of_an_earlier_fit_end_with_the_next_one_in_the_folder(tmp_path,
     own = run.result_table("predictions", "mine")
     for file in (own, run.report):
         file.touch()
-    history = run.history.read_bytes()
-    fit(tmp_path, last, **({"ckpt_path": run.last} if resumed else {}))  # after its last epoch
+    history, seen = run.history.read_bytes(), []
+    watch = LambdaCallback(on_train_epoch_start=lambda *_: seen.append(run.metrics.exists()))
+    fit(tmp_path, last, watch, **({"ckpt_path": run.last} if resumed else {}))  # after its last epoch
+    assert seen == ([] if resumed else [False] * 3)  # as a kill may come at any time
     assert json.loads(run.metrics.read_text()).keys() == {"val"}
     assert "images" in json.loads(run.metrics.read_text())["val"]
     assert [file.name for file in sorted(tmp_path.glob("*.*"))] == ["history.csv", "metrics.json", own.name]
