@@ -90,7 +90,7 @@ class HistoryWriter(Callback):
         chosen = rows[-1] if row is None else row
         metrics = {name: value for name, value in chosen.items() if name.startswith("val/") and value is not None}
         if metrics:
-            facts = describe_images(getattr(trainer, "datamodule", None), "val")
+            facts = describe_images(trainer, "val")
             write_metrics(self._run, "val", {**facts, **metrics}, best.best_model_path if row is not None else None)
 
     def mean_loss(self, trainer: L.Trainer) -> float | None:
@@ -127,13 +127,13 @@ class HistoryWriter(Callback):
             return
         data = trainer.datamodule
         name, place = name_results(trainer, self._run, split, read_entries(self._run.metrics))
-        facts = describe_images(data, split)
+        facts = describe_images(trainer, split)
         if place is not None:
             facts["data"] = place
-        if name != split:
             if trained_on := count_trained_on(self._run, data, split):
                 facts["trained_on"] = trained_on
-                rank_zero_warn(f"the model was trained on {trained_on:,} of these {facts['images']:,} images")
+                rank_zero_warn(f"the model was trained on {trained_on:,} of the images of {place}")
+        if name != split:
             rank_zero_print(f"These are not the run's own {split} results, so they are kept apart, as {name}")
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         write_metrics(self._run, name, {**facts, **metrics}, trainer.ckpt_path)

@@ -41,8 +41,11 @@ def name_results(trainer: Any, run: Run, split: Split, known: Mapping[str, Any])
     parts: list[str] = [split]
     if _is_another(run, checkpoint, known):
         parts.append(Path(checkpoint).stem)
-    is_whole = type(limit := getattr(trainer, f"limit_{split}_batches")) is float and limit == 1.0
-    place = None if is_whole and _is_own(run, trainer.datamodule, split, checkpoint) else _find_place(trainer)
+    place = (
+        None
+        if _is_whole(trainer, split) and _is_own(run, trainer.datamodule, split, checkpoint)
+        else _find_place(trainer)
+    )
     if place is not None:
         parts.append((Path(place).stem if os.path.isfile(place) else Path(place).name)[:_MOST_CHARACTERS])
     elif split == "val" and is_refitted(checkpoint):
@@ -69,13 +72,17 @@ def name_checkpoint(run: Run, checkpoint: str | Path) -> str:
     return Path(os.path.relpath(Path(checkpoint).resolve(), run.folder.resolve())).as_posix()
 
 
-def describe_images(data: Any, split: Split) -> dict[str, Any]:
+def describe_images(trainer: Any, split: Split) -> dict[str, Any]:
     """The split that the images of an evaluation are of, and their number, as far as that is known.
 
     A test is on the validation images where there are no test images.
     """
+    data: Any = getattr(trainer, "datamodule", None)
     images = find_images(data, split)
-    return {} if images is None else {"split": data.tested if split == "test" else split, "images": len(images)}
+    if images is None:
+        return {}
+    number = {"images": len(images)} if _is_whole(trainer, split) else {}
+    return {"split": data.tested if split == "test" else split, **number}
 
 
 def count_trained_on(run: Run, data: Any, split: Split) -> int:
@@ -83,6 +90,12 @@ def count_trained_on(run: Run, data: Any, split: Split) -> int:
     images = find_images(data, split)
     trained_on = _read_paths(run, data).get("train", set()) if isinstance(images, FileSplit) else set()
     return sum(os.path.abspath(path) in trained_on for path in images.paths.absolute()) if trained_on else 0
+
+
+def _is_whole(trainer: Any, split: Split) -> bool:
+    """Whether an evaluation is of all images; a whole number is one of batches."""
+    limit = getattr(trainer, f"limit_{split}_batches")
+    return isinstance(limit, float) and limit == 1.0
 
 
 def _is_another(run: Run, checkpoint: str, known: Mapping[str, Any]) -> bool:

@@ -172,7 +172,7 @@ def select_best(trainer: Any, module: Any) -> Selected:
         if not chosen.is_best_epoch:
             _save(trainer, callback, probe, tuned, last, chosen.share)
         metrics = {name: value for name, value in chosen.metrics.items() if name.startswith("val/")}
-        facts = describe_images(trainer.datamodule, "val")
+        facts = describe_images(trainer, "val")
         write_metrics(run, "val", {**facts, **metrics}, callback.best_model_path)
         write_selection(run, chosen.name, callback.monitor, {one.name: one.metrics for one in candidates})
     trainer.strategy.barrier("selection")

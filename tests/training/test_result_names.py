@@ -94,7 +94,9 @@ def test_other_images_of_the_same_folder_are_kept_apart(run, photo_root):
     assert name(run, read(photo_root), limit=1, tests_own=True)[0] == "test"
     own = read(photo_root, test_fraction=0.0)
     assert name(run, own)[0] == "test_photos"  # the validation images, while the run has others
-    assert describe_images(own, "test") == {"split": "val", "images": 6}
+    for limit, number in ((1.0, {"images": 6}), (1, {}), (0.5, {})):
+        trainer = SimpleNamespace(datamodule=own, limit_test_batches=limit)
+        assert describe_images(trainer, "test") == {"split": "val", **number}
     trained = {path for path, part in read_split(run) if part == "train"}
     tested = {str(path) for path in other.splits["test"].paths}
     assert count_trained_on(run, other, "test") == len(trained & tested) > 0
