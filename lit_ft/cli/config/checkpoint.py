@@ -40,7 +40,6 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
-        self._is_new = config.get("ckpt_path") is None
         self._replaces = False
         for key in METHOD_OPTIONS:
             config.pop(key, None)
@@ -51,13 +50,13 @@ class SaveConfig(SaveConfigCallback):
         # Now, as it asks all ranks, and `save_config` is called on the first alone.
         self._run = find_run(trainer) or Run(Path("."))
         is_there = trainer.strategy.broadcast(self._run.config.is_file())
-        self._replaces = is_there and not self.already_saved and stage == "fit" and self._is_new
+        self._replaces = is_there and not self.already_saved and stage == "fit"
         self.already_saved |= is_there
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves in place of the config of an earlier run in the folder, which the user has chosen for this one, too."""
-        if self._replaces:
+        if self._replaces and trainer.ckpt_path is None:
             self._replaces = self.already_saved = False
             super().setup(trainer, pl_module, "fit")
 
