@@ -208,7 +208,8 @@ def forget_results(run: Run) -> None:
     """Removes the metrics of a run, their tables and the report, which a further fit would leave of another model."""
     known = read_entries(run.metrics) if run.metrics.is_file() else {}
     for name in {"val", "test", *known}:
-        remove_tables(run, name)
+        if name.startswith(("val", "test")):
+            remove_tables(run, name)
     for file in (run.metrics, run.report):
         file.unlink(missing_ok=True)
     if known:
@@ -238,7 +239,7 @@ def write_selection(
 
 def write_refit(run: Run, facts: Mapping[str, float], checkpoint: str | Path) -> None:
     """Writes of what a refit was, and that what was measured is of the model before it, which has no checkpoint now."""
-    write_metrics(run, "refit", facts, checkpoint)
+    _write_entry(run.metrics, "refit", {"checkpoint": name_checkpoint(run, checkpoint), **facts})
     for split in {"val", "test"} & read_entries(run.metrics).keys():
         update_metrics(run, split, {"checkpoint": None, "is_before_refit": True})
 

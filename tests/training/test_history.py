@@ -21,6 +21,7 @@ from lit_ft.training.history import (
     read_rates,
     write_calibration,
     write_metrics,
+    write_refit,
 )
 from lit_ft.training.trainer import Trainer
 
@@ -226,17 +227,20 @@ def test_results_of_an_earlier_fit_end_with_the_next_one_in_the_folder(tmp_path,
         write_metrics(run, name, {"images": 3}, run.last)
         for kind in RESULT_TABLES:
             run.result_table(kind, name).touch()
-    write_calibration(run, {"temperature": 2.0})
-    own = run.result_table("predictions", "mine")
-    for file in (own, run.report):
+    own = [run.result_table("predictions", name) for name in ("calibration", "mine", "refit")]
+    for file in (*own, run.report):
         file.touch()
+    write_calibration(run, {"temperature": 2.0})
+    write_refit(run, {"images": 3}, run.last)
     history, seen = run.history.read_bytes(), []
     watch = LambdaCallback(on_train_epoch_start=lambda *_: seen.append(run.metrics.exists()))
     fit(tmp_path, last, watch, **({"ckpt_path": run.last} if resumed else {}))  # after its last epoch
     assert seen == ([] if resumed else [False] * 3)  # as a kill may come at any time
     assert json.loads(run.metrics.read_text()).keys() == {"val"}
     assert "images" in json.loads(run.metrics.read_text())["val"]
-    assert [file.name for file in sorted(tmp_path.glob("*.*"))] == ["history.csv", "metrics.json", own.name]
+    assert [file.name for file in sorted(tmp_path.glob("*.*"))] == [
+        "history.csv", "metrics.json", *(file.name for file in own)
+    ]  # fmt: skip
     assert run.history.read_bytes() == history
     assert capsys.readouterr().out.count("with its tables and report, which are of an earlier fit") == 1
 

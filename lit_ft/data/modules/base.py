@@ -189,14 +189,12 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
 
     def _keep_few(self, train: SetT) -> SetT:
         """The training images that ``shots`` or ``fraction`` ask for; all where neither is given."""
-        if not len(train):  # there are those to test alone
-            return train
-        if (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
+        if len(train) and (self.shots or self.sampling == "balanced") and train.targets.ndim > 1:
             key = "shots" if self.shots else "sampling"
             raise UserError(f"`data.{key}`: {self.shots or self.sampling} is for images of one class each")
-        if self.shots is not None:
+        if self.shots is not None and len(train):  # else there are those to test alone
             return train.part(keep_shots(train.targets, self.shots, self.split_seed, self.class_names))
-        if self.fraction is not None:
+        if self.fraction is not None and len(train):
             return train.part(keep_fraction(train.targets, self.fraction, self.split_seed))
         return train
 
