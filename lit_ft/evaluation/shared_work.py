@@ -17,8 +17,8 @@ from lit_ft.errors import UserError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=2)
-"""How long a process waits for another one, which may have the slower disk."""
+_PATIENCE = timedelta(minutes=10)
+"""How long a process waits for another one, to join it or to have the results of as many images."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class SharedWork:
                 found = [make()]
             except UserError as error:
                 found = [error]
-        dist.broadcast_object_list(found, src=0)
+        with _answered():
+            dist.broadcast_object_list(found, src=0)
         if isinstance(found[0], UserError):
             raise found[0] if self.is_first else SystemExit(2)
         return cast(T, found[0])
@@ -76,10 +77,23 @@ class SharedWork:
         if self.size == 1:
             return own
         parts: list[Any] = [None] * self.size
-        dist.gather_object(own, parts if self.is_first else None)
+        with _answered():
+            dist.gather_object(own, parts if self.is_first else None)
         if not self.is_first:
             return []
         return [parts[row % self.size][row // self.size] for row in range(sum(map(len, parts)))]
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Raises `UserError` where another process is gone, as one that was killed for its memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"another of the launched processes is gone or does not answer ({reason}); start again"
+        ) from error
 
 
 @contextmanager

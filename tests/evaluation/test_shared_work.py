@@ -49,3 +49,15 @@ def test_one_process_alone_asks_no_other():
     assert SharedWork().on_first(lambda: 5) == 5
     with pytest.raises(UserError, match="mine"):
         SharedWork().on_first(lambda: (_ for _ in ()).throw(UserError("mine")))
+
+
+def test_process_that_is_gone_is_named_in_a_line(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:5\nmore")
+
+    for name in ("broadcast_object_list", "gather_object"):
+        monkeypatch.setattr(dist, name, fail)
+    work = SharedWork(1, 2)
+    for call in (lambda: work.on_first(int), lambda: work.collect([])):
+        with pytest.raises(UserError, match=r"is gone or does not answer \(Connection closed .*:5\); start again$"):
+            call()
