@@ -22,7 +22,7 @@ from lit_ft.runs import Run, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, count_images, gather, join, name_images
 from lit_ft.training.handed_back import is_refitted
-from lit_ft.training.history import read_entries, remove_tables, write_intervals
+from lit_ft.training.metrics_file import read_entries, remove_tables, write_intervals
 from lit_ft.training.result_names import name_results
 from lit_ft.training.selected import SelectionListener, ValidationOutputs
 

@@ -19,7 +19,7 @@ from lit_ft.runs import find_best_path, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import quiet_validation
 from lit_ft.training.handed_back import SHARE, hand_back
-from lit_ft.training.history import update_metrics, write_calibration
+from lit_ft.training.metrics_file import update_metrics, write_calibration
 from lit_ft.training.selected import OutputRecorder, ValidationOutputs
 
 _MOST_LOGITS = 1 << 27

@@ -1,9 +1,8 @@
-"""The history of a run, a row an epoch, and the metrics of its checkpoints."""
+"""The history of a run, a row an epoch."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import replace_atomically
-from lit_ft.console import dump_json, format_path, rank_zero_print
+from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError, refuse_unwritable
-from lit_ft.runs import RESULT_TABLES, Run, find_best_callback, find_run
+from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import gather
+from lit_ft.training.metrics_file import forget_results, read_entries, write_metrics
 from lit_ft.training.progress import RunningLoss, read_new_metrics
-from lit_ft.training.result_names import count_trained_on, describe_images, name_checkpoint, name_results
+from lit_ft.training.result_names import count_trained_on, describe_images, name_results
 
 EpochRow = dict[str, int | float | None]
 
@@ -191,96 +191,6 @@ def keep_rows_before(path: Path, epoch: int) -> None:
 def find_best_row(rows: Sequence[EpochRow], monitor: str, score: Any) -> EpochRow | None:
     """The first row with the score of the best checkpoint, if any."""
     return next((row for row in rows if score is not None and row.get(monitor) == float(score)), None)
-
-
-def write_metrics(run: Run, split: str, metrics: Mapping[str, Any], checkpoint: str | Path | None) -> None:
-    """Sets the entry of a split in the metrics of a run; those of other splits stay. A damaged file is replaced.
-
-    The tables of the entry before are removed, as they may be of another model or other images. The checkpoint is kept
-    by its path from the folder of the run. A number that is not finite becomes null.
-    """
-    remove_tables(run, split)
-    relative = name_checkpoint(run, checkpoint) if checkpoint else None
-    _write_entry(run.metrics, split, {"checkpoint": relative, **metrics})
-
-
-def forget_results(run: Run) -> None:
-    """Removes the metrics of a run, their tables and the report, which a further fit would leave of another model."""
-    known = read_entries(run.metrics) if run.metrics.is_file() else {}
-    for name in {"val", "test", *known}:
-        if name.startswith(("val", "test")):
-            remove_tables(run, name)
-    for file in (run.metrics, run.report):
-        file.unlink(missing_ok=True)
-    if known:
-        rank_zero_print(f"Removed  {format_path(run.metrics)} with its tables and report, which are of an earlier fit")
-
-
-def remove_tables(run: Run, name: str) -> None:
-    """Removes the tables of results of a name."""
-    for kind in RESULT_TABLES:
-        run.result_table(kind, name).unlink(missing_ok=True)
-
-
-def write_selection(
-    run: Run, chosen: str, monitor: str, candidates: Mapping[str, Mapping[str, float]] | None = None
-) -> None:
-    """Writes which model was handed back, by which metric of validation, and the metrics of all that could have been.
-
-    Args:
-        run: The run.
-        chosen: The name of the model.
-        monitor: The metric.
-        candidates: The validation metrics of each candidate by its name, where there were several.
-    """
-    facts = {"split": "val", "monitor": monitor, "chosen": chosen}
-    _write_entry(run.metrics, "selection", {**facts, **({"candidates": dict(candidates)} if candidates else {})})
-
-
-def write_refit(run: Run, facts: Mapping[str, float], checkpoint: str | Path) -> None:
-    """Writes of what a refit was, and that what was measured is of the model before it, which has no checkpoint now."""
-    _write_entry(run.metrics, "refit", {"checkpoint": name_checkpoint(run, checkpoint), **facts})
-    for split in {"val", "test"} & read_entries(run.metrics).keys():
-        update_metrics(run, split, {"checkpoint": None, "is_before_refit": True})
-
-
-def write_run_facts(run: Run, facts: Mapping[str, Any]) -> None:
-    """Writes what a fit took, and on what it ran."""
-    _write_entry(run.metrics, "run", facts)
-
-
-def write_calibration(run: Run, facts: Mapping[str, float | None]) -> None:
-    """Writes how the model that is handed back was calibrated."""
-    _write_entry(run.metrics, "calibration", facts)
-
-
-def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
-    """Adds the lower and the upper end of an interval for each metric to the entry of a split."""
-    update_metrics(run, split, {"intervals": dict(intervals)})
-
-
-def update_metrics(run: Run, split: str, changes: Mapping[str, Any]) -> None:
-    """Changes some of the entry of a split."""
-    known = read_entries(run.metrics).get(split)
-    _write_entry(run.metrics, split, {**(known if isinstance(known, dict) else {}), **changes})
-
-
-def read_entries(path: Path) -> dict[str, Any]:
-    """The metrics of a run by name; none where there is no file, and with a warning where it is damaged."""
-    try:
-        known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError:
-        known = None
-    if isinstance(known, dict):
-        return known
-    rank_zero_warn(f"{path}: damaged; replaced by the metrics of this command alone")
-    return {}
-
-
-def _write_entry(path: Path, split: str, entry: Mapping[str, Any]) -> None:
-    entries = {**read_entries(path), split: entry}
-    with replace_atomically(path) as unfinished:
-        unfinished.write_text(dump_json(entries, indent=2), encoding="utf-8")
 
 
 def _parse_row(row: Mapping[str, str]) -> EpochRow:

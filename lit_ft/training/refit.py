@@ -25,7 +25,7 @@ from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
 from lit_ft.training.handed_back import REFITTED, hand_back, is_refitted
-from lit_ft.training.history import write_refit
+from lit_ft.training.metrics_file import write_refit
 from lit_ft.training.selection import Selected, blend
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.view import find_unfreezing

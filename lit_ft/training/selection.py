@@ -19,7 +19,7 @@ from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
 from lit_ft.training.handed_back import hand_back, take_best_epoch
-from lit_ft.training.history import write_metrics, write_selection
+from lit_ft.training.metrics_file import write_metrics, write_selection
 from lit_ft.training.result_names import describe_images
 from lit_ft.unfreezing.view import find_unfreezing
 

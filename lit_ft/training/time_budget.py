@@ -12,7 +12,7 @@ import torch
 
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.runs import find_run
-from lit_ft.training.history import write_run_facts
+from lit_ft.training.metrics_file import write_run_facts
 from lit_ft.training.selected import SelectionListener, ValidationOutputs
 
 _LIBRARIES = ("lit_ft", "torch", "torchvision", "lightning")

@@ -12,17 +12,8 @@ from torch import nn
 
 from lit_ft.errors import UserError
 from lit_ft.runs import RESULT_TABLES, Run
-from lit_ft.training.history import (
-    HistoryWriter,
-    append_row,
-    find_best_row,
-    keep_rows_before,
-    read_history,
-    read_rates,
-    write_calibration,
-    write_metrics,
-    write_refit,
-)
+from lit_ft.training.history import HistoryWriter, append_row, find_best_row, keep_rows_before, read_history, read_rates
+from lit_ft.training.metrics_file import write_calibration, write_metrics, write_refit
 from lit_ft.training.trainer import Trainer
 
 FIT = ("fit", "--unfreeze.strategy", "full")
@@ -130,26 +121,6 @@ def test_best_row_is_the_first_with_the_best_score(score, epoch):
     assert (find_best_row(rows, "val/loss", score) or {"epoch": None})["epoch"] == epoch
 
 
-def test_metrics_of_other_splits_stay(tmp_path):
-    run = Run(tmp_path)
-    write_metrics(run, "val", {"val/acc": 0.5}, None)
-    write_metrics(run, "test", {"test/r2": math.nan}, run.checkpoint("best"))
-    write_metrics(run, "val", {"val/acc": 0.75}, run.last)
-    assert json.loads(run.metrics.read_text()) == {
-        "val": {"checkpoint": "checkpoints/last.ckpt", "val/acc": 0.75},
-        "test": {"checkpoint": "checkpoints/best.ckpt", "test/r2": None},
-    }
-
-
-@pytest.mark.parametrize("text", ['{"val": ', "[1]", ""])
-def test_damaged_metrics_are_replaced_with_a_warning(tmp_path, text):
-    run = Run(tmp_path)
-    run.metrics.write_text(text)
-    with pytest.warns(UserWarning, match=r"metrics\.json: damaged; replaced"):
-        write_metrics(run, "test", {"test/acc": 0.5}, None)
-    assert json.loads(run.metrics.read_text()) == {"test": {"checkpoint": None, "test/acc": 0.5}}
-
-
 def rows_of(folder):
     with Run(folder).history.open() as file:
         return list(csv.reader(file))
@@ -243,14 +214,6 @@ def test_results_of_an_earlier_fit_end_with_the_next_one_in_the_folder(tmp_path,
     ]  # fmt: skip
     assert run.history.read_bytes() == history
     assert capsys.readouterr().out.count("with its tables and report, which are of an earlier fit") == 1
-
-
-def test_new_entry_of_a_split_has_no_tables_of_the_one_before(tmp_path):
-    run = Run(tmp_path)
-    for name in ("test", "test_new"):
-        run.result_table("per_class", name).touch()
-    write_metrics(run, "test", {}, None)
-    assert [file.name for file in sorted(tmp_path.iterdir())] == ["metrics.json", "per_class_test_new.csv"]
 
 
 @pytest.mark.parametrize("command", [("fit", "--trainer.fast_dev_run", "true"), ("plan",)])

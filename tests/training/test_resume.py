@@ -1,67 +1,124 @@
-from pathlib import Path
+import os
+import warnings
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from small_runs import FewDigits, small_module, small_trainer
+
+from lit_ft.errors import UserError
+from lit_ft.runs import Run
+from lit_ft.training.resume import find_intact_checkpoint, find_run_of_job, find_run_to_resume, lock_run, write_job
 
 
-class Ends(Callback):
-    """Notes after which epochs there was a validation, and which came to their end."""
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """Makes a run of a command in a job, with checkpoints that are so many seconds old, and given content."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
-    def __init__(self):
-        self.validated, self.ended = [], []
+    def make(name, command, job=None, age=0, **checkpoints):
+        run = Run((tmp_path / "logs" / name).resolve())
+        run.checkpoints.mkdir(parents=True)
+        with monkeypatch.context() as variables:
+            if job is not None:
+                variables.setenv("SLURM_JOB_ID", job)
+            write_job(run, command)
+        for which, content in checkpoints.items():
+            torch.save(content, run.checkpoint(which))
+        for path in (run.job, *run.checkpoints.iterdir()):
+            os.utime(path, (10**9 - age, 10**9 - age))
+        return run
 
-    def on_validation_end(self, trainer, pl_module):
-        self.validated.append(trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.ended.append(trainer.current_epoch)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("step", "epochs"), [(5, [1, 2]), (6, [1, 2]), (7, [2]), (9, [2])])
-def test_resumed_run_validates_and_ends_each_epoch_that_had_not_yet_ended(step, epochs, tmp_path):
-    steps = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    data = FewDigits(batch_size=7)
-    small_trainer(3, steps).fit(small_module(), datamodule=data)
-    ends = Ends()
-    small_trainer(3, ends).fit(small_module(), datamodule=data, ckpt_path=tmp_path / f"step={step}.ckpt")
-    assert (ends.validated, ends.ended) == (epochs, epochs)
+    return make
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", ["local://{mine}", "file://{run}/../mine", "{run}/../mine"])
-def test_resumed_run_removes_nothing_that_its_checkpoint_names_outside_its_folder(path, tmp_path):
-    run, mine = tmp_path / "run", tmp_path / "mine"
-    mine.mkdir()
-
-    def callbacks():
-        best = ModelCheckpoint(run, "best-{epoch}", monitor="val/loss", mode="max", save_last=True)
-        return best, ModelCheckpoint(run, "latest-{epoch}")
-
-    small_trainer(1, *callbacks()).fit(small_module(), datamodule=FewDigits())
-    hostile = torch.load(run / "last.ckpt", weights_only=True)
-    named = path.format(run=run, mine=mine)
-    names = {"best_model_path": named, "last_model_path": named, "kth_best_model_path": named}
-    for state in hostile["callbacks"].values():
-        if "dirpath" in state:
-            state.update(names, best_k_models={named: torch.tensor(-1.0)}, kth_value=torch.tensor(-1.0))
-    torch.save(hostile, tmp_path / "hostile.ckpt")
-    small_trainer(2, *callbacks()).fit(small_module(), datamodule=FewDigits(), ckpt_path=tmp_path / "hostile.ckpt")
-    assert mine.is_dir()
-    assert (run / "best-epoch=1.ckpt").is_file()
+EPOCH = {"optimizer_states": [{"state": {}}], "state_dict": {"w": torch.ones(1000)}}
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_resumed_run_goes_on_with_its_own_best_checkpoints(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+def test_restarted_job_finds_the_run_of_its_command(make_run, tmp_path, monkeypatch):
+    mine = make_run("version_0", "fit --name a", job="12", age=9)
+    make_run("version_1", "fit --name a", job="13")
+    make_run("version_2", "fit --name a --seed_everything 1", job="12")
+    assert find_run_of_job(tmp_path / "logs", "fit --name a") is None  # in no job
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert find_run_of_job(tmp_path / "logs", "fit --name a") == mine
+    assert find_run_of_job(tmp_path / "logs", "finetune --name a") is None
+    assert find_run_of_job(tmp_path / "none", "fit --name a") is None
 
-    def best():
-        return ModelCheckpoint("../run", "{epoch}", monitor="val/loss", mode="max", save_top_k=3, save_last=True)
 
-    small_trainer(2, best()).fit(small_module(), datamodule=FewDigits())
-    resumed = best()
-    small_trainer(3, resumed).fit(small_module(), datamodule=FewDigits(), ckpt_path="../run/last.ckpt")
-    assert sorted(path.name for path in map(Path, resumed.best_k_models)) == [f"epoch={i}.ckpt" for i in range(3)]
+def test_run_to_resume_is_the_newest_of_the_command_or_else_the_newest(make_run, tmp_path):
+    folder = tmp_path / "logs"
+    assert find_run_to_resume(folder, "fit") is None
+    make_run("version_0", "fit")  # without a checkpoint
+    assert find_run_to_resume(folder, "fit") is None
+    own = make_run("version_1", "fit", age=20, last=EPOCH)
+    other = make_run("version_2", "fit --model.lr 1", age=10, last=EPOCH)
+    assert find_run_to_resume(folder, "fit") == own
+    assert find_run_to_resume(folder, "fit --model.lr 2") == other  # whose options are then compared, and told
+    newer = make_run("version_3", "fit", job="12", age=5, last=EPOCH)  # of whichever job
+    assert find_run_to_resume(folder, "fit") == newer
+
+
+def test_newest_intact_checkpoint_is_taken(make_run, recwarn):
+    run = make_run("version_0", "fit", last=EPOCH, best=EPOCH, probe=EPOCH)
+    os.utime(run.checkpoint("best"), (1, 1))
+    assert find_intact_checkpoint(run) == str(run.last)
+    assert not recwarn
+
+    content = bytearray(run.last.read_bytes())
+    middle = content.index(torch.ones(1000).numpy().tobytes())
+    content[middle : middle + 2000] = bytes(2000)  # as a power cut leaves a part of a file
+    run.last.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"last.ckpt: damaged; passed over"):
+        assert find_intact_checkpoint(run) == str(run.checkpoint("best"))
+    run.last.write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=r"last.ckpt: damaged; passed over"):
+        assert find_intact_checkpoint(run) == str(run.checkpoint("best"))
+
+    run.last.unlink()
+    torch.save({"state_dict": EPOCH["state_dict"]}, run.checkpoint("best"))  # as it is handed back
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_intact_checkpoint(run) is None
+
+
+def test_run_that_is_going_on_is_not_gone_on_with_by_another(make_run):
+    run = make_run("version_0", "fit")
+    lock = lock_run(run)
+    with pytest.raises(UserError, match=r"version_0: this run is still going on; wait for it, or give name$"):
+        lock_run(run)
+    lock.release()
+    lock_run(run).release()
+
+
+def test_auto_starts_afresh_then_resumes_and_refuses_another_run(run, refused, tmp_path):
+    args = ("fit", "--resume", "auto", "--unfreeze", "null", "--model.weights", "null", "--report", "null")
+    args += ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1, "--trainer.max_epochs", 1)
+    assert "Resume  from the start, as no run in logs/run has a checkpoint" in run(*args)
+    first = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert "Resume  from logs/run/version_0/checkpoints/last.ckpt" in run(*args[:-1], 2)
+    then = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert (first["epoch"], then["epoch"]) == (0, 1)
+    assert os.listdir("logs/run") == ["version_0"]
+    line = refused(*args, "--model.lr", 0.5, "--seed_everything", 3)
+    assert "last.ckpt is of a run with --model.lr 0.001, but this one has 0.5; --seed_everything 0, but this" in line
+    line = refused(*args, "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt")
+    assert line == "lit-ft: --resume: finds the checkpoint itself; leave it or --ckpt_path out"
+
+
+def test_other_job_takes_no_checkpoint_of_another_run(run, monkeypatch):
+    args = ("fit", "--unfreeze", "null", "--model.weights", "null", "--report", "null", "--trainer.max_epochs", 1)
+    args += ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
+    run(*args)
+    last = "logs/run/version_0/checkpoints/last.ckpt"
+    # As Lightning saves it for a job that is requeued, and loads it in any later one.
+    os.link(last, "logs/hpc_ckpt_1.ckpt")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    run(*args[:-4], "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 3)
+    assert torch.load("logs/run/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "Resume  from logs/run/version_1/checkpoints/last.ckpt" in run(
+        *args[:-4], "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 3
+    )
+    assert sorted(os.listdir("logs/run")) == ["version_0", "version_1"]
