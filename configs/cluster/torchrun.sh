@@ -1,0 +1,19 @@
+#!/bin/bash
+# Fine-tunes on the GPUs of one machine, or of several, without a scheduler, as any recipe says:
+#
+#   configs/cluster/torchrun.sh --config configs/image_folder.yaml --data.root PHOTOS
+#
+# On several machines, start it on each, with the same RUN and the address of the first:
+#
+#   NODES=2 FIRST=node1:29500 RUN=flowers configs/cluster/torchrun.sh --config ... --data.root PHOTOS
+#
+# A process that dies takes the others with it; all are started again, up to three times, and go on where they were.
+PROCESSES=${PROCESSES:-gpu}      # a machine; a number on CPUs
+NODES=${NODES:-1}
+
+if [ "$NODES" = 1 ]; then
+    place=(--standalone)
+else
+    place=(--nnodes "$NODES" --rdzv_backend c10d --rdzv_endpoint "$FIRST" --rdzv_id "$RUN")
+fi
+exec torchrun --nproc_per_node "$PROCESSES" --max_restarts 3 "${place[@]}" -m lit_ft finetune "$@"
