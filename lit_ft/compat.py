@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -157,11 +158,35 @@ def rewrap_ddp(strategy: Any) -> None:
     Lightning (2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
     (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
     """
+    forget_buckets(strategy._ddp_comm_state)
     strategy.model = strategy.lightning_module
     kwargs = strategy._ddp_kwargs
     strategy._ddp_kwargs = {**kwargs, "init_sync": False}
     strategy.configure_ddp()
     strategy._ddp_kwargs = kwargs
+
+
+def compression_of(strategy: Any) -> tuple[Any, Any]:
+    """The hook by which a `DDPStrategy` reduces gradients, and its state; Lightning (2.6) keeps both private."""
+    return strategy._ddp_comm_hook, strategy._ddp_comm_state
+
+
+def writes_parts(strategy: Any) -> bool:
+    """Whether a `ModelParallelStrategy` writes a checkpoint as a folder of parts; Lightning (2.6) keeps it private."""
+    return bool(strategy._save_distributed_checkpoint)
+
+
+def forget_buckets(state: Any) -> None:
+    """Lets PowerSGD begin anew with the buckets of another wrapper, as when it began to compress.
+
+    torch (2.8 to 2.14) keeps the errors and the factors of each bucket by its index alone. They would be added to the
+    gradients of other parameters, or have another size. As DDP fills its buckets anew after its first step, two steps
+    are not compressed.
+    """
+    if isinstance(state, PowerSGDState):
+        state.iter = min(state.iter, max(0, state.start_powerSGD_iter - 2))
+        for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            kept.clear()
 
 
 def collect_constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:

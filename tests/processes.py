@@ -1,5 +1,6 @@
 """Runs on several CPU processes, one for each rank."""
 
+import importlib
 import logging
 import os
 import socket
@@ -41,8 +42,8 @@ from lit_ft.unfreezing.plan import PhaseConfig
 from lit_ft.unfreezing.strategies import make_plan
 
 
-def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=forked.SECONDS):
-    """Starts the processes, and returns what each of them found in each scenario.
+def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=forked.SECONDS, home=__name__):
+    """Starts the processes, and returns what each of them found in each scenario, a function of the module ``home``.
 
     With several nodes, each of them has as many of the processes as the others.
     """
@@ -55,7 +56,7 @@ def launch(folder, *scenarios, num_processes=2, num_nodes=1, seconds=forked.SECO
     ranks = []
     for rank in range(num_processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank % share), "GROUP_RANK": str(rank // share)}
-        ranks.append(forked.start(main, folder, scenarios, rank, out=folder / f"rank{rank}.log", **shared, **own))
+        ranks.append(forked.start(main, folder, scenarios, rank, home, out=folder / f"rank{rank}.log", **shared, **own))
     if any(forked.wait(*ranks, seconds=seconds)):
         raise RuntimeError("\n".join(log.read_text()[-3000:] for log in sorted(folder.glob("rank*.log"))))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(num_processes)]
@@ -459,9 +460,10 @@ def resume_from_damaged_features(folder, rank):
     return {"images": computed, "weights": module.state_dict()}
 
 
-def main(folder, scenarios, rank):
+def main(folder, scenarios, rank, home):
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    found = {scenario: globals()[scenario](folder, rank) for scenario in scenarios}
+    known = importlib.import_module(home)
+    found = {scenario: getattr(known, scenario)(folder, rank) for scenario in scenarios}
     torch.save(found, folder / f"rank{rank}.pt")

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.compile import from_compiled
 from PIL import Image
 from small_runs import FewDigits, small_module, small_trainer
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, SequentialLR
@@ -34,6 +35,7 @@ from lit_ft.compat import (
     chunked_index,
     collect_constructor_arguments,
     epochs_done,
+    forget_buckets,
     group_by_matcher,
     inner_schedulers,
     inner_states,
@@ -69,6 +71,18 @@ def test_ddp_takes_its_options_where_they_are_changed_to_wrap_anew():
     assert strategy._ddp_kwargs == {"bucket_cap_mb": 3}
     assert "init_sync" in inspect.signature(DistributedDataParallel).parameters
     assert not inspect.signature(strategy.configure_ddp).parameters
+
+
+def test_low_rank_gradients_begin_anew_with_other_buckets():
+    state = PowerSGDState(None, start_powerSGD_iter=5)
+    kept = state.error_dict, state.p_memory_dict, state.q_memory_dict
+    for iteration, left in ((2, 2), (40, 3)):  # two whole steps, in which DDP fills its buckets anew
+        state.iter = iteration
+        for values in kept:
+            values[0] = torch.ones(2)
+        forget_buckets(state)
+        assert (state.iter, [len(values) for values in kept]) == (left, [0, 0, 0])
+    forget_buckets(None)
 
 
 def test_loops_count_epochs_and_the_batches_of_the_one_under_way():

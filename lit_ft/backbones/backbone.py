@@ -82,6 +82,8 @@ class Backbone(Staged, nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Whether activations are computed again in the backward pass rather than kept.
         self.gradient_checkpointing = False
+        # Whether stages have their weights only while they compute; what is gathered in inference mode cannot train.
+        self.is_sharded = False
         features = of_an_image(self, spec)  # without data or arithmetic
         if features.ndim != 2:
             raise UserError(f"`model.pool`: gives features of shape {tuple(features.shape)}, not (B, D); choose avg")
@@ -95,7 +97,8 @@ class Backbone(Staged, nn.Module):
         if not depth:
             return self._rest(images, 0)
         # What is compiled keeps nothing for the backward pass that it does not need, and knows no inference mode.
-        with torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode():
+        saves_versions = torch.compiler.is_compiling() or self.is_sharded
+        with torch.no_grad() if saves_versions else torch.inference_mode():
             values = self.prefix(images, depth)
         return self._rest(values.clone(), depth)  # a copy, as autograd saves nothing of inference mode
 

@@ -29,6 +29,7 @@ from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalt
 from lit_ft.model.prediction import Predictor
 from lit_ft.model.preprocessing import BatchMix, MixConfig, Normalise
 from lit_ft.model.resumable_fit import ResumableFit
+from lit_ft.model.sharding import is_sharding, refuse_strategy, shard_stages
 from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups, check_rates
 from lit_ft.optim.schedules import configure_schedule
 from lit_ft.tasks.classes import TakeClasses, name_classes, settle_classes
@@ -195,6 +196,7 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         # The loss that the progress bar fetches itself; noted here, as Lightning's finders run without the bar.
         self._fetched = getattr(self.trainer.progress_bar_callback, "fetches", ())
         self.take_classes(stage)
+        refuse_strategy(self.trainer, self)
         check_precision(self.task.name, str(self.trainer.precision))
         self._losses, self._batches = LossWatch(), BatchCheck()
         super().setup(stage)
@@ -208,6 +210,10 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
                 set_prior_bias(self.head, self.data_module, self.task.name)
             self.objective.setup(self)
 
+    def configure_model(self) -> None:
+        """Shards the stages, where the strategy of the trainer asks for it."""
+        shard_stages(self)
+
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""
         self.refuse_finders_on_resume()
@@ -219,6 +225,7 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         # Lightning refuses to clip with them, also where nothing is scaled.
         plugin = self.trainer.precision_plugin
         fused = not (isinstance(plugin, MixedPrecision) and (plugin.scaler or self.trainer.gradient_clip_val))
+        fused = fused and not is_sharding(self.trainer.strategy)  # torch 2.14 has no fused SGD for sharded weights
         optimizer = build_optimizer(self.hparams["optimizer"], groups, self.hparams["lr"], fused)
         if (spec := self.hparams["lr_scheduler"]) is None:
             return optimizer

@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from lit_ft.compat import attached_trainer
 from lit_ft.errors import UserError, unknown
+from lit_ft.model.sharding import whole
 from lit_ft.runs import find_best_path
 from lit_ft.tasks.classes import warn_absent_classes
 from lit_ft.tasks.metrics import MeanLoss
@@ -213,7 +214,7 @@ def find_largest_gradient(module: Any) -> str | None:
     for stage, parts in module.stage_modules().items():
         gradients = [p.grad for part in parts for p in part.parameters() if p.grad is not None]
         if gradients:
-            largest[stage] = nn.utils.get_total_norm(gradients, norm_type=math.inf)
+            largest[stage] = whole(nn.utils.get_total_norm(gradients, norm_type=math.inf))
     if not largest:
         return None
     values = torch.stack(list(largest.values())).nan_to_num(nan=math.inf, posinf=math.inf).tolist()

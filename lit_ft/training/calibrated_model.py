@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional import classification
 
@@ -15,6 +16,7 @@ from lit_ft.model.calibration import Calibration, fit_label_sets, fit_temperatur
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.heads import divide_logits, takes_temperature
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.sharding import is_sharding
 from lit_ft.runs import find_best_path, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import quiet_validation
@@ -41,6 +43,9 @@ def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
     """
     best = find_best_path(trainer)
     if best is None or trainer.fast_dev_run or not trainer.limit_val_batches or not isinstance(module, FineTuneModule):
+        return None
+    if is_sharding(trainer.strategy):
+        rank_zero_warn("the model is not calibrated, as no process holds it whole")
         return None
     checkpoint = read_checkpoint(best) if trainer.is_global_zero else {}
     module.load_state_dict(trainer.strategy.broadcast(checkpoint.get("state_dict")))

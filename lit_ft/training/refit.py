@@ -21,6 +21,7 @@ from lit_ft.features.cache import FeatureCache
 from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.sharding import is_sharding
 from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
@@ -151,6 +152,8 @@ def _refuse_refit(trainer: L.Trainer, module: Any, data: Any) -> None:
         raise UserError("`refit`: true is for FineTuneModule and the data modules of lit_ft; give false")
     if isinstance(data, StreamDataModule):  # litdata reads one folder
         raise UserError(f"`refit`: {type(data).__name__} cannot train on its validation images; give false")
+    if is_sharding(trainer.strategy):
+        raise UserError("`refit`: true needs the whole model in each process; give false, or `trainer.strategy` ddp")
     if not cast(Any, trainer).limit_val_batches:
         raise UserError(
             "`refit`: without validation nothing is chosen; give false, or leave `trainer.limit_val_batches` out"

@@ -18,7 +18,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -26,6 +26,7 @@ from lit_ft.compat import leave_signals
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, unknown
+from lit_ft.model.sharding import refuse_unsupported
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
@@ -97,6 +98,8 @@ class Trainer(L.Trainer):
             torch.set_float32_matmul_precision("high")  # matrices in TF32, as cuDNN has its convolutions anyway
         if isinstance(self.accelerator, CPUAccelerator):
             keep_freed_memory()
+            if kwargs.get("sync_batchnorm") and isinstance(self.strategy, DDPStrategy):
+                raise UserError("`trainer.sync_batchnorm`: torch has it on GPUs alone; give false on a CPU")
         if type(cast(Any, self).profiler) is PassThroughProfiler:
             self.profiler = _NoProfiler()
         # Not as a default of `plugins`, which the user's own would replace, whatever they are for; nor for strategies
@@ -252,6 +255,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
         name, names = given.get(option), ["auto", *registered]
         if isinstance(name, str) and name not in names:
             raise unknown(option, name, names, f"`trainer.{option}`")
+    refuse_unsupported(given.get("strategy"))
 
 
 def _refuse_options(given: Mapping[str, Any]) -> None:

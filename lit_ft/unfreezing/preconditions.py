@@ -16,17 +16,24 @@ from torch import nn
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.compat import BATCH_NORM, epochs_done
 from lit_ft.errors import UserError
+from lit_ft.model.module import FineTuneModule
+from lit_ft.model.sharding import is_sharding, refuse_local_steps, refuse_sharded_resume
 from lit_ft.optim.run_length import RunLength
 from lit_ft.unfreezing.plan import Plan
 
 
 def refuse_plan(trainer: L.Trainer, module: L.LightningModule, plan: Plan, frozen_norm: FrozenNorm) -> None:
     """Raises `UserError` if the trainer or the module cannot carry out a plan, before any training."""
-    if len(plan.phases) > 1 and not is_replicated(trainer.strategy):
+    # Other modules shard themselves, in their own ways.
+    can_unfreeze = isinstance(module, FineTuneModule) and is_sharding(trainer.strategy)
+    if len(plan.phases) > 1 and not (can_unfreeze or is_replicated(trainer.strategy)):
         raise UserError(
             f"`trainer.strategy`: {type(trainer.strategy).__name__} cannot unfreeze stages in mid-run; use ddp, or a "
             "plan of one phase"
         )
+    if isinstance(trainer.strategy, DDPStrategy):
+        refuse_local_steps(trainer.strategy)
+    refuse_sharded_resume(trainer, plan.stages, [phase.trainable for phase in plan.phases])
     refuse_averaging(cast(Any, trainer).callbacks, cast(Staged, module).stage_modules(), plan, frozen_norm)
     for phase in plan.phases:
         if phase.plateau is None:

@@ -16,6 +16,7 @@ from lit_ft.data.loading.sampler import share
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.sharding import is_sharding
 from lit_ft.probes.feature_pass import compute_stage_features
 from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_equal, refuse_not_finite
 from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
@@ -75,6 +76,8 @@ def _find_obstacle(trainer: L.Trainer, module: L.LightningModule) -> str | None:
         return "is for FineTuneModule and the data modules of lit_ft"
     if not isinstance(module.head[-1], nn.Linear) or any(isinstance(layer, nn.ReLU) for layer in module.head):
         return "is for a linear layer, without `model.head.hidden`"
+    if is_sharding(trainer.strategy):
+        return f"needs the whole head in each process, of which {type(trainer.strategy).__name__} gives a part"
     if module.objective.mix.is_on:
         return "takes images as they are, but `model.mix` changes them"
     if finders := [c for c in own.callbacks if isinstance(c, (BatchSizeFinder, LearningRateFinder))]:

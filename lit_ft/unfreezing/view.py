@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import indent
 from typing import Any, cast
 
 import lightning as L
-from torch import nn
+from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone, stage_costs, training_share
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.console import format_bytes, format_table
+from lit_ft.model.sharding import is_sharding
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
 from lit_ft.unfreezing.plan import Phase, Plan, UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
@@ -70,7 +71,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
                 f"{num:,} ({num / whole:.1%})",
                 _format_rates([rates[stage] for stage in phase.trainable if stage in rates]),
                 f"{training_share(macs, trains):.0%}" if macs else "-",
-                format_bytes(sum(parameter.numel() * parameter.element_size() for parameter in trained)),
+                "-" if is_sharding(trainer.strategy) else format_bytes(reduced_bytes(trained)),
             )
         )
     table = indent(format_table(rows), "  ")
@@ -78,6 +79,11 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     network = cast(Any, module.hparams).get("backbone", type(module).__name__)
     title = network if isinstance(network, str) else network["class_path"]
     return f"Plan  {title}: {', '.join(plan.stages)}; {whole:,} parameters{norm}\n{table}"
+
+
+def reduced_bytes(trained: Iterable[Tensor]) -> int:
+    """What DDP reduces in each step: the bytes of the gradients of what trains."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in trained)
 
 
 def _format_epochs(phase: Phase, after_plateau: bool) -> str:
@@ -113,7 +119,7 @@ def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
 def _macs(module: L.LightningModule) -> list[int]:
     """The arithmetic of each stage in a forward pass, with the head last; empty without a `Backbone`."""
     backbone = getattr(module, "backbone", None)
-    if not isinstance(backbone, Backbone):
+    if not isinstance(backbone, Backbone) or backbone.is_sharded:  # which would gather weights that have no data
         return []
     head = cast(Staged, module).stage_modules().popitem()[1]
     of_head = sum(layer.weight.numel() for part in head for layer in part.modules() if isinstance(layer, nn.Linear))

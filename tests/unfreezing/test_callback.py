@@ -7,7 +7,7 @@ import processes
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, XLAStrategy
 from small_runs import FewDigits, Recorder, digest, digests, small_module, small_resnet, small_trainer
 from torch import nn
 from torchmetrics import MeanMetric
@@ -200,7 +200,7 @@ def test_plan_that_does_not_fit_is_refused_before_training(options, max_epochs, 
     assert digest(module.backbone.parameters()) == before
 
 
-@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, XLAStrategy])
 def test_sharded_strategy_cannot_unfreeze(kind):
     strategy = object.__new__(kind)  # as some need a library to be made
     options = {"max_epochs": 2, "current_epoch": 0, "fast_dev_run": False, "enable_validation": True, "callbacks": []}
