@@ -19,7 +19,7 @@ from lit_ft.cli import main as lit_ft_main
 from lit_ft.model.sharding import whole
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
-GLOO = {"process_group_backend": "gloo", "timeout": timedelta(seconds=forked.SECONDS / 4)}
+GLOO = {"process_group_backend": "gloo", "timeout": timedelta(seconds=forked.SECONDS / 2)}
 EACH = 8  # images of a class, so that batches of 32 and two of 16 hold the same
 
 

@@ -13,7 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostL
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_ft.compat import compression_of, writes_parts
+from lit_ft.compat import attached_trainer, compression_of, writes_parts
 from lit_ft.errors import UserError
 
 _ON_WEIGHTS = (WeightAveraging, StochasticWeightAveraging, BatchSizeFinder, LearningRateFinder)
@@ -36,7 +36,8 @@ def shard_stages(module: Any) -> None:
     A stage is whole in a process only while it computes (FSDP2, torch's `fully_shard`). Each is a root of its own, as
     a frozen prefix also runs without the stages after it. Doing it again changes nothing.
     """
-    if not is_sharding(module.trainer.strategy):
+    trainer = attached_trainer(module)  # none where a checkpoint is loaded to predict
+    if trainer is None or not is_sharding(trainer.strategy):
         return
     mesh = module.device_mesh["data_parallel"]
     module.backbone.is_sharded = True
