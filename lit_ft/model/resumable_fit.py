@@ -12,12 +12,14 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from lit_ft.compat import attached_trainer, keep_last_batch, validate_first
+from lit_ft.console import rank_zero_print
 from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.data.loading.loader import adopt_earlier_position
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import all_hyperparameters, forget_files_elsewhere
 from lit_ft.model.first_batch import refuse_no_batch
+from lit_ft.optim.effective_batch import EffectiveBatch
 from lit_ft.optim.run_length import RunLength
 from lit_ft.optim.schedules import enter_epoch, step_plateaus
 
@@ -89,8 +91,10 @@ class ResumableFit(L.LightningModule):
             self.print(f"Found  {found}", flush=True)
 
     def on_fit_start(self) -> None:
-        """Follows Lightning's finders of learning rate and batch size, which callbacks of a fit begin with."""
+        """Follows Lightning's finders, and prints the batch of a step where several processes share it."""
         self.follow_finders()
+        if self.trainer.world_size > 1 and (batch := EffectiveBatch.of(self.trainer)):
+            rank_zero_print(batch.format_line(self.hparams.get("lr")))
 
     # Training
 

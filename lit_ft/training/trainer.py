@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from copy import copy
 from datetime import timedelta
+from functools import partial
 from textwrap import indent
 from typing import Any, Literal, cast
 
@@ -32,6 +33,7 @@ from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
 from lit_ft.training.launch import refuse_idle_processes, refuse_missing_srun, take_processes
 from lit_ft.training.refit import Refit
+from lit_ft.training.scale import Cluster, format_scale
 from lit_ft.training.selected import report_refitted, report_selected
 from lit_ft.training.selection import select_best
 from lit_ft.training.signals import current_watch
@@ -189,19 +191,32 @@ class Trainer(L.Trainer):
             own.callbacks = before
             self.tests_own = False
 
-    def plan(self, model: L.LightningModule, datamodule: Any = None) -> None:
+    def plan(
+        self, model: L.LightningModule, datamodule: Any = None, nodes: int | None = None, devices: int | None = None,
+        precision: str | None = None, bandwidth: float = 10.0, step_seconds: float | None = None,
+    ) -> None:  # fmt: skip
         """Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.
 
         Args:
             model: The module to fine-tune.
             datamodule: Its data.
+            nodes: Machines of a cluster that the run is imagined on; null takes trainer.num_nodes.
+            devices: Devices of each of them, that need not be at hand; null takes trainer.devices, if that is a number.
+            precision: Precision there; null takes trainer.precision.
+            bandwidth: GB/s at which a device there sends gradients, the bus bandwidth of nccl-tests.
+            step_seconds: Seconds of a step of one device there, without communication, where all stages of the last
+                phase train; null measures a few steps here.
         """
         if isinstance(datamodule, PhotoDataModule):
             datamodule = copy(datamodule)
             datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
         own = cast(Any, self)
         before = list(own.callbacks)
-        own.callbacks.append(callbacks.LambdaCallback(on_train_start=_end_plan))
+        cluster = None
+        if nodes is not None or devices is not None:
+            nodes, devices = (1 if given is None else given for given in (nodes, devices))
+            cluster = Cluster(nodes, devices, precision or str(self.precision), bandwidth, step_seconds)
+        own.callbacks.append(callbacks.LambdaCallback(on_train_start=partial(_end_plan, cluster)))
         self.is_plan = True
         try:
             with suppress(_PlanShown):
@@ -298,5 +313,7 @@ class _PlanShown(Exception):  # noqa: N818 - no error
     """Ends a fit that is there to show its plan."""
 
 
-def _end_plan(*_: Any) -> None:
+def _end_plan(cluster: Cluster | None, trainer: L.Trainer, module: L.LightningModule) -> None:
+    if cluster is not None:
+        rank_zero_print(f"{format_scale(trainer, module, cluster)}\n")
     raise _PlanShown

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lit_ft.backbones.backbone import Backbone, stage_costs, training_share
 from lit_ft.backbones.freezing import FrozenNorm, Staged
 from lit_ft.console import format_bytes, format_table
-from lit_ft.model.sharding import is_sharding
 from lit_ft.unfreezing.callback import GradualUnfreezing, run_epochs
 from lit_ft.unfreezing.plan import Phase, Plan, UnfreezingState
 from lit_ft.unfreezing.strategies import make_plan
@@ -49,8 +48,9 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
     plan, unfreezing = run_plan(trainer, module), find_unfreezing(trainer)
     stages = cast(Staged, module).stage_modules()
     everything = [parameter for parts in stages.values() for parameter in nn.ModuleList(parts).parameters()]
-    whole, macs = sum(parameter.numel() for parameter in everything), _macs(module)
+    whole, macs = sum(parameter.numel() for parameter in everything), stage_macs(module)
     frozen_norm: FrozenNorm = unfreezing.frozen_norm if unfreezing else "eval"
+    is_sharded = bool(getattr(getattr(module, "backbone", None), "is_sharded", False))
     rates = stage_rates(trainer, initial=True)
     rows = [("phase", "epochs", "trainable stages", "parameters", "learning rates", "compute", "all-reduce a step")]
     if plan.solves_head:
@@ -71,7 +71,7 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
                 f"{num:,} ({num / whole:.1%})",
                 _format_rates([rates[stage] for stage in phase.trainable if stage in rates]),
                 f"{training_share(macs, trains):.0%}" if macs else "-",
-                "-" if is_sharding(trainer.strategy) else format_bytes(reduced_bytes(trained)),
+                "-" if is_sharded else format_bytes(reduced_bytes(trained)),
             )
         )
     table = indent(format_table(rows), "  ")
@@ -116,7 +116,7 @@ def stage_rates(trainer: L.Trainer, initial: bool = False) -> dict[str, float]:
     return rates
 
 
-def _macs(module: L.LightningModule) -> list[int]:
+def stage_macs(module: L.LightningModule) -> list[int]:
     """The arithmetic of each stage in a forward pass, with the head last; empty without a `Backbone`."""
     backbone = getattr(module, "backbone", None)
     if not isinstance(backbone, Backbone) or backbone.is_sharded:  # which would gather weights that have no data

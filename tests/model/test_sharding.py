@@ -21,8 +21,13 @@ SLOW = ("half", "sharded_full", "sharded_probe", "sharded_again", "sharded_comma
 
 
 @pytest.fixture(scope="module")
-def on_two(tmp_path_factory):
-    return processes.launch(tmp_path_factory.mktemp("quick"), *QUICK, home="same_steps")
+def quick_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("quick")
+
+
+@pytest.fixture(scope="module")
+def on_two(quick_folder):
+    return processes.launch(quick_folder, *QUICK, home="same_steps")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,12 @@ def test_two_processes_of_16_images_take_the_steps_of_one_of_32_across_unfreezin
     assert len(on_one["losses"]) == 9
     for found in on_two:
         assert_same(found[strategy], on_one)
+
+
+def test_fit_of_several_processes_says_what_a_step_is_of(on_two, quick_folder):
+    line = "Batch  32 images a step: 16 in each of 2 processes; learning rates are not scaled by it: model.lr is 0.01"
+    logs = [path.read_text().count(line) for path in sorted(quick_folder.glob("rank*.log"))]
+    assert max(logs) == len(QUICK)  # of the first process, whose log may be shared
 
 
 def test_compressed_gradients_are_those_of_their_own_bucket_after_an_unfreezing(on_two, on_one):

@@ -122,8 +122,21 @@ def remove_effects(config: Namespace) -> None:
             model["weights"] = None
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})
     refuse_unknown_names(config["trainer"])
+    _imagine_cluster(config)
     config["trainer"].update(Namespace({**_HERE, "logger": False, "num_sanity_val_steps": 0}))
     config["report"] = Namespace(class_path="lit_ft.RunReport", init_args=Namespace())
+
+
+def _imagine_cluster(config: Namespace) -> None:
+    """Lets a plan be of the machines that the trainer has, where it has several devices."""
+    trainer = config["trainer"]
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else None
+    is_asked = config["nodes"] is not None or config["devices"] is not None
+    if is_asked or nodes > 1 or (count or 1) > 1:
+        config["nodes"] = nodes if config["nodes"] is None else config["nodes"]
+        config["devices"] = count or 1 if config["devices"] is None else config["devices"]
+        config["precision"] = config["precision"] or str(trainer["precision"] or "32-true")
 
 
 def as_plain(value: Any) -> Any:
