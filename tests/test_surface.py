@@ -17,6 +17,7 @@ import yaml
 
 import lit_ft as package
 from lit_ft.cli.commands import COMMANDS
+from lit_ft.cli.config.checkpoint import name_run
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 
@@ -61,6 +62,21 @@ def test_config_of_a_recipe(run, recipe):
     check_of_versions(
         f"config_{recipe}.yaml", run("finetune", "--config", CONFIGS / f"{recipe}.yaml", "--print_config")
     )
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_recipe_takes_the_config_of_a_cluster(run, recipe):
+    configs = ("--config", CONFIGS / f"{recipe}.yaml", "--config", CONFIGS / "cluster" / "ddp.yaml")
+    found, own = (yaml.safe_load(run("fit", *given, "--print_config")) for given in (configs, configs[:2]))
+    clustered = yaml.safe_load((CONFIGS / "cluster" / "ddp.yaml").read_text(encoding="utf-8"))["trainer"]
+    assert found["trainer"] == {**own["trainer"], **clustered}
+    assert {**found, "trainer": None} == {**own, "trainer": None}
+
+
+def test_run_with_the_config_of_a_cluster_has_the_name_of_its_recipe(run):
+    printed = run("plan", *QUICKSTART, "--config", CONFIGS / "cluster" / "ddp.yaml", "--step_seconds", 1, "--nodes", 2)
+    assert "Scale  2 x 1 devices, ddp, bf16-mixed; an estimate" in printed
+    assert name_run(None, [str(CONFIGS / "quickstart.yaml"), str(CONFIGS / "cluster" / "ddp.yaml")]) == "quickstart"
 
 
 def test_plan(run):

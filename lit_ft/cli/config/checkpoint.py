@@ -73,8 +73,13 @@ class SaveConfig(SaveConfigCallback):
 
 
 def name_run(given: str | None, configs: Sequence[str]) -> str:
-    """The name of a run: the one that is given, else that of its last config."""
-    return given or (Path(configs[-1]).stem if configs else "run")
+    """The name of a run: the one that is given, else that of its last config, before those of a cluster.
+
+    >>> name_run(None, ["configs/quickstart.yaml", "configs/cluster/ddp.yaml"])
+    'quickstart'
+    """
+    named = [path for path in configs if Path(path).absolute().parent.name != "cluster"] or configs
+    return given or (Path(named[-1]).stem if named else "run")
 
 
 def locate_checkpoint(given: str, root: str | None, name: str, configs: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ class ConfigCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the name of the run, the named callbacks, optimizer and schedule, and the command's own options."""
-        about = "Runs go to logs/NAME; null takes the name of the last config."
+        about = "Runs go to logs/NAME; null takes the name of the last config, without those in a folder cluster."
         parser.add_argument("--name", type=str | None, default=None, help=about)
         for key, callback, default in _CALLBACKS:
             parser.add_lightning_class_args(callback, key, subclass_mode=True, required=False)
