@@ -155,7 +155,7 @@ def _epoch_steps(trainer: Any, data: Any, cluster: Cluster) -> int:
     sampler = data.sampler(data.source("train", augment=False), training=True, world_size=cluster.processes)
     batches, limit = len(sampler), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    return max(1, math.ceil(batches / int(trainer.accumulate_grad_batches)))
 
 
 def _format_rates(lr: float, batch: EffectiveBatch) -> str:
@@ -178,7 +178,7 @@ def _mean_bytes(data: Any) -> float | None:
     if paths is None:
         return None
     every = max(1, len(paths) // 256)
-    sizes = [paths[row].stat().st_size for row in range(0, len(paths), every)]
+    sizes: list[int] = [paths[row].stat().st_size for row in range(0, len(paths), every)]
     return sum(sizes) / len(sizes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,17 +32,19 @@ class StepMemory:
         gradients: Gradients of what trains, and as many again where they are reduced: DDP copies them into buckets.
         optimizer: States of the optimizer, of what has trained so far.
         activations: What the forward pass keeps for the backward pass, and the images.
+        transient: The largest inputs and outputs of a layer, which are there while it computes, also if it is frozen.
     """
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
+    transient: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.transient
 
 
 def measure_memory(
@@ -65,10 +67,14 @@ def measure_memory(
     held = sum(tensor.numel() * min(width, tensor.element_size()) for tensor in tensors)
     moving = reduced_bytes(p for p in module.parameters() if p.requires_grad) * width // 4
     few = [_count_activations(module, num, precision) for num in _FEW]
-    per_image = (few[1] - few[0]) / (_FEW[1] - _FEW[0])
-    activations = few[0] + per_image * (batch_size - _FEW[0])
+    kept, passing = (_extrapolate(counts, batch_size) * width / 4 for counts in zip(*few, strict=True))
     states = round(reduced_bytes(trained) / 4 * width / 4 * _bytes_of_state(optimizer))
-    return StepMemory(held, moving * (2 if reduces else 1), states, round(activations * width / 4))
+    return StepMemory(held, moving * (2 if reduces else 1), states, round(kept), round(passing))
+
+
+def _extrapolate(counts: Sequence[int], batch_size: int) -> float:
+    per_image = (counts[1] - counts[0]) / (_FEW[1] - _FEW[0])
+    return counts[0] + per_image * (batch_size - _FEW[0])
 
 
 def measure_seconds(module: Any, batch_size: int, precision: str) -> float:
@@ -84,7 +90,7 @@ def measure_seconds(module: Any, batch_size: int, precision: str) -> float:
         images = _images(module, batch_size).to(device)
         for _ in range(STEPS + 1):
             began = time.perf_counter()
-            _forward(module, images, precision).backward()
+            torch.autograd.backward(_forward(module, images, precision))
             module.zero_grad()
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -98,10 +104,14 @@ def measure_seconds(module: Any, batch_size: int, precision: str) -> float:
     return min(times[1:])
 
 
-def _count_activations(module: Any, num: int, precision: str) -> int:
-    """Bytes that are kept for the backward pass of ``num`` images: each storage once, without weights and buffers."""
+def _count_activations(module: Any, num: int, precision: str) -> tuple[int, int]:
+    """Bytes of a pass of ``num`` images: what is kept for the backward pass, and the most of a layer while it computes.
+
+    Each storage that is kept counts once, and weights and buffers do not.
+    """
     known = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
+    passing = [0]
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -109,10 +119,19 @@ def _count_activations(module: Any, num: int, precision: str) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor  # so that it lives, and no other has its place
 
+    def see(_: nn.Module, inputs: Any, output: Any) -> None:
+        passing.append(sum(one.nbytes for one in (*inputs, output) if isinstance(one, Tensor)))
+
     images = _images(module, num)
-    with _as_it_was(module), saved_tensors_hooks(note, lambda tensor: tensor):
-        _forward(module, images, precision)
-    return sum(kept.values()) + images.nbytes
+    layers = [part for part in module.modules() if not any(True for _ in part.children())]
+    hooks = [layer.register_forward_hook(see) for layer in layers]
+    try:
+        with _as_it_was(module), saved_tensors_hooks(note, lambda tensor: tensor):
+            _forward(module, images, precision)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(kept.values()) + images.nbytes, max(passing)
 
 
 def _forward(module: Any, images: Tensor, precision: str) -> Tensor:

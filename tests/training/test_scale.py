@@ -92,5 +92,5 @@ def test_cluster_that_cannot_be_is_refused(refused, args, line):
 def test_ring_sends_twice_what_a_process_lacks():
     assert Cluster(nodes=4, devices=8, bandwidth=2.0).reduce_seconds(32_000_000_000) == pytest.approx(31.0)
     assert Cluster().reduce_seconds(32_000_000_000) == 0
-    with pytest.raises(UserError, match="^nodes: must be at least 1"):
+    with pytest.raises(UserError, match=r"^nodes: must be at least 1"):
         Cluster(nodes=0)

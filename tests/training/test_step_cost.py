@@ -33,7 +33,13 @@ def test_activations_of_many_images_follow_from_those_of_few():
     module = small_resnet(classes=10)
     module.set_trainable(list(module.stage_modules()))
     counted = step_cost._count_activations(module, 16, "32-true")
-    assert memory(list(module.stage_modules()), 16, module=module).activations == pytest.approx(counted, rel=1e-3)
+    found = memory(list(module.stage_modules()), 16, module=module)
+    assert (found.activations, found.transient) == pytest.approx(counted, rel=1e-3)
+
+
+def test_layer_that_computes_has_its_inputs_and_outputs():
+    # Of 28 pixels and 32 channels of 26 pixels: the ReLU after the convolution, also where it is frozen.
+    assert memory(["head"], 10).transient == 10 * 4 * 2 * 32 * 26 * 26
 
 
 @pytest.mark.parametrize(

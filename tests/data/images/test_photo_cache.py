@@ -12,7 +12,9 @@ import warnings
 from types import SimpleNamespace
 
 import forked
+import node_disks
 import numpy as np
+import processes
 import pytest
 import torch
 from derived_files import rewrite
@@ -344,3 +346,33 @@ def test_cache_of_another_kind_is_written_again(root, tmp_path, strange):
     rewrite(path, STRANGE[strange])
     assert_same(batches(make(root, folder).train_dataloader()), before)
     assert path.read_bytes() == content
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nodes")
+    node_disks.photos(folder)
+    found = processes.launch(folder, "read_on_nodes", num_nodes=2, home="node_disks")
+    return [one["read_on_nodes"] for one in found]
+
+
+COLOURS = [(10 * i, 100, 200) for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("disks", "expected"), [("shared", COLOURS), ("own", COLOURS), ("changed", [(255, 255, 255), *COLOURS[1:]])]
+)
+def test_nodes_read_each_image_once_an_epoch_as_it_is_now(nodes, disks, expected):
+    for epoch in range(2):
+        seen = [colour for node in nodes for colour in node[disks]["seen"][epoch]]
+        assert sorted(seen) == sorted(expected)
+
+
+def test_nodes_leave_one_cache_on_each_disk_and_nothing_unfinished(nodes):
+    for node in nodes:
+        for disks in ("shared", "own", "changed"):
+            kinds = [name for name in node[disks]["files"] if name.startswith("cache/")]
+            assert len([name for name in kinds if name.endswith(".safetensors")]) == 1
+            hidden = [name for name in node[disks]["files"] if name.startswith(("cache/.", "derived/."))]
+            assert all(name.endswith(".lock") for name in hidden)
+        assert node["is_new"]
