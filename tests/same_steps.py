@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from small_runs import FewDigits, small_module, small_trainer
+from small_runs import FewDigits, small_module, small_resnet, small_trainer
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
 from lit_ft.cli import main as lit_ft_main
@@ -101,6 +101,22 @@ def sharded_probe(folder, rank):
 
 def sharded_gradual(folder, rank):
     return train(sharding(), "gradual")
+
+
+def norms(strategy):
+    """A network with batch norm, cut out of its graph, of which the last stage and then all train."""
+    L.seed_everything(1)
+    module = small_resnet(lr_scheduler=None, optimizer=sgd(), classes=10)
+    # In double precision, as such a network of 32 pixels, whose last stages have one place, multiplies rounding.
+    return train(strategy, "lp_ft", 16, 2, module=module.double())
+
+
+def replicated_norms(folder, rank):
+    return norms(DDPStrategy(**GLOO))
+
+
+def sharded_norms(folder, rank):
+    return norms(sharding())
 
 
 def sharded_again(folder, rank):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -44,6 +45,8 @@ def shard_stages(module: Any) -> None:
     for parts in module.stage_modules().values():
         for part in parts:
             if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
+                # torch 2.14 shards no weights whose channels lie together in memory.
+                part.to(memory_format=torch.contiguous_format)
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 

@@ -168,12 +168,12 @@ def _format_data(data: Any, batch: EffectiveBatch, cluster: Cluster, costs: list
     fastest = min(cost.step for cost in costs)
     images = cluster.devices * batch.per_process * batch.accumulated / fastest
     size = _mean_bytes(data)
-    volume = "from memory" if size is None else f"{images * size / 1e6:,.1f} MB/s of files"
-    return f"{images:,.0f} images/s in each node, {volume}, in the phase with the fastest step, without cached features"
+    volume = "" if size is None else f", {images * size / 1e6:,.1f} MB/s of files"
+    return f"{images:,.0f} images/s in each node{volume}, in the phase with the fastest step, without cached features"
 
 
 def _mean_bytes(data: Any) -> float | None:
-    """Mean size of the files of the training images, by up to 256 of them; None where they are in memory."""
+    """Mean size of some 256 files of the training images; None where these have no files of their own."""
     paths = getattr(data.splits["train"], "paths", None)
     if paths is None:
         return None

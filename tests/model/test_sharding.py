@@ -17,7 +17,15 @@ from lit_ft.model.sharding import refuse_sharded_resume, refuse_strategy, refuse
 from lit_ft.training.trainer import Trainer
 
 QUICK = ("replicated", "static_graph", "low_rank", "sharded_gradual")
-SLOW = ("half", "sharded_full", "sharded_probe", "sharded_again", "sharded_command")
+SLOW = (
+    "replicated_norms",
+    "sharded_norms",
+    "half",
+    "sharded_full",
+    "sharded_probe",
+    "sharded_again",
+    "sharded_command",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,12 @@ def test_sharded_stages_are_trained_as_on_one_process(on_two_slowly, scenario, p
     expected = same_steps.on_one(plan)
     for found in on_two_slowly:
         assert_same(found[scenario], expected)
+
+
+@pytest.mark.slow
+def test_sharded_batch_norm_is_that_of_replicas(on_two_slowly):
+    for found in on_two_slowly:
+        assert_same(found["sharded_norms"], found["replicated_norms"], 1e-9)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_one_device_reduces_nothing(scale):
 def test_rate_of_data_is_that_of_the_fastest_step(scale):
     found = scale(nodes=3, devices=2)
     step = float(found["1"][6][:-2])
-    rate = float(re.match(r"([\d,]+) images/s in each node, from memory", found["data"][1])[1].replace(",", ""))
+    rate = float(re.match(r"([\d,]+) images/s in each node, in the phase", found["data"][1])[1].replace(",", ""))
     assert rate == pytest.approx(2 * 4 / step, abs=0.6, rel=1e-2)
 
 
