@@ -76,18 +76,16 @@ def test_compressed_gradients_are_those_of_their_own_bucket_after_an_unfreezing(
     assert first["losses"][6] != pytest.approx(on_one["losses"][6], rel=1e-3)
 
 
-@pytest.mark.slow
-def test_gradients_in_half_precision_are_rounded_alone(on_two_slowly, on_one):
-    for found in on_two_slowly:
+def test_gradients_in_half_precision_are_rounded_alone(on_two, on_one):
+    for found in on_two:
         assert_same(found["half"], on_one, 2**-10)
         assert found["half"]["losses"] != pytest.approx(on_one["losses"], rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "plan"), [("sharded_full", "full"), ("sharded_probe", "linear_probe")])
-def test_sharded_stages_are_trained_as_on_one_process(on_two_slowly, scenario, plan):
+def test_sharded_stages_are_trained_as_on_one_process(on_two, scenario, plan):
     expected = same_steps.on_one(plan)
-    for found in on_two_slowly:
+    for found in on_two:
         assert_same(found[scenario], expected)
 
 
