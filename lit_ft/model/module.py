@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -197,6 +198,8 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         self._fetched = getattr(self.trainer.progress_bar_callback, "fetches", ())
         self.take_classes(stage)
         refuse_strategy(self.trainer, self)
+        if is_sharding(self.trainer.strategy):  # else Lightning's averaging would warn of the method
+            vars(self)["configure_model"] = partial(shard_stages, self)
         check_precision(self.task.name, str(self.trainer.precision))
         self._losses, self._batches = LossWatch(), BatchCheck()
         super().setup(stage)
@@ -209,10 +212,6 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
             elif self.task.name != "regression" and prior_bias:
                 set_prior_bias(self.head, self.data_module, self.task.name)
             self.objective.setup(self)
-
-    def configure_model(self) -> None:
-        """Shards the stages, where the strategy of the trainer asks for it."""
-        shard_stages(self)
 
     def configure_optimizers(self) -> Any:
         """One optimizer with a group a stage and decay class, and its schedule."""

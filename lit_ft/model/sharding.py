@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostL
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_ft.compat import attached_trainer, compression_of, writes_parts
+from lit_ft.compat import compression_of, writes_parts
 from lit_ft.errors import UserError
 
 _ON_WEIGHTS = (WeightAveraging, StochasticWeightAveraging, BatchSizeFinder, LearningRateFinder)
@@ -32,14 +32,11 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def shard_stages(module: Any) -> None:
-    """Shards each stage of a `FineTuneModule` over all processes, where its trainer has `ModelParallelStrategy`.
+    """Shards each stage of a `FineTuneModule`, whose trainer has `ModelParallelStrategy`, over all processes.
 
     A stage is whole in a process only while it computes (FSDP2, torch's `fully_shard`). Each is a root of its own, as
     a frozen prefix also runs without the stages after it. Doing it again changes nothing.
     """
-    trainer = attached_trainer(module)  # none where a checkpoint is loaded to predict
-    if trainer is None or not is_sharding(trainer.strategy):
-        return
     mesh = module.device_mesh["data_parallel"]
     module.backbone.is_sharded = True
     for parts in module.stage_modules().values():
@@ -125,7 +122,7 @@ def refuse_sharded_resume(trainer: Any, stages: Sequence[str], phases: Iterable[
         stages: All stages.
         phases: The stages that train, phase by phase.
     """
-    if trainer.ckpt_path is not None and is_sharding(trainer.strategy) and any({*stages} - {*own} for own in phases):
+    if is_sharding(trainer.strategy) and trainer.ckpt_path is not None and any({*stages} - {*own} for own in phases):
         raise UserError(
             "`ckpt_path`: a run with frozen stages is not resumed with ModelParallelStrategy; resume it with ddp, or "
             f"start from its weights with `model.weights` {trainer.ckpt_path}"

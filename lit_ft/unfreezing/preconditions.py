@@ -31,7 +31,7 @@ def refuse_plan(trainer: L.Trainer, module: L.LightningModule, plan: Plan, froze
             f"`trainer.strategy`: {type(trainer.strategy).__name__} cannot unfreeze stages in mid-run; use ddp, or a "
             "plan of one phase"
         )
-    if isinstance(trainer.strategy, DDPStrategy):
+    if isinstance(trainer.strategy, DDPStrategy) and is_replicated(trainer.strategy):
         refuse_local_steps(trainer.strategy)
     refuse_sharded_resume(trainer, plan.stages, [phase.trainable for phase in plan.phases])
     refuse_averaging(cast(Any, trainer).callbacks, cast(Staged, module).stage_modules(), plan, frozen_norm)

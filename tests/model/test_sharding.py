@@ -16,16 +16,8 @@ from lit_ft.errors import UserError
 from lit_ft.model.sharding import refuse_sharded_resume, refuse_strategy, refuse_unsupported
 from lit_ft.training.trainer import Trainer
 
-QUICK = ("replicated", "static_graph", "low_rank", "sharded_gradual")
-SLOW = (
-    "replicated_norms",
-    "sharded_norms",
-    "half",
-    "sharded_full",
-    "sharded_probe",
-    "sharded_again",
-    "sharded_command",
-)
+QUICK = ("replicated", "static_graph", "low_rank", "half", "sharded_gradual", "sharded_full", "sharded_probe")
+SLOW = ("replicated_norms", "sharded_norms", "sharded_again", "sharded_command")
 
 
 @pytest.fixture(scope="module")
