@@ -19,6 +19,7 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import all_hyperparameters, forget_files_elsewhere
 from lit_ft.model.first_batch import refuse_no_batch
+from lit_ft.model.sharding import share_buffers
 from lit_ft.optim.effective_batch import EffectiveBatch
 from lit_ft.optim.run_length import RunLength
 from lit_ft.optim.schedules import enter_epoch, step_plateaus
@@ -137,6 +138,10 @@ class ResumableFit(L.LightningModule):
         """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""
         if metric is None:
             super().lr_scheduler_step(scheduler, metric)
+
+    def on_validation_start(self) -> None:
+        """Lets all processes validate the same model."""
+        share_buffers(self)
 
     def on_fit_end(self) -> None:
         """Refuses a fit in which no batch came."""

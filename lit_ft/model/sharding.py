@@ -47,6 +47,16 @@ def shard_stages(module: Any) -> None:
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
+def share_buffers(module: Any) -> None:
+    """Gives all processes the buffers of the first, where weights are sharded; DDP does so in each forward pass.
+
+    Else each would validate with statistics of batch norm of its own, and only those of the first are saved.
+    """
+    if is_sharding(module.trainer.strategy):
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def refuse_unsupported(given: Any) -> None:
     """Raises `UserError` for a strategy whose weights have no stages, by its name, its class path or itself."""
     path = given if isinstance(given, str) else getattr(given, "class_path", type(given).__name__)
