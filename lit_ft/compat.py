@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import math
 import os
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-
-from lit_ft.errors import iterate_causes
 
 # Lightning (2.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
 # It has no public way to set them.
@@ -93,16 +88,6 @@ def leave_signals(trainer: Any) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
-# Lightning: what it raises as it restores a checkpoint.
-
-
-def is_from_restoring_checkpoint(error: BaseException) -> bool:
-    """Whether an exception was raised as Lightning restored the content of a checkpoint."""
-    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
-    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
-    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)
-
-
 # Lightning: loaders, logs, hyperparameters and the strategy of a fit.
 
 
@@ -158,7 +143,6 @@ def rewrap_ddp(strategy: Any) -> None:
     Lightning (2.6) wraps a model once a fit, and offers no way to do so again when other parameters train
     (https://github.com/Lightning-AI/pytorch-lightning/issues/20340). Its options for the wrapper are private.
     """
-    forget_buckets(strategy._ddp_comm_state)
     strategy.model = strategy.lightning_module
     kwargs = strategy._ddp_kwargs
     strategy._ddp_kwargs = {**kwargs, "init_sync": False}
@@ -174,19 +158,6 @@ def compression_of(strategy: Any) -> tuple[Any, Any]:
 def writes_parts(strategy: Any) -> bool:
     """Whether a `ModelParallelStrategy` writes a checkpoint as a folder of parts; Lightning (2.6) keeps it private."""
     return bool(strategy._save_distributed_checkpoint)
-
-
-def forget_buckets(state: Any) -> None:
-    """Lets PowerSGD begin anew with the buckets of another wrapper, as when it began to compress.
-
-    torch (2.8 to 2.14) keeps the errors and the factors of each bucket by its index alone. They would be added to the
-    gradients of other parameters, or have another size. As DDP fills its buckets anew after its first step, two steps
-    are not compressed.
-    """
-    if isinstance(state, PowerSGDState):
-        state.iter = min(state.iter, max(0, state.start_powerSGD_iter - 2))
-        for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
-            kept.clear()
 
 
 def collect_constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import lit_ft
+from lit_ft.cli.failures import is_from_restoring_checkpoint
 from lit_ft.compat import (
     BATCH_NORM,
     INSTANCE_NORM,
@@ -35,12 +36,10 @@ from lit_ft.compat import (
     chunked_index,
     collect_constructor_arguments,
     epochs_done,
-    forget_buckets,
     group_by_matcher,
     inner_schedulers,
     inner_states,
     is_compiled,
-    is_from_restoring_checkpoint,
     loads_in_its_own_way,
     log_repeatedly,
     parsing_settings,
@@ -51,6 +50,7 @@ from lit_ft.compat import (
     validate_first,
 )
 from lit_ft.data.images import decode
+from lit_ft.model.sharding import forget_buckets
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import textwrap
+import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from shlex import quote
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_ft.cli.messages import Complaint, explain, pick_line
 from lit_ft.cli.process import quiet_libraries
-from lit_ft.compat import is_from_restoring_checkpoint, parsing_settings
+from lit_ft.compat import parsing_settings
 from lit_ft.console import format_path
 from lit_ft.errors import LibraryError, UserError, find_full_disk, find_user_error, is_from_user_code, iterate_causes
 from lit_ft.runs import Run, format_intact_checkpoints
@@ -128,3 +130,10 @@ def format_rank(trainer: Any) -> str:
 def _how_to_resume(run: Run) -> str:
     last = run.last
     return f"; to resume: the same command with --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""
+
+
+def is_from_restoring_checkpoint(error: BaseException) -> bool:
+    """Whether an exception was raised as Lightning restored the content of a checkpoint."""
+    frames = [frame for cause in iterate_causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
+    places = [(Path(frame.filename).name, frame.name.lstrip("_")) for frame in frames]
+    return any(file == "checkpoint_connector.py" and name.startswith("restore") for file, name in places)

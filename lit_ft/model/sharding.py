@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -137,3 +138,16 @@ def refuse_sharded_resume(trainer: Any, stages: Sequence[str], phases: Iterable[
             "`ckpt_path`: a run with frozen stages is not resumed with ModelParallelStrategy; resume it with ddp, or "
             f"start from its weights with `model.weights` {trainer.ckpt_path}"
         )
+
+
+def forget_buckets(state: Any) -> None:
+    """Lets PowerSGD begin anew with the buckets of another wrapper, as when it began to compress.
+
+    torch (2.8 to 2.14) keeps the errors and the factors of each bucket by its index alone. They would be added to the
+    gradients of other parameters, or have another size. As DDP fills its buckets anew after its first step, two steps
+    are not compressed.
+    """
+    if isinstance(state, PowerSGDState):
+        state.iter = min(state.iter, max(0, state.start_powerSGD_iter - 2))
+        for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            kept.clear()

@@ -17,17 +17,16 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
-from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.compat import leave_signals
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.errors import UserError, unknown
-from lit_ft.model.sharding import refuse_unsupported
+from lit_ft.errors import UserError
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO
@@ -37,8 +36,7 @@ from lit_ft.training.scale import Cluster, format_scale
 from lit_ft.training.selected import report_refitted, report_selected
 from lit_ft.training.selection import select_best
 from lit_ft.training.signals import current_watch
-
-_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+from lit_ft.training.trainer_options import refuse_options
 
 
 class Trainer(L.Trainer):
@@ -88,7 +86,7 @@ class Trainer(L.Trainer):
             "overfit_batches": overfit_batches,
             "val_check_interval": val_check_interval,
         }
-        _refuse_options(kwargs)
+        refuse_options(kwargs)
         refuse_missing_srun()
         take_processes(kwargs)
         self._options = kwargs
@@ -258,32 +256,6 @@ def print_scores(results: Iterable[Mapping[str, float]]) -> None:
 def has_test_loader(model: L.LightningModule, datamodule: Any) -> bool:
     """Whether a module or its data has a loader for a test."""
     return any(is_overridden("test_dataloader", owner) for owner in (datamodule, model) if owner is not None)
-
-
-def refuse_unknown_names(given: Mapping[str, Any]) -> None:
-    """Raises `UserError` if the options of a trainer have a strategy or an accelerator that does not exist."""
-    registries: dict[str, Iterable[str]] = {
-        "strategy": StrategyRegistry.available_strategies(),
-        "accelerator": ("gpu", *sorted(AcceleratorRegistry.available_accelerators())),
-    }
-    for option, registered in registries.items():
-        name, names = given.get(option), ["auto", *registered]
-        if isinstance(name, str) and name not in names:
-            raise unknown(option, name, names, f"`trainer.{option}`")
-    refuse_unsupported(given.get("strategy"))
-
-
-def _refuse_options(given: Mapping[str, Any]) -> None:
-    """Refuses options that Lightning accepts and fails on later, or refuses without an explanation."""
-    for option, least in _LEAST.items():
-        if (value := given.get(option)) is not None and value < least:
-            raise UserError(f"`trainer.{option}`: must be at least {least}, got {value}")
-    for option in ("limit_train_batches", "devices"):
-        if given.get(option) in (0, "0"):
-            raise UserError(f"`trainer.{option}`: 0 leaves nothing to train; give more, or leave it out")
-    refuse_unknown_names(given)
-    if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
-        raise UserError("`trainer.accelerator`: torch finds no GPU here; give cpu or auto")
 
 
 def keep_freed_memory() -> None:

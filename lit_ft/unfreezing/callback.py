@@ -12,11 +12,12 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
-from lit_ft.compat import keep_last_batch, rewrap_ddp, validate_first
+from lit_ft.compat import compression_of, keep_last_batch, rewrap_ddp, validate_first
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.checkpoint import forget_files_elsewhere
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.sharding import forget_buckets
 from lit_ft.optim.schedules import enter_epoch
 from lit_ft.runs import find_run
 from lit_ft.unfreezing import preconditions
@@ -228,6 +229,7 @@ class GradualUnfreezing(Callback):
             return
         self._reduced = trainable
         if isinstance(trainer.strategy, DDPStrategy):
+            forget_buckets(compression_of(trainer.strategy)[1])
             rewrap_ddp(trainer.strategy)
         if state.index and state.is_adaptive:  # no table could tell it before the run
             rank_zero_print(f"From epoch {trainer.current_epoch} on {', '.join(state.phase.trainable)} train")

@@ -20,7 +20,7 @@ from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import DEFAULT_ROOT, find_run_of_checkpoint
 from lit_ft.tasks.monitored import METRICS
-from lit_ft.training.trainer import refuse_unknown_names
+from lit_ft.training.trainer_options import refuse_unknown_names
 
 CHECKPOINT: dict[str, Any] = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
 
