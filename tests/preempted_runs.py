@@ -62,7 +62,7 @@ def attempt(folder, options, restarts, chance, most):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [start_rank(folder, options, rank, port, restarts) for rank in range(2)]
-    begun, codes, sent, ended = time.monotonic(), [None, None], None, None
+    begun, codes, sent, ended, asked = time.monotonic(), [None, None], None, None, 0
     moment = chance.uniform(0, most) if most else float("inf")
     while None in codes:
         for rank, pid in enumerate(ranks):
@@ -79,11 +79,12 @@ def attempt(folder, options, restarts, chance, most):
                 if codes[rank] is None:
                     os.kill(pid, signal.SIGTERM)
         late = 0.0 if sent is None else now - sent["at"]
-        if late > MOST_SECONDS / 2:
+        asks = (late > MOST_SECONDS / 2) + (late > 3 * MOST_SECONDS)
+        if asks > asked:  # first where they are, and then no more
+            asked = asks
             for rank, pid in enumerate(ranks):
                 if codes[rank] is None:
-                    os.kill(pid, signal.SIGKILL if late > 3 * MOST_SECONDS else signal.SIGUSR2)
-            time.sleep(1)
+                    os.kill(pid, signal.SIGUSR2 if asks == 1 else signal.SIGKILL)
         time.sleep(0.01)
     seconds = None if sent is None else time.monotonic() - begun - sent["at"]
     said = [(folder / f"rank{rank}.log").read_text() for rank in range(2)]
@@ -106,23 +107,24 @@ def faults(folder, found):
         wrong.append("no line that it was interrupted")
     if len(list(folder.glob("logs/*/*"))) > 1:
         wrong.append("another folder")
-    return [f"{fault}: {json.dumps(found)}" for fault in wrong]
+    ends = [text[-1500:] for text in found["said"]]
+    return [f"{fault}: {json.dumps({**found, 'said': ends})}" for fault in wrong]
 
 
-def end_of(folder):
+def end_of(run):
     """What a run came to."""
-    run = Run(next(folder.glob("logs/*/*")))
     best, last = (torch.load(run.checkpoint(name), weights_only=True) for name in ("best", "last"))
     kept = {name: last[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
     scores = [state["best_model_score"] for state in last["callbacks"].values() if state.get("best_model_score")]
     metrics = {split: json.loads(run.metrics.read_text())[split] for split in ("val", "test")}
-    return {
-        **kept,
-        "best": best["state_dict"],
-        "scores": scores,
-        "metrics": metrics,
-        "history": read_history(run.history),
-    }
+    kept |= {"best": best["state_dict"], "scores": scores, "metrics": metrics}
+    return {**kept, "history": read_history(run.history)}
+
+
+def only_run(folder):
+    """The run in a folder that has one."""
+    (found,) = folder.glob("logs/*/*")
+    return Run(found)
 
 
 def main(folder, signals, options):
@@ -134,7 +136,7 @@ def main(folder, signals, options):
     if first["codes"] != [0, 0]:
         raise RuntimeError("\n".join(first["said"]))
     most = time.monotonic() - begun
-    whole, sent, wrong, saved = end_of(folder / "whole"), 0, [], 0
+    whole, sent, wrong, saved = end_of(only_run(folder / "whole")), 0, [], 0
     while sent < signals:
         run = folder / f"run{len(list(folder.iterdir()))}"
         run.mkdir()
@@ -155,5 +157,5 @@ def main(folder, signals, options):
                 print(*found["said"], sep="\n=======\n", flush=True)
             if found["codes"] == [0, 0]:
                 break
-        wrong += [f"{run.name}: {path}" for path in differences(whole, end_of(run))]
+        wrong += [f"{run.name}: {path}" for path in differences(whole, end_of(only_run(run)))]
     (folder / "found.json").write_text(json.dumps({"sent": sent, "wrong": wrong, "resumed": saved}))

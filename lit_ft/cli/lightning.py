@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -197,7 +197,7 @@ class FineTuneCLI(ConfigCLI):
         if (watch := current_watch()) is not None:
             watch.describe = lambda number: describe_interruption(number, self._own_run(), format_rank(self.trainer))
         try:
-            with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads():
+            with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads(), self._failures():
                 self._call_method()
                 if self.command in _FITS:
                     report = self._write_report() if self.command == "finetune" else None
@@ -235,17 +235,22 @@ class FineTuneCLI(ConfigCLI):
             refuse_other_run(self.config, self.command, self.model, self.datamodule)
         if self.command == "validate":
             warn_of_refit(self.config["ckpt_path"])
+        quiet = {"verbose": False} if options.get("verbose") else {}
+        found = getattr(self.trainer, self.command)(self.model, **{**options, **quiet})
+        print_scores(found if quiet else ())
+        if self.command == "fit":
+            report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raises what a failure of the trainer, or of another process, comes to."""
         try:
-            quiet = {"verbose": False} if options.get("verbose") else {}
-            found = getattr(self.trainer, self.command)(self.model, **{**options, **quiet})
-            print_scores(found if quiet else ())
-            if self.command == "fit":
-                report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
+            yield
         except Exception as error:
             watch = current_watch()
             if watch is not None and watch.received is not None:  # which also ended another process, or a worker
                 raise Interrupted(watch.received, watch.describe(watch.received)) from error
-            if failure := explain_failure(error, options.get("ckpt_path"), self._own_run(), self.trainer):
+            if failure := explain_failure(error, self.config["ckpt_path"], self._own_run(), self.trainer):
                 raise failure from error
             raise
 

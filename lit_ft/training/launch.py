@@ -7,11 +7,14 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from lit_ft.errors import UserError, iterate_causes
 from lit_ft.training.signals import Interrupted
+
+_OTHERS_WAIT_SECONDS = 5.0
 
 # As gloo, NCCL and torch's store report it.
 _LOST = re.compile(
@@ -48,12 +51,13 @@ def is_restarted(variables: Mapping[str, str] = os.environ) -> bool:
 
 
 def end_slurm_job(end: Interrupted) -> Interrupted:
-    """Puts this SLURM job in the queue again, by its first process, at the end of its time; an array's, this task.
+    """Puts this SLURM job in the queue again at the end of its time, of an array this task.
 
-    The other processes end without an error, as srun could end the first one before it has done so.
+    The first process does so. SLURM then ends the others, which wait for that: if they ended first, srun could end the
+    first one before; and they do it themselves if they are left, as where that one had no signal.
     """
     if {os.environ.get(name, "0") for name in ("SLURM_PROCID", "RANK")} != {"0"}:
-        return Interrupted(end.number, end.message, 0)
+        time.sleep(_OTHERS_WAIT_SECONDS)
     line = end.message or f"interrupted by {end.number.name}"
     job = (find_job() or "").removeprefix("SLURM ")
     try:

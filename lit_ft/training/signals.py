@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-GRACE_SECONDS = 8.0
+GRACE_SECONDS = 7.0
 """From a signal that ends the process to its end, unless it saves; torchrun and SLURM kill after some 30 s."""
 
 REQUEUE_SECONDS = 60.0
@@ -84,7 +84,8 @@ class SignalWatch:
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def finish(self, end: Interrupted) -> Interrupted:
-        """The end of the process, after what the job needs at the end of its time."""
+        """The end of the process, after what the job needs at the end of its time, however long that takes."""
+        self.give_time(None)
         return self._end_job(end) if end.number == self.requeue else end
 
     def set_requeue(self, number: int | None) -> None:

@@ -132,10 +132,16 @@ def test_job_is_requeued_by_its_first_process(scontrol, monkeypatch):
     )  # fmt: skip
     assert (scontrol / "asked").read_text() == "requeue 9_3\n"
 
+    waited = []
+    monkeypatch.setattr(
+        launch.time, "sleep", lambda seconds: waited.append((seconds, (scontrol / "asked").read_text()))
+    )
     monkeypatch.setenv("SLURM_PROCID", "1")
-    end = end_slurm_job(Interrupted(signal.SIGUSR1, ""))
-    assert (end.message, end.code) == ("", 0)
-    assert (scontrol / "asked").read_text() == "requeue 9_3\n"
+    end = end_slurm_job(
+        Interrupted(signal.SIGUSR1, "")
+    )  # which SLURM does not let come this far, unless it is the last
+    assert waited == [(5.0, "requeue 9_3\n")]
+    assert "job 9_3 is in the queue again" in end.message
 
 
 def test_job_that_cannot_be_requeued_is_told(scontrol, monkeypatch):
