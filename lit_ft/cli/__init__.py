@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, print_commands
-from lit_ft.cli.process import loading, prepare_terminal, restored_process, set_offline, warn_in_one_line
+from lit_ft.cli.process import (
+    ended_by_signals,
+    loading,
+    prepare_terminal,
+    restored_process,
+    set_offline,
+    warn_in_one_line,
+)
 from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
-from lit_ft.training.launch import end_slurm_job
-from lit_ft.training.signals import Interrupted, SignalWatch
+from lit_ft.training.signals import Interrupted
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -86,17 +91,11 @@ def _run(args: Sequence[str]) -> int:
             module = import_module(f"lit_ft.cli.commands.{command}")
         code: int = module.run(options)
         return code
-    # Before the libraries are loaded: else SLURM's signal would end the job for good meanwhile.
-    is_slurm = "SLURM_JOB_ID" in os.environ and sys.platform != "win32"
-    watch = SignalWatch(signal.SIGUSR1, end_slurm_job) if is_slurm else SignalWatch()
-    with watch.receiving():
-        try:
-            with loading():
-                from lit_ft.cli.run import run_command
-            warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
-            return run_command(command, options)
-        except Interrupted as error:
-            raise watch.finish(error) from None
+    with ended_by_signals():  # also while the libraries are loaded
+        with loading():
+            from lit_ft.cli.run import run_command
+        warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
+        return run_command(command, options)
 
 
 def _refuse_undecoded(args: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
-from lit_ft.cli.process import restored_process, set_offline
+from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
@@ -51,6 +51,7 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
 
     Raises:
         UserError: If the config is wrong, or what it names.
+        KeyboardInterrupt: If a signal, such as that of Ctrl-C, ended it; the message has how to resume it.
 
     Example:
         >>> import lit_ft
@@ -60,7 +61,7 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
     for part in (config, options):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
-    with restored_process(), quiet_command():
+    with restored_process(), quiet_command(), ended_by_signals():
         set_offline()
         cli = FineTuneCLI("finetune", args)
         cli.execute()

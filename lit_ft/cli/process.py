@@ -6,6 +6,7 @@ import gc
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -15,6 +16,8 @@ from typing import Any
 
 from lit_ft.assets import OFFLINE, is_offline
 from lit_ft.errors import find_full_disk, for_command_line, printable
+from lit_ft.training.launch import end_slurm_job
+from lit_ft.training.signals import Interrupted, SignalWatch
 
 # Warnings of libraries about what is intended here.
 _NOISE = (
@@ -69,6 +72,22 @@ def restored_process() -> Iterator[None]:
             del os.environ[name]
         os.environ.update(variables)
         sys.path[:] = path
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Lets signals end a run in order, and a SLURM job that its time ends return to the queue.
+
+    Raises:
+        Interrupted: If a signal has ended it.
+    """
+    is_slurm = "SLURM_JOB_ID" in os.environ and sys.platform != "win32"
+    watch = SignalWatch(signal.SIGUSR1, end_slurm_job) if is_slurm else SignalWatch()
+    with watch.receiving():
+        try:
+            yield
+        except Interrupted as end:
+            raise watch.finish(end) from None
 
 
 def prepare_terminal() -> None:

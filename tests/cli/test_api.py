@@ -1,10 +1,13 @@
 """Runs from Python, on small data: results, errors, and that the process stays as it was."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 
 import lit_ft as package
 from lit_ft.cli.api import nest
@@ -144,3 +147,22 @@ def test_name_that_is_no_option_from_python_is_refused(name):
     with pytest.raises(UserError) as caught:
         package.run({name: 2})
     assert str(caught.value) == f"{name}: from Python, an option is text without dashes, such as trainer.max_epochs"
+
+
+class Signalled(Callback):
+    """Sends this process a signal in the third batch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_signal_ends_a_run_with_a_checkpoint_of_that_batch_and_leaves_the_handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    callbacks = {"trainer": {**TWO_EPOCHS["trainer"], "callbacks": [{"class_path": "test_api.Signalled"}]}}
+    with pytest.raises(KeyboardInterrupt) as ended:
+        package.run(QUICKSTART, **{**TWO_EPOCHS, **callbacks})
+    last = Path("logs/quickstart/version_0/checkpoints/last.ckpt")
+    assert ended.value.message == f"interrupted by SIGTERM; to resume: the same command with --ckpt_path {last}"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert signal.getsignal(signal.SIGTERM) is before
