@@ -139,6 +139,24 @@ def find_run_of_checkpoint(checkpoint: str | None) -> Run | None:
     return run if checkpoint and run.config.is_file() else None
 
 
+def find_best_checkpoint(given: str | Path) -> Path:
+    """The checkpoint that is given, or the best one of the run whose folder is given.
+
+    Raises:
+        UserError: If it is a folder of runs.
+    """
+    path, run = Path(given), Run(Path(given))
+    if not path.is_dir():
+        return path
+    below = (
+        [] if run.checkpoints.is_dir() else _find_below(str(path), "*", "best") or _find_below(str(path), "*/*", "best")
+    )
+    if below:
+        newest = _sort_by_age(below)[-1].parent.parent
+        raise UserError(f"`ckpt_path`: {path} is no run, but a folder of runs; name one, the newest is {newest}")
+    return run.checkpoint("best")
+
+
 def find_best_callback(trainer: Any) -> Any:
     """The callback that keeps the best checkpoint: the last that monitors a metric, as the user's come first."""
     return next((callback for callback in reversed(trainer.checkpoint_callbacks) if callback.monitor), None)

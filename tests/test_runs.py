@@ -8,7 +8,7 @@ import pytest
 
 import lit_ft
 from lit_ft.errors import UserError
-from lit_ft.runs import Run, find_checkpoint
+from lit_ft.runs import Run, find_best_checkpoint, find_checkpoint
 
 
 def test_checkpoint_is_the_one_of_a_named_config_or_the_newest(tmp_path):
@@ -23,6 +23,23 @@ def test_checkpoint_is_the_one_of_a_named_config_or_the_newest(tmp_path):
     assert find_checkpoint(str(tmp_path), "last", ["quickstart.yaml"]) == str(newer.last)  # a recipe has none beside it
     with pytest.raises(UserError, match=rf"^ckpt_path: there is no {tmp_path}/\*/checkpoints/best.ckpt$"):
         find_checkpoint(str(tmp_path), "best")
+
+
+def test_folder_of_runs_is_refused_with_the_newest_of_them(tmp_path):
+    for name, age_seconds in (("one/version_0", 20), ("two/version_0", 10), ("two/version_1", 30)):
+        path = Run(tmp_path / name).checkpoint("best")
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - age_seconds,) * 2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert find_best_checkpoint(two / "version_1") == Run(two / "version_1").checkpoint("best")
+    assert find_best_checkpoint(str(path)) == path
+    for folder, newest in ((one, one), (two, two), (tmp_path, two)):
+        text = f"ckpt_path: {folder} is no run, but a folder of runs; name one, the newest is {newest}/version_0"
+        with pytest.raises(UserError, match=f"^{text}$"):
+            find_best_checkpoint(folder)
+    Run(one / "version_0").checkpoint("best").unlink()  # of a run that was interrupted, whose others are then named
+    assert find_best_checkpoint(one / "version_0") == Run(one / "version_0").checkpoint("best")
 
 
 def test_no_other_file_joins_the_paths_of_a_run():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -150,3 +151,8 @@ def class_counts(targets: Tensor, num_classes: int) -> list[int]:
         return [len(targets)] * num_classes
     counts = targets.sum(dim=0) if targets.ndim == 2 else torch.bincount(targets, minlength=num_classes)
     return [int(n) for n in counts]
+
+
+def warn_without_test(advice: str) -> None:
+    """Warns that validation images are tested on."""
+    rank_zero_warn(f"there are no test images, the validation images are tested on; {advice}")

@@ -9,7 +9,7 @@ import torch
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run
+from lit_ft.runs import find_best_checkpoint
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> FineTuneModule:
@@ -30,7 +30,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> FineTune
     if device is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = found or torch.device("cpu")
-    path = Run(Path(path)).checkpoint("best") if Path(path).is_dir() else path
+    path = find_best_checkpoint(path)
     hyper_parameters(str(path), "predict", "")  # refuses what is no checkpoint of lit_ft
     try:
         module = FineTuneModule.load_from_checkpoint(path, map_location="cpu")

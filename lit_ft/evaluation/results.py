@@ -19,6 +19,7 @@ from lit_ft.errors import UserError
 from lit_ft.evaluation.predictions import write_rows
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run, find_run
+from lit_ft.tasks.monitored import MAIN_METRIC
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import Evaluated, EvaluationOutputs, count_images, gather, join, name_images
 from lit_ft.training.handed_back import is_refitted
@@ -100,10 +101,8 @@ class ResultWriter(EvaluationOutputs, SelectionListener):
         found = join(parts, data, split)
         if found is None:
             return
-        intervals = write_results(run, cast(FineTuneModule, module), found, split, name)
-        main = cast(Any, module).main_metric[0].removeprefix("val/")
-        if ends := _format({name: intervals.get(f"{split}/{name}") for name in (main, "loss")}, split):
-            rank_zero_print(f"95% intervals  {ends}")
+        own = cast(FineTuneModule, module)
+        print_intervals(write_results(run, own.task, own.class_names, found, split, name), own.task, split)
 
     def on_selected(
         self, trainer: L.Trainer, pl_module: L.LightningModule, share: float, outputs: ValidationOutputs | None
@@ -115,31 +114,39 @@ class ResultWriter(EvaluationOutputs, SelectionListener):
         num = len(outputs.targets)
         if trainer.world_size == 1 or num == count_images(data, "val"):  # else it is not known which image is which
             found = Evaluated(outputs.logits, outputs.targets, name_images(data, "val", num))
-            write_results(run, cast(FineTuneModule, pl_module), found, "val", "val")
+            own = cast(FineTuneModule, pl_module)
+            write_results(run, own.task, own.class_names, found, "val", "val")
 
 
 def write_results(
-    run: Run, module: FineTuneModule, found: Evaluated, split: Split, name: str
+    run: Run, task: Task, class_names: Sequence[str], found: Evaluated, split: Split, name: str
 ) -> dict[str, list[float]]:
     """Writes the tables of an evaluation, and its intervals, which it gives.
 
     Args:
         run: The run.
-        module: The module that was evaluated.
+        task: The task of the model that was evaluated.
+        class_names: The names of its classes.
         found: Its outputs.
         split: The split, which the names of metrics begin with.
         name: What the results are called.
     """
-    names, task = module.class_names, module.task
     remove_tables(run, name)
-    write_rows(run.result_table("predictions", name), prediction_rows(found, task, names))
+    write_rows(run.result_table("predictions", name), prediction_rows(found, task, class_names))
     if task.name != "regression":
-        write_rows(run.result_table("per_class", name), class_rows(found, task, names))
+        write_rows(run.result_table("per_class", name), class_rows(found, task, class_names))
     if task.name == "multiclass":
-        write_rows(run.result_table("confusion", name), confusion_rows(found, names))
+        write_rows(run.result_table("confusion", name), confusion_rows(found, class_names))
     intervals = bootstrap(found, task, f"{split}/")
     write_intervals(run, name, intervals)
     return intervals
+
+
+def print_intervals(intervals: Mapping[str, Sequence[float]], task: Task, split: Split) -> None:
+    """Prints the intervals of the main metric and of the loss, as far as they are known."""
+    main = MAIN_METRIC[task.name][0].removeprefix("val/")
+    if ends := _format({name: intervals.get(f"{split}/{name}") for name in (main, "loss")}, split):
+        rank_zero_print(f"95% intervals  {ends}")
 
 
 def _format(intervals: Mapping[str, Sequence[float] | None], split: str) -> str:

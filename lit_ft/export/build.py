@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_ft.errors import UserError
-from lit_ft.export.description import TOLERANCE, Description, Example, OutputArray, PixelArray, installed_versions
+from lit_ft.export.description import TOLERANCE, Description, FileOutputs, PixelArray, installed_versions, make_examples
 from lit_ft.export.formats import require_onnx, trace, write_onnx, write_pt2
-from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
+from lit_ft.export.inference_model import InferenceModel, NetworkParts, predict_pixels, resize_by_file
 from lit_ft.export.runtime import open_exported
 from lit_ft.export.verification import Agreement, format_agreement, run_examples
 from lit_ft.model.module import FineTuneModule
@@ -36,13 +36,13 @@ class Exported:
 
 
 def describe_export(
-    module: FineTuneModule, images: Sequence[Tensor], name: str, network: nn.Module | None = None
+    module: FineTuneModule, images: Sequence[Tensor], name: str, parts: NetworkParts | None = None
 ) -> Description:
     """The description of an exported model, with some images ``(C, H, W)`` and what the model makes of them."""
     task, channels = module.task, 3 if module.normalise.channels == 1 else module.normalise.channels
+    parts = parts or NetworkParts.of(module)
     # By the file's resizing, as torch's own differs between CPUs by more than what is allowed here.
-    outputs: Sequence[OutputArray] = list(predict_pixels(module, images, network, resize_by_file)) if images else []
-    pixels = [to_array(image) for image in images]
+    found = predict_pixels(module, images, parts, resize_by_file) if images else FileOutputs(np.zeros((0, 1)))
     units = task.standardisation.scale if task.standardisation else (1.0,) * task.num_outputs
     libraries = ["lit_ft", "torch", "torchvision", *(["timm"] if "timm/" in name else [])]
     return Description(
@@ -51,9 +51,12 @@ def describe_export(
         channels,
         name,
         [TOLERANCE * (unit if task.name == "regression" else 1.0) for unit in units],
-        [Example(*pair) for pair in zip(pixels, outputs, strict=True)],
+        make_examples([to_array(image) for image in images], found),
         versions=installed_versions(libraries),
-        least_probability=module.calibration.least_probability if module.calibration and network is None else None,
+        least_probability=parts.calibration.least_probability,
+        farthest=None if parts.references is None else parts.calibration.farthest,
+        label_smoothing=task.label_smoothing,
+        units=task.standardisation.plain() if task.standardisation else None,
     )
 
 
@@ -63,7 +66,7 @@ def to_array(image: Tensor) -> PixelArray:
 
 
 def build_export(
-    module: FineTuneModule, suffix: str, description: Description, network: nn.Module | None = None
+    module: FineTuneModule, suffix: str, description: Description, parts: NetworkParts | None = None
 ) -> Exported:
     """The bytes of a ``.onnx`` or ``.pt2`` file, after they were run.
 
@@ -71,14 +74,14 @@ def build_export(
         module: The model, in eval mode, on the CPU.
         suffix: The suffix of the file.
         description: What it says of itself; its examples are run.
-        network: From normalised images to logits, where it is not the whole backbone and head.
+        parts: The network, where it is not the whole backbone and head.
 
     Raises:
         UserError: If the network cannot be exported, or the outputs differ from the model's.
     """
     if suffix == ".onnx":
         require_onnx()
-    program = trace(InferenceModel(module, network))
+    program = trace(InferenceModel(module, parts))
     content = (write_onnx if suffix == ".onnx" else write_pt2)(program, description.metadata())
     return verify_built(content, suffix)
 

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,20 @@ FORMAT = "lit_ft"
 """The entry of the metadata that only files of lit_ft have: the version that wrote them."""
 
 TOLERANCE = 1e-3
-"""By how much a probability, or a number in units of its standard deviation, may differ."""
+"""By how much a probability, a number in units of its standard deviation, or a distance of features may differ."""
 
 PixelArray = NDArray[np.uint8]
 OutputArray = NDArray[np.floating[Any]]
+
+
+class FileOutputs(NamedTuple):
+    """What a file, or the model in it, makes of images: outputs ``(B, K)``, and distances ``(B,)`` where it has them.
+
+    A distance is that of the features of an image, of length 1, to those of the nearest validation image.
+    """
+
+    outputs: OutputArray
+    distances: OutputArray | None = None
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,12 @@ class Example:
     Args:
         pixels: ``(H, W, C)``.
         outputs: ``(K,)``.
+        distance: From the nearest validation image; None where the file has no such output.
     """
 
     pixels: PixelArray
     outputs: OutputArray
+    distance: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """The plain form in the metadata: the pixels as PNG, which loses nothing, in base 64."""
@@ -50,6 +62,7 @@ class Example:
             "png": base64.b64encode(png.getvalue()).decode(),
             "shape": shape,
             "outputs": [float(value) for value in self.outputs],
+            "distance": self.distance,
         }
 
     @classmethod
@@ -57,7 +70,8 @@ class Example:
         """The example in the plain form."""
         with Image.open(io.BytesIO(base64.b64decode(given["png"], validate=True)), formats=["PNG"]) as image:
             pixels = np.asarray(image).reshape(given["shape"])
-        return cls(pixels, np.asarray(given["outputs"], dtype=np.float64))
+        outputs, distance = np.asarray(given["outputs"], dtype=np.float64), given["distance"]
+        return cls(pixels, outputs, None if distance is None else float(distance))
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,11 @@ class Description:
         versions: Of the libraries that wrote it.
         least_probability: The probability from which a class is in the label set of an image, which holds the true one
             with a probability of 90%; None where it is not known.
+        farthest: The distance above which an image is unlike those of the validation; None where the file does not
+            compute distances.
+        distance_tolerance: By how much a distance may differ on another machine.
+        label_smoothing: The share of the target that is spread over all classes in the loss.
+        units: Mean and scale of the numbers of a regression; None where they were not standardised.
     """
 
     task: str
@@ -86,6 +105,10 @@ class Description:
     precision: str = "float32"
     versions: Mapping[str, str] = field(default_factory=dict)
     least_probability: float | None = None
+    farthest: float | None = None
+    distance_tolerance: float = TOLERANCE
+    label_smoothing: float = 0.0
+    units: Mapping[str, Sequence[float]] | None = None
 
     @property
     def input_format(self) -> str:
@@ -98,7 +121,10 @@ class Description:
         """What it makes of them, in words."""
         what = {"multiclass": "probabilities, of sum 1", "multilabel": "probability of each label"}
         number = "the numbers in their own units, float64"
-        return f"outputs: (B, {len(self.classes)}), {what.get(self.task, number)}, in the order of classes"
+        outputs = f"outputs: (B, {len(self.classes)}), {what.get(self.task, number)}, in the order of classes"
+        if self.farthest is None:
+            return outputs
+        return f"{outputs}; distance: (B,), an image is unlike those of the training above {self.farthest:.4g}"
 
     def metadata(self) -> dict[str, str]:
         """The entries of the metadata of the file."""
@@ -114,6 +140,10 @@ class Description:
             "tolerance": json.dumps(self.tolerance),
             "versions": json.dumps(dict(self.versions)),
             "least_probability": json.dumps(self.least_probability),
+            "farthest": json.dumps(self.farthest),
+            "distance_tolerance": json.dumps(self.distance_tolerance),
+            "label_smoothing": json.dumps(self.label_smoothing),
+            "units": json.dumps(self.units),
             "examples": json.dumps([example.plain() for example in self.examples]),
         }
 
@@ -137,6 +167,10 @@ class Description:
                 given["precision"],
                 json.loads(given["versions"]),
                 json.loads(given["least_probability"]),
+                json.loads(given["farthest"]),
+                float(given["distance_tolerance"]),
+                float(given["label_smoothing"]),
+                json.loads(given["units"]),
             )
             found.check()
         except (KeyError, TypeError, ValueError, OSError) as error:
@@ -148,8 +182,12 @@ class Description:
         """Raises `ValueError` where parts do not fit together."""
         if not self.classes or len(self.tolerance) != len(self.classes):
             raise ValueError(f"{len(self.tolerance)} tolerances for {len(self.classes)} classes")
+        if not self.examples:
+            raise ValueError("no examples")
         if any(one.outputs.shape != (len(self.classes),) for one in self.examples):
             raise ValueError(f"examples without {len(self.classes)} outputs")
+        if any((one.distance is None) != (self.farthest is None) for one in self.examples):
+            raise ValueError("distances without a bound, or a bound without distances")
         if any(one.pixels.shape[2:] != (self.channels,) for one in self.examples):
             raise ValueError(f"examples without {self.channels} channels")
 
@@ -157,3 +195,9 @@ class Description:
 def installed_versions(names: Sequence[str]) -> dict[str, str]:
     """The versions of Python and of some libraries."""
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def make_examples(pixels: Sequence[PixelArray], found: FileOutputs) -> list[Example]:
+    """Examples of images ``(H, W, C)`` and what was made of them."""
+    distances = [None] * len(pixels) if found.distances is None else found.distances.tolist()
+    return [Example(*of_one) for of_one in zip(pixels, found.outputs, distances, strict=True)]

@@ -18,12 +18,14 @@ from lit_ft.errors import UserError
 from lit_ft.export.inference_model import InferenceModel
 from lit_ft.export.runtime import METADATA_FILE
 
-SUFFIXES = (".onnx", ".pt2", ".safetensors")
-INPUT, OUTPUT = "images", "outputs"
+INPUT, OUTPUTS = "images", ("outputs", "distance")
 OPSET, IR_VERSION = 18, 8
 """Those of ONNX 1.13, which runtimes since the beginning of 2023 read."""
-PREPROCESSING = "preprocessing/"
-"""What the names of the nodes of the eval transform begin with in ONNX."""
+KEPT = ("preprocessing", "output", "distance")
+"""The parts of `InferenceModel` that stay in float32, with which, and a slash, the names of their nodes in ONNX begin.
+
+Of probabilities in 8 bits, small ones would be 0, and numbers would end at the largest of the calibration.
+"""
 
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer
 
@@ -62,7 +64,8 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
 
     try:
         with _quiet(), torch.no_grad():
-            options: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
+            names = OUTPUTS[: len(program.graph_signature.user_outputs)]
+            options: dict[str, Any] = {"input_names": [INPUT], "output_names": names, "opset_version": OPSET}
             written = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False, **options)
             assert written is not None  # as no file is named
             proto = written.model_proto
@@ -70,8 +73,9 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
         raise _untraceable(error) from error
     proto.ir_version = IR_VERSION
     _strip(proto)
-    for value, names in ((proto.graph.input[0], ("batch", "height", "width")), (proto.graph.output[0], ("batch",))):
-        for size, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+    for value in (*proto.graph.input, *proto.graph.output):
+        sizes = ("batch", "height", "width") if value.name == INPUT else ("batch",)
+        for size, name in zip(value.type.tensor_type.shape.dim, sizes, strict=False):
             size.dim_param = name
     onnx.helper.set_model_props(proto, dict(metadata))
     if proto.ByteSize() > _MOST_BYTES:
@@ -90,13 +94,12 @@ def write_pt2(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
 
 
 def _strip(proto: Any) -> None:
-    """Removes the paths and lines of the source that each operation came from, and names those of the preprocessing."""
+    """Removes the paths and lines of the source that each operation came from, and names the parts of `KEPT`."""
     graphs = [proto.graph, *proto.functions]
     for graph in graphs:
         for node in graph.node:
             scopes = next((entry.value for entry in node.metadata_props if entry.key.endswith("name_scopes")), "")
-            if "'preprocessing'" in scopes:
-                node.name = f"{PREPROCESSING}{node.name}"
+            node.name = next((f"{part}/{node.name}" for part in KEPT if f"'{part}'" in scopes), node.name)
             del node.metadata_props[:]
             node.ClearField("doc_string")
         del graph.metadata_props[:]

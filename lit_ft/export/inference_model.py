@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.photo_source import transform_seeded
 from lit_ft.errors import UserError
-from lit_ft.export.description import OutputArray
+from lit_ft.export.description import FileOutputs
 from lit_ft.export.geometry import CentreResize
+from lit_ft.model.calibration import Calibration, distances_to_nearest
 from lit_ft.model.module import FineTuneModule
 
 _GREY = (0.2989, 0.587, 0.114)
@@ -21,6 +24,31 @@ _GREY = (0.2989, 0.587, 0.114)
 
 # By how many levels of 255 the file's resizing may be away from torch's: CPUs without AVX2 round once, not twice.
 _ROUNDINGS = {"nearest": 0, "bilinear": 1, "bicubic": 2}
+
+
+@dataclass(frozen=True)
+class NetworkParts:
+    """A network in its parts, and what is known of its predictions.
+
+    Args:
+        body: Normalised images -> features ``(B, D)``.
+        head: Features -> logits ``(B, K)``; its last layer gives these.
+        calibration: What validation images tell of its predictions, if anything.
+    """
+
+    body: nn.Module
+    head: nn.Sequential
+    calibration: Calibration
+
+    @classmethod
+    def of(cls, module: FineTuneModule) -> NetworkParts:
+        """The parts of a whole model."""
+        return cls(module.backbone, module.head, module.calibration or Calibration())
+
+    @property
+    def references(self) -> Tensor | None:
+        """The features ``(M, D)`` that those of images are compared with, where it is known what is far from them."""
+        return None if self.calibration.farthest is None else self.calibration.references
 
 
 class Preprocessing(nn.Module):
@@ -51,35 +79,76 @@ class Preprocessing(nn.Module):
         return cast(Tensor, (pixels - self.mean) / self.std)
 
 
-class InferenceModel(nn.Module):
-    """A fine-tuned network with its eval transform before it and the probabilities of its task behind it.
+class NearestDistance(nn.Module):
+    """`distances_to_nearest`, as operations that all runtimes have: features ``(B, D)`` -> distances ``(B,)``.
 
     Args:
-        module: The model, in eval mode, on the CPU.
-        network: From normalised images to logits; where it is not the whole backbone and head.
+        references: What they are compared with, ``(M, D)``; kept in the precision that it has.
+    """
+
+    references: Tensor
+
+    def __init__(self, references: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("references", references.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The distance of each from the nearest reference, all of length 1."""
+        features, references = (F.normalize(one.float(), dim=1) for one in (features, self.references))
+        # The nearest by a product of matrices, and its distance by a difference, which is exact near 0, too.
+        nearest = torch.matmul(features, references.T).argmax(dim=1)
+        return cast(Tensor, torch.linalg.vector_norm(features - references.index_select(0, nearest), dim=1))
+
+
+class OutputLayer(nn.Module):
+    """The last layer of a head, and the probabilities or numbers of the task: hidden ``(B, H)`` -> outputs ``(B, K)``.
+
+    Args:
+        layer: From what is hidden to logits.
+        module: The model.
     """
 
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, module: FineTuneModule, network: nn.Module | None = None) -> None:
+    def __init__(self, layer: nn.Module, module: FineTuneModule) -> None:
         super().__init__()
-        self.preprocessing = Preprocessing(module)
-        self.network = network or nn.Sequential(module.backbone, module.head)
-        self.task = module.task.name
-        self.channels = 3 if module.normalise.channels == 1 else module.normalise.channels
-        units = module.task.standardisation
+        self.layer, self.task, units = layer, module.task.name, module.task.standardisation
         numbers = {"offset": units.mean if units else 0.0, "scale": units.scale if units else 1.0}
         for name, values in numbers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
-        self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images, uint8 ``(B, H, W, C)`` -> probabilities, float32, or numbers in their units, float64, ``(B, K)``."""
-        logits = self.network(self.preprocessing(images))
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Probabilities, float32, or numbers in their units, float64."""
+        logits: Tensor = self.layer(hidden)
         if self.task == "multiclass":
             return torch.softmax(logits, dim=1)
         return torch.sigmoid(logits) if self.task == "multilabel" else logits.double() * self.scale + self.offset
+
+
+class InferenceModel(nn.Module):
+    """A fine-tuned network with its eval transform before it and the probabilities of its task behind it.
+
+    Args:
+        module: The model, in eval mode, on the CPU.
+        parts: The network; where it is not the whole backbone and head.
+    """
+
+    def __init__(self, module: FineTuneModule, parts: NetworkParts | None = None) -> None:
+        super().__init__()
+        parts = parts or NetworkParts.of(module)
+        self.preprocessing = Preprocessing(module)
+        self.body, self.hidden = parts.body, parts.head[:-1]
+        self.output = OutputLayer(parts.head[-1], module)
+        self.distance = None if parts.references is None else NearestDistance(parts.references)
+        self.channels = 3 if module.normalise.channels == 1 else module.normalise.channels
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images, uint8 ``(B, H, W, C)`` -> outputs ``(B, K)``, and distances ``(B,)`` where there are references."""
+        features = self.body(self.preprocessing(images))
+        outputs = self.output(self.hidden(features))
+        return (outputs,) if self.distance is None else (outputs, self.distance(features))
 
 
 def resize_by_torch(spec: InputSpec, image: Tensor) -> Tensor:
@@ -105,21 +174,23 @@ def resize_by_file(spec: InputSpec, image: Tensor) -> Tensor:
 def predict_pixels(
     module: FineTuneModule,
     images: Sequence[Tensor],
-    network: nn.Module | None = None,
+    parts: NetworkParts | None = None,
     resize: Callable[[InputSpec, Tensor], Tensor] = resize_by_torch,
-) -> OutputArray:
-    """What a model makes of images, each uint8 ``(C, H, W)``: ``(N, K)``.
+) -> FileOutputs:
+    """What a model makes of images, each uint8 ``(C, H, W)``.
 
     Args:
         module: The model, in eval mode.
         images: Their pixels.
-        network: From normalised images to logits; where it is not the whole backbone and head.
+        parts: The network; where it is not the whole backbone and head.
         resize: How they are brought to the size of the network.
     """
-    found = []
+    found, apart, parts = [], [], parts or NetworkParts.of(module)
     with torch.inference_mode():
         for image in images:
             pixels = module.normalise.fit_channels(resize(module.input_spec, image)).unsqueeze(0)
-            logits = module(pixels) if network is None else network(module.normalise(pixels))
-            found.append(module.task.predict(logits)[0].cpu().numpy())
-    return cast(OutputArray, np.stack(found))
+            features = parts.body(module.normalise(pixels))
+            found.append(module.task.predict(parts.head(features)).numpy())
+            if parts.references is not None:
+                apart.append(distances_to_nearest(features, parts.references).numpy())
+    return FileOutputs(np.concatenate(found), np.concatenate(apart) if apart else None)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from lit_ft.console import format_bytes
 from lit_ft.errors import UserError
-from lit_ft.export.description import Description, Example, OutputArray, PixelArray
-from lit_ft.export.formats import INPUT, PREPROCESSING
+from lit_ft.export.description import Description, OutputArray, PixelArray, make_examples
+from lit_ft.export.formats import INPUT, KEPT
 from lit_ft.export.runtime import ExportedFile, open_exported
 
 TOLERANCE = 0.05
-"""By how much a probability, or a number in units of its deviation, may differ: kernels of CPUs round differently."""
+"""By how much a probability, a number in units of its deviation, or a distance may differ: CPUs round differently."""
 
 NUM_CALIBRATION = 100
 _NUM_TIMED = 15
@@ -84,7 +84,7 @@ class _Images:
 
 
 def quantise(content: bytes, description: Description, images: Iterable[PixelArray]) -> QuantisedFile:
-    """An ONNX file with the weights and activations of the network in 8 bits; the preprocessing stays as it is.
+    """An ONNX file with the weights and activations of the network in 8 bits; all of `KEPT` stays as it is.
 
     Weights have a scale a channel. Sums can overflow on x86 CPUs without VNNI instructions, which verification shows
     there; weights of 7 bits would not, but cost more accuracy everywhere.
@@ -101,7 +101,7 @@ def quantise(content: bytes, description: Description, images: Iterable[PixelArr
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     proto = onnx.load_from_string(content)
-    kept = [node.name for node in proto.graph.node if node.name.startswith(PREPROCESSING)]
+    kept = [node.name for node in proto.graph.node if node.name.partition("/")[0] in KEPT]
     options: dict[str, Any] = {"nodes_to_exclude": kept, "quant_format": QuantFormat.QDQ}
     options |= {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     root, level = logging.getLogger(), logging.getLogger().level
@@ -130,10 +130,10 @@ def _describe(proto: Any, before: Description) -> QuantisedFile:
         return bytes(proto.SerializeToString())
 
     tolerance = [value * TOLERANCE / 1e-3 for value in before.tolerance]
-    described = replace(before, precision="int8", tolerance=tolerance)
-    outputs = open_exported("model.onnx", write(described)).run_each([one.pixels for one in before.examples])
-    examples = [Example(one.pixels, row) for one, row in zip(before.examples, outputs, strict=True)]
-    described = replace(described, examples=examples)
+    described = replace(before, precision="int8", tolerance=tolerance, distance_tolerance=TOLERANCE)
+    pixels = [one.pixels for one in before.examples]
+    found = open_exported("model.onnx", write(described)).run_each(pixels)
+    described = replace(described, examples=make_examples(pixels, found))
     return QuantisedFile(write(described), described)
 
 
@@ -150,8 +150,8 @@ def measure_cost(
         examples: Images whose time is taken, in turns, by both.
     """
     files = [open_exported("model.onnx", content) for content in (before, after)]
-    pairs = [[file.run(image[np.newaxis])[0] for file in files] for image in images]
-    old, new = (np.stack(outputs) for outputs in zip(*pairs, strict=True))
+    pairs = [[file.run(image[np.newaxis]).outputs for file in files] for image in images]
+    old, new = (np.concatenate(outputs) for outputs in zip(*pairs, strict=True))
     task = files[0].description.task
     name, (first, second) = _score(task, [old, new], targets)
     changed = float((old.argmax(axis=1) != new.argmax(axis=1)).mean())

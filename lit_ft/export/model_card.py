@@ -21,10 +21,17 @@ from lit_ft.evaluation.run_files import (
     refuse_damaged,
 )
 from lit_ft.export.description import Description
+from lit_ft.export.inference_model import NetworkParts
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 
 MOST_ROWS = 50
+_OF_WHOLE = (
+    "Those of the run are of the whole network. This one was measured at the export, on the validation images; "
+    "lit-ft test measures it on others."
+)
+_OF_FLOAT = "These are of the model before it was quantised, which cost what was measured at the export."
+
 FEW_IMAGES = 30
 """With fewer images of a class, what is measured of it says little."""
 
@@ -43,7 +50,7 @@ from PIL import Image, ImageOps
 program = torch.export.load({file!r}, extra_files=(extra := {{"lit_ft.json": ""}}))
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
 photo = np.array(Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB"))
-outputs = program.module()(torch.from_numpy(photo)[None])[0]
+outputs = program.module()(torch.from_numpy(photo)[None])[0][0]
 print(dict(zip(json.loads(json.loads(extra["lit_ft.json"])["classes"]), outputs.tolist())))""",
     ".safetensors": """import safetensors.torch, {library}
 model = {code}
@@ -63,7 +70,7 @@ class CardFacts:
         weights: The weights that the backbone had before: a tag or a file.
         notes: What was measured as it was exported, in words.
         code: The line of Python that builds the network, for weights alone.
-        is_whole: Whether it is the whole network, whose metrics the run has.
+        parts: The network, where it is not the whole one, whose metrics the run has.
     """
 
     file: str
@@ -73,7 +80,7 @@ class CardFacts:
     notes: Sequence[str] = field(default_factory=list)
     weights: str | None = None
     code: str = ""
-    is_whole: bool = True
+    parts: NetworkParts | None = None
 
 
 def render_card(facts: CardFacts, description: Description) -> str:
@@ -89,11 +96,11 @@ def render_card(facts: CardFacts, description: Description) -> str:
     limits: list[str] = []
     if run is not None:
         parts += ["## Data", *_describe_data(run)]
-        if facts.is_whole:
-            results, limits = _describe_results(facts, run)
-            parts += ["## Results", *results]
+        results, limits = _describe_results(facts, run) if facts.parts is None else ([_OF_WHOLE], [])
+        parts += ["## Results", *results]
+        parts += [_OF_FLOAT] if description.precision == "int8" and facts.parts is None else []
     parts += ["## Measured at the export", *facts.notes] if facts.notes else []
-    parts += ["## Limits", _bullets([*limits, *_general_limits(module)])]
+    parts += ["## Limits", _bullets([*limits, *_general_limits(module, description)])]
     parts += ["## Backbone and licence", describe_weights(module.hparams["backbone"], facts.weights)]
     versions = ", ".join(f"{escape(name)} {escape(number)}" for name, number in description.versions.items())
     parts += ["## Versions", versions]
@@ -129,15 +136,20 @@ def describe_weights(name: NetworkName, weights: str | None) -> str:
 
 
 def _summary(facts: CardFacts, description: Description) -> str:
-    module, spec = facts.module, facts.module.input_spec
+    spec = facts.module.input_spec
     rows = [
         ["task", f"{description.task}, {len(description.classes)} outputs"],
         ["network", description.network],
         ["images", _format_geometry(spec)],
-        ["parameters", f"{sum(p.numel() for p in module.parameters()):,}" if facts.is_whole else ""],
+        ["parameters", f"{_count_parameters(facts):,}"],
         ["precision", description.precision],
     ]
-    return format_rows([["", ""], *(row for row in rows if row[1])])
+    return format_rows([["", ""], *rows])
+
+
+def _count_parameters(facts: CardFacts) -> int:
+    modules = [facts.module] if facts.parts is None else [facts.parts.body, facts.parts.head]
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def _format_geometry(spec: InputSpec) -> str:
@@ -250,10 +262,13 @@ def _tabulate_groups(run: Run, split: str) -> list[list[str]]:
     )
 
 
-def _general_limits(module: FineTuneModule) -> list[str]:
+def _general_limits(module: FineTuneModule, description: Description) -> list[str]:
     told = ["Metrics hold for images like those of the test: other cameras, places or times were not measured."]
     if module.task.name == "multiclass":
-        told.append("Each image gets one of the classes, also an image of something else.")
+        by_distance = (
+            "" if description.farthest is None else f", where distance is mostly above {description.farthest:.4g}"
+        )
+        told.append(f"Each image gets one of the classes, also an image of something else{by_distance}.")
     if not module.input_spec.squash:
         told.append("Of a photo that is not square, what is outside of the centre is not seen.")
     return told

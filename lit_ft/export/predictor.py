@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import torch
 
 from lit_ft.backbones.input_spec import Views
@@ -14,7 +14,8 @@ from lit_ft.errors import UserError
 from lit_ft.export.runtime import open_exported
 from lit_ft.model.calibration import Calibration
 from lit_ft.model.prediction import Picture, Prediction, Predictor, check_positive, read_pictures
-from lit_ft.tasks.task import Task
+from lit_ft.tasks.standardisation import Standardisation
+from lit_ft.tasks.task import Task, TaskName
 
 
 class ExportedModel(Predictor):
@@ -31,7 +32,13 @@ class ExportedModel(Predictor):
         super().__init__()
         self.file = open_exported(path)
         self.class_names = self.file.description.classes
-        self.task = Task(self.file.description.task, len(self.class_names))  # type: ignore[arg-type]
+        units = self.file.description.units
+        self.task = Task(
+            cast(TaskName, self.file.description.task),
+            len(self.class_names),
+            self.file.description.label_smoothing,
+            None if units is None else Standardisation.from_plain(units),
+        )
         self.calibration = Calibration(least_probability=self.file.description.least_probability)
 
     def predict(
@@ -45,15 +52,27 @@ class ExportedModel(Predictor):
         if tta is not None:
             raise UserError(f"tta: {tta} is for a checkpoint; an exported file sees one view")
         check_positive(top_k=top_k, batch_size=batch_size)
-        channels = self.file.description.channels
-        images, found = read_pictures(pictures, channels), list[Prediction]()
+        images, found = read_pictures(pictures, self.file.description.channels), list[Prediction]()
         while batch := list(islice(images, batch_size)):
-            pixels = [np.ascontiguousarray(_fit(image, channels).permute(1, 2, 0).numpy()) for _, image in batch]
-            columns = {"answers": torch.from_numpy(self.file.run_each(pixels))}
-            if (unsure := (self.calibration or Calibration()).are_unsure(columns["answers"])) is not None:
-                columns["unsure"] = unsure
+            columns = self.judge([image for _, image in batch])
             found += self.format_predictions(columns, [name for name, _ in batch], top_k)
         return found
+
+    def judge(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What it predicts for N images, each uint8 ``(C, H, W)``.
+
+        Returns:
+            ``answers`` ``(N, K)``; ``unsure`` and ``unlike_training`` ``(N,)``, where that is known.
+        """
+        description = self.file.description
+        pixels = [_fit(image, description.channels).permute(1, 2, 0).contiguous().numpy() for image in images]
+        outputs, distances = self.file.run_each(pixels)
+        columns = {"answers": torch.from_numpy(outputs)}
+        if (unsure := (self.calibration or Calibration()).are_unsure(columns["answers"])) is not None:
+            columns["unsure"] = unsure
+        if distances is not None and description.farthest is not None:
+            columns["unlike_training"] = torch.from_numpy(distances > description.farthest)
+        return columns
 
 
 def _fit(image: torch.Tensor, channels: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lit_ft.backbones.backbone import Backbone, stage_costs
 from lit_ft.errors import unknown
+from lit_ft.export.inference_model import NetworkParts
+from lit_ft.model.calibration import Calibration, fit_label_sets
 from lit_ft.model.module import FineTuneModule
 from lit_ft.probes.feature_pass import StageFeatures, average_places, compute_stage_features
 from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_equal
@@ -17,30 +19,24 @@ from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
 from lit_ft.tasks.classes import balanced_weights
 
 
-class StageNetwork(nn.Module):
-    """The first stages of a backbone, and a linear head on their output: normalised images -> logits ``(B, K)``.
+class FirstStages(nn.Module):
+    """The first stages of a backbone, up to one: normalised images -> features ``(B, D)``.
 
     The output of the last of these stages is averaged over all places, as `lit-ft probe` does, or goes through the
     backbone's own pooling if it is the last of all.
     """
 
-    def __init__(self, backbone: Backbone, stage: str, probe: LinearProbe) -> None:
+    def __init__(self, backbone: Backbone, stage: str) -> None:
         super().__init__()
         names = list(backbone.stages)
         self.stages = nn.ModuleList(backbone.stages[name] for name in names[: names.index(stage) + 1])
         self.pool = backbone.pool if stage == names[-1] else None
-        num_outputs, num_features = probe.weight.shape
-        self.head = nn.Linear(num_features, num_outputs)
-        with torch.no_grad():
-            self.head.weight.copy_(probe.weight)
-            self.head.bias.copy_(probe.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images ``(B, C, H, W)`` -> logits ``(B, K)``."""
+        """Normalised images ``(B, C, H, W)`` -> features ``(B, D)``."""
         for stage in self.stages:
             images = stage(images)
-        features = average_places(images) if self.pool is None else self.pool(images)
-        return cast(Tensor, self.head(features))
+        return average_places(images) if self.pool is None else cast(Tensor, self.pool(images))
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Truncated:
     """A network that was cut, and what that costs and gains.
 
     Args:
-        network: Normalised images -> logits.
+        parts: The network, calibrated as a whole one is, but for the temperature.
         metric: The metric that is compared.
         before: Of the whole network on the validation images.
         after: Of the one that was cut.
@@ -56,7 +52,7 @@ class Truncated:
         parameters: The share of the backbone's parameters that is left.
     """
 
-    network: StageNetwork
+    parts: NetworkParts
     metric: str
     before: float
     after: float
@@ -91,14 +87,31 @@ def truncate(module: FineTuneModule, data: Any, stage: str) -> Truncated:
     truth = data.splits["val"].targets
     with torch.inference_mode():
         logits = module.head(val.last), probe(val.stages[stage].float())
+    known = _calibrate(module, logits[1], truth, val.stages[stage])
     metric = module.main_metric[0].removeprefix("val/")
     before, after = (_measure(module, one, truth, metric) for one in logits)
     costs = stage_costs(module.backbone)
     kept = costs[: [cost.name for cost in costs].index(stage) + 1]
     compute = sum(cost.macs for cost in kept) / max(1, sum(cost.macs for cost in costs))
     parameters = sum(cost.parameters for cost in kept) / max(1, sum(cost.parameters for cost in costs))
-    network = StageNetwork(module.backbone, stage, probe).eval()
-    return Truncated(network, f"val/{metric}", before, after, compute, parameters)
+    parts = NetworkParts(FirstStages(module.backbone, stage).eval(), _make_head(probe), known)
+    return Truncated(parts, f"val/{metric}", before, after, compute, parameters)
+
+
+def _make_head(probe: LinearProbe) -> nn.Sequential:
+    num_outputs, num_features = probe.weight.shape
+    head = nn.Linear(num_features, num_outputs)
+    with torch.no_grad():
+        head.weight.copy_(probe.weight)
+        head.bias.copy_(probe.bias)
+    return nn.Sequential(head)
+
+
+def _calibrate(module: FineTuneModule, logits: Tensor, targets: Tensor, features: Tensor) -> Calibration:
+    """What the validation images tell of the predictions of the new head."""
+    is_multiclass = module.task.name == "multiclass"
+    least = fit_label_sets(module.task.predict(logits), targets) if is_multiclass else None
+    return Calibration(least_probability=least).with_references(features)
 
 
 def _compute(module: FineTuneModule, data: Any, split: str) -> StageFeatures:

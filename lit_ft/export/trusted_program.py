@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,14 @@ _SHAPE_NODES = (
 )  # fmt: skip
 
 
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
+"""The function or class in a pickle that torch refuses, as its message names it."""
+
+
+class ForeignCodeError(ValueError):
+    """What a file holds could run code."""
+
+
 def load_program(content: bytes, extra_files: dict[str, Any]) -> Any:
     """The program in a file of ``torch.export.save``, whose extra files come with it.
 
@@ -30,22 +39,28 @@ def load_program(content: bytes, extra_files: dict[str, Any]) -> Any:
     which runs whatever stands there. Here, tensors alone are unpickled, and a file with other things is refused.
 
     Raises:
-        ValueError: If the file may run code.
+        ForeignCodeError: If the file may run code.
         Exception: Nearly anything else, if it is damaged.
     """
     import torch
 
     refuse_code(content)
-    with _without_pickle():
-        return torch.export.load(io.BytesIO(content), extra_files=extra_files)
+    try:
+        with _without_pickle():
+            return torch.export.load(io.BytesIO(content), extra_files=extra_files)
+    except pickle.UnpicklingError as error:  # whose advice is to trust the file
+        named = _GLOBAL.search(str(error))
+        raise ForeignCodeError(f"it has a pickle of {named[1] if named else 'more than tensors'}") from error
 
 
 def refuse_code(content: bytes) -> None:
-    """Raises `ValueError` if a file has compiled libraries, or sizes that are more than arithmetic."""
+    """Raises `ForeignCodeError` if a file has compiled libraries, or sizes that are more than arithmetic."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = archive.namelist()
+        if not any(name.endswith(".json") for name in names):
+            raise ValueError("torch.export has not written it")
         if len(set(names)) < len(names) or any("aotinductor" in name for name in names):
-            raise ValueError("it has compiled code, or a file twice")
+            raise ForeignCodeError("it has compiled code, or a file twice")
         for name in names:
             if name.endswith(".json"):
                 for text in _find_sizes(json.loads(archive.read(name))):
@@ -67,7 +82,7 @@ def _check_size(text: str) -> None:
         name = node.id if isinstance(node, ast.Name) else getattr(node, "value", None)
         is_named = not isinstance(name, str) or _SHAPE_NAME.fullmatch(name)  # sympy evaluates text within text, too
         if not isinstance(node, _SHAPE_NODES) or not is_named:
-            raise ValueError(f"it has a size that is no arithmetic, {text[:60]!r}")
+            raise ForeignCodeError(f"it has a size that is no arithmetic, {text[:60]!r}")
 
 
 @contextmanager

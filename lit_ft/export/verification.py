@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,11 +22,13 @@ class Agreement:
         differences: The largest difference of each of the N images ``(N,)``, nan where an output is.
         excess: The largest difference, as a multiple of what is allowed.
         changed: The images whose most probable class is another one.
+        distance: The largest difference of the distances from the validation images; None where there are none.
     """
 
     differences: OutputArray
     excess: float
     changed: list[int]
+    distance: float | None = None
 
     @property
     def largest(self) -> float:
@@ -56,11 +58,16 @@ def compare_outputs(
 
 def run_examples(file: ExportedFile) -> Agreement:
     """Runs the examples in a file, and compares what comes out with what is noted."""
-    description = file.description
-    found = file.run_each([example.pixels for example in description.examples])
-    expected = np.stack([example.outputs for example in description.examples])
+    description, examples = file.description, file.description.examples
+    found = file.run_each([example.pixels for example in examples])
+    expected = np.stack([example.outputs for example in examples])
     tie = max(description.tolerance) if description.precision == "int8" else TIE
-    return compare_outputs(expected, found, description.tolerance, description.task, tie)
+    agreement = compare_outputs(expected, found.outputs, description.tolerance, description.task, tie)
+    if found.distances is None:
+        return agreement
+    apart = float(np.abs(found.distances - np.array([example.distance for example in examples])).max())
+    excess = np.maximum(agreement.excess, apart / description.distance_tolerance)  # nan if either is
+    return replace(agreement, excess=float(excess), distance=apart)
 
 
 def format_agreement(agreement: Agreement, description: Description) -> str:
@@ -75,4 +82,6 @@ def format_agreement(agreement: Agreement, description: Description) -> str:
     allowed = f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}, by the output"
     changed = len(agreement.changed)
     others = f"; another class for {changed} of {len(agreement.differences)} images" if changed else ""
-    return f"largest difference {agreement.largest:.2g}, allowed {allowed}{others}"
+    apart = agreement.distance
+    distance = "" if apart is None else f"; of distances {apart:.2g}, allowed {description.distance_tolerance:.2g}"
+    return f"largest difference {agreement.largest:.2g}, allowed {allowed}{others}{distance}"

@@ -96,7 +96,9 @@ def distances_to_nearest(features: Tensor, references: Tensor, are_same: bool = 
         references: ``(M, D)``.
         are_same: Whether these are the same images, each of which is compared with the others.
     """
-    apart = torch.cdist(F.normalize(features.float(), dim=1), F.normalize(references.float(), dim=1))
+    features, references = (F.normalize(one.float(), dim=1) for one in (features, references))
+    # By differences, as a product of matrices is off by .001 near 0, and in TF32 by more.
+    apart = torch.cdist(features, references, compute_mode="donot_use_mm_for_euclid_dist")
     if are_same:
         apart.fill_diagonal_(torch.inf)
     return apart.min(dim=1).values

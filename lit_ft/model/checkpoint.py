@@ -21,6 +21,9 @@ from lit_ft.compat import NO_INSTANTIATOR, collect_constructor_arguments
 from lit_ft.errors import UserError, nearest
 from lit_ft.runs import suggest_checkpoint
 
+EXPORTED = (".onnx", ".pt2", ".safetensors")
+"""The suffixes of exported files, which are no checkpoints."""
+
 ConfigT = TypeVar("ConfigT")
 ModuleT = TypeVar("ModuleT", bound="PlainHyperparameters")
 
@@ -69,7 +72,9 @@ def hyper_parameters(path: str | None, command: str, root: str, configs: Sequenc
     try:
         checkpoint = torch_files.load(path, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"`ckpt_path`: {path} is not a checkpoint, or it is damaged") from error
+        is_exported = Path(path).suffix.lower() in EXPORTED
+        hint = "; what lit-ft export writes is for lit-ft predict, test and verify" if is_exported else ""
+        raise UserError(f"`ckpt_path`: {path} is not a checkpoint, or it is damaged{hint}") from error
     hparams = all_hyperparameters(checkpoint)
     if "backbone" not in hparams:
         raise UserError(f"`ckpt_path`: {path} is no lit_ft checkpoint; to start from its weights use `model.weights`")

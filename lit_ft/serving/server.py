@@ -27,7 +27,7 @@ from lit_ft.errors import UserError
 from lit_ft.evaluation.explanations.maps import choose_quick_method
 from lit_ft.evaluation.inference import load
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run
+from lit_ft.runs import find_best_checkpoint
 from lit_ft.serving.answers import valid_text
 from lit_ft.serving.guard import SECONDS, RequestGuard
 from lit_ft.serving.page import page_route
@@ -110,7 +110,7 @@ def serve(
     """
     _check(host, port, max_batch, max_mb)
     place = find_device(device)
-    path = Run(Path(checkpoint)).checkpoint("best") if Path(checkpoint).is_dir() else Path(checkpoint)
+    path = find_best_checkpoint(checkpoint)
     about = describe_model(load(path, "cpu"), path) | {"max_mb": max_mb, "max_megapixels": MAX_MEGAPIXELS}
     if host != HOSTS[0] and not os.environ.get("LIT_SERVER_API_KEY"):
         warnings.warn(_OPEN.format(host=host), stacklevel=2)

@@ -159,6 +159,17 @@ class Task:
             return logits.float().softmax(dim=1)
         return logits.float().sigmoid() if self.name == "multilabel" else self._units.restore(logits)
 
+    def restore_logits(self, predictions: Tensor) -> Tensor:
+        """Logits of predictions ``(B, K)``, float64: what `predict` makes these of, but for a constant of each image.
+
+        Those of a probability that was rounded to 0 or 1 are finite. Some runtimes round a label below 1e-8 to 0.
+        """
+        if self.name == "regression":
+            return cast(Tensor, self._units.standardise(predictions))
+        if self.name == "multiclass":
+            return predictions.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+        return predictions.double().logit(torch.finfo(torch.float32).eps / 2)
+
 
 class _MeanSquaredError(PreciseSums, MeanSquaredError):
     pass

@@ -44,13 +44,18 @@ def name_results(trainer: Any, run: Run, split: Split, known: Mapping[str, Any])
     place = (
         None
         if _is_whole(trainer, split) and _is_own(run, trainer.datamodule, split, checkpoint)
-        else _find_place(trainer)
+        else find_place(trainer.datamodule)
     )
     if place is not None:
-        parts.append((Path(place).stem if os.path.isfile(place) else Path(place).name)[:_MOST_CHARACTERS])
+        parts.append(name_place(place))
     elif split == "val" and is_refitted(checkpoint):
         parts.append("refit")
     return _number("_".join(parts), run, {"checkpoint": name_checkpoint(run, checkpoint), "data": place}, known), place
+
+
+def name_place(place: str) -> str:
+    """What the images of a folder or table are called in the name of results."""
+    return (Path(place).stem if os.path.isfile(place) else Path(place).name)[:_MOST_CHARACTERS]
 
 
 def _number(name: str, run: Run, own: Mapping[str, Any], known: Mapping[str, Any]) -> str:
@@ -148,9 +153,8 @@ def _read_paths(run: Run, data: Any) -> dict[str, set[str]]:
     return found
 
 
-def _find_place(trainer: Any) -> str:
+def find_place(data: Any) -> str:
     """The folder or table of the images, in full; where there is none, the name of their data module."""
-    data = trainer.datamodule
     options = dict(getattr(data, "hparams", {}))
     find, given = (find_file, options["table"]) if options.get("table") else (find_folder, options.get("root"))
     try:

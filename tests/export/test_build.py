@@ -16,11 +16,14 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
 from lit_ft.export import build
 from lit_ft.export.build import build_export, describe_export, verify_built
+from lit_ft.export.description import FileOutputs
 from lit_ft.export.examples import draw_images, shrink_examples
 from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
 from lit_ft.export.model_card import CardFacts, render_card
 from lit_ft.export.runtime import open_exported
+from lit_ft.model.calibration import Calibration, distances_to_nearest
 from lit_ft.model.module import FineTuneModule
+from lit_ft.model.prediction import head_inputs
 from lit_ft.tasks.standardisation import Standardisation
 from lit_ft.tasks.task import Task
 
@@ -43,6 +46,12 @@ def arrays(images):
     return [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
+def features_of(module, images):
+    with head_inputs(module.head) as seen:
+        predict_pixels(module, images)
+    return torch.cat(seen)
+
+
 @pytest.mark.parametrize(
     ("options", "channels"),
     [
@@ -56,9 +65,11 @@ def arrays(images):
 def test_whole_model_gives_what_predict_gives(options, channels):
     module = model_of(**options)
     images = images_for(module, channels)
-    wanted = predict_pixels(module, images)
+    wanted = predict_pixels(module, images).outputs
     with torch.no_grad():
-        found = np.concatenate([InferenceModel(module)(torch.from_numpy(one[None])).numpy() for one in arrays(images)])
+        found = np.concatenate(
+            [InferenceModel(module)(torch.from_numpy(one[None]))[0].numpy() for one in arrays(images)]
+        )
     units = np.array(module.task.standardisation.scale) if module.task.standardisation else 1.0
     # Pixels may differ by one level where torch rounds once; float32 alone would be 100 times as close.
     assert np.abs((found - wanted) / units).max() < 0.05
@@ -72,7 +83,8 @@ def test_whole_model_gives_what_predict_gives(options, channels):
 def test_numbers_that_were_never_standardised_are_float64_too():
     module = FineTuneModule("mnist_cnn", weights=None, classes=["a"], task="regression").eval()
     with torch.no_grad():
-        assert InferenceModel(module)(torch.zeros(1, 9, 9, 3, dtype=torch.uint8)).dtype == torch.float64
+        (found,) = InferenceModel(module)(torch.zeros(1, 9, 9, 3, dtype=torch.uint8))
+    assert found.dtype == torch.float64
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +92,7 @@ def exported():
     """A regression on grey images, as torch.export writes it: numbers that float32 cannot resolve."""
     module = model_of("regression")
     images = images_for(module)
+    module.calibration = Calibration().with_references(features_of(module, images[:4]).repeat(6, 1))
     built = build_export(module, ".pt2", describe_export(module, images, "mnist_cnn"))
     return module, images, built, open_exported("a.pt2", built.content)
 
@@ -91,20 +104,43 @@ def test_file_has_its_description_and_its_examples(exported):
     assert found.tolerance == pytest.approx([2e-3, 1e-7, 1e-3])
     assert [example.pixels.shape for example in found.examples] == [one.shape for one in arrays(images)]
     outputs = np.array([one.outputs for one in found.examples])
-    assert np.array_equal(outputs[[0, 2]], predict_pixels(module, [images[0], images[2]]))  # which are not resized
-    assert np.array_equal(outputs, predict_pixels(module, images, resize=resize_by_file))
+    assert np.array_equal(
+        outputs[[0, 2]], predict_pixels(module, [images[0], images[2]]).outputs
+    )  # which are not resized
+    assert np.array_equal(outputs, predict_pixels(module, images, resize=resize_by_file).outputs)
+
+
+def test_distances_are_those_from_the_nearest_reference(exported):
+    module, images, _, file = exported
+    assert file.description.farthest == module.calibration.farthest
+    found = file.run_each(arrays(images)).distances
+    assert found[0] < 1e-3  # itself, but for its float16
+    assert found[4:].min() > 0.01
+    wanted = distances_to_nearest(features_of(module, images), module.calibration.references)
+    assert found[[0, 2]] == pytest.approx(wanted[[0, 2]].numpy(), abs=1e-5)  # which are not resized
+    noted = np.array([one.distance for one in file.description.examples])
+    assert np.abs(noted - found).max() < 1e-3
+
+
+def test_large_images_are_run_one_by_one(exported, monkeypatch):
+    sizes = []
+    file = replace(exported[3], run=lambda images: sizes.append(len(images)) or FileOutputs(np.zeros((len(images), 1))))
+    monkeypatch.setattr("lit_ft.export.runtime._MOST_PIXELS", 30)
+    images = [np.zeros((3, 5, 3), np.uint8)] * 5 + [np.zeros((6, 6, 3), np.uint8)] * 2
+    assert file.run_each(images).outputs.shape == (7, 1)
+    assert sizes == [2, 2, 1, 1, 1]
 
 
 def test_file_runs_batches_of_any_number_and_size(exported):
     module, images, _, file = exported
     pixels = arrays(images)
-    alone = np.concatenate([file.run(one[np.newaxis]) for one in pixels])
-    assert np.abs(file.run(np.stack([pixels[0], pixels[4], pixels[0]])) - alone[[0, 4, 0]]).max() < 1e-3
-    assert np.abs(file.run_each([pixels[0], pixels[0], pixels[1]]) - alone[[0, 0, 1]]).max() < 1e-3
+    alone = np.concatenate([file.run(one[np.newaxis]).outputs for one in pixels])
+    assert np.abs(file.run(np.stack([pixels[0], pixels[4], pixels[0]])).outputs - alone[[0, 4, 0]]).max() < 1e-3
+    assert np.abs(file.run_each([pixels[0], pixels[0], pixels[1]]).outputs - alone[[0, 0, 1]]).max() < 1e-3
     for height, width in ((1, 1), (1, 300), (300, 2), (28, 28)):
         one = np.full((1, height, width, 3), 100, np.uint8)
-        wanted = predict_pixels(module, [torch.from_numpy(one[0]).permute(2, 0, 1)])
-        assert file.run(one) == pytest.approx(wanted, abs=1e-3)
+        wanted = predict_pixels(module, [torch.from_numpy(one[0]).permute(2, 0, 1)]).outputs
+        assert file.run(one).outputs == pytest.approx(wanted, abs=1e-3)
 
 
 def test_file_names_no_path_of_this_machine(exported):
@@ -127,10 +163,14 @@ def test_code_in_the_card_of_a_program_runs(exported, tmp_path, monkeypatch, cap
 
 def test_other_outputs_than_the_models_are_refused(exported, monkeypatch):
     file = exported[3]
-    other = replace(file, run=lambda images: file.run(images) + np.array([0.0, 2e-7, 0.0]))
-    monkeypatch.setattr(build, "open_exported", lambda *_: other)
-    with pytest.raises(UserError, match=r"nothing was written: torch .* something else than the model \(largest"):
-        verify_built(b"", ".pt2")
+    for shift in (FileOutputs(np.array([0.0, 2e-7, 0.0]), 0.0), FileOutputs(0.0, 2e-3)):
+
+        def run(images, shift=shift):
+            return FileOutputs(*(one + by for one, by in zip(file.run(images), shift, strict=True)))
+
+        monkeypatch.setattr(build, "open_exported", lambda *_, run=run: replace(file, run=run))
+        with pytest.raises(UserError, match=r"nothing was written: torch .* something else than the model \(largest"):
+            verify_built(b"", ".pt2")
 
 
 def test_other_resizing_than_the_models_is_refused(exported, monkeypatch):

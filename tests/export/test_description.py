@@ -51,6 +51,29 @@ def test_damaged_metadata_are_refused(changes, text):
         Description.from_metadata(metadata, "a.onnx")
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"examples": "[]"}, "no examples"),
+        ({"farthest": "0.5"}, "distances without a bound, or a bound without distances"),
+        ({"units": "["}, "damaged"),
+        ({"distance_tolerance": "x"}, "damaged"),
+    ],
+)
+def test_distances_and_bound_must_fit(changes, text):
+    with pytest.raises(UserError, match=text):
+        Description.from_metadata(described().metadata() | changes, "a.onnx")
+
+
+def test_distances_and_units_are_read_as_they_were_written():
+    given = described(farthest=0.5, label_smoothing=0.1, units={"mean": [1.0, 2.0], "scale": [3.0, 4.0]})
+    given.examples[0] = Example(given.examples[0].pixels, given.examples[0].outputs, 0.25)
+    found = Description.from_metadata(given.metadata(), "a.onnx")
+    assert (found.farthest, found.examples[0].distance) == (0.5, 0.25)
+    assert (found.label_smoothing, found.units) == (0.1, given.units)
+    assert found.output_format.endswith("; distance: (B,), an image is unlike those of the training above 0.5")
+
+
 def test_examples_that_do_not_fit_are_refused():
     metadata = described().metadata() | {"channels": "4"}
     with pytest.raises(UserError, match="examples without 4 channels"):

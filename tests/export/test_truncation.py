@@ -31,9 +31,15 @@ def test_head_is_solved_on_the_features_of_the_stage(model, data, stage):
     with torch.no_grad():
         outputs = model.backbone.activations(images)
         features = outputs["conv"].mean(dim=(2, 3)) if stage == "conv" else model.backbone(images)
-        logits = cut.network(images)
-        torch.testing.assert_close(logits, cut.network.head(features), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(cut.parts.body(images), features, atol=1e-5, rtol=1e-4)
+        logits = cut.parts.head(features)
     assert cut.metric == "val/acc"
+    known = cut.parts.calibration
+    sets = known.label_sets(logits.softmax(dim=1))
+    assert sets[torch.arange(len(sets)), split.targets].float().mean() >= 0.9
+    assert known.references.shape == features.shape
+    assert not bool(known.are_unlike(features).any())  # themselves
+    assert bool(known.are_unlike(-features).all())
     hits = (logits.argmax(dim=1) == split.targets).float()
     assert hits.mean().item() == pytest.approx(cut.after)
     assert cut.after > 0.3  # of ten classes

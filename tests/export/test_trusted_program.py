@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import zipfile
 
 import pytest
+import torch
 
 from lit_ft.errors import UserError
 from lit_ft.export.runtime import open_exported
@@ -47,6 +49,29 @@ def test_sizes_that_could_run_code_are_refused(size):
         refuse_code(archive(a__models__model_json=model(size)))
     with pytest.raises(UserError, match=r"a\.pt2: cannot be opened; .*no arithmetic"):
         open_exported("a.pt2", archive(a__models__model_json=model(size)))
+
+
+def test_pickle_is_refused_with_what_it_holds(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(1),))
+    torch.export.save(program, content := io.BytesIO(), extra_files={"lit_ft.json": "{}"})
+    torch.save({"x": Evil()}, evil := io.BytesIO())
+    with zipfile.ZipFile(content) as read, zipfile.ZipFile(changed := io.BytesIO(), "w") as written:
+        for name in read.namelist():
+            written.writestr(name, evil.getvalue() if "sample_inputs" in name else read.read(name))
+    wanted = r"a\.pt2: cannot be opened; it has a pickle of (posix|nt)\.mkdir, which could run code on this machine"
+    with pytest.raises(UserError, match=wanted):
+        open_exported("a.pt2", changed.getvalue())
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_of_torch_save_is_refused():
+    torch.save({"a": 1}, content := io.BytesIO())
+    with pytest.raises(UserError, match=r"a\.pt2: cannot be opened; .*torch\.export has not written it"):
+        open_exported("a.pt2", content.getvalue())
 
 
 def test_compiled_libraries_are_refused():

@@ -48,6 +48,30 @@ def test_multiclass_loss_is_cross_entropy_with_smoothing(logits, classes, smooth
     torch.testing.assert_close(Task("multiclass", K, smoothing).loss(logits, classes), expected)
 
 
+UNITS = Standardisation((5.0,) * K, (2.0,) * K)
+
+
+@pytest.mark.parametrize(
+    "task", [Task("multiclass", K, 0.1), Task("multilabel", K), Task("regression", K, standardisation=UNITS)]
+)
+def test_losses_of_predictions_are_those_of_their_logits(task, logits, classes, labels):
+    targets = {"multiclass": classes, "multilabel": labels, "regression": logits.double().roll(1)}[task.name]
+    found = task.restore_logits(task.predict(logits))
+    wanted = task.image_losses(logits, targets)
+    torch.testing.assert_close(task.image_losses(found, targets), wanted.to(found), atol=1e-5, rtol=1e-5)
+    shift = found - logits
+    if task.name == "multiclass":  # a constant of each image, as probabilities have no other
+        shift = shift - shift[:, :1]
+    assert float(shift.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["multiclass", "multilabel"])
+def test_logits_of_probabilities_of_0_and_1_are_finite(name):
+    found = Task(name, 2).restore_logits(torch.tensor([[0.0, 1.0]]))
+    assert bool(found.isfinite().all())
+    assert float(found[0, 1] - found[0, 0]) > 30
+
+
 @pytest.mark.parametrize("dtype", [torch.long, torch.float64, torch.bool])
 def test_multilabel_loss_is_binary_cross_entropy(logits, labels, dtype):
     p = logits.sigmoid()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 
 def load(path: str | Path, mmap: bool = False, weights_only: bool = True) -> Any:
@@ -24,13 +25,17 @@ def load(path: str | Path, mmap: bool = False, weights_only: bool = True) -> Any
 
     Raises:
         ValueError: If its records are compressed. torch never writes them so, and a few bytes could unpack to any size.
+            Or if it is a damaged ``.safetensors`` file.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             is_packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
         if is_packed:
             raise ValueError(f"{path}: its records are compressed, which torch.save never does")
-    return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
+    except SafetensorError as error:  # of a file of that suffix, which torch reads, too
+        raise ValueError(f"{path}: {error}") from error
 
 
 def plain(value: Any) -> Any:

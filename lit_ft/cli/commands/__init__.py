@@ -14,7 +14,7 @@ COMMANDS = {
     "convert": "Writes the photos of a config for StreamDataModule, which streams them from a folder or a bucket.",
     "fit": "Trains and validates, without the test at the end.",
     "validate": "Measures a checkpoint on the validation images.",
-    "test": "Measures a checkpoint on the test images.",
+    "test": "Measures a checkpoint, or a .onnx or .pt2 file that lit-ft export wrote, on the test images.",
     "predict": "Writes predictions to a table, a row an image: lit-ft predict CHECKPOINT PHOTOS, or by a config.",
     "explain": "Writes a page of where a model finds its evidence, before and after: lit-ft explain CHECKPOINT PHOTOS.",
     "serve": "Serves predictions over HTTP, with a page to drop photos on: lit-ft serve CHECKPOINT.",

@@ -30,7 +30,7 @@ from lit_ft.evaluation.explanations.transfer import FEWEST
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.predictions import check_target
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run
+from lit_ft.runs import find_best_checkpoint
 from lit_ft.training.handed_back import is_refitted
 
 _LIMIT = 24
@@ -144,7 +144,7 @@ def _explain_one(
 
 def _find_images(checkpoint: str, model: FineTuneModule, photos: Sequence[str]) -> ComparedImages | str:
     """The images on which stages are compared: those of the run, or else the given photos; or why there are none."""
-    path = str(Run(Path(checkpoint)).checkpoint("best")) if Path(checkpoint).is_dir() else checkpoint
+    path = str(find_best_checkpoint(checkpoint))
     saved = read_saved_data(path)
     reason = "the checkpoint names no data of lit_ft"
     if saved is not None:

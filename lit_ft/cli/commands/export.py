@@ -30,15 +30,15 @@ from lit_ft.export.examples import (
     read_pixels,
     shrink_examples,
 )
-from lit_ft.export.formats import SUFFIXES, require_onnx
+from lit_ft.export.formats import require_onnx
 from lit_ft.export.int8 import NUM_CALIBRATION, measure_cost, quantise
 from lit_ft.export.library_weights import build_library_weights
 from lit_ft.export.model_card import CardFacts, render_card
 from lit_ft.export.truncation import refuse_stage, truncate
 from lit_ft.export.verification import format_agreement
-from lit_ft.model.checkpoint import hyper_parameters
+from lit_ft.model.checkpoint import EXPORTED, hyper_parameters
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run, find_run_of_checkpoint
+from lit_ft.runs import find_best_checkpoint, find_run_of_checkpoint
 from lit_ft.training.handed_back import is_refitted
 
 DRAWN = "drawn"
@@ -60,9 +60,8 @@ def run(args: Sequence[str]) -> int:
     for option, allowed in _ALLOWED.items():
         if getattr(given, option) and out.suffix not in allowed:
             raise UserError(f"--{option}: is for {' and '.join(allowed)}, not {out.suffix}")
-    checkpoint = Path(given.checkpoint).expanduser()
-    checkpoint = Run(checkpoint).checkpoint("best") if checkpoint.is_dir() else checkpoint
     try:
+        checkpoint = find_best_checkpoint(Path(given.checkpoint).expanduser())
         module = load(checkpoint, "cpu")
     except UserError as error:
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT")) from error
@@ -80,7 +79,7 @@ def run(args: Sequence[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lit-ft export", description=COMMANDS["export"])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
-    parser.add_argument("out", metavar="FILE", help=f"the file to write: {', '.join(SUFFIXES)}")
+    parser.add_argument("out", metavar="FILE", help=f"the file to write: {', '.join(EXPORTED)}")
     parser.add_argument(
         "--examples",
         metavar="FOLDER",
@@ -109,19 +108,19 @@ def _export_weights(out: Path, facts: CardFacts) -> None:
 
 
 def _export_network(out: Path, facts: CardFacts, given: argparse.Namespace) -> None:
-    module, notes, network = facts.module, list[str](), None
+    module, notes, parts = facts.module, list[str](), None
     name = _network_name(module)
     data = _find_data(facts, "until" if given.until else "int8") if given.int8 or given.until else None
     images, what = find_examples(module, facts.checkpoint, given.examples)
     if given.until:
         cut = truncate(module, data, given.until)
         notes.append(f"Cut after {given.until}: {cut}{_note_refit(facts)}")
-        network, name = cut.network, f"{name} up to {given.until}"
-    built = build_export(module, out.suffix, describe_export(module, images, name, network), network)
+        parts, name = cut.parts, f"{name} up to {given.until}"
+    built = build_export(module, out.suffix, describe_export(module, images, name, parts), parts)
     if given.int8:
         built, cost = _quantise(built, data, facts)
         notes.append(f"Quantised to 8 bits: {cost}")
-    card = render_card(replace(facts, notes=notes, is_whole=not given.until), built.description)
+    card = render_card(replace(facts, notes=notes, parts=parts), built.description)
     _write(out, built.content, card)
     _print_export(out, built, what)
     for note in notes:
@@ -166,7 +165,7 @@ def _write(out: Path, content: bytes, card: str) -> None:
 
 
 def _card_of(out: Path) -> Path:
-    return out.with_suffix(".md")
+    return out.with_name(f"{out.name}.md")
 
 
 def _print_export(out: Path, built: Exported, what: str) -> None:
@@ -234,8 +233,8 @@ def make_saved_data(checkpoint: Path, module: FineTuneModule) -> Any:
 
 def _refuse_target(out: Path, overwrite: bool) -> None:
     """Raises `UserError` for a file that cannot be written, or must not be."""
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"FILE: {out} must end in {', '.join(SUFFIXES)}")
+    if out.suffix not in EXPORTED:
+        raise UserError(f"FILE: {out} must end in {', '.join(EXPORTED)}")
     if out.suffix == ".onnx":
         require_onnx()
     for path in (out, _card_of(out)):

@@ -141,16 +141,17 @@ def predict_rows(
         is_first: Whether this process shows how far it is.
     """
     left, done, reason = iter(paths), list[TableRow](), reason_column(model)
-    all_classes = probabilities or model.task.name == "multilabel"
+    has_classes = model.task.name == "multilabel" or (probabilities and model.task.name == "multiclass")
+    listed = model.class_names if has_classes else []
 
     def batches() -> Iterator[int]:
         while batch := list(islice(left, _BATCH)):
             read: dict[str, Any] = {path: _decode(path) for path in batch}
             good = {path: image for path, image in read.items() if not isinstance(image, str)}
-            num = len(model.class_names) if all_classes else top_k
+            num = len(listed) or top_k
             found = dict(zip(good, model.predict(good.values(), num, tta=tta), strict=True))
             done.extend(
-                _cells(path, found[path], top_k, all_classes) if path in found else {"path": path, reason: read[path]}
+                _cells(path, found[path], top_k, listed) if path in found else {"path": path, reason: read[path]}
                 for path in batch
             )
             yield len(batch)
@@ -167,7 +168,8 @@ def _decode(path: str) -> Any:
         return str(error).removeprefix(f"{path}: ")
 
 
-def _cells(path: str, found: Prediction, top_k: int, all_classes: bool) -> TableRow:
+def _cells(path: str, found: Prediction, top_k: int, listed: Sequence[str]) -> TableRow:
+    """A row of the table; ``listed`` are the classes with a column each, in their order."""
     row: TableRow = {"path": path}
     if found.label:
         row |= {"class": found.label, "probability": found.probability}
@@ -177,7 +179,8 @@ def _cells(path: str, found: Prediction, top_k: int, all_classes: bool) -> Table
         row["labels"] = "; ".join(found.labels)
     flags = {"unsure": found.unsure, "unlike_training": found.unlike_training}
     row |= found.values | {name_flag(name, found.values): flag for name, flag in flags.items() if flag is not None}
-    return row | ({f"probability of {name}": p for name, p in sorted(found.top_k)} if all_classes else {})
+    probabilities = dict(found.top_k)
+    return row | {f"probability of {name}": probabilities[name] for name in listed}
 
 
 def write_table(out: Path, rows: Sequence[TableRow], reason: str = "error") -> None:

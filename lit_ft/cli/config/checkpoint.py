@@ -19,20 +19,25 @@ from lit_ft import data
 from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.cli.config.own_images import MAIN_OPTIONS, has_own_images
+from lit_ft.data.files.folders import find_file
+from lit_ft.data.tables.tables import read_table, unescape_formula
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.model.checkpoint import (
+    EXPORTED,
     all_hyperparameters,
     hyper_parameters,
     read_checkpoint,
     refuse_missing_checkpoint,
     saved_options,
 )
-from lit_ft.runs import DEFAULT_ROOT, Run, find_checkpoint, find_run, find_run_of_checkpoint
+from lit_ft.runs import DEFAULT_ROOT, Run, find_best_checkpoint, find_checkpoint, find_run, find_run_of_checkpoint
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.run_options import refuse_other_options, run_options
 
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
 _EFFECTS = ("download", "chunk_cache")
+
+_TABLE = "ImageTableDataModule"
 
 
 class SaveConfig(SaveConfigCallback):
@@ -137,16 +142,20 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     """
     args = list(args)
     if command in ("validate", "test") and args and not args[0].startswith("-"):
-        args = ["--ckpt_path", _find_best(args[0]), *args[1:]]
+        args = ["--ckpt_path", str(find_best_checkpoint(args[0])), *args[1:]]
     if command not in EVALUATIONS or _gives_data(args) or (given := _read_setting(args, "ckpt_path")) is None:
         return args
     configs = _read_values(args, "--config")
     root = _read_setting(args, "trainer.default_root_dir", DEFAULT_ROOT)
     path = locate_checkpoint(given, root, name_run(_read_setting(args, "name"), configs), configs)
     refuse_missing_checkpoint(path)  # else options of unknown data would be blamed
+    if Path(path).suffix.lower() in EXPORTED:  # likewise
+        hyper_parameters(path, command, "")
     found = read_saved_data(path)
     if found is None or (command == "predict" and not _read_values(args, "--data.predict")):
         return args
+    if command == "test" and _read_setting(args, "data.table") and not found["class_path"].endswith(f".{_TABLE}"):
+        found = {"class_path": f"lit_ft.data.{_TABLE}", "init_args": {}}  # of a run on photos in folders, say
     if command == "test" and _tests_others(args, found, path):
         found["init_args"]["tested_classes"] = all_hyperparameters(read_checkpoint(path)).get("classes")
     return ["--data", json.dumps(found), *args]
@@ -162,9 +171,30 @@ def _tests_others(args: Sequence[str], found: Mapping[str, Any], checkpoint: str
     return not has_own_images(option, {**kept, **given}, kept, find_run_of_checkpoint(checkpoint))
 
 
-def _find_best(given: str) -> str:
-    """The checkpoint that is given, or the best one of the run whose folder is given."""
-    return str(Run(Path(given)).checkpoint("best")) if Path(given).is_dir() else given
+def add_tested_data(args: Sequence[str], task: str, classes: Sequence[str]) -> list[str]:
+    """The options of a test of an exported file, with the class of its data before all options, unless it is given.
+
+    Raises:
+        UserError: If no data is given.
+    """
+    if _gives_data(args):
+        return list(args)
+    name, options = "ImageFolderDataModule", dict[str, Any](tested_classes=list(classes))
+    if (table := _read_setting(args, "data.table")) is not None:
+        name = _TABLE
+        if task == "regression" or (task == "multilabel" and _has_columns(table, classes)):
+            options["label_columns"] = list(classes)
+    elif not any(arg.startswith("--data.") for arg in args):
+        raise UserError(
+            "`data.root`: lit-ft test needs labelled images; give a folder with class folders, `data.table` TABLE, or "
+            "`--config` RUN/config.yaml for the images of the run"
+        )
+    return ["--data", json.dumps({"class_path": f"lit_ft.data.{name}", "init_args": options}), *args]
+
+
+def _has_columns(table: str, names: Sequence[str]) -> bool:
+    columns = read_table(find_file(table, "`data.table`"), "`data.table`").columns
+    return set(names) <= set(map(unescape_formula, columns))
 
 
 def read_saved_data(path: str) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ from typing import Any, Generic, Literal, cast, get_args
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import InputSpec
@@ -25,7 +24,7 @@ from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader, Position
 from lit_ft.data.loading.protocols import Augment, ImageSource, SetT, Split
 from lit_ft.data.loading.sampler import EpochSampler
-from lit_ft.data.split import class_counts, keep_fraction, keep_shots
+from lit_ft.data.split import class_counts, keep_fraction, keep_shots, warn_without_test
 from lit_ft.errors import UserError, unknown
 from lit_ft.tasks.task import TaskName
 
@@ -233,7 +232,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
             self.setup()
         if split == "test" and self.tested != "test":
             split = self.tested
-            rank_zero_warn(f"there are no test images, the validation images are tested on; {self.test_advice}")
+            warn_without_test(self.test_advice)
         training, trainer = split == "train", self.trainer
         source = self.source(split, augment=training and self.augment != "none")
         sampler = self.sampler(

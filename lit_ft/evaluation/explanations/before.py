@@ -14,7 +14,7 @@ from lit_ft.errors import UserError
 from lit_ft.evaluation.inference import load
 from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run, find_run_of_checkpoint
+from lit_ft.runs import Run, find_best_checkpoint, find_run_of_checkpoint
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def _load_probe(checkpoint: str, model: FineTuneModule) -> FineTuneModule:
 
 def _read_backbone(checkpoint: str, model: FineTuneModule) -> Backbone:
     """The backbone with the weights that the run began with."""
-    path = str(Run(Path(checkpoint)).checkpoint("best")) if Path(checkpoint).is_dir() else checkpoint
-    options = hyper_parameters(path, "explain", "")  # a model that was loaded does not know them any more
+    path = find_best_checkpoint(checkpoint)
+    options = hyper_parameters(str(path), "explain", "")  # a model that was loaded does not know them any more
     name, weights = options["backbone"], options.get("source_weights")
     if weights is None:
         raise UserError("the run began with random weights, or does not say with which")

@@ -1,6 +1,5 @@
 """``lit-ft export``, ``lit-ft verify``, and ``lit-ft predict`` with a file, as a user runs them."""
 
-import csv
 import json
 import os
 import re
@@ -8,57 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning as L
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from exported_runs import CLASSES, LEAST, write_run
 
 import lit_ft
 from lit_ft.cli import main
 from lit_ft.cli.commands.export import find_examples
-from lit_ft.data import ImageDataModule
-from lit_ft.model.module import FineTuneModule
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-CLASSES = ["ant", "be|e <i>"]
-LEAST = 0.004
-"""The probability from which a class is in a label set."""
-
-
-def write_run(folder, **options):
-    """A run as after a fit and a validation: photos of two classes, a checkpoint, results by class and group."""
-    torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    rows = []
-    for i in range(24):
-        path = folder / "photos" / ("train" if i < 16 else "val") / CLASSES[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        low = 100 if i % 2 else 0
-        Image.fromarray(random.integers(low, low + 155, (30 + i, 44, 3), dtype=np.uint8)).save(path)
-        rows.append([str(path), CLASSES[i % 2], "train" if i < 16 else "val", f"camera {i % 3}"])
-    module = FineTuneModule(**{"backbone": "mnist_cnn", "weights": None, "classes": CLASSES, **options})
-    torch.nn.init.normal_(module.head[-1].weight)
-    run = folder / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
-    content |= {"run_options": {"data": "lit_ft.data.ImageFolderDataModule"}}
-    content |= {ImageDataModule.CHECKPOINT_HYPER_PARAMS_KEY: {"root": str(folder / "photos"), "num_workers": 0}}
-    content |= {"calibration": {"least_probability": LEAST}}
-    torch.save({**content, "pytorch-lightning_version": L.__version__}, run / "checkpoints/best.ckpt")
-    data = {"class_path": "lit_ft.data.ImageFolderDataModule", "init_args": {"root": str(folder / "photos")}}
-    (run / "config.yaml").write_text(json.dumps({"data": data}))
-    with open(run / "split.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["path", "label", "split", "group"], *rows])
-    with open(run / "predictions_val.csv", "w", newline="") as file:
-        found = [[path, label, CLASSES[0], "0.9", "1"] for path, label, split, _ in rows if split == "val"]
-        csv.writer(file).writerows([["path", "class", "predicted", "probability", "loss"], *found])
-    metrics = {"val/acc": 0.5, "intervals": {"val/acc": [0.25, 0.75]}}
-    (run / "metrics.json").write_text(json.dumps({"val": {"checkpoint": "checkpoints/best.ckpt", **metrics}}))
-    (run / "per_class_val.csv").write_text(f"class,images,predicted,precision,recall,f1\n{CLASSES[0]},40,8,0.5,1,0.6\n")
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +38,16 @@ def _call(*args):
     return code, out.getvalue(), err.getvalue()
 
 
+def card_of(out):
+    return Path(f"{out}.md")
+
+
 def test_command_prints_what_is_in_the_file_and_how_it_was_verified(exported):
     _, out, printed = exported
     assert f"Exported  {out}, " in printed
     assert "mnist_cnn, multiclass, 2 outputs" in printed
     assert re.search(r"Verified  by onnxruntime \S+, .* on 8 validation images, .*: largest difference ", printed)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["model.md", "model.onnx"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.onnx", "model.onnx.md"]
 
 
 def test_file_predicts_photos_as_the_checkpoint_does(exported, tmp_path, monkeypatch):
@@ -101,16 +63,20 @@ def test_file_predicts_photos_as_the_checkpoint_does(exported, tmp_path, monkeyp
         # Where torch rounds once, pixels may differ by one level.
         assert other["probability"] == pytest.approx(one["probability"], abs=0.05)
         assert other["unsure"] == (min(other["probability"], other["probability_2"]) >= LEAST)
+        assert other["unlike_training"] == one["unlike_training"]
     assert any(row["unsure"] for row in second)
+    assert {row["unlike_training"] for row in second} == {False, True}
 
 
 def test_metadata_and_shapes_are_those_that_other_programs_read(exported):
     proto = onnx.load(exported[1])
-    (taken,), (given,) = proto.graph.input, proto.graph.output
-    shapes = [[one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim] for value in (taken, given)]
+    (taken,), (given, apart) = proto.graph.input, proto.graph.output
+    values = (taken, given, apart)
+    shapes = [[one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim] for value in values]
     assert (taken.name, taken.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
-    assert (given.name, given.type.tensor_type.elem_type) == ("outputs", onnx.TensorProto.FLOAT)
-    assert shapes == [["batch", "height", "width", 3], ["batch", 2]]
+    for value, name in ((given, "outputs"), (apart, "distance")):
+        assert (value.name, value.type.tensor_type.elem_type) == (name, onnx.TensorProto.FLOAT)
+    assert shapes == [["batch", "height", "width", 3], ["batch", 2], ["batch"]]
     assert [(one.domain, one.version) for one in proto.opset_import] == [("", 18)]
     onnx.checker.check_model(proto, full_check=True)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -133,17 +99,22 @@ def test_verify_loads_neither_torch_nor_lightning(exported):
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_verify_fails_where_outputs_differ(exported, tmp_path):
+def test_verify_fails_where_outputs_or_distances_differ(exported, tmp_path):
     proto = onnx.load(exported[1])
-    for entry in proto.metadata_props:
-        if entry.key == "examples":
-            examples = json.loads(entry.value)
-            examples[2]["outputs"] = examples[2]["outputs"][::-1]
-            entry.value = json.dumps(examples)
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == "examples")
+    examples = json.loads(entry.value)
+    examples[3]["distance"] += 0.002
+    entry.value = json.dumps(examples)
+    onnx.save(proto, out := tmp_path / "apart.onnx")
+    code, printed, _ = _call("verify", out)
+    assert code == 1
+    assert re.search(r"DIFFERS on 8 images, largest difference \S+, allowed 0.001; of distances 0.002, ", printed)
+    examples[2]["outputs"] = examples[2]["outputs"][::-1]
+    entry.value = json.dumps(examples)
     onnx.save(proto, out := tmp_path / "other.onnx")
     code, printed, errors = _call("verify", exported[1], out)
     assert code == 1
-    assert f"{exported[1]}: agrees" in printed
+    assert re.search(rf"{exported[1]}: agrees .*; of distances \S+, allowed 0.001", printed)
     assert f"{out}: DIFFERS on 8 images, largest difference " in printed
     assert re.search(r"image 2     0\.\d+, another class", printed)
     assert errors == (
@@ -154,7 +125,7 @@ def test_verify_fails_where_outputs_differ(exported, tmp_path):
 
 def test_card_tells_what_is_known_and_names_no_path(exported):
     run, out, _ = exported
-    card = out.with_suffix(".md").read_text()
+    card = card_of(out).read_text()
     assert str(run.parent) not in card
     for line in (
         "# model.onnx",
@@ -165,6 +136,7 @@ def test_card_tells_what_is_known_and_names_no_path(exported):
         "| acc | 0.5000 (0.2500 to 0.7500) |",
         "| ant | 40 | 8 | 0.5 | 1 | 0.6 |",
         "mnist\\_cnn from random weights.",
+        "| parameters | 692,930 |",
     ):
         assert line in card.splitlines(), line
     groups = re.findall(r"\| camera (\d) \| (\d) \| (\S+) \|", card)
@@ -174,7 +146,7 @@ def test_card_tells_what_is_known_and_names_no_path(exported):
 
 def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
     run, out, _ = exported
-    code = re.search(r"```python\n(.*?)```", out.with_suffix(".md").read_text(), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", card_of(out).read_text(), re.DOTALL)[1]
     photo = run.parent / "photos/val" / CLASSES[0] / "16.png"
     (tmp_path / "photo.jpg").symlink_to(photo)
     (tmp_path / "model.onnx").symlink_to(out)
@@ -194,7 +166,7 @@ def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
         (["{run}", "there.onnx"], "FILE: there.onnx exists; name another file, or to overwrite it: --overwrite"),
         (
             ["{run}", "card.onnx"],
-            "FILE: card.md exists, and the model card of card.onnx would replace it; name another file",
+            "FILE: card.onnx.md exists, and the model card of card.onnx would replace it; name another file",
         ),
         (["{run}", "there.onnx/a.onnx"], "FILE: nothing can be written in .*there.onnx; name another file"),
         (["nowhere.ckpt", "a.onnx"], "CHECKPOINT: no such file: nowhere.ckpt"),
@@ -210,7 +182,7 @@ def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, tmp_path, monkeypatch, args, text):
     monkeypatch.chdir(tmp_path)
     Path("there.onnx").touch()
-    Path("card.md").touch()
+    Path("card.onnx.md").touch()
     Path("folder.onnx").mkdir()
     before = sorted(tmp_path.iterdir())
     code, printed, errors = _call("export", *(arg.format(run=exported[0]) for arg in args))
@@ -270,12 +242,17 @@ def test_network_that_is_cut_and_in_8_bits_tells_what_that_costs(tmp_path, monke
     assert re.search(
         r"^Quantised to 8 bits: accuracy 1\.0000 before, 1\.0000 now, another class for 0.0%, on 8", printed, re.M
     )
-    card = Path("a.md").read_text()
+    card = Path("a.onnx.md").read_text()
     assert "| precision | int8 |" in card
     assert "By group" not in card  # which is of the whole network
+    assert "## Results\n\nThose of the run are of the whole network." in card
+    count = int(re.search(r"\| parameters \| (\S+) \|", card)[1].replace(",", ""))
+    assert count < sum(parameter.numel() for parameter in lit_ft.load(run, "cpu").parameters())
     assert _call("verify", "a.onnx")[0] == 0
     proto = onnx.load("a.onnx")
     assert {node.op_type for node in proto.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    assert [makers[value.name] for value in proto.graph.output] == ["Softmax", "ReduceL2"]  # not in 8 bits
     assert _call("export", run, "whole.onnx")[0] == 0
     assert Path("a.onnx").stat().st_size < Path("whole.onnx").stat().st_size
 

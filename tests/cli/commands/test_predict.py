@@ -172,6 +172,7 @@ def test_labels_and_numbers(photos, tmp_path):
     assert main(["predict", str(best), "alone.png"]) == 0
     (row,) = table()
     shares = {name: float(row[f"probability of {name}"]) for name in ("sun", "sea")}
+    assert list(row)[-2:] == ["probability of sun", "probability of sea"]  # in the order of the labels
     assert row["labels"] == "; ".join(name for name, share in shares.items() if share > 0.5)
     best = checkpoint(tmp_path, task="regression", classes=["year"])
     assert main(["predict", str(best), "alone.png", "--overwrite"]) == 0
@@ -215,6 +216,7 @@ def test_probabilities_of_all_classes_have_columns(best, photos):
     assert main(["predict", str(best), "alone.png", "--probabilities", "--top_k", "2", "--out", "out.json"]) == 0
     (row,) = json.loads(Path("out.json").read_text())
     named = {name: row[f"probability of {name}"] for name in CLASSES}
+    assert list(row)[-len(CLASSES) :] == [f"probability of {name}" for name in CLASSES]
     assert sum(named.values()) == pytest.approx(1, abs=1e-5)
     assert (named[row["class"]], named[row["class_2"]]) == (row["probability"], row["probability_2"])
     assert "class_3" not in row

@@ -115,6 +115,18 @@ def test_checkpoint_may_come_first_and_other_photos_are_all_tested(checkpoint, t
     assert add_saved_data("test", ["run"])[2:] == ["--ckpt_path", "run/checkpoints/best.ckpt"]
 
 
+def test_model_of_photos_in_folders_is_tested_on_all_rows_of_a_table(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("path,label\nx.png,a\n")
+    content = {
+        "hyper_parameters": {"classes": ["a", "b"]},
+        "run_options": {"data": "lit_ft.data.ImageFolderDataModule"},
+        "datamodule_hyper_parameters": {"root": "photos", "classes_file": "names.json"},
+    }
+    found = json.loads(add_saved_data("test", [checkpoint(content), "--data.table", "t.csv"])[1])
+    assert found == {"class_path": "lit_ft.data.ImageTableDataModule", "init_args": {"tested_classes": ["a", "b"]}}
+
+
 def test_copy_of_the_photos_of_a_run_is_tested_by_its_own_split(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"{name}/{i}.jpg" for name in ("ant", "bee") for i in range(4)]
