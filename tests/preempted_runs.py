@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
+import traceback
 from pathlib import Path
 
 import forked
@@ -52,7 +54,10 @@ def start_rank(folder, options, rank, port, restarts):
         rank_zero_only.rank = rank  # which Lightning reads from the environment as it is imported
         faulthandler.register(signal.SIGUSR2)  # where a process is that takes long to end
         code = lit_ft_main(["finetune", *ARGS, *options])
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 
