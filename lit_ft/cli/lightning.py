@@ -43,6 +43,7 @@ from lit_ft.training.preemption import EndByBatch
 from lit_ft.training.progress import build_progress_bar
 from lit_ft.training.refit import warn_of_refit
 from lit_ft.training.resume import (
+    RESTART_SECONDS,
     find_intact_checkpoint,
     find_run_of_job,
     find_run_to_resume,
@@ -147,7 +148,6 @@ class FineTuneCLI(ConfigCLI):
         except BaseException:
             if self.run is not None:
                 self.run.release()
-            self._unlock()
             raise
         trainer.run = self.run
         for callback in trainer.checkpoint_callbacks:
@@ -164,8 +164,7 @@ class FineTuneCLI(ConfigCLI):
             given = Namespace(class_path="lit_ft.evaluation.tensorboard.BoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
         self.run = begin_run(folder, loggers, self.config["ckpt_path"], self._earlier)
-        if self.command in _FITS and self.run is not None and is_first_process():
-            self._lock = None if is_restarted() else lock_run(self.run)
+        if self.run is not None and self.run.claimed and self.command in _FITS:
             write_job(self.run, self._command_line())
         return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
 
@@ -216,11 +215,8 @@ class FineTuneCLI(ConfigCLI):
             self._end_others()
             raise interruption(error, self._own_run(), format_rank(self.trainer)) from None
         finally:
-            self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def _call_method(self) -> None:
         options = {name: self.config_init[name] for name in self._method_options}
@@ -233,6 +229,9 @@ class FineTuneCLI(ConfigCLI):
         if self.command in ("fit", "finetune"):
             cast(Trainer, self.trainer).refuse_lost_processes()
             refuse_other_run(self.config, self.command, self.model, self.datamodule)
+            if self.run is not None and is_first_process():  # now that it may train that of another command, too
+                self._lock = lock_run(self.run, RESTART_SECONDS if is_restarted() else 0)
+                write_job(self.run, self._command_line())
         if self.command == "validate":
             warn_of_refit(self.config["ckpt_path"])
         quiet = {"verbose": False} if options.get("verbose") else {}

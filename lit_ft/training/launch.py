@@ -18,7 +18,8 @@ _OTHERS_WAIT_SECONDS = 5.0
 
 # As gloo, NCCL and torch's store report it.
 _LOST = re.compile(
-    r"Connection (?:closed|reset) by peer|Timed out waiting \d+\w+|Broken pipe|Socket Timeout|wait timeout|"
+    r"Connection (?:closed|reset) by peer|Gloo connectFullMesh failed|"
+    r"Timed out waiting \d+\w+|Broken pipe|Socket Timeout|wait timeout|"
     r"Watchdog caught collective operation timeout|NCCL (?:communicator was aborted|error)",
     re.IGNORECASE,
 )
@@ -39,6 +40,11 @@ def find_job(variables: Mapping[str, str] = os.environ) -> str | None:
     if name == "none":  # without `--rdzv_id`; its agent is the parent of these processes as long as it restarts them
         name = f"{socket.gethostname()}:{os.getppid()}"
     return name and f"torchrun {name}"
+
+
+def is_array(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is a task of an array of SLURM, beside which others run by the same script."""
+    return "SLURM_ARRAY_JOB_ID" in variables
 
 
 def is_restarted(variables: Mapping[str, str] = os.environ) -> bool:
@@ -97,12 +103,15 @@ def refuse_idle_processes(trainer: Any) -> None:
     )
 
 
-def refuse_missing_srun(variables: Mapping[str, str] = os.environ) -> None:
-    """Raises `UserError` in a SLURM job of several tasks of which only the first was started."""
+def refuse_missing_srun(devices: Any, variables: Mapping[str, str] = os.environ) -> None:
+    """Raises `UserError` in a SLURM job of several tasks of which only the first was started, unless one was asked."""
     tasks = int(variables.get("SLURM_NTASKS", 1))
     is_in_batch = "SLURM_JOB_ID" in variables and variables.get("SLURM_STEP_ID", "batch") in ("batch", "4294967291")
-    if tasks > 1 and is_in_batch and "TORCHELASTIC_RUN_ID" not in variables:
-        raise UserError(f"the SLURM job has {tasks} tasks, of which one was started; begin the command with srun")
+    if tasks > 1 and is_in_batch and "TORCHELASTIC_RUN_ID" not in variables and devices not in (1, "1"):
+        raise UserError(
+            f"the SLURM job has {tasks} tasks, of which one was started; begin the command with srun, or give "
+            "`trainer.devices` 1 for this one alone"
+        )
 
 
 def explain_lost_process(error: BaseException, trainer: Any) -> str | None:

@@ -45,6 +45,7 @@ class EndByBatch(Callback):
         """Makes a group of its own, as the answer is awaited on the CPU."""
         self._asked = None
         self.run = find_run(trainer)
+        self._watch.is_alone = trainer.world_size == 1
         if stage == "fit" and trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -104,6 +105,7 @@ class EndByBatch(Callback):
         So no batch waits for the answer.
         """
         self._wait(trainer, save)
+        self._watch.end_batch()
         received = self._watch.received or 0
         if self._group is None:
             self._end(trainer, received, save)

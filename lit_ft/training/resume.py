@@ -1,4 +1,4 @@
-"""The run that a command goes on with: the one that it began before its job was restarted, or the newest like it."""
+"""The run that a command goes on with: the one of its restarted job, or the newest of its name."""
 
 from __future__ import annotations
 
@@ -15,34 +15,46 @@ from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run
-from lit_ft.training.launch import find_job
+from lit_ft.training.launch import find_job, is_array
+
+RESTART_SECONDS = 120.0
+"""How long a restarted job waits for the end of the process before: file systems let go of a lock that late."""
+
+_BETWEEN = ": "
 
 
 def write_job(run: Run, command: str) -> None:
-    """Writes into the folder of a run by which command it began, and of which job that was.
+    """Adds to the folder of a run the command that trains it, and of which job that is.
 
     Raises:
         UserError: If it cannot be written.
     """
-    with refuse_unwritable(run.job):
-        run.job.write_text(_describe(command), encoding="utf-8")
+    if (line := _describe(command)) not in _read_jobs(run):
+        with refuse_unwritable(run.job), run.job.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def find_run_of_job(folder: Path, command: str) -> Run | None:
-    """The run in the folder of a name that this command has begun in this job, which was restarted."""
-    own = [run for run in _find_runs(folder) if _read_job(run) == _describe(command)]
+    """The run in the folder of a name that this command trained in this job, which was restarted."""
+    own = [run for run in _find_runs(folder) if _describe(command) in _read_jobs(run)]
     return own[-1] if own else None
 
 
 def find_run_to_resume(folder: Path, command: str) -> Run | None:
-    """The newest run in the folder of a name that has a checkpoint to resume from; of those of this command, if any."""
+    """The newest run in the folder of a name that has a checkpoint to resume from; of those of this command, if any.
+
+    A task of an array takes none of another command, which is that of another task.
+    """
     runs = [run for run in _find_runs(folder) if any(_find_checkpoints(run))]
-    own = [run for run in runs if _read_job(run).partition("\n")[2] == _describe(command).partition("\n")[2]]
+    own = [run for run in runs if command in (line.partition(_BETWEEN)[2] for line in _read_jobs(run))]
+    if is_array():
+        runs = own
     return (own or runs)[-1] if runs else None
 
 
 def find_intact_checkpoint(run: Run) -> str | None:
-    """The newest checkpoint of a run from which it can be resumed; damaged ones are passed over, and told."""
+    """The checkpoint of most steps from which a run can be resumed; damaged ones are passed over, and told."""
+    found: dict[str, tuple[int, bool]] = {}
     for path in _find_checkpoints(run):
         try:
             content = torch_files.load(str(path), mmap=True)
@@ -52,21 +64,24 @@ def find_intact_checkpoint(run: Run) -> str | None:
             is_damaged = True
         if is_damaged:
             rank_zero_warn(f"{format_path(path)}: damaged; passed over")
-            continue
-        if isinstance(content, dict) and content.get("optimizer_states"):  # else it is of weights alone
-            return str(path)
-    return None
+        elif isinstance(content, dict) and content.get("optimizer_states"):  # else it is of weights alone
+            found[str(path)] = int(content.get("global_step", 0)), path == run.last
+    return max(found, key=lambda path: found[path], default=None)
 
 
-def lock_run(run: Run) -> BaseFileLock | None:
+def lock_run(run: Run, seconds: float = 0) -> BaseFileLock | None:
     """Takes the lock of a run, which its process holds until its end; None where the file system has none.
+
+    Args:
+        run: The run.
+        seconds: How long to wait for the one that has it.
 
     Raises:
         UserError: If another process has it.
     """
     lock = lock_beside(run.job)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except Timeout as error:
         raise UserError(
             f"{format_path(run.folder)}: this run is still going on; wait for it, or give `name`"
@@ -77,11 +92,11 @@ def lock_run(run: Run) -> BaseFileLock | None:
 
 
 def _describe(command: str) -> str:
-    return f"{find_job() or ''}\n{command}\n"
+    return f"{find_job() or 'by hand'}{_BETWEEN}{command}"
 
 
-def _read_job(run: Run) -> str:
-    return run.job.read_text(encoding="utf-8") if run.job.is_file() else ""
+def _read_jobs(run: Run) -> list[str]:
+    return run.job.read_text(encoding="utf-8").splitlines() if run.job.is_file() else []
 
 
 def _find_runs(folder: Path) -> list[Run]:
@@ -98,6 +113,5 @@ def _age(run: Run) -> tuple[float, str]:
 
 
 def _find_checkpoints(run: Run) -> list[Path]:
-    """What may be a checkpoint to resume from, the newest first."""
-    found = [path for path in run.checkpoints.glob("*.ckpt") if path != run.probe]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    """What may be a checkpoint to resume from."""
+    return sorted(path for path in run.checkpoints.glob("*.ckpt") if path != run.probe)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 GRACE_SECONDS = 7.0
-"""From a signal that ends the process to its end, unless it saves; torchrun and SLURM kill after some 30 s."""
+"""From a signal to the end of a process that waits for others; torchrun and SLURM kill after some 30 s."""
 
 REQUEUE_SECONDS = 60.0
 """To the end of a batch, after a signal that announces the end of a job's time, which is sent as early as asked for."""
@@ -56,7 +56,11 @@ class SignalWatch:
         self.received: int | None = None
         self.describe: Callable[[int], str] = lambda number: f"ended by {signal.Signals(number).name}"
         """What the thread prints."""
+        self.is_alone = True
+        """Whether there is no other process that this one could wait for, for ever."""
         self._holds = False
+        self._longest = 0.0  # between two ends of batches
+        self._last: float | None = None
         self._deadline: float | None = None
         self._tells: int | None = None
 
@@ -69,13 +73,19 @@ class SignalWatch:
         """Lets the next signal wait for the end of a batch."""
         self._holds = True
 
+    def end_batch(self) -> None:
+        """Measures how long it takes to the end of a batch, which a signal then has to wait for."""
+        now = time.monotonic()
+        self._longest = max(self._longest, now - (self._last or now))
+        self._last = now
+
     def release(self) -> None:
         """Lets signals end the run at once again, also one that has waited.
 
         Raises:
             Interrupted: If there is one.
         """
-        self._holds = False
+        self._holds, self._last = False, None
         if self.received is not None:
             raise Interrupted(self.received)
 
@@ -134,6 +144,13 @@ class SignalWatch:
             self._holds = False
             raise Interrupted(number)
 
+    def seconds_to_end(self, number: int) -> float | None:
+        """The time that a signal leaves the process; None where nothing but a long batch can delay its end."""
+        if not self._holds:
+            return GRACE_SECONDS
+        least = REQUEUE_SECONDS if number == self.requeue else GRACE_SECONDS
+        return None if self.is_alone else least + 2 * self._longest  # of this batch, and of the next one
+
     def _keep_time(self, hears: int) -> None:
         """Ends the process when its time is over."""
         first: int | None = None
@@ -146,8 +163,7 @@ class SignalWatch:
                 ending = [number for number in received if number in self.numbers]
                 if ending and first is None:
                     first = ending[0]
-                    is_early = first == self.requeue and self._holds
-                    self.give_time(REQUEUE_SECONDS if is_early else GRACE_SECONDS)
+                    self.give_time(self.seconds_to_end(first))
             elif self._deadline is not None and time.monotonic() >= self._deadline:
                 end = self.finish(Interrupted(first or signal.SIGTERM, self.describe(first or signal.SIGTERM)))
                 print(f"lit-ft: {end.message}", file=sys.stderr, flush=True)

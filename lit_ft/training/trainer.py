@@ -87,7 +87,7 @@ class Trainer(L.Trainer):
             "val_check_interval": val_check_interval,
         }
         refuse_options(kwargs)
-        refuse_missing_srun()
+        refuse_missing_srun(kwargs.get("devices"))
         take_processes(kwargs)
         self._options = kwargs
         super().__init__(*args, **kwargs)

@@ -76,11 +76,14 @@ def test_processes_that_would_train_alone_are_refused(started):
 
 
 def test_slurm_job_of_several_tasks_needs_srun():
-    refuse_missing_srun({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"})
-    refuse_missing_srun(SRUN)
-    refuse_missing_srun({**TORCHRUN, "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"})
-    with pytest.raises(UserError, match="has 2 tasks, of which one was started; begin the command with srun"):
-        refuse_missing_srun({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"})
+    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    refuse_missing_srun("auto", {**batch, "SLURM_NTASKS": "1"})
+    refuse_missing_srun("auto", SRUN)
+    refuse_missing_srun("auto", {**TORCHRUN, **batch})
+    refuse_missing_srun(1, batch)  # as of a plan
+    for devices in ("auto", None, 2):
+        with pytest.raises(UserError, match="has 2 tasks, of which one was started; begin the command with srun, or "):
+            refuse_missing_srun(devices, batch)
 
 
 def ranks(launcher=None, world_size=2):

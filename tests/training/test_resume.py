@@ -1,5 +1,6 @@
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,11 +56,22 @@ def test_run_to_resume_is_the_newest_of_the_command_or_else_the_newest(make_run,
     assert find_run_to_resume(folder, "fit --model.lr 2") == other  # whose options are then compared, and told
     newer = make_run("version_3", "fit", job="12", age=5, last=EPOCH)  # of whichever job
     assert find_run_to_resume(folder, "fit") == newer
+    write_job(newer, "finetune")  # which trains it, too
+    assert find_run_to_resume(folder, "fit") == find_run_to_resume(folder, "finetune") == newer
 
 
-def test_newest_intact_checkpoint_is_taken(make_run, recwarn):
-    run = make_run("version_0", "fit", last=EPOCH, best=EPOCH, probe=EPOCH)
-    os.utime(run.checkpoint("best"), (1, 1))
+def test_task_of_an_array_does_not_resume_the_run_of_another(make_run, tmp_path, monkeypatch):
+    make_run("version_0", "fit --seed_everything 1", last=EPOCH)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert find_run_to_resume(tmp_path / "logs", "fit --seed_everything 2") is None
+    assert find_run_to_resume(tmp_path / "logs", "fit --seed_everything 1") is not None
+
+
+def test_intact_checkpoint_of_most_steps_is_taken(make_run, recwarn):
+    steps = {name: {**EPOCH, "global_step": number} for name, number in (("last", 5), ("best", 4), ("probe", 9))}
+    run = make_run("version_0", "fit", **steps)
+    os.utime(run.last, (1, 1))  # as a copy has any time
     assert find_intact_checkpoint(run) == str(run.last)
     assert not recwarn
 
@@ -98,7 +110,9 @@ def test_auto_starts_afresh_then_resumes_and_refuses_another_run(run, refused, t
     then = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
     assert (first["epoch"], then["epoch"]) == (0, 1)
     assert os.listdir("logs/run") == ["version_0"]
+    job = Path("logs/run/version_0/job.txt").read_text()
     line = refused(*args, "--model.lr", 0.5, "--seed_everything", 3)
+    assert Path("logs/run/version_0/job.txt").read_text() == job  # by which a job finds it that is in the queue
     assert "last.ckpt is of a run with --model.lr 0.001, but this one has 0.5; --seed_everything 0, but this" in line
     line = refused(*args, "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt")
     assert line == "lit-ft: --resume: finds the checkpoint itself; leave it or --ckpt_path out"

@@ -8,6 +8,7 @@ import time
 import forked
 import pytest
 
+from lit_ft.training import signals
 from lit_ft.training.signals import Interrupted, SignalWatch, current_watch
 
 
@@ -88,10 +89,12 @@ def test_other_threads_receive_none():
 _BLOCKED = """
 import signal, sys, threading
 from lit_ft.training import signals
+from lit_ft.training import signals
 from lit_ft.training.signals import SignalWatch
 signals.GRACE_SECONDS = signals.REQUEUE_SECONDS = 0.3
 watch = SignalWatch(signal.SIGUSR1, lambda end: type(end)(end.number, end.message + "; requeued", 0))
 watch.describe = lambda number: f"rank 1: {signal.Signals(number).name}"
+watch.is_alone = False
 with watch.receiving():
     watch.hold()
     print("ready", flush=True)
@@ -113,6 +116,19 @@ def test_process_that_waits_for_others_is_ended_in_time(number, code, line):
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
     assert (process.returncode, said) == (code, f"{line}\n")
+
+
+def test_time_to_the_end_of_a_batch_is_left_by_how_long_batches_are(watch, monkeypatch):
+    now = iter([10.0, 13.0, 14.0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(now))
+    for _ in range(3):
+        watch.end_batch()  # the longest took 3 s
+    assert watch.seconds_to_end(signal.SIGTERM) == signals.GRACE_SECONDS
+    watch.hold()
+    assert watch.seconds_to_end(signal.SIGTERM) is None  # no other process can keep it
+    watch.is_alone = False
+    assert watch.seconds_to_end(signal.SIGTERM) == signals.GRACE_SECONDS + 6
+    assert watch.seconds_to_end(signal.SIGUSR1) == signals.REQUEUE_SECONDS + 6
 
 
 def test_forked_process_ends_by_a_signal_and_its_parent_hears_nothing(tmp_path):

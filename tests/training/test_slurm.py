@@ -35,7 +35,7 @@ class Job:
     """A job in a folder of its own or another's, by its number."""
 
     def __init__(self, folder, *args, tasks=2, options=()):
-        (folder / "logs").mkdir(exist_ok=True, parents=True)
+        folder.mkdir(exist_ok=True)
         os.chdir(folder)
         size = [f"--ntasks-per-node={tasks}", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10"]
         self.number = slurm("sbatch", "--parsable", *size, *options, SCRIPT, *ARGS, *args)
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def log(self):
-        files = sorted(self.folder.glob(f"logs/slurm-{self.number}*.txt"))
+        files = sorted(self.folder.glob(f"slurm-{self.number}*.txt"))
         return "\n".join(file.read_text() for file in files)
 
     def state(self):
@@ -92,11 +92,13 @@ def test_job_that_is_preempted_twice_is_the_same_run_and_ends_as_the_uninterrupt
 
 
 def test_tasks_of_an_array_that_start_at_once_have_their_own_runs(tmp_path):
-    job = Job(tmp_path, tasks=1, options=["--array=0-3", "--begin=now+5", "--output=logs/slurm-%A_%a.txt"])
+    job = Job(tmp_path, tasks=1, options=["--array=0-3", "--begin=now+5", "--output=slurm-%A_%a.txt"])
     job.wait_for_end()
     runs = [Run(folder) for folder in sorted((tmp_path / "logs" / "quickstart").iterdir())]
     assert [run.folder.name for run in runs] == [f"version_{number}" for number in range(4)]
-    assert {run.job.read_text().splitlines()[0] for run in runs} == {f"SLURM {job.number}_{task}" for task in range(4)}
+    assert {run.job.read_text().partition(":")[0] for run in runs} == {
+        f"SLURM {job.number}_{task}" for task in range(4)
+    }
     assert {len(read_history(run.history)) for run in runs} == {12}
 
 
