@@ -291,3 +291,8 @@ def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) 
     from litdata.streaming.sampler import ChunkedIndex
 
     return ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=is_last)
+
+
+def collective_timeout(strategy: Any) -> Any:
+    """The time after which a strategy's collectives fail; Lightning (2.6) keeps it private."""
+    return getattr(strategy, "_timeout", None)

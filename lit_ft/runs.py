@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, find_full_disk
 
 DEFAULT_ROOT = "logs"
 """The folder of all runs, unless another is given."""
@@ -187,15 +187,16 @@ def suggest_checkpoint(root: str, configs: Sequence[Any]) -> str:
     return f"; the newest is {found[-1]}" if found else ""
 
 
-def format_intact_checkpoints(folder: Path) -> str:
-    """The checkpoints that a folder has where no more can be written, and what to do about it."""
+def format_intact_checkpoints(folder: Path, reason: OSError) -> str:
+    """The checkpoints that a folder has where no more can be written, for a reason, and what to do about it."""
+    first = "make room" if find_full_disk(reason) else "let the folder be written"
     found = _sort_by_age(folder.glob("*.ckpt"))
     if not found:
-        return "no checkpoint was written before; make room, and start again"
+        return f"no checkpoint was written before; {first}, and start again"
     names = ", ".join(file.name for file in found)
     to_resume = [file for file in found if file.name != Run(folder).probe.name]
     then = f"resume from {to_resume[-1]}" if to_resume else "start again"
-    return f"intact: {names}; make room, and {then}"
+    return f"intact: {names}; {first}, and {then}"
 
 
 def _find_beside(configs: Sequence[Any], name: str) -> list[Path]:

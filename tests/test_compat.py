@@ -5,6 +5,7 @@ import copy
 import inspect
 import re
 import runpy
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from lit_ft.compat import (
     attached_trainer,
     chunked_index,
     collect_constructor_arguments,
+    collective_timeout,
     epochs_done,
     group_by_matcher,
     inner_schedulers,
@@ -424,3 +426,8 @@ def test_litdata_downloads_single_files_by_its_downloaders():
     assert list(inspect.signature(downloader.get_downloader).parameters)[:3] == ["remote_dir", "cache_dir", "chunks"]
     parameters = list(inspect.signature(downloader.Downloader.download_file).parameters)
     assert parameters == ["self", "remote_chunkpath", "local_chunkpath"]
+
+
+def test_strategy_keeps_its_timeout():
+    assert collective_timeout(DDPStrategy(timeout=timedelta(seconds=5))) == timedelta(seconds=5)
+    assert not hasattr(DDPStrategy(), "timeout")

@@ -18,6 +18,7 @@ from lit_ft.cli.messages import Complaint, explain, pick_line
 from lit_ft.cli.process import quiet_libraries
 from lit_ft.compat import parsing_settings
 from lit_ft.console import format_path
+from lit_ft.data.loading.workers import explain_lost_worker
 from lit_ft.errors import LibraryError, UserError, find_full_disk, find_user_error, is_from_user_code, iterate_causes
 from lit_ft.runs import Run, format_intact_checkpoints
 from lit_ft.training.launch import explain_lost_process
@@ -39,6 +40,8 @@ def quiet_command() -> Iterator[None]:
         except Exception as error:
             if (user_error := find_user_error(error)) is not None:
                 _raise_again(user_error, error)
+            if lost := explain_lost_worker(error):
+                raise UserError(lost) from error
             raise
 
 
@@ -85,12 +88,14 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run, trainer:
         run: The run.
         trainer: Its trainer.
     """
+    if find_user_error(error) is None and (lost := explain_lost_worker(error)):
+        return UserError(lost)
     if find_user_error(error) or is_from_user_code(error):
         return None
     if lost := explain_lost_process(error, trainer):
-        return UserError(f"{format_rank(trainer)}{lost}{_how_to_resume(run)}")
+        return UserError(f"{lost}{_how_to_resume(run)}")
     if full := find_full_disk(error):
-        left = format_intact_checkpoints(run.checkpoints)
+        left = format_intact_checkpoints(run.checkpoints, full)
         return UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}")
     if checkpoint is None or not is_from_restoring_checkpoint(error):
         return None
@@ -99,6 +104,18 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run, trainer:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         fault = f"it is damaged or of another program ({reason})"
     return LibraryError(f"`ckpt_path`: {checkpoint} cannot be used: {fault}")
+
+
+def locate_failure(error: UserError, run: Run, trainer: Any) -> UserError:
+    """A user error with the rank of this process, where there are several, and with how to resume, if it is to be.
+
+    Args:
+        error: What was raised.
+        run: The run.
+        trainer: Its trainer.
+    """
+    is_to_resume = trainer.global_step > 0 and ".ckpt" not in error.args[0]
+    return type(error)(f"{format_rank(trainer)}{error.args[0]}{_how_to_resume(run) if is_to_resume else ''}")
 
 
 def interruption(error: BaseException, run: Run, rank: str) -> Interrupted:

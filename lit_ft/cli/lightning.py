@@ -26,6 +26,7 @@ from lit_ft.cli.failures import (
     explain_failure,
     format_rank,
     interruption,
+    locate_failure,
     raise_user_errors,
 )
 from lit_ft.cli.process import quiet_threads
@@ -208,7 +209,7 @@ class FineTuneCLI(ConfigCLI):
             # TensorBoard could not close its file on a full disk.
             if self.trainer.global_step == 0 and self.run is not None and find_full_disk(error) is None:
                 self.run.release(self.trainer.loggers)
-            raise
+            raise locate_failure(error, self._own_run(), self.trainer) from error
         except (SystemExit, KeyboardInterrupt) as error:
             if isinstance(error, SystemExit) and not self.trainer.interrupted:
                 raise

@@ -71,7 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
             folder, reason = format_path(target.parent), failed.strerror or failed
             raise UserError(
-                f"{folder}: {target.name} cannot be written ({reason}); {format_intact_checkpoints(folder)}"
+                f"{folder}: {target.name} cannot be written ({reason}); {format_intact_checkpoints(folder, failed)}"
             ) from error
         finally:
             part.unlink(missing_ok=True)

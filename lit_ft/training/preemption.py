@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
-from lit_ft.compat import resumes_with_validation
+from lit_ft.compat import collective_timeout, resumes_with_validation
 from lit_ft.runs import Run, find_run
 from lit_ft.training.signals import GRACE_SECONDS, Interrupted, SignalWatch
 
@@ -47,7 +47,7 @@ class EndByBatch(Callback):
         self.run = find_run(trainer)
         self._watch.is_alone = trainer.world_size == 1
         if stage == "fit" and trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(timeout=collective_timeout(trainer.strategy), backend="gloo")
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if isinstance(environment, SLURMEnvironment):
             self._watch.set_requeue(environment.requeue_signal if environment.auto_requeue else None)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_ft.cli.failures import explain_failure, format_rank, interruption, raise_user_errors
+from lit_ft.cli.failures import explain_failure, format_rank, interruption, locate_failure, raise_user_errors
 from lit_ft.errors import LibraryError, UserError
 from lit_ft.runs import Run
 from lit_ft.training.signals import Interrupted
@@ -68,3 +68,28 @@ def test_interruption_names_rank_signal_and_checkpoint(tmp_path):
     assert found.code == 143
     told = Interrupted(signal.SIGTERM, "")
     assert interruption(caused(SystemExit(1), told), run, second) is told
+
+
+@pytest.mark.parametrize(
+    ("step", "text", "expected"),
+    [
+        (3, "a.png: gone", "rank 1: a.png: gone; to resume: the same command with --ckpt_path {}"),
+        (0, "a.png: gone", "rank 1: a.png: gone"),
+        (3, "resume from best.ckpt", "rank 1: resume from best.ckpt"),
+    ],
+)
+def test_failure_has_the_rank_and_how_to_resume(tmp_path, step, text, expected):
+    run = Run(tmp_path)
+    run.checkpoints.mkdir()
+    run.last.touch()
+    found = locate_failure(LibraryError(text), run, SimpleNamespace(world_size=2, global_rank=1, global_step=step))
+    assert str(found) == expected.format(run.last)
+    assert type(found) is LibraryError
+
+
+@pytest.mark.parametrize("how", ["is killed by signal: Bus error. It is possible", "exited unexpectedly"])
+def test_worker_that_is_gone_is_named_also_where_own_code_ran(tmp_path, how):
+    numbers = "(pid(s) 12, 13)" if "exited" in how else "(pid 12)"
+    found = explain_failure(RuntimeError(f"DataLoader worker {numbers} {how}"), None, Run(tmp_path), None)
+    reason = "was killed by signal: Bus error" if "killed" in how else how
+    assert str(found).startswith(f"a worker process that reads images {reason}, as when memory")

@@ -136,3 +136,9 @@ def test_other_job_takes_no_checkpoint_of_another_run(run, monkeypatch):
         *args[:-4], "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 3
     )
     assert sorted(os.listdir("logs/run")) == ["version_0", "version_1"]
+
+
+def test_checkpoint_of_more_steps_is_taken_though_the_clock_went_back(make_run):
+    run = make_run("version_0", "fit", last={**EPOCH, "global_step": 20}, best={**EPOCH, "global_step": 10})
+    os.utime(run.last, (1, 1))
+    assert find_intact_checkpoint(run) == str(run.last)

@@ -191,6 +191,10 @@ def _strict(file: str | Path | BytesIO, name: str | None) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual metadata, once an image and epoch
             yield
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{name or file}: cannot be read as an image (it is not there any more); put it back"
+        ) from error
     except Exception as error:  # a damaged file raises nearly anything
         raise UserError(
             f"{name or file}: cannot be read as an image ({why_unread(file, error)}); fix or remove it"

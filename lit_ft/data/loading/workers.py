@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, iterate_causes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,6 +29,7 @@ _SHARED = Path("/dev/shm")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _MOST = 8  # beyond so many processes a training process seldom gets its batches faster
 _OUTLIVES_SECONDS = 10  # a signal that the training process gets, too, and has ended by then
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid[\d(s), ]+ (is killed by signal: [\w ]+\w|exited unexpectedly)")
 _AHEAD = 4  # batches that a worker is ahead where there is room: one slow image holds nothing up
 
 
@@ -126,6 +128,15 @@ class InWorkers:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def explain_lost_worker(error: BaseException) -> str | None:
+    """What became of a worker process, if an exception came of its end; torch raises it wherever its parent is then."""
+    found = [match[1] for cause in iterate_causes(error) if (match := _LOST_WORKER.search(str(cause)))]
+    if not found:
+        return None
+    advice = "as when memory, or that in /dev/shm, runs out; fewer `data.num_workers` take less"
+    return f"a worker process that reads images {found[-1].replace('is killed', 'was killed')}, {advice}"
 
 
 def _outlive_signals(_: int) -> None:
