@@ -52,6 +52,7 @@ def start_rank(folder, options, rank, port, restarts):
         }  # fmt: skip
         torch.set_num_threads(1)
         rank_zero_only.rank = rank  # which Lightning reads from the environment as it is imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
         faulthandler.register(signal.SIGUSR2)  # where a process is that takes long to end
         code = lit_ft_main(["finetune", *ARGS, *options])
     except BaseException:

@@ -12,6 +12,14 @@ from lit_ft.training import signals
 from lit_ft.training.signals import Interrupted, SignalWatch, current_watch
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_as_in_a_terminal():
+    # A shell lets what it runs in the background ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def watch():
     watch = SignalWatch(signal.SIGUSR1)

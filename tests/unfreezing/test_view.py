@@ -6,11 +6,9 @@ from torch import nn
 
 from lit_ft.backbones.backbone import training_share
 from lit_ft.backbones.freezing import Staged
-from lit_ft.evaluation.figures import draw_plan
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
 from lit_ft.unfreezing.plan import PlateauConfig, UnfreezingState
-from lit_ft.unfreezing.strategies import make_plan
 from lit_ft.unfreezing.view import plan_table, run_plan
 
 
@@ -102,33 +100,6 @@ def test_without_a_callback_that_unfreezes_everything_trains():
     plan = run_plan(trainer(), Three())
     assert [phase.trainable for phase in plan.phases] == [("stem", "layer1", "head")]
     assert "norms" not in plan_table(trainer(), Three())
-
-
-def bars(figure):
-    """Of each bar: its stage, first epoch, length and shade."""
-    found = set()
-    for stage in figure.axes[0].collections:
-        for box in (path.get_extents() for path in stage.get_paths()):
-            found.add((round(box.y0 + 0.4), box.x0, box.width, stage.get_alpha()))
-    return found
-
-
-def test_picture_has_a_bar_for_each_phase_of_a_stage():
-    plan = make_plan("gradual", ["stem", "head"], 5, head_epochs=2)
-    figure = draw_plan(plan, [0, 2], 5, {"head": 0.2, "stem": 0.1})
-    assert bars(figure) == {(1, 0, 2, 1.0), (1, 2, 3, 1.0), (0, 2, 3, 0.625)}
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["stem, lr 0.1", "head, lr 0.2"]
-    assert figure.axes[0].get_xlabel() == "epoch"
-
-
-def test_picture_of_a_plateau_shows_when_it_came_or_the_earliest():
-    plan = make_plan("plateau", ["stem", "head"], 9)
-    early = draw_plan(plan, [0], 9, {})
-    assert "earliest" in early.axes[0].get_xlabel()
-    assert (0, 1, 8, 1.0) in bars(early)
-    known = draw_plan(plan, [0, 4], 9, {})
-    assert known.axes[0].get_xlabel() == "epoch"
-    assert (0, 4, 5, 1.0) in bars(known)
 
 
 def test_norm_layers_that_train_while_frozen_are_counted():
