@@ -207,7 +207,7 @@ class ResumableFit(L.LightningModule):
 
 def _refuse_other_checkpoints(trainer: Any) -> None:
     """Raises `UserError` on all processes if one of them resumes from another checkpoint, or from none."""
-    if trainer.world_size == 1:
+    if trainer.world_size == 1 or not dist.is_initialized():
         return
     paths: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(paths, trainer.ckpt_path and str(trainer.ckpt_path))

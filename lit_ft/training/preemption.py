@@ -46,7 +46,7 @@ class EndByBatch(Callback):
         self._asked = None
         self.run = find_run(trainer)
         self._watch.is_alone = trainer.world_size == 1
-        if stage == "fit" and trainer.world_size > 1:
+        if stage == "fit" and trainer.world_size > 1 and dist.is_initialized():  # not on TPUs
             self._group = dist.new_group(timeout=collective_timeout(trainer.strategy), backend="gloo")
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if isinstance(environment, SLURMEnvironment):
