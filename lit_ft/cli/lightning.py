@@ -58,7 +58,7 @@ from lit_ft.training.time_budget import TimeBudget
 from lit_ft.training.trainer import Trainer, print_scores
 
 _FITS = ("fit", "finetune")
-_RESUME = "auto resumes the newest run of that name and command from its newest checkpoint; else it starts afresh."
+_RESUME = "auto resumes the newest run of that name, of this command if there is one, or else starts afresh."
 
 
 class FineTuneCLI(ConfigCLI):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -64,7 +63,7 @@ class EndByBatch(Callback):
     ) -> None:
         """Ends the fit at the end of an optimizer step: gradients that are being accumulated are in no checkpoint."""
         if trainer.global_step != self._steps:
-            self._end_if_asked(trainer, self._save)
+            self._end_if_asked(trainer, saves=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Counts the batches that all processes have."""
@@ -84,7 +83,7 @@ class EndByBatch(Callback):
         """Ends the fit within a validation, which a resumed one begins with."""
         if self._val_batches > 0:
             self._val_batches -= 1
-            self._end_if_asked(trainer, self._save)
+            self._end_if_asked(trainer, saves=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ends the fit between two epochs: the checkpoint of the last one is written."""
@@ -95,39 +94,35 @@ class EndByBatch(Callback):
         self._between_epochs(trainer)
 
     def _between_epochs(self, trainer: L.Trainer) -> None:
-        self._end_if_asked(trainer, None)
-        self._wait(trainer, None)
+        self._end_if_asked(trainer, saves=False)
+        self._wait(trainer, saves=False)
         self._watch.release()
 
-    def _end_if_asked(self, trainer: L.Trainer, save: Callable[[L.Trainer], None] | None) -> None:
+    def _end_if_asked(self, trainer: L.Trainer, saves: bool) -> None:
         """Asks all processes for the signals that they have received, and ends after what they told a batch ago.
 
         So no batch waits for the answer.
         """
-        self._wait(trainer, save)
+        self._wait(trainer, saves)
         self._watch.end_batch()
         received = self._watch.received or 0
         if self._group is None:
-            self._end(trainer, received, save)
+            self._end(trainer, received, saves)
         else:
             told = torch.tensor([received])
             self._asked = told, dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True)
 
-    def _wait(self, trainer: L.Trainer, save: Callable[[L.Trainer], None] | None) -> None:
+    def _wait(self, trainer: L.Trainer, saves: bool) -> None:
         if self._asked is not None:
             (told, work), self._asked = self._asked, None
             work.wait()
-            self._end(trainer, int(told), save)
+            self._end(trainer, int(told), saves)
 
-    def _end(self, trainer: L.Trainer, number: int, save: Callable[[L.Trainer], None] | None) -> None:
+    def _end(self, trainer: L.Trainer, number: int, saves: bool) -> None:
         if not number:
             return
         self._watch.give_time(None)
-        if save is not None:
-            save(trainer)
+        if saves and self._saves and self.run is not None:
+            trainer.save_checkpoint(self.run.last)
         self._watch.give_time(GRACE_SECONDS)
         raise Interrupted(number, None if trainer.is_global_zero else "")
-
-    def _save(self, trainer: L.Trainer) -> None:
-        if self.run is not None and self._saves:
-            trainer.save_checkpoint(self.run.last)

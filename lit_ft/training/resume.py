@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
@@ -54,19 +55,32 @@ def find_run_to_resume(folder: Path, command: str) -> Run | None:
 
 def find_intact_checkpoint(run: Run) -> str | None:
     """The checkpoint of most steps from which a run can be resumed; damaged ones are passed over, and told."""
-    found: dict[str, tuple[int, bool]] = {}
-    for path in _find_checkpoints(run):
-        try:
-            content = torch_files.load(str(path), mmap=True)
-            with zipfile.ZipFile(path) as archive:  # a power cut can leave zeros, of which only the checksums tell
-                is_damaged = archive.testzip() is not None
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile):
-            is_damaged = True
-        if is_damaged:
+    found = {path: _read_steps(path) for path in _find_checkpoints(run)}
+    for path in sorted(found, key=lambda path: (found[path], path == run.last), reverse=True):
+        if found[path] == math.inf or _is_damaged(path):
             rank_zero_warn(f"{format_path(path)}: damaged; passed over")
-        elif isinstance(content, dict) and content.get("optimizer_states"):  # else it is of weights alone
-            found[str(path)] = int(content.get("global_step", 0)), path == run.last
-    return max(found, key=lambda path: found[path], default=None)
+        elif found[path] >= 0:
+            return str(path)
+    return None
+
+
+def _read_steps(path: Path) -> float:
+    """The steps of a checkpoint: more than any where it cannot be read, less than any where it has weights alone."""
+    try:
+        content = torch_files.load(str(path), mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError):
+        return math.inf
+    is_whole = isinstance(content, dict) and content.get("optimizer_states")
+    return int(content.get("global_step", 0)) if is_whole else -1
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file is not as it was written: a power cut can leave zeros, of which only the checksums tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (OSError, zipfile.BadZipFile):
+        return True
 
 
 def lock_run(run: Run, seconds: float = 0) -> BaseFileLock | None:

@@ -62,7 +62,6 @@ class SignalWatch:
         self._longest = 0.0  # between two ends of batches
         self._last: float | None = None
         self._deadline: float | None = None
-        self._tells: int | None = None
 
     @property
     def numbers(self) -> list[int]:
@@ -116,11 +115,11 @@ class SignalWatch:
             yield
             return
         global _watch
-        hears, self._tells = os.pipe()
-        os.set_blocking(self._tells, False)
+        hears, tells = os.pipe()
+        os.set_blocking(tells, False)
         thread = threading.Thread(target=self._keep_time, args=(hears,), name="signals", daemon=True)
         outer, _watch = _watch, self
-        earlier = signal.set_wakeup_fd(self._tells, warn_on_full_buffer=False)
+        earlier = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
         for number in before:
             signal.signal(number, self._handle)
         thread.start()
@@ -131,9 +130,9 @@ class SignalWatch:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(earlier)
             _watch = outer
-            os.write(self._tells, _NO_SIGNAL)
+            os.write(tells, _NO_SIGNAL)
             thread.join()
-            os.close(self._tells)
+            os.close(tells)
             os.close(hears)
 
     def _handle(self, number: int, frame: object) -> None:
