@@ -19,6 +19,7 @@ ROOMS = [
     "compat",
     "assets",
     "runs",
+    "recipes",
     "backbones",
     "optim",
     "tasks",
@@ -89,6 +90,7 @@ def test_no_modules_import_each_other_in_a_circle():
 _LOWEST = [
     "errors",
     "assets",
+    "recipes",
     "unfreezing/plan",
     "unfreezing/strategies",
     "cli/__init__",

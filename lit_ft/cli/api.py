@@ -46,7 +46,7 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
     """Fine-tunes as a config says, and tests the best checkpoint.
 
     Args:
-        config: The path of a config, such as a recipe, or its content.
+        config: The name of a recipe, the path of a config, or its content.
         **options: What is laid over it: sections of a config, or options by their full names.
 
     Raises:
@@ -55,7 +55,7 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
 
     Example:
         >>> import lit_ft
-        >>> lit_ft.run("configs/quickstart.yaml", model={"lr": 1e-3}, **{"trainer.max_epochs": 3})  # doctest: +SKIP
+        >>> lit_ft.run("quickstart", model={"lr": 1e-3}, **{"trainer.max_epochs": 3})  # doctest: +SKIP
     """
     args = []
     for part in (config, options):
@@ -73,7 +73,8 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
 
     Args:
         folder: The folder.
-        recipe: The path of a config, or its content; ``None`` takes a ResNet-50 with the defaults of the command line.
+        recipe: The name of a recipe, the path of a config, or its content; ``None`` takes a ResNet-50 with the defaults
+            of the command line.
         **options: What is laid over it: sections of a config, or options by their full names.
 
     Raises:
@@ -81,7 +82,7 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
 
     Example:
         >>> import lit_ft
-        >>> result = lit_ft.finetune("PHOTOS", "configs/image_folder_gradual.yaml")  # doctest: +SKIP
+        >>> result = lit_ft.finetune("PHOTOS", "image_folder_gradual")  # doctest: +SKIP
         >>> result.metrics, result.best  # doctest: +SKIP
     """
     photos = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}

@@ -14,6 +14,7 @@ from typing import Any
 
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, nearest
+from lit_ft.recipes import recipe_names
 
 _GIVEN_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = (
@@ -174,7 +175,7 @@ def _wrong_class(complaint: Complaint) -> str | None:
 
 
 def _wrong_file(complaint: Complaint) -> str | None:
-    """A config that is no YAML, or not there; proposes the recipe with that name, beside it or among the recipes."""
+    """A config that is no YAML, or not there; proposes the one of that name, beside it or among the recipes."""
     if lines := re.findall(r'in "<unicode string>", (line \d+)', complaint.message):
         return f"`--config`: not valid YAML: {lines[-1]}"
     if complaint.search("^Unexpected config: "):
@@ -183,11 +184,11 @@ def _wrong_file(complaint: Complaint) -> str | None:
     if found is None or complaint.key != "config":
         return None
     given = Path(found[1])
-    folders = (given.parent, Path("configs"), Path(__file__).parents[2] / "configs")
-    files = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.yaml")}
+    files = {name: name for name in recipe_names()}
+    files |= {file.stem: str(format_path(file)) for file in given.parent.glob("*.yaml")}
     hint = ""
     if close := nearest(given.stem, files, most=1):
-        hint = f"; {'type `--config`' if close[0] == given.stem else 'nearest:'} {format_path(files[close[0]])}"
+        hint = f"; {'type `--config`' if close[0] == given.stem else 'nearest:'} {files[close[0]]}"
     return f"{complaint.prefix}{found[0]}{hint}"
 
 

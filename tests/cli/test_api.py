@@ -24,7 +24,7 @@ def weights(result):
 
 
 def test_run_of_a_recipe_gives_metrics_history_paths_and_the_best_model():
-    result = package.run(QUICKSTART, **TWO_EPOCHS)
+    result = package.run("quickstart", **TWO_EPOCHS)
     assert result.folder == Path("logs/quickstart/version_0").absolute()
     assert result.config == result.folder / "config.yaml"
     assert (result.best, result.last) == tuple(result.folder / f"checkpoints/{name}.ckpt" for name in ("best", "last"))

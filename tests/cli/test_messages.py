@@ -3,7 +3,6 @@
 import re
 from argparse import ArgumentError
 from dataclasses import fields
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -122,14 +121,13 @@ def test_values_without_options_are_told_with_the_options(tmp_path):
     assert line_of(Complaint(message)).endswith(f" --data ImageFolderDataModule --data.root {tmp_path}")
 
 
-def test_recipe_without_its_folder_is_told_with_it(tmp_path, monkeypatch):
+def test_path_that_is_not_there_is_told_with_the_config_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipes = Path(__file__).parents[2] / "configs"
-    assert told("--config=image_folder_gradual").endswith(f"; type --config {recipes / 'image_folder_gradual.yaml'}")
-    assert told("--config=image_folder_gradul").endswith(f"; nearest: {recipes / 'image_folder_gradual.yaml'}")
+    assert told("--config=configs/image_folder_gradual.yaml").endswith("; type --config image_folder_gradual")
+    assert told("--config=image_folder_gradul.yaml").endswith("; nearest: image_folder_gradual")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "image_folder_gradual.yaml").touch()
-    assert told("--config=image_folder_gradual").endswith("; type --config configs/image_folder_gradual.yaml")
+    assert told("--config=configs/image_folder_gradual").endswith("; type --config configs/image_folder_gradual.yaml")
 
 
 def test_classes_that_cannot_be_made_are_not_offered():

@@ -19,6 +19,7 @@ from lit_ft import data
 from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.cli.config.own_images import MAIN_OPTIONS, has_own_images
+from lit_ft.cli.config.recipe_names import find_configs
 from lit_ft.data.files.folders import find_file
 from lit_ft.data.tables.tables import read_table, unescape_formula
 from lit_ft.errors import UserError, refuse_unwritable
@@ -253,7 +254,8 @@ def _read_values(args: Sequence[str], option: str) -> list[str]:
 
 def _pair(args: Sequence[str]) -> list[tuple[str, str]]:
     """Each argument as an option, with its value: ``--option value``, ``--option=value``; ``-cFILE`` is of --config."""
-    full = [re.sub("^-c=?(.*)", lambda found: f"--config{found[1] and '='}{found[1]}", arg) for arg in args]
+    given = find_configs(args)
+    full = [re.sub("^-c=?(.*)", lambda found: f"--config{found[1] and '='}{found[1]}", arg) for arg in given]
     pairs = [(arg.partition("="), following) for arg, following in pairwise([*full, ""])]
     return [(name, value if equals else following) for (name, equals, value), following in pairs]
 

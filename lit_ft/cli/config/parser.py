@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
+from lit_ft.cli.config.recipe_names import find_configs
 from lit_ft.cli.messages import Complaint, class_names, explain, option_names
 from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.evaluation.predictions import PredictionWriter
@@ -78,7 +79,7 @@ class ConfigCLI(LightningCLI):
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             parser_kwargs={**about, "exit_on_error": False, "allow_abbrev": False},
-            args=self.args,
+            args=find_configs(self.args),
             run=False,  # each command has a parser of its own, as building all takes long
             load_from_checkpoint_support=False,  # the module collects its hyperparameters itself
             **options,
