@@ -1,9 +1,10 @@
-"""Recipes: the configs that come with lit_ft, found by their names."""
+"""Recipes: the configs that come with lit_ft, found by their names, and what their headers tell."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from lit_ft.errors import unknown
 
@@ -13,9 +14,39 @@ FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "confi
 """The folder of all recipes, with those of clusters below it."""
 
 
+class Recipe(NamedTuple):
+    """What the header of a recipe tells.
+
+    Args:
+        name: Its name.
+        data: What it was measured on.
+        time: How long it took there, on one thread of a CPU.
+        score: What it came to.
+    """
+
+    name: str
+    data: str
+    time: str
+    score: str
+
+
 def recipe_names() -> list[str]:
     """The names of all recipes, of which the last are for clusters."""
-    return list(_configs())
+    return [*_configs(), *_configs("cluster")]
+
+
+def recipes() -> list[Recipe]:
+    """All recipes but those for clusters, as their headers tell of them.
+
+    >>> [(found.name, found.time) for found in recipes() if found.name == "quickstart"]
+    [('quickstart', '15 to 32 s')]
+    """
+    return [_read_header(path) for path in _configs().values()]
+
+
+def cluster_files() -> dict[str, str]:
+    """What is for several GPUs or machines, by its name: a config by that of a recipe, a script by that of its file."""
+    return {name: _read_purpose(path) for name, path in _cluster().items()}
 
 
 def find_recipe(name: str, key: str | None = None) -> Path:
@@ -31,10 +62,16 @@ def find_recipe(name: str, key: str | None = None) -> Path:
     >>> find_recipe("quickstart").name
     'quickstart.yaml'
     """
-    found = _configs()
-    if name not in found:
-        raise unknown("recipe", name, found, key)
-    return found[name]
+    return _pick(name, {**_configs(), **_configs("cluster")}, key)
+
+
+def read_recipe(name: str) -> str:
+    """The text of a recipe, or of a script for clusters.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    return _pick(name, {**_configs(), **_cluster()}).read_text(encoding="utf-8")
 
 
 def find_config(given: str, key: str | None = None) -> str:
@@ -58,5 +95,27 @@ def find_config(given: str, key: str | None = None) -> str:
     return str(own if own.is_file() else find_recipe(given, key))
 
 
-def _configs() -> dict[str, Path]:
-    return {path.stem: path for folder in (FOLDER, FOLDER / "cluster") for path in sorted(folder.glob("*.yaml"))}
+def _pick(name: str, files: dict[str, Path], key: str | None = None) -> Path:
+    if name not in files:
+        raise unknown("recipe", name, files, key)
+    return files[name]
+
+
+def _configs(folder: str = ".") -> dict[str, Path]:
+    return {path.stem: path for path in sorted((FOLDER / folder).glob("*.yaml"))}
+
+
+def _cluster() -> dict[str, Path]:
+    scripts = sorted(path for path in (FOLDER / "cluster").iterdir() if path.suffix in (".sh", ".sbatch"))
+    return {**_configs("cluster"), **{path.name: path for path in scripts}}
+
+
+def _read_header(path: Path) -> Recipe:
+    told = dict(re.findall(r"^# (Data|Time|Score): +(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return Recipe(path.stem, told["Data"], told["Time"], told["Score"])
+
+
+def _read_purpose(path: Path) -> str:
+    """The first sentence of a header."""
+    text = path.read_text(encoding="utf-8")
+    return next(line[2:].split(". ")[0].rstrip(".") for line in text.splitlines() if line.startswith("# "))

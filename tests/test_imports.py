@@ -143,8 +143,25 @@ def test_networks_and_optimizers_need_no_lightning(path):
                 "lit_ft.training.signals",
             ],
         ),
+        (
+            "from lit_ft.cli import main; main(['recipes'])",
+            [
+                "lit_ft",
+                "lit_ft.assets",
+                "lit_ft.cli",
+                "lit_ft.cli.commands",
+                "lit_ft.cli.commands.recipes",
+                "lit_ft.cli.process",
+                "lit_ft.console",
+                "lit_ft.errors",
+                "lit_ft.recipes",
+                "lit_ft.training",
+                "lit_ft.training.launch",
+                "lit_ft.training.signals",
+            ],
+        ),
     ],
-    ids=["package", "error", "plan", "help"],
+    ids=["package", "error", "plan", "help", "recipes"],
 )
 def test_only_these_modules_are_loaded_beside_the_standard_library(code, loaded):
     code = (

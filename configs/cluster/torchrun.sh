@@ -1,11 +1,12 @@
 #!/bin/bash
-# Fine-tunes on the GPUs of one machine, or of several, without a scheduler, as any recipe says:
+# Fine-tunes without a scheduler, on the GPUs of one machine or of several, as any recipe says.
 #
-#   configs/cluster/torchrun.sh --config configs/image_folder.yaml --data.root PHOTOS
+#   lit-ft recipes torchrun.sh > torchrun.sh
+#   bash torchrun.sh --config image_folder --data.root PHOTOS
 #
 # On several machines, start it on each, with the same RUN and the address of the first:
 #
-#   NODES=2 FIRST=node1:29500 RUN=flowers configs/cluster/torchrun.sh --config ... --data.root PHOTOS
+#   NODES=2 FIRST=node1:29500 RUN=flowers bash torchrun.sh --config ... --data.root PHOTOS
 #
 # A process that dies takes the others with it; all are started again, up to three times, and go on where they were.
 PROCESSES=${PROCESSES:-gpu}      # a machine; a number on CPUs

@@ -78,7 +78,7 @@ def _run(args: Sequence[str]) -> int:
         if command.startswith("-"):
             raise UserError(f"{command}: the command comes first, one of {', '.join(COMMANDS)}")
         raise unknown("command", command, COMMANDS)
-    if command != "verify":  # which needs no torch for a file of ONNX
+    if command not in ("verify", "recipes"):  # which need no torch, of which the first does for a file of ONNX
         check_torchvision()
     if command in ("models", "describe"):
         with loading():

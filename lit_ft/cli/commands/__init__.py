@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "Runs the examples in an exported file, and tells whether it gives here what the model gave.",
     "report": "Writes report.html into the folder of a run: curves, metrics, confusion, the worst mistakes.",
     "compare": "Compares runs: their options, and their metrics and mistakes on the same images; writes compare.html.",
+    "recipes": "Lists the recipes with data, time and score, or prints one: lit-ft recipes NAME > mine.yaml.",
     "models": "Lists the backbones: size without classifier, compute, input, stages, weights on this machine.",
     "describe": "Prints the stages of a backbone, the images that it expects, and its published weights.",
 }
@@ -29,7 +30,7 @@ COMMANDS = {
 
 EVALUATIONS = ("validate", "test", "predict")
 
-OWN_PARSERS = ("predict", "verify", "explain", "serve", "export", "report", "compare")
+OWN_PARSERS = ("predict", "verify", "explain", "serve", "export", "report", "compare", "recipes")
 """Those without a config, each ``run`` of the file of that name."""
 
 METHOD_OPTIONS = ("ckpt_path", "resume", "weights_only", "verbose", "return_predictions")
