@@ -6,8 +6,9 @@ Generated photos of three classes, a small network, one loader worker a process.
 caches features in turn, so that loaders, DDP wrappers, optimizers' groups and feature files are made and dropped again
 and again. Half of the time goes to one fit: memory (RSS), file descriptors and threads of both processes are read every
 two seconds, and the table has their medians in each quarter of its epochs. In the other half, runs of the same command
-get SIGTERM at random moments, sent to one process or both, and are started again as torchrun does; after each end,
-files are looked for that no run should leave, and processes that should be gone.
+get SIGTERM at random moments, one in four while it starts and the others after its first epoch, sent to one process or
+both, and are started again as torchrun does; after each end, files are looked for that no run should leave, and
+processes that should be gone.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ class Attempt:
                 time.sleep(1)
             time.sleep(0.05)
         return False
+
+    def wait_for_epoch(self) -> None:
+        """Waits for the end of the first epoch of this attempt, or of the attempt."""
+        while "\nepoch " not in self.logs[0].read_text(errors="replace") and not self.wait(0.2):
+            pass
 
     def signal(self, number: int, ranks: list[int]) -> None:
         """Sends a signal to some."""
@@ -187,7 +193,9 @@ def preempt(folder: Path, seconds: float, chance: random.Random) -> dict[str, An
     begun, restarts = time.monotonic(), 0
     while time.monotonic() - begun < seconds:
         attempt = Attempt(folder, restarts, options(folder, "preempted"))
-        attempt.wait(chance.uniform(0, 40))
+        if chance.random() < 0.75:
+            attempt.wait_for_epoch()
+        attempt.wait(chance.uniform(0, 15))
         sent = time.monotonic()
         to = chance.choice([[0, 1], [0], [1]])
         attempt.signal(signal.SIGTERM, to)
