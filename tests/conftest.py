@@ -126,3 +126,14 @@ def photo_root(tmp_path):
         for i in range(10):
             save_photo(root / name / f"{i}.png", tuple(c - 10 * i if c else 0 for c in color))
     return root
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Writes a checkpoint, and gives its path."""
+
+    def write(content):
+        torch.save(content, tmp_path / "x.ckpt")
+        return str(tmp_path / "x.ckpt")
+
+    return write
