@@ -33,6 +33,7 @@ from lit_ft.cli.process import quiet_threads
 from lit_ft.cli.summary import print_summary
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable, refuse_unwritable
+from lit_ft.evaluation.evaluation_log import EvaluationLog
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
@@ -42,7 +43,6 @@ from lit_ft.training.history import HistoryWriter
 from lit_ft.training.launch import is_restarted
 from lit_ft.training.preemption import EndByBatch
 from lit_ft.training.progress import build_progress_bar
-from lit_ft.training.refit import warn_of_refit
 from lit_ft.training.resume import (
     RESTART_SECONDS,
     find_intact_checkpoint,
@@ -176,7 +176,7 @@ class FineTuneCLI(ConfigCLI):
         theirs = theirs if isinstance(theirs, list) else [theirs]
         further: list[Callback] = []
         if self.command not in ("plan", "predict"):
-            further = [HistoryWriter(), ResultWriter(), TimeBudget()]
+            further = [HistoryWriter(), ResultWriter(), EvaluationLog(), TimeBudget()]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             further.append(build_progress_bar())
         saves = self.config["checkpoint"] is not None
@@ -233,8 +233,6 @@ class FineTuneCLI(ConfigCLI):
             if self.run is not None and is_first_process():  # now that it may train that of another command, too
                 self._lock = lock_run(self.run, RESTART_SECONDS if is_restarted() else 0)
                 write_job(self.run, self._command_line())
-        if self.command == "validate":
-            warn_of_refit(self.config["ckpt_path"])
         quiet = {"verbose": False} if options.get("verbose") else {}
         found = getattr(self.trainer, self.command)(self.model, **{**options, **quiet})
         print_scores(found if quiet else ())

@@ -18,7 +18,8 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import gather
-from lit_ft.training.metrics_file import forget_results, read_entries, write_metrics
+from lit_ft.training.handed_back import is_refitted
+from lit_ft.training.metrics_file import change_entries, forget_results, remove_tables, set_metrics, write_metrics
 from lit_ft.training.progress import RunningLoss, read_new_metrics
 from lit_ft.training.result_names import count_trained_on, describe_images, name_results
 
@@ -125,18 +126,25 @@ class HistoryWriter(Callback):
     def _write_evaluation(self, trainer: Any, split: Split) -> None:
         if self._run is None or not trainer.is_global_zero:
             return
-        data = trainer.datamodule
-        name, place = name_results(trainer, self._run, split, read_entries(self._run.metrics))
-        facts = describe_images(trainer, split)
-        if place is not None:
-            facts["data"] = place
-            if trained_on := count_trained_on(self._run, data, split):
-                facts["trained_on"] = trained_on
-                rank_zero_warn(f"the model was trained on {trained_on:,} of the images of {place}")
+        with change_entries(self._run) as entries:  # so that no other evaluation takes the same name meanwhile
+            name, place = name_results(trainer, self._run, split, entries)
+            facts = describe_images(trainer, split)
+            if place is not None:
+                facts["data"] = place
+                if trained_on := count_trained_on(self._run, trainer.datamodule, split, trainer.ckpt_path):
+                    facts["trained_on"] = trained_on
+            remove_tables(self._run, name)
+            metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            set_metrics(self._run, entries, name, {**facts, **metrics}, trainer.ckpt_path)
         if name != split:
             rank_zero_print(f"These are not the run's own {split} results, so they are kept apart, as {name}")
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        write_metrics(self._run, name, {**facts, **metrics}, trainer.ckpt_path)
+        if "trained_on" in facts:
+            rank_zero_warn(f"the model was trained on {facts['trained_on']:,} of the images of {place}")
+        elif place is None and split == "val" and trainer.ckpt_path and is_refitted(trainer.ckpt_path):
+            rank_zero_warn(
+                f"{trainer.ckpt_path} was trained on its validation images, too (`refit`), so that scores on them mean "
+                "nothing"
+            )
 
 
 def read_rates(optimizers: Iterable[Any]) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_ft.assets import replace_atomically
+from lit_ft.assets import lock_beside, replace_atomically
 from lit_ft.console import dump_json, format_path, rank_zero_print
 from lit_ft.runs import RESULT_TABLES, Run
 from lit_ft.training.result_names import name_checkpoint
@@ -22,8 +23,15 @@ def write_metrics(run: Run, split: str, metrics: Mapping[str, Any], checkpoint: 
     by its path from the folder of the run. A number that is not finite becomes null.
     """
     remove_tables(run, split)
-    relative = name_checkpoint(run, checkpoint) if checkpoint else None
-    _write_entry(run.metrics, split, {"checkpoint": relative, **metrics})
+    with change_entries(run) as entries:
+        set_metrics(run, entries, split, metrics, checkpoint)
+
+
+def set_metrics(
+    run: Run, entries: dict[str, Any], split: str, metrics: Mapping[str, Any], checkpoint: str | Path | None
+) -> None:
+    """Sets the entry of a split among those of a run, as `write_metrics` does."""
+    entries[split] = {"checkpoint": name_checkpoint(run, checkpoint) if checkpoint else None, **metrics}
 
 
 def forget_results(run: Run) -> None:
@@ -32,8 +40,9 @@ def forget_results(run: Run) -> None:
     for name in {"val", "test", *known}:
         if name.startswith(("val", "test")):
             remove_tables(run, name)
-    for file in (run.metrics, run.report):
-        file.unlink(missing_ok=True)
+    with _lock_metrics(run) if known else nullcontext():
+        run.metrics.unlink(missing_ok=True)
+    run.report.unlink(missing_ok=True)
     if known:
         rank_zero_print(f"Removed  {format_path(run.metrics)} with its tables and report, which are of an earlier fit")
 
@@ -56,24 +65,28 @@ def write_selection(
         candidates: The validation metrics of each candidate by its name, where there were several.
     """
     facts = {"split": "val", "monitor": monitor, "chosen": chosen}
-    _write_entry(run.metrics, "selection", {**facts, **({"candidates": dict(candidates)} if candidates else {})})
+    with change_entries(run) as entries:
+        entries["selection"] = {**facts, **({"candidates": dict(candidates)} if candidates else {})}
 
 
 def write_refit(run: Run, facts: Mapping[str, float], checkpoint: str | Path) -> None:
     """Writes of what a refit was, and that what was measured is of the model before it, which has no checkpoint now."""
-    _write_entry(run.metrics, "refit", {"checkpoint": name_checkpoint(run, checkpoint), **facts})
-    for split in {"val", "test"} & read_entries(run.metrics).keys():
-        update_metrics(run, split, {"checkpoint": None, "is_before_refit": True})
+    with change_entries(run) as entries:
+        entries["refit"] = {"checkpoint": name_checkpoint(run, checkpoint), **facts}
+        for split in {"val", "test"} & entries.keys():
+            _update(entries, split, {"checkpoint": None, "is_before_refit": True})
 
 
 def write_run_facts(run: Run, facts: Mapping[str, Any]) -> None:
     """Writes what a fit took, and on what it ran."""
-    _write_entry(run.metrics, "run", facts)
+    with change_entries(run) as entries:
+        entries["run"] = facts
 
 
 def write_calibration(run: Run, facts: Mapping[str, float | None]) -> None:
     """Writes how the model that is handed back was calibrated."""
-    _write_entry(run.metrics, "calibration", facts)
+    with change_entries(run) as entries:
+        entries["calibration"] = facts
 
 
 def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float]]) -> None:
@@ -83,8 +96,8 @@ def write_intervals(run: Run, split: str, intervals: Mapping[str, Sequence[float
 
 def update_metrics(run: Run, split: str, changes: Mapping[str, Any]) -> None:
     """Changes some of the entry of a split."""
-    known = read_entries(run.metrics).get(split)
-    _write_entry(run.metrics, split, {**(known if isinstance(known, dict) else {}), **changes})
+    with change_entries(run) as entries:
+        _update(entries, split, changes)
 
 
 def read_entries(path: Path) -> dict[str, Any]:
@@ -99,7 +112,30 @@ def read_entries(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _write_entry(path: Path, split: str, entry: Mapping[str, Any]) -> None:
-    entries = {**read_entries(path), split: entry}
-    with replace_atomically(path) as unfinished:
+@contextmanager
+def change_entries(run: Run) -> Iterator[dict[str, Any]]:
+    """Gives the metrics of a run by name, to change, and writes them then.
+
+    Other processes that would change them, such as a test of other images at the same time, wait until that is done.
+    """
+    with _lock_metrics(run), replace_atomically(run.metrics) as unfinished:
+        entries = read_entries(run.metrics)
+        yield entries
         unfinished.write_text(dump_json(entries, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def _lock_metrics(run: Run) -> Iterator[None]:
+    """Holds the metrics of a run for this process, as far as their file system has locks."""
+    lock = lock_beside(run.metrics)
+    with suppress(OSError, NotImplementedError):  # a folder that cannot be written is refused as the file is
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _update(entries: dict[str, Any], split: str, changes: Mapping[str, Any]) -> None:
+    known = entries.get(split)
+    entries[split] = {**(known if isinstance(known, dict) else {}), **changes}

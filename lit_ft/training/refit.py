@@ -25,7 +25,7 @@ from lit_ft.model.sharding import is_sharding
 from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
-from lit_ft.training.handed_back import REFITTED, hand_back, is_refitted
+from lit_ft.training.handed_back import REFITTED, hand_back
 from lit_ft.training.metrics_file import write_refit
 from lit_ft.training.selection import Selected, blend
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -33,14 +33,6 @@ from lit_ft.unfreezing.view import find_unfreezing
 
 _REPEATED = (GradualUnfreezing, FeatureCache, WeightAveraging, StochasticWeightAveraging)
 """The callbacks that decide on the weights; the others follow the first fit alone."""
-
-
-def warn_of_refit(path: str) -> None:
-    """Warns if the model of a checkpoint was trained on the images that it is about to be validated on."""
-    if is_refitted(path):
-        rank_zero_warn(
-            f"{path} was trained on its validation images, too (`refit`), so that scores on them mean nothing"
-        )
 
 
 class Refit(Callback):

@@ -90,10 +90,14 @@ def describe_images(trainer: Any, split: Split) -> dict[str, Any]:
     return {"split": data.tested if split == "test" else split, **number}
 
 
-def count_trained_on(run: Run, data: Any, split: Split) -> int:
-    """The number of images of an evaluation that are training images of a run, by their paths."""
+def count_trained_on(run: Run, data: Any, split: Split, checkpoint: str) -> int:
+    """The number of images of an evaluation that a model was trained on, by their paths.
+
+    These are the training images of its run, and those of validation, too, if it is of a refit.
+    """
     images = find_images(data, split)
-    trained_on = _read_paths(run, data).get("train", set()) if isinstance(images, FileSplit) else set()
+    known = _read_paths(run, data) if isinstance(images, FileSplit) else {}
+    trained_on = known.get("train", set()) | (known.get("val", set()) if is_refitted(checkpoint) else set())
     return sum(os.path.abspath(path) in trained_on for path in images.paths.absolute()) if trained_on else 0
 
 

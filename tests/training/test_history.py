@@ -209,7 +209,7 @@ def test_results_of_an_earlier_fit_end_with_the_next_one_in_the_folder(tmp_path,
     assert seen == ([] if resumed else [False] * 3)  # as a kill may come at any time
     assert json.loads(run.metrics.read_text()).keys() == {"val"}
     assert "images" in json.loads(run.metrics.read_text())["val"]
-    assert [file.name for file in sorted(tmp_path.glob("*.*"))] == [
+    assert [file.name for file in sorted(tmp_path.glob("[!.]*.*"))] == [
         "history.csv", "metrics.json", *(file.name for file in own)
     ]  # fmt: skip
     assert run.history.read_bytes() == history

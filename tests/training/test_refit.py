@@ -14,7 +14,7 @@ from lit_ft.errors import UserError
 from lit_ft.runs import Run
 from lit_ft.training.handed_back import is_refitted
 from lit_ft.training.history import HistoryWriter
-from lit_ft.training.refit import Refit, join_validation, warn_of_refit
+from lit_ft.training.refit import Refit, join_validation
 from lit_ft.training.selection import Selected, blend
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -63,9 +63,14 @@ def test_probe_is_solved_again_on_training_and_validation_images(tmp_path, capsy
         "checkpoint": "checkpoints/best.ckpt", "images": NUM_TRAIN + NUM_VAL, "epochs": 0, "share": 0.0
     }  # fmt: skip
     assert f"Refit   on {NUM_TRAIN + NUM_VAL} images of train and val;" in capsys.readouterr().out
+    best = str(trainer.run.checkpoint("best"))
     with pytest.warns(UserWarning, match="was trained on its validation images, too"):
-        warn_of_refit(str(trainer.run.checkpoint("best")))
-    warn_of_refit(str(trainer.run.checkpoint("probe")))
+        trainer.validate(module, datamodule=data, ckpt_path=best, verbose=False)
+    trainer.validate(module, datamodule=FewDigits(num_val=30), ckpt_path=best, verbose=False)  # others, so no warning
+    trainer.validate(module, datamodule=data, ckpt_path=trainer.run.probe, verbose=False)
+    assert set(json.loads(trainer.run.metrics.read_text())) - set(written) == {
+        "val_refit", "val_FewDigits", "val_probe"
+    }  # fmt: skip
     # The same by a run that has all of these images to train on.
     other, fresh, whole = make(tmp_path / "whole", strategy="linear_probe")
     whole.setup("fit")

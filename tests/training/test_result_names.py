@@ -97,10 +97,15 @@ def test_other_images_of_the_same_folder_are_kept_apart(run, photo_root):
     for limit, number in ((1.0, {"images": 6}), (1, {}), (0.5, {})):
         trainer = SimpleNamespace(datamodule=own, limit_test_batches=limit)
         assert describe_images(trainer, "test") == {"split": "val", **number}
+    best = str(run.checkpoint("best"))
     trained = {path for path, part in read_split(run) if part == "train"}
     tested = {str(path) for path in other.splits["test"].paths}
-    assert count_trained_on(run, other, "test") == len(trained & tested) > 0
-    assert count_trained_on(run, read(photo_root), "test") == 0
+    assert count_trained_on(run, other, "test", best) == len(trained & tested) > 0
+    assert count_trained_on(run, read(photo_root), "test", best) == 0
+    save(run, data := read(photo_root), is_refitted=True)  # on those of validation, too
+    untested = {path for path, part in read_split(run) if part == "test"}
+    assert count_trained_on(run, other, "test", best) == len(tested - untested) > len(trained & tested)
+    assert count_trained_on(run, data, "test", best) == 0
 
 
 def read_split(run):
@@ -123,10 +128,10 @@ def test_table_is_called_by_its_file_and_edited_split_decides_nothing(run, tmp_p
     data = ImageTableDataModule(str(tmp_path / "t.csv"), tested_classes=["ant", "bee", "cat"])
     data.setup("test")
     assert name(run, data) == ("test_t", str(tmp_path / "t.csv"))
-    assert count_trained_on(run, data, "test") == 18
+    assert count_trained_on(run, data, "test", str(run.checkpoint("best"))) == 18
     run.split_table.write_text("nothing\n")
     assert name(run, data) == ("test_t", str(tmp_path / "t.csv"))
-    assert count_trained_on(run, data, "test") == 0
+    assert count_trained_on(run, data, "test", str(run.checkpoint("best"))) == 0
 
 
 def test_images_in_no_file_are_known_by_their_content(tmp_path):

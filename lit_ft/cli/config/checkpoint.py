@@ -14,6 +14,7 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
@@ -158,7 +159,9 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     if command == "test" and _read_setting(args, "data.table") and not found["class_path"].endswith(f".{_TABLE}"):
         found = {"class_path": f"lit_ft.data.{_TABLE}", "init_args": {}}  # of a run on photos in folders, say
     if command == "test" and _tests_others(args, found, path):
-        found["init_args"]["tested_classes"] = all_hyperparameters(read_checkpoint(path)).get("classes")
+        found["init_args"] |= {"tested_classes": all_hyperparameters(read_checkpoint(path)).get("classes")}
+        if (table := _read_setting(args, "data.table")) and (kept := found["init_args"].get("split_column")):
+            _settle_split(args, table, kept, found["init_args"])
     return ["--data", json.dumps(found), *args]
 
 
@@ -191,6 +194,14 @@ def add_tested_data(args: Sequence[str], task: str, classes: Sequence[str]) -> l
             "`--config` RUN/config.yaml for the images of the run"
         )
     return ["--data", json.dumps({"class_path": f"lit_ft.data.{name}", "init_args": options}), *args]
+
+
+def _settle_split(args: Sequence[str], table: str, kept: str, options: dict[str, Any]) -> None:
+    """Leaves out the column by which the table of a run was split, where that which is tested has none of its name."""
+    if _read_setting(args, "data.split_column", "") == "" and not _has_columns(table, [kept]):
+        options["split_column"] = None
+        what = "its column split counts" if _has_columns(table, ["split"]) else "all of its rows are tested"
+        rank_zero_warn(f"{table} has no column {kept!r}, by which the run's own table was split, so {what}")
 
 
 def _has_columns(table: str, names: Sequence[str]) -> bool:

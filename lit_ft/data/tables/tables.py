@@ -166,8 +166,6 @@ def read_row_splits(
     Raises:
         UserError: A split is unknown, or there are no rows of train.
     """
-    if is_tested and split_column not in table.columns:
-        split_column = None  # of the table that was trained on
     if split_column is None and ("split" not in table.columns or "split" in others):
         return ["test" if is_tested else "train"] * len(table)
     cells = [cell.strip().lower() for cell in table.column(split_column or "split", "`data.split_column`")]

@@ -82,3 +82,30 @@ def test_other_table_is_tested_whole_and_a_copy_by_its_own_split(checkpoint, tmp
         assert "tested_classes" not in json.loads(add_saved_data("validate", ["run", "--data.table", place])[1])
     with pytest.raises(UserError, match=r"data.table: gone.csv does not exist"):
         add_saved_data("test", ["run", "--data.table", "gone.csv"])
+
+
+def test_split_column_of_the_run_that_the_tested_table_lacks_is_left_out_with_a_warning(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    options = {"table": "own.csv", "split_column": "fold"}
+    path = checkpoint(
+        {
+            "hyper_parameters": {"classes": ["a", "b"]},
+            "run_options": {"data": "lit_ft.data.ImageTableDataModule"},
+            "datamodule_hyper_parameters": options,
+        }
+    )
+
+    def settled(columns, *given):
+        Path("new.csv").write_text(f"{columns}\n{columns}\n")
+        args = json.loads(add_saved_data("test", [path, "--data.table", "new.csv", *given])[1])["init_args"]
+        assert args["tested_classes"] == ["a", "b"]
+        return args["split_column"]
+
+    assert settled("path,label,fold") == "fold"
+    with pytest.warns(UserWarning, match=r"new.csv has no column 'fold', .* so all of its rows are tested"):
+        assert settled("path,label") is None
+    with pytest.warns(UserWarning, match=r"new.csv has no column 'fold', .* so its column split counts"):
+        assert settled("path,label,split") is None
+    assert settled("path,label", "--data.split_column", "fold") == "fold"  # which the data module refuses

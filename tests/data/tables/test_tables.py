@@ -30,6 +30,12 @@ def test_unknown_split_and_none_to_train_on_are_refused():
         read_row_splits(table(split=["val", "test"]), None, ())
 
 
+@pytest.mark.parametrize("is_tested", [False, True])
+def test_split_column_that_a_table_lacks_is_refused(is_tested):
+    with pytest.raises(UserError, match=r"`data.split_column`: .*fold.*t.csv"):
+        read_row_splits(table(split=["train", "test"]), "fold", (), is_tested)
+
+
 def test_rows_of_the_same_image_count_once_and_must_agree():
     rows = table(label=["ant", "bee", "ant "])
     with pytest.warns(UserWarning, match=r"t.csv names 1 images again, which count once"):
