@@ -101,6 +101,9 @@ def _read_run(run: Run, split: Split) -> ComparedRun:
         seconds = {str(name): float(value) for name, value in (facts.get("seconds") or {}).items()}
         sizes = {str(name): int(value) for name, value in (facts.get("images") or {}).items()}
         chosen = str(metrics.get("selection", {}).get("chosen", ""))
+        refit = metrics.get("refit", {})
+        if refit and own.get("checkpoint") == refit.get("checkpoint"):  # not of the model before it
+            chosen, sizes["train"] = ", ".join(filter(None, (chosen, "refit"))), int(refit["images"])
         values = {
             name.partition("/")[2]: float(value)
             for name, value in own.items()

@@ -91,7 +91,8 @@ def format_pair(found: RunComparison, place: int) -> list[str]:
     pair, name = found.pairs[place - 1], name_of(place)
     lines = [_format_verdict(pair, name), pair.note] if pair.num_images else [pair.note]
     if other := _describe_classes(found.runs[0].classes, found.runs[place].classes, name):
-        lines.append(other)
+        easier = "They are compared on images of the classes of both, which are easier to tell for a model of fewer"
+        lines.append(f"{other}. {easier} classes" if pair.num_images else other)
     if not pair.num_images:
         return lines
     what = "are closer in A, {:,} in {}" if pair.task == "regression" else "are right in A alone, {:,} in {} alone"
@@ -121,8 +122,7 @@ def _describe_classes(first: Sequence[str], other: Sequence[str], name: str) -> 
     if not first or not other or not any(alone.values()):
         return ""
     parts = [f"{run} alone has {_format_some(own)}" for run, own in alone.items() if own]
-    easier = "They are compared on images of the classes of both, which are easier to tell for a model of fewer classes"
-    return f"Their classes differ: {', '.join(parts)}. {easier}"
+    return f"Their classes differ: {', '.join(parts)}"
 
 
 def _format_some(names: Sequence[str]) -> str:

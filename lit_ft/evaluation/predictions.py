@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -166,12 +166,17 @@ def check_target(path: Path, overwrite: bool) -> str | None:
     if exists and not os.access(path, os.W_OK):
         return f"{path} is read-only; name another file"
     unfinished = name_unfinished(path)
+    made = [folder for folder in unfinished.parents if not os.path.exists(folder)]  # unlike pathlib, of any name
     try:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
         unfinished.unlink()
     except OSError as error:
         return f"{path} cannot be written ({error.strerror}); name another file"
+    finally:
+        with suppress(OSError):  # into which another process may have written by now
+            for folder in made:
+                folder.rmdir()
     return None
 
 

@@ -217,6 +217,7 @@ def test_file_that_exists_is_refused_before_anything_is_predicted(tmp_path, file
     file = file and str(tmp_path / file)
     place = Path(file or tmp_path / "run" / "predictions.csv")
     PredictionWriter(file).setup(trainer(tmp_path), module(), "predict")
+    place.parent.mkdir(exist_ok=True)
     place.write_text("of last week")
     told = f"predictions.file: {place} exists; name another file, or to overwrite it: predictions.overwrite true"
     with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
@@ -339,3 +340,8 @@ def test_target_that_exists_or_cannot_be_written_is_refused(name, overwrite, ref
 @pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "/dev/fd/17"])
 def test_devices_are_written_in_place(name, tmp_path):
     assert is_device(type(tmp_path)(name))
+
+
+def test_look_at_a_target_in_new_folders_leaves_none_behind(tmp_path):
+    assert check_target(tmp_path / "a" / "b" / "out.csv", overwrite=False) is None
+    assert list(tmp_path.iterdir()) == []

@@ -282,3 +282,25 @@ def test_interval_of_equal_models_covers_zero_in_most_cases():
     # With a chance of 0.95 the share of 250 trials has a standard error of 0.0138, three of which are allowed for.
     for name, times in covered.items():
         assert times / num == pytest.approx(0.95, abs=0.042), name
+
+
+def test_model_that_was_fitted_again_is_named_with_the_images_of_that(tmp_path):
+    refit = {"checkpoint": "checkpoints/best.ckpt", "images": 180}
+    facts = {"selection": {"chosen": "linear probe"}, "refit": refit, "run": {"images": {"train": 120}}}
+    after, before = (
+        write_run(tmp_path / name, rows_of("ab" * 10), metrics={**facts, "test": {"checkpoint": checkpoint}})
+        for name, checkpoint in (("after", refit["checkpoint"]), ("before", None))
+    )
+    rows = {name: cells for name, *cells in tabulate_runs(compare_runs([after, before]))}
+    assert rows["trained on"] == ["180", "120"]
+    assert rows["handed back"] == ["linear probe, refit", "linear probe"]
+
+
+def test_models_without_a_class_in_common_are_not_said_to_be_compared(tmp_path):
+    runs = [write_run(tmp_path / kind, rows_of(kind * 10, true=kind * 10)) for kind in ("ab", "cd")]
+    for run, kind in zip(runs, ("ab", "cd"), strict=True):
+        run.result_table("per_class", "test").write_text("class,images\n" + "".join(f"{name},10\n" for name in kind))
+    assert format_pair(compare_runs(runs), 1) == [
+        "not compared image by image: they predict different things",
+        "Their classes differ: A alone has a, b, B alone has c, d",
+    ]

@@ -116,7 +116,9 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
     """
     notes, found = [*before.reasons], dict[str, Mapping[str, float]]()
     if before.backbone is not None:
-        found["drift"] = measure_drift((before.probe or before.backbone).stage_modules(), _uncalibrated(after))
+        drifts = measure_drift((before.probe or before.backbone).stage_modules(), _uncalibrated(after))
+        # What is left of a temperature that was taken out is rounding, which would be drawn as if it were a change.
+        found["drift"] = {name: round(drift, 6) for name, drift in drifts.items()}
         if not any(found["drift"][name] for name in before.backbone.stages):
             notes.append("no weight of the backbone has changed: what was handed back is a linear probe")
     if isinstance(images, str):
