@@ -64,11 +64,16 @@ class ResultWriter(EvaluationOutputs, SelectionListener):
         self._num_values = 0
         data, path = cast(Any, trainer).datamodule, cast(Any, trainer).ckpt_path
         is_val = isinstance(data, ImageDataModule) and data.tested == "val"
-        if trainer.state.fn == "test" and is_val and path and is_refitted(path):
+        if trainer.state.fn == "test" and is_val and path and is_refitted(path) and self._are_own(trainer):
             raise UserError(
                 f"`ckpt_path`: {path} was trained on its validation images, too (`refit`), and there are no others to "
                 "test it on; give some, as with `data.root`"
             )
+
+    def _are_own(self, trainer: L.Trainer) -> bool:
+        """Whether the images are those of the run, as far as its folder is known."""
+        run = find_run(trainer)
+        return run is None or name_results(trainer, run, "test", {})[1] is None
 
     def take(self, module: FineTuneModule, logits: Tensor, targets: Tensor) -> None:
         """Keeps the outputs of a batch, unless that are too many."""

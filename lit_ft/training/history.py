@@ -21,7 +21,7 @@ from lit_ft.training.evaluated import gather
 from lit_ft.training.handed_back import is_refitted
 from lit_ft.training.metrics_file import change_entries, forget_results, remove_tables, set_metrics, write_metrics
 from lit_ft.training.progress import RunningLoss, read_new_metrics
-from lit_ft.training.result_names import count_trained_on, describe_images, name_results
+from lit_ft.training.result_names import count_trained_on, describe_images, describe_rest, name_results
 
 EpochRow = dict[str, int | float | None]
 
@@ -138,6 +138,8 @@ class HistoryWriter(Callback):
             set_metrics(self._run, entries, name, {**facts, **metrics}, trainer.ckpt_path)
         if name != split:
             rank_zero_print(f"These are not the run's own {split} results, so they are kept apart, as {name}")
+        if place is not None and split == "val" and (rest := describe_rest(trainer.datamodule, facts)):
+            rank_zero_warn(f"{place} {rest}")
         if "trained_on" in facts:
             rank_zero_warn(f"the model was trained on {facts['trained_on']:,} of the images of {place}")
         elif place is None and split == "val" and trainer.ckpt_path and is_refitted(trainer.ckpt_path):

@@ -90,6 +90,21 @@ def describe_images(trainer: Any, split: Split) -> dict[str, Any]:
     return {"split": data.tested if split == "test" else split, **number}
 
 
+def describe_rest(data: Any, facts: Mapping[str, Any]) -> str:
+    """How many photos of a folder or table a validation has left out, as the rest of a sentence; nothing if none.
+
+    Args:
+        data: The data module.
+        facts: What `describe_images` gives.
+    """
+    if "images" not in facts or not isinstance(find_images(data, "val"), FileSplit):
+        return ""
+    num, total = int(facts["images"]), sum(data.sizes().values())
+    if num == total:
+        return ""
+    return f"has {total:,} images, of which its {num:,} of val are validated; lit-ft test is for all"
+
+
 def count_trained_on(run: Run, data: Any, split: Split, checkpoint: str) -> int:
     """The number of images of an evaluation that a model was trained on, by their paths.
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,6 +15,7 @@ from small_runs import FewDigits, small_module
 
 from lit_ft import ImageFolderDataModule
 from lit_ft.data.loading.sampler import EpochSampler
+from lit_ft.errors import UserError
 from lit_ft.evaluation import results
 from lit_ft.evaluation.results import ResultWriter, bootstrap, class_rows, confusion_rows, prediction_rows
 from lit_ft.model.module import FineTuneModule
@@ -224,3 +226,24 @@ def test_interval_of_images_that_are_all_right_has_a_width():
     ends = bootstrap(wrong, Task("multiclass", 3), "test/")
     assert ends["test/acc"] == pytest.approx([0.0, 0.3244], abs=1e-3)
     assert "test/recall" not in ends
+
+
+def test_refit_is_tested_on_the_validation_images_of_others_and_not_on_its_own(tmp_path, photo_root):
+    run, data, others = Run(tmp_path / "run"), *(ImageFolderDataModule(photo_root, split_seed=seed) for seed in (0, 1))
+    for one in (data, others):
+        one.setup("test")
+    run.checkpoints.mkdir(parents=True)
+    torch.save({"images": data.fingerprint(), "is_refitted": True}, path := run.checkpoint("best"))
+
+    def begin(data):
+        trainer = SimpleNamespace(
+            state=SimpleNamespace(fn="test"), datamodule=data, ckpt_path=str(path), log_dir=str(run.folder),
+            limit_test_batches=1.0,
+        )  # fmt: skip
+        ResultWriter().on_test_start(trainer, None)
+
+    begin(others)
+    with pytest.raises(
+        UserError, match=r"best.ckpt was trained on its validation images, too .refit., and there are no"
+    ):
+        begin(data)

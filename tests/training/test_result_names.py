@@ -12,7 +12,7 @@ from small_runs import FewDigits
 from lit_ft import ImageFolderDataModule
 from lit_ft.data import ImageTableDataModule
 from lit_ft.runs import Run
-from lit_ft.training.result_names import count_trained_on, describe_images, name_results
+from lit_ft.training.result_names import count_trained_on, describe_images, describe_rest, name_results
 
 BEST = "checkpoints/best.ckpt"
 
@@ -106,6 +106,18 @@ def test_other_images_of_the_same_folder_are_kept_apart(run, photo_root):
     untested = {path for path, part in read_split(run) if part == "test"}
     assert count_trained_on(run, other, "test", best) == len(tested - untested) > len(trained & tested)
     assert count_trained_on(run, data, "test", best) == 0
+
+
+def test_validation_of_a_part_of_other_photos_says_so(photo_root):
+    data = read(photo_root)
+    expected = "has 30 images, of which its 6 of val are validated; lit-ft test is for all"
+    assert describe_rest(data, {"images": 6}) == expected
+    assert (
+        describe_rest(data, {"images": 30})
+        == describe_rest(data, {})
+        == describe_rest(FewDigits(), {"images": 6})
+        == ""
+    )
 
 
 def read_split(run):
