@@ -11,7 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -115,7 +117,7 @@ class InWorkers:
             prefetch_factor=workers.prefetch if workers.number else None,
             persistent_workers=workers.number > 0,
             pin_memory=workers.pin_memory,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_begin_worker,
             # One of its own: without it, each epoch draws a number from the global generator, and a run that is
             # resumed in the middle of an epoch, or had to look at its images first, would see other dropout.
             generator=torch.Generator(),
@@ -139,7 +141,23 @@ def explain_lost_worker(error: BaseException) -> str | None:
     return f"a worker process that reads images {found[-1].replace('is killed', 'was killed')}, {advice}"
 
 
-def _outlive_signals(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    _outlive_signals()
+    sys.excepthook = partial(_print_unless_left, sys.excepthook)
+
+
+def _print_unless_left(
+    hook: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an exception, unless the parent of a worker was interrupted while the worker handed it a batch.
+
+    Python's thread that hands on memory has `sys.excepthook` print that; in a worker nothing else does.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)):
+        hook(kind, error, trace)
+
+
+def _outlive_signals() -> None:
     """Lets a worker outlive a signal that all processes of a run get: it still reads the batches of the step to come.
 
     It ends when its parent tells it to or has ended, and some seconds after SIGTERM of others. Where the system does

@@ -1,6 +1,8 @@
 import os
 import signal
 import time
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from types import SimpleNamespace
 
 import forked
@@ -111,3 +113,23 @@ def _is_alive(pid):
 def test_worker_outlives_signals_to_all_processes_of_a_run_and_obeys_its_parent(tmp_path):
     started = forked.start(_read_on_after_signals, out=tmp_path / "log")
     assert forked.wait(started) == [0], (tmp_path / "log").read_text()
+
+
+class _Shared(Dataset):
+    """The address at which a worker hands on memory, as that of a tensor."""
+
+    def __getitem__(self, index):
+        return resource_sharer._resource_sharer.register(lambda *_: None, lambda: None)
+
+
+def _leave_while_memory_is_handed_on():
+    for address, key in InWorkers(_Shared(), Workers(1)).batches(range(3)):
+        Client(address).close()  # which the worker has begun to answer
+        resource_sharer._resource_sharer.get_connection((address, key)).close()  # it answers one after the other
+    return 0
+
+
+def test_worker_prints_nothing_where_its_parent_was_interrupted_as_it_took_a_batch(tmp_path):
+    started = forked.start(_leave_while_memory_is_handed_on, out=tmp_path / "log")
+    assert forked.wait(started) == [0]
+    assert (tmp_path / "log").read_text() == ""
