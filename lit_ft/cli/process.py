@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lit_ft.assets import OFFLINE, is_offline
-from lit_ft.errors import find_full_disk, for_command_line, printable
+from lit_ft.errors import find_full_disk, for_command_line, iterate_causes, printable
 from lit_ft.training.launch import end_slurm_job
 from lit_ft.training.signals import Interrupted, SignalWatch
 
@@ -87,7 +88,10 @@ def ended_by_signals() -> Iterator[None]:
         try:
             yield
         except Interrupted as end:
-            raise watch.finish(end) from None
+            final = watch.finish(end)
+            for cause in iterate_causes(end):  # else what is half made has its finalizer print after the last line
+                traceback.clear_frames(cause.__traceback__)
+            raise final from None
 
 
 def prepare_terminal() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 GRACE_SECONDS = 7.0
 """From a signal to the end of a process that waits for others; torchrun and SLURM kill after some 30 s."""
@@ -58,6 +59,9 @@ class SignalWatch:
         """What the thread prints."""
         self.is_alone = True
         """Whether there is no other process that this one could wait for, for ever."""
+        self._tells = -1
+        self._print_lost: Callable[[Any], object] = sys.unraisablehook
+        self._is_lost = False  # that the run is ended, where Python lets no exception out
         self._holds = False
         self._longest = 0.0  # between two ends of batches
         self._last: float | None = None
@@ -117,18 +121,23 @@ class SignalWatch:
         global _watch
         hears, tells = os.pipe()
         os.set_blocking(tells, False)
+        self._tells = tells
         thread = threading.Thread(target=self._keep_time, args=(hears,), name="signals", daemon=True)
         outer, _watch = _watch, self
         earlier = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+        hook, sys.unraisablehook = sys.unraisablehook, self._see_lost
+        self._print_lost = hook
         for number in before:
             signal.signal(number, self._handle)
         thread.start()
         try:
             yield
         finally:
+            self._is_lost = False
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(earlier)
+            sys.unraisablehook = hook
             _watch = outer
             os.write(tells, _NO_SIGNAL)
             thread.join()
@@ -136,12 +145,29 @@ class SignalWatch:
             os.close(hears)
 
     def _handle(self, number: int, frame: object) -> None:
-        is_again = self.received is not None
+        is_again = self.received is not None and not self._is_lost
+        self._is_lost = False
         self.received = self.received or number
         # A person who asks once more does not want to wait for the batch.
         if (self._holds and is_again and number == signal.SIGINT) or not (self._holds or is_again):
             self._holds = False
-            raise Interrupted(number)
+            if not _is_forking:
+                raise Interrupted(number)
+            self._send_again()
+
+    def _see_lost(self, found: Any) -> None:
+        """Takes what Python cannot raise, as in a finalizer or in what is called as a process is forked.
+
+        After a signal, that is of finalizers of what it left half made, too.
+        """
+        if isinstance(found.exc_value, Interrupted):
+            self._send_again()
+        elif self.received is None:
+            self._print_lost(found)
+
+    def _send_again(self) -> None:
+        self._is_lost = True
+        os.write(self._tells, _AGAIN)
 
     def seconds_to_end(self, number: int) -> float | None:
         """The time that a signal leaves the process; None where nothing but a long batch can delay its end."""
@@ -163,6 +189,10 @@ class SignalWatch:
                 if ending and first is None:
                     first = ending[0]
                     self.give_time(self.seconds_to_end(first))
+                if _AGAIN in received and first is not None:
+                    time.sleep(_AGAIN_SECONDS)
+                    if self._is_lost:  # and the run has not come to its end
+                        signal.pthread_kill(threading.main_thread().ident or 0, first)
             elif self._deadline is not None and time.monotonic() >= self._deadline:
                 end = self.finish(Interrupted(first or signal.SIGTERM, self.describe(first or signal.SIGTERM)))
                 print(f"lit-ft: {end.message}", file=sys.stderr, flush=True)
@@ -170,8 +200,11 @@ class SignalWatch:
 
 
 _NO_SIGNAL = b"\0"
+_AGAIN = b"\xff"
+_AGAIN_SECONDS = 0.01  # in which the finalizer, or what it was, has ended; else it is sent once more
 _watch: SignalWatch | None = None
 _mask: set[int] = set()  # of signals that are blocked, as a process is forked
+_is_forking = False  # where other threads may get a signal all the same
 
 
 def current_watch() -> SignalWatch | None:
@@ -181,21 +214,25 @@ def current_watch() -> SignalWatch | None:
 
 def _block() -> None:
     """Lets signals wait until a process is forked: the new one would report those to its parent that come before."""
-    global _mask
+    global _mask, _is_forking
     if _watch is not None:
+        _is_forking = True
         _mask = signal.pthread_sigmask(signal.SIG_BLOCK, _watch.numbers)
 
 
 def _unblock() -> None:
+    global _is_forking
     if _watch is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+        _is_forking = False
 
 
 def _forget_in_child() -> None:
     """Lets a forked process handle signals as usual, and not report them to its parent."""
-    global _watch
+    global _watch, _is_forking
     if _watch is None:
         return
+    _is_forking = False
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

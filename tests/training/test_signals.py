@@ -59,6 +59,22 @@ def test_second_interrupt_of_a_person_does_not_wait(watch):
         send(signal.SIGINT)
 
 
+class _SendsAtItsEnd:
+    def __del__(self):
+        send(signal.SIGTERM)
+
+
+def test_signal_in_a_finalizer_ends_what_comes_after_it(watch, capfd):
+    def work():
+        _SendsAtItsEnd()  # from where Python lets no exception out, and prints it
+        time.sleep(5)
+
+    with pytest.raises(Interrupted) as ended:
+        work()
+    assert ended.value.number == signal.SIGTERM
+    assert capfd.readouterr() == ("", "")
+
+
 def test_handlers_are_those_of_before_afterwards():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     watch = SignalWatch()
@@ -156,3 +172,24 @@ def _fork_and_signal():
         time.sleep(0.1)
         watch.release()
     return 0 if os.waitstatus_to_exitcode(status) == -signal.SIGTERM else 1
+
+
+_FORKS = """
+import os, signal, time
+# What other libraries have called, as logging, which would keep its lock if an exception ended it.
+os.register_at_fork(after_in_parent=lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.01), print("after")))
+from lit_ft.training.signals import Interrupted, SignalWatch
+signal.pthread_sigmask = lambda *_: set()  # as where another thread gets the signal
+with SignalWatch().receiving():
+    try:
+        if os.fork() == 0:
+            os._exit(0)
+        time.sleep(10)
+    except Interrupted as end:
+        print(end.number.name)
+"""
+
+
+def test_signal_that_comes_as_a_process_is_forked_ends_what_comes_after_it():
+    ended = subprocess.run([sys.executable, "-c", _FORKS], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("after\nSIGTERM\n", "")
