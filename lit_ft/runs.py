@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -32,10 +33,12 @@ class Run:
     Args:
         folder: The folder of the run.
         claimed: The folders that this process has made for it: that one, and those of its loggers elsewhere.
+        above: The folders above them that were not there, the deepest first.
     """
 
     folder: Path
     claimed: tuple[Path, ...] = ()
+    above: tuple[Path, ...] = ()
 
     @property
     def config(self) -> Path:
@@ -115,7 +118,10 @@ class Run:
         return self.folder / ("features" if node is None else f"features-node{node}")
 
     def release(self, loggers: Sequence[Any] = ()) -> None:
-        """Removes the claimed folders with no more than what each run begins with, which loggers may have open."""
+        """Removes the claimed folders with no more than what each run begins with, which loggers may have open.
+
+        And those above them that were made for them, where nothing else is in them.
+        """
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.finalize("failed")
@@ -124,6 +130,9 @@ class Run:
             if all(any(fnmatch(file.name, name) for name in _FIRST_FILES) for file in files):
                 for file in files:
                     file.unlink()
+                folder.rmdir()
+        for folder in self.above:
+            with suppress(OSError):
                 folder.rmdir()
 
 

@@ -139,12 +139,12 @@ class FineTuneCLI(ConfigCLI):
                 self.config_init[key] = self.make(**{key: callback})[key]
         if self.command != "plan":
             config["trainer"]["logger"] = self._logger
-            if not config["trainer"]["fast_dev_run"]:
+        try:
+            if self.command != "plan" and not config["trainer"]["fast_dev_run"]:
                 kwargs["logger"] = self._begin_run()
                 # Where Lightning looks for what an earlier SLURM job has saved, which must be of this run.
                 kwargs["default_root_dir"] = str(self.run.folder if self.run else self._runs_folder())
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._further_callbacks()}
-        try:
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._further_callbacks()}
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except BaseException:
             if self.run is not None:

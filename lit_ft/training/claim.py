@@ -52,6 +52,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
     asked = [version for given in options if (version := given.get("version")) is not None]
     name: str | None = None
     claimed: tuple[Path, ...] = ()
+    above: tuple[Path, ...] = ()
     if earlier is not None:
         if options and not os.access(earlier.folder, os.W_OK):  # else TensorBoard fails in a thread of its own
             raise UserError(f"{earlier.folder}: cannot be written; give write permission, or copy the run and use that")
@@ -59,6 +60,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
     elif asked:  # the user has chosen it, and may want to add to it
         name = f"version_{asked[0]}" if isinstance(asked[0], int) else str(asked[0])
     elif is_first_process():
+        above = tuple(one for place in places for one in (place, *place.parents) if not one.exists())
         claimed = claim(places)
         name = claimed[0].name
         os.environ[FOLDER_VARIABLE] = str(claimed[0])
@@ -73,7 +75,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
     for logger in loggers:
         if logger not in writers:
             _name_elsewhere(logger["init_args"], places[0].name, name)
-    return Run(places[0] / name, claimed)
+    return Run(places[0] / name, claimed, above)
 
 
 def _name_elsewhere(options: Any, name: str, version: str) -> None:

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.process import warn_in_one_line
+from lit_ft.evaluation.tensorboard import BoardLogger
 from lit_ft.training.history import read_history
 from lit_ft.training.trainer import Trainer
 
@@ -315,7 +316,17 @@ MISTAKES = {
 @pytest.mark.parametrize("args", MISTAKES, ids=" ".join)
 def test_mistake_ends_in_one_line(refused, args):
     assert MISTAKES[args] in refused(*args)
-    assert not list(Path().glob("logs/*/*"))
+    assert not list(Path().iterdir())
+
+
+def test_logger_that_cannot_be_made_leaves_nothing(refused, monkeypatch):
+    def lacks_a_package(*_, **__):
+        raise ModuleNotFoundError("no tensorboard here")
+
+    monkeypatch.setattr(BoardLogger, "__init__", lacks_a_package)
+    Path("a").mkdir()
+    assert "no tensorboard here" in refused("fit", "--trainer.default_root_dir", "a/b/c")
+    assert list(Path().rglob("*")) == [Path("a")]  # which was there before
 
 
 def test_gpu_that_is_not_there_is_refused(refused, monkeypatch):
