@@ -34,6 +34,9 @@ class UserError(ValueError):
     'model.lr: must be above 0, got -1'
     """
 
+    has_trained = False
+    """Whether it came after a step of a training, and not before on all processes of a run alike."""
+
     def __str__(self) -> str:
         return plain(super().__str__())
 

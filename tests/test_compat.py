@@ -5,6 +5,7 @@ import copy
 import inspect
 import re
 import runpy
+import signal
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from jsonargparse import _common
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.compile import from_compiled
 from PIL import Image
@@ -42,6 +43,7 @@ from lit_ft.compat import (
     inner_schedulers,
     inner_states,
     is_compiled,
+    leave_signals,
     loads_in_its_own_way,
     log_repeatedly,
     parsing_settings,
@@ -85,6 +87,30 @@ def test_low_rank_gradients_begin_anew_with_other_buckets():
         forget_buckets(state)
         assert (state.iter, [len(values) for values in kept]) == (left, [0, 0, 0])
     forget_buckets(None)
+
+
+def test_trainer_leaves_signals_to_others_and_broadcasts_none(monkeypatch):
+    handlers, sent = [], []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: sent.append(1))
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+
+    def fit(change):
+        trainer = small_trainer(1, Note(), limit_val_batches=0)
+        change(trainer)
+        trainer.fit(small_module(lr_scheduler=None), datamodule=FewDigits())
+        return {handler == before for handler in handlers}, len(sent)
+
+    before = signal.getsignal(signal.SIGTERM)
+    # What Lightning does: as long as it does, there is something to leave.
+    assert fit(lambda _: None) == ({False}, 2)
+    loop = type(small_trainer(1).fit_loop.epoch_loop)
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(loop.advance)
+    handlers.clear()
+    assert fit(leave_signals) == ({True}, 2)
 
 
 def test_loops_count_epochs_and_the_batches_of_the_one_under_way():
@@ -430,4 +456,5 @@ def test_litdata_downloads_single_files_by_its_downloaders():
 
 def test_strategy_keeps_its_timeout():
     assert collective_timeout(DDPStrategy(timeout=timedelta(seconds=5))) == timedelta(seconds=5)
+    assert collective_timeout(SingleDeviceStrategy()) is None
     assert not hasattr(DDPStrategy(), "timeout")

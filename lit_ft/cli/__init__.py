@@ -17,6 +17,7 @@ from lit_ft.cli.process import (
     warn_in_one_line,
 )
 from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
+from lit_ft.training.launch import is_other_process, wait_for_first_process
 from lit_ft.training.signals import Interrupted
 
 
@@ -40,6 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
         except UserError as error:
             if "--debug" in given:
                 raise
+            if not error.has_trained:
+                wait_for_first_process()
             hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
             line = for_command_line(" ".join(error.args[0].split()))
             print(f"lit-ft: {printable(line)}{hint}", file=sys.stderr)
@@ -52,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try once more at its end
             return 141
         except Interrupted as error:
-            if error.message != "":
+            if error.message or (error.message is None and not is_other_process()):
                 _print_end(printable(error.message or f"interrupted by {error.number.name}"))
             return error.code
         except KeyboardInterrupt:

@@ -115,7 +115,9 @@ def locate_failure(error: UserError, run: Run, trainer: Any) -> UserError:
         trainer: Its trainer.
     """
     is_to_resume = trainer.global_step > 0 and ".ckpt" not in error.args[0]
-    return type(error)(f"{format_rank(trainer)}{error.args[0]}{_how_to_resume(run) if is_to_resume else ''}")
+    located = type(error)(f"{format_rank(trainer)}{error.args[0]}{_how_to_resume(run) if is_to_resume else ''}")
+    located.has_trained = trainer.global_step > 0
+    return located
 
 
 def interruption(error: BaseException, run: Run, rank: str) -> Interrupted:

@@ -209,6 +209,8 @@ class FineTuneCLI(ConfigCLI):
             # TensorBoard could not close its file on a full disk.
             if self.trainer.global_step == 0 and self.run is not None and find_full_disk(error) is None:
                 self.run.release(self.trainer.loggers)
+            if self.trainer.global_step == 0:  # later they may have more to say
+                self._end_others(signal.SIGKILL)
             raise locate_failure(error, self._own_run(), self.trainer) from error
         except (SystemExit, KeyboardInterrupt) as error:
             if isinstance(error, SystemExit) and not self.trainer.interrupted:
@@ -257,10 +259,10 @@ class FineTuneCLI(ConfigCLI):
         found = (one.run for one in cast(Any, self.trainer).callbacks if isinstance(one, EndByBatch) and one.run)
         return self.run or next(found, Run(Path(self.trainer.default_root_dir)))
 
-    def _end_others(self) -> None:
+    def _end_others(self, number: int = signal.SIGTERM) -> None:
         """Ends the processes that this one has started: no later collective of theirs is answered."""
         if (launcher := getattr(self.trainer.strategy, "launcher", None)) is not None:
-            launcher.kill(signal.SIGTERM)
+            launcher.kill(number)
 
     def _write_report(self) -> Path | None:
         """Writes the page of the run, on the first process; where that fails, the training is done all the same."""

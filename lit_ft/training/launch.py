@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lit_ft.errors import UserError, iterate_causes
@@ -56,13 +57,32 @@ def is_restarted(variables: Mapping[str, str] = os.environ) -> bool:
     return any(int(variables.get(f"{name}_RESTART_COUNT", 0)) > 0 for name in ("SLURM", "TORCHELASTIC"))
 
 
+def is_other_process(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is not the first of all processes of a run, as their launcher says."""
+    own = next((variables[name] for name in ("RANK", "SLURM_PROCID") if name in variables), None)
+    if own is None:  # Lightning has started it, or nothing has
+        return any(variables.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+    return own != "0"
+
+
+def wait_for_first_process(variables: Mapping[str, str] = os.environ) -> None:
+    """Lets the first process say first what all refuse, after which the launcher ends the others, which wait here.
+
+    Those of other machines are ended late or not at all. There, too, the first is first.
+    """
+    if is_other_process(variables):
+        local = variables.get("LOCAL_RANK", variables.get("SLURM_LOCALID", "0"))
+        with suppress(KeyboardInterrupt):
+            time.sleep(_OTHERS_WAIT_SECONDS * (1 if local == "0" else 2))
+
+
 def end_slurm_job(end: Interrupted) -> Interrupted:
     """Puts this SLURM job in the queue again at the end of its time, of an array this task.
 
     The first process does so. SLURM then ends the others, which wait for that: if they ended first, srun could end the
     first one before; and they do it themselves if they are left, as where that one had no signal.
     """
-    if {os.environ.get(name, "0") for name in ("SLURM_PROCID", "RANK")} != {"0"}:
+    if is_other_process():
         time.sleep(_OTHERS_WAIT_SECONDS)
     line = end.message or f"interrupted by {end.number.name}"
     job = (find_job() or "").removeprefix("SLURM ")

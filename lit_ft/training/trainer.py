@@ -199,7 +199,7 @@ class Trainer(L.Trainer):
             model: The module to fine-tune.
             datamodule: Its data.
             nodes: Machines of a cluster that the run is imagined on; null takes trainer.num_nodes.
-            devices: Devices of each of them, that need not be at hand; null takes trainer.devices, if that is a number.
+            devices: Devices of each of them, which need not be at hand; null takes trainer.devices, or else 1.
             precision: Precision there; null takes trainer.precision.
             bandwidth: GB/s at which a device there sends gradients, the bus bandwidth of nccl-tests.
             step_seconds: Seconds of a step of one device there, without communication, where all stages of the last
@@ -212,6 +212,8 @@ class Trainer(L.Trainer):
         before = list(own.callbacks)
         cluster = None
         if nodes is not None or devices is not None:
+            if devices is None:
+                rank_zero_warn("`devices`: 1 in each node is assumed; give their number, or `trainer.devices`")
             nodes, devices = (1 if given is None else given for given in (nodes, devices))
             cluster = Cluster(nodes, devices, precision or str(self.precision), bandwidth, step_seconds)
         own.callbacks.append(callbacks.LambdaCallback(on_train_start=partial(_end_plan, cluster)))

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -11,6 +12,7 @@ import torch
 from jsonargparse import _common
 
 from lit_ft.cli import main
+from lit_ft.training.signals import Interrupted
 
 FIT = ("fit", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--unfreeze=null", "--model.weights=null")
 
@@ -103,3 +105,30 @@ def test_report_writes_a_page_into_each_folder_of_a_run(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("is not the folder of a run, as it has no config.yaml\n")
     assert main(["report"]) == 2
     assert capsys.readouterr().err == "lit-ft: the following arguments are required: RUN (see lit-ft report --help)\n"
+
+
+@pytest.mark.usefixtures("lit_ft")
+@pytest.mark.parametrize(
+    "args", [["fit", "--model.lr", "-1"], ["fit", "--data", "ImageFolderDataModule", "--data.root", "x"]]
+)
+def test_other_process_waits_for_the_first_to_refuse_the_same(monkeypatch, capsys, args):
+    waited = []
+    monkeypatch.setattr(
+        "lit_ft.training.launch.time.sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err))
+    )
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main([*args, "--trainer.accelerator=cpu", "--trainer.logger=false"]) == 2
+    assert waited == [(10.0, "")]
+    assert capsys.readouterr().err.startswith("lit-ft: --")
+
+
+def test_other_process_that_is_ended_before_it_runs_prints_nothing(monkeypatch, capsys):
+    def end(_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("lit_ft.cli._run", end)
+    assert main(["fit"]) == 143
+    assert capsys.readouterr().err == "lit-ft: interrupted by SIGTERM\n"
+    monkeypatch.setenv("RANK", "1")
+    assert main(["fit"]) == 143
+    assert capsys.readouterr().err == ""

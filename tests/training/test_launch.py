@@ -11,10 +11,12 @@ from lit_ft.training.launch import (
     end_slurm_job,
     explain_lost_process,
     find_job,
+    is_other_process,
     is_restarted,
     refuse_idle_processes,
     refuse_missing_srun,
     take_processes,
+    wait_for_first_process,
 )
 from lit_ft.training.signals import Interrupted
 
@@ -84,6 +86,27 @@ def test_slurm_job_of_several_tasks_needs_srun():
     for devices in ("auto", None, 2):
         with pytest.raises(UserError, match="has 2 tasks, of which one was started; begin the command with srun, or "):
             refuse_missing_srun(devices, batch)
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, []),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, []),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, [10.0]),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, [5.0]),  # of another machine, whose others it speaks for
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, [10.0]),
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "RANK": "0", "LOCAL_RANK": "0"}, []),  # torchrun within srun
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, [10.0]),  # as Lightning starts it
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, [5.0]),
+    ],
+)
+def test_first_process_of_all_and_then_of_each_machine_speaks_first(variables, seconds, monkeypatch):
+    waited = []
+    monkeypatch.setattr(launch.time, "sleep", waited.append)
+    assert is_other_process(variables) == bool(seconds)
+    wait_for_first_process(variables)
+    assert waited == seconds
 
 
 def ranks(launcher=None, world_size=2):

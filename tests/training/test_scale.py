@@ -1,4 +1,5 @@
 import re
+import warnings
 
 import pytest
 from small_runs import FewDigits, small_module
@@ -76,13 +77,26 @@ def test_plan_of_one_device_says_nothing_of_a_cluster(run):
 
 
 @pytest.mark.parametrize(
+    ("args", "is_told"),
+    [(["--nodes", 2], True), (["--trainer.num_nodes", 2, "--trainer.devices", "auto"], True),
+     (["--nodes", 2, "--devices", 1], False), (["--nodes", 2, "--trainer.devices", 1], False)],
+)  # fmt: skip
+def test_number_of_devices_that_nobody_gave_is_told(run, args, is_told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert "Scale  2 x 1 devices" in run("plan", "--trainer.accelerator", "cpu", "--step_seconds", 1, *args)
+    told = [str(one.message) for one in caught if "`devices`" in str(one.message)]
+    assert told == ["`devices`: 1 in each node is assumed; give their number, or `trainer.devices`"] * is_told
+
+
+@pytest.mark.parametrize(
     ("args", "line"),
     [
-        (("--nodes", 0), "--nodes: must be at least 1, got 0"),
+        (("--nodes", 0, "--devices", 1), "--nodes: must be at least 1, got 0"),
         (("--devices", -1), "--devices: must be at least 1, got -1"),
-        (("--nodes", 2, "--bandwidth", 0), "--bandwidth: must be above 0, got 0"),
+        (("--nodes", 2, "--devices", 1, "--bandwidth", 0), "--bandwidth: must be above 0, got 0"),
         (("--nodes", 2, "--step_seconds", "nan"), "--step_seconds: nan does not fit"),
-        (("--nodes", 5000, "--step_seconds", 1), r"100 image\(s\) cannot be shared among 5000 process"),
+        (("--nodes", 5000, "--devices", 1, "--step_seconds", 1), r"100 image\(s\) cannot be shared among 5000 process"),
     ],
 )
 def test_cluster_that_cannot_be_is_refused(refused, args, line):

@@ -135,7 +135,7 @@ def _imagine_cluster(config: Namespace) -> None:
     is_asked = config["nodes"] is not None or config["devices"] is not None
     if is_asked or nodes > 1 or (count or 1) > 1:
         config["nodes"] = nodes if config["nodes"] is None else config["nodes"]
-        config["devices"] = count or 1 if config["devices"] is None else config["devices"]
+        config["devices"] = count if config["devices"] is None else config["devices"]
         config["precision"] = config["precision"] or str(trainer["precision"] or "32-true")
 
 
