@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -16,6 +17,9 @@ from lit_ft.errors import UserError, iterate_causes
 from lit_ft.training.signals import Interrupted
 
 _OTHERS_WAIT_SECONDS = 5.0
+
+# Names of jobs of SLURM whose tasks Lightning takes for shells, by its documentation.
+_SHELLS = ("bash", "interactive")
 
 # As gloo, NCCL and torch's store report it.
 _LOST = re.compile(
@@ -124,10 +128,20 @@ def refuse_idle_processes(trainer: Any) -> None:
 
 
 def refuse_missing_srun(devices: Any, variables: Mapping[str, str] = os.environ) -> None:
-    """Raises `UserError` in a SLURM job of several tasks of which only the first was started, unless one was asked."""
+    """Raises `UserError` in a SLURM job whose several tasks would not train together.
+
+    Those are jobs of which only the first task was started, unless one was asked, and those that Lightning takes for
+    shells: ``srun -n 2 bash train.sh`` names its job bash.
+    """
+    name = variables.get("SLURM_JOB_NAME")
+    if (step := _count_tasks(variables)) and math.prod(step) > 1 and name in _SHELLS and not _is_torchrun(variables):
+        raise UserError(
+            f"{math.prod(step)} tasks were started in a SLURM job of the name {name}, which Lightning takes for "
+            "shells, and each would train alone; give the job another name, as with srun -J, or start one task"
+        )
     tasks = int(variables.get("SLURM_NTASKS", 1))
     is_in_batch = "SLURM_JOB_ID" in variables and variables.get("SLURM_STEP_ID", "batch") in ("batch", "4294967291")
-    if tasks > 1 and is_in_batch and "TORCHELASTIC_RUN_ID" not in variables and devices not in (1, "1"):
+    if tasks > 1 and is_in_batch and not _is_torchrun(variables) and devices not in (1, "1"):
         raise UserError(
             f"the SLURM job has {tasks} tasks, of which one was started; begin the command with srun, or give "
             "`trainer.devices` 1 for this one alone"
@@ -151,9 +165,18 @@ def explain_lost_process(error: BaseException, trainer: Any) -> str | None:
 def _count_started() -> tuple[int, int] | None:
     """The processes on this machine, and the number of machines, as the launcher says; None without one."""
     variables = os.environ
-    if "TORCHELASTIC_RUN_ID" in variables and "LOCAL_WORLD_SIZE" in variables:
+    if _is_torchrun(variables) and "LOCAL_WORLD_SIZE" in variables:
         of_node = int(variables["LOCAL_WORLD_SIZE"])
         return of_node, int(variables["WORLD_SIZE"]) // of_node
+    return None if variables.get("SLURM_JOB_NAME") in _SHELLS else _count_tasks(variables)
+
+
+def _is_torchrun(variables: Mapping[str, str]) -> bool:
+    return "TORCHELASTIC_RUN_ID" in variables
+
+
+def _count_tasks(variables: Mapping[str, str]) -> tuple[int, int] | None:
+    """The tasks on this machine that srun has started, and the number of machines; None where it has not."""
     if "SLURM_STEP_ID" in variables and "SLURM_NTASKS" in variables:
         nodes = int(variables.get("SLURM_STEP_NUM_NODES", variables.get("SLURM_NNODES", 1)))
         tasks = int(variables.get("SLURM_STEP_NUM_TASKS", variables["SLURM_NTASKS"]))

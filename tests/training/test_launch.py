@@ -61,6 +61,7 @@ def test_job_was_restarted_if_either_launcher_says_so():
         (SRUN, {}, {"devices": 2, "num_nodes": 3}),
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}, {}, {"devices": 2, "num_nodes": 1}),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "6"}, {}, {}),  # begun without srun
+        ({**SRUN, "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "bash"}, {}, {}),  # all GPUs of a shell
     ],
 )
 def test_trainer_takes_the_processes_that_were_started(variables, given, taken, started):
@@ -86,6 +87,19 @@ def test_slurm_job_of_several_tasks_needs_srun():
     for devices in ("auto", None, 2):
         with pytest.raises(UserError, match="has 2 tasks, of which one was started; begin the command with srun, or "):
             refuse_missing_srun(devices, batch)
+
+
+@pytest.mark.parametrize("name", ["bash", "interactive"])
+def test_tasks_of_a_job_that_lightning_takes_for_a_shell_are_refused(name):
+    alone = {**SRUN, "SLURM_JOB_NAME": name, "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}
+    refuse_missing_srun("auto", alone)
+    refuse_missing_srun("auto", {**SRUN, "SLURM_JOB_NAME": "train"})
+    refuse_missing_srun("auto", {**SRUN, **TORCHRUN, "SLURM_JOB_NAME": name})
+    for devices in ("auto", 1):
+        with pytest.raises(
+            UserError, match=f"^6 tasks were started in a SLURM job of the name {name}, which Lightning"
+        ):
+            refuse_missing_srun(devices, {**SRUN, "SLURM_JOB_NAME": name})
 
 
 @pytest.mark.parametrize(
