@@ -85,7 +85,8 @@ class FineTuneCLI(ConfigCLI):
         super().before_instantiate_classes()
         config = self.config
         if self.command in _FITS and not config["trainer"]["fast_dev_run"]:
-            self._find_earlier_run()
+            with self._user_errors():
+                self._find_earlier_run()
         if self.command == "plan":
             with self._user_errors():
                 self.make(trainer=Namespace(logger=config["trainer"]["logger"]))  # which the plan does not use
@@ -226,7 +227,7 @@ class FineTuneCLI(ConfigCLI):
         if self.datamodule is not None:
             options["datamodule"] = self.datamodule
         if self.command == "finetune":
-            options["refit"] = self._refits()
+            options["refit"] = bool(self.config["refit"])
         elif self.command == "fit" and self.config["refit"]:
             rank_zero_warn("`refit`: fit leaves it out; use lit-ft finetune for it")
         if self.command in ("fit", "finetune"):
@@ -277,9 +278,6 @@ class FineTuneCLI(ConfigCLI):
             rank_zero_warn(f"no report was written ({reason}); lit-ft report {format_path(self.run.folder)} writes it")
             return None
         return self.run.report
-
-    def _refits(self) -> bool:
-        return self.command == "finetune" and bool(self.config["refit"])
 
     def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)

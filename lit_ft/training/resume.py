@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import pickle
@@ -22,6 +23,7 @@ RESTART_SECONDS = 120.0
 """How long a restarted job waits for the end of the process before: file systems let go of a lock that late."""
 
 _BETWEEN = ": "
+_NOT_NOW = {getattr(errno, name) for name in ("EACCES", "EPERM", "ESTALE") if hasattr(errno, name)}
 
 
 def write_job(run: Run, command: str) -> None:
@@ -54,7 +56,11 @@ def find_run_to_resume(folder: Path, command: str) -> Run | None:
 
 
 def find_intact_checkpoint(run: Run) -> str | None:
-    """The checkpoint of most steps from which a run can be resumed; damaged ones are passed over, and told."""
+    """The checkpoint of most steps from which a run can be resumed; damaged ones are passed over, and told.
+
+    Raises:
+        UserError: If one cannot be read that may be intact: a run that starts afresh would replace it.
+    """
     found = {path: _read_steps(path) for path in _find_checkpoints(run)}
     for path in sorted(found, key=lambda path: (found[path], path == run.last), reverse=True):
         if found[path] == math.inf or _is_damaged(path):
@@ -68,7 +74,11 @@ def _read_steps(path: Path) -> float:
     """The steps of a checkpoint: more than any where it cannot be read, less than any where it has weights alone."""
     try:
         content = torch_files.load(str(path), mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError):
+    except OSError as error:
+        if error.errno in _NOT_NOW:
+            raise UserError(f"{format_path(path)}: cannot be read ({error.strerror}); let it be read") from error
+        return math.inf
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
         return math.inf
     is_whole = isinstance(content, dict) and content.get("optimizer_states")
     return int(content.get("global_step", 0)) if is_whole else -1
@@ -110,7 +120,7 @@ def _describe(command: str) -> str:
 
 
 def _read_jobs(run: Run) -> list[str]:
-    return run.job.read_text(encoding="utf-8").splitlines() if run.job.is_file() else []
+    return run.job.read_text(encoding="utf-8", errors="replace").splitlines() if run.job.is_file() else []
 
 
 def _find_runs(folder: Path) -> list[Run]:

@@ -1,6 +1,8 @@
+import errno
 import os
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -142,3 +144,25 @@ def test_checkpoint_of_more_steps_is_taken_though_the_clock_went_back(make_run):
     run = make_run("version_0", "fit", last={**EPOCH, "global_step": 20}, best={**EPOCH, "global_step": 10})
     os.utime(run.last, (1, 1))
     assert find_intact_checkpoint(run) == str(run.last)
+
+
+def test_checkpoint_that_may_not_be_read_is_no_damaged_one_to_start_afresh_over(make_run, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    run = make_run("version_0", "fit", last=EPOCH)
+    monkeypatch.setattr("lit_ft.training.resume.torch_files.load", refuse)
+    with pytest.raises(UserError, match=r"version_0/checkpoints/last.ckpt: cannot be read \(Permission denied\)"):
+        find_intact_checkpoint(run)
+
+
+def test_folder_of_a_run_that_may_not_be_read_is_told(refused, monkeypatch):
+    Path("logs/run").mkdir(parents=True)
+    monkeypatch.setattr("os.scandir", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied", "logs/run")))
+    assert "Permission denied: 'logs/run'" in refused("fit", "--resume", "auto")
+
+
+def test_job_whose_name_was_damaged_is_of_no_command(make_run, tmp_path):
+    run = make_run("version_0", "fit", last=EPOCH)
+    run.job.write_bytes(b"by hand: f\xfft\n")
+    assert find_run_to_resume(tmp_path / "logs", "fit") == run
