@@ -15,6 +15,7 @@ NODES=${NODES:-1}
 if [ "$NODES" = 1 ]; then
     place=(--standalone)
 else
+    : "${FIRST:?is the address of the first machine, as node1:29500}" "${RUN:?is a name, the same on all machines}"
     place=(--nnodes "$NODES" --rdzv_backend c10d --rdzv_endpoint "$FIRST" --rdzv_id "$RUN")
 fi
 exec torchrun --nproc_per_node "$PROCESSES" --max_restarts 3 "${place[@]}" -m lit_ft finetune "$@"
