@@ -12,6 +12,9 @@
 PROCESSES=${PROCESSES:-gpu}      # a machine; a number on CPUs
 NODES=${NODES:-1}
 
+# A store for each start: else restarted processes may find there the addresses of those that are gone, and end.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 if [ "$NODES" = 1 ]; then
     place=(--standalone)
 else

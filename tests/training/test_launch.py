@@ -1,6 +1,9 @@
 import os
+import shutil
 import signal
 import stat
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +23,7 @@ from lit_ft.training.launch import (
 )
 from lit_ft.training.signals import Interrupted
 
+SCRIPT = Path(__file__).parents[2] / "configs" / "cluster" / "torchrun.sh"
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "3"}
 
@@ -192,3 +196,26 @@ def test_job_that_cannot_be_requeued_is_told(scontrol, monkeypatch):
 
     monkeypatch.setattr(launch.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("scontrol")))
     assert "cannot be requeued (scontrol)" in end_slurm_job(Interrupted(signal.SIGUSR1)).message
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [({}, "--standalone"), ({"NODES": "2", "FIRST": "a:1", "RUN": "r"}, "--nnodes 2 --rdzv_backend c10d")],
+)
+def test_restarted_processes_have_a_store_of_their_own(given, place, tmp_path):
+    # In that of the agent they would find the addresses of those that are gone (torch 2.14).
+    program = tmp_path / "torchrun"
+    program.write_text('#!/bin/sh\necho "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **given}
+    done = subprocess.run(["bash", SCRIPT, "--name", "a b"], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("1 --nproc_per_node gpu --max_restarts 3 " + place)
+    assert done.stdout.endswith("-m lit_ft finetune --name a b\n")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_script_asks_for_what_several_machines_need():
+    done = subprocess.run(["bash", SCRIPT], env={"PATH": os.environ["PATH"], "NODES": "2"}, capture_output=True)
+    assert done.returncode != 0
+    assert b"FIRST: is the address of the first machine" in done.stderr
