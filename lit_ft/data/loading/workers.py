@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -142,6 +143,11 @@ def explain_lost_worker(error: BaseException) -> str | None:
 
 
 def _begin_worker(_: int) -> None:
+    """Leaves to the parent what was its garbage at the fork, and lets a worker outlive signals.
+
+    Loaders of an earlier fit can be among it: to collect them here, where their workers are no children, fails aloud.
+    """
+    gc.freeze()
     _outlive_signals()
     sys.excepthook = partial(_print_unless_left, sys.excepthook)
 

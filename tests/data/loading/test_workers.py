@@ -1,5 +1,7 @@
+import gc
 import os
 import signal
+import sys
 import time
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
@@ -133,3 +135,34 @@ def test_worker_prints_nothing_where_its_parent_was_interrupted_as_it_took_a_bat
     started = forked.start(_leave_while_memory_is_handed_on, out=tmp_path / "log")
     assert forked.wait(started) == [0]
     assert (tmp_path / "log").read_text() == ""
+
+
+class _Garbage:
+    """In a cycle, so that only a look for garbage finds it; it leaves a file with the process that collected it."""
+
+    def __init__(self, file):
+        self.file, self.itself = file, self
+
+    def __del__(self):
+        self.file.write_text(str(os.getpid()))
+
+
+class _Collecting(Dataset):
+    def __getitem__(self, _):
+        gc.collect()
+        return 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked there alone")
+def test_workers_leave_the_garbage_of_their_parent_alone(tmp_path):
+    """Such as loaders of an earlier fit, whose end in a process that is not their parent prints a traceback."""
+    gc.collect()
+    gc.disable()
+    try:
+        _Garbage(tmp_path / "collected")
+        assert list(InWorkers(_Collecting(), Workers(1)).batches([0, 1])) == [0, 0]
+        assert not (tmp_path / "collected").exists()
+        gc.collect()
+    finally:
+        gc.enable()
+    assert (tmp_path / "collected").read_text() == str(os.getpid())
