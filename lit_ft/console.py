@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from itertools import chain, repeat, zip_longest
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,38 @@ def log_progress(what: str, done: Iterable[int], total: int, is_first: bool = Tr
 
     What takes less than a second shows none.
     """
-    from tqdm import tqdm  # here, as `lit-ft --help` does without it
-
     logged, count = time.monotonic(), 0
-    options = {"total": total, "desc": what, "unit": f" {unit}", "leave": False, "delay": 1.0}
-    with tqdm(**options, disable=None if is_first else True) as bar:
+    with progress_bar(what, total, unit, shown=is_first, delay=1.0) as bar:
         for number in done:
             count += number
             bar.update(number)
             if bar.disable and time.monotonic() - logged > 60:
                 logged = time.monotonic()
                 rank_zero_print(f"{what}  {count:,} of {total:,} {unit}")
+
+
+def progress_bar(what: str, total: int, unit: str = "images", shown: bool = True, delay: float = 0.0) -> Any:
+    """A bar of tqdm, which vanishes at its end, and is disabled where none can be drawn.
+
+    Args:
+        what: What is going on.
+        total: The number of units at the end.
+        unit: What is counted.
+        shown: Whether to draw it, such as on the first process alone.
+        delay: Seconds before it is drawn.
+    """
+    if is_notebook():
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm  # here, as `lit-ft --help` does without it
+
+    disable = not shown or (False if is_notebook() else None)  # None: unless it would be drawn in a terminal
+    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, delay=delay, disable=disable)
+
+
+def is_notebook() -> bool:
+    """Whether the output goes to a notebook, and ipywidgets can draw there."""
+    return type(sys.stdout).__module__.startswith("ipykernel.") and find_spec("ipywidgets") is not None
 
 
 def format_bytes(size: int) -> str:

@@ -40,6 +40,10 @@ class UserError(ValueError):
     def __str__(self) -> str:
         return plain(super().__str__())
 
+    def _render_traceback_(self) -> list[str]:
+        """The line alone, where IPython asks what to show of it; `%debug` still has its place."""
+        return [f"{type(self).__name__}: {printable(' '.join(str(self).split()))}"]
+
 
 class LibraryError(UserError):
     """What a library raised over options; the command line adds how to see where."""

@@ -2,8 +2,9 @@ import io
 import time
 
 import pytest
+import tqdm.notebook
 
-from lit_ft.console import format_table, log_progress
+from lit_ft.console import format_table, is_notebook, log_progress, progress_bar
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
@@ -65,3 +66,25 @@ def test_log_file_has_a_line_a_minute(monkeypatch, capsys):
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     log_progress("Cross-validation", iter([1, 1, 1]), 9, unit="penalties")
     assert capsys.readouterr().out == "Cross-validation  2 of 9 penalties\n"
+
+
+class Notebook(io.StringIO):
+    """What a kernel puts in the place of the output."""
+
+
+Notebook.__module__ = "ipykernel.iostream"
+
+
+def test_bars_are_widgets_in_a_notebook_that_can_draw_them(monkeypatch):
+    assert not is_notebook()
+    monkeypatch.setattr("sys.stdout", Notebook())
+    assert is_notebook()
+    with progress_bar("reading", 2) as bar:
+        assert isinstance(bar, tqdm.notebook.tqdm)
+        assert not bar.disable
+    assert progress_bar("reading", 2, shown=False).disable
+    monkeypatch.setattr("lit_ft.console.find_spec", lambda name: None)
+    assert not is_notebook()
+    with progress_bar("reading", 2) as bar:
+        assert type(bar) is tqdm.tqdm
+        assert bar.disable

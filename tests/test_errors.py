@@ -382,3 +382,10 @@ def test_table_for_which_there_is_no_room_is_named(run, refused, photo_root, mon
     with monkeypatch.context() as patch:
         patch.setattr(writer.csv, "writer", full)
         assert refused(*command).endswith(f"{file}: cannot be written (No space left on device)")
+
+
+def test_notebook_shows_the_line_of_a_user_error_alone(capsys):
+    """As IPython does, which prints what this method returns in the place of a traceback."""
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    shell.run_cell("from lit_ft.errors import UserError\nraise UserError('`data.root`: no/such:\\n not there')")
+    assert capsys.readouterr().out.strip() == "UserError: data.root: no/such: not there"

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
-from lit_ft.console import format_duration, format_value, rank_zero_print
+from lit_ft.console import format_duration, format_value, is_notebook, rank_zero_print
 from lit_ft.runs import find_best_callback
 
 REFRESH_SECONDS = 0.5
@@ -273,4 +273,4 @@ class Lines(_EpochDisplay):
 
 def build_progress_bar() -> ProgressBar:
     """The progress bar for the place where the output goes."""
-    return Bar() if sys.stdout.isatty() else Lines()
+    return Bar() if sys.stdout.isatty() or is_notebook() else Lines()

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from lit_ft.console import progress_bar
 from lit_ft.errors import UserError, iterate_causes
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ class _Each(Dataset[Any]):
 
 
 def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int | None = None) -> Iterator[R]:
-    """Looks at each of many things, such as paths, in order; in a terminal, a bar says what it is doing, and how far.
+    """Looks at each of many things, such as paths, in order; a bar says what it is doing, and how far.
 
     In so many processes, 0 for none but this one; when not given, in one a CPU, if there is enough to do. They must be
     able to pickle ``look``. A `UserError` that it raises ends the sweep.
@@ -209,7 +209,7 @@ def sweep(things: Sequence[T], look: Callable[[T], R], doing: str, workers: int 
         workers = min(usable_cpus(), len(things) // _FEW)
         workers = workers if workers > 1 else 0
     in_workers = InWorkers(_Each(things, look), Workers(min(workers, len(chunks))))
-    with tqdm(total=len(things), desc=doing, unit=" images", disable=None, leave=False) as bar:
+    with progress_bar(doing, len(things)) as bar:
         for done in in_workers.batches(chunks):
             yield from done
             bar.update(len(done))

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_ft.assets import name_unfinished
-from lit_ft.console import rank_zero_print
+from lit_ft.console import progress_bar, rank_zero_print
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.streaming.stream_set import SET_FILE, SPLITS, TARGETS_FILE, StreamSet, check_litdata, pack
@@ -73,12 +72,14 @@ def _write_split(folder: Path, split: FileSplit, names: list[str], order: Tensor
 
     cache = Cache(str(folder), chunk_bytes=chunk_bytes)
     rows = order.tolist()
-    for i, row in enumerate(tqdm(rows, folder.name, unit=" images", leave=False, disable=None)):
-        try:
-            content = split.paths[row].read_bytes()
-        except OSError as error:  # gone since the set was found to be readable
-            raise UserError(f"{split.paths[row]}: cannot be read ({error.strerror}); fix or remove it") from error
-        cache[i] = pack(names[row], content)
+    with progress_bar(folder.name, len(rows)) as bar:
+        for i, row in enumerate(rows):
+            try:
+                content = split.paths[row].read_bytes()
+            except OSError as error:  # gone since the set was found to be readable
+                raise UserError(f"{split.paths[row]}: cannot be read ({error.strerror}); fix or remove it") from error
+            cache[i] = pack(names[row], content)
+            bar.update()
     cache.done()
     cache.merge()
     targets = split.targets[order].numpy()
