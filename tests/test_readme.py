@@ -49,9 +49,14 @@ def test_recipes_are_linked():
     assert linked == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
 
 
-def test_pages_are_linked():
-    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", README))
-    assert linked == {page for page in PAGES if page.startswith("docs/")}
+def test_pages_are_reached_from_the_readme():
+    reached, new = set(), {"README.md"}
+    while new:
+        reached |= new
+        links = {page: re.findall(r"\]\((?!https?:)([^)#]+\.md)", (ROOT / page).read_text(encoding="utf-8")) for page in new}
+        paths = {(ROOT / page).parent / link for page, found in links.items() for link in found}
+        new = {path.resolve().relative_to(ROOT).as_posix() for path in paths} - reached
+    assert {page for page in PAGES if page.startswith("docs/")} <= reached
 
 
 @pytest.mark.parametrize("page", PAGES)
