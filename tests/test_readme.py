@@ -49,13 +49,17 @@ def test_recipes_are_linked():
     assert linked == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
 
 
+def linked_pages(page):
+    """The pages that a page links to."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", (ROOT / page).read_text(encoding="utf-8"))
+    return {((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() for link in links}
+
+
 def test_pages_are_reached_from_the_readme():
     reached, new = set(), {"README.md"}
     while new:
         reached |= new
-        links = {page: re.findall(r"\]\((?!https?:)([^)#]+\.md)", (ROOT / page).read_text(encoding="utf-8")) for page in new}
-        paths = {(ROOT / page).parent / link for page, found in links.items() for link in found}
-        new = {path.resolve().relative_to(ROOT).as_posix() for path in paths} - reached
+        new = set().union(*map(linked_pages, new)) - reached
     assert {page for page in PAGES if page.startswith("docs/")} <= reached
 
 

@@ -19,7 +19,7 @@ def pattern_of(quoted):
 
 @pytest.fixture(scope="module")
 def messages():
-    """The strings of the source that are long enough for a message, without backquotes, and … where values are put in."""
+    """The longer strings of the source, without backquotes, and with … where values are put in."""
     found = []
     for file in (ROOT / "lit_ft").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
