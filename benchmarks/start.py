@@ -21,7 +21,6 @@ from lightning.pytorch.callbacks import Callback
 from peers.table import spread
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / "configs"
 BY_HAND = """
 import os
 import lightning, numpy, sklearn.model_selection, torch, torchvision
@@ -62,16 +61,18 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
         "python": (["-c", "pass"], None),
         "import lit_ft": (["-c", "import lit_ft"], "python"),
         "lit-ft --help": ([*command, "--help"], "python"),
+        "lit-ft recipes": ([*command, "recipes"], "python"),
         "import torch": (["-c", "import torch"], None),
-        "lit-ft describe resnet18": ([*command, "describe", "resnet18"], "import torch"),
+        "import torchvision": (["-c", "import torchvision"], None),
+        "lit-ft models mnist_cnn": ([*command, "models", "mnist_cnn"], "import torchvision"),
+        "lit-ft describe resnet18": ([*command, "describe", "resnet18"], "import torchvision"),
         "import lightning": (["-c", "import lightning"], None),
         "lit-ft finetune --help": ([*command, "finetune", "--help"], "import lightning"),
         hand: (["-c", BY_HAND], None),
-        "lit-ft fit, quickstart, first step": ([*fit, str(CONFIGS / "quickstart.yaml"), *ends], hand),
+        "lit-ft fit, quickstart, first step": ([*fit, "quickstart", *ends], hand),
     }
     if weights.is_file():
-        recipe, flowers = str(CONFIGS / "image_folder_gradual.yaml"), str(photos / "flowers5")
-        args = [*fit, recipe, "--data.root", flowers, *network, *ends]
+        args = [*fit, "image_folder_gradual", "--data.root", str(photos / "flowers5"), *network, *ends]
         # What the feature cache does before the first step is the work of the epochs to come.
         found["lit-ft fit, SqueezeNet on photos, first step"] = ([*args, "--feature_cache", "null"], "import lightning")
     return found
@@ -81,6 +82,7 @@ def start(args: list[str]) -> tuple[float, float]:
     """Seconds until the process has ended, and seconds of CPU time that it took with its children."""
     here = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # for `EndAtFirstStep`
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the round that is not counted compiles what pip would have
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *args], env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -95,9 +97,14 @@ def main() -> None:
     """Lets the contestants take turns, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each starts, after one that is not counted")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--contestants", nargs="+", metavar="NAME", help="only these, and what they are compared with")
+    given = parser.parse_args()
+    rounds = given.rounds
     with tempfile.TemporaryDirectory() as folder:
         entries = contestants(Path(folder))
+        if given.contestants:
+            wanted = {*given.contestants, *(entries[name][1] for name in given.contestants)}
+            entries = {name: entry for name, entry in entries.items() if name in wanted}
         taken = [{name: start(args) for name, (args, _) in entries.items()} for _ in range(rounds + 1)][1:]
     print("| | seconds | CPU seconds | ratio of CPU seconds |\n|---|---|---|---|")
     for name, (_, limit) in entries.items():

@@ -8,17 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_ft.cli.commands.download import download
-from lit_ft.cli.commands.probe import probe
-from lit_ft.cli.commands.test import test_file
 from lit_ft.cli.config.checkpoint import add_saved_data
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import quiet_command, raise_user_errors
 from lit_ft.cli.lightning import FineTuneCLI
-from lit_ft.data.checks.check_data import check
-from lit_ft.data.checks.report import print_check
-from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError, find_user_packages, printable
 from lit_ft.model.checkpoint import EXPORTED
 
@@ -27,6 +20,8 @@ def run_command(command: str, args: Sequence[str]) -> int:
     """Runs a command with its options, and returns the exit code."""
     args = _put_file_first(args) if command in ("validate", "test") else args
     if command == "test" and args and Path(args[0]).suffix.lower() in EXPORTED:
+        from lit_ft.cli.commands.test import test_file  # here, as a training starts sooner without it, as below
+
         return test_file(args)
     with quiet_command():
         if command not in _WITHOUT_TRAINER:
@@ -49,7 +44,29 @@ def _put_file_first(args: Sequence[str]) -> list[str]:
     return list(args)
 
 
+def _check(cli: ConfigCLI) -> int:
+    from lit_ft.data.checks.check_data import check
+    from lit_ft.data.checks.report import print_check
+
+    return print_check(check(cli.make_data()), cli.config["folder"])
+
+
+def _probe(cli: ConfigCLI) -> int:
+    from lit_ft.cli.commands.probe import probe
+
+    return probe(cli)
+
+
+def _download(cli: ConfigCLI) -> int:
+    from lit_ft.cli.commands.download import download
+
+    return download(cli)
+
+
 def _convert(cli: ConfigCLI) -> int:
+    from lit_ft.data.modules.photos import PhotoDataModule
+    from lit_ft.data.streaming.convert import convert
+
     data = cli.make_data()
     if not isinstance(data, PhotoDataModule):
         raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
@@ -68,12 +85,9 @@ _STAGES = "Whether all stages are measured, or just the features of the last one
 _BUDGET = "Time for a trial of fine-tuning against the linear probe, such as 90s, 5m or 1h; null tries none."
 _FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
 _WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str, Any]]]] = {
-    "check": (
-        lambda cli: print_check(check(cli.make_data()), cli.config["folder"]),
-        {"folder": {**_OPTIONAL, "help": _PAGE}},
-    ),
+    "check": (_check, {"folder": {**_OPTIONAL, "help": _PAGE}}),
     "probe": (
-        probe,
+        _probe,
         {
             "backbones": {**_OPTIONAL, "help": _BACKBONES},
             "stages": {"type": Literal["all", "last"], "default": "all", "help": _STAGES},
@@ -82,6 +96,6 @@ _WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str
         },
     ),
     "convert": (_convert, {"folder": {"type": str, "required": True, "help": "The folder to make."}}),
-    "download": (download, {"folder": {**_OPTIONAL, "help": _FETCHED}}),
+    "download": (_download, {"folder": {**_OPTIONAL, "help": _FETCHED}}),
 }
 """The function of each, and how the parser takes its own options."""
