@@ -19,6 +19,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from peers.table import spread
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 BY_HAND = """
@@ -68,6 +69,8 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
         "lit-ft describe resnet18": ([*command, "describe", "resnet18"], "import torchvision"),
         "import lightning": (["-c", "import lightning"], None),
         "lit-ft finetune --help": ([*command, "finetune", "--help"], "import lightning"),
+        "lit-ft probe --help": ([*command, "probe", "--help"], "import lightning"),
+        "lit-ft predict, one image": ([*command, "predict", *make_prediction(folder)], "import lightning"),
         hand: (["-c", BY_HAND], None),
         "lit-ft fit, quickstart, first step": ([*fit, "quickstart", *ends], hand),
     }
@@ -76,6 +79,15 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
         # What the feature cache does before the first step is the work of the epochs to come.
         found["lit-ft fit, SqueezeNet on photos, first step"] = ([*args, "--feature_cache", "null"], "import lightning")
     return found
+
+
+def make_prediction(folder: Path) -> list[str]:
+    """Trains a small network for an epoch, and gives the arguments that predict an image with it."""
+    image, options = folder / "image.png", ["--trainer.max_epochs", "1", "--unfreeze.strategy", "full"]
+    Image.new("L", (28, 28)).save(image)
+    here = ["--trainer.default_root_dir", str(folder), "--name", "trained"]
+    start(["-m", "lit_ft", "fit", "--config", "quickstart", *options, *here])
+    return [str(folder / "trained" / "version_0"), str(image), "--out", str(folder / "out.csv"), "--overwrite"]
 
 
 def start(args: list[str]) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def test_header_has_purpose_data_time_score_and_command_and_its_figures_come_fro
     assert f"{command} ".startswith(f"lit-ft finetune --config {path.stem} ")
     details = " ".join(header[re.match(block, header).end() :].replace("#", " ").split())
     figures = re.findall(r"[0-9]+(?:\.[0-9]+)?%?", f"{time} {score.removesuffix('squeezenet1_1')}")
-    assert figures
+    assert figures or score == "not yet run"
     assert all(re.search(rf"(?<![0-9.]){figure}(?![0-9])", details) for figure in figures)
 
 

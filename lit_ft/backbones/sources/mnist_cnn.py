@@ -17,7 +17,7 @@ NAME = "mnist_cnn"
 
 
 def tags(name: str) -> dict[str, Published]:
-    """Trained on MNIST by ``configs/mnist_pretrain.yaml``."""
+    """Trained on MNIST by the recipe ``mnist_pretrain``."""
     file = "mnist_cnn.safetensors"
     mnist = Published(f"{name} MNIST", file, others=(Path(__file__).parent / file,))
     return {"MNIST": mnist, "DEFAULT": mnist}
