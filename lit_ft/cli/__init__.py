@@ -81,8 +81,9 @@ def _run(args: Sequence[str]) -> int:
         if command.startswith("-"):
             raise UserError(f"{command}: the command comes first, one of {', '.join(COMMANDS)}")
         raise unknown("command", command, COMMANDS)
-    if command not in ("verify", "recipes"):  # which need no torch, of which the first does for a file of ONNX
-        check_torchvision()
+    if command not in ("verify", "recipes"):  # the first needs no torch for a file of ONNX, and the second none at all
+        with loading():  # as it imports both
+            check_torchvision()
     if command in ("models", "describe"):
         with loading():
             from lit_ft.cli.commands.models import run as run_catalog

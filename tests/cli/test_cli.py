@@ -1,5 +1,6 @@
 """The entry called from Python: twice in one process, which stays as it was."""
 
+import gc
 import io
 import logging
 import os
@@ -132,3 +133,12 @@ def test_other_process_that_is_ended_before_it_runs_prints_nothing(monkeypatch, 
     monkeypatch.setenv("RANK", "1")
     assert main(["fit"]) == 143
     assert capsys.readouterr().err == ""
+
+
+def test_libraries_are_loaded_without_looks_for_garbage(run, monkeypatch):
+    looks = []
+    monkeypatch.setattr("lit_ft.cli.check_torchvision", lambda: looks.append(gc.isenabled()))
+    assert gc.isenabled()
+    run("models", "--help")
+    assert looks == [False]
+    assert gc.isenabled()
