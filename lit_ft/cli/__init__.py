@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from lit_ft.cli.command_line import print_version, refuse_arguments, unknown_command
 from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, print_commands
+from lit_ft.cli.config.advice import name_as_typed
 from lit_ft.cli.process import (
     ended_by_signals,
     loading,
@@ -16,7 +18,7 @@ from lit_ft.cli.process import (
     set_offline,
     warn_in_one_line,
 )
-from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable, unknown
+from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable
 from lit_ft.training.launch import is_other_process, wait_for_first_process
 from lit_ft.training.signals import Interrupted
 
@@ -45,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 wait_for_first_process()
             hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
             line = for_command_line(" ".join(error.args[0].split()))
-            print(f"lit-ft: {printable(line)}{hint}", file=sys.stderr)
+            print(f"lit-ft: {printable(name_as_typed(line, given))}{hint}", file=sys.stderr)
             return 2
         except SystemExit as stop:
             if stop.code:
@@ -70,17 +72,18 @@ def _print_end(line: str) -> None:
 
 def _run(args: Sequence[str]) -> int:
     """Loads what a command needs, which can take seconds, and runs it."""
-    _refuse_undecoded(args)
+    refuse_arguments(args)
     if not args:
         raise UserError(f"which command? One of {', '.join(COMMANDS)}; see lit-ft --help")
     command, *options = args
     if command in ("-h", "--help"):
         print_commands()
         return 0
+    if command in ("--version", "-V", "version"):
+        print_version()
+        return 0
     if command not in COMMANDS:
-        if command.startswith("-"):
-            raise UserError(f"{command}: the command comes first, one of {', '.join(COMMANDS)}")
-        raise unknown("command", command, COMMANDS)
+        raise unknown_command(command, options)
     if command not in ("verify", "recipes"):  # the first needs no torch for a file of ONNX, and the second none at all
         with loading():  # as it imports both
             check_torchvision()
@@ -100,14 +103,3 @@ def _run(args: Sequence[str]) -> int:
             from lit_ft.cli.run import run_command
         warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
         return run_command(command, options)
-
-
-def _refuse_undecoded(args: Sequence[str]) -> None:
-    """Raises `UserError` for an argument that is no text, such as a path whose name is of another encoding."""
-    for arg in args:
-        try:
-            arg.encode()
-        except UnicodeEncodeError as error:
-            encoding = sys.getfilesystemencoding()
-            advice = "rename what it names" if encoding == "utf-8" else "set PYTHONUTF8=1"
-            raise UserError(f"the argument {os.fsencode(arg)!r} is not in {encoding.upper()}; {advice}") from error

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from lit_ft.cli.config.arguments import PHOTO_RECIPE
+from lit_ft.cli.config.keywords import name_as_given, nest, settle_keywords
 from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
-from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
+from lit_ft.recipes import find_recipe
 from lit_ft.runs import find_best_callback
 from lit_ft.training.history import EpochRow, read_history
 
@@ -47,7 +49,8 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
 
     Args:
         config: The name of a recipe, the path of a config, or its content.
-        **options: What is laid over it: sections of a config, or options by their full names.
+        **options: What is laid over it: sections of a config, options by their full names, or epochs, batch_size,
+            image_size and seed.
 
     Raises:
         UserError: If the config is wrong, or what it names.
@@ -57,11 +60,11 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
         >>> import lit_ft
         >>> lit_ft.run("quickstart", model={"lr": 1e-3}, **{"trainer.max_epochs": 3})  # doctest: +SKIP
     """
-    args = []
-    for part in (config, options):
+    args, settled = [], settle_keywords(options)
+    for part in (config, settled):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
-    with restored_process(), quiet_command(), ended_by_signals():
+    with restored_process(), name_as_given(options), quiet_command(), ended_by_signals():
         set_offline()
         cli = FineTuneCLI("finetune", args)
         cli.execute()
@@ -73,9 +76,10 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
 
     Args:
         folder: The folder.
-        recipe: The name of a recipe, the path of a config, or its content; ``None`` takes a ResNet-50 with the defaults
-            of the command line.
-        **options: What is laid over it: sections of a config, or options by their full names.
+        recipe: The name of a recipe, the path of a config, or its content; ``None`` takes image_folder, as
+            lit-ft finetune does.
+        **options: What is laid over it: sections of a config, options by their full names, or epochs, batch_size,
+            image_size and seed.
 
     Raises:
         UserError: If the folder or an option is wrong.
@@ -85,35 +89,8 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
         >>> result = lit_ft.finetune("PHOTOS", "image_folder_gradual")  # doctest: +SKIP
         >>> result.metrics, result.best  # doctest: +SKIP
     """
-    photos = {"data": {"class_path": "lit_ft.ImageFolderDataModule"}, "model": {"backbone": "resnet50"}}
-    return run(photos if recipe is None else recipe, **options, **{"data.root": folder})
-
-
-def nest(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their full names as the sections of a config; the last of two that say the same counts.
-
-    >>> nest({"trainer": {"max_epochs": 3}, "trainer.devices": 1})
-    {'trainer': {'max_epochs': 3, 'devices': 1}}
-    """
-    nested: dict[str, Any] = {}
-    for name, value in options.items():
-        if not isinstance(name, str) or name.startswith("-"):
-            raise UserError(f"{name}: from Python, an option is text without dashes, such as trainer.max_epochs")
-        *sections, last = name.split(".")
-        place = nested
-        for depth, section in enumerate(sections, 1):
-            given = place.get(section) or {}
-            if not isinstance(given, (str, Mapping)):
-                raise UserError(
-                    f"`{'.'.join(sections[:depth])}`: {given} does not fit; give its options, as `{name}` {value}"
-                )
-            given = place[section] = {"class_path": given} if isinstance(given, str) else dict(given)
-            if "class_path" in given:
-                given["init_args"] = dict(given.get("init_args") or {})
-            place = given.get("init_args", given)
-        both = isinstance(value, Mapping) and isinstance(place.get(last), Mapping)
-        place[last] = {**place[last], **value} if both else value
-    return nested
+    settle_keywords(options)  # of which one could be another argument of `run`
+    return run(find_recipe(PHOTO_RECIPE) if recipe is None else recipe, **options, **{"data.root": folder})
 
 
 def _result(cli: FineTuneCLI) -> Result:

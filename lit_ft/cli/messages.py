@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from lit_ft import data
+from lit_ft.cli.config.advice import SHORT_NAMES, Typed, describe_unknown, find_answer, find_value
+from lit_ft.cli.config.known_names import class_options
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, nearest
 from lit_ft.recipes import recipe_names
@@ -41,10 +42,13 @@ _WORDS = {
 
 # What jsonargparse takes for the class where an option is given, but no class.
 _BASES = [
-    (".LightningDataModule", "data module", "DigitsDataModule"),
+    (".LightningDataModule", "data module", "ImageFolderDataModule"),
     (".Optimizer", "optimizer", "AdamW"),
     (".LRScheduler", "scheduler", "WarmupCosine"),
 ]
+
+_PHOTOS = (data.ImageFolderDataModule, data.ImageTableDataModule)
+"""The data modules of photos, by whose options those of unknown data are known."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,20 @@ class Complaint:
         """What its line begins with."""
         return f"`--{self.key}`: " if self.key else ""
 
+    def find_value(self, option: str) -> str | None:
+        """The value of an option on the command line."""
+        pairs = [(arg.partition("="), then) for arg, then in pairwise([*self.args, "--"])]
+        values = [value if equals else then for (name, equals, value), then in pairs if name.lstrip("-") == option]
+        return values[-1] if values and not values[-1].startswith("--") else None
+
+    def find_unrecognized(self) -> list[Typed]:
+        """The options of the command line that the parser does not know, with their values."""
+        found = self.search("[Uu]nrecognized arguments: (.*)$")
+        words = found[1].split() if found else []
+        typed = dict.fromkeys(arg for arg in self.args if arg.startswith("-") and arg.split()[0] in words)
+        names = [arg.partition("=")[0] for arg in typed]
+        return [Typed(name, self.find_value(name.lstrip("-"))) for name in names]
+
     def search(self, pattern: str) -> re.Match[str] | None:
         """The first match in the message; the end of a line is an end."""
         return re.search(pattern, self.message, re.MULTILINE)
@@ -83,7 +101,17 @@ class Complaint:
 
 def explain(complaint: Complaint) -> UserError:
     """The error in one line: the most specific explanation, of which the last always has an answer."""
-    for explanation in (_stray, _unknown_option, _unknown_choice, _missing, _wrong_class, _wrong_file, _wrong_value):
+    explanations = (
+        _stray,
+        _unknown_option,
+        _other_value,
+        _unknown_choice,
+        _missing,
+        _wrong_class,
+        _wrong_file,
+        _wrong_value,
+    )
+    for explanation in explanations:
         if line := explanation(complaint):
             return UserError(line)
     return UserError(f"{complaint.prefix}{pick_line(complaint.message).rstrip('.')}")
@@ -117,21 +145,44 @@ def _unknown_option(complaint: Complaint) -> str | None:
     key, name = complaint.key, found[1].lstrip("-")
     given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
     paths = _GIVEN_CLASS.findall(complaint.message)
-    if given in ("optimizer.lr", "optimizer.init_args.lr"):
-        return f"`--{given}`: there is no such option; nearest: `--model.lr`"
+    typed = complaint.find_unrecognized() or [Typed(f"--{given}", complaint.find_value(given) or "VALUE")]
+    if given in SHORT_NAMES and typed[0].name.startswith("--"):  # as they are made long before, none is typed
+        section, _, last = SHORT_NAMES[given].rpartition(".")
+        place = f" below {section}" if section else ""
+        return f"`--{given}`: is a short name for the command line; in a config it is {last}{place}"
     for base, what, example in _BASES:
-        if any(path.endswith(base) for path in paths):
-            return f"`--{given}`: name the {what} first, such as `--{key}` {example}"
+        if any(path.endswith(base) for path in paths) and not find_answer(given, None):
+            photos = f", or a folder of photos, as in lit-ft {complaint.command} PHOTOS" if key == "data" else ""
+            return f"`--{given}`: of which {what}? name it, as `--{key}` {example}{photos}"
     if paths and given in ("data.predict", "data.init_args.predict"):
         cls = paths[-1].rpartition(".")[2]
         return f"`--{given}`: {cls} takes no images to predict; name `--data` ImageFolderDataModule before it"
-    known = set(complaint.options)
+    if paths and key == "data" and (other := _find_data_module(name.removeprefix("init_args."))):
+        cls = paths[-1].rpartition(".")[2]
+        return f"`--{given}`: {cls} has no such option; name one that has, as `--data` {other}"
+    known = {*complaint.options, *(f"data.{option}" for cls in _PHOTOS for option in class_options(cls))}
     for path in paths:
         module, _, cls = path.rpartition(".")
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
-    close = nearest(given, sorted(known))
-    hint = f"; nearest: {', '.join(f'`--{name}`' for name in close)}" if close else ""
-    return f"`--{given}`: there is no such option{hint}"
+    line = describe_unknown(typed, known, complaint.command)
+    is_of_config = not any(arg.startswith(typed[0].name) for arg in complaint.args)
+    return line.replace(" VALUE", "") if is_of_config else line
+
+
+def _find_data_module(option: str) -> str | None:
+    """The data module of photos that has an option."""
+    return next((cls.__name__ for cls in _PHOTOS if option in class_options(cls)), None)
+
+
+def _other_value(complaint: Complaint) -> str | None:
+    """A value that means something in other tools, for an option that takes others."""
+    value = complaint.find_value(complaint.key)
+    if value is None and (found := complaint.search(r"(?:Got value|Given value): (\S+)$")):
+        value = found[1]
+    if complaint.key == "trainer.callbacks" and value not in complaint.classes.get(complaint.key, ()):
+        return None
+    instead = find_value(complaint.key, value, complaint.command) if value else None
+    return f"{complaint.prefix}{value} does not fit; {instead}" if instead else None
 
 
 def _unknown_choice(complaint: Complaint) -> str | None:
@@ -155,6 +206,8 @@ def _missing(complaint: Complaint) -> str | None:
         # jsonargparse names only the part that the option is of, such as --model for --model.lr.
         bare = [arg for arg, then in pairwise([*complaint.args, "--"]) if then.startswith("--")]
         option = next((arg for arg in bare if arg.startswith(f"{found[1]}.")), found[1])
+        if instead := find_value(option.removeprefix("--"), "", complaint.command):
+            return f"`{option}`: no value follows; {instead}"
         return f"`{option}`: no value follows; add one, as `{option}` VALUE"
     return None
 
@@ -176,8 +229,6 @@ def _wrong_class(complaint: Complaint) -> str | None:
 
 def _wrong_file(complaint: Complaint) -> str | None:
     """A config that is no YAML, or not there; proposes the one of that name, beside it or among the recipes."""
-    if lines := re.findall(r'in "<unicode string>", (line \d+)', complaint.message):
-        return f"`--config`: not valid YAML: {lines[-1]}"
     if complaint.search("^Unexpected config: "):
         return "`--config`: one has no options in it; it needs some, such as model: {backbone: resnet50}"
     found = complaint.search(r"File does not exist: '([^']+)'")
@@ -233,37 +284,3 @@ def pick_line(message: str) -> str:
     errors = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "NoneType" not in line]
     # What a value of another type was expected to be tells less.
     return next(iter([line for line in errors if not line.startswith("Expected a")] or errors or lines), "")
-
-
-def option_names(defaults: Any) -> set[str]:
-    """The names of all options of a parser with a namespace of defaults, as they are typed.
-
-    >>> from jsonargparse import Namespace
-    >>> sorted(option_names(Namespace(model=Namespace(class_path="x", init_args=Namespace(lr=1)))))
-    ['model', 'model.lr']
-    """
-    names = [key.replace(".init_args", "").removesuffix(".class_path").split(".") for key in dict(defaults.items())]
-    return {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
-
-
-def class_options(cls: Any) -> list[str]:
-    """The options of a class, with those that it hands on to its parents and those of the dataclasses among them."""
-    options = []
-    for home in cls.__mro__:
-        parameters = list(inspect.signature(home.__init__).parameters.values())[1:]
-        for parameter in parameters:
-            options.append(parameter.name)
-            if dataclasses.is_dataclass(parameter.default):
-                options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return options
-
-
-def class_names(base: type) -> list[str]:
-    """The names of all classes below ``base`` that are known by now and can be made."""
-    names: list[str] = []
-    children: list[type] = base.__subclasses__()
-    for child in children:
-        names += [*([] if inspect.isabstract(child) else [child.__name__]), *class_names(child)]
-    return names

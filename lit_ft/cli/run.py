@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_ft.cli.config.arguments import put_word_first, settle_arguments
 from lit_ft.cli.config.checkpoint import add_saved_data
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import quiet_command, raise_user_errors
@@ -18,7 +18,8 @@ from lit_ft.model.checkpoint import EXPORTED
 
 def run_command(command: str, args: Sequence[str]) -> int:
     """Runs a command with its options, and returns the exit code."""
-    args = _put_file_first(args) if command in ("validate", "test") else args
+    args = settle_arguments(command, args)
+    args = put_word_first(args) if command in ("validate", "test") else args
     if command == "test" and args and Path(args[0]).suffix.lower() in EXPORTED:
         from lit_ft.cli.commands.test import test_file  # here, as a training starts sooner without it, as below
 
@@ -31,17 +32,6 @@ def run_command(command: str, args: Sequence[str]) -> int:
         cli = ConfigCLI(command, args, own)
         with raise_user_errors(find_user_packages(cli.config.as_dict())):
             return run(cli)
-
-
-def _put_file_first(args: Sequence[str]) -> list[str]:
-    """The arguments, with a checkpoint or file that comes after options as the first: what is the value of none."""
-    is_value = False
-    for i, arg in enumerate(args):
-        if not arg.startswith("-") and not is_value:
-            return [arg, *args[:i], *args[i + 1 :]]
-        has_value = "=" in arg or arg in _FLAGS or re.match("-c.", arg)
-        is_value = not is_value and not has_value
-    return list(args)
 
 
 def _check(cli: ConfigCLI) -> int:
@@ -75,8 +65,6 @@ def _convert(cli: ConfigCLI) -> int:
     return 0
 
 
-_FLAGS = ("--overwrite", "--help", "-h", "--print_config")
-"""Options without a value."""
 _OPTIONAL = {"type": str | None, "default": None}
 _PAGE = "The folder that check.html, a page of pictures, and check.json go to; null writes neither."
 _PROBED = "The folder that probe.html, probe.json, suggested.yaml and label_issues.csv go to; null writes nothing."

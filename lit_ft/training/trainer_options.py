@@ -36,5 +36,7 @@ def refuse_options(given: Mapping[str, Any]) -> None:
         if given.get(option) in (0, "0"):
             raise UserError(f"`trainer.{option}`: 0 leaves nothing to train; give more, or leave it out")
     refuse_unknown_names(given)
-    if given.get("accelerator") == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+    if given.get("accelerator") in ("gpu", "cuda") and not (
+        CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    ):
         raise UserError("`trainer.accelerator`: torch finds no GPU here; give cpu or auto")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_runs import FewDigits, small_module, small_trainer
 
-from lit_ft.cli.messages import class_options
+from lit_ft.cli.config.known_names import class_options
 from lit_ft.data import (
     CIFAR10DataModule,
     DigitsDataModule,

@@ -1,6 +1,8 @@
 """The commands of ``lit-ft``, which are printed before anything is loaded that takes seconds."""
 
 import argparse
+import re
+from difflib import get_close_matches
 from typing import NoReturn
 
 from lit_ft.errors import UserError
@@ -52,9 +54,41 @@ def print_commands() -> None:
     parser.print_help()
 
 
+_SYNONYMS = (
+    "out output o save save_path csv file output_file outfile output_dir",
+    "overwrite exist_ok force y",
+    "top_k topk k top",
+    "probabilities probs prob scores all",
+    "tta augment test_time_augmentation",
+    "device gpu gpus cuda",
+    "host bind address ip",
+    "port p",
+    "max_batch batch_size batch bs",
+    "limit n num max max_images",
+    "methods method",
+    "target class label",
+    "int8 quantize quant half",
+    "examples calibration images data",
+    "until stage layer",
+    "size imgsz img_size image_size",
+)
+"""Names of one option: the one that some command has, and what it is called elsewhere."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """The options of a command without a config."""
 
     def error(self, message: str) -> NoReturn:
         """Raises the error in one line, without the usage."""
+        if found := re.match("unrecognized arguments: (--?[A-Za-z][^ =]*)", message):
+            raise UserError(f"{found[1]}: there is no such option; {self._describe_own(found[1])}")
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+    def _describe_own(self, given: str) -> str:
+        """The option that is meant, or all that there are."""
+        own = dict.fromkeys(re.findall(r"--(\w+)", self.format_usage()))
+        name = given.strip("-").replace("-", "_").lower()
+        same = next((names.split() for names in _SYNONYMS if name in names.split()), [])
+        if meant := [option for option in own if option in (name, *same)] or get_close_matches(name, own, 1):
+            return f"nearest: --{meant[0]}"
+        return f"{self.prog} has {', '.join(f'--{option}' for option in own) or 'none'}"

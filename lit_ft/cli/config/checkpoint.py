@@ -145,7 +145,7 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     args = list(args)
     if command in ("validate", "test") and args and not args[0].startswith("-"):
         args = ["--ckpt_path", str(find_best_checkpoint(args[0])), *args[1:]]
-    if command not in EVALUATIONS or _gives_data(args) or (given := _read_setting(args, "ckpt_path")) is None:
+    if command not in EVALUATIONS or gives_data(args) or (given := _read_setting(args, "ckpt_path")) is None:
         return args
     configs = _read_values(args, "--config")
     root = _read_setting(args, "trainer.default_root_dir", DEFAULT_ROOT)
@@ -181,7 +181,7 @@ def add_tested_data(args: Sequence[str], task: str, classes: Sequence[str]) -> l
     Raises:
         UserError: If no data is given.
     """
-    if _gives_data(args):
+    if gives_data(args):
         return list(args)
     name, options = "ImageFolderDataModule", dict[str, Any](tested_classes=list(classes))
     if (table := _read_setting(args, "data.table")) is not None:
@@ -231,7 +231,7 @@ def read_saved_data(path: str) -> dict[str, Any] | None:
     return {"class_path": f"lit_ft.data.{name}", "init_args": kept}
 
 
-def _gives_data(args: Sequence[str]) -> bool:
+def gives_data(args: Sequence[str]) -> bool:
     """Whether a class of data is given, by an option or in a config."""
     if _read_values(args, "--data") or _read_values(args, "--data.class_path"):
         return True

@@ -18,9 +18,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.cli.commands import COMMANDS
+from lit_ft.cli.config.advice import describe_short_names
+from lit_ft.cli.config.config_files import describe_config_fault
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
+from lit_ft.cli.config.known_names import class_names, option_names
 from lit_ft.cli.config.recipe_names import find_configs
-from lit_ft.cli.messages import Complaint, class_names, explain, option_names
+from lit_ft.cli.messages import Complaint, explain
 from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.run_report import RunReport
@@ -70,7 +73,7 @@ class ConfigCLI(LightningCLI):
     ) -> None:
         self.command, self.args, self._own = command, [*args], own or {}
         self._nested: list[str] = []  # options of the model that are given there, and not at the top
-        about = {"prog": f"lit-ft {command}", "description": COMMANDS[command]}
+        about = {"prog": f"lit-ft {command}", "description": f"{COMMANDS[command]} {describe_short_names()}"}
         super().__init__(
             FineTuneModule,
             trainer_class=Trainer,
@@ -122,9 +125,11 @@ class ConfigCLI(LightningCLI):
         """Parses the options; what is refused is a user error with the nearest valid choice."""
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
+        except (ArgumentError, UnicodeDecodeError) as error:
             if is_from_user_code(error):  # such as a module with a fault, which could not be imported
                 raise
+            if fault := describe_config_fault(find_configs(self.args)):
+                raise UserError(fault) from error
             classes = {key: class_names(base) for key, base in _CLASSES.items()}
             options = option_names(parser.get_defaults())
             raise explain(Complaint(str(error), options, classes, self.command, self.args)) from error

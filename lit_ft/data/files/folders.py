@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,24 +18,27 @@ _SKIPPED = frozenset({
     "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found",
 })  # fmt: skip
 
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_TABLES = (".csv", ".tsv", ".parquet")
+
 
 def find_folder(given: str, key: str) -> Path:
     """The folder that the option ``key`` names, itself or below LIT_FT_DATA; raises `UserError` where there is none."""
-    folder = _find(given, key)
+    folder = _find(given, key, Path.is_dir)
     if folder.is_file():
-        raise UserError(f"{key}: {folder} is a file, not a folder")
+        raise UserError(f"{key}: {folder} is a file, not a folder{_describe_file(folder)}")
     return folder
 
 
 def find_file(given: str, key: str) -> Path:
     """The file that the option ``key`` names, found likewise."""
-    file = _find(given, key)
+    file = _find(given, key, Path.exists)
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder, not a file")
     return file
 
 
-def _find(given: str, key: str) -> Path:
+def _find(given: str, key: str, is_fit: Callable[[Path], bool]) -> Path:
     if not str(given).strip():  # which Python takes for the folder that it is in
         raise UserError(f"{key}: names nothing; give a path")
     path, shared = Path(given).expanduser(), shared_folder()
@@ -43,12 +47,39 @@ def _find(given: str, key: str) -> Path:
             return path
         if shared and (shared / path).exists():
             return shared / path
-        beside = [p.name for p in path.parent.iterdir() if not is_ignored(p.name)] if path.parent.is_dir() else []
+        there = path.parent.iterdir() if path.parent.is_dir() else ()
+        beside = [one.name for one in there if not is_ignored(one.name) and is_fit(one)]
     except OSError as error:  # not permitted, or its name is too long
         raise UserError(f"{key}: {path} cannot be read ({error.strerror}); change or move it") from error
     close = nearest(path.name, beside)
-    hint = f"nearest: {', '.join(close)}" if close else "give another path"
+    hint = _describe_missing(str(given)) or (f"nearest: {', '.join(close)}" if close else "give another path")
     raise UserError(f"{key}: {path} does not exist; {hint}")
+
+
+def _describe_missing(given: str) -> str | None:
+    """What a path is that is not there, where its spelling tells."""
+    if given == "data":
+        return "no other folder was given; give that of your photos"
+    if "://" in given:
+        return "it is an address; fetch what is there, and give its folder"
+    if given[0] in "'\"":
+        return "the quotation marks are a part of it; give it without, or with the other ones"
+    if re.match(r"[A-Za-z]:", given) and os.name != "nt":
+        if not re.search(r"[\\/]", given):
+            return "the shell has taken its backslashes; quote it, or type / instead"
+        there = given[2:].replace("\\", "/").lstrip("/")
+        return f"it is a path of Windows, which under WSL is /mnt/{given[0].lower()}/{there}"
+    return None
+
+
+def _describe_file(file: Path) -> str:
+    """What to do with a file that is given as a folder of photos."""
+    suffix = file.suffix.lower()
+    if suffix in _ARCHIVES:
+        return "; unpack it, and give the folder"
+    if suffix in _TABLES:
+        return f"; for a table of images: `data` ImageTableDataModule `data.table` {file}"
+    return f"; give the one that it is in, {file.parent}"
 
 
 def is_ignored(name: str) -> bool:

@@ -162,7 +162,7 @@ class ImageFolderDataModule(PhotoDataModule):
         found = [range(*index.folders.get(name, (0, 0))) for name in folders]
         empty = [name for name, rows in zip(folders, found, strict=True) if not rows]
         if empty and of == "train":
-            raise UserError(f"`data.root`: no images in {', '.join(str(folder / name) for name in empty)}")
+            raise UserError(f"`data.root`: no images in {format_some([str(folder / name) for name in empty])}")
         if not any(found):
             raise UserError(f"`data.root`: no images in {folder}")
         if empty:

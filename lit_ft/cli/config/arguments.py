@@ -1,0 +1,153 @@
+"""The arguments of a command as its parser takes them: short names, a folder of photos, options in any order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lit_ft.cli.config.advice import PHOTO_COMMANDS, SHORT_NAMES, Typed, describe_unknown, find_accepted
+from lit_ft.cli.config.checkpoint import gives_data
+from lit_ft.cli.config.words import describe_word, describe_words
+from lit_ft.errors import UserError
+from lit_ft.recipes import find_recipe
+
+PHOTO_RECIPE = "image_folder"
+"""The recipe for a folder of photos that is given without a config."""
+
+_FLAGS = ("--overwrite", "--help", "-h", "--print_config")
+"""Options without a value."""
+
+# Their options are of a class that must be known before them, and is none by default.
+_CLASSES = ("--data", "--optimizer", "--lr_scheduler")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An option with its value, or a word that belongs to none.
+
+    Args:
+        name: The option with its dashes; empty for a word.
+        value: Its value, or the word; ``None`` where an option has none.
+        parts: What was typed.
+    """
+
+    name: str
+    value: str | None
+    parts: tuple[str, ...]
+
+
+def settle_arguments(command: str, args: Sequence[str]) -> list[str]:
+    """The options of a command with their long names, configs first, and a folder of photos as an option.
+
+    Raises:
+        UserError: If an argument cannot be meant as it is.
+
+    >>> settle_arguments("fit", ["--epochs", "5", "--config=a.yaml"])
+    ['--config=a.yaml', '--trainer.max_epochs', '5']
+    """
+    given = [_lengthen(one) for one in split_arguments(args)]
+    _refuse_assignments(given, command)
+    _refuse_values(given, command)
+    if command in PHOTO_COMMANDS:
+        given = _take_photos(given, command)
+    return [part for one in sorted(given, key=_rank) for part in one.parts]
+
+
+def split_arguments(args: Sequence[str]) -> list[Argument]:
+    """The options with their values, and the words between them.
+
+    >>> [(one.name, one.value) for one in split_arguments(["-ca.yaml", "PHOTOS", "--model.lr", "-1", "--help"])]
+    [('--config', 'a.yaml'), ('', 'PHOTOS'), ('--model.lr', '-1'), ('--help', None)]
+    """
+    found, place = list[Argument](), 0
+    while place < len(args):
+        arg, following = args[place], args[place + 1 : place + 2]
+        name, equals, value = arg.partition("=")
+        if short := re.fullmatch("-c=?(.+)", arg, re.DOTALL):
+            found.append(Argument("--config", short[1], (arg,)))
+        elif not _is_option(arg):
+            found.append(Argument("", arg, (arg,)))
+        elif equals:
+            found.append(Argument(name, value, (arg,)))
+        elif arg in _FLAGS or not following or _is_option(following[0]):
+            found.append(Argument(arg, None, (arg,)))
+        else:
+            found.append(Argument("--config" if arg == "-c" else arg, following[0], (arg, *following)))
+            place += 1
+        place += 1
+    return found
+
+
+def put_word_first(args: Sequence[str]) -> list[str]:
+    """The arguments, with a checkpoint or file that comes after options as the first: what is the value of none."""
+    given = split_arguments(args)
+    first = next((one for one in given if not one.name), None)
+    return [part for one in sorted(given, key=lambda one: one is not first) for part in one.parts]
+
+
+def _is_option(arg: str) -> bool:
+    return arg.startswith("-") and not re.fullmatch(r"-\.?\d.*", arg)
+
+
+def _lengthen(one: Argument) -> Argument:
+    long = SHORT_NAMES.get(one.name.removeprefix("--")) if one.name.startswith("--") else None
+    if long is None:
+        return one
+    parts = (f"--{long}{one.parts[0].removeprefix(one.name)}", *one.parts[1:])
+    return replace(one, name=f"--{long}", parts=parts)
+
+
+def _rank(one: Argument) -> int:
+    """Configs first, so that all options count more; then classes, which options are of."""
+    return 0 if one.name == "--config" else 1 if one.name in _CLASSES and one.value != "null" else 2
+
+
+def _refuse_assignments(given: Sequence[Argument], command: str) -> None:
+    """Raises `UserError` for words such as ``epochs=5``."""
+    pairs = [
+        re.fullmatch(r"\+{0,2}([A-Za-z][\w.-]*)=(.*)", one.value or "", re.DOTALL) for one in given if not one.name
+    ]
+    if found := [Typed(pair[1], pair[2]) for pair in pairs if pair]:
+        known = [one.name for one in found if "." in one.name]  # perhaps; the next command line tells
+        raise UserError(describe_unknown(found, known, command))
+
+
+def _refuse_values(given: Sequence[Argument], command: str) -> None:
+    """Raises `UserError` for values that the parser takes as any text, and that mean something in other tools."""
+    for one in given:
+        key, value = one.name.removeprefix("--"), one.value or ""
+        if one.name and one.value == "":
+            raise UserError(f"`--{key}`: its value is empty; name what is meant, or leave it out")
+        if one.name and value == "None":
+            raise UserError(f"`--{key}`: None is of Python; give null")
+        if one.name and (instead := find_accepted(key, value, command)):
+            raise UserError(f"`--{key}`: unknown value {value!r}; {instead}")
+
+
+def _take_photos(given: Sequence[Argument], command: str) -> list[Argument]:
+    """The arguments, with a folder of photos as options: that of its path, and where it is missing, a config."""
+    place = next((i for i, one in enumerate(given) if not one.name), None)
+    if place is None:
+        return [*given]
+    words = [one.value or "" for one in given if not one.name]
+    is_one_place = not any(one.name for one in given[place : place + len(words)])
+    before = given[place - 1] if place and len(given[place - 1].parts) == 2 else None
+    if line := describe_words(words, (before.name, before.value or "") if before else None, is_one_place, command):
+        raise UserError(line)
+    photos, others = words[0], [one for one in given if one.name]
+    names = {one.name for one in others}
+    if "--data.root" in names:
+        raise UserError(f"{photos}: `data.root` names the photos already; leave one of them out")
+    if line := describe_word(photos, command):
+        raise UserError(line)
+    added = [_option("--data.root", photos)]
+    if "--config" not in names:
+        added = [_option("--config", str(find_recipe(PHOTO_RECIPE))), *added]
+    elif not gives_data([part for one in others for part in one.parts]):
+        added = [_option("--data", "ImageFolderDataModule"), *added]
+    return [*added, *others]
+
+
+def _option(name: str, value: str) -> Argument:
+    return Argument(name, value, (name, value))

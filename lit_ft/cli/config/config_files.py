@@ -1,0 +1,60 @@
+"""Config files that the parser cannot read: what is wrong with them, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_ft.cli.config.arguments import split_arguments
+from lit_ft.console import format_path
+
+_OTHERS = {
+    ".py": "is a Python script; run it with python, or give a config in YAML",
+    ".toml": "is TOML; a config is YAML",
+    ".ini": "is INI; a config is YAML",
+    ".ckpt": "is a checkpoint; to resume it, `ckpt_path`, and to begin with its weights, `model.weights`",
+}
+
+
+def describe_config_fault(args: Sequence[str]) -> str | None:
+    """What is wrong with the first config of a command line that cannot be read as YAML; ``None`` if all can be."""
+    given = [one.value for one in split_arguments(args) if one.name == "--config" and one.value]
+    for path in map(Path, given):
+        if len(str(path)) < 1000 and path.exists() and (fault := _find_fault(path)):
+            return f"`config`: {format_path(path)} {fault}"
+    return None
+
+
+def _find_fault(path: Path) -> str | None:
+    if path.is_dir():
+        names = sorted(file.name for file in path.glob("*.y*ml"))
+        return f"is a folder; name one of its files{': ' * bool(names)}{', '.join(names[:5])}"
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except UnicodeDecodeError:
+        is_other = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")  # as PowerShell writes what is printed to it
+        return "is text in UTF-16; save it in UTF-8" if is_other else "is no text; a config is YAML"
+    except yaml.YAMLError as error:
+        return _OTHERS.get(path.suffix.lower()) or f"is not valid YAML: {_describe_syntax(error, path)}"
+    if content is not None and not isinstance(content, dict):
+        return _OTHERS.get(path.suffix.lower(), "has no options in it, such as model: {backbone: resnet50}")
+    return None
+
+
+def _describe_syntax(error: yaml.YAMLError, path: Path) -> str:
+    """The line where YAML ends to be that, and why."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    number, problem = error.problem_mark.line + 1, str(error.problem)
+    line = f"line {number}"
+    if "\\t" in problem:
+        return f"{line} is indented with a tab; use spaces"
+    if "escape" in problem:
+        return f"{line}: in double quotes a backslash begins an escape; use single quotes, or / in the path"
+    text = (path.read_text(encoding="utf-8").splitlines() or [""])[min(number, error.problem_mark.line + 1) - 1 :][:1]
+    return f"{line} ({problem}){f': {text[0].strip()[:60]}' if text else ''}"

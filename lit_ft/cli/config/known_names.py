@@ -1,0 +1,42 @@
+"""The names that a parser knows: of its options, of those of a class, and of the classes that it can make."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+
+def option_names(defaults: Any) -> set[str]:
+    """The names of all options of a parser with a namespace of defaults, as they are typed.
+
+    >>> from jsonargparse import Namespace
+    >>> sorted(option_names(Namespace(model=Namespace(class_path="x", init_args=Namespace(lr=1)))))
+    ['model', 'model.lr']
+    """
+    names = [key.replace(".init_args", "").removesuffix(".class_path").split(".") for key in dict(defaults.items())]
+    return {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
+
+
+def class_options(cls: Any) -> list[str]:
+    """The options of a class, with those that it hands on to its parents and those of the dataclasses among them."""
+    options = []
+    for home in cls.__mro__:
+        parameters = list(inspect.signature(home.__init__).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                options.append(parameter.name)
+            if dataclasses.is_dataclass(parameter.default):
+                options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return options
+
+
+def class_names(base: type) -> list[str]:
+    """The names of all classes below ``base`` that are known by now and can be made."""
+    names: list[str] = []
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        names += [*([] if inspect.isabstract(child) else [child.__name__]), *class_names(child)]
+    return names

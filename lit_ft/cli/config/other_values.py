@@ -1,0 +1,153 @@
+"""What users give as the value of an option by the habits of other tools, and what does it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Instead = str | Mapping[str, str]
+"""What to give instead, or what lit_ft does.
+
+An answer that begins with an option, in backquotes, is what to give instead, where VALUE stands for what was given and
+COMMAND for the command. Any other says what lit_ft does. Where it depends on the value, the first pattern counts that
+matches all of it, in small letters or not.
+"""
+
+SCHEDULES = {
+    "(warmup_?)?cos(ine)?(_with_warmup)?|true|auto|default": "warm-up and cosine decay are the default; leave it out",
+    "const(ant)?|none|null|false|fixed": "`lr_scheduler` null",
+    "one_?cycle|1cycle|onecycle_?lr": "`lr_scheduler` OneCycleLR",
+    "step|step_?lr": "`lr_scheduler` StepLR `lr_scheduler.step_size` 3",
+    "multi_?step": "`lr_scheduler` MultiStepLR `lr_scheduler.milestones` [3,6]",
+    "exp(onential)?(_?lr)?": "`lr_scheduler` ExponentialLR `lr_scheduler.gamma` 0.9",
+    "poly(nomial)?": "`lr_scheduler` PolynomialLR",
+    "linear": "`lr_scheduler` LinearLR",
+    "(reduce_?lr_?on_?)?plateau": "`lr_scheduler` ReduceLROnPlateau `lr_scheduler.monitor` val/loss",
+    "cosineannealing": "`lr_scheduler` CosineAnnealingLR `lr_scheduler.T_max` 10",
+}
+OPTIMIZERS = {
+    "adam_?w.*|.*adamw": "`optimizer` AdamW",
+    "(fused_?)?adam(8bit)?": "`optimizer` Adam",
+    "(fused_?)?(sgd|momentum|nesterov).*": "`optimizer` SGD `optimizer.momentum` 0.9",
+    "rms_?prop.*": "`optimizer` RMSprop",
+    "nadam.*": "`optimizer` NAdam",
+    "radam": "`optimizer` RAdam",
+    "ada_?grad": "`optimizer` Adagrad",
+    "ada_?delta": "`optimizer` Adadelta",
+    "ada_?max": "`optimizer` Adamax",
+    "ada_?factor": "`optimizer` Adafactor",
+    "l?bfgs": "`optimizer` LBFGS",
+    "auto|default|none": "AdamW is the default; leave it out",
+}
+DEVICES = {
+    "cpu": "`trainer.accelerator` cpu",
+    "mps": "`trainer.accelerator` mps",
+    "auto|none|": "a GPU is used if there is one; `trainer.accelerator` cpu or gpu chooses",
+    "cuda|gpu|true": "`trainer.accelerator` gpu `trainer.devices` 1",
+    r"cuda:(\d+)": r"`trainer.accelerator` gpu `trainer.devices` [\1]",
+    r"\[?(\d+(?:,\d+)*)\]?": r"`trainer.accelerator` gpu `trainer.devices` [\1]",
+    "-1|all": "`trainer.accelerator` gpu `trainer.devices` -1",
+    "tpu": "`trainer.accelerator` tpu",
+}
+COUNT = {
+    "|-1|all|auto|true": "`trainer.accelerator` gpu `trainer.devices` -1",
+    r"0|false|none|\[\]": "`trainer.accelerator` cpu",
+    r"\d+": "`trainer.accelerator` gpu `trainer.devices` VALUE",
+    **DEVICES,
+    ".*": "`trainer.accelerator` gpu `trainer.devices` VALUE",
+}
+PRECISIONS = {
+    "bf_?(loat)?16|bf16-mixed": "`trainer.precision` bf16-mixed",
+    "(tf|fp|float)?32|false|0|no|none|full": "`trainer.precision` 32-true",
+    "(fp|float)?64|double": "`trainer.precision` 64-true",
+    "true_half|pure_?fp16": "`trainer.precision` 16-true",
+    "|(fp|float)?16|true|1|yes|half|amp|mixed(_?(precision|float16))?|apex|o[123]": "`trainer.precision` 16-mixed",
+}
+SIZES = {r"[\[(]?(\d+)[x, ]+\1[\])]?": r"`image_size` \1", r"\[?3[x, ]+(\d+)[x, ]+\1\]?": r"`image_size` \1"}
+AUGMENTS = {
+    "rand.*|ra": "`data.augment` rand",
+    "augmix.*": "`data.augment` augmix",
+    "none|no|false|0": "`data.augment` none",
+    "": "`data.augment` trivial",
+    ".*": "`data.augment` trivial, or none, basic, rand or augmix",
+}
+PHOTOS = {
+    "": "the folder of photos follows the command: lit-ft COMMAND PHOTOS",
+    "cifar_?-?(10)?": "`data` CIFAR10DataModule",
+    "e?mnist": "`data` MNISTToEMNISTDataModule",
+    "digits": "`data` DigitsDataModule",
+    "image_?folder|folder": "the folder of photos follows the command: lit-ft COMMAND PHOTOS",
+    r".*\.(csv|tsv|parquet)": "`data` ImageTableDataModule `data.table` VALUE",
+    r".*\.ya?ml|imagenet.*|imagewoof|imagenette|coco.*|food_?101|flowers_?102|cifar_?100|torch/.*|tfds/.*|hfds/.*": (
+        "lit_ft knows no data sets by that name; the folder of photos follows the command: lit-ft COMMAND PHOTOS"
+    ),
+    ".*": "the folder of photos follows the command: lit-ft COMMAND VALUE",
+}
+NO_PRETRAINED = {"false|0|no|none|random": "`model.weights` null"}
+CACHES = {
+    "": "`data.cache` FOLDER",
+    "ram|disk|true": "`data.cache` FOLDER, for resized copies",
+    ".*": "`data.cache` VALUE",
+}
+
+
+_STRATEGIES = "full|linear_probe|deepest|gradual|lp_ft|phases|plateau"
+_OFF = "false|off|no|none|0"
+_ON = "true|on|yes"
+_DEFAULT = "is on by default; leave it out"
+
+VALUES: dict[str, Instead] = {
+    "model": {
+        "yolo.*": "lit_ft has no YOLO; lit-ft models lists what there is for `model.backbone`",
+        r".*\.(ckpt|pth?|safetensors)": "`model.weights` VALUE",
+        "[^.{]*": "`model.backbone` VALUE",
+    },
+    "data": {
+        **{pattern: text for pattern, text in PHOTOS.items() if pattern not in ("", ".*")},
+        r".*[/\\].*|\.+|~": PHOTOS[".*"],
+    },
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": SCHEDULES,
+    "unfreeze": {
+        f"{_STRATEGIES}|auto": "`unfreeze.strategy` VALUE",
+        f"{_ON}|all": "`unfreeze.strategy` full",
+        _OFF: "`unfreeze` null",
+    },
+    "feature_cache": {_OFF: "`feature_cache` null", r"\d+": "`feature_cache.views` VALUE", _ON: _DEFAULT},
+    "checkpoint": {r".*\.ckpt|best|last": "`ckpt_path` VALUE", _OFF: "`checkpoint` null", _ON: _DEFAULT},
+    "early_stopping": {
+        _OFF: "`early_stopping` null",
+        r"\d+": "`early_stopping.patience` VALUE",
+        _ON: "`early_stopping.patience` 5",
+    },
+    "report": {_OFF: "`report` null", _ON: _DEFAULT, "wandb|mlflow": "`trainer.logger` WandbLogger, or MLFlowLogger"},
+    "predictions": {r".*\.(csv|tsv)": "`predictions.file` VALUE", _OFF: "`predictions` null", _ON: _DEFAULT},
+    "resume": {_OFF: "leave it out", f"{_ON}||1|latest|last": "`resume` auto", ".*[./].*": "`ckpt_path` VALUE"},
+    "trainer": {".*": "give its options, as `trainer.max_epochs` 3"},
+    "trainer.precision": PRECISIONS,
+    "trainer.callbacks": {r"[A-Z]\w+": "`--trainer.callbacks+` VALUE"},
+    "trainer.logger": {
+        "wandb|w&b": "`trainer.logger` WandbLogger",
+        "mlflow": "`trainer.logger` MLFlowLogger",
+        "csv": "`trainer.logger` CSVLogger `trainer.logger.save_dir` logs",
+        "tensorboard|tb": "TensorBoard's files are written by default; leave it out",
+    },
+    "model.head.hidden": {r"[\d, ()]+": "`model.head.hidden` [VALUE]"},
+    "model.input.size": SIZES,
+    "data.batch_size": {"auto|-1": "`--trainer.callbacks+` BatchSizeFinder"},
+}
+"""By an option that exists: what is meant by a value that its type does not allow."""
+
+ACCEPTED_VALUES: dict[str, Instead] = {
+    "trainer.accelerator": {key: text for key, text in DEVICES.items() if "cuda:" in key or "all" in key},
+    "trainer.devices": {
+        "cuda|gpu|mps|cpu": "`trainer.accelerator` VALUE",
+        "all": "`trainer.devices` -1",
+        r"(cuda|gpu):(\d+)": r"`trainer.accelerator` gpu `trainer.devices` [\2]",
+    },
+    "trainer.strategy": {_STRATEGIES: "`unfreeze.strategy` VALUE"},
+    "model.weights": {
+        "imagenet|true|yes|pretrained": "`model.weights` DEFAULT",
+        "false|no|random": "`model.weights` null",
+    },
+}
+"""Likewise of a value that the type allows, as it is any text."""

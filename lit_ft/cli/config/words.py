@@ -1,0 +1,79 @@
+"""What words of a command line are that belong to no option, where one is the folder of photos."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+from lit_ft.assets import shared_folder
+from lit_ft.backbones.sources.torchvision import names as network_names
+from lit_ft.cli.commands import COMMANDS
+from lit_ft.recipes import recipe_names
+
+_NUMBER = r"[-+]?[\d.]+(e-?\d+)?"
+
+
+def describe_words(
+    words: Sequence[str], before: tuple[str, str] | None, is_one_place: bool, command: str
+) -> str | None:
+    """What is wrong with words, of which one would be the folder of photos; ``None`` if there is one alone.
+
+    Args:
+        words: The words.
+        before: The option before the first of them, with its value.
+        is_one_place: Whether no option is between them.
+        command: The command.
+    """
+    if before and re.fullmatch(_NUMBER, words[0]) and re.fullmatch(_NUMBER, before[1]):
+        return f"{words[0]}: follows no option; a list is one argument, as {before[0]} [{before[1]},{','.join(words)}]"
+    if before and (len(words) > 1 or not _is_there(words[0])):
+        whole = " ".join((before[1], *words))
+        if _is_there(whole) or before[0] == "--data.root":
+            return f"{words[0]}: follows no option; quote a path that has spaces: {before[0]} {quote(whole)}"
+    if len(words) == 1:
+        return None
+    whole, parents = " ".join(words), {Path(word).parent for word in words}
+    if _is_there(whole):
+        return f"{whole}: quote a path that has spaces: lit-ft {command} {quote(whole)}"
+    if all(map(_is_there, words)):
+        is_one = len(parents) == 1 and str(*parents) != "."
+        folder = quote(str(*parents)) if is_one else "the folder that has them in it"
+        return f"{words[0]} and {len(words) - 1} more: one folder is taken; give {folder}"
+    rest = next(word for word in words if not _is_there(word))
+    if line := describe_word(rest, command):
+        return line
+    if is_one_place and not _is_there(words[0]):
+        return f"{rest}: follows no option; quote a path that has spaces, as {quote(whole)}"
+    return f"{', '.join(words)}: one folder is taken; leave the others out, or name their options"
+
+
+def describe_word(word: str, command: str) -> str | None:
+    """What a word is if it is no folder of photos; ``None`` if it may be one."""
+    if _is_there(word) and Path(word).is_dir():
+        return None
+    suffix = Path(word).suffix.lower()
+    typed = {
+        ".yaml": f"`--config` {quote(word)}",
+        ".yml": f"`--config` {quote(word)}",
+        ".ckpt": f"`--ckpt_path` {quote(word)} to resume, or `--model.weights` {quote(word)} to begin with its weights",
+    }.get(suffix)
+    if word in recipe_names():
+        typed = f"`--config` {word}"
+    if word in network_names():
+        typed = f"`--model.backbone` {word}"
+    if typed:
+        return f"{word}: without the name of an option; give {typed}"
+    if suffix == ".py":
+        return f"{word}: a Python script; run it with python, or give a config in YAML with `--config`"
+    if word in COMMANDS:
+        return f"{word}: a second command; one is run at a time, as lit-ft {word}"
+    if re.fullmatch(_NUMBER, word):
+        return f"{word}: follows no option; each value needs one, as in --epochs 3"
+    return None
+
+
+def _is_there(word: str) -> bool:
+    shared = shared_folder()
+    return Path(word).expanduser().exists() or (shared is not None and (shared / word).exists())
