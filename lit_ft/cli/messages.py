@@ -166,7 +166,14 @@ def _unknown_option(complaint: Complaint) -> str | None:
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
     line = describe_unknown(typed, known, complaint.command)
     is_of_config = not any(arg.startswith(typed[0].name) for arg in complaint.args)
-    return line.replace(" VALUE", "") if is_of_config else line
+    return _as_of_config(line) if is_of_config else line
+
+
+def _as_of_config(line: str) -> str:
+    """A line about a key of a config, which has no short names, and whose value may be anything."""
+    for short, long in SHORT_NAMES.items():
+        line = line.replace(f"`{short}`", f"`{long}`").replace(f"`--{short}`", f"`--{long}`")
+    return line.replace(" VALUE", "")
 
 
 def _find_data_module(option: str) -> str | None:

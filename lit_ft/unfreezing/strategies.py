@@ -175,6 +175,15 @@ def _check_length(phase: PhaseConfig, key: str, is_last: bool) -> None:
         raise UserError(f"{key}.plateau.min_epochs: is {phase.plateau.min_epochs}, more than epochs, {phase.epochs}")
 
 
+def _shorter(strategy: str, fits: bool) -> str:
+    """How a plan comes to need fewer epochs, of which there may be enough for one a phase."""
+    lengths = {"gradual": "`unfreeze.head_epochs` 1 `unfreeze.epochs_per_stage` 1"}
+    lengths |= dict.fromkeys(("deepest", "lp_ft", "auto"), "`unfreeze.head_epochs` 1")
+    if fits and strategy in lengths:
+        return f"shorten its phases, as with {lengths[strategy]}"
+    return "list fewer phases with `unfreeze.strategy` phases"
+
+
 def _lay_out(listed: Sequence[PhaseConfig], strategy: str, max_epochs: int | None) -> tuple[Phase, ...]:
     """Puts the phases one after the other; the last one lasts to the end of the run, whatever it asked for."""
     least = [phase.plateau.min_epochs if phase.plateau else phase.epochs or 1 for phase in listed]
@@ -183,7 +192,7 @@ def _lay_out(listed: Sequence[PhaseConfig], strategy: str, max_epochs: int | Non
     if max_epochs is not None and starts[-1] >= max_epochs:
         raise UserError(
             f"`trainer.max_epochs`: strategy {strategy!r} needs at least {starts[-1] + 1} epochs to reach all of its "
-            f"{len(listed)} phases, got {max_epochs}; raise it, or list fewer phases with `unfreeze.strategy` phases"
+            f"{len(listed)} phases, got {max_epochs}; raise it, or {_shorter(strategy, len(listed) <= max_epochs)}"
         )
     if max_epochs is not None and asked is not None and any(phase.plateau for phase in listed):
         raise UserError(

@@ -75,6 +75,8 @@ def plan_table(trainer: L.Trainer, module: L.LightningModule) -> str:
             )
         )
     table = indent(format_table(rows), "  ")
+    if plan.phases[-1].num_epochs == 0:
+        table += "\n  no epochs, as the head alone trains, and is solved; unfreeze.head_fit trained trains it in epochs"
     norm = f"; norms of frozen stages: {frozen_norm}" if unfreezing and len(plan.phases) > 1 else ""
     network = cast(Any, module.hparams).get("backbone", type(module).__name__)
     title = network if isinstance(network, str) else network["class_path"]

@@ -76,7 +76,7 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         package.finetune(photo_root, recipe, **TWO_EPOCHS, **small)
         for recipe in (None, QUICKSTART.with_name("image_folder_gradual.yaml"))
     ]
-    assert [result.folder.parent.name for result in results] == ["run", "image_folder_gradual"]
+    assert [result.folder.parent.name for result in results] == ["image_folder", "image_folder_gradual"]
     for result in results:
         assert result.model.class_names == ["ant", "bee", "cat"]
         config = yaml.safe_load(result.config.read_text())
@@ -96,7 +96,7 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
         ({"modle.lr": 1}, "modle.lr: there is no such option; nearest: model.lr"),
         ({"optimizer": "SGD", "optimizer.momentum": -1}, "Invalid momentum value: -1.0"),
-        ({"trainer": {"max_epoch": 3}}, "trainer.max_epoch: there is no such option; nearest: trainer.max_epochs"),
+        ({"trainer": {"max_epoch": 3}}, "trainer.max_epoch: there is no such option; give trainer.max_epochs"),
         ({"seed_everything": -1}, "seed_everything: must be between 0 and 2**32 - 1, got -1"),
         ({"trainer": [1]}, "trainer: [1] does not fit; give its options, as trainer.max_epochs 3"),
     ],

@@ -87,7 +87,7 @@ def test_arguments_of_the_process_are_taken_where_none_are_given(monkeypatch, ca
 
 def test_option_before_the_command_is_refused(capsys):
     assert main(["--config", "x.yaml", "fit"]) == 2
-    assert capsys.readouterr().err.startswith("lit-ft: --config: the command comes first, one of finetune, plan, ")
+    assert capsys.readouterr().err == "lit-ft: --config: the command comes first; type lit-ft fit --config x.yaml\n"
 
 
 def test_report_writes_a_page_into_each_folder_of_a_run(tmp_path, capsys):

@@ -1,17 +1,13 @@
 """The messages are made by the parser itself, so that a change of its wording shows."""
 
 from argparse import ArgumentError
-from dataclasses import fields
 from typing import Literal
 
 import pytest
 from jsonargparse import ArgumentParser
-from lightning import LightningDataModule
 from torch.optim import Optimizer
 
-import lit_ft.data  # noqa: F401 - whose classes are then known
 from lit_ft.cli import main
-from lit_ft.cli.config.known_names import class_names, class_options
 from lit_ft.cli.messages import Complaint, explain, pick_line
 from lit_ft.errors import for_command_line
 from lit_ft.model.heads import HeadConfig
@@ -133,12 +129,6 @@ def test_path_that_is_not_there_is_told_with_the_config_of_that_name(tmp_path, m
     assert told("--config=configs/image_folder_gradual").endswith("; type --config configs/image_folder_gradual.yaml")
 
 
-def test_classes_that_cannot_be_made_are_not_offered():
-    names = class_names(LightningDataModule)
-    assert "DigitsDataModule" in names
-    assert not {"ImageDataModule", "PhotoDataModule", "ArrayDataModule"} & set(names)
-
-
 UNION = """Parser key "x":
   Does not validate against any of the Union subtypes
   Errors:
@@ -170,12 +160,6 @@ def test_line_that_says_most_is_picked(message, line):
 
 def test_option_like_no_other_has_no_nearest():
     assert line_of(Complaint("unrecognized arguments: --qqqq=1", ["lr"])) == "--qqqq: there is no such option"
-
-
-def test_options_of_a_class_hold_those_of_its_dataclasses():
-    expected = ["backbone", "lr", "task", "head", *(f"head.{field.name}" for field in fields(HeadConfig)), "weight"]
-    assert "head.dropout" in expected
-    assert class_options(Model) == expected
 
 
 @pytest.mark.parametrize(

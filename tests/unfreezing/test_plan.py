@@ -216,6 +216,14 @@ def test_epoch_past_the_end_stays_in_the_last_phase():
         ("full", 9, {"phases": []}, "belong together, but unfreeze.strategy is 'full'"),
         ("phases", 9, {"phases": []}, "unfreeze.phases: is empty; list at least one phase"),
         ("gradual", 3, {}, "trainer.max_epochs: strategy 'gradual' needs at least 4 epochs to reach all of its 4 "),
+        ("gradual", 3, {}, "got 3; raise it, or list fewer phases with unfreeze.strategy phases"),
+        (
+            "gradual",
+            4,
+            {"head_epochs": 2},
+            "got 4; raise it, or shorten its phases, as with unfreeze.head_epochs 1 unfreeze.epochs_per_stage 1",
+        ),
+        ("lp_ft", 2, {"head_epochs": 2}, "got 2; raise it, or shorten its phases, as with unfreeze.head_epochs 1"),
         ("lp_ft", 1, {}, "strategy 'lp_ft' needs at least 2 epochs to reach all of its 2 phases, got 1; raise it"),
         ("full", 0, {}, "strategy 'full' needs at least 1 epochs to reach all of its 1 phases, got 0"),
         (

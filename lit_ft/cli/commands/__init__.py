@@ -8,7 +8,7 @@ from typing import NoReturn
 from lit_ft.errors import UserError
 
 COMMANDS = {
-    "finetune": "Fits, then tests the best checkpoint.",
+    "finetune": "Fits, then tests the best checkpoint: lit-ft finetune PHOTOS, or by a config.",
     "plan": "Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.",
     "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.",
     "probe": "Measures what features alone can tell: which backbone, which stage, how many labels, which are wrong.",
@@ -91,4 +91,4 @@ class CommandParser(argparse.ArgumentParser):
         same = next((names.split() for names in _SYNONYMS if name in names.split()), [])
         if meant := [option for option in own if option in (name, *same)] or get_close_matches(name, own, 1):
             return f"nearest: --{meant[0]}"
-        return f"{self.prog} has {', '.join(f'--{option}' for option in own) or 'none'}"
+        return f"{self.prog} has {', '.join(f'--{option}' for option in own) or 'no options'}"

@@ -153,13 +153,17 @@ def _give(answer: str | None) -> str | None:
     return f"give {answer}" if answer and answer.startswith("`") else answer
 
 
-def describe_short_names() -> str:
-    """The short names as help has them.
+def describe_short_forms(command: str) -> str:
+    """What help has of the options that are shorter to type than their names.
 
-    >>> describe_short_names()[:46]
+    >>> describe_short_forms("predict")[:46]
     'Short names: --epochs for --trainer.max_epochs'
     """
-    return f"Short names: {', '.join(f'--{short} for --{long}' for short, long in SHORT_NAMES.items())}."
+    names = f"Short names: {', '.join(f'--{short} for --{long}' for short, long in SHORT_NAMES.items())}."
+    photos = (
+        "A folder of photos, with a folder for each class, may follow the command: --config image_folder --data.root."
+    )
+    return f"{photos} {names}" if command in PHOTO_COMMANDS else names
 
 
 def normalise(name: str) -> str:

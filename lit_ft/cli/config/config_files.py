@@ -41,7 +41,7 @@ def _find_fault(path: Path) -> str | None:
         return "is text in UTF-16; save it in UTF-8" if is_other else "is no text; a config is YAML"
     except yaml.YAMLError as error:
         return _OTHERS.get(path.suffix.lower()) or f"is not valid YAML: {_describe_syntax(error, path)}"
-    if content is not None and not isinstance(content, dict):
+    if not isinstance(content, dict):
         return _OTHERS.get(path.suffix.lower(), "has no options in it, such as model: {backbone: resnet50}")
     return None
 

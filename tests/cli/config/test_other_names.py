@@ -256,9 +256,10 @@ def test_options_that_are_given_instead_exist(answer):
     )
     for options in _instead_of([*OTHER_NAMES.values(), *VALUES.values(), *ACCEPTED_VALUES.values()]):
         if not options.startswith(("--config", "--data ")) and "val/" not in options:
-            settled = options.replace("PIXELS", "256").replace(" N", " 5")
-            tried = (settled.replace("VALUE", value) for value in values)
-            assert None in (answer(f"fit --data ImageFolderDataModule --data.root P {one}") for one in tried), options
+            settled = re.sub(" N$", " 5", options.replace("PIXELS", "256"))
+            tried = dict.fromkeys(settled.replace("VALUE", value) for value in values)
+            answers = (answer(f"fit --data ImageFolderDataModule --data.root P {one}") for one in tried)
+            assert None in answers, (options, [answer(f"fit {one}") for one in tried])
 
 
 def test_no_name_of_an_option_is_that_of_another_tool(parsers):

@@ -22,6 +22,43 @@ def test_folder_that_is_not_meant_tells_what_to_change(tmp_path, monkeypatch, gi
         find_folder(given, "`data.root`")
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("data", "no other folder was given; give that of your photos"),
+        ("s3://bucket/photos", "it is an address; fetch what is there, and give its folder"),
+        ("'photos'", "the quotation marks are a part of it; give it without, or with the other ones"),
+        ("C:Usersmephotos", "the shell has taken its backslashes; quote it, or type / instead"),
+        ("D:\\me\\My photos", "it is a path of Windows, which under WSL is /mnt/d/me/My photos"),
+        ("lables", "give another path"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="where these are paths")
+def test_missing_folder_is_told_with_what_its_spelling_means(tmp_path, monkeypatch, given, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels").touch()
+    with pytest.raises(UserError) as refused:
+        find_folder(given, "`data.root`")
+    assert str(refused.value).endswith(f" does not exist; {hint}")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("photos.zip", "; unpack it, and give the folder"),
+        ("labels.csv", "; for a table of images: data ImageTableDataModule data.table labels.csv"),
+        ("of/x.png", "; give the one that it is in, of"),
+    ],
+)
+def test_file_in_place_of_a_folder_is_told_with_what_to_give(tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of").mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(UserError) as refused:
+        find_folder(name, "`data.root`")
+    assert str(refused.value) == f"data.root: {name} is a file, not a folder{hint}"
+
+
 def test_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(UserError, match=r"^data.predict: .*x.png is a file, not a folder"):
