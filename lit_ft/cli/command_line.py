@@ -6,13 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from shlex import join, quote
 
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.config.advice import PHOTO_COMMANDS
-from lit_ft.errors import UserError, unknown
+from lit_ft.errors import UserError
+from lit_ft.recipes import recipe_names
 
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\xab\xbb"
@@ -69,6 +71,8 @@ def unknown_command(given: str, options: Sequence[str]) -> UserError:
     """The error for what stands where a command should, with what to type instead."""
     word = re.sub("[-_ ]", "", given.lower())
     own = next((name for name in COMMANDS if name == word), None)
+    if word in ("litft", "python"):
+        return UserError(f"{given}: is typed twice; type lit-ft {join(options)}")
     if own is not None:
         return UserError(f"unknown command {given!r}; type lit-ft {own}")
     if typed := _find_typed(given, options):
@@ -76,7 +80,11 @@ def unknown_command(given: str, options: Sequence[str]) -> UserError:
     others = {name: typed for names, typed in _OTHER_COMMANDS.items() for name in names.split()}
     if typed := others.get(given.lower().replace("-", "_")):
         return UserError(f"unknown command {given!r}; type lit-ft {typed}")
-    return unknown("command", given, COMMANDS)
+    if given.startswith("-"):
+        return UserError(f"{given}: the command comes first, one of {', '.join(COMMANDS)}")
+    close = get_close_matches(given, COMMANDS)
+    hint = f"nearest: {', '.join(close)}" if close else f"choose from {', '.join(COMMANDS)}"
+    return UserError(f"unknown command {given!r}; {hint}")
 
 
 def _find_typed(given: str, options: Sequence[str]) -> str | None:
@@ -85,13 +93,15 @@ def _find_typed(given: str, options: Sequence[str]) -> str | None:
     if given.startswith("-"):
         rest = [one for one in options if one != command]
         if command is None and "=" not in given and not options:
-            return f"finetune PHOTOS {given} VALUE"
+            return None
         return join([command or "finetune", given, *rest])
     suffix = Path(given).suffix.lower()
     if suffix in (".yaml", ".yml"):
         return f"{command or 'finetune'} --config {quote(given)}"
     if suffix in (".ckpt", ".onnx", ".pt2"):
         return f"{command or 'predict'} {quote(given)} PHOTOS"
+    if given in recipe_names():
+        return f"{command or 'finetune'} --config {given}"
     if Path(given).is_dir():
         return f"{command if command in PHOTO_COMMANDS else 'finetune'} {quote(given)}"
     return None

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from lit_ft import data
 from lit_ft.cli.config.advice import SHORT_NAMES, Typed, describe_unknown, find_answer, find_value
-from lit_ft.cli.config.known_names import class_options
+from lit_ft.cli.config.known_names import PHOTO_MODULES, class_options, find_photo_module
+from lit_ft.cli.config.words import describe_word
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, nearest
 from lit_ft.recipes import recipe_names
@@ -46,9 +46,6 @@ _BASES = [
     (".Optimizer", "optimizer", "AdamW"),
     (".LRScheduler", "scheduler", "WarmupCosine"),
 ]
-
-_PHOTOS = (data.ImageFolderDataModule, data.ImageTableDataModule)
-"""The data modules of photos, by whose options those of unknown data are known."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +130,8 @@ def _stray(complaint: Complaint) -> str | None:
         elif complaint.command == "predict" or Path(word).is_dir():
             images = "predict" if complaint.command == "predict" else "root"
             typed.append(f"`--data` ImageFolderDataModule `--data.{images}` {word}")
+    if len(typed) < len(words) and (line := describe_word(words[0], complaint.command)):
+        return line
     if len(typed) < len(words):
         return f"{words[0]}: follows no option; each value needs one, as in `--trainer.max_epochs` 3"
     return f"{' '.join(words)}: without the name of an option; type {' '.join(typed)}"
@@ -152,15 +151,16 @@ def _unknown_option(complaint: Complaint) -> str | None:
         return f"`--{given}`: is a short name for the command line; in a config it is {last}{place}"
     for base, what, example in _BASES:
         if any(path.endswith(base) for path in paths) and not find_answer(given, None):
+            example = (find_photo_module(name.removeprefix("init_args.")) if key == "data" else None) or example
             photos = f", or a folder of photos, as in lit-ft {complaint.command} PHOTOS" if key == "data" else ""
             return f"`--{given}`: of which {what}? name it, as `--{key}` {example}{photos}"
     if paths and given in ("data.predict", "data.init_args.predict"):
         cls = paths[-1].rpartition(".")[2]
         return f"`--{given}`: {cls} takes no images to predict; name `--data` ImageFolderDataModule before it"
-    if paths and key == "data" and (other := _find_data_module(name.removeprefix("init_args."))):
+    if paths and key == "data" and (other := find_photo_module(name.removeprefix("init_args."))):
         cls = paths[-1].rpartition(".")[2]
         return f"`--{given}`: {cls} has no such option; name one that has, as `--data` {other}"
-    known = {*complaint.options, *(f"data.{option}" for cls in _PHOTOS for option in class_options(cls))}
+    known = {*complaint.options, *(f"data.{option}" for cls in PHOTO_MODULES for option in class_options(cls))}
     for path in paths:
         module, _, cls = path.rpartition(".")
         known |= {f"{key}.{option}" for option in class_options(getattr(importlib.import_module(module), cls))}
@@ -176,11 +176,6 @@ def _as_of_config(line: str) -> str:
     return line.replace(" VALUE", "")
 
 
-def _find_data_module(option: str) -> str | None:
-    """The data module of photos that has an option."""
-    return next((cls.__name__ for cls in _PHOTOS if option in class_options(cls)), None)
-
-
 def _other_value(complaint: Complaint) -> str | None:
     """A value that means something in other tools, for an option that takes others."""
     value = complaint.find_value(complaint.key)
@@ -188,7 +183,9 @@ def _other_value(complaint: Complaint) -> str | None:
         value = found[1]
     if complaint.key == "trainer.callbacks" and value not in complaint.classes.get(complaint.key, ()):
         return None
-    instead = find_value(complaint.key, value, complaint.command) if value else None
+    is_folder = complaint.key == "data" and value is not None and Path(value).is_dir()
+    meant = f"{value.rstrip('/')}/" if value and is_folder else value  # as a path, and no name of a class
+    instead = find_value(complaint.key, meant, complaint.command) if meant else None
     return f"{complaint.prefix}{value} does not fit; {instead}" if instead else None
 
 
@@ -261,6 +258,8 @@ def _wrong_value(complaint: Complaint) -> str | None:
     if found is not None:
         return f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
     found = complaint.search(r"Expected a <class '(\w+)'>\. Got value: (\S.*)$")
+    if found and re.fullmatch(r"\d+,\d+", found[2]) and found[1] == "float":
+        return f"{complaint.prefix}{found[2]} does not fit; give a number with a point, {found[2].replace(',', '.')}"
     wanted = found and _WORDS.get(found[1])
     return f"{complaint.prefix}{found[2]} does not fit; give {wanted}" if found and wanted else None
 

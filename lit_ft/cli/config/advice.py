@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from shlex import quote
 
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.config.other_names import OF_EVALUATIONS, OTHER_NAMES
-from lit_ft.cli.config.other_values import ACCEPTED_VALUES, PHOTOS, VALUES, Instead
-from lit_ft.errors import nearest
+from lit_ft.cli.config.other_values import ACCEPTED_VALUES, OUTPUT, PHOTOS, VALUES, Instead
 
 SHORT_NAMES = {
     "epochs": "trainer.max_epochs",
@@ -22,6 +22,9 @@ SHORT_NAMES = {
 
 PHOTO_COMMANDS = ("finetune", "fit", "plan", "check", "probe", "convert")
 """The commands that take a folder of photos by itself."""
+
+_WITH_FOLDER = ("check", "probe", "convert", "download")
+"""The commands that write into a folder of their own."""
 
 # Where the habits of other tools say what is meant; in other sections the nearest option of that section does.
 _SECTIONS = ("model", "data", "trainer")
@@ -60,7 +63,7 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
                 instead.append(text if len(given) == 1 else text.partition(", ")[0])
             else:
                 remarks.setdefault(text, []).append(f"`--{name}`")
-        elif close := nearest(normalise(name), sorted(known)):
+        elif close := get_close_matches(normalise(name), sorted(known)):
             hint = f"nearest: {', '.join(f'`--{option}`' for option in close)}"
             remarks.setdefault(hint, []).append(f"`--{name}`")
     described = [text if len(given) == 1 else f"{', '.join(names)}: {text}" for text, names in remarks.items()]
@@ -102,7 +105,7 @@ def find_option(name: str, value: str | None, known: Iterable[str], command: str
     *sections, last = given.split(".")
     same = [option for option in (*SHORT_NAMES, *known) if normalise(option) == given]
     if same:
-        return _fill(f"`--{same[0]}` VALUE", value, command)
+        return _name_own(same[0], value, command)
     answer = find_answer(given, value, command)
     if answer is None and sections and sections[0] in _SECTIONS:
         answer = _fill(f"`{last}` VALUE", value, command) if last in SHORT_NAMES else find_answer(last, value, command)
@@ -110,13 +113,21 @@ def find_option(name: str, value: str | None, known: Iterable[str], command: str
         return answer
     ends = [option for option in known if normalise(option).endswith(f".{last}")]
     ends = [option for option in ends if option.split(".")[: len(sections[:1])] == sections[:1]]
-    return _fill(f"`--{ends[0]}` VALUE", value, command) if len(ends) == 1 else None
+    return _name_own(ends[0], value, command) if len(ends) == 1 else None
+
+
+def _name_own(option: str, value: str | None, command: str) -> str:
+    """An option that exists, with its value, or the one that it has where it is given none."""
+    switched_on = None if value else _choose(VALUES.get(option), "", command)
+    return switched_on or _fill(f"`--{option}` VALUE", value, command)
 
 
 def find_answer(name: str, value: str | None, command: str = "finetune") -> str | None:
     """What to give instead of an option of another tool; ``None`` if none has one of that name."""
     given = normalise(name)
     answer = OTHER_NAMES.get(given)
+    if answer is OUTPUT and command in _WITH_FOLDER:
+        answer = "`folder` VALUE"
     if command in EVALUATIONS:
         answer = _of_evaluation(given, command) or (_photos_of(command) if answer is PHOTOS else answer)
     return _choose(answer, value, command)
@@ -188,4 +199,4 @@ def _fill(answer: str, value: str | None, command: str) -> str:
     answer = answer.replace("COMMAND", command if command in PHOTO_COMMANDS else "finetune")
     if not value:
         return answer
-    return answer.replace("[VALUE]", f"[{value.strip('[]()')}]").replace("VALUE", quote(value))
+    return answer.replace("[VALUE]", f"[{value.strip('[](), ')}]").replace("VALUE", quote(value))

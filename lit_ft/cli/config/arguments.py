@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from shlex import quote
 
 from lit_ft.cli.config.advice import PHOTO_COMMANDS, SHORT_NAMES, Typed, describe_unknown, find_accepted
 from lit_ft.cli.config.checkpoint import gives_data
-from lit_ft.cli.config.words import describe_word, describe_words
+from lit_ft.cli.config.words import NUMBER, describe_word, describe_words, is_there
 from lit_ft.errors import UserError
 from lit_ft.recipes import find_recipe
 
@@ -117,6 +120,10 @@ def _refuse_values(given: Sequence[Argument], command: str) -> None:
     """Raises `UserError` for values that the parser takes as any text, and that mean something in other tools."""
     for one in given:
         key, value = one.name.removeprefix("--"), one.value or ""
+        if key == "config" and value and Path(value).is_dir():
+            raise UserError(
+                f"`--config`: {value} is a folder; that of photos follows the command: lit-ft finetune {value}"
+            )
         if one.name and one.value == "":
             raise UserError(f"`--{key}`: its value is empty; name what is meant, or leave it out")
         if one.name and value == "None":
@@ -131,6 +138,7 @@ def _take_photos(given: Sequence[Argument], command: str) -> list[Argument]:
     if place is None:
         return [*given]
     words = [one.value or "" for one in given if not one.name]
+    _refuse_parts(given, len(words))
     is_one_place = not any(one.name for one in given[place : place + len(words)])
     before = given[place - 1] if place and len(given[place - 1].parts) == 2 else None
     if line := describe_words(words, (before.name, before.value or "") if before else None, is_one_place, command):
@@ -147,6 +155,18 @@ def _take_photos(given: Sequence[Argument], command: str) -> list[Argument]:
     elif not gives_data([part for one in others for part in one.parts]):
         added = [_option("--data", "ImageFolderDataModule"), *added]
     return [*added, *others]
+
+
+def _refuse_parts(given: Sequence[Argument], num_words: int) -> None:
+    """Raises `UserError` for a word that is a part of the value before it, or follows an option that takes none."""
+    for before, one in pairwise(given):
+        if one.name or not before.name or is_there(one.value or ""):
+            continue
+        if before.name in _FLAGS:
+            raise UserError(f"{one.value}: follows no option, as {before.name} takes no value; leave it out")
+        if num_words > 1 and len(before.parts) == 2 and not re.fullmatch(NUMBER, before.value or ""):
+            whole = quote(f"{before.value} {one.value}")
+            raise UserError(f"{one.value}: follows no option; quote what has spaces: {before.name} {whole}")
 
 
 def _option(name: str, value: str) -> Argument:

@@ -6,6 +6,11 @@ import dataclasses
 import inspect
 from typing import Any
 
+from lit_ft import data
+
+PHOTO_MODULES = (data.ImageFolderDataModule, data.ImageTableDataModule)
+"""The data modules of photos, by whose options those of unknown data are known."""
+
 
 def option_names(defaults: Any) -> set[str]:
     """The names of all options of a parser with a namespace of defaults, as they are typed.
@@ -31,6 +36,15 @@ def class_options(cls: Any) -> list[str]:
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
     return options
+
+
+def find_photo_module(option: str) -> str | None:
+    """The name of the first data module of photos that has an option.
+
+    >>> find_photo_module("table"), find_photo_module("root"), find_photo_module("lr")
+    ('ImageTableDataModule', 'ImageFolderDataModule', None)
+    """
+    return next((cls.__name__ for cls in PHOTO_MODULES if option in class_options(cls)), None)
 
 
 def class_names(base: type) -> list[str]:

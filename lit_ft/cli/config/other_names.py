@@ -9,17 +9,20 @@ from lit_ft.cli.config.other_values import (
     DEVICES,
     NO_PRETRAINED,
     OPTIMIZERS,
+    OUTPUT,
     PHOTOS,
     PRECISIONS,
     SCHEDULES,
     SIZES,
+    STAGES,
+    STAGES_ANSWER,
     Instead,
 )
 
 _BOTH = "the folder that has train and val in it follows the command: lit-ft COMMAND PHOTOS"
 _ONE_BY_ONE = "augmentations are not set one by one; `data.augment` is none, basic, trivial, rand or augmix"
 _LOADER = "the loader of the data settles it; `data.num_workers` is what it takes"
-_DETECTION = "is for the detection of objects, and lit_ft is for whole images; leave it out"
+_DETECTION = "it is for the detection of objects, and lit_ft is for whole images; leave it out"
 _DISTRIBUTED = "the number of processes is `trainer.devices` times `trainer.num_nodes`, or that of torchrun or SLURM"
 _SAVED = (
     "best and last checkpoint are saved in any case; for others: `checkpoint.every_n_epochs`, `checkpoint.save_top_k`"
@@ -68,23 +71,27 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("lr_mult discriminative_lr", "`model.lr_decay` 0.6, the factor from a stage to the next shallower one"),
     ("lrf", "`lr_scheduler.final_fraction` VALUE"),
     ("min_lr lr_min eta_min", "`lr_scheduler.final_fraction` 0.01, the share of the learning rate that is left"),
-    ("warmup warmup_epochs warmup_steps num_warmup_steps lr_warmup_epochs warmup_ratio pct_start", {
+    ("warmup warmup_epochs warmup_steps num_warmup_steps lr_warmup_epochs warmup_ratio pct_start "
+     "lr_scheduler.warmup lr_scheduler.warmup_epochs lr_scheduler.warmup_steps", {
         r"0?\.\d+": "`lr_scheduler.warmup_fraction` VALUE", "0(.0)?": "`lr_scheduler.warmup_fraction` 0",
         ".*": "`lr_scheduler.warmup_fraction` 0.1, the share of the run that it takes"}),
     ("warmup_lr warmup_momentum warmup_bias_lr warmup_prefix lr_warmup_decay lr_warmup_method div div_final",
      "the warm-up is linear, from zero; `lr_scheduler.warmup_fraction` is its share of the run"),
     ("cooldown_epochs lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay lr_noise lr_noise_pct lr_noise_std "
-     "sched_on_updates", "has no counterpart; `lr_scheduler` takes any class of torch, such as CosineAnnealingLR"),
+     "sched_on_updates", "it has no counterpart; `lr_scheduler` takes any class of torch, such as CosineAnnealingLR"),
     ("sched scheduler lr_scheduler_type lr_sched lr_schedule lr_policy scheduler_type lr_decay_type",
      SCHEDULES | {".*": "`lr_scheduler` VALUE"}),
     ("cos_lr cosine", "warm-up and cosine decay are the default; leave it out"),
-    ("lr_step_size step_size decay_epochs", "`lr_scheduler` StepLR `lr_scheduler.step_size` VALUE"),
+    ("lr_step_size step_size decay_epochs lr_scheduler.step_size",
+     "`lr_scheduler` StepLR `lr_scheduler.step_size` VALUE"),
+    ("lr_scheduler.t_max t_max", "`lr_scheduler` CosineAnnealingLR `lr_scheduler.T_max` VALUE"),
     ("lr_gamma gamma decay_rate", "`lr_scheduler` ExponentialLR `lr_scheduler.gamma` VALUE"),
     ("decay_milestones milestones", "`lr_scheduler` MultiStepLR `lr_scheduler.milestones` [VALUE]"),
     ("auto_lr_find lr_find find_lr", "`--trainer.callbacks+` LearningRateFinder"),
     ("opt optim optimiser opt_func optimizer_name optimizer_type", OPTIMIZERS | {".*": "`optimizer` VALUE"}),
     ("momentum moms", "`optimizer` SGD `optimizer.momentum` VALUE"),
     ("nesterov", "`optimizer` SGD `optimizer.momentum` 0.9 `optimizer.nesterov` true"),
+    ("optimizer.wd optimizer.decay", "`optimizer.weight_decay` VALUE"),
     ("weight_decay wd l2 decay", "`optimizer` AdamW `optimizer.weight_decay` VALUE"),
     ("norm_weight_decay bias_weight_decay", "biases and norm layers have no weight decay; leave it out"),
     ("betas opt_betas beta1 beta2 adam_beta1 adam_beta2", "`optimizer` AdamW `optimizer.betas` [0.9,0.999]"),
@@ -96,7 +103,7 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("swa stochastic_weight_avg",
      "`--trainer.callbacks+` StochasticWeightAveraging `--trainer.callbacks.swa_lrs` 0.001"),
     # The network
-    ("a arch architecture model_name model_name_or_path model_type base_model net network encoder timm_model",
+    ("a arch architecture model.name model_name model_name_or_path model_type base_model net network encoder",
      "`model.backbone` VALUE"),
     ("pretrained use_pretrained imagenet", NO_PRETRAINED | {
         "|true|1|yes": "the weights are pretrained by default; leave it out, or for random ones: `model.weights` null",
@@ -108,27 +115,29 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
      "the classes are those of the folders or the table; leave it out"),
     ("include_top ignore_mismatched_sizes", "the head is always a new one; leave it out"),
     ("freeze freeze_backbone freeze_layers freeze_encoder frozen trainable feature_extract feature_extraction "
-     "linear_probe linear_probing unfreeze_backbone lp finetune_all train_backbone", {
+     "linear_probe linear_probing unfreeze_backbone lp finetune_all train_backbone unfreeze_layers "
+     "trainable_layers unfrozen", {
+        STAGES: STAGES_ANSWER,
         r"\d+": "the last stages train with `unfreeze.strategy` deepest, and the head alone with linear_probe",
         "0|false|none|no": "`unfreeze.strategy` full", ".*": "`unfreeze.strategy` linear_probe"}),
     ("strategy", {"full|linear_probe|deepest|gradual|lp_ft|phases|plateau|auto": "`unfreeze.strategy` VALUE",
                   ".*": "`trainer.strategy` VALUE"}),
     ("drop drop_rate dropout_rate ps hidden_dropout_prob", "`model.head.dropout` VALUE"),
     ("drop_path drop_path_rate drop_connect drop_block stochastic_depth",
-     "has no counterpart; `model.head.dropout` and `model.mix.mixup` regularise"),
-    ("lin_ftrs hidden_dim hidden_size hidden_units mlp_dim", "`model.head.hidden` [VALUE]"),
+     "it has no counterpart; `model.head.dropout` and `model.mix.mixup` regularise"),
+    ("hidden lin_ftrs hidden_dim hidden_size hidden_units mlp_dim", "`model.head.hidden` [VALUE]"),
     ("gp pooling global_pool concat_pool", {"avg|mean|fast|gap": "`model.pool` avg", ".*": "`model.pool` own"}),
     ("head_init_scale", "`model.head.zero_init` true"),
     ("sync_bn syncbn", "`trainer.sync_batchnorm` true"),
     ("freeze_bn freeze_norm freeze_batchnorm train_bn", "`unfreeze.norm` eval"),
     ("bn_momentum bn_eps split_bn dist_bn bn_tf normalize",
-     "has no counterpart; `unfreeze.norm` eval keeps the statistics"),
+     "it has no counterpart; `unfreeze.norm` eval keeps the statistics"),
     ("grad_checkpointing", "`model.gradient_checkpointing` true"),
     ("torchcompile torch_compile use_compile", "`model.compile` true"),
-    ("torchscript jit fuser fast_norm", "has no counterpart; `model.compile` true is faster on a GPU"),
+    ("torchscript jit fuser fast_norm", "it has no counterpart; `model.compile` true is faster on a GPU"),
     ("channels_last memory_format", "convolutional networks are channels_last by themselves; leave it out"),
     ("lora use_lora peft adapter lora_r",
-     "has no counterpart; `unfreeze.strategy` deepest trains just the last stages"),
+     "it has no counterpart; `unfreeze.strategy` deepest trains just the last stages"),
     # Loss and metrics
     ("smoothing label_smoothing_factor smooth", "`model.label_smoothing` VALUE"),
     ("loss loss_func loss_fn criterion bce_loss jsd_loss",
@@ -136,16 +145,17 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("task", {"(image_)?classif(y|ication)": "multiclass is the default; leave it out", ".*": "`model.task` VALUE"}),
     ("class_weights weighted cls_weight pos_weight balanced", "`model.class_weight` balanced"),
     ("balanced_sampling oversample weighted_sampler class_balanced", "`data.sampling` balanced"),
-    ("eval_metric metric_for_best_model metric metrics best_metric", {
+    ("monitor eval_metric metric_for_best_model metric metrics best_metric", {
         "(top.?1|acc.*|val_acc.*)?": "`checkpoint.monitor` val/acc",
         "(eval_|val_)?loss": "`checkpoint.monitor` val/loss",
         ".*": "`checkpoint.monitor` val/VALUE"}),
+    ("early_stopping.metric", "`early_stopping.monitor` VALUE"),
     ("load_best_model_at_end save_best save_best_only greater_is_better",
      "the best checkpoint is what is tested and handed back, by `checkpoint.monitor`; leave it out"),
     ("mixup_alpha", "`model.mix.mixup` VALUE"),
     ("cutmix_alpha", "`model.mix.cutmix` VALUE"),
     ("mixup_prob mixup_switch_prob mixup_mode cutmix_minmax mixup_off_epoch",
-     "has no counterpart; every batch is mixed, by `model.mix.mixup` and `model.mix.cutmix`"),
+     "it has no counterpart; every batch is mixed, by `model.mix.mixup` and `model.mix.cutmix`"),
     ("reprob erasing random_erase random_erasing re_prob", "`model.mix.erase` VALUE"),
     # Augmentation
     ("aa auto_augment autoaugment augmentation augmentations aug data_augmentation transforms transform", AUGMENTS),
@@ -157,8 +167,10 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     # Data
     ("data_dir data_path data_root dataset_path dataset_dir datadir root root_dir path dir folder image_dir images_dir "
      "image_folder images img_dir photos directory input source dataset dataset_name dls", PHOTOS),
-    ("train_dir train train_path train_data train_data_dir traindir train_folder train_file val_dir val valid val_path "
-     "valid_dir validation_dir val_data test_dir test_path train_split val_split test_split validation_data", _BOTH),
+    ("train_dir train train_path train_data train_data_dir traindir train_folder train_file val_dir val_path "
+     "valid_dir validation_dir val_data test_dir test_path train_split validation_data", _BOTH),
+    ("val valid val_split valid_split", {r"0?\.\d+": "`data.val_fraction` VALUE", ".*": _BOTH}),
+    ("test_split", {r"0?\.\d+": "`data.test_fraction` VALUE", ".*": _BOTH}),
     ("val_pct valid_pct validation_split val_size val_ratio valid_fraction valid_size train_val_split",
      "`data.val_fraction` VALUE"),
     ("test_size test_ratio test_pct", "`data.test_fraction` VALUE"),
@@ -176,12 +188,12 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("download dataset_download", "published weights and data are fetched when they are first needed; leave it out"),
     ("single_cls box cls dfl iou nms conf overlap_mask mask_ratio pose kobj", _DETECTION),
     # Machine
-    ("device cuda use_cuda", DEVICES),
-    ("gpus gpu num_gpus ngpus ngpu n_gpu n_gpus gpu_count gpu_ids gpu_id num_processes auto_select_gpus", COUNT),
+    ("device cuda use_cuda gpu gpu_id gpu_ids", DEVICES),
+    ("gpus num_gpus ngpus ngpu n_gpu n_gpus gpu_count num_processes auto_select_gpus", COUNT),
     ("no_cuda use_cpu cpu", "`trainer.accelerator` cpu"),
     ("tpu tpu_cores num_tpus", "`trainer.accelerator` tpu"),
     ("nnodes nodes", "`trainer.num_nodes` VALUE"),
-    ("ddp distributed multi_gpu data_parallel", "`trainer.strategy` ddp `trainer.devices` -1"),
+    ("ddp dp distributed multi_gpu data_parallel", "`trainer.strategy` ddp `trainer.devices` -1"),
     ("distributed_backend", "`trainer.strategy` VALUE"),
     ("world_size dist_url dist_backend local_rank rank nproc_per_node master_addr master_port backend node_rank",
      _DISTRIBUTED),
@@ -195,7 +207,7 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("cudnn_benchmark", "`trainer.benchmark` true"),
     # Runs and files
     ("out output output_dir out_dir outdir save_dir save_path log_dir logdir logging_dir project results_dir work_dir "
-     "exp_dir checkpoint_dir model_dir dirpath weights_save_path o", "`trainer.default_root_dir` VALUE"),
+     "exp_dir checkpoint_dir model_dir dirpath weights_save_path o", OUTPUT),
     ("run_name exp exp_name experiment experiment_name run job_name tag", "`name` VALUE"),
     ("exist_ok overwrite_output_dir overwrite force",
      "each run has a folder of its own, version_0, version_1, …; leave it out"),
@@ -220,8 +232,14 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("replace_sampler_ddp", "`trainer.use_distributed_sampler` VALUE"),
     ("terminate_on_nan track_grad_norm", "`trainer.detect_anomaly` true"),
     ("version", "lit-ft --version prints it"),
+    ("print_config printconfig dump_config show_config", "`--print_config`"),
+    ("test do_test run_test", "lit-ft finetune tests at the end, and lit-ft test RUN at any time; leave it out"),
+    ("folds kfold k_folds n_splits cv cross_validation",
+     "it has no counterpart; the head is cross-validated, and lit-ft probe prints how"),
+    ("threads num_threads n_jobs", "the variable OMP_NUM_THREADS sets it, before the command"),
+    ("flip crop rotate blur", _ONE_BY_ONE),
     ("config cfg conf_file config_file config_path config_name yaml recipe hyp", "`config` VALUE"),
-    ("tta test_time_augmentation", "is an option of lit-ft predict CHECKPOINT PHOTOS"),
+    ("tta test_time_augmentation", "it is an option of lit-ft predict CHECKPOINT PHOTOS"),
 )  # fmt: skip
 
 _EVALUATION_ROWS: tuple[tuple[str, str], ...] = (

@@ -12,7 +12,11 @@ COMMAND for the command. Any other says what lit_ft does. Where it depends on th
 matches all of it, in small letters or not.
 """
 
+OUTPUT = "`trainer.default_root_dir` VALUE"
+STAGES = r"(stem|stage|layer|block|features|encoder|conv)[\w.,\[\] ]*"
+STAGES_ANSWER = "stages are chosen with `unfreeze.strategy` phases `unfreeze.phases` '[{train: [layer4, head]}]'"
 SCHEDULES = {
+    r"(\w+)\(.*": r"`lr_scheduler` \1, and its options as `lr_scheduler.gamma` 0.9",
     "(warmup_?)?cos(ine)?(_with_warmup)?|true|auto|default": "warm-up and cosine decay are the default; leave it out",
     "const(ant)?|none|null|false|fixed": "`lr_scheduler` null",
     "one_?cycle|1cycle|onecycle_?lr": "`lr_scheduler` OneCycleLR",
@@ -25,6 +29,7 @@ SCHEDULES = {
     "cosineannealing": "`lr_scheduler` CosineAnnealingLR `lr_scheduler.T_max` 10",
 }
 OPTIMIZERS = {
+    r"(\w+)\(.*": r"`optimizer` \1, and its options as `optimizer.weight_decay` 0.1",
     "adam_?w.*|.*adamw": "`optimizer` AdamW",
     "(fused_?)?adam(8bit)?": "`optimizer` Adam",
     "(fused_?)?(sgd|momentum|nesterov).*": "`optimizer` SGD `optimizer.momentum` 0.9",
@@ -76,6 +81,7 @@ PHOTOS = {
     "e?mnist": "`data` MNISTToEMNISTDataModule",
     "digits": "`data` DigitsDataModule",
     "image_?folder|folder": "the folder of photos follows the command: lit-ft COMMAND PHOTOS",
+    "csv|table|tsv|imagetable": "`data` ImageTableDataModule `data.table` FILE",
     r".*\.(csv|tsv|parquet)": "`data` ImageTableDataModule `data.table` VALUE",
     r".*\.ya?ml|imagenet.*|imagewoof|imagenette|coco.*|food_?101|flowers_?102|cifar_?100|torch/.*|tfds/.*|hfds/.*": (
         "lit_ft knows no data sets by that name; the folder of photos follows the command: lit-ft COMMAND PHOTOS"
@@ -95,6 +101,13 @@ _OFF = "false|off|no|none|0"
 _ON = "true|on|yes"
 _DEFAULT = "is on by default; leave it out"
 
+_SWITCHES = (
+    "refit",
+    *(f"trainer.{name}" for name in ("fast_dev_run", "deterministic", "benchmark", "sync_batchnorm", "detect_anomaly")),
+    *(f"model.{name}" for name in ("compile", "gradient_checkpointing", "partial_weights", "head.zero_init")),
+    "predictions.overwrite",
+)
+
 VALUES: dict[str, Instead] = {
     "model": {
         "yolo.*": "lit_ft has no YOLO; lit-ft models lists what there is for `model.backbone`",
@@ -110,6 +123,7 @@ VALUES: dict[str, Instead] = {
     "unfreeze": {
         f"{_STRATEGIES}|auto": "`unfreeze.strategy` VALUE",
         f"{_ON}|all": "`unfreeze.strategy` full",
+        STAGES: STAGES_ANSWER,
         _OFF: "`unfreeze` null",
     },
     "feature_cache": {_OFF: "`feature_cache` null", r"\d+": "`feature_cache.views` VALUE", _ON: _DEFAULT},
@@ -117,7 +131,13 @@ VALUES: dict[str, Instead] = {
     "early_stopping": {
         _OFF: "`early_stopping` null",
         r"\d+": "`early_stopping.patience` VALUE",
-        _ON: "`early_stopping.patience` 5",
+        f"{_ON}|": "`early_stopping.patience` 5",
+    },
+    "unfreeze.strategy": {
+        "head(_only)?|freeze|frozen|lp|probe": "`unfreeze.strategy` linear_probe",
+        "all|everything|whole": "`unfreeze.strategy` full",
+        "last|top": "`unfreeze.strategy` deepest",
+        STAGES: STAGES_ANSWER,
     },
     "report": {_OFF: "`report` null", _ON: _DEFAULT, "wandb|mlflow": "`trainer.logger` WandbLogger, or MLFlowLogger"},
     "predictions": {r".*\.(csv|tsv)": "`predictions.file` VALUE", _OFF: "`predictions` null", _ON: _DEFAULT},
@@ -131,8 +151,15 @@ VALUES: dict[str, Instead] = {
         "csv": "`trainer.logger` CSVLogger `trainer.logger.save_dir` logs",
         "tensorboard|tb": "TensorBoard's files are written by default; leave it out",
     },
+    "model.task": {
+        "multi_?label.*": "`model.task` multilabel",
+        "(image_?)?classif.*|binary.*|single.*|categorical": "`model.task` multiclass",
+    },
+    "model.mix": {r"[\d.]+": "`model.mix.mixup` VALUE", "(mixup|cutmix)": r"`model.mix.\1` 0.2"},
+    "model.head": {"linear|cosine": "`model.head.kind` VALUE", r"[\d, \[\]]+": "`model.head.hidden` [VALUE]"},
     "model.head.hidden": {r"[\d, ()]+": "`model.head.hidden` [VALUE]"},
     "model.input.size": SIZES,
+    **{key: {"": f"`{key}` true"} for key in _SWITCHES},
     "data.batch_size": {"auto|-1": "`--trainer.callbacks+` BatchSizeFinder"},
 }
 """By an option that exists: what is meant by a value that its type does not allow."""
@@ -143,6 +170,13 @@ ACCEPTED_VALUES: dict[str, Instead] = {
         "cuda|gpu|mps|cpu": "`trainer.accelerator` VALUE",
         "all": "`trainer.devices` -1",
         r"(cuda|gpu):(\d+)": r"`trainer.accelerator` gpu `trainer.devices` [\2]",
+    },
+    "trainer.max_time": {
+        r"(\d)h(ours?)?": r"`trainer.max_time` 00:0\1:00:00",
+        r"(\d\d)h(ours?)?": r"`trainer.max_time` 00:\1:00:00",
+        r"(\d)m(in(utes?)?)?": r"`trainer.max_time` 00:00:0\1:00",
+        r"(\d\d)m(in(utes?)?)?": r"`trainer.max_time` 00:00:\1:00",
+        r"[\d.]+ ?\w*": "`trainer.max_time` 00:01:00:00, as days, hours, minutes and seconds",
     },
     "trainer.strategy": {_STRATEGIES: "`unfreeze.strategy` VALUE"},
     "model.weights": {

@@ -12,7 +12,8 @@ from lit_ft.backbones.sources.torchvision import names as network_names
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.recipes import recipe_names
 
-_NUMBER = r"[-+]?[\d.]+(e-?\d+)?"
+NUMBER = r"[-+]?[\d.]+(e-?\d+)?"
+"""What looks like a number."""
 
 
 def describe_words(
@@ -26,32 +27,34 @@ def describe_words(
         is_one_place: Whether no option is between them.
         command: The command.
     """
-    if before and re.fullmatch(_NUMBER, words[0]) and re.fullmatch(_NUMBER, before[1]):
+    if before and re.fullmatch(NUMBER, words[0]) and re.fullmatch(NUMBER, before[1]):
         return f"{words[0]}: follows no option; a list is one argument, as {before[0]} [{before[1]},{','.join(words)}]"
-    if before and (len(words) > 1 or not _is_there(words[0])):
+    if before and (len(words) > 1 or not is_there(words[0])):
         whole = " ".join((before[1], *words))
-        if _is_there(whole) or before[0] == "--data.root":
+        if is_there(whole) or before[0] == "--data.root":
             return f"{words[0]}: follows no option; quote a path that has spaces: {before[0]} {quote(whole)}"
     if len(words) == 1:
         return None
+    if command == "convert" and len(words) == 2 and is_there(words[0]):
+        return f"{words[1]}: without the name of an option; give `--folder` {quote(words[1])}"
     whole, parents = " ".join(words), {Path(word).parent for word in words}
-    if _is_there(whole):
+    if is_there(whole):
         return f"{whole}: quote a path that has spaces: lit-ft {command} {quote(whole)}"
-    if all(map(_is_there, words)):
+    if all(map(is_there, words)):
         is_one = len(parents) == 1 and str(*parents) != "."
         folder = quote(str(*parents)) if is_one else "the folder that has them in it"
         return f"{words[0]} and {len(words) - 1} more: one folder is taken; give {folder}"
-    rest = next(word for word in words if not _is_there(word))
+    rest = next(word for word in words if not is_there(word))
     if line := describe_word(rest, command):
         return line
-    if is_one_place and not _is_there(words[0]):
+    if is_one_place and not is_there(words[0]):
         return f"{rest}: follows no option; quote a path that has spaces, as {quote(whole)}"
     return f"{', '.join(words)}: one folder is taken; leave the others out, or name their options"
 
 
 def describe_word(word: str, command: str) -> str | None:
     """What a word is if it is no folder of photos; ``None`` if it may be one."""
-    if _is_there(word) and Path(word).is_dir():
+    if is_there(word) and Path(word).is_dir():
         return None
     suffix = Path(word).suffix.lower()
     typed = {
@@ -69,11 +72,12 @@ def describe_word(word: str, command: str) -> str | None:
         return f"{word}: a Python script; run it with python, or give a config in YAML with `--config`"
     if word in COMMANDS:
         return f"{word}: a second command; one is run at a time, as lit-ft {word}"
-    if re.fullmatch(_NUMBER, word):
+    if re.fullmatch(NUMBER, word):
         return f"{word}: follows no option; each value needs one, as in --epochs 3"
     return None
 
 
-def _is_there(word: str) -> bool:
+def is_there(word: str) -> bool:
+    """Whether a path exists, itself or below the shared folder of data."""
     shared = shared_folder()
     return Path(word).expanduser().exists() or (shared is not None and (shared / word).exists())

@@ -9,6 +9,7 @@ from lit_ft.cli.config.advice import SHORT_NAMES, find_answer, name_as_typed
 from lit_ft.cli.config.arguments import settle_arguments
 from lit_ft.cli.config.other_names import OF_EVALUATIONS, OTHER_NAMES
 from lit_ft.cli.config.other_values import ACCEPTED_VALUES, VALUES
+from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.recipe_names import find_configs
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.errors import UserError, for_command_line
@@ -17,12 +18,22 @@ NO = "there is no such option"
 LEAVE = "leave it out"
 
 
-class ParserAlone(FineTuneCLI):
+class ParserAlone:
+    """In front of a command line: nothing is settled or made."""
+
     def before_instantiate_classes(self):
         pass
 
     def instantiate_classes(self):
         pass
+
+
+class ParserOfFits(ParserAlone, FineTuneCLI):
+    pass
+
+
+class ParserOfOthers(ParserAlone, ConfigCLI):
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +43,8 @@ def parsers():
 
     def parser_of(command):
         if command not in made:
-            made[command] = ParserAlone(command, [])
+            cls = ParserOfOthers if command in ("check", "convert") else ParserOfFits
+            made[command] = cls(command, [])
         return made[command]
 
     return parser_of
@@ -213,6 +225,26 @@ MISTAKES = {
     "fit --model.weights None": "--model.weights: None is of Python; give null",
     "fit --data cifar10": "--data: cifar10 does not fit; give --data CIFAR10DataModule",
     "fit --data DigitsDataModule --data.root P": "--data.root: DigitsDataModule has no such option; name one",
+    "fit --model.lr 0,001": "--model.lr: 0,001 does not fit; give a number with a point, 0.001",
+    "fit --optimizer 'Adam(lr=0.1)'": "give --optimizer Adam, and its options as --optimizer.weight_decay 0.1",
+    "fit --unfreeze layer4": "stages are chosen with --unfreeze.strategy phases --unfreeze.phases",
+    "fit --unfreeze.strategy head": "give --unfreeze.strategy linear_probe",
+    "fit --refit": "--refit: no value follows; give --refit true",
+    "fit --fast-dev-run": f"--fast-dev-run: {NO}; give --trainer.fast_dev_run true",
+    "fit --early-stopping": f"--early-stopping: {NO}; give --early_stopping.patience 5",
+    "fit --print-config": f"--print-config: {NO}; give --print_config",
+    "fit --name my run Q": "run: follows no option; quote what has spaces: --name 'my run'",
+    "fit --print_config true": "true: follows no option, as --print_config takes no value",
+    "fit --config .": "--config: . is a folder; that of photos follows the command: lit-ft finetune .",
+    "fit --data .": "--data: . does not fit; the folder of photos follows the command: lit-ft fit .",
+    "fit --trainer.max_time 2h": "--trainer.max_time: unknown value '2h'; give --trainer.max_time 00:02:00:00",
+    "fit --model.task classification": "give --model.task multiclass",
+    "fit --model.mix 0.2": "--model.mix: 0.2 does not fit; give --model.mix.mixup 0.2",
+    "fit --data.table t.csv": "--data.table: of which data module? name it, as --data ImageTableDataModule",
+    "fit --lr_scheduler.step_size 3": "give --lr_scheduler StepLR --lr_scheduler.step_size 3",
+    "check P --output out": f"--output: {NO}; give --folder out",
+    "convert . out": "out: without the name of an option; give --folder out",
+    "plan vgg16": "vgg16: without the name of an option; give --model.backbone vgg16",
     # Checkpoints that are evaluated
     "test --weights a.ckpt": f"--weights: {NO}; give --ckpt_path a.ckpt",
     "validate --checkpoint a.ckpt": "--checkpoint: a.ckpt does not fit; give --ckpt_path a.ckpt",
@@ -255,7 +287,10 @@ def test_options_that_are_given_instead_exist(answer):
         "Timer",
     )
     for options in _instead_of([*OTHER_NAMES.values(), *VALUES.values(), *ACCEPTED_VALUES.values()]):
-        if not options.startswith(("--config", "--data ")) and "val/" not in options:
+        if (
+            not options.startswith(("--config", "--data ", "--optimizer 1", "--lr_scheduler 1"))
+            and "val/" not in options
+        ):
             settled = re.sub(" N$", " 5", options.replace("PIXELS", "256"))
             tried = dict.fromkeys(settled.replace("VALUE", value) for value in values)
             answers = (answer(f"fit --data ImageFolderDataModule --data.root P {one}") for one in tried)
