@@ -94,7 +94,7 @@ def told(*arguments):
             "--optimizer: torch.nn.Linear is no Optimizer; choose from Adam, AdamW, SGD, or derive yours from it",
         ),
         (["--optimizer=Needy"], "--optimizer: Needy needs horizon; add --optimizer.horizon VALUE"),
-        (["3"], "3: follows no option; each value needs one, as in --trainer.max_epochs 3"),
+        (["3"], "3: follows no option; each value needs one, as in --epochs 3"),
         (["a.yaml"], "a.yaml: without the name of an option; type --config a.yaml"),
     ],
 )

@@ -35,7 +35,8 @@ def name_as_given(options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise type(error)(name_as_typed(error.args[0], options)) from error.__cause__
+        error.args = (name_as_typed(error.args[0], options),)
+        raise
 
 
 def nest(options: Mapping[str, Any]) -> dict[str, Any]:
