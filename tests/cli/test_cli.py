@@ -4,12 +4,15 @@ import gc
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jsonargparse import _common
 
 from lit_ft.cli import main
@@ -83,6 +86,50 @@ def test_arguments_of_the_process_are_taken_where_none_are_given(monkeypatch, ca
     monkeypatch.setattr("sys.argv", ["lit-ft", "fot"])
     assert main() == 2
     assert "unknown command 'fot'; nearest: fit" in capsys.readouterr().err
+
+
+def test_folder_of_photos_is_planned_by_the_recipe_for_photos(run, photo_root):
+    printed = run("plan", photo_root, "--epochs", 2, "--model.backbone", "mnist_cnn", "--batch_size", 4)
+    assert "ImageFolderDataModule: 3 classes (ant, bee, cat)" in printed
+    assert re.search(r"0 +solved +head .*\n +1 +0-1 +dense, head ", printed)  # the strategy deepest, in two epochs
+
+
+def test_config_that_is_printed_has_the_long_names_alone(run):
+    short = ("--epochs", 3, "--batch_size=8", "--image_size", 32, "--seed", 4)
+    config = yaml.safe_load(run("fit", *short, "--data", "DigitsDataModule", "--print_config"))
+    assert (config["trainer"]["max_epochs"], config["seed_everything"]) == (3, 4)
+    assert config["data"]["init_args"]["batch_size"] == 8
+    assert config["model"]["init_args"]["input"]["size"] == 32
+    assert not {"epochs", "batch_size", "image_size", "seed"} & config.keys()
+
+
+def test_short_name_in_a_config_is_answered_with_the_long_one(refused, tmp_path):
+    config = tmp_path / "a.yaml"
+    for text, place in (("epochs: 5", "max_epochs below trainer"), ("seed: 5", "seed_everything")):
+        config.write_text(text)
+        line = refused("plan", "--config", config)
+        assert line.endswith(f"is a short name for the command line; in a config it is {place}")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("nowhere", "--data.root: nowhere does not exist; give another path"),
+        (
+            "labels.csv",
+            "--data.root: labels.csv is a file, not a folder; for a table of images: --data ImageTableDataModule",
+        ),
+        (
+            "bare",
+            "--data.root: bare has no class folders, it is empty; put the images of each class into a folder of its",
+        ),
+    ],
+)
+def test_folder_that_cannot_be_trained_on_is_told_in_one_line(refused, given, line):
+    Path("bare").mkdir()
+    Path("labels.csv").touch()
+    assert refused("finetune", given, "--epochs", 1).startswith(f"lit-ft: {line}")
+    assert not Path("logs").exists()
 
 
 def test_option_before_the_command_is_refused(capsys):
