@@ -53,7 +53,7 @@ def refuse_arguments(args: Sequence[str]) -> None:
         if not arg.strip():
             what = f"{before}: its value" if before.startswith("-") else "an argument"
             raise UserError(f"{what} is empty, as a variable that is not set; name what is meant, or leave it out")
-        if arg in ("=", ":"):
+        if arg in ("=", ":", "-", "--"):
             raise UserError(f"{arg}: stands alone; type an option and its value as --epochs 5 or --epochs=5")
 
 

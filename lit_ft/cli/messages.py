@@ -108,6 +108,9 @@ def explain(complaint: Complaint) -> UserError:
         _wrong_file,
         _wrong_value,
     )
+    # A value for a part of a group, as jsonargparse (4.51) prints it.
+    message = re.sub(r"NestedArg\(key='[^']*', val='([^']*)'\)", r"\1", complaint.message)
+    complaint = dataclasses.replace(complaint, message=message)
     for explanation in explanations:
         if line := explanation(complaint):
             return UserError(line)
@@ -145,7 +148,7 @@ def _unknown_option(complaint: Complaint) -> str | None:
     given = f"{key}.{name}" if key and not name.startswith(f"{key}.") else name
     paths = _GIVEN_CLASS.findall(complaint.message)
     typed = complaint.find_unrecognized() or [Typed(f"--{given}", complaint.find_value(given) or "VALUE")]
-    if given in SHORT_NAMES and typed[0].name.startswith("--"):  # as they are made long before, none is typed
+    if given in SHORT_NAMES and typed[0].name == f"--{given}":  # as they are made long before, none is typed
         section, _, last = SHORT_NAMES[given].rpartition(".")
         place = f" below {section}" if section else ""
         return f"`--{given}`: is a short name for the command line; in a config it is {last}{place}"

@@ -12,6 +12,7 @@ from lit_ft.errors import UserError
         (["P", "\\"], "\\: ends a line in another shell; type the command in one line"),
         (["--data.root", ""], "--data.root: its value is empty, as a variable that is not set; name what is meant, or"),
         ([""], "an argument is empty, as a variable that is not set"),
+        (["P", "--"], "--: stands alone; type an option and its value as --epochs 5"),
         (["--epochs", "=", "5"], "=: stands alone; type an option and its value as --epochs 5 or --epochs=5"),
     ],
 )

@@ -56,9 +56,10 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
     """
     instead, remarks = list[str](), dict[str, list[str]]()
     for one in given:
-        name = one.name.lstrip("-+").rstrip(":,")
-        others = [option for option in known if option != name] if one.name.startswith("--") else known
-        if text := _find(name, one.value, others, command):
+        name, _, joined = one.name.lstrip("-+").rstrip(",").partition(":")
+        value = one.value or joined or None
+        others = [option for option in known if option != name] if _has_dashes(one) else known
+        if text := _find(name, value, others, command):
             if text.startswith("`"):
                 instead.append(text if len(given) == 1 else text.partition(", ")[0])
             else:
@@ -68,12 +69,17 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
             remarks.setdefault(hint, []).append(f"`--{name}`")
     described = [text if len(given) == 1 else f"{', '.join(names)}: {text}" for text, names in remarks.items()]
     parts = [_reason(given), *([f"give {' '.join(instead)}"] if instead else []), *described]
-    names = (f"`--{one.name.lstrip('-')}`" if one.name.startswith("--") else one.name for one in given)
+    names = (f"`--{one.name.lstrip('-')}`" if _has_dashes(one) else one.name for one in given)
     return f"{', '.join(dict.fromkeys(names))}: {'; '.join(parts)}"
 
 
+def _has_dashes(one: Typed) -> bool:
+    """Whether an option begins with two dashes, as all do."""
+    return re.match("--[^-]", one.name) is not None
+
+
 def _reason(given: Sequence[Typed]) -> str:
-    if all(one.name.startswith("--") for one in given):
+    if all(map(_has_dashes, given)):
         return "there is no such option" if len(given) == 1 else "there are no such options"
     return "an option begins with two dashes" if len(given) == 1 else "options begin with two dashes"
 

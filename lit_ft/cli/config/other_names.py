@@ -103,7 +103,7 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("swa stochastic_weight_avg",
      "`--trainer.callbacks+` StochasticWeightAveraging `--trainer.callbacks.swa_lrs` 0.001"),
     # The network
-    ("a arch architecture model.name model_name model_name_or_path model_type base_model net network encoder",
+    ("a m arch architecture model.name model_name model_name_or_path model_type base_model net network encoder",
      "`model.backbone` VALUE"),
     ("pretrained use_pretrained imagenet", NO_PRETRAINED | {
         "|true|1|yes": "the weights are pretrained by default; leave it out, or for random ones: `model.weights` null",

@@ -146,6 +146,7 @@ VALUES: dict[str, Instead] = {
     "trainer.precision": PRECISIONS,
     "trainer.callbacks": {r"[A-Z]\w+": "`--trainer.callbacks+` VALUE"},
     "trainer.logger": {
+        "none|off|no": "`trainer.logger` false",
         "wandb|w&b": "`trainer.logger` WandbLogger",
         "mlflow": "`trainer.logger` MLFlowLogger",
         "csv": "`trainer.logger` CSVLogger `trainer.logger.save_dir` logs",

@@ -10,6 +10,7 @@ from shlex import quote
 from lit_ft.assets import shared_folder
 from lit_ft.backbones.sources.torchvision import names as network_names
 from lit_ft.cli.commands import COMMANDS
+from lit_ft.cli.config.advice import SHORT_NAMES, Typed, describe_unknown, find_answer
 from lit_ft.recipes import recipe_names
 
 NUMBER = r"[-+]?[\d.]+(e-?\d+)?"
@@ -47,6 +48,10 @@ def describe_words(
     rest = next(word for word in words if not is_there(word))
     if line := describe_word(rest, command):
         return line
+    following = words[words.index(rest) + 1 :]
+    typed = Typed(rest.lstrip("/"), following[0] if following else None)
+    if typed.name in SHORT_NAMES or (find_answer(typed.name, typed.value, command) or "").startswith("`"):
+        return describe_unknown([typed], (), command)
     if is_one_place and not is_there(words[0]):
         return f"{rest}: follows no option; quote a path that has spaces, as {quote(whole)}"
     return f"{', '.join(words)}: one folder is taken; leave the others out, or name their options"

@@ -76,6 +76,11 @@ MISTAKES = {
     "finetune -b 64 -j 8": (
         "-b, -j: options begin with two dashes; give --batch_size 64 --data.num_workers 8"
     ),
+    "finetune ---epochs 5": "---epochs: an option begins with two dashes; give --epochs 5",
+    "finetune --lr:5": f"--lr:5: {NO}; give --model.lr 5",
+    "finetune . epochs 5": "epochs: an option begins with two dashes; give --epochs 5",
+    "finetune --model.head '{hidden:[512]}'": "--model.head: {hidden:[512]} does not fit",
+    "finetune --trainer.logger none": "--trainer.logger: none does not fit; give --trainer.logger false",
     "finetune --epochs ten": "--epochs: ten does not fit; give a whole number or null",
     "finetune --epochs": "--epochs: no value follows; add one, as --epochs VALUE",
     "finetune --epochs None": "--epochs: None is of Python; give null",
@@ -106,6 +111,7 @@ MISTAKES = {
         "--train-dir, --val-dir: there are no such options; --train-dir, --val-dir: the folder that has train and "
         "val in it follows the command: lit-ft finetune PHOTOS"
     ),
+    "finetune --lr_mult 100 --bs 8": "there are no such options; give --model.lr_decay 0.6 --batch_size 8",
     # timm
     "fit --model resnet50": "--model: resnet50 does not fit; give --model.backbone resnet50",
     "fit --num-classes 5": f"--num-classes: {NO}; the classes are those of the folders or the table; {LEAVE}",
