@@ -8,7 +8,7 @@ from typing import NoReturn
 from lit_ft.errors import UserError
 
 COMMANDS = {
-    "finetune": "Fits, then tests the best checkpoint: lit-ft finetune PHOTOS, or by a config.",
+    "finetune": "Fits, then tests the best checkpoint.",
     "plan": "Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.",
     "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.",
     "probe": "Measures what features alone can tell: which backbone, which stage, how many labels, which are wrong.",
