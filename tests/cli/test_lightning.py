@@ -349,7 +349,7 @@ def test_help_lists_the_commands_that_there_are(run, monkeypatch):
     for name in vars(Trainer).keys() & COMMANDS:
         assert COMMANDS[name] == getattr(Trainer, name).__doc__.partition("\n")[0]
     for name in ("predict", "models", "describe"):
-        assert f"\n\n{COMMANDS[name]}\n\n" in run(name, "--help")
+        assert f"\n\n{COMMANDS[name]}" in run(name, "--help")
 
 
 def test_checkpoints_of_the_users_own_are_not_taken_for_the_best(run):
