@@ -47,7 +47,7 @@ class InputSpec:
 
     @property
     def channels(self) -> int:
-        """Number of channels: 3 for colour, 1 for grey images."""
+        """Number of channels, 3 of colour and 1 of grey images."""
         return len(self.mean)
 
     def geometry(self) -> v2.Transform:

@@ -33,7 +33,7 @@ from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known 
 from lit_ft.training.trainer import EarlyStopping, Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
-_CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
+CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
     ("unfreeze", GradualUnfreezing, {"head_fit": None}),
     ("feature_cache", FeatureCache, {}),
     ("checkpoint", ModelCheckpoint, CHECKPOINT),
@@ -92,7 +92,7 @@ class ConfigCLI(LightningCLI):
         """Adds the name of the run, the named callbacks, optimizer and schedule, and the command's own options."""
         about = "Runs go to logs/NAME; null takes the name of the last config, without those in a folder cluster."
         parser.add_argument("--name", type=str | None, default=None, help=about)
-        for key, callback, default in _CALLBACKS:
+        for key, callback, default in CALLBACKS:
             parser.add_lightning_class_args(callback, key, subclass_mode=True, required=False)
             if default is not None:
                 path = f"{callback.__module__}.{callback.__qualname__}"
