@@ -30,6 +30,11 @@ NOT_RUN = {
     f"{_FINETUNE}.yaml --data.root PHOTOS --trainer.logger WandbLogger": "needs wandb",
     f"{_FINETUNE}.yaml --data.root PHOTOS --trainer.logger MLFlowLogger": "needs mlflow",
     f"{_FINETUNE}_gradual.yaml --config configs/cluster/ddp.yaml": "needs 8 GPUs",
+    "from fastai": "needs fastai",
+    "import timm": "needs published weights",
+    'import os\n\nos.environ["KERAS_BACKEND"]': "needs Keras",
+    "import lightning as L\nimport torch\nfrom lightning.pytorch.callbacks import BackboneFinetuning": "needs weights",
+    "class Flowers": "a part of a script that needs weights",
     "model = timm.create_model": "lit-ft export prints it; tests/export/test_library_weights.py runs such lines",
 }
 
@@ -40,6 +45,7 @@ SMALL = {
     "trainer: {max_epochs: 12}": "trainer: {max_epochs: 7}",
     "trainer: {max_epochs: 40}": "trainer: {max_epochs: 12}",
     "max_epochs=40": "max_epochs=12",
+    "lite0.safetensors": "null",
     "squeezenet1_1,timm/tf_efficientnet_lite0=WEIGHTS.safetensors": "squeezenet1_1=null,mnist_cnn=MNIST",
 }
 
@@ -59,8 +65,9 @@ def read_blocks(page, *languages):
     """The blocks of a page in these languages."""
     blocks = []
     for found in re.finditer(r"^```(\w+)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S):
-        if found[1] in languages:
-            blocks.append(Block(page, found.string.count("\n", 0, found.start()) + 2, found[1], found[2]))
+        language = {"py": "python"}.get(found[1], found[1])
+        if language in languages:
+            blocks.append(Block(page, found.string.count("\n", 0, found.start()) + 2, language, found[2]))
     return blocks
 
 
