@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import subprocess
 from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,3 +139,25 @@ def test_snippets_are_run(prepared, cifar_root, tmp_path, monkeypatch, page):
                     for name, value in variables.items():
                         environment.setenv(name, value)
                     assert main([make_small(word) for word in words[1:]]) == 0, f"{page}:{block.line}: {words}"
+
+
+@pytest.mark.slow
+def test_requests_of_the_page_on_serving_are_answered(prepared, tmp_path, monkeypatch):
+    """They differ from those of a reader by the port alone."""
+    monkeypatch.chdir(prepared)
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "serving"))
+    from served import Served
+
+    asked = []
+    with Served("RUN", tmp_path) as server:
+        for block in read_blocks("docs/serve.md", "bash", "python"):
+            block = block._replace(text=block.text.replace(":8000", f":{server.port}"))
+            if block.language == "python":
+                exec(block.text, names := {})
+                asked.append(names["answer"])
+                continue
+            for words in read_commands(block):
+                if words[0] == "curl":
+                    done = subprocess.run(words, capture_output=True, check=True)
+                    asked.append(json.loads(done.stdout))
+    assert [answer["label"] for answer in asked] == ["roses"] * 3
