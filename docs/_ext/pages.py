@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 _ROOT = Path(__file__).parents[2]
+_SHORT = 24  # characters of code within text that stay on one line, also on a phone
 
 _HOMES = {
     "README.md": "docs/index.md",
@@ -92,6 +93,11 @@ def _on_include(app: Sphinx, path: Path, _: str, content: list[str]) -> None:
     content[0] = rewrite_links(content[0], posixpath.dirname(included), f"docs/{app.env.docname}.md")
 
 
+def _on_doctree(_: Sphinx, page: nodes.document) -> None:
+    for code in page.findall(nodes.literal):
+        code["classes"] += ["short"] * (len(code.astext()) <= _SHORT)
+
+
 def _on_missing(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
     """Finds a public name by the file that defines it, which is where annotations have it."""
     name = node["reftarget"].rpartition(".")[2]
@@ -119,6 +125,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connects all of this."""
     app.connect("source-read", _on_read)
     app.connect("include-read", _on_include)
+    app.connect("doctree-read", _on_doctree)
     app.connect("missing-reference", _on_missing)
     app.connect("build-finished", _on_end)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
