@@ -230,6 +230,30 @@ def forget_files_elsewhere(trainer: Any) -> None:
             callback.best_k_models, callback.kth_best_model_path = {}, ""
 
 
+def follow_moved_folder(checkpoint: Mapping[str, Any], trainer: Any) -> None:
+    """Lets checkpoint callbacks find what is in the folder of the checkpoint that is resumed, wherever it was before.
+
+    Lightning takes a folder that was moved or renamed for another one and forgets the best score, so that the next
+    epoch replaced the best checkpoint, however much worse it was.
+    """
+    states = checkpoint.get("callbacks") or {}
+    for callback in trainer.checkpoint_callbacks:
+        state, folder = states.get(callback.state_key), str(callback.dirpath)
+        earlier = state.get("dirpath") if isinstance(state, dict) else None
+        if not isinstance(earlier, str) or earlier == folder:
+            continue
+        if os.path.realpath(folder) != os.path.realpath(os.path.dirname(os.path.abspath(str(trainer.ckpt_path)))):
+            continue
+        places = {f"{earlier}/{path.name}": str(path) for path in Path(folder).glob("*.ckpt")}
+        if state.get("best_model_path") not in places:
+            continue  # moved in part
+        state["dirpath"] = folder
+        for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
+            state[name] = places.get(state.get(name), "")
+        ranked = state.get("best_k_models") or {}
+        state["best_k_models"] = {places[path]: score for path, score in ranked.items() if path in places}
+
+
 def _is_within(path: str, folder: str) -> bool:
     """Whether a path is within a folder, or a plain one, of which Lightning sees rightly whether it is."""
     if "://" in path or "::" in path:

@@ -17,7 +17,7 @@ from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.data.loading.loader import adopt_earlier_position
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint import all_hyperparameters, forget_files_elsewhere
+from lit_ft.model.checkpoint import all_hyperparameters, follow_moved_folder, forget_files_elsewhere
 from lit_ft.model.first_batch import refuse_no_batch
 from lit_ft.model.sharding import share_buffers
 from lit_ft.optim.effective_batch import EffectiveBatch
@@ -174,6 +174,7 @@ class ResumableFit(L.LightningModule):
         trainer = attached_trainer(self)
         if trainer is None:
             return  # only the weights are loaded
+        follow_moved_folder(checkpoint, trainer)
         if trainer.state.fn == "fit":
             self._refuse_other_data(checkpoint)
             if score := self._score():

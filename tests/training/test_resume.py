@@ -166,3 +166,20 @@ def test_job_whose_name_was_damaged_is_of_no_command(make_run, tmp_path):
     run = make_run("version_0", "fit", last=EPOCH)
     run.job.write_bytes(b"by hand: f\xfft\n")
     assert find_run_to_resume(tmp_path / "logs", "fit") == run
+
+
+def test_run_that_was_moved_keeps_its_best_checkpoint_on_resume(run, tmp_path):
+    """Lightning forgets the score of another folder, and the next epoch replaced the best checkpoint by a worse one."""
+    options = ("--config", "quickstart", "--unfreeze.strategy", "full", "--trainer.default_root_dir", tmp_path / "logs")
+    run("fit", *options, "--name", "a", "--epochs", 3)
+    moved = (tmp_path / "logs" / "a" / "version_0").rename(tmp_path / "moved")
+    best, last = (moved / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    content = torch.load(last, weights_only=True)
+    [state] = [one for one in content["callbacks"].values() if "best_k_models" in one and one["monitor"]]
+    state["best_model_score"] = state["kth_value"] = torch.tensor(0.001)  # better than any epoch to come
+    state["best_k_models"] = {state["best_model_path"]: torch.tensor(0.001)}
+    torch.save(content, last)
+    before = best.read_bytes()
+    printed = run("fit", "--config", moved / "config.yaml", "--ckpt_path", last, "--epochs", 4)
+    assert best.read_bytes() == before
+    assert f"{best}  (val/loss 0.001)" in printed
