@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,22 +15,23 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 
 # Commands and code that are not run, by their beginning, and why not. Each must still be on some page.
-_FINETUNE = "lit-ft finetune --config configs/image_folder"
+_FINETUNE = "lit-ft finetune --config image_folder"
 NOT_RUN = {
     "python3 -m venv": ".ci/run runs it, in an environment of its own",
     ".venv/bin/": ".ci/run runs it, in an environment of its own",
+    "source .venv": "is for the shell",
     "pip install": "needs a package registry",
-    "tensorboard": "runs until it is ended",
+    "sphinx-build": ".ci/run runs it, in its environment",
     "sbatch": "needs SLURM; .ci/slurm runs the script",
     "tail -f": "shows what SLURM wrote",
     "lit-ft serve": "runs until it is ended; in a test of its own",
     "curl": "needs the server; in a test of its own",
     "import requests": "needs the server; in a test of its own",
     "lit-ft download": "needs a network; tests/cli/commands runs it without one",
-    f"{_FINETUNE}.yaml --data StreamDataModule": "needs a bucket",
-    f"{_FINETUNE}.yaml --data.root PHOTOS --trainer.logger WandbLogger": "needs wandb",
-    f"{_FINETUNE}.yaml --data.root PHOTOS --trainer.logger MLFlowLogger": "needs mlflow",
-    f"{_FINETUNE}_gradual.yaml --config configs/cluster/ddp.yaml": "needs 8 GPUs",
+    f"{_FINETUNE} --data StreamDataModule": "needs a bucket",
+    f"{_FINETUNE} --data.root PHOTOS --trainer.logger WandbLogger": "needs wandb",
+    f"{_FINETUNE} --data.root PHOTOS --trainer.logger MLFlowLogger": "needs mlflow",
+    f"{_FINETUNE}_gradual --config ddp": "needs 8 GPUs",
     "from fastai": "needs fastai",
     "import timm": "needs published weights",
     'import os\n\nos.environ["KERAS_BACKEND"]': "needs Keras",
@@ -78,7 +80,7 @@ def read_commands(block):
     commands, command = [], []
     for word in words:
         if word == "&&":
-            commands += [command] * bool(command)
+            commands += [[*takewhile(lambda one: one != ">", command)]] * bool(command)  # without where its output goes
             command = []
         else:
             command = [*command, word]

@@ -110,10 +110,9 @@ def test_gallery_has_each_recipe_with_its_score_and_what_trains_when():
     assert _read_plan("image_folder")[1] == [("layer4", "head")] * 6
 
 
-def test_index_for_language_models_has_what_the_readme_says_of_a_page():
-    from pages import read_summaries, write_index
+def test_index_for_language_models_has_a_line_a_page():
+    from pages import write_index
 
-    assert read_summaries()["serve"] == "predictions over HTTP, and a page for photos"
-    text = write_index([("serve.html", "Serve", read_summaries()["serve"])])
+    text = write_index([("serve.html", "Serve", "Answers over HTTP")])
     assert text.startswith(f"# lit_ft\n\n> {lit_ft.__doc__}\n")
-    assert text.endswith("- [Serve](serve.html): predictions over HTTP, and a page for photos\n")
+    assert text.endswith("- [Serve](serve.html): Answers over HTTP\n")

@@ -26,7 +26,7 @@ def test_wheel_has_each_file_of_the_package_and_of_the_recipes(project):
 def test_development_installs_each_extra(project):
     extras = project["project"]["optional-dependencies"]
     named = re.search(r"lit_ft\[(.+)\]", extras["dev"][0])[1].split(",")
-    assert set(named) == set(extras) - {"dev", "docs"}
+    assert set(named) == set(extras) - {"dev"}
 
 
 def test_citation_has_the_release_and_the_licence(project):

@@ -70,12 +70,6 @@ def write_index(pages: Iterable[tuple[str, str, str]]) -> str:
     return "\n".join([f"# {lit_ft.__name__}", "", f"> {lit_ft.__doc__}", "", "## Pages", "", *lines, ""])
 
 
-def read_summaries() -> dict[str, str]:
-    """What the README says of each page, by the name of its file below docs/."""
-    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| \[[^\]]+\]\(docs/([\w-]+)\.md\) \| (.+) \|$", readme, re.M))
-
-
 def _first_sentence(page: nodes.document) -> str:
     """That of the paragraph below the title, if there is one."""
     top = next(iter(page.findall(nodes.section)))
@@ -111,8 +105,7 @@ def _on_end(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.name == "html":
         env = app.env
         pages = [name for name in _in_order(env.toctree_includes, "index") if name != "index"]
-        known = read_summaries()
-        abouts = [known.get(name) or _first_sentence(env.get_doctree(name)) for name in pages]
+        abouts = [_first_sentence(env.get_doctree(name)) for name in pages]
         told = [(f"{name}.html", env.titles[name].astext(), about) for name, about in zip(pages, abouts, strict=True)]
         (Path(app.outdir) / "llms.txt").write_text(write_index(told), encoding="utf-8")
 
