@@ -16,7 +16,8 @@ from typing import Any
 from lit_ft.errors import UserError, iterate_causes
 from lit_ft.training.signals import Interrupted
 
-_OTHERS_WAIT_SECONDS = 5.0
+_REQUEUED_SECONDS = 2.5  # in which the first process has done so; with the grace of one that waits for this, 10 s
+_REFUSED_SECONDS = 5.0
 
 # Names of jobs of SLURM whose tasks Lightning takes for shells, by its documentation.
 _SHELLS = ("bash", "interactive")
@@ -77,7 +78,7 @@ def wait_for_first_process(variables: Mapping[str, str] = os.environ) -> None:
     if is_other_process(variables):
         local = variables.get("LOCAL_RANK", variables.get("SLURM_LOCALID", "0"))
         with suppress(KeyboardInterrupt):
-            time.sleep(_OTHERS_WAIT_SECONDS * (1 if local == "0" else 2))
+            time.sleep(_REFUSED_SECONDS * (1 if local == "0" else 2))
 
 
 def end_slurm_job(end: Interrupted) -> Interrupted:
@@ -87,7 +88,7 @@ def end_slurm_job(end: Interrupted) -> Interrupted:
     first one before; and they do it themselves if they are left, as where that one had no signal.
     """
     if is_other_process():
-        time.sleep(_OTHERS_WAIT_SECONDS)
+        time.sleep(_REQUEUED_SECONDS)
     line = end.message or f"interrupted by {end.number.name}"
     job = (find_job() or "").removeprefix("SLURM ")
     try:

@@ -184,7 +184,7 @@ def test_job_is_requeued_by_its_first_process(scontrol, monkeypatch):
     end = end_slurm_job(
         Interrupted(signal.SIGUSR1, "")
     )  # which SLURM does not let come this far, unless it is the last
-    assert waited[0] == (5.0, "requeue 9_3\n")  # others sleep, too
+    assert waited[0] == (2.5, "requeue 9_3\n")  # others sleep, too
     assert "job 9_3 is in the queue again" in end.message
 
 
