@@ -83,7 +83,7 @@ def requests(served, monkeypatch):
 
 
 DATA = ("--data", "MNISTToEMNISTDataModule", "--data.domain", "source", "--data.val_fraction", 0.5)
-ALL = ("download", "--model.backbone", NET, *DATA, "--folder", "F")
+ALL = ("download", *DATA, "--model.backbone", NET, "--folder", "F")
 MNIST_FILES = [f"/{p}-{f}-ubyte.gz" for p in ("train", "t10k") for f in ("images-idx3", "labels-idx1")]
 
 
@@ -268,7 +268,7 @@ def test_offline_lists_all_that_is_missing_before_the_model_is_built(lit_ft, req
     kept.parent.mkdir(parents=True)
     kept.touch()
     monkeypatch.setenv("LIT_FT_OFFLINE", "01"[way == "variable"])
-    args = ("--model.backbone", NET, *DATA, "--data.download", "true")
+    args = (*DATA, "--model.backbone", NET, "--data.download", "true")
     code, _, err = lit_ft(*["--offline"][: way == "option"], "finetune", *args, "--ckpt_path", "last.ckpt")
     assert (code, len(err), requests) == (2, 1, [])
     url = torchvision._published(NET, None).url

@@ -94,7 +94,10 @@ def test_table_that_a_model_is_tested_on_has_its_rows_in_the_order_of_the_classe
         assert make(table(label=kind_of, split=part_of), **tested).sizes() == {"train": 0, "test": 3}
     no_test = table(label=kind_of, split=lambda k, i: "val")
     assert make(no_test, split_column="split", **tested).sizes() == {"train": 0, "test": 30}
-    assert make(no_test, split_column="fold", **tested).sizes() == {"train": 0, "test": 30}
+    with pytest.raises(
+        UserError, match=r"data.split_column: unknown column of .* 'fold' \(choose from path, label, split\)"
+    ):
+        make(no_test, split_column="fold", **tested)
     with pytest.raises(UserError, match=r"10 of 30 rows of .* have a label that the model does not know: row 2 'ant'"):
         make(table(label=kind_of), tested_classes=["bee", "cat"])
 
