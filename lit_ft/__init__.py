@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lit_ft.errors import UserError as UserError
+from lit_ft.errors import nearest
 
 if TYPE_CHECKING:
     from lit_ft.backbones.backbone import Backbone as Backbone
@@ -76,6 +77,16 @@ _HOMES = {
 
 __all__ = sorted(["UserError", *chain(*_HOMES.values())])
 
+_ELSEWHERE = {
+    "train fit fit_one_cycle fine_tune fine_tuning tune": "lit_ft.finetune",
+    "load_model load_learner load_from_checkpoint predict": "lit_ft.load(RUN).predict(PHOTOS)",
+    "create_model get_model backbone": "lit_ft.build_backbone",
+    "test evaluate validate": "lit_ft.Trainer",
+    "ImageFolder ImageDataLoaders DataModule Dataset": "lit_ft.ImageFolderDataModule",
+    "BackboneFinetuning Freeze Unfreezing": "lit_ft.GradualUnfreezing",
+}
+"""By the names of other libraries, what does it here."""
+
 _WITHOUT_TORCH = ("lit_ft.unfreezing.plan", "lit_ft.unfreezing.strategies")
 
 
@@ -90,4 +101,23 @@ def __getattr__(name: str) -> Any:
                 check_torchvision()
             globals()[name] = thing = getattr(importlib.import_module(home), name)  # the next time it is just there
             return thing
-    raise AttributeError(f"module 'lit_ft' has no attribute {name!r}")
+    if name == "__version__":
+        from importlib import metadata  # slow to load
+
+        return metadata.version("lit_ft")
+    # With a name and no object, Python adds no advice of its own.
+    raise AttributeError(f"module 'lit_ft' has no attribute {name!r}{_advise(name)}", name=name)
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that are not imported yet."""
+    return [*__all__, "__version__"]
+
+
+def _advise(name: str) -> str:
+    """The end of a message to a user who asked for a name that does not exist."""
+    instead = next((here for names, here in _ELSEWHERE.items() if name in names.split()), None)
+    if instead is None and not name.startswith("_"):
+        close = nearest(name, __all__, most=1)
+        instead = f"lit_ft.{close[0]}" if close else None
+    return f"; use {instead}" if instead else ""

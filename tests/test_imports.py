@@ -3,6 +3,8 @@ import importlib
 import re
 import subprocess
 import sys
+import traceback
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,27 @@ def test_public_name_is_the_thing_itself(name):
 def test_name_that_is_not_public_is_refused():
     with pytest.raises(AttributeError, match="module 'lit_ft' has no attribute 'Nothing'"):
         lit_ft.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("train", "lit_ft.finetune"),
+        ("load_model", "lit_ft.load(RUN).predict(PHOTOS)"),
+        ("finetun", "lit_ft.finetune"),
+        ("Trainr", "lit_ft.Trainer"),
+    ],
+)
+def test_name_of_another_library_or_mistyped_is_answered_with_ours(name, instead):
+    with pytest.raises(AttributeError) as refused:
+        getattr(lit_ft, name)
+    assert str(refused.value) == f"module 'lit_ft' has no attribute {name!r}; use {instead}"
+    assert "Did you mean" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_names_that_are_not_imported_yet_are_listed_with_the_version():
+    assert dir(lit_ft) == sorted([*lit_ft.__all__, "__version__"])
+    assert lit_ft.__version__ == metadata.version("lit_ft")
 
 
 def test_flags_stand_in_the_command_line_alone():
