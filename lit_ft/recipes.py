@@ -75,7 +75,7 @@ def read_recipe(name: str) -> str:
 
 
 def find_config(given: str, key: str | None = None) -> str:
-    """The path of a config that is given by a path, or by a name: of a file here, with or without ``.yaml``, or recipe.
+    """The path of a config that is given by a path, or by a name: of a file here, without its suffix, or recipe.
 
     What has a suffix or a separator is a path, whether or not it is there, and what is no name, as YAML itself, stays.
 
@@ -91,8 +91,8 @@ def find_config(given: str, key: str | None = None) -> str:
     """
     if not re.fullmatch(r"\w[\w-]*", given) or Path(given).is_file():
         return given
-    own = Path(f"{given}.yaml")
-    return str(own if own.is_file() else find_recipe(given, key))
+    own = next((path for suffix in (".yaml", ".yml") if (path := Path(f"{given}{suffix}")).is_file()), None)
+    return str(own or find_recipe(given, key))
 
 
 def _pick(name: str, files: dict[str, Path], key: str | None = None) -> Path:

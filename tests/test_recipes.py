@@ -37,6 +37,10 @@ def test_file_here_comes_before_the_recipe_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "quickstart").rmdir()
     (tmp_path / "quickstart").touch()
     assert find_config("quickstart") == "quickstart"
+    (tmp_path / "q.yml").touch()
+    assert find_config("q") == "q.yml"
+    (tmp_path / "q.yaml").touch()
+    assert find_config("q") == "q.yaml"
 
 
 @pytest.mark.parametrize(
