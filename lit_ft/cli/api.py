@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from lit_ft.cli.config.keywords import name_as_given, nest, settle_keywords
 from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
+from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
 from lit_ft.model.module import FineTuneModule
 from lit_ft.recipes import find_recipe
@@ -36,12 +38,12 @@ class Result:
     """
 
     metrics: dict[str, float]
-    history: list[EpochRow]
+    history: list[EpochRow] = field(repr=False)
     folder: Path | None
     config: Path | None
     best: Path | None
     last: Path | None
-    model: FineTuneModule
+    model: FineTuneModule = field(repr=False)
 
 
 def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
@@ -66,7 +68,12 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
     with restored_process(), name_as_given(options), quiet_command(), ended_by_signals():
         set_offline()
-        cli = FineTuneCLI("finetune", args)
+        try:
+            cli = FineTuneCLI("finetune", args)
+        except UserError as error:
+            if isinstance(error.__cause__, ArgumentError):
+                raise error from None  # the parser's own tracebacks, many of them, say less than the line
+            raise
         cli.execute()
     return _result(cli)
 

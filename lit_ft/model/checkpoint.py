@@ -19,7 +19,7 @@ from lit_ft.backbones.weights import torch_files
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.compat import NO_INSTANTIATOR, collect_constructor_arguments
 from lit_ft.errors import UserError, nearest
-from lit_ft.runs import suggest_checkpoint
+from lit_ft.runs import Run, suggest_checkpoint
 
 EXPORTED = (".onnx", ".pt2", ".safetensors")
 """The suffixes of exported files, which are no checkpoints."""
@@ -48,6 +48,11 @@ def read_checkpoint(file: str | Path | IO[bytes], weights_only: bool = True) -> 
 
 def refuse_missing_checkpoint(path: str) -> None:
     """Raises `UserError` with the nearest checkpoint, if there is no file of that path."""
+    run = Run(Path(path))
+    if os.path.isdir(run.checkpoints):  # also of too long a name
+        raise UserError(
+            f"`ckpt_path`: {path} is a folder; give {run.checkpoint('last')} to resume, or {run.checkpoint('best')}"
+        )
     if not Path(path).is_file():
         near = nearest(str(path), map(str, Path(path).parent.glob("*.ckpt")), most=1)
         raise UserError(f"`ckpt_path`: no such file: {path}" + (f"; nearest: {near[0]}" if near else ""))

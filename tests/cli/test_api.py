@@ -2,6 +2,7 @@
 
 import os
 import signal
+import traceback
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_run_of_a_recipe_gives_metrics_history_paths_and_the_best_model():
     assert result.metrics["val/loss"] == pytest.approx(min(row["val/loss"] for row in result.history))
     assert 0.5 < result.metrics["test/acc"] < 1
     assert not result.model.training
+    assert len(repr(result)) < 1000  # neither the network nor a row an epoch
     saved = torch.load(result.best, weights_only=True)["state_dict"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in weights(result).items())
 
@@ -85,6 +87,14 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
     assert config["model"]["init_args"]["label_smoothing"] == 0.1
 
 
+def test_traceback_of_a_wrong_option_is_without_those_of_the_parser():
+    with pytest.raises(UserError) as caught:
+        package.run(QUICKSTART, model="squeezenet1_1")
+    text = "".join(traceback.format_exception(caught.value))
+    assert text.count("Traceback") == 1
+    assert text.endswith("UserError: model: squeezenet1_1 does not fit; give model.backbone squeezenet1_1\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -94,6 +104,7 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         ({"data": "ImageFolderDataModule", "data.root": "my --photos"}, "data.root: my --photos does not exist"),
         ({"checkpoint": {"monitor": "val/acd"}}, "checkpoint.monitor: unknown metric 'val/acd'; nearest: val/acc"),
         ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
+        ({"ckpt_path": "run"}, "ckpt_path: run is a folder; give run/checkpoints/last.ckpt to resume, or run/checkpo"),
         ({"modle.lr": 1}, "modle.lr: there is no such option; nearest: model.lr"),
         ({"optimizer": "SGD", "optimizer.momentum": -1}, "Invalid momentum value: -1.0"),
         ({"trainer": {"max_epoch": 3}}, "trainer.max_epoch: there is no such option; give trainer.max_epochs"),
@@ -102,6 +113,7 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
     ],
 )
 def test_user_error_names_the_option_as_a_config_does(options, message):
+    Path("run/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError) as caught:
         package.run(QUICKSTART if "data" not in options else {}, **options)
     assert str(caught.value).startswith(message)
