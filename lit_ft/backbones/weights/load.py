@@ -138,8 +138,9 @@ def load(
             f"`model.weights`: {source} fills {len(fitting)} of {len(needed)}: {'; '.join(problems)}", stacklevel=2
         )
     elif problems:
-        hint = "" if not fitting or partial else "; to load what fits: `model.partial_weights` true"
-        raise UserError(f"`model.weights`: {source} is of another network: {'; '.join(problems)}{hint}")
+        what_fits = "to load what fits: `model.partial_weights` true"
+        hint = what_fits if fitting else "give that network as `model.backbone`"
+        raise UserError(f"`model.weights`: {source} is of another network: {'; '.join(problems)}; {hint}")
     current = State(fitting)
     set_state_versions(current, state_versions(own))  # some networks load nothing without their version
     target.load_state_dict(current, strict=False)

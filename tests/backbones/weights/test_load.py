@@ -298,7 +298,10 @@ def test_partial_weights_fill_what_fits_and_tell_the_rest(tmp_path, published):
 
 def test_partial_weights_of_quite_another_network_are_refused(tmp_path):
     path = written(tmp_path / "net.pth", {"a": torch.ones(1)})
-    with pytest.raises(UserError, match=r"is of another network: 50 missing \(.*\); 1 unexpected \(a\)$"):
+    with pytest.raises(
+        UserError,
+        match=r"network: 50 missing \(.*\); 1 unexpected \(a\); give that network as model.backbone$",
+    ):
         build_backbone(NAME, path, partial=True)
 
 
