@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.cli.commands import COMMANDS
-from lit_ft.cli.config.advice import describe_short_forms
+from lit_ft.cli.config.advice import PHOTO_COMMANDS, describe_short_forms
 from lit_ft.cli.config.config_files import describe_config_fault
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
 from lit_ft.cli.config.known_names import class_names, option_names
@@ -73,7 +73,10 @@ class ConfigCLI(LightningCLI):
     ) -> None:
         self.command, self.args, self._own = command, [*args], own or {}
         self._nested: list[str] = []  # options of the model that are given there, and not at the top
-        about = {"prog": f"lit-ft {command}", "description": f"{COMMANDS[command]} {describe_short_forms(command)}"}
+        first = " [PHOTOS]" if command in PHOTO_COMMANDS else " [RUN]" if command in ("validate", "test") else ""
+        usage = f"lit-ft {command}{first} [options]"  # without all of them, which are listed below
+        description = f"{COMMANDS[command]} {describe_short_forms(command)}"
+        about = {"prog": f"lit-ft {command}", "usage": usage, "description": description}
         super().__init__(
             FineTuneModule,
             trainer_class=Trainer,
