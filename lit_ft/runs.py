@@ -152,17 +152,21 @@ def find_best_checkpoint(given: str | Path) -> Path:
     """The checkpoint that is given, or the best one of the run whose folder is given.
 
     Raises:
-        UserError: If it is a folder of runs.
+        UserError: If it is a folder of runs, or of something else.
     """
     path, run = Path(given), Run(Path(given))
     if not path.is_dir():
         return path
+    if Run(path.parent).checkpoints == path:
+        run = Run(path.parent)
     below = (
         [] if run.checkpoints.is_dir() else _find_below(str(path), "*", "best") or _find_below(str(path), "*/*", "best")
     )
     if below:
         newest = _sort_by_age(below)[-1].parent.parent
         raise UserError(f"`ckpt_path`: {path} is no run, but a folder of runs; name one, the newest is {newest}")
+    if not run.checkpoints.is_dir():
+        raise UserError(f"`ckpt_path`: {path} is no run, as it has no folder {run.checkpoints.name}; name one")
     return run.checkpoint("best")
 
 

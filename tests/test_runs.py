@@ -38,6 +38,10 @@ def test_folder_of_runs_is_refused_with_the_newest_of_them(tmp_path):
         text = f"ckpt_path: {folder} is no run, but a folder of runs; name one, the newest is {newest}/version_0"
         with pytest.raises(UserError, match=f"^{text}$"):
             find_best_checkpoint(folder)
+    assert find_best_checkpoint(Run(two / "version_1").checkpoints) == Run(two / "version_1").checkpoint("best")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match=rf"^ckpt_path: {tmp_path}/photos is no run, as it has no folder checkpoints"):
+        find_best_checkpoint(tmp_path / "photos")
     Run(one / "version_0").checkpoint("best").unlink()  # of a run that was interrupted, whose others are then named
     assert find_best_checkpoint(one / "version_0") == Run(one / "version_0").checkpoint("best")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_ft.cli.command_line import print_version, refuse_arguments, unknown_command
-from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, print_commands
+from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, PREDICT_OPTIONS, print_commands
 from lit_ft.cli.config.advice import name_as_typed
 from lit_ft.cli.process import (
     ended_by_signals,
@@ -92,7 +92,7 @@ def _run(args: Sequence[str]) -> int:
             from lit_ft.cli.commands.models import run as run_catalog
         run_catalog(command, options)
         return 0
-    by_config = command == "predict" and (not options or options[0].startswith("-"))
+    by_config = command == "predict" and _is_of_config(options)
     if command in OWN_PARSERS and not by_config:
         with loading():
             module = import_module(f"lit_ft.cli.commands.{command}")
@@ -103,3 +103,9 @@ def _run(args: Sequence[str]) -> int:
             from lit_ft.cli.run import run_command
         warn_in_one_line()  # once more, as Lightning has its own format, which it sets as it is loaded
         return run_command(command, options)
+
+
+def _is_of_config(options: Sequence[str]) -> bool:
+    """Whether the options of ``predict`` are those of a config, and not of a checkpoint and photos."""
+    first = options[0].partition("=")[0] if options else ""
+    return first.startswith("-") and first not in PREDICT_OPTIONS

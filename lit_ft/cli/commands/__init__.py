@@ -35,6 +35,9 @@ EVALUATIONS = ("validate", "test", "predict")
 OWN_PARSERS = ("predict", "verify", "explain", "serve", "export", "report", "compare", "recipes")
 """Those without a config, each ``run`` of the file of that name."""
 
+PREDICT_OPTIONS = ("-h", "--help", "--out", "--overwrite", "--top_k", "--probabilities", "--tta", "--device")
+"""Those of ``predict`` that no config has."""
+
 METHOD_OPTIONS = ("ckpt_path", "resume", "weights_only", "verbose", "return_predictions")
 """What only some of the trainer's commands take, and others would not know."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from shlex import join
 from typing import Any, get_args
 
 from lit_ft.assets import replace_atomically
@@ -32,13 +33,14 @@ from lit_ft.runs import Run
 TableRow = dict[str, Any]
 """A row of the table, by the names of its columns."""
 
+_BY_CONFIG = "By a config: lit-ft predict --config CONFIG --ckpt_path FILE, whose options are those of lit-ft test."
 _BATCH = 32
 _SUFFIXES = (".csv", ".json", ".parquet")
 
 
 def run(args: Sequence[str]) -> int:
     """Predicts photos with a checkpoint, and writes a table."""
-    parser = CommandParser(prog="lit-ft predict", description=COMMANDS["predict"])
+    parser = CommandParser(prog="lit-ft predict", description=COMMANDS["predict"], epilog=_BY_CONFIG)
     about = "a checkpoint, the folder of a run, or a .onnx or .pt2 file that lit-ft export wrote"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=about)
     parser.add_argument(
@@ -65,6 +67,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"--out: {out} must end in {', '.join(_SUFFIXES)}")
     if given.top_k < 1:
         raise UserError(f"--top_k: must be at least 1, got {given.top_k}")
+    _refuse_swapped(given.checkpoint, given.photos[0])
     with join_launched() as work:
         paths = work.on_first(lambda: _find_all(out, given.overwrite, given.photos))
         model = _load(given.checkpoint, given.device, given.tta, work.device())
@@ -72,6 +75,13 @@ def run(args: Sequence[str]) -> int:
         own = predict_rows(model, shared, given.top_k, given.probabilities, given.tta, work.is_first)
         rows = work.collect(own)
         return work.on_first(lambda: _write(out, rows, reason_column(model)))
+
+
+def _refuse_swapped(checkpoint: str, photos: str) -> None:
+    """Raises `UserError` for a folder of photos before a run or a checkpoint."""
+    is_run = [os.path.isdir(Run(Path(given)).checkpoints) for given in (photos, checkpoint)]  # also of too long a name
+    if is_run == [True, False] and os.path.isdir(checkpoint):
+        raise UserError(f"{checkpoint}: the run comes first; type lit-ft predict {join([photos, checkpoint])}")
 
 
 def _find_all(out: Path, overwrite: bool, photos: Sequence[str]) -> list[str]:

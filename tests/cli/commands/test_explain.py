@@ -116,7 +116,7 @@ def test_unreadable_photos_are_told_and_the_others_explained(photos, capsys):
         (["{best}", "photos", "--methods", "attention_rollout"], "--methods: attention_rollout needs tokens that all"),
         (["{best}", "photos", "--device", "cuda:9"], "--device: cuda:9 cannot be used"),
         (["gone.ckpt", "photos"], "CHECKPOINT: no such file: gone.ckpt"),
-        (["photos", "photos"], "CHECKPOINT: no such file: photos/checkpoints/best.ckpt"),
+        (["photos", "photos"], "CHECKPOINT: photos is no run, as it has no folder checkpoints; name one"),
         (["photos/00.png", "photos"], "CHECKPOINT: photos/00.png is not a checkpoint, or it is damaged"),
     ],
 )

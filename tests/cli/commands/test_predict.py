@@ -212,6 +212,24 @@ def test_mistake_ends_in_a_line_and_writes_nothing(best, photos, capsys, args, l
     assert not Path("predictions.csv").exists()
 
 
+def test_photos_before_the_run_are_refused_with_the_order_that_is_meant(best, photos, capsys):
+    Path("run/checkpoints").mkdir(parents=True)
+    assert main(["predict", "photos", "run"]) == 2
+    assert capsys.readouterr().err == "lit-ft: photos: the run comes first; type lit-ft predict run photos\n"
+
+
+@pytest.mark.parametrize("args", [[], ["--top_k", "2"]])
+def test_neither_checkpoint_nor_photos_is_answered_with_both(capsys, args):
+    assert main(["predict", *args]) == 2
+    assert capsys.readouterr().err.startswith("lit-ft: the following arguments are required: CHECKPOINT, PHOTOS")
+
+
+def test_options_may_come_first(best, photos):
+    assert main(["predict", "--out", "first.json", "--top_k=2", str(best), "alone.png"]) == 0
+    (row,) = json.loads(Path("first.json").read_text())
+    assert "class_2" in row
+
+
 def test_probabilities_of_all_classes_have_columns(best, photos):
     assert main(["predict", str(best), "alone.png", "--probabilities", "--top_k", "2", "--out", "out.json"]) == 0
     (row,) = json.loads(Path("out.json").read_text())

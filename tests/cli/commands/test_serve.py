@@ -57,7 +57,7 @@ def test_what_is_no_checkpoint_is_refused_before_anything_starts(refused, starte
     given = {
         tmp_path / "text.ckpt": f"{tmp_path}/text.ckpt is not a checkpoint, or it is damaged",
         tmp_path / "nothing.ckpt": f"no such file: {tmp_path}/nothing.ckpt; nearest: {tmp_path}/text.ckpt",
-        tmp_path: f"no such file: {tmp_path}/checkpoints/best.ckpt",
+        tmp_path: f"{tmp_path} is no run, as it has no folder checkpoints; name one",
     }
     for path, reason in given.items():
         assert refused("serve", path) == f"lit-ft: CHECKPOINT: {reason}"
