@@ -49,6 +49,10 @@ def settle_arguments(command: str, args: Sequence[str]) -> list[str]:
     >>> settle_arguments("fit", ["--epochs", "5", "--config=a.yaml"])
     ['--config=a.yaml', '--trainer.max_epochs', '5']
     """
+    if command == "finetune" and not args:
+        raise UserError(
+            "which photos? Type lit-ft finetune PHOTOS, or to try it without lit-ft finetune --config quickstart"
+        )
     given = [_lengthen(one) for one in split_arguments(args)]
     _refuse_assignments(given, command)
     _refuse_values(given, command)
