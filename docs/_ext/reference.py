@@ -107,8 +107,9 @@ def write_commands() -> str:
     parts = []
     for command, about in COMMANDS.items():
         parts += [f"## lit-ft {command}", about, f"```{{program}} lit-ft {command}\n```"]
-        forms = [[command, "X"]] if command in OWN_PARSERS else [[command]]
-        for form in [*forms, *([[command]] if command == "predict" else [])]:
+        forms = [[command, "X"]] * (command in OWN_PARSERS)
+        forms += [[command, "--config", "quickstart"]] * (command not in OWN_PARSERS or command == "predict")
+        for form in forms:
             parser = find_parser(*form)
             options = [option for option in _read_options(parser) if option.name not in keys]
             parts.append(_format_usage(command, parser))
