@@ -30,7 +30,7 @@ def import_captum() -> Any:
         import captum.attr  # slow to load, and an extra
     except ImportError as error:
         raise UserError(
-            "methods: integrated_gradients needs captum; run: pip install 'lit_ft[explain]', or give others"
+            "methods: integrated_gradients needs captum; run: pip install 'lit_ft[explain]', or give grad_cam alone"
         ) from error
     return captum.attr
 
