@@ -127,7 +127,7 @@ VALUES: dict[str, Instead] = {
         _OFF: "`unfreeze` null",
     },
     "feature_cache": {_OFF: "`feature_cache` null", r"\d+": "`feature_cache.views` VALUE", _ON: _DEFAULT},
-    "checkpoint": {r".*\.ckpt|best|last": "`ckpt_path` VALUE", _OFF: "`checkpoint` null", _ON: _DEFAULT},
+    "checkpoint": {r".*\.ckpt|.*/.*|best|last": "`ckpt_path` VALUE", _OFF: "`checkpoint` null", _ON: _DEFAULT},
     "early_stopping": {
         _OFF: "`early_stopping` null",
         r"\d+": "`early_stopping.patience` VALUE",

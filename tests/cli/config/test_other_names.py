@@ -257,6 +257,7 @@ MISTAKES = {
     # Checkpoints that are evaluated
     "test --weights a.ckpt": f"--weights: {NO}; give --ckpt_path a.ckpt",
     "validate --checkpoint a.ckpt": "--checkpoint: a.ckpt does not fit; give --ckpt_path a.ckpt",
+    "validate --checkpoint logs/run": "--checkpoint: logs/run does not fit; give --ckpt_path logs/run",
     "test --data-path P": f"--data-path: {NO}; give --data.root P",
     "predict --model a.ckpt": "--model: a.ckpt does not fit; the checkpoint comes first: lit-ft predict a.ckpt PHOTOS",
     "predict --source P": f"--source: {NO}; photos follow the checkpoint: lit-ft predict RUN P",
