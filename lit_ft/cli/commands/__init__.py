@@ -77,6 +77,12 @@ _SYNONYMS = (
 )
 """Names of one option: the one that some command has, and what it is called elsewhere."""
 
+_PLACES = {
+    "CHECKPOINT": "model checkpoint checkpoint_path model_path ckpt ckpt_path weights run run_dir m",
+    "PHOTOS": "source input inputs photos photo images image data data_dir img folder dir path file i",
+}
+"""By what an argument without a name is called in help: what it is an option of elsewhere."""
+
 
 class CommandParser(argparse.ArgumentParser):
     """The options of a command without a config."""
@@ -94,4 +100,7 @@ class CommandParser(argparse.ArgumentParser):
         same = next((names.split() for names in _SYNONYMS if name in names.split()), [])
         if meant := [option for option in own if option in (name, *same)] or get_close_matches(name, own, 1):
             return f"nearest: --{meant[0]}"
+        places = [str(action.metavar) for action in self._actions if not action.option_strings]
+        if any(name in _PLACES.get(place, "").split() for place in places):
+            return f"what it names stands alone: {self.prog} {' '.join(places)}"
         return f"{self.prog} has {', '.join(f'--{option}' for option in own) or 'no options'}"

@@ -27,3 +27,13 @@ def test_option_that_a_command_has_not_is_answered_with_one_that_it_has(parser, 
     with pytest.raises(UserError) as refused:
         parser.parse_args(args)
     assert str(refused.value) == line.replace("--top-k=3", "--top-k")
+
+
+@pytest.mark.parametrize("args", [["run", "--source", "P"], ["P", "--ckpt_path", "run"], ["run", "--images=x", "P"]])
+def test_name_for_what_stands_alone_is_answered_with_its_place(parser, args):
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("photos", nargs="+", metavar="PHOTOS")
+    with pytest.raises(UserError, match=r"what it names stands alone: lit-ft predict CHECKPOINT PHOTOS$"):
+        parser.parse_args(args)
+    with pytest.raises(UserError, match=r"; nearest: --out$"):
+        parser.parse_args(["run", "new", "--save", "x.csv"])
