@@ -243,7 +243,8 @@ def follow_moved_folder(checkpoint: Mapping[str, Any], trainer: Any) -> None:
     """
     states = checkpoint.get("callbacks") or {}
     for callback in trainer.checkpoint_callbacks:
-        state, folder = states.get(callback.state_key), str(callback.dirpath)
+        state: Any = states.get(callback.state_key)
+        folder = str(callback.dirpath)
         earlier = state.get("dirpath") if isinstance(state, dict) else None
         if not isinstance(earlier, str) or earlier == folder:
             continue
