@@ -120,7 +120,7 @@ def test_folder_that_cannot_be_written_ends_the_run_before_it_begins(tmp_path):
     place = rf"cannot make a folder for the run in {re.escape(str(logs))}/run \(Permission denied\)"
     check(first, 2, f"--trainer.default_root_dir: {place}; name one that can be written", 6 * SECONDS)
     assert second.code == 143
-    assert re.fullmatch("lit-ft: (rank 1: )?interrupted by SIGTERM", second.lines[-1])  # perhaps after lines of torch
+    assert [line for line in second.lines if "lit-ft" in line or "Error" in line] == []  # the first has said it
 
 
 @pytest.mark.slow
