@@ -100,7 +100,7 @@ class CommandParser(argparse.ArgumentParser):
         same = next((names.split() for names in _SYNONYMS if name in names.split()), [])
         if meant := [option for option in own if option in (name, *same)] or get_close_matches(name, own, 1):
             return f"nearest: --{meant[0]}"
-        places = [str(action.metavar) for action in self._actions if not action.option_strings]
+        places = re.sub(r"\[[^]]*\]", "", self.format_usage()).partition(self.prog)[2].split()
         if any(name in _PLACES.get(place, "").split() for place in places):
             return f"what it names stands alone: {self.prog} {' '.join(places)}"
         return f"{self.prog} has {', '.join(f'--{option}' for option in own) or 'no options'}"
