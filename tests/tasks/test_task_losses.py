@@ -7,22 +7,7 @@ import torch.nn.functional as F
 from lit_ft.tasks.standardisation import Standardisation
 from lit_ft.tasks.task import Task
 
-B, K = 40, 7
-
-
-@pytest.fixture
-def logits():
-    return torch.randn(B, K, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def classes():
-    return torch.randint(K, (B,), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def labels():
-    return torch.randint(2, (B, K), generator=torch.Generator().manual_seed(2))
+B, K = 40, 7  # of the fixtures
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

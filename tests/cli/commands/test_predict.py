@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 import lit_ft
 from lit_ft.cli import main
+from lit_ft.cli.commands import PREDICT_OPTIONS
 from lit_ft.cli.commands.predict import _BATCH
 from lit_ft.model.module import FineTuneModule
 
@@ -307,3 +309,10 @@ def test_views_of_a_photo_are_averaged(best, photos):
     both = [dict(model.predict(one, top_k=3)[0].top_k) for one in (photo, mirrored)]
     for name in CLASSES:
         assert row[f"probability of {name}"] == pytest.approx((both[0][name] + both[1][name]) / 2, abs=1e-5)
+
+
+def test_options_that_may_stand_first_are_all_that_the_command_has(capsys):
+    """Any other begins the form by a config."""
+    assert main(["predict", "--help"]) == 0
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    assert {*re.findall(r"(?<=\[)--?\w+", usage)} | {"--help"} == set(PREDICT_OPTIONS)
