@@ -51,7 +51,7 @@ def settle_arguments(command: str, args: Sequence[str]) -> list[str]:
     """
     if command == "finetune" and not args:
         raise UserError(
-            "which photos? Type lit-ft finetune PHOTOS, or to try it without lit-ft finetune --config quickstart"
+            "which photos? Type lit-ft finetune PHOTOS, or to try it without any, lit-ft finetune --config quickstart"
         )
     given = [_lengthen(one) for one in split_arguments(args)]
     _refuse_assignments(given, command)

@@ -20,7 +20,9 @@ def here(tmp_path, monkeypatch):
 
 
 def test_finetune_of_nothing_trains_on_no_digits_but_asks_for_photos():
-    with pytest.raises(UserError, match=r"^which photos\? Type lit-ft finetune PHOTOS, or to try it without lit-ft "):
+    with pytest.raises(
+        UserError, match=r"^which photos\? Type lit-ft finetune PHOTOS, or to try it without any, lit-ft "
+    ):
         settle_arguments("finetune", [])
     assert settle_arguments("plan", []) == []
 
