@@ -114,9 +114,9 @@ def setup_validation_loaders(trainer: Any) -> None:
 
 
 def attached_trainer(module: Any) -> Any:
-    """The trainer of a module, or None, where Lightning's ``trainer`` raises ``RuntimeError``."""
+    """The trainer of a module, or None, where it has none and Lightning's ``trainer`` raises ``RuntimeError``."""
     try:
-        return module.trainer
+        return getattr(module, "trainer", None)
     except RuntimeError:
         return None
 

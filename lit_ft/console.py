@@ -17,8 +17,9 @@ from lit_ft.errors import plain, printable
 
 def rank_zero_print(text: str) -> None:
     """Prints a line on the first process, above any progress bar, without what would act upon the terminal."""
-    from lightning.pytorch.utilities import rank_zero_only  # here, as commands that train nothing do without it
     from tqdm import tqdm
+
+    from lit_ft.rank_zero import rank_zero_only  # here, as commands that train nothing do without it
 
     with tqdm.external_write_mode(file=sys.stdout):
         rank_zero_only(print)(printable(plain(text), lines=True), flush=True)

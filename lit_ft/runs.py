@@ -9,8 +9,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
-
 from lit_ft.errors import UserError, find_full_disk
 
 DEFAULT_ROOT = "logs"
@@ -122,9 +120,12 @@ class Run:
 
         And those above them that were made for them, where nothing else is in them.
         """
-        for logger in loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.finalize("failed")
+        if loggers:
+            from lightning.pytorch.loggers import TensorBoardLogger  # loaded by now; not where a model predicts
+
+            for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.finalize("failed")
         for folder in self.claimed:
             files = list(folder.iterdir())
             if all(any(fnmatch(file.name, name) for name in _FIRST_FILES) for file in files):

@@ -17,6 +17,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # The rooms of the package. Each file may import those of its own room, and of the rooms above it in this list.
 ROOMS = [
     "errors",
+    "rank_zero",
     "console",
     "compat",
     "assets",

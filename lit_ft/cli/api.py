@@ -16,7 +16,8 @@ from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint import read_checkpoint, saved_arguments
+from lit_ft.model.checkpoint import read_checkpoint
+from lit_ft.model.hyperparameters import saved_arguments
 from lit_ft.model.module import FineTuneModule
 from lit_ft.recipes import find_recipe
 from lit_ft.runs import find_best_callback

@@ -13,7 +13,6 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import is_offline, replace_atomically
 from lit_ft.cli.commands import EVALUATIONS
@@ -37,6 +36,7 @@ from lit_ft.evaluation.evaluation_log import EvaluationLog
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run
 from lit_ft.training.claim import begin_run, is_first_process
 from lit_ft.training.history import HistoryWriter

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 
 def hold_out(targets: Tensor, part: float, seed: int, key: str, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_ft.backbones.freezing import Staged
 from lit_ft.data.loading.loader import Loader
 from lit_ft.evaluation.drift import measure_change, measure_length
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.unfreezing.preconditions import is_replicated
 from lit_ft.unfreezing.view import run_plan, run_starts, stage_rates
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from lit_ft.errors import UserError
-from lit_ft.model.checkpoint import hyper_parameters
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.checkpoint import open_checkpoint
+from lit_ft.model.image_model import ImageModel, build_model
 from lit_ft.runs import find_best_checkpoint
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> FineTuneModule:
-    """The model of a checkpoint, in eval mode, ready to `predict`.
+def load(path: str | Path, device: str | torch.device | None = None) -> ImageModel:
+    """The model of a checkpoint, in eval mode, ready to `predict`; without Lightning, which loads for seconds.
+
+    What trains on, or is given to a trainer, is what `FineTuneModule.load_from_checkpoint` makes of the checkpoint.
 
     Args:
         path: The checkpoint, or the folder of a run, whose best one is taken.
@@ -31,13 +33,13 @@ def load(path: str | Path, device: str | torch.device | None = None) -> FineTune
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = found or torch.device("cpu")
     path = find_best_checkpoint(path)
-    hyper_parameters(str(path), "predict", "")  # refuses what is no checkpoint of lit_ft
+    checkpoint = open_checkpoint(str(path))
     try:
-        module = FineTuneModule.load_from_checkpoint(path, map_location="cpu")
+        model = build_model(checkpoint)
     except RuntimeError as error:  # of torch, over weights that are missing or of another shape
         reason = " ".join(" ".join(str(error).split("\n")[1:2]).split()) or str(error)
         raise UserError(f"`ckpt_path`: {path} has not the weights of its network ({reason})") from error
     try:
-        return module.to(device)
+        return model.to(device)
     except RuntimeError as error:  # torch was built without it, or there is none
         raise UserError(f"device: {device} cannot be used ({str(error).splitlines()[0]}); give cpu") from error

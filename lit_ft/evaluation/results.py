@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_value, log_progress, rank_zero_print
@@ -16,8 +15,9 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError
-from lit_ft.evaluation.predictions import write_rows
+from lit_ft.evaluation.prediction_files import write_rows
 from lit_ft.model.module import FineTuneModule
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_run
 from lit_ft.tasks.monitored import MAIN_METRIC
 from lit_ft.tasks.task import Task

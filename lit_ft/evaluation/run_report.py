@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.console import format_table, rank_zero_print
 from lit_ft.errors import UserError, printable
@@ -17,6 +16,7 @@ from lit_ft.evaluation.loggers import find_board, log_scalars, takes_pictures
 from lit_ft.evaluation.pictures import log_images, log_plan
 from lit_ft.evaluation.tensorboard import collect_params, log_layout
 from lit_ft.model.module import FineTuneModule
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.tasks.classes import name_classes, read_classes
 from lit_ft.training.history import HistoryWriter

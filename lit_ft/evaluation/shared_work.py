@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from lit_ft.errors import UserError
 
@@ -104,6 +103,8 @@ def join_launched() -> Iterator[SharedWork]:
         rank, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
         own, place = SharedWork(rank, size, int(variables.get("LOCAL_RANK", 0))), "env://"
     elif int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # not in a batch script, whose job has several tasks
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment  # slow to load
+
         rank, size = int(variables["SLURM_PROCID"]), int(variables["SLURM_STEP_NUM_TASKS"])
         own = SharedWork(rank, size, int(variables.get("SLURM_LOCALID", 0)))
         first = SLURMEnvironment.resolve_root_node_address(variables["SLURM_STEP_NODELIST"])

@@ -15,7 +15,7 @@ from lit_ft.export.formats import require_onnx, trace, write_onnx, write_pt2
 from lit_ft.export.inference_model import InferenceModel, NetworkParts, predict_pixels, resize_by_file
 from lit_ft.export.runtime import open_exported
 from lit_ft.export.verification import Agreement, format_agreement, run_examples
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Exported:
 
 
 def describe_export(
-    module: FineTuneModule, images: Sequence[Tensor], name: str, parts: NetworkParts | None = None
+    module: ImageModel, images: Sequence[Tensor], name: str, parts: NetworkParts | None = None
 ) -> Description:
     """The description of an exported model, with some images ``(C, H, W)`` and what the model makes of them."""
     task, channels = module.task, 3 if module.normalise.channels == 1 else module.normalise.channels
@@ -66,7 +66,7 @@ def to_array(image: Tensor) -> PixelArray:
 
 
 def build_export(
-    module: FineTuneModule, suffix: str, description: Description, parts: NetworkParts | None = None
+    module: ImageModel, suffix: str, description: Description, parts: NetworkParts | None = None
 ) -> Exported:
     """The bytes of a ``.onnx`` or ``.pt2`` file, after they were run.
 

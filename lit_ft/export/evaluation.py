@@ -14,7 +14,7 @@ from lit_ft.evaluation.results import print_intervals, write_results
 from lit_ft.export.examples import read_pixels
 from lit_ft.export.predictor import ExportedModel
 from lit_ft.runs import Run
-from lit_ft.tasks.classes import warn_absent_classes
+from lit_ft.tasks.metrics import warn_absent_classes
 from lit_ft.training.evaluated import Evaluated, name_images
 from lit_ft.training.metrics_file import write_metrics
 from lit_ft.training.result_names import find_place, name_place

@@ -17,7 +17,7 @@ from lit_ft.errors import UserError
 from lit_ft.export.description import FileOutputs
 from lit_ft.export.geometry import CentreResize
 from lit_ft.model.calibration import Calibration, distances_to_nearest
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 
 _GREY = (0.2989, 0.587, 0.114)
 """The shares of red, green and blue in a grey pixel, of torchvision's ``rgb_to_grayscale`` (ITU-R BT.601)."""
@@ -41,7 +41,7 @@ class NetworkParts:
     calibration: Calibration
 
     @classmethod
-    def of(cls, module: FineTuneModule) -> NetworkParts:
+    def of(cls, module: ImageModel) -> NetworkParts:
         """The parts of a whole model."""
         return cls(module.backbone, module.head, module.calibration or Calibration())
 
@@ -54,7 +54,7 @@ class NetworkParts:
 class Preprocessing(nn.Module):
     """The eval transform: images, uint8 ``(B, H, W, C)`` -> normalised ``(B, C, size, size)``.
 
-    For a network of grey images it takes photos in colour, as `FineTuneModule.predict` does.
+    For a network of grey images it takes photos in colour, as `ImageModel.predict` does.
 
     Args:
         module: The model.
@@ -63,7 +63,7 @@ class Preprocessing(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, module: FineTuneModule) -> None:
+    def __init__(self, module: ImageModel) -> None:
         super().__init__()
         self.geometry = CentreResize(module.input_spec)
         self.is_grey = module.normalise.channels == 1
@@ -111,7 +111,7 @@ class OutputLayer(nn.Module):
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, layer: nn.Module, module: FineTuneModule) -> None:
+    def __init__(self, layer: nn.Module, module: ImageModel) -> None:
         super().__init__()
         self.layer, self.task, units = layer, module.task.name, module.task.standardisation
         numbers = {"offset": units.mean if units else 0.0, "scale": units.scale if units else 1.0}
@@ -134,7 +134,7 @@ class InferenceModel(nn.Module):
         parts: The network; where it is not the whole backbone and head.
     """
 
-    def __init__(self, module: FineTuneModule, parts: NetworkParts | None = None) -> None:
+    def __init__(self, module: ImageModel, parts: NetworkParts | None = None) -> None:
         super().__init__()
         parts = parts or NetworkParts.of(module)
         self.preprocessing = Preprocessing(module)
@@ -172,7 +172,7 @@ def resize_by_file(spec: InputSpec, image: Tensor) -> Tensor:
 
 
 def predict_pixels(
-    module: FineTuneModule,
+    module: ImageModel,
     images: Sequence[Tensor],
     parts: NetworkParts | None = None,
     resize: Callable[[InputSpec, Tensor], Tensor] = resize_by_torch,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_ft.backbones.build import build_library_network
 from lit_ft.errors import UserError
 from lit_ft.export.description import FORMAT, TOLERANCE, installed_versions
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 
 _INSTEAD = "export to .onnx or .pt2, which have the whole network"
 
@@ -33,7 +33,7 @@ class LibraryWeights:
     difference: float
 
 
-def build_library_weights(module: FineTuneModule) -> LibraryWeights:
+def build_library_weights(module: ImageModel) -> LibraryWeights:
     """The weights of a model as torchvision or timm name them, with the new classifier instead of the old one.
 
     The library's own network has loaded them, strictly, and was compared with the model.
@@ -63,7 +63,7 @@ def build_library_weights(module: FineTuneModule) -> LibraryWeights:
     return LibraryWeights(save(tensors, _metadata(module, name, code)), code, difference)
 
 
-def _find_linear(module: FineTuneModule) -> nn.Linear:
+def _find_linear(module: ImageModel) -> nn.Linear:
     layers = [layer for layer in module.head if not isinstance(layer, nn.Dropout)]
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
         raise UserError(
@@ -85,7 +85,7 @@ def _find_classifier(name: str, network: nn.Module, others: list[str], num_featu
     return owner
 
 
-def _compare(network: nn.Module, tensors: dict[str, Tensor], module: FineTuneModule) -> float:
+def _compare(network: nn.Module, tensors: dict[str, Tensor], module: ImageModel) -> float:
     """The largest difference of logits, in a network that has loaded the weights; raises `UserError` if it is large."""
     network.load_state_dict(tensors, strict=True)
     spec, generator = module.backbone.spec, torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def _compare(network: nn.Module, tensors: dict[str, Tensor], module: FineTuneMod
     return difference
 
 
-def _code(name: str, module: FineTuneModule) -> str:
+def _code(name: str, module: ImageModel) -> str:
     """The line of Python that builds the network."""
     spec, is_timm = module.backbone.spec, name.startswith("timm/")
     options: dict[str, Any] = {"num_classes": len(module.class_names)}
@@ -127,7 +127,7 @@ def _size_option(name: str) -> str | None:
     return "img_size" if hasattr(created, "patch_embed") and hasattr(created.patch_embed, "img_size") else None
 
 
-def _metadata(module: FineTuneModule, name: str, code: str) -> dict[str, str]:
+def _metadata(module: ImageModel, name: str, code: str) -> dict[str, str]:
     spec, versions = module.input_spec, installed_versions(["lit_ft", "torch", "torchvision"])
     return {
         FORMAT: versions["lit_ft"],

@@ -22,7 +22,7 @@ from lit_ft.evaluation.run_files import (
 )
 from lit_ft.export.description import Description
 from lit_ft.export.inference_model import NetworkParts
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.runs import Run
 
 MOST_ROWS = 50
@@ -74,7 +74,7 @@ class CardFacts:
     """
 
     file: str
-    module: FineTuneModule
+    module: ImageModel
     run: Run | None
     checkpoint: Path
     notes: Sequence[str] = field(default_factory=list)
@@ -262,7 +262,7 @@ def _tabulate_groups(run: Run, split: str) -> list[list[str]]:
     )
 
 
-def _general_limits(module: FineTuneModule, description: Description) -> list[str]:
+def _general_limits(module: ImageModel, description: Description) -> list[str]:
     told = ["Metrics hold for images like those of the test: other cameras, places or times were not measured."]
     if module.task.name == "multiclass":
         by_distance = (

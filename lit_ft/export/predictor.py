@@ -1,4 +1,4 @@
-"""Predictions of pictures with an exported file, as `FineTuneModule.predict` gives them."""
+"""Predictions of pictures with an exported file, as `ImageModel.predict` gives them."""
 
 from __future__ import annotations
 

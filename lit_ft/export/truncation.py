@@ -12,7 +12,7 @@ from lit_ft.backbones.backbone import Backbone, stage_costs
 from lit_ft.errors import unknown
 from lit_ft.export.inference_model import NetworkParts
 from lit_ft.model.calibration import Calibration, fit_label_sets
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.probes.feature_pass import StageFeatures, average_places, compute_stage_features
 from lit_ft.probes.heads.linear_probe import LinearProbe, fit_linear_probe, refuse_equal
 from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
@@ -65,13 +65,13 @@ class Truncated:
         return f"{self.metric} {self.before:.4f} before, {self.after:.4f} now; {left}"
 
 
-def refuse_stage(module: FineTuneModule, stage: str, key: str) -> None:
+def refuse_stage(module: ImageModel, stage: str, key: str) -> None:
     """Raises `UserError`, which names an option, for a stage that the backbone has not."""
     if stage not in module.backbone.stages:
         raise unknown("stage", stage, list(module.backbone.stages), key)
 
 
-def truncate(module: FineTuneModule, data: Any, stage: str) -> Truncated:
+def truncate(module: ImageModel, data: Any, stage: str) -> Truncated:
     """Cuts a network after a stage, and solves a new head on the features of the training images there.
 
     Args:
@@ -107,19 +107,19 @@ def _make_head(probe: LinearProbe) -> nn.Sequential:
     return nn.Sequential(head)
 
 
-def _calibrate(module: FineTuneModule, logits: Tensor, targets: Tensor, features: Tensor) -> Calibration:
+def _calibrate(module: ImageModel, logits: Tensor, targets: Tensor, features: Tensor) -> Calibration:
     """What the validation images tell of the predictions of the new head."""
     is_multiclass = module.task.name == "multiclass"
     least = fit_label_sets(module.task.predict(logits), targets) if is_multiclass else None
     return Calibration(least_probability=least).with_references(features)
 
 
-def _compute(module: FineTuneModule, data: Any, split: str) -> StageFeatures:
+def _compute(module: ImageModel, data: Any, split: str) -> StageFeatures:
     source = data.source(split, augment=False)
     return compute_stage_features(module.backbone, module.normalise, source, data.batch_size)
 
 
-def _weigh(module: FineTuneModule, data: Any) -> tuple[Targets, Tensor | None]:
+def _weigh(module: ImageModel, data: Any) -> tuple[Targets, Tensor | None]:
     """The targets of the training images, and what each image counts, as in the training."""
     task, given = module.task, data.splits["train"].targets
     if task.name == "regression":
@@ -130,7 +130,7 @@ def _weigh(module: FineTuneModule, data: Any) -> tuple[Targets, Tensor | None]:
     return weigh_classes(Targets(LOSSES[task.name], given, task.num_outputs), each, data.sampling == "balanced")
 
 
-def _measure(module: FineTuneModule, logits: Tensor, targets: Tensor, metric: str) -> float:
+def _measure(module: ImageModel, logits: Tensor, targets: Tensor, metric: str) -> float:
     if metric == "loss":
         return float(module.task.loss(logits, targets))
     metrics = module.task.metrics("")

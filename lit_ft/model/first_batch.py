@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.errors import UserError, is_from_user_code
 from lit_ft.model.preprocessing import Normalise
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.tasks.task import Task
 
 

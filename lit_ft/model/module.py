@@ -7,39 +7,47 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from lit_ft.backbones import HEAD
-from lit_ft.backbones.backbone import StageOutput
-from lit_ft.backbones.build import NetworkName, Pool, build_backbone, input_spec
-from lit_ft.backbones.freezing import FrozenNorm, Staged, TrainedNorm
-from lit_ft.backbones.input_spec import InputConfig, InputSpec
+from lit_ft.backbones.build import NetworkName, Pool
+from lit_ft.backbones.freezing import FrozenNorm, TrainedNorm
+from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.stem import Stem
 from lit_ft.backbones.weights.trust import refuse_foreign_names
-from lit_ft.compat import attached_trainer, log_repeatedly
-from lit_ft.errors import UserError
-from lit_ft.model.checkpoint import PlainHyperparameters, all_hyperparameters, as_config
+from lit_ft.compat import log_repeatedly
+from lit_ft.model.checkpoint import as_config
 from lit_ft.model.compiling import Compiling, recompiling
-from lit_ft.model.first_batch import BatchCheck, refuse_other_size, refuse_unprepared
-from lit_ft.model.heads import HeadConfig, build_head, read_trained_head, set_prior_bias
+from lit_ft.model.first_batch import BatchCheck
+from lit_ft.model.heads import HeadConfig, read_trained_head, set_prior_bias
+from lit_ft.model.hyperparameters import PlainHyperparameters
+from lit_ft.model.image_model import ImageModel
 from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
 from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
-from lit_ft.model.prediction import Predictor
-from lit_ft.model.preprocessing import BatchMix, MixConfig, Normalise
+from lit_ft.model.preprocessing import BatchMix, MixConfig
 from lit_ft.model.resumable_fit import ResumableFit
 from lit_ft.model.sharding import is_sharding, refuse_strategy, shard_stages
 from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups, check_rates
 from lit_ft.optim.schedules import configure_schedule
-from lit_ft.tasks.classes import TakeClasses, name_classes, settle_classes
-from lit_ft.tasks.monitored import MAIN_METRIC, Mode
-from lit_ft.tasks.standardisation import Standardisation, read_standardisation
-from lit_ft.tasks.task import ClassWeight, Task, TaskName, check_precision, check_task
+from lit_ft.tasks.classes import name_classes, settle_classes
+from lit_ft.tasks.monitored import Mode
+from lit_ft.tasks.standardisation import read_standardisation
+from lit_ft.tasks.task import ClassWeight, TaskName, check_precision, check_task
 
 
-class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
+class TakeClasses(Callback):
+    """Gives a module its head as soon as the data module is set up, for callbacks that look at its stages then."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes the head."""
+        if hasattr(pl_module, "take_classes"):  # the trainer may be given another module later
+            cast(Any, pl_module).take_classes(stage)
+
+
+class FineTuneModule(PlainHyperparameters, ImageModel, ResumableFit):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
@@ -105,15 +113,12 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         weights_key: str | None = None,
         lr_backbone: float | None = None,
     ) -> None:
-        super().__init__()
         check_rates(lr, lr_decay, lr_backbone)  # as all of these options, before anything is fetched
         head, mix, penalty = as_config(HeadConfig, head), as_config(MixConfig, mix), as_config(PenaltyConfig, penalty)
         check_task(task, label_smoothing, class_weight, mix.cutmix)
-        spec = as_config(InputConfig, input).applied_to(input_spec(backbone, weights))
-        self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights, weights_key)
-        self.backbone.to(memory_format=self.backbone.memory_format)
+        super().__init__(backbone, weights, pool, input, stem, partial_weights, weights_key)
         self.backbone.gradient_checkpointing = gradient_checkpointing
-        self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
+        spec = self.backbone.spec
         self.penalty = WeightPenalty(self.backbone, penalty)
         # The checkpoint has the weights and needs to fetch none; the input followed from their tag, and is written out.
         settled = {"input": {**asdict(spec), "channels": spec.channels}, "head": head, "mix": mix, "penalty": penalty}
@@ -121,22 +126,7 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         self._trained_head = None if weights_key else read_trained_head(weights)
         self._losses, self._batches = LossWatch(), BatchCheck()
         if classes is not None:
-            self._build_for_classes(name_classes(classes))
-
-    @property
-    def input_spec(self) -> InputSpec:
-        """The images that the backbone expects, and how a photo is brought to them; data modules ask for it."""
-        spec = self.backbone.spec
-        return replace(spec, resize=spec.size, squash=True) if self.sees_whole_images else spec
-
-    @property
-    def main_metric(self) -> tuple[str, str]:
-        """The metric that chooses the best model, and whether its ``min`` or ``max`` is best."""
-        return MAIN_METRIC[self.hparams["task"]]
-
-    def stage_modules(self) -> dict[str, list[nn.Module]]:
-        """The modules of each stage, shallow to deep, with the head last."""
-        return {**self.backbone.stage_modules(), HEAD: [self.head]}
+            self.build_for_classes(name_classes(classes))
 
     def monitored(self) -> dict[str, Mode]:
         """The metrics that a validation logs, and whether the least or the greatest value of each is best."""
@@ -149,18 +139,6 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         with recompiling(self):
             self.backbone.mark_frozen(names, frozen_norm, norm)  # so that it holds for who calls its `train` alone, too
             super().set_trainable(names, frozen_norm, norm)
-
-    def forward(self, images: Tensor | StageOutput) -> Tensor:
-        """Images ``(B, C, H, W)``, uint8 or normalised float, or cached features -> logits ``(B, K)``."""
-        if not self.training and attached_trainer(self) is None:  # what a loader gives is checked once
-            refuse_unprepared(images, self.input_spec.size, self.normalise)
-        given = images if isinstance(images, StageOutput) else self.normalise(images)
-        try:
-            logits: Tensor = self.head(self.backbone(given))
-        except (RuntimeError, AssertionError) as error:  # by which torch, and networks with position embeddings, refuse
-            refuse_other_size(given, self.input_spec.size, error)
-            raise
-        return logits
 
     # Setup
 
@@ -177,17 +155,15 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
             return
         names = settle_classes(self.data_module, self.hparams["task"], self.class_names)
         if not self.class_names:
-            self._build_for_classes(names)
+            self.build_for_classes(names)
 
-    def _build_for_classes(self, names: list[str]) -> None:
-        if not names:
-            raise UserError("classes: must be at least 1")
-        self.class_names = self.hparams["classes"] = names
-        task = self.hparams["task"]
-        self.head = build_head(self.backbone.num_features, len(names), HeadConfig(**self.hparams["head"]), task)
+    def build_for_classes(self, names: list[str]) -> None:
+        """Builds the head for classes, that of the weights if it was trained for the same, and what trains it."""
+        super().build_for_classes(names)
+        self.hparams["classes"], task = names, self.hparams["task"]
         trained, self._trained_head = self._trained_head, None
-        units = trained.load_into(self.head, names, task) if trained else None
-        self.task = Task(task, len(names), self.hparams["label_smoothing"], units)
+        if trained and (units := trained.load_into(self.head, names, task)):
+            self.task = replace(self.task, standardisation=units)
         mix = BatchMix(MixConfig(**self.hparams["mix"]), task, len(names))
         self.objective = Objective(mix, self.penalty, self.hparams["class_weight"])
         self.metrics: Any = nn.ModuleDict({split: SplitMetrics(split, self.task) for split in ("val", "test")})
@@ -204,6 +180,7 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
         self._losses, self._batches = LossWatch(), BatchCheck()
         super().setup(stage)
         if stage == "fit":
+            self.calibration = None  # of an earlier fit
             refuse_unlogged(cast(Any, self.trainer).callbacks, self.monitored(), self.task.name)
             prior_bias = self.hparams["head"]["prior_bias"]
             if self.task.name == "regression" and not self.task.standardisation:  # else weights were trained with it
@@ -282,19 +259,16 @@ class FineTuneModule(PlainHyperparameters, Staged, Predictor, ResumableFit):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds hyperparameters, the units of regression, and the state of the fit."""
+        """Adds hyperparameters, the units of regression, what is known of predictions, and the state of the fit."""
         self._losses.look(self)  # so that no checkpoint is written after the loss was not finite
         if self.class_names and self.task.standardisation:
             checkpoint["standardisation"] = self.task.standardisation.plain()
+        if self.calibration is not None:
+            checkpoint["calibration"] = self.calibration.plain()
         self.write_hyperparameters(checkpoint, FineTuneModule)
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the head for the classes of the checkpoint, and resumes the fit."""
-        classes = all_hyperparameters(checkpoint).get("classes")
-        if not self.class_names and classes:  # a subclass's own constructor may not take them
-            self._build_for_classes(name_classes(classes))
-        units = checkpoint.get("standardisation")
-        if self.class_names:
-            self.task = replace(self.task, standardisation=Standardisation.from_plain(units) if units else None)
+        self.restore(checkpoint)
         super().on_load_checkpoint(checkpoint)

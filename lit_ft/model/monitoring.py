@@ -15,8 +15,7 @@ from lit_ft.compat import attached_trainer
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.sharding import whole
 from lit_ft.runs import find_best_path
-from lit_ft.tasks.classes import warn_absent_classes
-from lit_ft.tasks.metrics import MeanLoss
+from lit_ft.tasks.metrics import MeanLoss, warn_absent_classes
 from lit_ft.tasks.monitored import MAIN_METRIC, METRICS
 from lit_ft.tasks.task import Task
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_ft.errors import UserError
 from lit_ft.model.monitoring import TrainScore
 from lit_ft.model.preprocessing import BatchMix
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.tasks.classes import balanced_weights
 from lit_ft.tasks.task import ClassWeight
 

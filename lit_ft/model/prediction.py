@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -59,8 +58,8 @@ class Prediction:
     unlike_training: bool | None = None
 
 
-class Predictor(L.LightningModule):
-    """Predicts pictures by their names, arrays or tensors; the base of a `FineTuneModule`."""
+class Predictor(nn.Module):
+    """Predicts pictures by their names, arrays or tensors; the base of an `ImageModel`."""
 
     calibration: Calibration | None = None
     """What a fine-tuning found out about its predictions, on validation images; None of a model that trains on."""
@@ -155,26 +154,6 @@ class Predictor(L.LightningModule):
             sets = known.label_sets(probabilities)
             label_set = [] if sets is None else [name for name, _ in ranked[: max(1, int(sets.sum()))]]
             yield Prediction(*ranked[0], top_k=ranked[:top_k], label_set=label_set, **common)
-
-    # Lightning's hooks
-
-    def setup(self, stage: str) -> None:
-        """Forgets what was found out about the predictions of the model before a fit."""
-        if stage == "fit":
-            self.calibration = None
-        super().setup(stage)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is known of the predictions."""
-        if self.calibration is not None:
-            checkpoint["calibration"] = self.calibration.plain()
-        super().on_save_checkpoint(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes what is known of the predictions."""
-        found = checkpoint.get("calibration")
-        self.calibration = Calibration.from_plain(found) if found else None
-        super().on_load_checkpoint(checkpoint)
 
 
 def check_positive(**given: int) -> None:

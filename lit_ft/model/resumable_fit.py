@@ -32,10 +32,11 @@ class ResumableFit(L.LightningModule):
     its images, the length of its epochs, and the validation metrics that its schedule waits for.
     """
 
+    class_names: list[str]
+    sees_whole_images: bool
+
     def __init__(self) -> None:
         super().__init__()
-        self.class_names: list[str] = []
-        self.sees_whole_images = False  # as those were evaluated that it was fitted with
         self._seed: int | None = None
         self._images: Fingerprint | None = None
         self._measured: dict[str, float] = {}  # as the checkpoint was written
@@ -169,7 +170,6 @@ class ResumableFit(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resumes the fit, and raises `UserError` if the data has other classes or images than the checkpoint's run."""
         self._seed = checkpoint.get("run_seed")
-        self.sees_whole_images = bool(checkpoint.get("sees_whole_images", False))
         self._measured = {str(key): float(value) for key, value in checkpoint.get("measured", {}).items()}
         trainer = attached_trainer(self)
         if trainer is None:

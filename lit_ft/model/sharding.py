@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_ft.compat import compression_of, writes_parts
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 _ON_WEIGHTS = (WeightAveraging, StochasticWeightAveraging, BatchSizeFinder, LearningRateFinder)
 """Callbacks that copy or restore the weights of a process as if they were those of the model."""

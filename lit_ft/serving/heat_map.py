@@ -9,11 +9,11 @@ from torch import Tensor
 from lit_ft.data.pages import encode_thumbnail
 from lit_ft.evaluation.explanations.drawing import SIDE, draw_evidence, draw_small
 from lit_ft.evaluation.explanations.maps import explain_image
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.serving.answers import Explained
 
 
-def explain_photo(model: FineTuneModule, image: Tensor, method: str, top_k: int) -> Explained:
+def explain_photo(model: ImageModel, image: Tensor, method: str, top_k: int) -> Explained:
     """A prediction for a photo, uint8 ``(C, H, W)``, with the evidence for the class that is predicted.
 
     Args:

@@ -26,7 +26,7 @@ from lit_ft.assets import checksum
 from lit_ft.errors import UserError
 from lit_ft.evaluation.explanations.maps import choose_quick_method
 from lit_ft.evaluation.inference import load
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.runs import find_best_checkpoint
 from lit_ft.serving.answers import valid_text
 from lit_ft.serving.guard import SECONDS, RequestGuard
@@ -138,7 +138,7 @@ def _build_server(api: PhotoAPI, device: torch.device, about: dict[str, Any], li
     return server
 
 
-def describe_model(model: FineTuneModule, path: Path) -> dict[str, Any]:
+def describe_model(model: ImageModel, path: Path) -> dict[str, Any]:
     """What ``GET /info`` tells of a model; its version is of the checkpoint's content."""
     return {
         "name": valid_text(str(model.hparams["backbone"])),

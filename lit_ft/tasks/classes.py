@@ -6,25 +6,11 @@ from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from lit_ft.errors import UserError
-from lit_ft.tasks.metrics import OverPresent
 from lit_ft.tasks.monitored import MAIN_METRIC
-
-
-class TakeClasses(Callback):
-    """Gives a module its head as soon as the data module is set up, for callbacks that look at its stages then."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes the head."""
-        if hasattr(pl_module, "take_classes"):  # the trainer may be given another module later
-            cast(Any, pl_module).take_classes(stage)
 
 
 def name_classes(classes: int | Sequence[str]) -> list[str]:
@@ -69,8 +55,8 @@ def settle_classes(data: Any, task: str, own: list[str]) -> list[str]:
     names = own if given is None else name_classes(given)
     if own and (len(names) != len(own) or (not isinstance(given, int) and names != own)):
         raise UserError(
-            f"the model has {len(own)} classes ({_first(own)}), but the data has {len(names)} classes "
-            f"({_first(names)}); give the data the model was trained on, or start from the backbone alone with "
+            f"the model has {len(own)} classes ({first_names(own)}), but the data has {len(names)} classes "
+            f"({first_names(names)}); give the data the model was trained on, or start from the backbone alone with "
             "`model.weights` CHECKPOINT"
         )
     return own or names
@@ -126,24 +112,7 @@ def _refuse(what: str, which: Tensor, class_names: list[str]) -> None:
     if which.any():
         names = _select(class_names, which)
         raise UserError(
-            f"`model.class_weight`: {what} {_first(names)}; leave such classes out, or set class_weight to null"
-        )
-
-
-def warn_absent_classes(metrics: MetricCollection, split: str, names: Sequence[str]) -> None:
-    """Warns of classes that no image of a split has, as the means over classes are without them.
-
-    The metrics are those of the split after all of its batches; every process must ask.
-    """
-    means = {name: metric for name, metric in metrics.items(keep_base=True) if isinstance(metric, OverPresent)}
-    for metric in means.values():
-        metric.compute()
-    flags = next((metric.absent for metric in means.values()), None)
-    if flags is not None and flags.any():
-        absent = _select(names, flags)
-        rank_zero_warn(
-            f"{split}: no image of {len(absent):,} of {len(names):,} classes ({_first(absent)}); they are left out of "
-            f"the means of {', '.join(means)}"
+            f"`model.class_weight`: {what} {first_names(names)}; leave such classes out, or set class_weight to null"
         )
 
 
@@ -151,5 +120,6 @@ def _select(names: Sequence[str], which: Tensor) -> list[str]:
     return [name for name, is_so in zip(names, which.tolist(), strict=True) if is_so]
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""Metrics: sums in full precision, R2, and means over the classes that a split has."""
+"""Metrics of a task: sums in full precision, R2, and means over the classes that a split has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import classification as C
+
+from lit_ft.rank_zero import rank_zero_warn
+from lit_ft.tasks.classes import first_names
 
 
 class PreciseSums(Metric):
@@ -122,3 +126,99 @@ class OverPresent(Metric):
         self.absent = ~present
         values: Tensor = super().compute()  # type: ignore[safe-super]  # that of the metric it is mixed into
         return values.where(present, 0).sum() / present.sum().clamp(min=1)
+
+
+class _MeanSquaredError(PreciseSums, MeanSquaredError):
+    pass
+
+
+class _MeanAbsoluteError(PreciseSums, MeanAbsoluteError):
+    pass
+
+
+class _LabelPrecision(OverPresent, C.MultilabelPrecision):
+    pass
+
+
+class _LabelRecall(OverPresent, C.MultilabelRecall):
+    pass
+
+
+class _LabelF1(OverPresent, C.MultilabelF1Score):
+    pass
+
+
+class _ByClass(OverPresent, C.MulticlassStatScores):
+    """Counts of a batch, class by class.
+
+    torchmetrics takes the counts from a matrix ``(K, K)`` of each batch, which is 800 MB for 10,000 classes.
+    """
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a batch: logits ``(B, K)``, and classes ``(B,)``."""
+        found = preds.argmax(dim=1)
+        hits = found == target
+        tp, fp, fn = (self._counts(*one) for one in ((target, hits), (found, ~hits), (target, ~hits)))
+        counts = {"tp": tp, "fp": fp, "tn": len(target) - tp - fp - fn, "fn": fn}
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def _counts(self, classes: Tensor, which: Tensor) -> Tensor:
+        """How often each class comes where ``which`` is true."""
+        none = torch.zeros(cast(int, self.num_classes), dtype=torch.long, device=classes.device)
+        return none.index_add_(0, classes, which.long())
+
+
+class _Precision(_ByClass, C.MulticlassPrecision):
+    pass
+
+
+class _Recall(_ByClass, C.MulticlassRecall):
+    pass
+
+
+class _F1(_ByClass, C.MulticlassF1Score):
+    pass
+
+
+def build_metrics(task: str, num: int, prefix: str, top_five: bool) -> MetricCollection:
+    """Fresh metrics of a task with K outputs, ``num``, whose names begin with ``prefix``; they see raw logits."""
+    metrics: dict[str, Metric | MetricCollection]
+    # The loss has checked what they see; they would fetch it from the device to do so again.
+    unchecked: Any = {"validate_args": False}
+    if task == "multiclass":
+        metrics = {
+            "acc": C.MulticlassAccuracy(num, average="micro", **unchecked),
+            "precision": _Precision(num, average="none"),
+            "recall": _Recall(num, average="none"),
+            "f1": _F1(num, average="none"),
+        }
+        if top_five:
+            metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5, **unchecked)
+    elif task == "multilabel":
+        metrics = {
+            "acc": C.MultilabelAccuracy(num, **unchecked),
+            "precision": _LabelPrecision(num, average="none", **unchecked),
+            "recall": _LabelRecall(num, average="none", **unchecked),
+            "f1": _LabelF1(num, average="none", **unchecked),
+        }
+    else:
+        metrics = {"mse": _MeanSquaredError(), "mae": _MeanAbsoluteError(), "r2": R2(num)}
+    # No groups: metrics that are equal after the first batch would share one state from then on, although that can
+    # be by chance, and in one process but not in the other.
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+def warn_absent_classes(metrics: MetricCollection, split: str, names: Sequence[str]) -> None:
+    """Warns of classes that no image of a split has, as the means over classes are without them.
+
+    The metrics are those of the split after all of its batches; every process must ask.
+    """
+    means = {name: metric for name, metric in metrics.items(keep_base=True) if isinstance(metric, OverPresent)}
+    for metric in means.values():
+        metric.compute()
+    flags = next((metric.absent for metric in means.values()), None)
+    if flags is not None and flags.any():
+        absent = [name for name, is_absent in zip(names, flags.tolist(), strict=True) if is_absent]
+        count = f"{len(absent):,} of {len(names):,} classes ({first_names(absent)})"
+        rank_zero_warn(f"{split}: no image of {count}; they are left out of the means of {', '.join(means)}")

@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
-from torchmetrics import classification as C
 
 from lit_ft.errors import UserError, unknown
-from lit_ft.tasks.metrics import R2, OverPresent, PreciseSums
 from lit_ft.tasks.monitored import MAIN_METRIC, METRICS, Mode
 from lit_ft.tasks.standardisation import Standardisation
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 TaskName = Literal["multiclass", "multilabel", "regression"]
 ClassWeight = Literal["balanced"]
@@ -108,31 +108,10 @@ class Task:
 
     def metrics(self, prefix: str) -> MetricCollection:
         """Fresh metrics whose names begin with ``prefix``; they see raw logits."""
-        num = self.num_outputs
-        metrics: dict[str, Metric | MetricCollection]
-        # The loss has checked what they see; they would fetch it from the device to do so again.
-        unchecked: Any = {"validate_args": False}
-        if self.name == "multiclass":
-            metrics = {
-                "acc": C.MulticlassAccuracy(num, average="micro", **unchecked),
-                "precision": _Precision(num, average="none"),
-                "recall": _Recall(num, average="none"),
-                "f1": _F1(num, average="none"),
-            }
-            if "acc_top5" in self.logged:
-                metrics["acc_top5"] = C.MulticlassAccuracy(num, average="micro", top_k=5, **unchecked)
-        elif self.name == "multilabel":
-            metrics = {
-                "acc": C.MultilabelAccuracy(num, **unchecked),
-                "precision": _LabelPrecision(num, average="none", **unchecked),
-                "recall": _LabelRecall(num, average="none", **unchecked),
-                "f1": _LabelF1(num, average="none", **unchecked),
-            }
-        else:
-            metrics = {"mse": _MeanSquaredError(), "mae": _MeanAbsoluteError(), "r2": R2(num)}
-        # No groups: metrics that are equal after the first batch would share one state from then on, although that can
-        # be by chance, and in one process but not in the other.
-        return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+        # Here, as torchmetrics loads SciPy and Matplotlib, and no prediction needs it.
+        from lit_ft.tasks.metrics import build_metrics
+
+        return build_metrics(self.name, self.num_outputs, prefix, "acc_top5" in self.logged)
 
     def hard(self, targets: Tensor) -> Tensor:
         """The targets that metrics count: of probabilities the most probable class ``(B,)``, or the likely labels."""
@@ -169,56 +148,3 @@ class Task:
         if self.name == "multiclass":
             return predictions.double().clamp(min=torch.finfo(torch.float32).tiny).log()
         return predictions.double().logit(torch.finfo(torch.float32).eps / 2)
-
-
-class _MeanSquaredError(PreciseSums, MeanSquaredError):
-    pass
-
-
-class _MeanAbsoluteError(PreciseSums, MeanAbsoluteError):
-    pass
-
-
-class _LabelPrecision(OverPresent, C.MultilabelPrecision):
-    pass
-
-
-class _LabelRecall(OverPresent, C.MultilabelRecall):
-    pass
-
-
-class _LabelF1(OverPresent, C.MultilabelF1Score):
-    pass
-
-
-class _ByClass(OverPresent, C.MulticlassStatScores):
-    """Counts of a batch, class by class.
-
-    torchmetrics takes the counts from a matrix ``(K, K)`` of each batch, which is 800 MB for 10,000 classes.
-    """
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds a batch: logits ``(B, K)``, and classes ``(B,)``."""
-        found = preds.argmax(dim=1)
-        hits = found == target
-        tp, fp, fn = (self._counts(*one) for one in ((target, hits), (found, ~hits), (target, ~hits)))
-        counts = {"tp": tp, "fp": fp, "tn": len(target) - tp - fp - fn, "fn": fn}
-        for name, count in counts.items():
-            setattr(self, name, getattr(self, name) + count)
-
-    def _counts(self, classes: Tensor, which: Tensor) -> Tensor:
-        """How often each class comes where ``which`` is true."""
-        none = torch.zeros(cast(int, self.num_classes), dtype=torch.long, device=classes.device)
-        return none.index_add_(0, classes, which.long())
-
-
-class _Precision(_ByClass, C.MulticlassPrecision):
-    pass
-
-
-class _Recall(_ByClass, C.MulticlassRecall):
-    pass
-
-
-class _F1(_ByClass, C.MulticlassF1Score):
-    pass

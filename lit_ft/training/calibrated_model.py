@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional import classification
 
@@ -17,6 +16,7 @@ from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.heads import divide_logits, takes_temperature
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.sharding import is_sharding
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import find_best_path, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import quiet_validation

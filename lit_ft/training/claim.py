@@ -11,9 +11,9 @@ from pkgutil import resolve_name
 from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_only
 from lit_ft.runs import Run, find_run_of_checkpoint
 
 FOLDER_VARIABLE = "LIT_FT_RUN"

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import replace_atomically
 from lit_ft.console import rank_zero_print
 from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError, refuse_unwritable
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import gather
 from lit_ft.training.handed_back import is_refitted

@@ -8,10 +8,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lit_ft.assets import lock_beside, replace_atomically
 from lit_ft.console import dump_json, format_path, rank_zero_print
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import RESULT_TABLES, Run
 from lit_ft.training.result_names import name_checkpoint
 

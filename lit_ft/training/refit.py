@@ -10,7 +10,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import rank_zero_print
@@ -22,6 +21,7 @@ from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.sharding import is_sharding
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import find_best_callback, find_run
 from lit_ft.training.calibrated_model import recalibrate
 from lit_ft.training.evaluated import ImageLosses, quiet_validation

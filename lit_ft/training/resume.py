@@ -10,12 +10,12 @@ import zipfile
 from pathlib import Path
 
 from filelock import BaseFileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import lock_beside
 from lit_ft.backbones.weights import torch_files
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, refuse_unwritable
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run
 from lit_ft.training.launch import find_job, is_array
 

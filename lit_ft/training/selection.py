@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.features.shared_prefix import SharedPrefix
 from lit_ft.model.checkpoint import read_checkpoint
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import ImageLosses, quiet_validation
 from lit_ft.training.handed_back import hand_back, take_best_epoch

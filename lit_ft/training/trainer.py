@@ -20,13 +20,13 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.compat import leave_signals
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
 from lit_ft.training.checkpoint_io import AtomicCheckpointIO

@@ -10,7 +10,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_ft.backbones.freezing import FrozenNorm, Staged
@@ -19,6 +18,7 @@ from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.sharding import is_sharding, refuse_local_steps, refuse_sharded_resume
 from lit_ft.optim.run_length import RunLength
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.unfreezing.plan import Plan
 
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_ft.data.tables.tables import unescape_formula
 from lit_ft.errors import UserError
 from lit_ft.evaluation import predictions
-from lit_ft.evaluation.predictions import PredictionWriter, build_rows, check_target, is_device, write_rows
+from lit_ft.evaluation.prediction_files import build_rows, check_target, is_device, write_rows
+from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.model.module import FineTuneModule
 
 

@@ -374,7 +374,7 @@ def test_shares_of_loaders_alone_are_not_known():
     ],
 )
 def test_wrong_head_is_refused_before_anything_is_fetched(options, key, monkeypatch):
-    monkeypatch.setattr("lit_ft.model.module.build_backbone", refuse)
+    monkeypatch.setattr("lit_ft.model.image_model.build_backbone", refuse)
     with pytest.raises(UserError, match=f"^model.head.{key}: "):
         small_module(**options)
 
@@ -399,7 +399,7 @@ def test_cosine_head_trains_and_its_checkpoint_answers_the_same(tmp_path):
     ],
 )
 def test_wrong_mixing_or_weights_are_refused_before_anything_is_fetched(options, key, monkeypatch):
-    monkeypatch.setattr("lit_ft.model.module.build_backbone", refuse)
+    monkeypatch.setattr("lit_ft.model.image_model.build_backbone", refuse)
     with pytest.raises(UserError, match=f"^model.{key}: "):
         small_module(**options)
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
-from lit_ft.tasks.classes import TakeClasses, balanced_weights, read_classes
+from lit_ft.model.module import TakeClasses
+from lit_ft.tasks.classes import balanced_weights, read_classes
 from lit_ft.tasks.task import check_task
 from lit_ft.unfreezing.callback import GradualUnfreezing
 

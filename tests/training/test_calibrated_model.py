@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import lit_ft
 from lit_ft.model.calibration import Calibration
 from lit_ft.model.heads import takes_temperature
+from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.tasks.task import Task
 from lit_ft.training.calibrated_model import calibration_error
@@ -117,7 +118,7 @@ def test_loaded_model_knows_what_it_is_unsure_of_and_what_is_unlike(run):
 
 def test_fit_forgets_the_calibration(run):
     trainer, _, data = run
-    model = lit_ft.load(trainer.run.folder, device="cpu")
+    model = FineTuneModule.load_from_checkpoint(trainer.run.checkpoint("best"))
     assert model.calibration is not None
     L.Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False, logger=False).fit(model, datamodule=data)
     assert model.calibration is None
@@ -154,7 +155,8 @@ def test_averages_do_not_take_the_place_of_what_is_handed_back(tmp_path):
     assert not {"current_model_state", "averaging_state"} & torch.load(best, weights_only=True).keys()
     written = json.loads(trainer.run.metrics.read_text())["test"]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    (again,) = L.Trainer(**quiet).test(lit_ft.load(best, "cpu"), datamodule=data, verbose=False)
+    module = FineTuneModule.load_from_checkpoint(best)
+    (again,) = L.Trainer(**quiet).test(module, datamodule=data, verbose=False)
     assert again["test/loss"] == pytest.approx(written["test/loss"], rel=1e-5)
 
 

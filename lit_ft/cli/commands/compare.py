@@ -11,7 +11,7 @@ from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError
 from lit_ft.evaluation.comparison import compare_runs
 from lit_ft.evaluation.comparison_report import format_comparison, render_comparison
-from lit_ft.evaluation.predictions import check_target
+from lit_ft.evaluation.prediction_files import check_target
 from lit_ft.runs import Run
 
 

@@ -28,8 +28,8 @@ from lit_ft.evaluation.explanations.stage_comparison import (
 )
 from lit_ft.evaluation.explanations.transfer import FEWEST
 from lit_ft.evaluation.inference import load
-from lit_ft.evaluation.predictions import check_target
-from lit_ft.model.module import FineTuneModule
+from lit_ft.evaluation.prediction_files import check_target
+from lit_ft.model.image_model import ImageModel
 from lit_ft.runs import find_best_checkpoint
 from lit_ft.training.handed_back import is_refitted
 
@@ -102,7 +102,7 @@ def _parse(args: Sequence[str]) -> tuple[Any, Path]:
     return given, out
 
 
-def _load(given: Any) -> tuple[FineTuneModule, int | None, list[str]]:
+def _load(given: Any) -> tuple[ImageModel, int | None, list[str]]:
     """The model, the output that is explained, and the methods."""
     try:
         model = load(given.checkpoint, given.device)
@@ -115,7 +115,7 @@ def _load(given: Any) -> tuple[FineTuneModule, int | None, list[str]]:
 
 
 def _explain(
-    paths: Sequence[str], before: Before, model: FineTuneModule, target: int | None, methods: Sequence[str]
+    paths: Sequence[str], before: Before, model: ImageModel, target: int | None, methods: Sequence[str]
 ) -> list[ShownPhoto]:
     """Each photo with its evidence, or the reason why it cannot be read."""
     photos: list[ShownPhoto] = []
@@ -130,7 +130,7 @@ def _explain(
 
 
 def _explain_one(
-    path: str, probe: FineTuneModule | None, model: FineTuneModule, target: int | None, methods: Sequence[str]
+    path: str, probe: ImageModel | None, model: ImageModel, target: int | None, methods: Sequence[str]
 ) -> ShownPhoto:
     try:
         image = decode(path)
@@ -142,7 +142,7 @@ def _explain_one(
     return draw_photo(image, before, after)
 
 
-def _find_images(checkpoint: str, model: FineTuneModule, photos: Sequence[str]) -> ComparedImages | str:
+def _find_images(checkpoint: str, model: ImageModel, photos: Sequence[str]) -> ComparedImages | str:
     """The images on which stages are compared: those of the run, or else the given photos; or why there are none."""
     path = str(find_best_checkpoint(checkpoint))
     saved = read_saved_data(path)

@@ -37,7 +37,7 @@ from lit_ft.export.model_card import CardFacts, render_card
 from lit_ft.export.truncation import refuse_stage, truncate
 from lit_ft.export.verification import format_agreement
 from lit_ft.model.checkpoint import EXPORTED, hyper_parameters
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.runs import find_best_checkpoint, find_run_of_checkpoint
 from lit_ft.training.handed_back import is_refitted
 
@@ -183,12 +183,12 @@ def _name(out: Path, size: int) -> str:
     return f"{printable(str(out))}, {format_bytes(size)}"
 
 
-def _network_name(module: FineTuneModule) -> str:
+def _network_name(module: ImageModel) -> str:
     name = module.hparams["backbone"]
     return name if isinstance(name, str) else str(name.get("class_path", "network")).rpartition(".")[2]
 
 
-def find_examples(module: FineTuneModule, checkpoint: Path, given: str | None) -> tuple[list[Any], str]:
+def find_examples(module: ImageModel, checkpoint: Path, given: str | None) -> tuple[list[Any], str]:
     """Images ``(C, H, W)`` to put into the file, and what they are."""
     channels = 3 if module.normalise.channels == 1 else module.normalise.channels
     spec = module.input_spec
@@ -208,7 +208,7 @@ def find_examples(module: FineTuneModule, checkpoint: Path, given: str | None) -
     return shrink_examples(images, spec), f"{len(images)} drawn patches of colour"
 
 
-def make_saved_data(checkpoint: Path, module: FineTuneModule) -> Any:
+def make_saved_data(checkpoint: Path, module: ImageModel) -> Any:
     """The data module that a checkpoint was trained on, set up.
 
     Raises:

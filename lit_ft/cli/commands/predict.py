@@ -22,11 +22,11 @@ from lit_ft.data.tables.path_lists import LIST_SUFFIXES, read_path_list
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.inference import load
-from lit_ft.evaluation.predictions import check_target, is_device
+from lit_ft.evaluation.prediction_files import check_target, is_device
 from lit_ft.evaluation.shared_work import join_launched
 from lit_ft.export.predictor import ExportedModel
 from lit_ft.export.runtime import is_runnable
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.model.prediction import Prediction, name_flag
 from lit_ft.runs import Run
 
@@ -99,7 +99,7 @@ def _write(out: Path, rows: Sequence[TableRow], reason: str) -> int:
     return 1 if rows and failed == len(rows) else 0
 
 
-def _load(path: str, device: str | None, tta: str | None, default: str | None) -> FineTuneModule | ExportedModel:
+def _load(path: str, device: str | None, tta: str | None, default: str | None) -> ImageModel | ExportedModel:
     if is_runnable(path):
         for option, value in (("--device", device), ("--tta", tta)):
             if value is not None:
@@ -127,13 +127,13 @@ def find_photos(source: str) -> list[str]:
     return found
 
 
-def reason_column(model: FineTuneModule | ExportedModel) -> str:
+def reason_column(model: ImageModel | ExportedModel) -> str:
     """The column with the reason why an image cannot be read: ``error``, unless a number that is predicted has it."""
     return "error" if model.task.name != "regression" or "error" not in model.class_names else "why unread"
 
 
 def predict_rows(
-    model: FineTuneModule | ExportedModel,
+    model: ImageModel | ExportedModel,
     paths: Sequence[str],
     top_k: int,
     probabilities: bool = False,

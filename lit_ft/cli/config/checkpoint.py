@@ -14,7 +14,6 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
@@ -32,6 +31,7 @@ from lit_ft.model.checkpoint import (
     refuse_missing_checkpoint,
     saved_options,
 )
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import DEFAULT_ROOT, Run, find_best_checkpoint, find_checkpoint, find_run, find_run_of_checkpoint
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.run_options import refuse_other_options, run_options

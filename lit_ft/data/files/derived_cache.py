@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_ft.assets import cache_folder, name_unfinished
+from lit_ft.rank_zero import rank_zero_warn
 
 Derived = tuple[dict[str, Tensor], dict[str, Any]]  # arrays by name, and plain facts about them
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
@@ -23,6 +22,7 @@ from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_folder, holds, is_ignored, rank_kinds
 from lit_ft.data.images.decode import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 # The clock of a file system may tick this seldom: a folder that changed just before it was read may have changed again
 # since, at the same time by its clock.

@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.derived_cache import file_stamp_number, load_derived, match_layout, store_derived
@@ -18,6 +17,7 @@ from lit_ft.data.images.decode import decode, why_unread
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 OnBadImage = Literal["error", "skip"]
 

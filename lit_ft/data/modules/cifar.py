@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.assets import data_root, download_dataset
@@ -20,6 +19,7 @@ from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment
 from lit_ft.data.modules.arrays import HeldOutArrayDataModule, Parsed
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FOLDER = "cifar-10-batches-py"

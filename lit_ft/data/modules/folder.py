@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
@@ -19,6 +18,7 @@ from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.labels import check_names, check_same_form, class_order, names_of_folders
 from lit_ft.errors import UserError, unknown
+from lit_ft.rank_zero import rank_zero_warn
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 

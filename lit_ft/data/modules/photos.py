@@ -9,7 +9,6 @@ from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit
@@ -25,6 +24,7 @@ from lit_ft.data.modules.base import ImageDataModule, check_choice, check_fracti
 from lit_ft.data.split import class_counts, hold_out
 from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 
 class PhotoDataModule(ImageDataModule[FileSplit]):

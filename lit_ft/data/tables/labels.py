@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.folders import find_file
 from lit_ft.data.tables.tables import Table, read_table
 from lit_ft.errors import UserError, unknown
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.tasks.task import TaskName
 
 _KEY = "`data.label_columns`"

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.tables.text_rows import find_separator, read_numbered_rows
 from lit_ft.errors import UserError, unknown
+from lit_ft.rank_zero import rank_zero_warn
 
 # Also after apostrophes, so that an escaped cell differs from one that began with an apostrophe. Those of full width
 # count as the others in some languages' editions.

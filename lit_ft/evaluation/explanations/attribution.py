@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lit_ft.backbones.backbone import Backbone, StageOutput, stage_costs
 from lit_ft.errors import UserError
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.probes.feature_pass import has_channels_last
 
 STEPS = 32
@@ -44,7 +44,7 @@ def find_map_stage(backbone: Backbone) -> str | None:
     return None
 
 
-def grad_cam(module: FineTuneModule, images: Tensor, target: int | Tensor) -> Tensor:
+def grad_cam(module: ImageModel, images: Tensor, target: int | Tensor) -> Tensor:
     """Grad-CAM on the deepest stage with a map (`Selvaraju et al. 2017`_, equations 1 and 2).
 
     It takes a pass, and the way back to that stage alone, which needs no hooks, and so no library.
@@ -80,7 +80,7 @@ def grad_cam(module: FineTuneModule, images: Tensor, target: int | Tensor) -> Te
     return F.interpolate(found, size, mode="bilinear")[:, 0]
 
 
-def integrated_gradients(module: FineTuneModule, images: Tensor, target: int, steps: int = STEPS) -> Tensor:
+def integrated_gradients(module: ImageModel, images: Tensor, target: int, steps: int = STEPS) -> Tensor:
     """Integrated gradients from an image of the mean colour (`Sundararajan et al. 2017`_, equation 1).
 
     The attributions of an image sum to the output for it minus that for the mean colour, but for the error of the sum

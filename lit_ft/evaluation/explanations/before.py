@@ -13,7 +13,7 @@ from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.errors import UserError
 from lit_ft.evaluation.inference import load
 from lit_ft.model.checkpoint import hyper_parameters
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.runs import Run, find_best_checkpoint, find_run_of_checkpoint
 
 
@@ -27,7 +27,7 @@ class Before:
         reasons: Why one of these is not there.
     """
 
-    probe: FineTuneModule | None
+    probe: ImageModel | None
     backbone: Backbone | None
     reasons: list[str]
 
@@ -39,7 +39,7 @@ class Before:
         return "unknown" if self.backbone is None else "the pretrained backbone, without a head"
 
 
-def find_before(checkpoint: str, model: FineTuneModule) -> Before:
+def find_before(checkpoint: str, model: ImageModel) -> Before:
     """What the model of a checkpoint, or of the folder of a run, was fine-tuned from.
 
     A run with a solved head keeps its linear probe. Else the published weights are read, where they are on this
@@ -57,7 +57,7 @@ def find_before(checkpoint: str, model: FineTuneModule) -> Before:
         return Before(None, None, [*reasons, f"stages are not compared: {error}"])
 
 
-def _load_probe(checkpoint: str, model: FineTuneModule) -> FineTuneModule:
+def _load_probe(checkpoint: str, model: ImageModel) -> ImageModel:
     run = Run(Path(checkpoint)) if Path(checkpoint).is_dir() else find_run_of_checkpoint(checkpoint)
     if run is None:
         raise UserError(f"{checkpoint} is not in the folder of its run, which may have the linear probe")
@@ -71,7 +71,7 @@ def _load_probe(checkpoint: str, model: FineTuneModule) -> FineTuneModule:
     return probe
 
 
-def _read_backbone(checkpoint: str, model: FineTuneModule) -> Backbone:
+def _read_backbone(checkpoint: str, model: ImageModel) -> Backbone:
     """The backbone with the weights that the run began with."""
     path = find_best_checkpoint(checkpoint)
     options = hyper_parameters(str(path), "explain", "")  # a model that was loaded does not know them any more

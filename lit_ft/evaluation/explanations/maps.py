@@ -17,12 +17,12 @@ from lit_ft.data.loading.photo_source import transform_seeded
 from lit_ft.errors import UserError, unknown
 from lit_ft.evaluation.explanations.attribution import find_map_stage, grad_cam, import_captum, integrated_gradients
 from lit_ft.evaluation.explanations.rollout import attention_rollout, can_roll_out
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.model.prediction import Picture, Prediction, read_pictures
 
 Method = Literal["grad_cam", "integrated_gradients", "attention_rollout"]
 
-_FUNCTIONS: dict[str, Callable[[FineTuneModule, Tensor, int], Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[ImageModel, Tensor, int], Tensor]] = {
     "grad_cam": grad_cam,
     "integrated_gradients": integrated_gradients,
     "attention_rollout": attention_rollout,
@@ -99,7 +99,7 @@ def place(values: Map, part: Part, size: tuple[int, int], outside: float = 0.0) 
 
 
 def explain(
-    model: FineTuneModule,
+    model: ImageModel,
     pictures: Picture | Iterable[Picture],
     target: str | None = None,
     methods: Sequence[Method] | None = None,
@@ -130,7 +130,7 @@ def explain(
 
 
 def explain_image(
-    model: FineTuneModule, image: Tensor, path: str, target: int | None, methods: Sequence[str]
+    model: ImageModel, image: Tensor, path: str, target: int | None, methods: Sequence[str]
 ) -> Explanation:
     """Explains one photo, uint8 ``(C, H, W)``; see `explain`."""
     prediction = replace(model.predict(image, top_k=len(model.class_names))[0], path=path)
@@ -147,7 +147,7 @@ def explain_image(
 
 
 def explain_classes(
-    model: FineTuneModule, images: Sequence[tuple[str, Tensor]], classes: Sequence[str]
+    model: ImageModel, images: Sequence[tuple[str, Tensor]], classes: Sequence[str]
 ) -> list[Explanation]:
     """Explains photos by Grad-CAM, all at once and each for a class of its own.
 
@@ -168,7 +168,7 @@ def explain_classes(
     ]
 
 
-def find_target(model: FineTuneModule, name: str | None) -> int | None:
+def find_target(model: ImageModel, name: str | None) -> int | None:
     """The output of a name.
 
     Raises:
@@ -182,7 +182,7 @@ def find_target(model: FineTuneModule, name: str | None) -> int | None:
     return model.class_names.index(name)
 
 
-def choose_methods(model: FineTuneModule, wanted: Sequence[str] | None = None) -> list[str]:
+def choose_methods(model: ImageModel, wanted: Sequence[str] | None = None) -> list[str]:
     """The methods that are wanted, or all that a network allows.
 
     Raises:
@@ -204,7 +204,7 @@ def choose_methods(model: FineTuneModule, wanted: Sequence[str] | None = None) -
     return chosen
 
 
-def choose_quick_method(model: FineTuneModule) -> Method | None:
+def choose_quick_method(model: ImageModel) -> Method | None:
     """The method that takes one pass, or ``None`` where the network allows neither of these.
 
     Integrated gradients, which all networks allow, take 32 passes: too long where others wait.
@@ -212,7 +212,7 @@ def choose_quick_method(model: FineTuneModule) -> Method | None:
     return next((name for name in _list_possible(model) if name != "integrated_gradients"), None)
 
 
-def _list_possible(model: FineTuneModule) -> list[Method]:
+def _list_possible(model: ImageModel) -> list[Method]:
     """The methods that a network allows."""
     with _ready(model):
         allowed: dict[Method, bool] = {
@@ -223,13 +223,13 @@ def _list_possible(model: FineTuneModule) -> list[Method]:
     return [name for name in allowed if allowed[name]]
 
 
-def _predicted(model: FineTuneModule, prediction: Prediction) -> int:
+def _predicted(model: ImageModel, prediction: Prediction) -> int:
     """The output that is explained where none is named."""
     return model.class_names.index(prediction.top_k[0][0]) if prediction.top_k else 0
 
 
 @contextmanager
-def _ready(model: FineTuneModule) -> Iterator[None]:
+def _ready(model: ImageModel) -> Iterator[None]:
     """The model in eval mode, and with gradients, also where the caller has none."""
     was_training = model.training
     model.eval()

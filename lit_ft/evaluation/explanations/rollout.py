@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lit_ft.backbones.backbone import Backbone, stage_costs
 from lit_ft.errors import UserError
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 
 
 def can_roll_out(backbone: Backbone) -> bool:
@@ -44,7 +44,7 @@ def roll_out(attention: Sequence[Tensor]) -> Tensor:
     return mixed
 
 
-def attention_rollout(module: FineTuneModule, images: Tensor, target: int) -> Tensor:
+def attention_rollout(module: ImageModel, images: Tensor, target: int) -> Tensor:
     """The share of each patch in the features of a ViT, enlarged to the size of the images.
 
     Args:

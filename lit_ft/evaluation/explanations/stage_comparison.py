@@ -31,7 +31,7 @@ from lit_ft.evaluation.explanations.transfer import (
     probe_stages,
 )
 from lit_ft.model.heads import divide_logits
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.image_model import ImageModel
 from lit_ft.probes.feature_pass import compute_stage_features
 from lit_ft.probes.heads.cross_validation import make_folds
 from lit_ft.probes.heads.solver import Targets
@@ -63,7 +63,7 @@ class ComparedImages:
     groups: Tensor | None
 
 
-def choose_images(data: Any, model: FineTuneModule, is_refitted: bool) -> ComparedImages:
+def choose_images(data: Any, model: ImageModel, is_refitted: bool) -> ComparedImages:
     """The validation images of a data module, or where the model was trained on them the test images, if there are any.
 
     Of more than `MOST` images so many are taken, evenly spaced.
@@ -96,14 +96,14 @@ def choose_images(data: Any, model: FineTuneModule, is_refitted: bool) -> Compar
     return ComparedImages(few.source(split, augment=False), title, targets, getattr(part, "groups", None))
 
 
-def gather_photos(paths: Sequence[str], model: FineTuneModule, reason: str) -> ComparedImages:
+def gather_photos(paths: Sequence[str], model: ImageModel, reason: str) -> ComparedImages:
     """Photos without targets, for want of the images of a run, for which there is a reason."""
     files = FileSplit(PackedPaths.pack("", [Path(path) for path in paths]), torch.arange(len(paths)))
     source = PhotoSource(files, model.input_spec.geometry())
     return ComparedImages(source, f"{len(paths):,} given photos", reason, None)
 
 
-def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages | str) -> Transfer:
+def compare_stages(before: Before, after: ImageModel, images: ComparedImages | str) -> Transfer:
     """Measures what fine-tuning changed in each stage, as far as that can be known.
 
     Args:
@@ -141,7 +141,7 @@ def compare_stages(before: Before, after: FineTuneModule, images: ComparedImages
     return _join(after, found, Transfer([], images.title, "R2" if targets.loss == "squared" else "accuracy", notes))
 
 
-def _uncalibrated(model: FineTuneModule) -> Stages:
+def _uncalibrated(model: ImageModel) -> Stages:
     """The modules of each stage, with the head as it was before its logits were divided by a temperature."""
     stages = model.stage_modules()
     if model.calibration is not None:
@@ -150,14 +150,14 @@ def _uncalibrated(model: FineTuneModule) -> Stages:
     return stages
 
 
-def _join(after: FineTuneModule, found: Mapping[str, Mapping[str, float]], rest: Transfer) -> Transfer:
+def _join(after: ImageModel, found: Mapping[str, Mapping[str, float]], rest: Transfer) -> Transfer:
     """All that was found, by stage."""
     names = [*after.backbone.stages, *([HEAD] if HEAD in found.get("drift", {}) else [])]
     stages = [StageChange(name, **{key: values.get(name, math.nan) for key, values in found.items()}) for name in names]
     return Transfer(stages, rest.images, rest.score, rest.notes)
 
 
-def _pass(backbone: Backbone, model: FineTuneModule, images: ComparedImages) -> dict[str, Tensor]:
+def _pass(backbone: Backbone, model: ImageModel, images: ComparedImages) -> dict[str, Tensor]:
     found = compute_stage_features(backbone, model.normalise, images.source)
     return found.stages
 
