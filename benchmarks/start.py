@@ -70,7 +70,7 @@ def contestants(folder: Path) -> dict[str, tuple[list[str], str | None]]:
         "import lightning": (["-c", "import lightning"], None),
         "lit-ft finetune --help": ([*command, "finetune", "--help"], "import lightning"),
         "lit-ft probe --help": ([*command, "probe", "--help"], "import lightning"),
-        "lit-ft predict, one image": ([*command, "predict", *make_prediction(folder)], "import lightning"),
+        "lit-ft predict, one image": ([*command, "predict", *make_prediction(folder)], "import torchvision"),
         hand: (["-c", BY_HAND], None),
         "lit-ft fit, quickstart, first step": ([*fit, "quickstart", *ends], hand),
     }

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lit_ft.evaluation.run_report import RunReport as RunReport
     from lit_ft.features.cache import FeatureCache as FeatureCache
     from lit_ft.model.heads import HeadConfig as HeadConfig
+    from lit_ft.model.image_model import ImageModel as ImageModel
     from lit_ft.model.module import FineTuneModule as FineTuneModule
     from lit_ft.model.objective import PenaltyConfig as PenaltyConfig
     from lit_ft.model.prediction import Prediction as Prediction
@@ -64,6 +65,7 @@ _HOMES = {
     "lit_ft.evaluation.run_report": ["RunReport"],
     "lit_ft.features.cache": ["FeatureCache"],
     "lit_ft.model.heads": ["HeadConfig"],
+    "lit_ft.model.image_model": ["ImageModel"],
     "lit_ft.model.preprocessing": ["MixConfig"],
     "lit_ft.model.module": ["FineTuneModule"],
     "lit_ft.model.prediction": ["Prediction"],

@@ -118,6 +118,23 @@ def test_networks_and_optimizers_need_no_lightning(path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["cli/commands/predict", "cli/commands/models", "cli/commands/serve", "serving/server", "evaluation/inference"],
+)
+def test_what_predicts_loads_no_library_of_trainings(name):
+    known = {".".join(("lit_ft", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
+    left, homes = [known[f"lit_ft.{name.replace('/', '.')}"]], {}
+    while left:
+        path = left.pop()
+        used = [*imported(path, nested=False), *(".".join(("lit_ft", *parent.parts)) for parent in path.parents)]
+        left += [known[one] for one in used if one in known and known[one] not in homes]
+        homes[path] = {one.split(".")[0] for one in used}
+    trained = {"lightning", "torchmetrics", "scipy", "sklearn", "matplotlib", "jsonargparse", "tensorboard"}
+    assert {str(path): found & trained for path, found in homes.items() if found & trained} == {}
+    assert Path("errors.py") in homes
+
+
+@pytest.mark.parametrize(
     ("code", "loaded"),
     [
         ("import lit_ft", ["lit_ft", "lit_ft.errors"]),
@@ -216,6 +233,7 @@ def test_public_names():
         "GradualUnfreezing",
         "HeadConfig",
         "ImageFolderDataModule",
+        "ImageModel",
         "ImageTableDataModule",
         "InputSpec",
         "MNISTToEMNISTDataModule",

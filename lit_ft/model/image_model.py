@@ -39,13 +39,13 @@ class ImageModel(Staged, Predictor):
     Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
 
     Args:
-        backbone: As of a `FineTuneModule`, like the other options.
-        weights: Likewise.
-        pool: Likewise.
-        input: Likewise.
-        stem: Likewise.
-        partial_weights: Likewise.
-        weights_key: Likewise.
+        backbone: Name of the network, or class_path, init_args, stages and classifier of your own.
+        weights: A tag of its published weights, a file, or None for random ones.
+        pool: From the last stage to the features.
+        input: Where the images differ from what the backbone expects.
+        stem: The network's own, or small.
+        partial_weights: Whether to load what fits of the weights and warn of the rest, rather than refuse.
+        weights_key: Where in a file with several state dicts the weights are.
 
     Raises:
         UserError: If a name, a file or a number is wrong.

@@ -46,7 +46,7 @@ def test_loaded_model_is_ready_to_predict_and_a_fit_lets_it_train(module, path):
     with torch.no_grad():
         wanted = module.eval()(images).argmax(dim=1)
     assert [one.label for one in model.predict(images)] == [model.class_names[k] for k in wanted]
-    with pytest.raises(TypeError, match="must be a `LightningModule`.*got `ImageModel`"):
+    with pytest.raises(TypeError, match=r"must be a `LightningModule`.*got `ImageModel`"):
         small_trainer(1).fit(model, datamodule=digits)
     module_of_a_fit = FineTuneModule.load_from_checkpoint(path)
     assert not module_of_a_fit.training

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -240,6 +241,19 @@ def test_probabilities_of_all_classes_have_columns(best, photos):
     assert sum(named.values()) == pytest.approx(1, abs=1e-5)
     assert (named[row["class"]], named[row["class_2"]]) == (row["probability"], row["probability_2"])
     assert "class_3" not in row
+
+
+def test_prediction_loads_no_library_of_trainings(photos, tmp_path):
+    best = checkpoint(tmp_path, task="regression", classes=["year"])
+    code = (
+        "import sys; from lit_ft.cli import main; code = main(sys.argv[1:]); trained = ('lightning', 'torchmetrics', "
+        "'scipy', 'sklearn', 'matplotlib', 'jsonargparse', 'tensorboard', 'yaml', 'jinja2', 'rich'); "
+        "print(code, [name for name in trained if name in sys.modules])"
+    )
+    args = [sys.executable, "-c", code, "predict", str(best), "photos", "--tta", "flip"]
+    done = subprocess.run(args, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "Predictions: predictions.csv, 3 images\n0 []\n"
+    assert len(table()) == 3
 
 
 def launch(size, *args):
