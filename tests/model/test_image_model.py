@@ -13,7 +13,7 @@ UNITS = Standardisation((1e6, 0.5), (3.0, 1e-3))
 KINDS = {
     "multiclass": {"classes": ["a", "b", "c"], "head": {"hidden": [8]}, "pool": "flatten"},
     "cosine": {"classes": 3, "head": {"kind": "cosine"}, "penalty": {"kind": "l2_sp"}},
-    "multilabel": {"classes": ["sun", "sea"], "task": "multilabel", "weights": None, "input": {"size": 24, "resize": 40}},
+    "multilabel": {"classes": ["sun", "sea"], "task": "multilabel", "weights": None, "input": {"size": 24}},
     "regression": {"classes": ["age", "height"], "task": "regression"},
 }
 
