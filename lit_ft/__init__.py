@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_ft.cli.api import run as run
     from lit_ft.data import CIFAR10DataModule as CIFAR10DataModule
     from lit_ft.data import DigitsDataModule as DigitsDataModule
+    from lit_ft.data import ImageArrayDataModule as ImageArrayDataModule
     from lit_ft.data import ImageFolderDataModule as ImageFolderDataModule
     from lit_ft.data import ImageTableDataModule as ImageTableDataModule
     from lit_ft.data import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
@@ -53,6 +54,7 @@ _HOMES = {
     "lit_ft.data": [
         "CIFAR10DataModule",
         "DigitsDataModule",
+        "ImageArrayDataModule",
         "ImageFolderDataModule",
         "ImageTableDataModule",
         "MNISTToEMNISTDataModule",

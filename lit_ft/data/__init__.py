@@ -1,5 +1,6 @@
 """Image sets as Lightning data modules: uint8 images, in an order that a resumed run continues."""
 
+from lit_ft.data.modules.array_files import ImageArrayDataModule
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.cifar import CIFAR10DataModule
 from lit_ft.data.modules.folder import ImageFolderDataModule
@@ -10,6 +11,7 @@ from lit_ft.data.modules.table import ImageTableDataModule
 __all__ = [
     "CIFAR10DataModule",
     "DigitsDataModule",
+    "ImageArrayDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageTableDataModule",

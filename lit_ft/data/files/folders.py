@@ -38,6 +38,11 @@ def find_file(given: str, key: str) -> Path:
     return file
 
 
+def find_path(given: str, key: str) -> Path:
+    """The file or folder that the option ``key`` names, found likewise."""
+    return _find(given, key, Path.exists)
+
+
 def _find(given: str, key: str, is_fit: Callable[[Path], bool]) -> Path:
     if not str(given).strip():  # which Python takes for the folder that it is in
         raise UserError(f"{key}: names nothing; give a path")
