@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lit_ft.data import CIFAR10DataModule as CIFAR10DataModule
     from lit_ft.data import DigitsDataModule as DigitsDataModule
     from lit_ft.data import ImageArrayDataModule as ImageArrayDataModule
+    from lit_ft.data import ImageDatasetDataModule as ImageDatasetDataModule
     from lit_ft.data import ImageFolderDataModule as ImageFolderDataModule
     from lit_ft.data import ImageTableDataModule as ImageTableDataModule
     from lit_ft.data import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
@@ -55,6 +56,7 @@ _HOMES = {
         "CIFAR10DataModule",
         "DigitsDataModule",
         "ImageArrayDataModule",
+        "ImageDatasetDataModule",
         "ImageFolderDataModule",
         "ImageTableDataModule",
         "MNISTToEMNISTDataModule",

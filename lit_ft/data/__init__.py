@@ -3,6 +3,7 @@
 from lit_ft.data.modules.array_files import ImageArrayDataModule
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.cifar import CIFAR10DataModule
+from lit_ft.data.modules.dataset import ImageDatasetDataModule
 from lit_ft.data.modules.folder import ImageFolderDataModule
 from lit_ft.data.modules.mnist import DigitsDataModule, MNISTToEMNISTDataModule
 from lit_ft.data.modules.stream import StreamDataModule
@@ -13,6 +14,7 @@ __all__ = [
     "DigitsDataModule",
     "ImageArrayDataModule",
     "ImageDataModule",
+    "ImageDatasetDataModule",
     "ImageFolderDataModule",
     "ImageTableDataModule",
     "MNISTToEMNISTDataModule",

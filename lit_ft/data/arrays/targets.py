@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,19 @@ class Labels:
     arrays: Mapping[Split, LabelArray]
     names: Sequence[str] | None = None
     names_key: str = "`data.classes`"
+
+    def with_fitting_names(self, task: TaskName) -> Labels:
+        """The same labels, without names that are not for all of them."""
+        values = [array.values for array in self.arrays.values()]
+        num = len(self.names or ())
+        if task == "multiclass" and all(one.dtype.kind in "SU" for one in values):
+            fits = all(set(array.classes().tolist()) <= set(self.names or ()) for array in self.arrays.values())
+        elif task == "multiclass":
+            classes = [array.classes() for array in self.arrays.values()]
+            fits = all(0 <= one.min() <= one.max() < num for one in classes)
+        else:
+            fits = task == "multilabel" and all(one.ndim == 2 and one.shape[1] == num for one in values)
+        return self if fits else replace(self, names=None)
 
     def to_targets(self, task: TaskName) -> tuple[list[str], dict[Split, Tensor]]:
         """The names of the classes, labels or numbers, and the targets by split.

@@ -44,6 +44,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: The options of every data module.
     """
 
+    in_files = True
     group_key: str
     """The option that names groups."""
     columns = Columns()
