@@ -214,6 +214,8 @@ def test_public_names():
         "FineTuneModule",
         "GradualUnfreezing",
         "HeadConfig",
+        "ImageArrayDataModule",
+        "ImageDatasetDataModule",
         "ImageFolderDataModule",
         "ImageTableDataModule",
         "InputSpec",

@@ -77,9 +77,9 @@ AUGMENTS = {
     ".*": "`data.augment` trivial, or none, basic, rand or augmix",
 }
 _DATASETS = (
-    "CIFAR100 Caltech101 Caltech256 CelebA Country211 DTD EuroSAT FER2013 FGVCAircraft FakeData FashionMNIST Flowers102 "
-    "Food101 GTSRB INaturalist ImageNet Imagenette KMNIST LFWPeople Omniglot OxfordIIITPet PCAM Places365 QMNIST "
-    "RenderedSST2 SEMEION STL10 SUN397 SVHN StanfordCars USPS"
+    "CIFAR100 Caltech101 Caltech256 CelebA Country211 DTD EuroSAT FER2013 FGVCAircraft FakeData FashionMNIST "
+    "Flowers102 Food101 GTSRB INaturalist ImageNet Imagenette KMNIST LFWPeople Omniglot OxfordIIITPet PCAM "
+    "Places365 QMNIST RenderedSST2 SEMEION STL10 SUN397 SVHN StanfordCars USPS"
 )
 """The data sets of torchvision that have one image and its class, or labels, an item."""
 

@@ -12,13 +12,13 @@ from lit_ft.data.files.folders import format_some
 from lit_ft.data.loading.protocols import Split
 from lit_ft.errors import UserError, unknown
 
-Kind = Literal["images", "labels", "classes"]
+Role = Literal["images", "labels", "classes"]
 
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "t10k": "test",
 }  # fmt: skip
-_KINDS: dict[str, Kind] = {
+_ROLES: dict[str, Role] = {
     **dict.fromkeys(("x", "image", "images", "img", "imgs", "data"), "images"),
     **dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels"),
     **dict.fromkeys(("classes", "categories"), "classes"),
@@ -26,7 +26,7 @@ _KINDS: dict[str, Kind] = {
 _JOINED = re.compile(rf"(?<![a-z0-9])(?:([xy])({'|'.join(_SPLITS)})|({'|'.join(_SPLITS)})([xy]))(?![a-z0-9])")
 
 
-def read_name(name: str) -> tuple[Split | None, Kind | None]:
+def read_name(name: str) -> tuple[Split | None, Role | None]:
     """The split and the kind of an array, as far as its name says, by the habits of Keras, MedMNIST and MNIST.
 
     >>> read_name("x_train"), read_name("val_labels"), read_name("t10k-images"), read_name("class_names")
@@ -36,7 +36,7 @@ def read_name(name: str) -> tuple[Split | None, Kind | None]:
         return None, "images" if name == "arr_0" else "labels"
     words = re.findall("[a-z0-9]+", _split_joined(name))
     split = next((_SPLITS[word] for word in words if word in _SPLITS), None)
-    kinds: list[Kind] = [_KINDS[word] for word in words if word in _KINDS]
+    kinds: list[Role] = [_ROLES[word] for word in words if word in _ROLES]
     if "classes" in kinds or ("names" in words and {"class", "label", "target"} & {*words}):
         return split, "classes"
     return split, kinds[-1] if kinds else None
@@ -64,7 +64,7 @@ def pair_arrays(
     names = list(names)
     if given:
         return {split: _check_given(split, pair, names, place) for split, pair in given.items()}
-    found: dict[tuple[Split, Kind], list[str]] = {}
+    found: dict[tuple[Split, Role], list[str]] = {}
     for name in names:
         split, kind = read_name(name)
         if kind in ("images", "labels"):
@@ -85,7 +85,7 @@ def pair_arrays(
     return {split: (_only(found, split, "images", place), _only(found, split, "labels", place)) for split in splits}
 
 
-def _only(found: Mapping[tuple[Split, Kind], list[str]], split: Split, kind: Kind, place: str) -> str:
+def _only(found: Mapping[tuple[Split, Role], list[str]], split: Split, kind: Role, place: str) -> str:
     """The one array of a kind and split; of several, that which names its split."""
     several = found.get((split, kind), [])
     named = [name for name in several if read_name(name)[0]]

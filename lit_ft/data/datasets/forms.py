@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torchvision.datasets.folder import default_loader
 
 from lit_ft.console import progress_bar
 from lit_ft.data.arrays.pixels import channels_first, order_channels
+from lit_ft.data.arrays.targets import Values
 from lit_ft.data.datasets.classes import KEY, DatasetClass
 from lit_ft.data.datasets.items import Items, ItemSplit, Reader, plain_value, stack_values
 from lit_ft.data.files.derived_cache import Derived, file_stamp, load_or_derive
@@ -26,8 +27,6 @@ from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.errors import UserError
-
-Values = np.ndarray[Any, Any]
 
 Images = tuple[PackedPaths | Tensor | Reader, Values | None]
 """The images of a split, and their targets, if they have any."""
@@ -46,11 +45,13 @@ class Found:
         images: Their files; or all images, uint8 ``(N, C, H, W)``; or what reads them item by item.
         values: Their targets, as the data set has them.
         what: What they are called in a message.
+        labels: What these mean in all splits alike: class numbers, names of classes, or other targets.
     """
 
     images: PackedPaths | Tensor | Reader
     values: Values
     what: str
+    labels: Values
 
     def split(self, targets: Tensor) -> FileSplit | ArraySplit | ItemSplit:
         """The split of these images with their targets."""
@@ -80,7 +81,7 @@ def read_dataset(
     for reader in readers.values():
         if not len(reader):
             raise UserError(f"{KEY}: {reader.what} has no images")
-    names = find_class_names(readers["train"].dataset)
+    names = {split: find_class_names(reader.dataset) for split, reader in readers.items()}
     files = {split: read_files(reader) for split, reader in readers.items()}
     if all(one is not None for one in files.values()):
         found: dict[Split, Images] = {split: one for split, one in files.items() if one is not None}
@@ -93,8 +94,22 @@ def read_dataset(
         if values is None:
             rank_zero_warn(f"{KEY}: {readers[split].what} has no targets, so it is not used")
         else:
-            labelled[split] = Found(images, values, readers[split].what)
-    return labelled, names
+            labelled[split] = Found(images, values, readers[split].what, values)
+    # Each split may number just the classes that it has.
+    if len({tuple(own) for split in labelled if (own := names[split])}) > 1:
+        named = {split: _name_classes(one.values, names[split]) for split, one in labelled.items()}
+        labelled = {split: replace(labelled[split], labels=one) for split, one in named.items() if one is not None}
+        if len(labelled) < len(named):
+            raise UserError(f"{KEY}: the splits of {cls.name} have other classes, by their names, than one another")
+    return labelled, names["train"]
+
+
+def _name_classes(values: Values, names: Sequence[str] | None) -> Values | None:
+    """The names of the classes of images, where all of them have one."""
+    if values.dtype.kind in "SU":
+        return values
+    fits = names is not None and values.ndim == 1 and values.dtype.kind in "iu" and values.min() >= 0
+    return np.array(names)[values] if fits and values.max() < len(names or ()) else None
 
 
 def _read_items(readers: Mapping[Split, Reader], key: Sequence[Any], source: str | None) -> dict[Split, Images]:

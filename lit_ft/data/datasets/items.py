@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ft.data.arrays.pixels import channels_first, order_channels, to_bytes
+from lit_ft.data.arrays.targets import Values
 from lit_ft.data.datasets.classes import KEY
 from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.fingerprint import digest
@@ -98,7 +99,7 @@ class Items(Dataset[Tensor]):
         values: The target of each, as the data set has them.
     """
 
-    def __init__(self, reader: Reader, values: np.ndarray[Any, Any]) -> None:
+    def __init__(self, reader: Reader, values: Values) -> None:
         self.reader = reader
         self.values = values
 
@@ -185,7 +186,7 @@ def plain_value(target: Any) -> Any:
     return target[()] if isinstance(target, np.ndarray) and target.ndim == 0 else target
 
 
-def stack_values(values: Sequence[Any], what: str) -> np.ndarray[Any, Any] | None:
+def stack_values(values: Sequence[Any], what: str) -> Values | None:
     """The targets of all items as one array ``(N,)`` or ``(N, K)``; None where no item has one.
 
     Raises:

@@ -191,7 +191,7 @@ class ImageDatasetDataModule(PhotoDataModule):
         if "train" not in found:
             raise UserError(f"{KEY}: the training images of {self._class.name} have no targets")
         labels = Labels(
-            {split: LabelArray(one.values, one.what, KEY) for split, one in found.items()},
+            {split: LabelArray(one.labels, one.what, KEY) for split, one in found.items()},
             self.classes or names,
             "`data.classes`" if self.classes else f"{KEY}: {self._class.name}",
         )
