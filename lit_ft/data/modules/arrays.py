@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class ArraySplit:
     images: Tensor
     rows: Tensor
     targets: Tensor
+
+    groups: ClassVar[None] = None
 
     @classmethod
     def whole(cls, images: Tensor, targets: Tensor) -> ArraySplit:
