@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lit_ft.cli.api import run as run
     from lit_ft.data import CIFAR10DataModule as CIFAR10DataModule
     from lit_ft.data import DigitsDataModule as DigitsDataModule
+    from lit_ft.data import ImageArrayDataModule as ImageArrayDataModule
+    from lit_ft.data import ImageDatasetDataModule as ImageDatasetDataModule
     from lit_ft.data import ImageFolderDataModule as ImageFolderDataModule
     from lit_ft.data import ImageTableDataModule as ImageTableDataModule
     from lit_ft.data import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
@@ -54,6 +56,8 @@ _HOMES = {
     "lit_ft.data": [
         "CIFAR10DataModule",
         "DigitsDataModule",
+        "ImageArrayDataModule",
+        "ImageDatasetDataModule",
         "ImageFolderDataModule",
         "ImageTableDataModule",
         "MNISTToEMNISTDataModule",

@@ -180,8 +180,8 @@ def find_user_packages(config: Any) -> set[str]:
     """The packages of the classes that a config names, except those that lit_ft is made of."""
     named: set[str] = set()
     if isinstance(config, Mapping):
-        path = config.get("class_path")
-        named = {path.partition(".")[0]} - _BASE if isinstance(path, str) and "." in path else named
+        paths = [path for path in (config.get("class_path"), config.get("dataset")) if isinstance(path, str)]
+        named = {path.partition(".")[0] for path in paths if "." in path} - _BASE
         config = list(config.values())
     return named.union(*map(find_user_packages, config if isinstance(config, (list, tuple)) else ()))
 

@@ -232,6 +232,8 @@ def test_public_names():
         "FineTuneModule",
         "GradualUnfreezing",
         "HeadConfig",
+        "ImageArrayDataModule",
+        "ImageDatasetDataModule",
         "ImageFolderDataModule",
         "ImageModel",
         "ImageTableDataModule",

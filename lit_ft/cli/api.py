@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from lit_ft.cli.config.arguments import PHOTO_RECIPE
+from lit_ft.cli.config.arguments import OF_ARRAYS, PHOTO_RECIPE
 from lit_ft.cli.config.keywords import name_as_given, nest, settle_keywords
+from lit_ft.cli.config.words import find_place
 from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
+from lit_ft.data.arrays.files import holds_arrays
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.hyperparameters import saved_arguments
@@ -63,8 +65,13 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
         >>> import lit_ft
         >>> lit_ft.run("quickstart", model={"lr": 1e-3}, **{"trainer.max_epochs": 3})  # doctest: +SKIP
     """
-    args, settled = [], settle_keywords(options)
-    for part in (config, settled):
+    return _run([config], options)
+
+
+def _run(configs: Sequence[str | Path | Mapping[str, Any]], options: Mapping[str, Any]) -> Result:
+    """Runs configs, each of which is laid over those before, and the options over all."""
+    args = list[str]()
+    for part in (*configs, settle_keywords(options)):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
     with restored_process(), name_as_given(options), quiet_command(), ended_by_signals():
@@ -80,10 +87,10 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
 
 
 def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None = None, **options: Any) -> Result:
-    """Fine-tunes on a folder of photos with one folder a class, and tests the best checkpoint.
+    """Fine-tunes on a folder of photos with one folder a class, or a file of arrays, and tests the best checkpoint.
 
     Args:
-        folder: The folder.
+        folder: The folder, or a ``.npz`` file; or a folder with files of arrays.
         recipe: The name of a recipe, the path of a config, or its content; ``None`` takes image_folder, as
             lit-ft finetune does.
         **options: What is laid over it: sections of a config, options by their full names, or epochs, batch_size,
@@ -98,6 +105,9 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
         >>> result.metrics, result.best  # doctest: +SKIP
     """
     settle_keywords(options)  # of which one could be another argument of `run`
+    if recipe is None and holds_arrays(find_place(str(folder))):
+        recipe = nest({name.removeprefix("--"): value for name, value in OF_ARRAYS.items()})
+        return _run([find_recipe(PHOTO_RECIPE), recipe], {**options, "data.root": folder})
     return run(find_recipe(PHOTO_RECIPE) if recipe is None else recipe, **options, **{"data.root": folder})
 
 

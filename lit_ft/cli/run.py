@@ -58,7 +58,7 @@ def _convert(cli: ConfigCLI) -> int:
     from lit_ft.data.streaming.convert import convert
 
     data = cli.make_data()
-    if not isinstance(data, PhotoDataModule):
+    if not isinstance(data, PhotoDataModule) or not data.in_files:
         raise UserError(f"`data`: lit-ft convert takes photos in files, not {type(data).__name__}")
     made = convert(data, cli.config["folder"])
     print(f"Train on it: --data StreamDataModule --data.root {printable(shlex.quote(str(made)))}")

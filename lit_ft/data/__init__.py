@@ -4,8 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_ft.data.modules.array_files import ImageArrayDataModule as ImageArrayDataModule
     from lit_ft.data.modules.base import ImageDataModule as ImageDataModule
     from lit_ft.data.modules.cifar import CIFAR10DataModule as CIFAR10DataModule
+    from lit_ft.data.modules.dataset import ImageDatasetDataModule as ImageDatasetDataModule
     from lit_ft.data.modules.folder import ImageFolderDataModule as ImageFolderDataModule
     from lit_ft.data.modules.mnist import DigitsDataModule as DigitsDataModule
     from lit_ft.data.modules.mnist import MNISTToEMNISTDataModule as MNISTToEMNISTDataModule
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "CIFAR10DataModule": "cifar",
     "DigitsDataModule": "mnist",
+    "ImageArrayDataModule": "array_files",
     "ImageDataModule": "base",
+    "ImageDatasetDataModule": "dataset",
     "ImageFolderDataModule": "folder",
     "ImageTableDataModule": "table",
     "MNISTToEMNISTDataModule": "mnist",

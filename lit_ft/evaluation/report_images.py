@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lit_ft.data.datasets.items import ItemSplit
 from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.pages import thumbnail
@@ -120,10 +121,10 @@ def find_pictures(data: Any) -> Callable[[ShownImage], str]:
     return find
 
 
-def find_array(data: Any, image: ShownImage) -> ArraySplit | None:
-    """The split of a data module that has an image in memory, by its number, if it is in no file."""
+def find_array(data: Any, image: ShownImage) -> ArraySplit | ItemSplit | None:
+    """The split of a data module that has an image by its number, if it is in no file."""
     if not isinstance(data, ImageDataModule):
         return None
     images = data.splits.get(data.tested if image.split == "test" else image.split)  # type: ignore[call-overload]
-    is_row = isinstance(images, ArraySplit) and image.path.isdecimal() and int(image.path) < len(images)
+    is_row = isinstance(images, ArraySplit | ItemSplit) and image.path.isdecimal() and int(image.path) < len(images)
     return images if is_row else None

@@ -27,7 +27,7 @@ def read_pixels(split: Any, row: int, channels: int) -> Tensor:
     """An image of a split of a data module, uint8 ``(C, H, W)``, grey ones with the channels that a file takes."""
     if isinstance(split, FileSplit):
         return decode(split.paths.full(row))
-    pixels: Tensor = split.images[split.rows[row]].cpu()
+    pixels: Tensor = split.image(row)
     return pixels.expand(channels, -1, -1) if len(pixels) == 1 else pixels
 
 

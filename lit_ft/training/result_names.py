@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.files.folders import find_file, find_folder
+from lit_ft.data.files.folders import find_path
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.tables.tables import read_table
 from lit_ft.errors import UserError
@@ -173,10 +173,12 @@ def _read_paths(run: Run, data: Any) -> dict[str, set[str]]:
 
 
 def find_place(data: Any) -> str:
-    """The folder or table of the images, in full; where there is none, the name of their data module."""
+    """The folder, table or data set of the images, in full; where there is none, the name of their data module."""
     options = dict(getattr(data, "hparams", {}))
-    find, given = (find_file, options["table"]) if options.get("table") else (find_folder, options.get("root"))
+    if options.get("dataset"):
+        return str(options["dataset"])
+    given = options.get("table") or options.get("root")
     try:
-        return str(find(str(given), "`data.root`").resolve()) if given else type(data).__name__
+        return str(find_path(str(given), "`data.root`").resolve()) if given else type(data).__name__
     except UserError:  # images that are in no folder
         return type(data).__name__

@@ -27,6 +27,7 @@ from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.cli.commands import METHOD_OPTIONS
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.dataset import ImageDatasetDataModule
 from lit_ft.errors import UserError
 
 _OWN_OPTIONS = {f"--{name}" for name in (*METHOD_OPTIONS, "folder", "backbones", "stages")}
@@ -126,6 +127,11 @@ def _missing_weights(cli: ConfigCLI) -> Published | None:
 def _download_data(cli: ConfigCLI, folder: Path) -> None:
     data = cli.make_data(default_root=folder)
     title = type(data).__name__
+    if isinstance(data, ImageDatasetDataModule):
+        if data.missing_files():
+            data.fetch()
+        print(f"Data: {data.dataset} is in {data.root}; {MANIFEST} has none of it")
+        return
     files: dict[Path, str | None] = getattr(data, "files", dict)()
     # Ours prepare other things as well, and name what they fetch.
     none_named = hasattr(data, "files") and not files

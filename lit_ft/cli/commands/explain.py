@@ -14,6 +14,7 @@ from lit_ft.cli.commands import COMMANDS, CommandParser
 from lit_ft.cli.commands.predict import find_photos
 from lit_ft.cli.config.checkpoint import read_saved_data
 from lit_ft.console import format_table, log_progress, rank_zero_print
+from lit_ft.data.datasets.classes import refuse_foreign_dataset
 from lit_ft.data.images.decode import decode
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.explanations.before import Before, find_before
@@ -149,6 +150,7 @@ def _find_images(checkpoint: str, model: ImageModel, photos: Sequence[str]) -> C
     reason = "the checkpoint names no data of lit_ft"
     if saved is not None:
         try:
+            refuse_foreign_dataset(saved["init_args"].get("dataset"), None)
             made = getattr(data, saved["class_path"].rpartition(".")[2])(**saved["init_args"])
             return choose_images(made, model, is_refitted(path))
         except (UserError, TypeError) as error:  # the latter of options that have another name by now

@@ -16,6 +16,7 @@ from lit_ft.cli.commands import COMMANDS, CommandParser
 from lit_ft.cli.config.checkpoint import read_saved_data
 from lit_ft.cli.process import quiet_libraries
 from lit_ft.console import format_bytes
+from lit_ft.data.datasets.classes import refuse_foreign_dataset
 from lit_ft.data.modules.arrays import ArrayDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError, printable
@@ -217,6 +218,7 @@ def make_saved_data(checkpoint: Path, module: ImageModel) -> Any:
     saved = read_saved_data(str(checkpoint))
     if saved is None:
         raise UserError("the checkpoint names no data module of lit_ft")
+    refuse_foreign_dataset(saved["init_args"].get("dataset"), None)
     made = getattr(data_modules, saved["class_path"].rpartition(".")[2])
     if not issubclass(made, PhotoDataModule | ArrayDataModule):
         raise UserError(f"{made.__name__} has neither files nor arrays")

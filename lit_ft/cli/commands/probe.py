@@ -16,7 +16,6 @@ from lit_ft.cli.config.defaults import as_plain, config_files
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import raise_user_errors
 from lit_ft.console import rank_zero_print
-from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import make_folder, write_report
 from lit_ft.errors import UserError, find_user_packages, for_command_line, refuse_unwritable
 from lit_ft.model.module import FineTuneModule
@@ -59,7 +58,7 @@ def _write(folder: Path, cli: ConfigCLI, images: ProbeImages, found: Probe, best
         suggested.name: _suggest(cli, found, best, suggested),
     }
     write_report(folder, texts)
-    if found.findings.issues is not None and isinstance(images.data, PhotoDataModule):
+    if found.findings.issues is not None and images.data.in_files:
         table = folder / "label_issues.csv"
         with refuse_unwritable(table):
             write_label_table(table, images, found.findings.issues)

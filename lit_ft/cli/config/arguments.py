@@ -11,12 +11,16 @@ from shlex import quote
 
 from lit_ft.cli.config.advice import PHOTO_COMMANDS, SHORT_NAMES, Typed, describe_unknown, find_accepted
 from lit_ft.cli.config.checkpoint import gives_data
-from lit_ft.cli.config.words import NUMBER, describe_word, describe_words, is_there
+from lit_ft.cli.config.words import NUMBER, describe_word, describe_words, find_place, is_there
+from lit_ft.data.arrays.files import holds_arrays
 from lit_ft.errors import UserError
 from lit_ft.recipes import find_recipe
 
 PHOTO_RECIPE = "image_folder"
 """The recipe for a folder of photos that is given without a config."""
+
+OF_ARRAYS = {"--data": "ImageArrayDataModule", "--data.augment": "basic"}
+"""What differs from that recipe for arrays: that of photos would move small images out of sight."""
 
 _FLAGS = ("--overwrite", "--help", "-h", "--print_config")
 """Options without a value."""
@@ -41,7 +45,7 @@ class Argument:
 
 
 def settle_arguments(command: str, args: Sequence[str]) -> list[str]:
-    """The options of a command with their long names, configs first, and a folder of photos as an option.
+    """The options of a command with their long names, configs first, and a folder of photos, or arrays, as an option.
 
     Raises:
         UserError: If an argument cannot be meant as it is.
@@ -154,10 +158,12 @@ def _take_photos(given: Sequence[Argument], command: str) -> list[Argument]:
     if line := describe_word(photos, command):
         raise UserError(line)
     added = [_option("--data.root", photos)]
+    are_arrays = holds_arrays(find_place(photos))
     if "--config" not in names:
-        added = [_option("--config", str(find_recipe(PHOTO_RECIPE))), *added]
+        recipe = _option("--config", str(find_recipe(PHOTO_RECIPE)))
+        added = [recipe, *(_option(*pair) for pair in OF_ARRAYS.items() if are_arrays), *added]
     elif not gives_data([part for one in others for part in one.parts]):
-        added = [_option("--data", "ImageFolderDataModule"), *added]
+        added = [_option("--data", OF_ARRAYS["--data"] if are_arrays else "ImageFolderDataModule"), *added]
     return [*added, *others]
 
 

@@ -20,6 +20,7 @@ from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
 from lit_ft.cli.config.own_images import MAIN_OPTIONS, has_own_images
 from lit_ft.cli.config.recipe_names import find_configs
+from lit_ft.data.datasets.classes import refuse_foreign_dataset
 from lit_ft.data.files.folders import find_file
 from lit_ft.data.tables.tables import read_table, unescape_formula
 from lit_ft.errors import UserError, refuse_unwritable
@@ -156,6 +157,7 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
     found = read_saved_data(path)
     if found is None or (command == "predict" and not _read_values(args, "--data.predict")):
         return args
+    refuse_foreign_dataset(found["init_args"].get("dataset"), _read_setting(args, "data.dataset"))
     if command == "test" and _read_setting(args, "data.table") and not found["class_path"].endswith(f".{_TABLE}"):
         found = {"class_path": f"lit_ft.data.{_TABLE}", "init_args": {}}  # of a run on photos in folders, say
     if command == "test" and _tests_others(args, found, path):

@@ -7,9 +7,15 @@ import inspect
 from typing import Any
 
 from lit_ft import data
+from lit_ft.data.datasets.classes import constructor_parameters
 
-PHOTO_MODULES = (data.ImageFolderDataModule, data.ImageTableDataModule)
-"""The data modules of photos, by whose options those of unknown data are known."""
+PHOTO_MODULES = (
+    data.ImageFolderDataModule,
+    data.ImageTableDataModule,
+    data.ImageArrayDataModule,
+    data.ImageDatasetDataModule,
+)
+"""The data modules of anybody's images, by whose options those of unknown data are known."""
 
 
 def option_names(defaults: Any) -> set[str]:
@@ -26,23 +32,19 @@ def option_names(defaults: Any) -> set[str]:
 def class_options(cls: Any) -> list[str]:
     """The options of a class, with those that it hands on to its parents and those of the dataclasses among them."""
     options = []
-    for home in cls.__mro__:
-        parameters = list(inspect.signature(home.__init__).parameters.values())[1:]
-        for parameter in parameters:
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                options.append(parameter.name)
-            if dataclasses.is_dataclass(parameter.default):
-                options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
+    for parameter in constructor_parameters(cls).values():
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            options.append(parameter.name)
+        if dataclasses.is_dataclass(parameter.default):
+            options += [f"{parameter.name}.{field.name}" for field in dataclasses.fields(parameter.default)]
     return options
 
 
 def find_photo_module(option: str) -> str | None:
-    """The name of the first data module of photos that has an option.
+    """The name of the first data module of anybody's images that has an option.
 
-    >>> find_photo_module("table"), find_photo_module("root"), find_photo_module("lr")
-    ('ImageTableDataModule', 'ImageFolderDataModule', None)
+    >>> find_photo_module("table"), find_photo_module("root"), find_photo_module("dataset"), find_photo_module("lr")
+    ('ImageTableDataModule', 'ImageFolderDataModule', 'ImageDatasetDataModule', None)
     """
     return next((cls.__name__ for cls in PHOTO_MODULES if option in class_options(cls)), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 Instead = str | Mapping[str, str]
@@ -75,15 +76,28 @@ AUGMENTS = {
     "": "`data.augment` trivial",
     ".*": "`data.augment` trivial, or none, basic, rand or augmix",
 }
+_DATASETS = (
+    "CIFAR100 Caltech101 Caltech256 CelebA Country211 DTD EuroSAT FER2013 FGVCAircraft FakeData FashionMNIST "
+    "Flowers102 Food101 GTSRB INaturalist ImageNet Imagenette KMNIST LFWPeople Omniglot OxfordIIITPet PCAM "
+    "Places365 QMNIST RenderedSST2 SEMEION STL10 SUN397 SVHN StanfordCars USPS"
+)
+"""The data sets of torchvision that have one image and its class, or labels, an item."""
+
 PHOTOS = {
     "": "the folder of photos follows the command: lit-ft COMMAND PHOTOS",
     "cifar_?-?(10)?": "`data` CIFAR10DataModule",
     "e?mnist": "`data` MNISTToEMNISTDataModule",
     "digits": "`data` DigitsDataModule",
+    **{
+        re.sub("(?<=[a-z])(?=[A-Z0-9])", "[ _-]?", name): f"`data` ImageDatasetDataModule `data.dataset` {name}"
+        for name in _DATASETS.split()
+    },
+    r"torchvision\.datasets\.(\w+)": r"`data` ImageDatasetDataModule `data.dataset` \1",
     "image_?folder|folder": "the folder of photos follows the command: lit-ft COMMAND PHOTOS",
     "csv|table|tsv|imagetable": "`data` ImageTableDataModule `data.table` FILE",
     r".*\.(csv|tsv|parquet)": "`data` ImageTableDataModule `data.table` VALUE",
-    r".*\.ya?ml|imagenet.*|imagewoof|imagenette|coco.*|food_?101|flowers_?102|cifar_?100|torch/.*|tfds/.*|hfds/.*": (
+    r".*\.npz": "`data` ImageArrayDataModule `data.root` VALUE",
+    r".*\.ya?ml|imagenet.*|imagewoof|coco.*|torch/.*|tfds/.*|hfds/.*": (
         "lit_ft knows no data sets by that name; the folder of photos follows the command: lit-ft COMMAND PHOTOS"
     ),
     ".*": "the folder of photos follows the command: lit-ft COMMAND VALUE",

@@ -84,5 +84,10 @@ def describe_word(word: str, command: str) -> str | None:
 
 def is_there(word: str) -> bool:
     """Whether a path exists, itself or below the shared folder of data."""
-    shared = shared_folder()
-    return Path(word).expanduser().exists() or (shared is not None and (shared / word).exists())
+    return find_place(word).exists()
+
+
+def find_place(word: str) -> Path:
+    """A path, itself or, where it does not exist, below the shared folder of data."""
+    own, shared = Path(word).expanduser(), shared_folder()
+    return own if shared is None or own.exists() else shared / word

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_ft.data.checks.copies import Group, find_duplicates, find_placeholders
 from lit_ft.data.checks.findings import Inspected, Sample, check_classes, check_copies, check_files, inspect_file
 from lit_ft.data.checks.overview import describe_files, list_class_samples, name_source
 from lit_ft.data.checks.report import Checked, Finding
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit
@@ -43,7 +45,7 @@ def check(data: ImageDataModule[Any]) -> Checked:
     images = list_samples(data, splits)
     targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
     counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
-    if isinstance(data, PhotoDataModule):
+    if data.in_files:
         findings, groups, often, facts = _check_photos(images, bool(counts))
     else:
         sums, groups = _hash_pixels(splits)
@@ -92,15 +94,21 @@ def _inspect(images: Sequence[Sample]) -> tuple[list[Inspected], NDArray[np.uint
 
 
 def _hash_pixels(splits: Mapping[Split, Any]) -> tuple[list[bytes], list[Group]]:
-    """Checksums of the images of sets in memory, and the exact copies among them."""
-    pixels = [row.numpy().tobytes() for split in splits.values() for row in split.images[split.rows]]
-    sums = [hashlib.blake2b(row, digest_size=16).digest() for row in pixels]
+    """Checksums of images that are in no files, and the exact copies among them."""
+    sums: list[bytes] = []
+    for split in splits.values():
+        workers = 0 if isinstance(split, ArraySplit) else None  # to hash is quicker than to start a process
+        sums += sweep(range(len(split)), partial(_hash_image, split), "checking", workers)
     return sums, find_duplicates(np.array(sums, dtype="S16").view("V16"), None)
 
 
+def _hash_image(split: Any, row: int) -> bytes:
+    return hashlib.blake2b(split.image(row).contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
 def find_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> list[Group]:
-    """Images of splits of photos or of sets in memory that show the same; rows are counted through all splits."""
-    if isinstance(data, PhotoDataModule):
+    """Images of splits that show the same; rows are counted through all splits."""
+    if data.in_files:
         return _inspect(list_samples(data, splits))[2]
     return _hash_pixels(splits)[1]
 
@@ -124,10 +132,10 @@ def list_samples(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> lis
 
 
 def _samples(data: ImageDataModule[Any], name: str, split: Any) -> list[Sample]:
-    if isinstance(split, ArraySplit):
-        paths = [f"{type(data).__name__}/{name}/{row}" for row in range(len(split))]
-    else:
+    if isinstance(split, FileSplit):
         paths = [os.path.abspath(path) for path in split.paths]
+    else:
+        paths = [f"{type(data).__name__}/{name}/{row}" for row in range(len(split))]
     labels = _labels(split.targets, data.class_names)
     return [Sample(path, name, label) for path, label in zip(paths, labels, strict=True)]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lit_ft.console import format_bytes
 from lit_ft.data.checks.findings import Inspected, Sample
+from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Split
-from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.data.modules.base import ImageDataModule
 
 MAX_CLASSES = 200
@@ -86,7 +86,7 @@ def list_class_samples(
     }
     pictures, begin = {}, 0
     for split in splits.values():
-        if isinstance(split, ArraySplit):
+        if not isinstance(split, FileSplit):
             for row in {row for rows in chosen.values() for row in rows if begin <= row < begin + len(split)}:
                 pictures[images[row].path] = split.thumbnail(row - begin)
         begin += len(split)

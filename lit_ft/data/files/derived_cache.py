@@ -18,6 +18,8 @@ from torch import Tensor
 from lit_ft.assets import cache_folder, name_unfinished
 from lit_ft.rank_zero import rank_zero_warn
 
+_HASHED_ROWS = 4096
+
 Derived = tuple[dict[str, Tensor], dict[str, Any]]  # arrays by name, and plain facts about them
 
 
@@ -44,7 +46,9 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     """A hash of the values of some tensors, wherever they lie."""
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        # Part by part, as each is copied where it is not contiguous, and all may be more than fits into memory.
+        for part in torch.split(tensor.detach(), _HASHED_ROWS) if tensor.ndim else (tensor.detach(),):
+            total.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_ft.data.files.derived_cache import file_stamp_number
+from lit_ft.data.files.derived_cache import file_stamp_number, hash_tensors
 from lit_ft.data.fingerprint import digest
 from lit_ft.errors import UserError
 
@@ -94,6 +94,15 @@ class FileSplit:
         """The split of these images, followed by others."""
         groups = None if self.groups is None or other.groups is None else torch.cat([self.groups, other.groups])
         return FileSplit(self.paths.join(other.paths), torch.cat([self.targets, other.targets]), groups)
+
+    def open(self, row: int) -> tuple[str, str]:
+        """The path of an image, which is also what it is called in a message."""
+        path = self.paths.full(row)
+        return path, path
+
+    def stamp(self) -> str:
+        """What changes with the files: a hash of their paths, sizes and times."""
+        return hash_tensors([torch.from_numpy(PhotoFiles.of(self.paths).keys)])
 
     def names_digest(self) -> str:
         """A hash of the names, independent of the folder that the images are in."""

@@ -20,6 +20,7 @@ _SKIPPED = frozenset({
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _TABLES = (".csv", ".tsv", ".parquet")
+_ARRAYS = (".npz", ".npy")
 
 
 def find_folder(given: str, key: str) -> Path:
@@ -36,6 +37,11 @@ def find_file(given: str, key: str) -> Path:
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder, not a file")
     return file
+
+
+def find_path(given: str, key: str) -> Path:
+    """The file or folder that the option ``key`` names, found likewise."""
+    return _find(given, key, Path.exists)
 
 
 def _find(given: str, key: str, is_fit: Callable[[Path], bool]) -> Path:
@@ -79,6 +85,9 @@ def _describe_file(file: Path) -> str:
         return "; unpack it, and give the folder"
     if suffix in _TABLES:
         return f"; for a table of images: `data` ImageTableDataModule `data.table` {file}"
+    if suffix in _ARRAYS:
+        place = file if suffix == ".npz" else file.parent
+        return f"; for arrays: `data` ImageArrayDataModule `data.root` {place}"
     return f"; give the one that it is in, {file.parent}"
 
 
@@ -126,6 +135,8 @@ def class_folders(folder: Path) -> list[Path]:
     if not classes:
         files = sorted(p.name for p in folder.iterdir() if not is_ignored(p.name))
         there_is = f"only {format_some(files)}" if files else "it is empty"
+        if any(name.lower().endswith(_ARRAYS) or "-ubyte" in name for name in files):
+            wanted = f"for arrays: `data` ImageArrayDataModule `data.root` {folder}"
         raise UserError(f"`data.root`: {folder} has no class folders, {there_is}; {wanted}")
     inner = [p.name for p in subfolders(classes[0])]
     hint = f"if the classes are {format_some(inner)}: `data.root` {classes[0]}" if inner else wanted

@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lit_ft.data.files.derived_cache import hash_tensors
-from lit_ft.data.files.file_split import FileSplit, PhotoFiles
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.transforms import random_from
-from lit_ft.data.loading.protocols import ImageBatch
+from lit_ft.data.loading.protocols import ImageBatch, ImageSet
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.loading.workers import InWorkers, Workers
 from lit_ft.errors import UserError
+
+
+class PhotoSet(ImageSet, Protocol):
+    """The images of one split, each of which is read when it is needed."""
+
+    def open(self, row: int) -> tuple[str | Tensor, str]:
+        """The path of an image, or its pixels, uint8 ``(3, H, W)``; and what it is called in a message."""
+
+    def stamp(self) -> str:
+        """What changes with the images."""
 
 
 @dataclass
 class _Photos(Dataset[ImageBatch]):
     """Reads whole batches, in a worker process or not: of each image the index, and the seed of its augmentation."""
 
-    split: FileSplit
+    split: PhotoSet
     transform: v2.Compose
     cache: PhotoCache | None
 
@@ -34,9 +43,10 @@ class _Photos(Dataset[ImageBatch]):
         try:
             images = []
             for index, seed in samples:
-                path = self.split.paths.full(index)
-                image = path if self.cache is None else self.cache[index]
-                images.append(transform_seeded(self.transform, image, seed, path))
+                with random_from(seed):  # for a data set that has changes of its own
+                    image, name = self.split.open(index)
+                image = image if self.cache is None else self.cache[index]
+                images.append(transform_seeded(self.transform, image, seed, name))
         except UserError as error:
             return error
         return stack_images(images), self.split.targets[[index for index, _ in samples]]
@@ -84,7 +94,7 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
 
 
 class PhotoSource:
-    """Batches of a `FileSplit`.
+    """Batches of images that are read when they are needed.
 
     Args:
         split: The images.
@@ -94,7 +104,7 @@ class PhotoSource:
     """
 
     def __init__(
-        self, split: FileSplit, transform: v2.Compose, workers: Workers | None = None, cache: PhotoCache | None = None
+        self, split: PhotoSet, transform: v2.Compose, workers: Workers | None = None, cache: PhotoCache | None = None
     ) -> None:
         self.split = split
         self._photos = _Photos(split, transform, cache)
@@ -110,10 +120,9 @@ class PhotoSource:
         return is_random(self._photos.transform)
 
     def identity(self) -> str:
-        """The files as they are now, the cache, and what is done to them."""
-        keys = PhotoFiles.of(self.split.paths).keys
+        """The images as they are now, the cache, and what is done to them."""
         transform, cache = self._photos.transform, self._photos.cache
-        return f"{hash_tensors([torch.from_numpy(keys)])} {None if cache is None else cache.made} {transform}"
+        return f"{self.split.stamp()} {None if cache is None else cache.made} {transform}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

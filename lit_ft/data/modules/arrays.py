@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
 from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
-from lit_ft.data.loading.protocols import ImageBatch, Split
+from lit_ft.data.loading.protocols import Augment, ImageBatch, Split
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.base import ImageDataModule, check_fraction
 from lit_ft.data.pages import encode_thumbnail
@@ -42,6 +42,8 @@ class ArraySplit:
     images: Tensor
     rows: Tensor
     targets: Tensor
+
+    groups: ClassVar[None] = None
 
     @classmethod
     def whole(cls, images: Tensor, targets: Tensor) -> ArraySplit:
@@ -70,6 +72,10 @@ class ArraySplit:
     def image(self, row: int) -> Tensor:
         """An image, uint8 ``(C, H, W)``, on the CPU."""
         return self.images[self.rows[row]].cpu()
+
+    def indexed(self) -> ArraySplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
 
     def names_digest(self) -> str:
         """A hash of the rows."""
@@ -106,10 +112,46 @@ class ArraySource:
         drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
         for rows, places in batches:
             everything = self.split.images
-            images = everything.index_select(0, self.split.rows[rows].to(everything.device))
+            images = _take(everything, self.split.rows[rows].to(everything.device))
             for augment, parameters in drawn:
                 images = augment(images, parameters[places])
             yield resize_square(images, self._spec), self.split.targets[rows]
+
+
+def _take(images: Tensor, rows: Tensor) -> Tensor:
+    """Some of the images, contiguous ``(n, C, H, W)``, of all of them, whose channels may come last in memory."""
+    last = images.permute(0, 2, 3, 1)
+    if images.is_contiguous() or not last.is_contiguous():
+        return images.index_select(0, rows)
+    return last.index_select(0, rows).permute(0, 3, 1, 2).contiguous()  # ten times as fast
+
+
+class ArraySources:
+    """Makes the sources of a data set in memory, on the device of the model if they fit there."""
+
+    def __init__(self) -> None:
+        self._near: dict[tuple[int, torch.device], Tensor] = {}
+
+    def make(
+        self, split: ArraySplit, spec: InputSpec, basic: ShiftFlip, augment: Augment = "none", trainer: Any = None
+    ) -> ArraySource:
+        """The source of a split.
+
+        Args:
+            split: The images; splits that share them share a copy.
+            spec: Their size.
+            basic: What ``basic`` stands for.
+            augment: Their augmentation.
+            trainer: The trainer, whose device they are for.
+        """
+        if (further := policy(augment)) is not None:
+            return ArraySource(split, spec, [basic, PerImage(further)])
+        device = trainer.strategy.root_device if trainer else split.images.device
+        place = (id(split.images), device)
+        if place not in self._near and split.images.nbytes <= free_memory(device) / 4:
+            self._near[place] = split.images.to(device)
+        near = replace(split, images=self._near.get(place, split.images))
+        return ArraySource(near, spec, [] if augment == "none" else [basic])
 
 
 class ArrayDataModule(ImageDataModule[ArraySplit]):
@@ -129,32 +171,23 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        self._near: dict[tuple[int, torch.device], Tensor] = {}
+        self._sources = ArraySources()
 
     @property
     def predict_paths(self) -> list[str]:
         """The name of each test image, such as ``MNIST/test/17``."""
-        return [f"{self.test_name}/{i}" for i in range(len(self.splits["test"]))]
+        return [f"{self.test_name}/{i}" for i in range(len(self.splits[self.tested]))]
 
     def source(self, split: Split, augment: bool) -> ArraySource:
         """The images of a split; those of ``predict`` are the test images with their index as target."""
-        data = self.splits["test" if split == "predict" else split]
-        if split == "predict":
-            data = replace(data, targets=torch.arange(len(data)))
-        if augment and (further := policy(self.augment)) is not None:
-            return ArraySource(data, self.input_spec, [self.basic_augment, PerImage(further)])
-        # On the device of the model if they fit there; splits that share images share the copy.
-        device = self.trainer.strategy.root_device if self.trainer else data.images.device
-        place = (id(data.images), device)
-        if place not in self._near and data.images.nbytes <= free_memory(device) / 4:
-            self._near[place] = data.images.to(device)
-        near = replace(data, images=self._near.get(place, data.images))
-        return ArraySource(near, self.input_spec, [self.basic_augment] if augment else [])
+        data = self.splits[self.tested].indexed() if split == "predict" else self.splits[split]
+        augmentation = self.augment if augment else "none"
+        return self._sources.make(data, self.input_spec, self.basic_augment, augmentation, self.trainer)
 
     def with_splits(self, splits: Mapping[Split, ArraySplit]) -> ImageDataModule[ArraySplit]:
         """See `ImageDataModule.with_splits`."""
         other = cast(ArrayDataModule, super().with_splits(splits))
-        other._near = {}  # by the identity of arrays, which another array may have when one is gone
+        other._sources = ArraySources()  # by the identity of arrays, which another may have when one is gone
         return other
 
 
@@ -208,6 +241,11 @@ class HeldOutArrayDataModule(ArrayDataModule):
         train, test = ArraySplit.whole(images, targets), ArraySplit.whole(test_images, test_targets)
         rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
         return {"train": train.part(rest), "val": train.part(held), "test": test}
+
+
+def basic_shift(images: Tensor) -> ShiftFlip:
+    """The basic augmentation of images ``(N, C, H, W)`` that may show anything; grey ones may be letters."""
+    return ShiftFlip(max(1, min(images.shape[2:]) // 8), flip=images.shape[1] == 3)
 
 
 def free_memory(device: torch.device) -> int:

@@ -37,6 +37,8 @@ class DataFacts(ABC, Generic[SetT]):
     splits: dict[Split, SetT]
     task: TaskName = "multiclass"
     """The task that the targets are for."""
+    in_files = False
+    """Whether each image is a file."""
     sees_whole_images = False
     """Whether images are evaluated as a whole, rather than the centre of each."""
     test_advice: str = "hold some out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.files.folders import format_some
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.photo_cache import PhotoCache, SplitCaches
 from lit_ft.data.images.transforms import train_transform
@@ -20,11 +19,10 @@ from lit_ft.data.images.verification import OnBadImage, Verification, splits_to_
 from lit_ft.data.loading.photo_source import PhotoSource
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import check_workers, workers_for
-from lit_ft.data.modules.base import ImageDataModule, check_choice, check_fraction
-from lit_ft.data.split import class_counts, hold_out
+from lit_ft.data.modules.base import ImageDataModule, check_choice
+from lit_ft.data.modules.held_out import TEST_ADVICE, HeldOutFractions, check_groups
 from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
-from lit_ft.rank_zero import rank_zero_warn
 
 
 class PhotoDataModule(ImageDataModule[FileSplit]):
@@ -46,12 +44,13 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: The options of every data module.
     """
 
+    in_files = True
     group_key: str
     """The option that names groups."""
     columns = Columns()
     """The names of the columns of the table that `write_split` writes."""
 
-    test_advice = "to hold some out: `data.test_fraction`"
+    test_advice = TEST_ADVICE
 
     def __init__(
         self,
@@ -64,17 +63,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        check_fraction("val_fraction", val_fraction)
-        check_fraction("test_fraction", test_fraction, zero=True)
-        if val_fraction + test_fraction >= 1:
-            given = f"{test_fraction} and `data.val_fraction` {val_fraction}"
-            raise UserError(f"`data.test_fraction`: {given} leave nothing to train on")
+        self.held_out = HeldOutFractions(val_fraction, test_fraction)
         check_workers(num_workers)
         if cache is not None and not cache.strip():
             raise UserError(f"`data.cache`: {cache!r} names no folder; name one, or leave the option out")
         check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
         self.predict = predict
         self.num_workers = num_workers
         self.cache = cache
@@ -133,14 +126,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Finds the images, and holds out what is not given."""
         splits = self.read_given()
         check_groups(splits, list(self.group_numbers), self.group_key)
-        total = len(splits["train"])  # both fractions are of all images, whichever is held out first
-        num_test, num_val = round(self.test_fraction * total), max(1, round(self.val_fraction * total))
-        counts: dict[Split, int] = {"test": num_test, "val": num_val}
-        for split, count in counts.items():
-            if count and split not in splits:
-                splits["train"], splits[split] = hold_out_split(
-                    splits["train"], split, count, self.split_seed, self.class_names, self.group_key
-                )
+        splits = self.held_out.apply(splits, self.split_seed, self.class_names, self.group_key)
         self._whole = dict(splits)
         if self.predict is None:
             splits["predict"] = splits["test" if "test" in splits else "val"].indexed()
@@ -187,35 +173,3 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if not self.verifies or getattr(self.trainer, "fast_dev_run", False):
             return []
         return [split for split in splits_to_verify(stage, self.splits, self.tested) if split not in self.left_out]
-
-
-def hold_out_split(
-    train: FileSplit, split: Split, count: int, seed: int, class_names: Sequence[str], group_key: str
-) -> tuple[FileSplit, FileSplit]:
-    """The training images kept, and those held out; raises `UserError` where a class cannot be in both."""
-    key = f"`data.{split}_fraction`"
-    has_classes = train.targets.ndim == 1
-    if has_classes and train.groups is None:
-        counts = class_counts(train.targets, len(class_names))
-        if single := [name for name, n in zip(class_names, counts, strict=True) if n == 1]:
-            these = f"the class {single[0]!r} has" if len(single) == 1 else f"the classes {format_some(single)} have"
-            needed = f"and two are needed, one to train on and one for {split}"
-            raise UserError(f"{key}: {these} one image, {needed}; add images, or leave the class out")
-    kept, held = hold_out(train.targets, count, seed, key, train.groups)
-    if has_classes and train.groups is not None:
-        counts = class_counts(train.targets[held], len(class_names))
-        if names := ", ".join(name for name, n in zip(class_names, counts, strict=True) if not n):
-            rank_zero_warn(f"{group_key}: no images of {names} in {split}, as too few groups have any")
-    return train.part(kept), train.part(held)
-
-
-def check_groups(splits: Mapping[Split, FileSplit], group_names: Sequence[str], key: str) -> None:
-    """Raises `UserError` for a group that has images in two of the given splits; ``key`` is the option for groups."""
-    home: dict[int, str] = {}
-    for split, images in splits.items():
-        for number in set(images.groups.tolist()) if images.groups is not None else ():
-            if home.setdefault(number, split) != split:
-                raise UserError(
-                    f"{key}: group {group_names[number]!r} is both in {home[number]} and in {split}; move all its "
-                    "images into one of them"
-                )

@@ -159,6 +159,6 @@ def test_data_module_with_other_splits_has_a_state_of_its_own():
     assert len(other.train_dataloader().source) == len(before["val"])
     assert data.splits == before
     assert data.order_seed is None
-    assert other._near is not data._near
+    assert other._sources is not data._sources
     assert other.position is not data.position
     assert (other.position.owner.__self__, data.position.owner.__self__) == (other, data)

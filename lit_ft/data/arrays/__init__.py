@@ -1,0 +1,1 @@
+"""Arrays of images and labels in files: what they are called, and reading them without running code."""

@@ -1,0 +1,1 @@
+"""Data sets of torchvision, and of anybody's own, by the name of their class."""

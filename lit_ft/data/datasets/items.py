@@ -1,0 +1,211 @@
+"""Images that a data set of torch gives one by one, as a split whose images are read when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+from torchvision.transforms.v2.functional import to_pil_image
+
+from lit_ft.data.arrays.pixels import channels_first, order_channels, to_bytes
+from lit_ft.data.arrays.targets import Values
+from lit_ft.data.datasets.classes import KEY
+from lit_ft.data.files.derived_cache import hash_tensors
+from lit_ft.data.fingerprint import digest
+from lit_ft.data.images.decode import to_pixels
+from lit_ft.data.pages import encode_thumbnail
+from lit_ft.errors import UserError, is_from_user_code
+
+_STAMPED = 16
+"""Images of a split by which a change of the data set shows."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the items of a data set of torch.
+
+    Args:
+        dataset: The data set.
+        what: What it is called in a message.
+        packages: The packages of the user's own, whose exceptions stay as they are.
+    """
+
+    dataset: Any
+    what: str
+    packages: Collection[str] = ()
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.dataset)
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        """The image and the target of an item, as the data set has them.
+
+        Raises:
+            UserError: It cannot be read, or is another thing. What the user's own code raises stays as it is.
+        """
+        try:
+            item = self.dataset[index]
+        except UserError:
+            raise
+        except Exception as error:  # anybody's code can fail in any way
+            if is_from_user_code(error, self.packages):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{KEY}: item {index} of {self.what} cannot be read ({reason})") from error
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            found = f"{len(item)} things" if isinstance(item, (tuple, list)) else f"of type {type(item).__name__}"
+            raise UserError(f"{KEY}: item {index} of {self.what} is {found}, and not an image and its target")
+        return item[0], item[1]
+
+    def read_value(self, index: int) -> Any:
+        """The target of an item, whose image is one; it is None where there is no target."""
+        image, target = self.read(index)
+        self.to_photo(image, index)
+        return plain_value(target)
+
+    def to_photo(self, image: Any, index: int) -> Tensor:
+        """The image of an item, of Pillow, numpy or torch, as uint8 ``(3, H, W)``.
+
+        Raises:
+            UserError: It is another thing, or float with other values than from 0 to 1.
+        """
+        what = f"the image of item {index} of {self.what}"
+        if isinstance(image, Image.Image):
+            try:
+                return to_pixels(image)
+            except UserError as error:
+                raise UserError(f"{KEY}: {what}: {error.args[0]}") from error
+        if not isinstance(image, (Tensor, np.ndarray)):
+            raise UserError(f"{KEY}: {what} is of type {type(image).__name__}; give one of Pillow, numpy or torch")
+        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        if isinstance(image, Tensor) and values.ndim == 3 and values.shape[0] in (1, 3):  # as torch has channels
+            values = values.transpose(1, 2, 0)
+        channels_first((1, *values.shape), KEY, what)
+        return to_bytes(order_channels(values[None]), KEY, what)[0].expand(3, -1, -1)
+
+
+class Items(Dataset[Tensor]):
+    """The images of a data set, of which each must have the target that it had when all targets were read.
+
+    Args:
+        reader: Reads them.
+        values: The target of each, as the data set has them.
+    """
+
+    def __init__(self, reader: Reader, values: Values) -> None:
+        self.reader = reader
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image, target = self.reader.read(index)
+        if not np.array_equal(np.asarray(plain_value(target)), self.values[index]):
+            raise UserError(
+                f"{KEY}: item {index} of {self.reader.what} now has the target {target!r}, and had "
+                f"{self.values[index]!r} before; a data set must give the same each time"
+            )
+        return self.reader.to_photo(image, index)
+
+
+@dataclass(frozen=True)
+class ItemSplit:
+    """Some of the items of a data set.
+
+    Args:
+        items: The images of all items, each uint8 ``(3, H, W)``.
+        name: What they are called.
+        rows: Which of them belong to the split, int64 ``(N,)``.
+        targets: The targets of these, ``(N,)`` or ``(N, K)``.
+    """
+
+    items: Dataset[Tensor]
+    name: str
+    rows: Tensor
+    targets: Tensor
+
+    groups: ClassVar[None] = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, rows: Tensor) -> ItemSplit:
+        """The split of these images of this one."""
+        return replace(self, rows=self.rows[rows], targets=self.targets[rows])
+
+    def join(self, other: ItemSplit) -> ItemSplit:
+        """The split of these images, followed by others."""
+        items, rows = self.items, other.rows
+        if other.items is not items:
+            items, rows = ConcatDataset([items, other.items]), rows + len(items)
+        targets = torch.cat([self.targets, other.targets])
+        return replace(self, items=items, rows=torch.cat([self.rows, rows]), targets=targets)
+
+    def indexed(self) -> ItemSplit:
+        """The same images, with their position as the target."""
+        return replace(self, targets=torch.arange(len(self)))
+
+    def open(self, row: int) -> tuple[Tensor, str]:
+        """An image, uint8 ``(3, H, W)``, and what it is called in a message."""
+        return self.image(row), f"item {int(self.rows[row])} of {self.name}"
+
+    def image(self, row: int) -> Tensor:
+        """An image, uint8 ``(3, H, W)``."""
+        return self.items[int(self.rows[row])]
+
+    def thumbnail(self, row: int) -> str:
+        """A small JPEG of an image in base 64."""
+        return encode_thumbnail(to_pil_image(self.image(row)))
+
+    def stamp(self) -> str:
+        """What changes with the images: a hash of which they are, of their targets, and of some of them."""
+        some = torch.linspace(0, len(self) - 1, min(_STAMPED, len(self))).round().long()
+        return f"{self.name} {hash_tensors([self.rows, self.targets, *map(self.image, some.tolist())])}"
+
+    def names_digest(self) -> str:
+        """A hash of the rows."""
+        return digest([self.rows.numpy().tobytes()])
+
+    def first_image(self) -> tuple[str, bytes]:
+        """The row of the first image, and what it holds."""
+        return f"{int(self.rows[0]):012}", self.image(0).contiguous().numpy().tobytes()
+
+
+def plain_value(target: Any) -> Any:
+    """A target of any type as numbers, text, an array of them, or None."""
+    if isinstance(target, Tensor):
+        target = target.detach().cpu().numpy()
+    return target[()] if isinstance(target, np.ndarray) and target.ndim == 0 else target
+
+
+def stack_values(values: Sequence[Any], what: str) -> Values | None:
+    """The targets of all items as one array ``(N,)`` or ``(N, K)``; None where no item has one.
+
+    Raises:
+        UserError: Some have none, or they are of several kinds or lengths.
+    """
+    without = [i for i, value in enumerate(values) if value is None]
+    if len(without) == len(values):
+        return None
+    if without:
+        raise UserError(f"{KEY}: {len(without):,} items of {what} have no target, first item {without[0]}")
+    kinds = {str if isinstance(value, (str, bytes)) else int if np.ndim(value) == 0 else list for value in values}
+    try:
+        if len(kinds) > 1:
+            raise ValueError("some are numbers, others text or lists")
+        stacked = np.asarray(values)
+        if stacked.dtype.kind not in "biufSU" or stacked.ndim > 2:
+            raise ValueError(f"the first is {str(values[0])[:60]}")
+    except ValueError as error:
+        raise UserError(
+            f"{KEY}: the targets of {what} are not numbers, names or rows of numbers ({str(error)[:200]})"
+        ) from error
+    return stacked
