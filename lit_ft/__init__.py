@@ -88,7 +88,8 @@ _ELSEWHERE = {
     "load_model load_learner load_from_checkpoint predict": "lit_ft.load(RUN).predict(PHOTOS)",
     "create_model get_model backbone": "lit_ft.build_backbone",
     "test evaluate validate": "lit_ft.Trainer",
-    "ImageFolder ImageDataLoaders DataModule Dataset": "lit_ft.ImageFolderDataModule",
+    "ImageFolder ImageDataLoaders DataModule": "lit_ft.ImageFolderDataModule",
+    "Dataset TensorDataset datasets": "lit_ft.ImageDatasetDataModule",
     "BackboneFinetuning Freeze Unfreezing": "lit_ft.GradualUnfreezing",
 }
 """By the names of other libraries, what does it here."""

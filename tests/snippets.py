@@ -29,6 +29,7 @@ NOT_RUN = {
     "import requests": "needs the server; in a test of its own",
     "lit-ft download": "needs a network; tests/cli/commands runs it without one",
     f"{_FINETUNE} --data StreamDataModule": "needs a bucket",
+    f"{_FINETUNE} --data ImageDatasetDataModule --data.dataset Flowers102": "needs a network for the photos",
     f"{_FINETUNE} --data.root PHOTOS --trainer.logger WandbLogger": "needs wandb",
     f"{_FINETUNE} --data.root PHOTOS --trainer.logger MLFlowLogger": "needs mlflow",
     f"{_FINETUNE}_gradual --config ddp": "needs 8 GPUs",
@@ -131,5 +132,8 @@ def prepare(folder):
     for name in ("photo.jpg", "rose.jpg", "MORE.jpg", "img_1.png"):
         save_photo(folder / name, COLOURS["roses"], (64, 48))
     rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted((folder / "NEW_PHOTOS").rglob("*.jpg"))]
+    photos = sorted((folder / "PHOTOS").rglob("*.jpg"))
+    images = [np.asarray(Image.open(path)) for path in photos]
+    np.savez(folder / "SET.npz", x=images, y=[path.parent.name for path in photos])
     for name in ("NEW.csv", "LABELLED.csv"):
         (folder / name).write_text("\n".join(["path,label", *rows]), encoding="utf-8")

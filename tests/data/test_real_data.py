@@ -1,13 +1,20 @@
 """The real data sets, where LIT_FT_DATA says they are."""
 
+import gzip
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data import ImageFolderDataModule, MNISTToEMNISTDataModule
+from lit_ft.data import (
+    ImageArrayDataModule,
+    ImageDatasetDataModule,
+    ImageFolderDataModule,
+    MNISTToEMNISTDataModule,
+)
 
 ROOT = os.environ.get("LIT_FT_DATA", "")
 GREY = InputSpec(size=28, resize=28, mean=(0.13,), std=(0.31,))
@@ -30,6 +37,27 @@ def test_mnist_has_its_published_sizes_and_first_labels():
     images, targets = next(iter(data.test_dataloader()))
     assert targets[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert 0.12 < images.float().mean() / 255 < 0.14
+
+
+def test_mnist_is_the_same_as_arrays_and_as_a_data_set_of_torchvision(tmp_path):
+    folder = need("MNIST", "raw")
+    known = MNISTToEMNISTDataModule(ROOT, domain="source", spec=GREY)
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    for path in folder.glob("*.gz"):
+        with gzip.open(path) as packed, (tmp_path / "MNIST/raw" / path.stem).open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+    arrays = ImageArrayDataModule(str(folder), spec=GREY, val_fraction=0.1)
+    dataset = ImageDatasetDataModule("MNIST", str(tmp_path), spec=GREY, val_fraction=0.1)
+    for data in (known, arrays, dataset):
+        data.setup()
+    assert dataset.class_names[7] == "7 - seven"
+    assert arrays.class_names == known.class_names
+    for split in ("train", "val", "test"):
+        expected = known.splits[split]
+        for data in (arrays, dataset):
+            found = data.splits[split]
+            assert found.targets.equal(expected.targets)
+            assert found.images[found.rows].equal(expected.images[expected.rows])
 
 
 def test_letters_stand_in_is_read_upright():

@@ -178,7 +178,8 @@ def describe_short_forms(command: str) -> str:
     """
     names = f"Short names: {', '.join(f'--{short} for --{long}' for short, long in SHORT_NAMES.items())}."
     photos = (
-        "A folder of photos, with a folder for each class, may follow the command: --config image_folder --data.root."
+        "A folder of photos, with a folder for each class, or a .npz file of arrays may follow the command: --config "
+        "image_folder --data.root."
     )
     return f"{photos} {names}" if command in PHOTO_COMMANDS else names
 

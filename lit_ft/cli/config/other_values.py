@@ -76,7 +76,7 @@ AUGMENTS = {
     "": "`data.augment` trivial",
     ".*": "`data.augment` trivial, or none, basic, rand or augmix",
 }
-_DATASETS = (
+DATASETS = (
     "CIFAR100 Caltech101 Caltech256 CelebA Country211 DTD EuroSAT FER2013 FGVCAircraft FakeData FashionMNIST "
     "Flowers102 Food101 GTSRB INaturalist ImageNet Imagenette KMNIST LFWPeople Omniglot OxfordIIITPet PCAM "
     "Places365 QMNIST RenderedSST2 SEMEION STL10 SUN397 SVHN StanfordCars USPS"
@@ -90,7 +90,7 @@ PHOTOS = {
     "digits": "`data` DigitsDataModule",
     **{
         re.sub("(?<=[a-z])(?=[A-Z0-9])", "[ _-]?", name): f"`data` ImageDatasetDataModule `data.dataset` {name}"
-        for name in _DATASETS.split()
+        for name in DATASETS.split()
     },
     r"torchvision\.datasets\.(\w+)": r"`data` ImageDatasetDataModule `data.dataset` \1",
     "image_?folder|folder": "the folder of photos follows the command: lit-ft COMMAND PHOTOS",

@@ -1,5 +1,8 @@
 """Arguments as they are typed, without any parser."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from lit_ft.cli.config.arguments import put_word_first, settle_arguments, split_arguments
@@ -52,6 +55,22 @@ def test_folder_of_photos_is_taken_with_the_recipe_for_photos(command):
     assert settle_arguments(command, ["--seed", "1", "My Photos"])[2:] == [
         "--data.root", "My Photos", "--seed_everything", "1"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["set.npz", "arrays"])
+def test_arrays_are_taken_with_the_recipe_for_photos_and_their_data_module(tmp_path, place):
+    np.savez("set.npz", x=np.zeros(3))
+    Path("arrays").mkdir()
+    np.save("arrays/x_train.npy", np.zeros(3))
+    of_arrays = ["--data", "ImageArrayDataModule"]
+    assert settle_arguments("finetune", [place, "--epochs", "5"]) == [
+        "--config", RECIPE, *of_arrays, "--data.augment", "basic", "--data.root", place, "--trainer.max_epochs", "5"
+    ]  # fmt: skip
+    assert settle_arguments("fit", [place, "--config", "own.yaml"]) == [
+        "--config", "own.yaml", *of_arrays, "--data.root", place
+    ]  # fmt: skip
+    (tmp_path / "arrays/ant").mkdir()
+    assert settle_arguments("fit", ["arrays"]) == ["--config", RECIPE, "--data.root", "arrays"]
 
 
 def test_folder_of_photos_is_that_of_a_config_which_may_name_no_data():

@@ -8,10 +8,11 @@ import pytest
 from lit_ft.cli.config.advice import SHORT_NAMES, find_answer, name_as_typed
 from lit_ft.cli.config.arguments import settle_arguments
 from lit_ft.cli.config.other_names import OF_EVALUATIONS, OTHER_NAMES
-from lit_ft.cli.config.other_values import ACCEPTED_VALUES, VALUES
+from lit_ft.cli.config.other_values import ACCEPTED_VALUES, DATASETS, VALUES
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.recipe_names import find_configs
 from lit_ft.cli.lightning import FineTuneCLI
+from lit_ft.data.datasets.classes import list_torchvision
 from lit_ft.errors import UserError, for_command_line
 
 NO = "there is no such option"
@@ -208,6 +209,8 @@ MISTAKES = {
     "finetune --model_name_or_path vgg16": "give --model.backbone vgg16",
     "finetune --do_train": "the command says what is done: lit-ft finetune, validate, test or predict",
     "finetune --dataset_name cifar10": "give --data CIFAR10DataModule",
+    "finetune --dataset fashion-mnist": "give --data ImageDatasetDataModule --data.dataset FashionMNIST",
+    "finetune --dataset torch/places365": "lit_ft knows no data sets by that name",
     "finetune --max_train_samples 100": "give --data.shots N images of each class, or --data.fraction 0.1",
     # torchvision's references, and earlier Lightnings
     "fit --auto-augment ta_wide": "give --data.augment trivial",
@@ -233,6 +236,10 @@ MISTAKES = {
     "fit --model.head.hidden 512": "--model.head.hidden: 512 does not fit; give --model.head.hidden [512]",
     "fit --model.weights None": "--model.weights: None is of Python; give null",
     "fit --data cifar10": "--data: cifar10 does not fit; give --data CIFAR10DataModule",
+    "fit --data flowers102": "flowers102 does not fit; give --data ImageDatasetDataModule --data.dataset Flowers102",
+    "fit --data torchvision.datasets.SVHN": "does not fit; give --data ImageDatasetDataModule --data.dataset SVHN",
+    "fit --data set.npz": "set.npz does not fit; give --data ImageArrayDataModule --data.root set.npz",
+    "fit --data.dataset SVHN": "--data.dataset: of which data module? name it, as --data ImageDatasetDataModule",
     "fit --data DigitsDataModule --data.root P": "--data.root: DigitsDataModule has no such option; name one",
     "fit --model.lr 0,001": "--model.lr: 0,001 does not fit; give a number with a point, 0.001",
     "fit --optimizer 'Adam(lr=0.1)'": "give --optimizer Adam, and its options as --optimizer.weight_decay 0.1",
@@ -315,3 +322,9 @@ def test_no_name_of_an_option_is_that_of_another_tool(parsers):
     assert not SHORT_NAMES.keys() & OTHER_NAMES.keys()
     assert all(find_answer(name, None) or find_answer(name, "1") for name in OTHER_NAMES)
     assert all(find_answer(name, "a.ckpt", "test") for name in OF_EVALUATIONS)
+
+
+def test_data_sets_that_are_answered_are_of_torchvision():
+    names = DATASETS.split()
+    assert len(names) > 20
+    assert set(names) < set(list_torchvision())
