@@ -33,6 +33,7 @@ ROOMS = [
     "features",
     "training",
     "evaluation",
+    "tuning",
     "serving",
     "export",
     "callbacks",

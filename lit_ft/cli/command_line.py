@@ -20,7 +20,7 @@ _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\xab\xbb"
 
 _OTHER_COMMANDS = {
-    "train training run start tune finetuning transfer transfer_learning learn classify": "finetune PHOTOS",
+    "train training run start finetuning transfer transfer_learning learn classify": "finetune PHOTOS",
     "eval evaluate evaluation val": "validate RUN, or on test images lit-ft test RUN",
     "infer inference prediction detect classify_images label": "predict RUN PHOTOS",
     "info show summary stages": "describe BACKBONE",
@@ -34,6 +34,7 @@ _OTHER_COMMANDS = {
     "resume continue": "finetune --config CONFIG --resume auto",
     "html page": "report RUN",
     "diff": "compare RUN OTHER_RUN",
+    "search sweep hpo optuna hyperparameters optimize": "tune PHOTOS --tune SPACE.yaml",
     "lr_find lp linear_probe knn embed features": "probe PHOTOS",
     "help h": "--help",
 }

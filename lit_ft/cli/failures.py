@@ -120,19 +120,18 @@ def locate_failure(error: UserError, run: Run, trainer: Any) -> UserError:
     return located
 
 
-def interruption(error: BaseException, run: Run, rank: str) -> Interrupted:
-    """The end of a run that a signal or a person has ended, with how to resume it.
+def interruption(error: BaseException, describe: Callable[[int], str]) -> Interrupted:
+    """The end of a run that a signal or a person has ended.
 
     Args:
         error: What it came to.
-        run: The run.
-        rank: What the line begins with, as `format_rank` gives it.
+        describe: Gives the line of a signal, with how to resume.
     """
     found = next((cause for cause in iterate_causes(error) if isinstance(cause, Interrupted)), None)
     found = found or Interrupted(signal.SIGINT)
     if found.message is not None:
         return found
-    return Interrupted(found.number, describe_interruption(found.number, run, rank), found.code)
+    return Interrupted(found.number, describe(found.number), found.code)
 
 
 def describe_interruption(number: int, run: Run, rank: str) -> str:

@@ -196,7 +196,7 @@ class FineTuneCLI(ConfigCLI):
             KeyboardInterrupt: If it was interrupted; the message has how to resume it.
         """
         if (watch := current_watch()) is not None:
-            watch.describe = lambda number: describe_interruption(number, self._own_run(), format_rank(self.trainer))
+            watch.describe = self.describe_end
         try:
             with self._user_errors(lambda: self.trainer.global_step == 0), quiet_threads(), self._failures():
                 self._call_method()
@@ -217,10 +217,14 @@ class FineTuneCLI(ConfigCLI):
             if isinstance(error, SystemExit) and not self.trainer.interrupted:
                 raise
             self._end_others()
-            raise interruption(error, self._own_run(), format_rank(self.trainer)) from None
+            raise interruption(error, self.describe_end) from None
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+    def describe_end(self, number: int) -> str:
+        """The line with which the run ends after a signal."""
+        return describe_interruption(number, self._own_run(), format_rank(self.trainer))
 
     def _call_method(self) -> None:
         options = {name: self.config_init[name] for name in self._method_options}

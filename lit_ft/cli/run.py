@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from lit_ft.cli.failures import quiet_command, raise_user_errors
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.errors import UserError, find_user_packages, printable
 from lit_ft.model.checkpoint import EXPORTED
+from lit_ft.tuning.space import TuneConfig
 
 
 def run_command(command: str, args: Sequence[str]) -> int:
@@ -30,6 +32,8 @@ def run_command(command: str, args: Sequence[str]) -> int:
             return 0
         run, own = _WITHOUT_TRAINER[command]
         cli = ConfigCLI(command, args, own)
+        if command == "tune":  # which tells options from faults itself, as its trials train
+            return run(cli)
         with raise_user_errors(find_user_packages(cli.config.as_dict())):
             return run(cli)
 
@@ -45,6 +49,15 @@ def _probe(cli: ConfigCLI) -> int:
     from lit_ft.cli.commands.probe import probe
 
     return probe(cli)
+
+
+def _tune(cli: ConfigCLI) -> int:
+    if find_spec("optuna") is None:
+        raise UserError("lit-ft tune needs optuna; pip install 'lit_ft[tune]'")
+    from lit_ft.cli.commands.tune import tune
+
+    tune(cli)
+    return 0
 
 
 def _download(cli: ConfigCLI) -> int:
@@ -72,6 +85,8 @@ _BACKBONES = "Names with commas, each perhaps with its weights, as NAME=FILE or 
 _STAGES = "Whether all stages are measured, or just the features of the last one."
 _BUDGET = "Time for a trial of fine-tuning against the linear probe, such as 90s, 5m or 1h; null tries none."
 _FETCHED = "The folder of data and weights; null takes the variable LIT_FT_DATA, or data."
+TUNE_OPTIONS: dict[str, dict[str, Any]] = {"tune": {"type": TuneConfig, "default": TuneConfig()}}
+"""How the parser takes the section of a search."""
 _WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str, Any]]]] = {
     "check": (_check, {"folder": {**_OPTIONAL, "help": _PAGE}}),
     "probe": (
@@ -83,6 +98,7 @@ _WITHOUT_TRAINER: dict[str, tuple[Callable[[ConfigCLI], int], dict[str, dict[str
             "budget": {**_OPTIONAL, "help": _BUDGET},
         },
     ),
+    "tune": (_tune, TUNE_OPTIONS),
     "convert": (_convert, {"folder": {"type": str, "required": True, "help": "The folder to make."}}),
     "download": (_download, {"folder": {**_OPTIONAL, "help": _FETCHED}}),
 }

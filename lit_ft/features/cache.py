@@ -34,7 +34,8 @@ class FeatureCache(Callback):
     While the first stages are frozen, their output for an image does not change. So each image passes through them once
     a phase, in training and in validation, and each epoch costs only what the other stages cost. The files are mapped
     into memory. They lie in the folder ``features`` of the run (``features-node0`` and so on with several nodes) until
-    the phase ends. A resumed run finds them there, and computes damaged ones again.
+    the phase ends. A resumed run finds them there, and computes damaged ones again. In a folder that is given they stay,
+    for other runs that freeze the same stages with the same weights, images and precision.
 
     Without augmentation, numbers change by rounding only. With it, each image has a few augmented views, of which each
     epoch draws one at random. One line a phase says what is cached, and why something is not: nothing is cached where
@@ -45,13 +46,18 @@ class FeatureCache(Callback):
         limit: Largest total size of the files, in GB. Fewer views are cached to fit, or none.
         dtype: Type in which features are stored. auto stores them as they are computed, or as float16 if those files
             would exceed the limit.
+        folder: Folder in which files stay for other runs, up to the limit; null keeps them with the run until a phase
+            ends, as several nodes do in any case.
 
     Raises:
         UserError: If a number is out of range.
     """
 
-    def __init__(self, views: int = NUM_VIEWS, limit: float = 10.0, dtype: DType = "auto") -> None:
+    def __init__(
+        self, views: int = NUM_VIEWS, limit: float = 10.0, dtype: DType = "auto", folder: str | None = None
+    ) -> None:
         self.options = CacheOptions(views, limit, dtype)
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._reset()
 
     def _reset(self) -> None:
@@ -125,20 +131,23 @@ class FeatureCache(Callback):
         index, stages = len(run_starts(trainer, module, trainer.current_epoch)) - 1, module.fixed_prefix()
         if self._phase is None or (self._phase.index, self._phase.stages) != (index, stages):
             self._phase = None  # first, as Windows removes no file that is mapped
-            self._phase = _CachedPhase(trainer, module, cast(Path, self._folder), index, stages, self.options)
+            folders = cast(Path, self._folder), self.folder if trainer.num_nodes == 1 else None
+            self._phase = _CachedPhase(trainer, module, folders, index, stages, self.options)
         return self._phase.read_split(split, loader) or loader.source
 
 
 class _CachedPhase:
-    """The features that are cached in a phase with these frozen stages, in the folder of this machine.
+    """The features that are cached in a phase with these frozen stages, in the folder of this machine, or a shared one.
 
     When made, it removes the files of other phases, and decides what is cached.
     """
 
     def __init__(
-        self, trainer: L.Trainer, module: FineTuneModule, folder: Path, index: int, stages: tuple[str, ...],
-        options: CacheOptions,
+        self, trainer: L.Trainer, module: FineTuneModule, folders: tuple[Path, Path | None], index: int,
+        stages: tuple[str, ...], options: CacheOptions,
     ) -> None:  # fmt: skip
+        folder, self._kept = folders
+        self._limit = options.limit
         self.index = index
         self.stages = stages
         self._trainer = trainer
@@ -156,7 +165,7 @@ class _CachedPhase:
         facts = _collect_facts(trainer, module, index, stages)
         self._decision = decide(facts, options, self._measure)
         if self._decision.layouts or self._decision.reasons:
-            rank_zero_print(format_decision(self._decision, facts, format_path(folder)))
+            rank_zero_print(format_decision(self._decision, facts, format_path(self._kept or folder)))
 
     def _measure(self) -> Layout:
         """The layout of the features of an image."""
@@ -175,13 +184,22 @@ class _CachedPhase:
                 rank_zero_print(f"Features  {split} read from images: the weights of frozen stages have changed")
             return None
         if split not in self._sources:
-            layout = self._decision.layouts[split]
-            file = FeatureFile(self._trainer, self._frozen, layout, loader, self._folder, self.index, split)
-            features = file.read()
+            features = self._open(self._frozen, split, loader).read()
             if isinstance(features, str):
                 rank_zero_print(f"Features  {split} not cached: {features}")
             self._sources[split] = None if isinstance(features, str) else features
         return self._sources[split]
+
+    def _open(self, frozen: FrozenStages, split: str, loader: Loader) -> FeatureFile:
+        """The file of a split: that for all runs, or where these would have too much then, the run's own."""
+        trainer, layout = self._trainer, self._decision.layouts[split]
+        if self._kept is not None:
+            file = FeatureFile(trainer, frozen, layout, loader, self._kept, None, split)
+            if file.fits(self._limit):
+                return file
+            full = f"{format_path(self._kept)} would exceed `feature_cache.limit` {self._limit:g} GB"
+            rank_zero_print(f"Features  {split} cached in {format_path(self._folder)}, as {full}")
+        return FeatureFile(trainer, frozen, layout, loader, self._folder, self.index, split)
 
 
 def _find_loaders(trainer: L.Trainer) -> tuple[dict[str, Loader], list[str]]:

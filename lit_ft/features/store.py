@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning as L
 import torch
+from filelock import Timeout
 from torch import Tensor
 
-from lit_ft.assets import random_part
-from lit_ft.console import log_progress
+from lit_ft.assets import lock_beside, random_part
+from lit_ft.console import log_progress, rank_zero_print
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.sampler import share
 from lit_ft.data.modules.arrays import free_memory
@@ -30,11 +31,14 @@ class FeatureFile:
     Its name is a hash of the weights, the images, the precision and the layout, so that only a file that still holds is
     found. The checksums of a file that an earlier run left are verified before any process reads it: the processes of
     a machine share the blocks, and all decide alike.
+
+    A file of no phase is kept for other runs, which may look for it at the same moment: the first one writes it, and the
+    others wait for that.
     """
 
     def __init__(
-        self, trainer: L.Trainer, stages: FrozenStages, layout: Layout, loader: Loader, folder: Path, phase: int,
-        split: str,
+        self, trainer: L.Trainer, stages: FrozenStages, layout: Layout, loader: Loader, folder: Path,
+        phase: int | None, split: str,
     ) -> None:  # fmt: skip
         self._trainer = trainer
         self._stages = stages
@@ -42,8 +46,11 @@ class FeatureFile:
         self._loader = loader
         self._seed = loader.sampler.seed
         content = f"{stages.identity()} {loader.source.identity()} {layout} {self._seed}"
-        self._path = folder / f"phase{phase}-{split}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.bin"
-        self._others = f"phase*-{split}-*"
+        name = f"{split}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        self._path = folder / f"{name if phase is None else f'phase{phase}-{name}'}.bin"
+        self._is_kept = phase is None
+        # Of those that are kept, what a killed run left of this one.
+        self._others = name if phase is None else f"phase*-{split}-*"
         # The images that this process computes, and the blocks that it sums up, of those of its machine.
         place = trainer.local_rank, trainer.num_devices
         self._rows, self._blocks = share(layout.images, *place), share(layout.blocks, *place)
@@ -54,14 +61,39 @@ class FeatureFile:
         They are mapped into memory, or moved to the device if they take at most a quarter of its free memory. All
         processes must call this; either all get features or none does.
         """
-        if not (self._agree(self._path.is_file()) and self._is_intact() and self._is_right()):
-            failure = self._write() or ("" if self._is_right() else "features computed twice differ")
-            if failure:
-                remove_files(self._trainer, self._path.parent, self._others)
-                return failure
-        mapped, device = self._layout.map_file(self._path), self._trainer.strategy.root_device
-        features = mapped.to(device) if mapped.nbytes <= free_memory(device) / 4 else mapped
+        with self._held():
+            if not (self._agree(self._path.is_file()) and self._is_intact() and self._is_right()):
+                failure = self._write() or ("" if self._is_right() else "features computed twice differ")
+                if failure:
+                    remove_files(self._trainer, self._path.parent, self._others)
+                    return failure
+            mapped, device = self._layout.map_file(self._path), self._trainer.strategy.root_device
+            features = mapped.to(device) if mapped.nbytes <= free_memory(device) / 4 else mapped
         return FeatureSource(features, self._layout, self._loader.source, self._stages.depth)
+
+    def fits(self, limit: float) -> bool:
+        """Whether the file is there, or with it those of its folder have at most so many GB; all processes must ask."""
+        used = sum(file.stat().st_size for file in self._path.parent.glob("*.bin"))
+        return self._agree(self._path.is_file() or used + self._layout.file_bytes <= limit * 1e9)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Holds a file that is kept, as far as its file system has locks, so that no other run writes or removes it."""
+        if not self._is_kept or self._trainer.local_rank != 0:
+            yield
+            return
+        lock = lock_beside(self._path)
+        try:
+            with suppress(OSError, NotImplementedError):  # a folder that cannot be written is told as the file is
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.acquire(timeout=1)
+                except Timeout:
+                    rank_zero_print("Features  are being computed by another run, which this one waits for")
+                    lock.acquire()
+            yield
+        finally:
+            lock.release()
 
     def _write(self) -> str | None:
         """Writes the file, each process its share of the images; returns the reason if that fails."""

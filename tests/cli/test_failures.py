@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_ft.cli.failures import explain_failure, format_rank, interruption, locate_failure, raise_user_errors
+from lit_ft.cli.failures import (
+    describe_interruption,
+    explain_failure,
+    format_rank,
+    interruption,
+    locate_failure,
+    raise_user_errors,
+)
 from lit_ft.errors import LibraryError, UserError
 from lit_ft.runs import Run
 from lit_ft.training.signals import Interrupted
@@ -55,19 +62,19 @@ def test_error_of_a_library_is_one_of_the_user_as_long_as_nothing_was_trained(
 
 
 def test_interruption_names_rank_signal_and_checkpoint(tmp_path):
-    run, alone = Run(tmp_path), SimpleNamespace(world_size=1)
+    run, alone = Run(tmp_path), format_rank(SimpleNamespace(world_size=1))
     second = format_rank(SimpleNamespace(world_size=2, global_rank=1))
-    assert interruption(KeyboardInterrupt(), run, format_rank(alone)).message == "interrupted"
+    assert interruption(KeyboardInterrupt(), lambda n: describe_interruption(n, run, alone)).message == "interrupted"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     ended = caused(SystemExit(1), Interrupted(signal.SIGTERM))  # as Lightning hands it on
-    found = interruption(ended, run, second)
+    found = interruption(ended, lambda number: describe_interruption(number, run, second))
     assert found.message == (
         f"rank 1: interrupted by SIGTERM; to resume: the same command with --ckpt_path {tmp_path}/checkpoints/last.ckpt"
     )
     assert found.code == 143
     told = Interrupted(signal.SIGTERM, "")
-    assert interruption(caused(SystemExit(1), told), run, second) is told
+    assert interruption(caused(SystemExit(1), told), lambda number: "another") is told
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": "Prints what a fit would do, phase by phase, and refuses what it would refuse, without training.",
     "check": "Looks for what would hurt a training in the data: damaged files, copies across splits, placeholders.",
     "probe": "Measures what features alone can tell: which backbone, which stage, how many labels, which are wrong.",
+    "tune": "Searches options by many trials, by the validation metric: lit-ft tune PHOTOS --tune SPACE.yaml.",
     "download": "Fetches the weights and data that a config needs into one folder, for machines without a network.",
     "convert": "Writes the photos of a config for StreamDataModule, which streams them from a folder or a bucket.",
     "fit": "Trains and validates, without the test at the end.",

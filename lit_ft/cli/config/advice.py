@@ -20,7 +20,7 @@ SHORT_NAMES = {
 }
 """The options that everyone sets, which have a short name on the command line and from Python."""
 
-PHOTO_COMMANDS = ("finetune", "fit", "plan", "check", "probe", "convert")
+PHOTO_COMMANDS = ("finetune", "fit", "plan", "check", "probe", "tune", "convert")
 """The commands that take a folder of photos by itself."""
 
 _WITH_FOLDER = ("check", "probe", "convert", "download")
