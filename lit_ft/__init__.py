@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lit_ft.cli.api import Result as Result
     from lit_ft.cli.api import finetune as finetune
     from lit_ft.cli.api import run as run
+    from lit_ft.cli.api import tune as tune
     from lit_ft.data import CIFAR10DataModule as CIFAR10DataModule
     from lit_ft.data import DigitsDataModule as DigitsDataModule
     from lit_ft.data import ImageArrayDataModule as ImageArrayDataModule
@@ -52,7 +53,7 @@ _HOMES = {
     "lit_ft.backbones.build": ["build_backbone"],
     "lit_ft.backbones.freezing": ["Staged"],
     "lit_ft.backbones.input_spec": ["InputSpec"],
-    "lit_ft.cli.api": ["Result", "finetune", "run"],
+    "lit_ft.cli.api": ["Result", "finetune", "run", "tune"],
     "lit_ft.data": [
         "CIFAR10DataModule",
         "DigitsDataModule",
@@ -84,7 +85,7 @@ _HOMES = {
 __all__ = sorted(["UserError", *chain(*_HOMES.values())])
 
 _ELSEWHERE = {
-    "train fit fit_one_cycle fine_tune fine_tuning tune": "lit_ft.finetune",
+    "train fit fit_one_cycle fine_tune fine_tuning": "lit_ft.finetune",
     "load_model load_learner load_from_checkpoint predict": "lit_ft.load(RUN).predict(PHOTOS)",
     "create_model get_model backbone": "lit_ft.build_backbone",
     "test evaluate validate": "lit_ft.Trainer",

@@ -259,6 +259,7 @@ def test_public_names():
         "load",
         "make_plan",
         "run",
+        "tune",
     ]
 
 

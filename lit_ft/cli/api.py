@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lit_ft.cli.config.arguments import OF_ARRAYS, PHOTO_RECIPE
 from lit_ft.cli.config.keywords import name_as_given, nest, settle_keywords
+from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.words import find_place
 from lit_ft.cli.failures import quiet_command
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
+from lit_ft.cli.run import TUNE_OPTIONS, search
 from lit_ft.data.arrays.files import holds_arrays
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint
@@ -24,6 +27,9 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.recipes import find_recipe
 from lit_ft.runs import find_best_callback
 from lit_ft.training.history import EpochRow, read_history
+
+if TYPE_CHECKING:
+    from lit_ft.cli.commands.tune import Tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +76,67 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
 
 def _run(configs: Sequence[str | Path | Mapping[str, Any]], options: Mapping[str, Any]) -> Result:
     """Runs configs, each of which is laid over those before, and the options over all."""
-    args = list[str]()
+    args = _as_args(configs, options)
+    with _command(options):
+        with _parsing():
+            cli = FineTuneCLI("finetune", args)
+        cli.execute()
+    return _result(cli)
+
+
+def tune(config: str | Path | Mapping[str, Any], **options: Any) -> Tuning:
+    """Searches for the options with which a run has the best validation metric, as lit-ft tune does.
+
+    Needs ``lit_ft[tune]``. The same call goes on with a study that was interrupted, or joins it.
+
+    Args:
+        config: The name of a recipe, the path of a config, or its content.
+        **options: What is laid over it, as for `run`, with the section tune: trials, space, pruner, least_epochs and
+            storage.
+
+    Raises:
+        UserError: If the config is wrong, or no trial could be completed.
+        KeyboardInterrupt: If a signal, such as that of Ctrl-C, ended it.
+
+    Example:
+        >>> import lit_ft
+        >>> space = {"model.lr": {"log": [1e-5, 1e-2]}}
+        >>> found = lit_ft.tune("quickstart", tune={"trials": 5, "space": space})  # doctest: +SKIP
+        >>> lit_ft.run(found.config)  # doctest: +SKIP
+    """
+    args = _as_args([config], options)
+    with _command(options):
+        with _parsing():
+            cli = ConfigCLI("tune", args, TUNE_OPTIONS)
+        return search(cli)
+
+
+def _as_args(configs: Sequence[str | Path | Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
+    """The options of a command, with configs and options from Python as configs."""
+    args: list[str] = []
     for part in (*configs, settle_keywords(options)):
         if part:
             args += ["--config", json.dumps(nest(part), default=str) if isinstance(part, Mapping) else str(part)]
+    return args
+
+
+@contextmanager
+def _command(options: Mapping[str, Any]) -> Iterator[None]:
+    """Runs a command from Python, and leaves the process as it was."""
     with restored_process(), name_as_given(options), quiet_command(), ended_by_signals():
         set_offline()
-        try:
-            cli = FineTuneCLI("finetune", args)
-        except UserError as error:
-            if isinstance(error.__cause__, ArgumentError):
-                raise error from None  # the parser's own tracebacks, many of them, say less than the line
-            raise
-        cli.execute()
-    return _result(cli)
+        yield
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """Leaves out the parser's own tracebacks, many of them, which say less than the line."""
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error.__cause__, ArgumentError):
+            raise error from None
+        raise
 
 
 def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None = None, **options: Any) -> Result:

@@ -255,7 +255,7 @@ class FineTuneCLI(ConfigCLI):
             watch = current_watch()
             if watch is not None and watch.received is not None:  # which also ended another process, or a worker
                 raise Interrupted(watch.received, watch.describe(watch.received)) from error
-            if failure := explain_failure(error, self.config["ckpt_path"], self._own_run(), self.trainer):
+            if failure := explain_failure(error, self.config.get("ckpt_path"), self._own_run(), self.trainer):
                 raise failure from error
             raise
 

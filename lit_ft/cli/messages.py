@@ -68,9 +68,12 @@ class Complaint:
     @property
     def key(self) -> str:
         """The option, by its full name."""
-        parts = [part for part in re.findall(r"(?:Parser key|Group) ['\"]([^'\"]+)['\"]", self.message) if part]
-        # One that is a file of options, were it text, is named twice.
-        return ".".join(part for part, last in zip(parts, ["", *parts], strict=False) if part != last)
+        names = [""]
+        for part in re.findall(r"(?:Parser key|Group) ['\"]([^'\"]+)['\"]", self.message):
+            # One that is a file of options, were it text, is named twice; and what is below a group in full.
+            is_below = f"{part}.".startswith(f"{names[-1]}.")
+            names = [*names[:-1], part] if is_below else [*names, part]
+        return ".".join(names).removeprefix(".")
 
     @property
     def prefix(self) -> str:

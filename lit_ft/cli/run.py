@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_ft.cli.config.arguments import put_word_first, settle_arguments
 from lit_ft.cli.config.checkpoint import add_saved_data
@@ -16,6 +16,9 @@ from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.errors import UserError, find_user_packages, printable
 from lit_ft.model.checkpoint import EXPORTED
 from lit_ft.tuning.space import TuneConfig
+
+if TYPE_CHECKING:
+    from lit_ft.cli.commands.tune import Tuning
 
 
 def run_command(command: str, args: Sequence[str]) -> int:
@@ -52,12 +55,21 @@ def _probe(cli: ConfigCLI) -> int:
 
 
 def _tune(cli: ConfigCLI) -> int:
+    search(cli)
+    return 0
+
+
+def search(cli: ConfigCLI) -> Tuning:
+    """Searches as a config says.
+
+    Raises:
+        UserError: If Optuna is not installed, the config is refused, or no trial could be completed.
+    """
     if find_spec("optuna") is None:
         raise UserError("lit-ft tune needs optuna; pip install 'lit_ft[tune]'")
     from lit_ft.cli.commands.tune import tune
 
-    tune(cli)
-    return 0
+    return tune(cli)
 
 
 def _download(cli: ConfigCLI) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -91,7 +92,7 @@ def read_search(cli: ConfigCLI) -> Search:
     config = TuneConfig(**given)
     space = read_space(config.space)
     base = dump_config(cli, cli.config)
-    _refuse_options(base, config)
+    refuse_options(base, config)
     callback = find_best_callback(_make_plan(base).trainer)
     folder = Path(base["trainer"]["default_root_dir"] or ".", f"{base['name']}_tune")
     return Search(config, space, base, folder, callback.monitor, callback.mode)
@@ -143,19 +144,19 @@ def _make_plan(*parts: Mapping[str, Any]) -> FineTuneCLI:
     return plan
 
 
-def _refuse_options(base: Mapping[str, Any], config: TuneConfig) -> None:
+def refuse_options(base: Mapping[str, Any], config: TuneConfig) -> None:
     """Raises `UserError` for options of a run that a trial cannot have."""
     trainer = base["trainer"]
     if base["checkpoint"] is None:
         raise UserError("`checkpoint`: null leaves no metric to compare trials by; leave it out")
     if trainer["fast_dev_run"]:
         raise UserError("`trainer.fast_dev_run`: a trial needs the folder of a run; leave it out")
-    if _one_device(trainer["devices"]) != trainer["devices"] != "auto" or trainer["num_nodes"] != 1:
-        name, given = ("devices", trainer["devices"]) if trainer["num_nodes"] == 1 else ("num_nodes", "")
-        raise UserError(
-            f"`trainer.{name}`: each trial has one device{f', got {given}' if given else ''}; give 1, and start the same "
-            "command once more for each device, as with CUDA_VISIBLE_DEVICES=1"
-        )
+    for name, is_one in (("devices", _one_device(trainer["devices"])), ("num_nodes", trainer["num_nodes"] == 1)):
+        if not is_one:
+            raise UserError(
+                f"`trainer.{name}`: {trainer[name]}, but each trial has one device; give 1, and start the command once "
+                "more for each device, as with CUDA_VISIBLE_DEVICES=1"
+            )
     if trainer["max_epochs"] is not None and 0 <= trainer["max_epochs"] < config.least_epochs:
         raise UserError(
             f"`tune.least_epochs`: {config.least_epochs} are more than `trainer.max_epochs` {trainer['max_epochs']}"
@@ -163,10 +164,11 @@ def _refuse_options(base: Mapping[str, Any], config: TuneConfig) -> None:
 
 
 def _one_device(given: Any) -> Any:
-    """One device, which may be a certain one."""
-    if isinstance(given, list):
-        return given[:1]
-    return given if isinstance(given, str) and given.strip(",").isdecimal() and given.endswith(",") else 1
+    """What names one device, which may be a certain one, as ``[1]`` does; None for several."""
+    if given in ("auto", 1, "1"):
+        return 1
+    is_one = len(given) == 1 if isinstance(given, list) else re.fullmatch(r"\d+,", str(given))
+    return given if is_one else None
 
 
 def _has_a_say(name: str) -> bool:

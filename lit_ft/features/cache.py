@@ -34,8 +34,8 @@ class FeatureCache(Callback):
     While the first stages are frozen, their output for an image does not change. So each image passes through them once
     a phase, in training and in validation, and each epoch costs only what the other stages cost. The files are mapped
     into memory. They lie in the folder ``features`` of the run (``features-node0`` and so on with several nodes) until
-    the phase ends. A resumed run finds them there, and computes damaged ones again. In a folder that is given they stay,
-    for other runs that freeze the same stages with the same weights, images and precision.
+    the phase ends. A resumed run finds them there, and computes damaged ones again. In a folder that is given they
+    stay, for other runs that freeze the same stages with the same weights, images and precision.
 
     Without augmentation, numbers change by rounding only. With it, each image has a few augmented views, of which each
     epoch draws one at random. One line a phase says what is cached, and why something is not: nothing is cached where

@@ -32,8 +32,8 @@ class FeatureFile:
     found. The checksums of a file that an earlier run left are verified before any process reads it: the processes of
     a machine share the blocks, and all decide alike.
 
-    A file of no phase is kept for other runs, which may look for it at the same moment: the first one writes it, and the
-    others wait for that.
+    A file of no phase is kept for other runs, which may look for it at the same moment: the first one writes it, and
+    the others wait for that.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -24,7 +24,7 @@ from lit_ft.tuning.space import Dimension, TuneConfig
 RUN, REASON, EPOCHS, CONTINUES = "run", "reason", "epochs", "continues"
 """What is noted of a trial: the folder of its run, why it failed, its epochs, and the interrupted trial before it."""
 
-_DIRECTIONS: dict[Mode, str] = {"min": "minimize", "max": "maximize"}
+_DIRECTIONS: dict[Mode, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
 
 
 class SeededSampler(optuna.samplers.BaseSampler):
@@ -68,9 +68,7 @@ class SeededSampler(optuna.samplers.BaseSampler):
         return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
-def open_study(
-    folder: Path, config: TuneConfig, mode: Mode, seed: int | None, max_epochs: int | None
-) -> optuna.Study:
+def open_study(folder: Path, config: TuneConfig, mode: Mode, seed: int | None, max_epochs: int | None) -> optuna.Study:
     """The study of a folder, made where there is none.
 
     Args:
@@ -124,9 +122,10 @@ def quiet_optuna() -> Iterator[None]:
 @contextmanager
 def refuse_lost_storage(config: TuneConfig, *further: type[Exception]) -> Iterator[None]:
     """Raises `UserError` where a study cannot be read or written; without the URL, which may have a password."""
+    errors: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.OptunaError, *further)
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, *further) as error:
+    except errors as error:
         where = f"the database of {config.storage.partition(':')[0]}" if config.storage else "the file of the study"
         reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
         raise UserError(f"`tune.storage`: {where} cannot be used ({reason})") from error

@@ -2,6 +2,8 @@ import errno
 import itertools
 import os
 import re
+import threading
+import time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +22,7 @@ from small_runs import NUM_VAL, FewDigits, differences, final_state, small_modul
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from lit_ft.assets import lock_beside
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
@@ -483,6 +486,83 @@ class Validations(Callback):
 
     def on_validation_end(self, trainer, pl_module):
         self.losses.append(float(trainer.callback_metrics["val/loss"]))
+
+
+def kept_files(folder):
+    return {path.name.partition("-")[0]: path for path in Path(folder).glob("*.bin")}
+
+
+def test_kept_files_are_computed_once_for_all_runs_with_the_same_frozen_stages(tmp_path):
+    kept, passes = tmp_path / "kept", [Passes() for _ in range(3)]
+    _, first = fit(tmp_path / "one", passes[0], cache=FeatureCache(folder=str(kept)))
+    # Another head in another folder: the same features, of which few are computed again.
+    other = lambda: small_module(optimizer="SGD", lr_scheduler=None, lr=0.01, head={"dropout": 0.5})  # noqa: E731
+    fit(tmp_path / "two", passes[1], cache=FeatureCache(folder=str(kept)), module=other)
+    files = kept_files(kept)
+    assert set(files) == {"train", "val"}
+    assert sum(passes[0].images.values()) >= NUM_TRAIN + NUM_VAL
+    assert sum(passes[1].images.values()) <= 6  # of which two are for the layout
+    assert not cached_files(tmp_path / "one")
+    _, again = fit(tmp_path / "three", cache=FeatureCache(folder=str(kept)))
+    assert furthest(again, first) == 0
+    # Other weights: files of their own, beside those.
+    fit(tmp_path / "four", passes[2], cache=FeatureCache(folder=str(kept)), module=lambda: small_module(weights=None))
+    assert sum(passes[2].images.values()) >= NUM_TRAIN + NUM_VAL
+    assert len(list(kept.glob("*.bin"))) == 4
+    assert all(path.is_file() for path in files.values())
+
+
+def test_kept_files_of_all_phases_stay_and_those_beyond_the_limit_lie_with_the_run(tmp_path, capsys):
+    kept = tmp_path / "kept"
+    fit(tmp_path, cache=FeatureCache(folder=str(kept)), unfreezing=PHASES, epochs=6)
+    sizes = sorted(path.stat().st_size for path in kept.glob("*.bin"))
+    assert len(sizes) == 4
+    passes = Passes()
+    fit(tmp_path, passes, cache=FeatureCache(folder=str(kept)), unfreezing=PHASES, epochs=6)
+    assert passes.images[0] <= 6
+    keep = Keep(1)
+    capsys.readouterr()
+    small = FeatureCache(folder=str(kept), limit=(sum(sizes) + 1000) / 1e9)
+    fit(tmp_path / "other", keep, cache=small, module=lambda: small_module(weights=None))
+    assert len(list(kept.glob("*.bin"))) == 4
+    assert {name.split("-")[1] for name in keep.files} == {"train", "val"}
+    assert "would exceed feature_cache.limit" in capsys.readouterr().out
+    assert not cached_files(tmp_path / "other")
+
+
+def test_kept_file_that_is_damaged_or_was_left_by_a_kill_is_written_again(tmp_path):
+    kept = tmp_path / "kept"
+    fit(tmp_path, cache=FeatureCache(folder=str(kept)))
+    files = kept_files(kept)
+    content = files["train"].read_bytes()
+    files["train"].write_bytes(content[:-100])
+    left = files["train"].with_suffix(".bin0123456789abcdef")
+    left.write_bytes(b"half")
+    fit(tmp_path, cache=FeatureCache(folder=str(kept)))
+    assert files["train"].read_bytes() == content
+    assert not left.exists()
+
+
+def test_run_waits_for_another_one_that_computes_the_features_that_it_needs(tmp_path, capsys):
+    kept = tmp_path / "kept"
+    fit(tmp_path, cache=FeatureCache(folder=str(kept)))
+    path, is_held = kept_files(kept)["train"], threading.Event()
+
+    def compute():
+        with lock_beside(path):
+            hidden = path.rename(tmp_path / "hidden")
+            is_held.set()
+            time.sleep(1.5)
+            hidden.rename(path)
+
+    other = threading.Thread(target=compute)
+    other.start()
+    is_held.wait()
+    passes = Passes()
+    fit(tmp_path, passes, cache=FeatureCache(folder=str(kept)))
+    other.join()
+    assert "being computed by another run" in capsys.readouterr().out
+    assert sum(passes.images.values()) <= 6
 
 
 def test_weights_that_change_within_a_phase_end_it(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,9 @@ from lit_ft.tuning.study import (
     release_trial,
     requeue,
 )
+
+LINGER_SECONDS = 10.0
+"""How long the workers of a process that was killed may hold its locks."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,13 @@ def _run_trials(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
     )
     distributions = build_distributions(search.space)
     limit, is_local = search.config.trials, search.config.storage is None
+    began = time.monotonic()
     while True:
         with refuse_lost_storage(search.config, OSError):
             begun = begin_trial(study, search.folder, distributions, limit, is_local)
+        if begun is None and _count_running(study) and time.monotonic() - began < LINGER_SECONDS:
+            time.sleep(0.5)
+            continue
         if begun is None:
             return
         trial, lock = begun
@@ -124,7 +132,7 @@ def _run_trials(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
             gc.collect()  # the network of the trial, whose memory the next one needs
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        _write(cli, search, study)
+        _write(cli, search, study, trial.number)
 
 
 def _run_trial(search: Search, study: optuna.Study, setting: TrialSetting, trial: Trial) -> None:
@@ -157,8 +165,11 @@ def _find_best(rows: Sequence[TrialRow], search: Search) -> TrialRow | None:
     return next((row for row in sort_by_value(rows, search.mode) if row.state == "complete"), None)
 
 
-def _write(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
-    """Writes the table, the page, and the config of the best trial; one process at a time, so that the last counts."""
+def _write(cli: ConfigCLI, search: Search, study: optuna.Study, number: int) -> None:
+    """Writes the table and the page after a trial, and its config if it is the best.
+
+    One process at a time, so that what is there at the end has all trials.
+    """
     with hold_study(search.folder):
         rows = list_rows(study.get_trials(deepcopy=False))
         title = f"{search.folder.name}: {len(rows)} trials"
@@ -166,7 +177,8 @@ def _write(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
             "trials.csv": format_csv(rows, search.monitor),
             "trials.html": render_trials(rows, title, search.monitor, search.mode),
         }
-        if (best := _find_best(rows, search)) is not None:
+        best = _find_best(rows, search)
+        if best is not None and (best.number == number or not search.best_config.is_file()):
             texts[search.best_config.name] = _format_config(cli, search, best)
         for name, text in texts.items():
             with replace_atomically(search.folder / name) as unfinished:
@@ -193,10 +205,9 @@ def _suggest(search: Search) -> str:
 def _finish(search: Search, study: optuna.Study) -> Tuning:
     """Prints all trials and what to do with the best, and removes the features that they shared."""
     trials = study.get_trials(deepcopy=False)
-    rows, best = list_rows(trials), None
+    rows = list_rows(trials)
     rank_zero_print(f"\nTrials\n{indent(format_trials(rows, search.monitor, search.mode), '  ')}\n")
-    num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
-    if num_running:
+    if num_running := _count_running(study):
         rank_zero_print(f"Running     {num_running} in other processes, the last of which writes the files anew")
     elif all(trial.state.is_finished() for trial in trials):
         rmtree(search.features, ignore_errors=True)
@@ -212,9 +223,13 @@ def _finish(search: Search, study: optuna.Study) -> Tuning:
     return Tuning(search.folder, search.monitor, best, config, rows)
 
 
+def _count_running(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
 def _format_start(search: Search, study: optuna.Study) -> str:
-    num_begun = len(list_counted(study.get_trials(deepcopy=False)))
-    before = f", of which {num_begun} were begun before" if num_begun else ""
+    num_done = sum(trial.state.is_finished() for trial in list_counted(study.get_trials(deepcopy=False)))
+    before = f", of which {num_done} are done" if num_done else ""
     best = "greatest" if search.mode == "max" else "least"
     names = ", ".join(search.space)
     return f"Study  {search.config.trials} trials{before}, for the {best} {search.monitor} by {names}"
@@ -229,7 +244,9 @@ def _format_end(row: TrialRow, monitor: str, best: TrialRow | None) -> str:
 
 def _describe_end(search: Search, study: optuna.Study, number: int) -> str:
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    num_done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.get_trials(deepcopy=False))
+    num_done = sum(
+        trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.get_trials(deepcopy=False)
+    )
     return f"interrupted{by} after {num_done} of {search.config.trials} trials; to go on: the same command"
 
 
