@@ -123,8 +123,9 @@ def prepare(folder):
     shutil.copytree(ROOT / "configs", folder / "configs")
     for recipe in (folder / "configs").glob("*.yaml"):
         recipe.write_text(make_small(recipe.read_text(encoding="utf-8")), encoding="utf-8")
-    for copy in ("C", "PROBED/suggested.yaml"):
-        (folder / copy).parent.mkdir(exist_ok=True)
+    (folder / "space.yaml").write_text("trials: 2\nspace:\n  model.lr: {log: [1.0e-3, 1.0e-1]}\n", encoding="utf-8")
+    for copy in ("C", "PROBED/suggested.yaml", "logs/image_folder_tune/best.yaml"):
+        (folder / copy).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(folder / "configs" / "image_folder.yaml", folder / copy)
     write_photos(folder / "PHOTOS", {"train": 11, "val": 4, "test": 4})  # 33 to train on, for 32 processes
     for name in ("NEW_PHOTOS", "LABELLED_PHOTOS"):

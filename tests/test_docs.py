@@ -29,7 +29,8 @@ def test_each_page_has_one_place_in_the_order():
     listed = [page for tree in trees for page in tree.split()]
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")} - {"index"}
     assert sorted(listed) == sorted(pages)
-    assert listed[1:10] == ["train", "probe", "predict", "outputs", "data", "model", "settings", "export", "cluster"]
+    tasks = ["train", "probe", "tune", "predict", "outputs", "data", "model", "settings", "export", "cluster"]
+    assert listed[1:11] == tasks
 
 
 def test_python_page_documents_all_public_names_and_no_other():

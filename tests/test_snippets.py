@@ -95,7 +95,8 @@ def test_commands_are_parsed(parse, page):
 def test_configs_are_parsed(parse, page):
     for block in read_blocks(page, "yaml"):
         Path("block.yaml").write_text(block.text, encoding="utf-8")
-        assert parse(["fit", "--config", "block.yaml"]) == "", f"{page}:{block.line}"
+        takes = ["tune", "--config", "quickstart", "--tune"] if "\nspace:" in block.text else ["fit", "--config"]
+        assert parse([*takes, "block.yaml"]) == "", f"{page}:{block.line}"
 
 
 @pytest.mark.parametrize("page", PAGES)

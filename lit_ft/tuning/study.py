@@ -86,14 +86,15 @@ def open_study(folder: Path, config: TuneConfig, mode: Mode, seed: int | None, m
         folder.mkdir(parents=True, exist_ok=True)
         # Absolute, as the lock of the file is a link to it, whose age is looked at.
         journal = str(folder.resolve() / "journal.log")
-        return optuna.create_study(
-            study_name=folder.name,
-            storage=config.storage or JournalStorage(JournalFileBackend(journal)),
-            sampler=SeededSampler(seed),
-            pruner=pruner,
-            direction=_DIRECTIONS[mode],
-            load_if_exists=True,
-        )
+        with hold_study(folder):  # else two processes would make the tables of a database at once
+            return optuna.create_study(
+                study_name=folder.name,
+                storage=config.storage or JournalStorage(JournalFileBackend(journal)),
+                sampler=SeededSampler(seed),
+                pruner=pruner,
+                direction=_DIRECTIONS[mode],
+                load_if_exists=True,
+            )
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
     >>> describe_unknown([Typed("--lr", "0.1"), Typed("--workers", "2")], ["model.lr"], "fit")
     '`--lr`, `--workers`: there are no such options; give `model.lr` 0.1 `data.num_workers` 2'
     """
+    if command != "tune" and any(re.match(r"-*tune\b", one.name) for one in given):
+        return "`tune`: is a section for lit-ft tune alone; leave it out here"
     instead, remarks = list[str](), dict[str, list[str]]()
     for one in given:
         name, _, joined = one.name.lstrip("-+").rstrip(",").partition(":")

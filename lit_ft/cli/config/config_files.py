@@ -20,11 +20,19 @@ _OTHERS = {
 
 
 def describe_config_fault(args: Sequence[str]) -> str | None:
-    """What is wrong with the first config of a command line that cannot be read as YAML; ``None`` if all can be."""
-    given = [one.value for one in split_arguments(args) if one.name == "--config" and one.value]
-    for path in map(Path, given):
-        if len(str(path)) < 1000 and path.exists() and (fault := _find_fault(path)):
-            return f"`config`: {format_path(path)} {fault}"
+    """What is wrong with the first config of a command line that cannot be read as YAML; ``None`` if all can be.
+
+    Likewise with the file of a search.
+    """
+    for one in split_arguments(args):
+        key, path = one.name.removeprefix("--"), Path(one.value or "")
+        if key not in ("config", "tune") or not one.value or len(one.value) >= 1000:
+            continue
+        fault = _find_fault(path) if path.exists() else "is not there" if key == "tune" and path.suffix else None
+        if fault is None and key == "tune" and path.exists() and "tune" in yaml.safe_load(path.read_text("utf-8")):
+            fault = f"is a config, with a section tune; give `--config` {format_path(path)}"
+        if fault:
+            return f"`{key}`: {format_path(path)} {fault}"
     return None
 
 

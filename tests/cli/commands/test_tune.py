@@ -182,6 +182,13 @@ def test_other_mistakes_are_refused_before_the_first_trial(refused, search, line
     test_mistake_is_refused_before_the_first_trial(refused, search, line)
 
 
+@pytest.mark.parametrize("given", [("--tune.trials", 3), ("--config", "both.yaml")], ids=["option", "config"])
+def test_other_commands_leave_the_section_to_this_one(refused, given):
+    Path("both.yaml").write_text(yaml.safe_dump({**CONFIG, "tune": SEARCH}))
+    line = "lit-ft: --tune: is a section for lit-ft tune alone; leave it out here"
+    assert refused("finetune", "--config", "quickstart", *given) == line
+
+
 @pytest.mark.slow
 def test_study_of_other_options_is_refused(lit_ft, run, refused):
     write({"trials": 1, "space": LOG})
@@ -289,7 +296,7 @@ def test_same_command_goes_on_after_a_signal(lit_ft, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["null", "sqlite:///study.db"], ids=["journal", "sqlite"])
 def test_processes_share_the_trials_of_a_study(lit_ft, storage):
-    write({"trials": 7, "space": LOG}, trainer={**CONFIG["trainer"], "max_epochs": 10})
+    write({"trials": 7, "space": LOG, "pruner": None}, trainer={**CONFIG["trainer"], "max_epochs": 10})
     processes = [start("--tune.storage", storage) for _ in range(2)]
     printed = [process.communicate(timeout=400) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed

@@ -45,3 +45,21 @@ def test_configs_that_can_be_read_or_are_not_there_have_no_fault(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text(MAPPING)
     assert describe_config_fault(["--config", "a.yaml", "--config", "b.yaml", "--config", "{a: 1}"]) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "is not there"),
+        ("space: {\n", "is not valid YAML: line 2"),
+        ("tune: {trials: 3}\n", "is a config, with a section tune; give `--config` s.yaml"),
+    ],
+)
+def test_fault_of_the_file_of_a_search_is_told_likewise(tmp_path, monkeypatch, content, fault):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "s.yaml").write_text(content)
+    assert describe_config_fault(["--tune", "s.yaml"]).startswith(f"`tune`: s.yaml {fault}")
+    (tmp_path / "s.yaml").write_text("trials: 3\n")
+    assert describe_config_fault(["--tune", "s.yaml"]) is None
+    assert describe_config_fault(["--tune", "{trials: 3}"]) is None
