@@ -32,7 +32,7 @@ _SAME = {
 }  # fmt: skip
 
 # What has no say in the values of trials.
-_BESIDE = ("report", "predictions", "feature_cache", "name", "refit")
+_BESIDE = ("report", "predictions", "feature_cache.folder", "name", "refit")
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,6 @@ class Search:
         base = copy.deepcopy(dict(self.base))
         base |= {"name": self.folder.name, "refit": False}
         base["trainer"]["devices"] = _one_device(base["trainer"]["devices"])
-        if base["feature_cache"] is not None and base["feature_cache"]["init_args"]["folder"] is None:
-            base["feature_cache"]["init_args"]["folder"] = str(self.features)
         return base
 
     @property

@@ -41,6 +41,7 @@ class TrialSetting:
         base: The config, as plain values, that what is drawn is laid over.
         command: The command of the search.
         monitor: The metric.
+        features: The folder of cached features that they share, unless the config names another one.
         describe_end: Gives the line with which the search ends after a signal.
         shown: The warnings that were shown; those of later trials are in their output alone.
     """
@@ -48,6 +49,7 @@ class TrialSetting:
     base: Mapping[str, Any]
     command: str
     monitor: str
+    features: Path
     describe_end: Callable[[int], str]
     shown: set[str] = field(default_factory=set)
 
@@ -81,6 +83,9 @@ class TrialCLI(FineTuneCLI):
         return self._setting.command
 
     def _further_callbacks(self) -> list[Callback]:
+        cache = self.config_init["feature_cache"]
+        if cache is not None and cache.folder is None:  # not by the config, which stays that of an ordinary run
+            cache.folder = self._setting.features
         return [*super()._further_callbacks(), self._watch]
 
 
@@ -101,7 +106,7 @@ def run_trial(setting: TrialSetting, trial: Trial, values: Mapping[str, Any]) ->
         The metric of the model that the run hands back, or None where the trial failed; and whether it was pruned.
     """
     max_epochs = setting.base["trainer"]["max_epochs"]
-    with progress_bar(f"Trial {trial.number}", max_epochs or 0, "epochs") as bar:
+    with progress_bar(f"Trial {trial.number}", max(0, max_epochs or 0), "epochs") as bar:
 
         def show(value: float) -> None:
             bar.set_postfix({setting.monitor: f"{value:.4f}"}, refresh=False)

@@ -111,7 +111,11 @@ def _run_trials(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
     """Runs trials until there are enough, and writes what is known after each."""
     command = describe_command(cli.command, cli.args)
     setting = TrialSetting(
-        search.trial_config, command, search.monitor, lambda number: _describe_end(search, study, number)
+        base=search.trial_config,
+        command=command,
+        monitor=search.monitor,
+        features=search.features,
+        describe_end=lambda number: _describe_end(search, study, number),
     )
     distributions = build_distributions(search.space)
     limit, is_local = search.config.trials, search.config.storage is None

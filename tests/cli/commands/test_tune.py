@@ -72,6 +72,7 @@ def test_trials_are_runs_in_the_folder_of_the_study_with_one_table(finished):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["lr"] == float(trials[1]["model.lr"]) == 0.03
     assert config["model"]["init_args"]["head"]["dropout"] == 0.25
+    assert config["feature_cache"]["init_args"]["folder"] is None
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val"]["val/acc"] == pytest.approx(value)
     assert "test" not in metrics
