@@ -273,7 +273,7 @@ def test_public_name_is_the_thing_itself(name):
 def test_name_that_is_not_public_is_refused():
     with pytest.raises(AttributeError, match="module 'lit_ft' has no attribute 'Nothing'"):
         lit_ft.Nothing  # noqa: B018
-    with pytest.raises(AttributeError, match="module 'lit_ft.data' has no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match=r"module 'lit_ft\.data' has no attribute 'Nothing'"):
         lit_ft.data.Nothing  # noqa: B018
 
 
