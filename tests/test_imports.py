@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import lit_ft
+import lit_ft.data
 
 PACKAGE = Path(lit_ft.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
@@ -273,6 +273,8 @@ def test_public_name_is_the_thing_itself(name):
 def test_name_that_is_not_public_is_refused():
     with pytest.raises(AttributeError, match="module 'lit_ft' has no attribute 'Nothing'"):
         lit_ft.Nothing  # noqa: B018
+    with pytest.raises(AttributeError, match=r"module 'lit_ft\.data' has no attribute 'Nothing'"):
+        lit_ft.data.Nothing  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def _wrong_class(complaint: Complaint) -> str | None:
     found = complaint.search(r"Import path does not correspond to a subclass of (\w+)")
     known = complaint.classes.get(complaint.key)
     if found and (value := complaint.search(r"Given value: (\S+)$")):
-        choices = sorted(name for name in known or () if not name.startswith("_"))
+        choices = [name for name in known or () if not name.startswith("_")]
         hint = f"; choose from {', '.join(choices)}, or derive yours from it" if 0 < len(choices) <= 12 else ""
         return f"{complaint.prefix}{value[1]} is no {found[1]}{hint}"
     if known is not None and (found := complaint.search(_NO_CLASS)):

@@ -633,9 +633,9 @@ def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root
 
 def test_class_that_is_no_data_module_is_refused_with_those_there_are(tmp_path):
     # In a process of its own, where no test has made data modules.
-    done = forked.command("fit", "--data", "torch.utils.data.DataLoader", folder=tmp_path)
+    done = forked.command("fit", "--data", "torch.nn.Linear", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    start = "lit-ft: --data: torch.utils.data.DataLoader is no LightningDataModule; choose from CIFAR10DataModule, "
+    start = "lit-ft: --data: torch.nn.Linear is no LightningDataModule; choose from CIFAR10DataModule, "
     assert done.stderr.startswith(start)
     assert done.stderr.endswith("StreamDataModule, or derive yours from it\n")
 

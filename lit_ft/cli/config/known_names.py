@@ -9,6 +9,9 @@ from typing import Any
 from lit_ft import data
 from lit_ft.data.datasets.classes import constructor_parameters
 
+DATA_MODULES = [getattr(data, name) for name in data.__all__]
+"""All data modules of lit_ft: a parser knows a class by its name once it is loaded, and lists them in that order."""
+
 PHOTO_MODULES = (
     data.ImageFolderDataModule,
     data.ImageTableDataModule,

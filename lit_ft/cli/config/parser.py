@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_ft import data
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.config.advice import PHOTO_COMMANDS, describe_short_forms
 from lit_ft.cli.config.config_files import describe_config_fault
@@ -33,9 +32,6 @@ from lit_ft.model.module import FineTuneModule
 from lit_ft.optim import WarmupCosine  # noqa: F401 - so that its name is known without a module
 from lit_ft.training.trainer import EarlyStopping, Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
-
-DATA_MODULES = [getattr(data, name) for name in data.__all__]
-"""The data modules of lit_ft, which a parser knows by name only once they are loaded."""
 
 CALLBACKS: tuple[tuple[str, type[Callback], dict[str, Any] | None], ...] = (
     ("unfreeze", GradualUnfreezing, {"head_fit": None}),
