@@ -179,9 +179,10 @@ def describe_short_forms(command: str) -> str:
     'Short names: --epochs for --trainer.max_epochs'
     """
     names = f"Short names: {', '.join(f'--{short} for --{long}' for short, long in SHORT_NAMES.items())}."
+    arrays = "" if command == "convert" else " or a .npz file of arrays"
     photos = (
-        "A folder of photos, with a folder for each class, or a .npz file of arrays may follow the command: --config "
-        "image_folder --data.root."
+        f"A folder of photos, with a folder for each class,{arrays} may follow the command: --config image_folder "
+        "--data.root."
     )
     return f"{photos} {names}" if command in PHOTO_COMMANDS else names
 
