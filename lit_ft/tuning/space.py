@@ -13,19 +13,17 @@ DimensionKind = Literal["float", "log", "int", "choice"]
 
 _EXAMPLE = "{model.lr: {log: [1.0e-5, 1.0e-2]}}"
 
+_SAME_IMAGES = (
+    "data.root", "data.table", "data.dataset", "data.train", "data.val", "data.val_fraction", "data.test_fraction",
+    "data.split_seed", "data.split_column", "data.groups", "data.group_column", "trainer.limit_val_batches",
+)  # fmt: skip
+
 _NOT_TRIED: dict[str, str] = {
+    **dict.fromkeys(_SAME_IMAGES, "trials are compared on the same validation images"),
+    **dict.fromkeys(("name", "trainer.default_root_dir"), "all trials are in the folder of the study"),
+    **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), "each trial has one device"),
     "seed_everything": "trials with the best seed are the luckiest",
     "checkpoint": "trials are compared by what it monitors",
-    "data.root": "trials are compared on the same images",
-    "data.table": "trials are compared on the same images",
-    "data.val_fraction": "trials are compared on the same validation images",
-    "data.split_seed": "trials are compared on the same validation images",
-    "data.split_column": "trials are compared on the same validation images",
-    "trainer.limit_val_batches": "trials are compared on the same validation images",
-    "trainer.default_root_dir": "all trials are in the folder of the study",
-    "trainer.devices": "each trial has one device",
-    "trainer.num_nodes": "each trial has one device",
-    "name": "all trials are in the folder of the study",
     "refit": "trials are compared before it",
     "tune": "it is the search itself",
 }
