@@ -106,7 +106,8 @@ class ArraySource:
         drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
         for rows, places in batches:
             everything = self.split.images
-            images = everything.index_select(0, self.split.rows[rows].to(everything.device))
+            chosen = self.split.rows[rows].to(everything.device, non_blocking=True)  # else a GPU would be waited for
+            images = everything.index_select(0, chosen)
             for augment, parameters in drawn:
                 images = augment(images, parameters[places])
             yield resize_square(images, self._spec), self.split.targets[rows]

@@ -2,11 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from host_syncs import META, HostSyncs
 from scipy.stats import chisquare
 from torchvision.transforms import v2
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images.transforms import PerImage, ShiftFlip
+from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySource, ArraySplit
 
 SIZE, SHIFT = 16, 4
@@ -187,3 +189,12 @@ def test_identity_tells_images_rows_sizes_and_augmentations_apart():
               {"augments": [ShiftFlip(2, flip=True)]}, *({"augments": policy} for policy in policies)]  # fmt: skip
     assert identity() == identity()
     assert len({identity(), *(identity(**other) for other in others)}) == 1 + len(others)
+
+
+def test_batch_of_images_on_a_gpu_waits_for_no_step_before():
+    images = torch.zeros(9, 3, 8, 8, dtype=torch.uint8, device=META)
+    source = ArraySource(ArraySplit.whole(images, torch.arange(9)), InputSpec(16, 16), [ShiftFlip(2, flip=True)])
+    with HostSyncs() as syncs:
+        ((batch, targets),) = source.read([Picks(torch.tensor([3, 1]), torch.arange(2))], torch.Generator())
+    assert (batch.device, batch.shape, targets.tolist()) == (META, (2, 3, 16, 16), [3, 1])
+    assert syncs.found == []
