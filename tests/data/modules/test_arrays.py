@@ -172,13 +172,6 @@ def test_images_that_are_augmented_one_by_one_or_do_not_fit_stay_in_memory(monke
     assert not epoch_of(Planted(device="meta"))[0][0].is_meta
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_batches_of_the_cpu():
-    there, here = epoch_of(Planted(device="cuda:0")), epoch_of(Planted())
-    assert {images.device.type for images, _ in there} == {"cuda"}
-    assert all(a.cpu().equal(b) and c.equal(d) for (a, c), (b, d) in zip(there, here, strict=True))
-
-
 def test_identity_tells_images_rows_sizes_and_augmentations_apart():
     def identity(images=0, rows=(0, 1, 2), size=SIZE, augments=()):
         split = ArraySplit.whole(*tensors(4, seed=images)).part(torch.tensor(rows))
