@@ -114,9 +114,8 @@ def small_trainer(max_epochs, *callbacks, **options):
         "num_sanity_val_steps": 0,
         "enable_checkpointing": any("Checkpoint" in type(c).__name__ for c in callbacks),
     }
-    return L.Trainer(
-        accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks), **{"devices": 1, **quiet, **options}
-    )
+    place = {"accelerator": "cpu", "devices": 1}
+    return L.Trainer(max_epochs=max_epochs, callbacks=list(callbacks), **{**place, **quiet, **options})
 
 
 def digest(tensors):

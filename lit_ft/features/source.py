@@ -44,7 +44,8 @@ class FeatureSource:
         views = torch.randint(self._layout.views, (self._layout.images,), generator=generator)
         for rows, places in batches:
             where = views[places] * self._layout.images + rows
-            values = self._features.index_select(0, where.to(self._features.device))
+            # Else each batch would wait until a GPU has done the step before.
+            values = self._features.index_select(0, where.to(self._features.device, non_blocking=True))
             yield StageOutput(self._layout.decode(values), self._depth), self._source.split.targets[rows]
 
     def fill(self, compute: Callable[[Tensor], Tensor], rows: range, batch_size: int, seed: int) -> Iterator[int]:

@@ -141,7 +141,8 @@ def erase(images: Tensor, probability: float) -> Tensor:
     """Sets a rectangle of its own in some images ``(B, C, H, W)`` to 0, which is the mean after normalisation."""
     num, _, height, width = images.shape
     corners = draw_rectangles(num, height, width) * (torch.rand(num) < probability)
-    top, left, bottom, right = corners.to(images.device).unsqueeze(-1)
+    # Without a wait for the step before; on MPS the numbers could be gone before they are read.
+    top, left, bottom, right = corners.to(images.device, non_blocking=images.device.type != "mps").unsqueeze(-1)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)

@@ -128,8 +128,10 @@ class ResumableFit(L.LightningModule):
         """Seeds the step by its position, so that mixing and dropout are the same in a resumed run."""
         position = [self._seed, self.current_epoch, batch_idx, self.global_rank]
         seed = int(np.random.SeedSequence(cast(Any, position)).generate_state(1)[0])
-        # Without a GPU torch.manual_seed would note at each step, with a stack trace, how to seed one that may come.
-        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
+        # torch.manual_seed would also note, each with a stack trace, how to seed the kinds of GPU that are not there.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def on_train_epoch_end(self) -> None:
         """Steps a schedule that waits for a plateau, before the checkpoints of the epoch's end are written."""

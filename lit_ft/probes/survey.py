@@ -62,8 +62,8 @@ class BackboneChoice:
         given = {**BUILT_BY, **self.options}
         spec = InputConfig(**(given["input"] or {})).applied_to(input_spec(self.name, self.weights))
         rest = given["stem"], given["partial_weights"], given["weights_key"]
-        with torch.random.fork_rng():  # else they would depend on what was built before
-            torch.manual_seed(torch.initial_seed())
+        with torch.random.fork_rng(devices=[]):  # else they would depend on what was built before
+            torch.default_generator.manual_seed(torch.initial_seed())
             backbone = build_backbone(self.name, self.weights, given["pool"], spec, *rest)
         return backbone.to(memory_format=backbone.memory_format).eval()
 

@@ -104,7 +104,7 @@ def _merged(num: Tensor, mean: Tensor, deviations: Tensor) -> tuple[Tensor, Tens
     total = num.sum(dim=0)
     shares = num / total.clamp(min=1)
     # From the first part's that is any, so that equal means stay what they are.
-    first = mean[num.flatten().argmax()]
+    first = mean.index_select(0, num.flatten().argmax().view(1)).squeeze(0)  # by a number, a GPU would be waited for
     merged = first + (shares * (mean - first)).sum(dim=0)
     return total, merged, deviations.sum(dim=0) + (num * (mean - merged).square()).sum(dim=0)
 

@@ -122,7 +122,7 @@ def _count_activations(module: Any, num: int, precision: str) -> tuple[int, int]
     def see(_: nn.Module, inputs: Any, output: Any) -> None:
         passing.append(sum(one.nbytes for one in (*inputs, output) if isinstance(one, Tensor)))
 
-    images = _images(module, num)
+    images = _images(module, num).to(next(module.parameters()).device)
     layers = [part for part in module.modules() if not any(True for _ in part.children())]
     hooks = [layer.register_forward_hook(see) for layer in layers]
     try:

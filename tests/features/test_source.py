@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from host_syncs import META, HostSyncs
 from small_runs import small_module
 from torch import nn
 
@@ -117,3 +118,12 @@ def test_any_bit_that_changes_in_a_frozen_stage_is_seen():
         assert not frozen.is_unchanged(), name
         bits ^= 1
         assert frozen.is_unchanged(), name
+
+
+def test_batch_of_features_on_a_gpu_waits_for_no_step_before(source):
+    layout = replace(Layout.like(torch.ones(1, 4)), images=NUM, views=VIEWS)
+    features = FeatureSource(torch.zeros(VIEWS * NUM, 4, device=META), layout, source, depth=1)
+    with HostSyncs() as syncs:
+        ((output, targets),) = features.read([Picks(torch.tensor([5, 2]), torch.arange(2))], generator())
+    assert (output.device, output.shape, targets.tolist()) == (META, (2, 4), [50, 20])
+    assert syncs.found == []

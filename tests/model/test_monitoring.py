@@ -2,13 +2,9 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from host_syncs import META, HostSyncs
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from small_runs import (
-    FewDigits,
-    images_of,
-    small_module,
-    small_trainer,
-)
+from small_runs import FewDigits, images_of, small_module, small_resnet, small_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
@@ -265,3 +261,24 @@ def test_train_score_is_that_of_the_steps_and_there_is_none_of_mixed_images(mix,
     found = module.train_metrics()
     assert found == ({"train/acc": pytest.approx(counts.hits / counts.total)} if has_score else {})
     assert not has_score or counts.total == 20
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("trained", [["head"], ["layer4", "head"]], ids=["head", "stage"])
+def test_step_and_validation_on_a_gpu_are_waited_for_by_nothing(task, trained):
+    module = small_resnet(classes=7, task=task, head={"dropout": 0.5}, mix={"erase": 0.5}).to(META)
+    module.set_trainable(trained)
+    module.objective.score = TrainScore(module.task, META)
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device=META)
+    targets = torch.zeros(4, dtype=torch.long) if task == "multiclass" else torch.zeros(4, 7)
+    for _ in range(2):  # the units of a regression are copied once, for all steps
+        with HostSyncs() as syncs:
+            loss, _ = module.objective(module, (images, targets.to(META, non_blocking=True)))
+            module._losses.note(module, loss)
+            loss.backward()
+            module.eval()
+            with torch.inference_mode():
+                module.metrics["val"].to(META).update(module, module(images), targets.to(META, non_blocking=True), 1)
+            module.train()
+    assert module.head[-1].weight.grad.device == META
+    assert syncs.found == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from probe_sets import NETWORK, clusters, read_photos, write_photos
+from torch import Tensor, nn
 
 from lit_ft import ImageFolderDataModule
 from lit_ft.backbones.backbone import Backbone, StageCost
@@ -136,3 +137,26 @@ def test_features_that_are_all_equal_are_refused(
 def test_options_say_how_a_backbone_is_built() -> None:
     backbone = BackboneChoice("squeezenet1_1", None, {"input": {"size": 64}, "pool": "flatten"}).build()
     assert (backbone.spec.size, backbone.num_features, backbone.training) == (64, 512 * 3 * 3, False)
+
+
+class Own(nn.Module):
+    """A network whose stages are compared with the whole, for which all random numbers are seeded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv(images).mean(dim=(2, 3)))
+        return logits
+
+
+def test_building_draws_the_same_weights_and_starts_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("get_rng_state", "manual_seed_all"):  # of which the first starts it, and then no process forks for it
+        monkeypatch.setattr(torch.cuda, name, None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    own = {"class_path": f"{__name__}.Own", "stages": {"conv": "conv"}, "classifier": "fc"}
+    choice, before = BackboneChoice(own, None, {"input": {"size": 8, "resize": 8}}), torch.get_rng_state()
+    first, second = (choice.build().state_dict()["stages.conv.conv.weight"] for _ in range(2))
+    assert first.equal(second)
+    assert torch.get_rng_state().equal(before)

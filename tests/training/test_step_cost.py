@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from small_runs import digests, small_module, small_resnet
@@ -73,3 +75,9 @@ def test_measuring_leaves_the_module_as_it_was():
     assert torch.get_rng_state().equal(state)
     assert not module.training
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_memory_is_counted_where_the_module_is(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta
+    module = small_resnet(classes=10).to("meta")  # as on a GPU, where a plan within a fit has it
+    assert memory(list(module.stage_modules()), module=module).parameters > 0

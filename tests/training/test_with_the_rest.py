@@ -69,32 +69,6 @@ def test_unfreezes_with_mixed_precision_on_a_cpu(precision):
         assert not weight.equal(exact.get_parameter(name))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_gradient_scaler_goes_on_through_unfreezing():
-    class Scales(Callback):
-        def __init__(self):
-            self.seen = []
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            scaler = trainer.precision_plugin.scaler
-            self.seen.append((id(scaler), scaler.get_scale(), scaler._get_growth_tracker()))
-
-    L.seed_everything(1)
-    trainer = L.Trainer(
-        accelerator="gpu", devices=1, precision="16-mixed", max_epochs=3, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, callbacks=[GradualUnfreezing("gradual"), scales := Scales(), weights := Weights()],
-    )  # fmt: skip
-    trainer.fit(small_module(lr=1e-3), datamodule=FewDigits())
-    assert len({scaler for scaler, _, _ in scales.seen}) == 1
-    # Each step either adds to the steps without overflow, or halves the scale and begins to count anew.
-    scale, growth = 65536.0, 0
-    for _, now, count in scales.seen:
-        assert (now, count) in {(scale, growth + 1), (scale / 2, 0)}
-        scale, growth = now, count
-    last = {name.split(".")[2] for name, p in weights.steps[-1].items() if not p.equal(weights.steps[-2][name])}
-    assert {"conv", "dense"} <= last
-
-
 @pytest.fixture(scope="module")
 def plain_run(tmp_path_factory):
     """A run that is not compiled, with a checkpoint of each epoch."""

@@ -103,8 +103,9 @@ def check_same(module: nn.Module, pieces: Pieces, spec: InputSpec) -> None:
         UserError: If they differ, or the network asks whether it is training where that would be lost.
     """
     chain = nn.Sequential(*pieces.stages.values(), pieces.pool, pieces.classifier)
-    with torch.random.fork_rng(), _moved(module), in_eval_mode(module, chain):
-        torch.manual_seed(0)
+    # Of the CPU alone, where the network is: that of all devices would start each GPU, in a process that may fork yet.
+    with torch.random.fork_rng(devices=[]), _moved(module), in_eval_mode(module, chain):
+        torch.default_generator.manual_seed(0)
         images = torch.randn(2, spec.channels, spec.size, spec.size)
         outcomes = zip(_outcome(module, module, images), _outcome(chain, module, images), strict=True)
         _refuse_asking(module, chain, images)
@@ -128,7 +129,7 @@ def takes_channels_last(module: nn.Module, spec: InputSpec) -> bool:
 
 def _outcome(run: nn.Module, module: nn.Module, images: Tensor) -> list[Tensor]:
     """The result for some images, and its gradients by the weights; zero where there are none."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     result = run(images.clone())
     if not result.requires_grad:

@@ -39,13 +39,13 @@ class ShiftFlip:
         which = torch.arange(size)
         if self.flip:
             flipped = mirrored.nonzero().squeeze(1)
-            images = torch.cat([images, images.index_select(0, flipped.to(images.device)).flip(3)])
+            images = torch.cat([images, images.index_select(0, flipped.to(images.device, non_blocking=True)).flip(3)])
             which[flipped] = torch.arange(size, len(images))
             # The part that is mirrored is, of the mirrored image, the one as far from the other side.
             left = torch.where(mirrored.bool(), 2 * self.shift - left, left)
         padded = pad(images, [self.shift] * 4)
         row, channel = padded.stride(2), padded.stride(1)
-        first = (which * padded.stride(0) + top * row + left).to(images.device)
+        first = (which * padded.stride(0) + top * row + left).to(images.device, non_blocking=True)
         lines = torch.arange(height, device=images.device) * row
         lines = lines + torch.arange(channels, device=images.device).unsqueeze(1) * channel
         starts = (first.view(-1, 1, 1) + lines).flatten()

@@ -112,7 +112,8 @@ class ArraySource:
         drawn = [(augment, augment.draw(len(self), generator)) for augment in self._augments]
         for rows, places in batches:
             everything = self.split.images
-            images = _take(everything, self.split.rows[rows].to(everything.device))
+            chosen = self.split.rows[rows].to(everything.device, non_blocking=True)  # else a GPU would be waited for
+            images = _take(everything, chosen)
             for augment, parameters in drawn:
                 images = augment(images, parameters[places])
             yield resize_square(images, self._spec), self.split.targets[rows]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_ft.console import log_progress
 from lit_ft.data.split import rows_by_class
-from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.basis import Basis, full_precision
 from lit_ft.probes.heads.cross_validation import held_out
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
@@ -94,6 +94,7 @@ def _score(
     return hits.sum(dim=1) / held.sum(dim=1), hits.sum(dim=0) @ classes / (held.sum(dim=0).double() @ classes)
 
 
+@full_precision()
 def _solve(basis: Basis, targets: Targets, trains: Tensor, strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Loss of each image, and whether it is right, by heads of some draws at each strength ``(r, S, N)``."""
     rows = trains.any(dim=0).nonzero().squeeze(1)  # the others would only be multiplied by zero

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -11,6 +12,20 @@ from torch.nn import functional as F
 
 _BLOCK = 64 << 20
 """Bytes of features, as float64, that are read at once."""
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it, a GPU multiplies float32 matrices as such, also after a trainer has let it take TF32.
+
+    Gradients with three digits end the solver before its tolerance.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Basis:
@@ -118,5 +133,6 @@ class Basis:
     def _scale(self, block: Tensor) -> Tensor:
         return (self._double(block) - self.mean) / self.scale
 
+    @full_precision()
     def _rotate(self, block: Tensor) -> Tensor:
         return F.pad(self._scale(block).to(self.dtype) @ self.rotation, (0, 1), value=1.0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_ft.console import log_progress
 from lit_ft.data.split import class_counts
-from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.basis import Basis, full_precision
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 _PATIENCE = 2
@@ -226,6 +226,7 @@ def cross_validate(
     return CrossValidation(folds, l2, losses.view(len(folds), -1, len(l2)), logits, targets)
 
 
+@full_precision()
 def _predict_held_out(
     basis: Basis, targets: Targets, heads: Tensor, held: Tensor, folds: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:

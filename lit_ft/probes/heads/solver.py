@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.basis import Basis, full_precision
 
 Loss = Literal["softmax", "sigmoid", "squared"]
 
@@ -185,6 +185,7 @@ def solve(
         yield indices, _solve(problems.select(indices), heads, tolerance, max_steps)
 
 
+@full_precision()
 def _solve(problems: Problems, heads: Tensor, tolerance: float, max_steps: int) -> Tensor:
     state = _Lbfgs(problems, heads)
     solved, active = state.heads.clone(), torch.arange(len(state.heads), device=state.heads.device)

@@ -2,11 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from host_syncs import META, HostSyncs
 from scipy.stats import chisquare
 from torchvision.transforms import v2
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images.transforms import PerImage, ShiftFlip
+from lit_ft.data.loading.sampler import Picks
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySource, ArraySplit
 
 SIZE, SHIFT = 16, 4
@@ -170,13 +172,6 @@ def test_images_that_are_augmented_one_by_one_or_do_not_fit_stay_in_memory(monke
     assert not epoch_of(Planted(device="meta"))[0][0].is_meta
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_batches_of_the_cpu():
-    there, here = epoch_of(Planted(device="cuda:0")), epoch_of(Planted())
-    assert {images.device.type for images, _ in there} == {"cuda"}
-    assert all(a.cpu().equal(b) and c.equal(d) for (a, c), (b, d) in zip(there, here, strict=True))
-
-
 def test_identity_tells_images_rows_sizes_and_augmentations_apart():
     def identity(images=0, rows=(0, 1, 2), size=SIZE, augments=()):
         split = ArraySplit.whole(*tensors(4, seed=images)).part(torch.tensor(rows))
@@ -187,3 +182,12 @@ def test_identity_tells_images_rows_sizes_and_augmentations_apart():
               {"augments": [ShiftFlip(2, flip=True)]}, *({"augments": policy} for policy in policies)]  # fmt: skip
     assert identity() == identity()
     assert len({identity(), *(identity(**other) for other in others)}) == 1 + len(others)
+
+
+def test_batch_of_images_on_a_gpu_waits_for_no_step_before():
+    images = torch.zeros(9, 3, 8, 8, dtype=torch.uint8, device=META)
+    source = ArraySource(ArraySplit.whole(images, torch.arange(9)), InputSpec(16, 16), [ShiftFlip(2, flip=True)])
+    with HostSyncs() as syncs:
+        ((batch, targets),) = source.read([Picks(torch.tensor([3, 1]), torch.arange(2))], torch.Generator())
+    assert (batch.device, batch.shape, targets.tolist()) == (META, (2, 3, 16, 16), [3, 1])
+    assert syncs.found == []

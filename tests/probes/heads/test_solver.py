@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_ft.probes.heads import basis as basis_file
 from lit_ft.probes.heads import solver
 from lit_ft.probes.heads.basis import Basis
+from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 
@@ -139,3 +140,24 @@ def test_classes_that_a_plane_separates_have_an_optimum_too() -> None:
     # Two outputs of opposite weights w and -w have the penalty of one output with weight 2 w and half the strength.
     peer = LogisticRegression(C=2 / (1e-4 * 40), tol=1e-10, max_iter=100_000).fit(scaled, classes.numpy())
     np.testing.assert_allclose(weight[1] - weight[0], peer.coef_[0], atol=1e-3 * np.abs(peer.coef_).max())
+
+
+def test_heads_are_solved_in_full_precision_whatever_a_trainer_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, classes = clusters(60, 8, 3)
+    evaluate, scaled, seen = Problems.value_and_gradient, Basis._scale, []
+
+    def note() -> None:
+        seen.append(torch.get_float32_matmul_precision())
+
+    basis = Basis(features, keep=0)
+    monkeypatch.setattr(Problems, "value_and_gradient", lambda *given: note() or evaluate(*given))
+    torch.set_float32_matmul_precision("high")
+    try:
+        cross_validate(basis, Targets("softmax", classes, 3), make_folds(classes, repeats=1))
+        assert len(seen) > 10
+        monkeypatch.setattr(Basis, "_scale", lambda *given: note() or scaled(*given))
+        assert basis[:5].shape == (5, 9)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
