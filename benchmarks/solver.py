@@ -24,8 +24,9 @@ from torch import Tensor
 
 from lit_ft import ImageFolderDataModule
 from lit_ft.backbones.build import build_backbone
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import STRENGTHS, cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import STRENGTHS, cross_validate
 from lit_ft.probes.heads.solver import Targets
 
 

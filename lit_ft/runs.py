@@ -17,6 +17,8 @@ DEFAULT_ROOT = "logs"
 RESULT_TABLES = ("predictions", "per_class", "confusion")
 """The kinds of tables of an evaluation."""
 
+_FOLD = "fold_"
+
 # Files that may be in the folder of a run before its first step.
 _FIRST_FILES = (
     "config.yaml", "job.txt", ".job.txt.lock", "split.csv", "skipped_images.txt", "train_images.jpg",
@@ -32,11 +34,22 @@ class Run:
         folder: The folder of the run.
         claimed: The folders that this process has made for it: that one, and those of its loggers elsewhere.
         above: The folders above them that were not there, the deepest first.
+        whole: The cross-validation that it is a fold of, where it is trained as a part of it.
     """
 
     folder: Path
     claimed: tuple[Path, ...] = ()
     above: tuple[Path, ...] = ()
+    whole: Run | None = None
+
+    def fold(self, number: int) -> Run:
+        """The run of a fold, from 1, of a cross-validation in this folder."""
+        return Run(self.folder / f"{_FOLD}{number}", whole=self)
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether it is a cross-validation, with a run for each fold."""
+        return any(self.folder.glob(f"{_FOLD}[0-9]*"))
 
     @property
     def config(self) -> Path:
@@ -81,6 +94,11 @@ class Run:
     def predictions(self) -> Path:
         """The table of predictions."""
         return self.folder / "predictions.csv"
+
+    @property
+    def held_out(self) -> Path:
+        """What the model of a fold gave for the images that it has not seen."""
+        return self.folder / "held_out.pt"
 
     @property
     def train_images(self) -> Path:

@@ -16,11 +16,13 @@ from lit_ft.cli.config.keywords import name_as_given, nest, settle_keywords
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.words import find_place
 from lit_ft.cli.failures import quiet_command
+from lit_ft.cli.folds import execute
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
 from lit_ft.cli.run import TUNE_OPTIONS, search
 from lit_ft.data.arrays.files import holds_arrays
 from lit_ft.errors import UserError
+from lit_ft.evaluation.fold_scores import FoldScores
 from lit_ft.model.checkpoint import read_checkpoint
 from lit_ft.model.hyperparameters import saved_arguments
 from lit_ft.model.module import FineTuneModule
@@ -37,13 +39,16 @@ class Result:
     """What a run comes to.
 
     Args:
-        metrics: The monitored metric of the best checkpoint, and the test metrics.
+        metrics: The monitored metric of the best checkpoint, and the test metrics. Of a cross-validation the mean of
+            each metric over the folds, its standard deviation (``val/acc_std``), the ends of its 95% interval
+            (``val/acc_low``, ``val/acc_high``), and what it is over all images out of fold (``out_of_fold/acc``).
         history: A row an epoch, as in ``history.csv``: epoch, step, learning rates and metrics.
         folder: The folder of the run, if it has one.
         config: Its config.
-        best: The best checkpoint.
-        last: The checkpoint to resume from.
-        model: The module of the best checkpoint, or without one of the last step, in eval mode.
+        best: The best checkpoint; none of a cross-validation, of which each fold has one.
+        last: The checkpoint to resume from, likewise.
+        folds: The folders of the runs of a cross-validation, in the order of their folds; ``lit_ft.load`` loads the
+            model of one.
     """
 
     metrics: dict[str, float]
@@ -52,7 +57,22 @@ class Result:
     config: Path | None
     best: Path | None
     last: Path | None
-    model: FineTuneModule = field(repr=False)
+    folds: list[Path] = field(default_factory=list)
+    _model: FineTuneModule | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> FineTuneModule:
+        """The module of the best checkpoint, or without one of the last step, in eval mode.
+
+        Raises:
+            UserError: If it is a cross-validation, which has a model for each fold.
+        """
+        if self._model is None:
+            raise UserError(
+                "model: a cross-validation has one for each fold, which measure how good such a model is; "
+                "lit_ft.load(result.folds[0]) loads the first, and a run without `data.folds` makes one of all images"
+            )
+        return self._model
 
 
 def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
@@ -80,8 +100,8 @@ def _run(configs: Sequence[str | Path | Mapping[str, Any]], options: Mapping[str
     with _command(options):
         with _parsing():
             cli = FineTuneCLI("finetune", args)
-        cli.execute()
-    return _result(cli)
+        scores = execute(cli)
+    return _result(cli) if cli.num_folds is None else _folds_result(cli, cli.num_folds, scores)
 
 
 def tune(config: str | Path | Mapping[str, Any], **options: Any) -> Tuning:
@@ -164,6 +184,19 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
     return run(find_recipe(PHOTO_RECIPE) if recipe is None else recipe, **options, **{"data.root": folder})
 
 
+def _folds_result(cli: FineTuneCLI, num_folds: int, scores: FoldScores | None) -> Result:
+    run = cli.run
+    return Result(
+        metrics=scores.flat() if scores else {},
+        history=[],
+        folder=run.folder if run else None,
+        config=_existing(run.config) if run else None,
+        best=None,
+        last=None,
+        folds=[run.fold(number).folder for number in range(1, num_folds + 1)] if run else [],
+    )
+
+
 def _result(cli: FineTuneCLI) -> Result:
     trainer = cast(Any, cli.trainer)
     chosen, run = find_best_callback(trainer), cli.run
@@ -184,7 +217,7 @@ def _result(cli: FineTuneCLI) -> Result:
         config=_existing(run.config) if run else None,
         best=best,
         last=_existing(run.last) if run else None,
-        model=model.eval(),
+        _model=model.eval(),
     )
 
 

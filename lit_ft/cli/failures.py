@@ -146,6 +146,8 @@ def format_rank(trainer: Any) -> str:
 
 
 def _how_to_resume(run: Run) -> str:
+    if run.whole is not None:
+        return f"; to resume: the same command with --resume {quote(str(format_path(run.whole.folder)))}"
     last = run.last
     return f"; to resume: the same command with --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 from jsonargparse import Namespace
@@ -17,9 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_ft.assets import is_offline, replace_atomically
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.commands.download import read_before_fetching, refuse_missing
-from lit_ft.cli.config.checkpoint import SaveConfig, refuse_other_run
-from lit_ft.cli.config.defaults import as_plain, remove_effects, settle_monitor
+from lit_ft.cli.config.checkpoint import SaveConfig
+from lit_ft.cli.config.defaults import as_plain, count_folds, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.config.resumed_run import describe_command, find_earlier_run, refuse_other_run
 from lit_ft.cli.failures import (
     describe_interruption,
     explain_failure,
@@ -43,14 +43,7 @@ from lit_ft.training.history import HistoryWriter
 from lit_ft.training.launch import is_restarted
 from lit_ft.training.preemption import EndByBatch
 from lit_ft.training.progress import build_progress_bar
-from lit_ft.training.resume import (
-    RESTART_SECONDS,
-    find_intact_checkpoint,
-    find_run_of_job,
-    find_run_to_resume,
-    lock_run,
-    write_job,
-)
+from lit_ft.training.resume import RESTART_SECONDS, find_intact_checkpoint, lock_run, write_job
 from lit_ft.training.selected import report_selected
 from lit_ft.training.selection import select_best
 from lit_ft.training.signals import Interrupted, current_watch
@@ -58,14 +51,17 @@ from lit_ft.training.time_budget import TimeBudget
 from lit_ft.training.trainer import Trainer, print_scores
 
 _FITS = ("fit", "finetune")
-_RESUME = "auto resumes the newest run of that name, of this command if there is one, or else starts afresh."
+_RESUME = "The folder of a run to resume; auto: the newest of that name, of this command if any, or else a new one."
 
 
 class FineTuneCLI(ConfigCLI):
     """A command of the trainer, a method of `Trainer`, with a folder of its own for whatever the run writes."""
 
     run: Run | None = None
-    _earlier: Run | None = None  # which it goes on with
+    num_folds: int | None = None
+    """Of a cross-validation: nothing is made of its config, and each fold is a run of its own."""
+    earlier: Run | None = None
+    """Which it goes on with."""
     _lock: Any = None  # of its run
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
@@ -78,7 +74,7 @@ class FineTuneCLI(ConfigCLI):
         objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "refit"}
         self._method_options = parser.add_method_arguments(Trainer, self.command, skip={*objects})
         if self.command in _FITS:
-            parser.add_argument("--resume", type=Literal["auto"] | None, default=None, help=_RESUME)
+            parser.add_argument("--resume", type=str | None, default=None, help=_RESUME)
 
     def before_instantiate_classes(self) -> None:
         """Settles what follows from the rest of the config, and leaves out the callbacks that are switched off."""
@@ -86,29 +82,31 @@ class FineTuneCLI(ConfigCLI):
         config = self.config
         if self.command in _FITS and not config["trainer"]["fast_dev_run"]:
             with self._user_errors():
-                self._find_earlier_run()
+                self.num_folds = count_folds(config, self.command)
+                self.find_earlier()
         if self.command == "plan":
             with self._user_errors():
                 self.make(trainer=Namespace(logger=config["trainer"]["logger"]))  # which the plan does not use
             remove_effects(config)
         self.parser.callback_keys = [key for key in self.parser.callback_keys if config[key] is not None]
 
-    def _find_earlier_run(self) -> None:
-        """Finds the run to go on with, where the job was restarted or the user asks for it, and its checkpoint."""
+    def find_earlier(self) -> None:
+        """Finds the run to go on with, and its checkpoint."""
         config, folder = self.config, self._runs_folder()
-        if config["resume"] and config["ckpt_path"] is not None:
-            raise UserError("`resume`: finds the checkpoint itself; leave it or `ckpt_path` out")
-        if is_restarted():
-            self._earlier = find_run_of_job(folder, self._command_line())
-        if self._earlier is None and config["resume"]:
-            self._earlier = find_run_to_resume(folder, self._command_line())
-        found = find_intact_checkpoint(self._earlier) if self._earlier else None
-        config["ckpt_path"] = found or config["ckpt_path"]
-        if found or config["resume"]:
-            afresh = f"the start, as no run in {format_path(folder)} has a checkpoint"
-            rank_zero_print(f"Resume  from {format_path(Path(found)) if found else afresh}")
+        self.earlier = find_earlier_run(config, folder, self.command_line(), self.num_folds is not None)
+        self.take_checkpoint()
+        if config["resume"] and config["ckpt_path"] is None and self.num_folds is None:
+            if self.earlier is not None and config["resume"] != "auto":
+                raise UserError(f"`resume`: {config['resume']} has no intact checkpoint; leave it out to start afresh")
+            rank_zero_print(f"Resume  from the start, as no run in {format_path(folder)} has a checkpoint")
 
-    def _command_line(self) -> str:
+    def take_checkpoint(self) -> None:
+        """Goes on from the newest checkpoint of the earlier run, if it has one."""
+        if self.earlier is not None and (found := find_intact_checkpoint(self.earlier)):
+            self.config["ckpt_path"] = found
+            rank_zero_print(f"Resume  from {format_path(Path(found))}")
+
+    def command_line(self) -> str:
         """The command with its options, by which a run is found again; those of resuming are none of them."""
         return describe_command(self.command, self.args)
 
@@ -117,6 +115,8 @@ class FineTuneCLI(ConfigCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; what these refuse is an error in their options."""
+        if self.num_folds is not None:
+            return
         with self._user_errors():
             if is_offline():
                 refuse_missing(self)
@@ -142,10 +142,12 @@ class FineTuneCLI(ConfigCLI):
             config["trainer"]["logger"] = self._logger
         try:
             if self.command != "plan" and not config["trainer"]["fast_dev_run"]:
-                kwargs["logger"] = self._begin_run()
+                loggers = self.begin(self._logger)
+                made = self.make(trainer=Namespace(logger=loggers)) if loggers else {"trainer": {"logger": False}}
+                kwargs["logger"] = made["trainer"]["logger"]
                 # Where Lightning looks for what an earlier SLURM job has saved, which must be of this run.
                 kwargs["default_root_dir"] = str(self.run.folder if self.run else self._runs_folder())
-            self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._further_callbacks()}
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": self.further_callbacks()}
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except BaseException:
             if self.run is not None:
@@ -157,20 +159,19 @@ class FineTuneCLI(ConfigCLI):
                 callback.dirpath = str(self.run.checkpoints)
         return trainer
 
-    def _begin_run(self) -> Any:
-        """Claims the run's folder, and makes the loggers that write there; the config keeps what was asked for."""
+    def begin(self, given: Any) -> list[Any]:
+        """Claims the run's folder, and gives the configs of loggers that write there, by those that are asked for."""
         folder = self._runs_folder()
-        given = self._logger
         if given in (None, True):
             options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
             given = Namespace(class_path="lit_ft.evaluation.tensorboard.BoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
-        self.run = begin_run(folder, loggers, self.config["ckpt_path"], self._earlier)
+        self.run = begin_run(folder, loggers, self.config["ckpt_path"], self.earlier)
         if self.run is not None and self.run.claimed and self.command in _FITS:
-            write_job(self.run, self._command_line())
-        return self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"] if loggers else False
+            write_job(self.run, self.command_line())
+        return loggers
 
-    def _further_callbacks(self) -> list[Callback]:
+    def further_callbacks(self) -> list[Callback]:
         """The history, a progress bar where the user has none, and the checkpoint to resume from."""
         config = self.config_init["trainer"]
         theirs = config["callbacks"] or []
@@ -236,15 +237,23 @@ class FineTuneCLI(ConfigCLI):
             rank_zero_warn("`refit`: fit leaves it out; use lit-ft finetune for it")
         if self.command in ("fit", "finetune"):
             cast(Trainer, self.trainer).refuse_lost_processes()
-            refuse_other_run(self.config, self.command, self.model, self.datamodule)
+            self.refuse_other()
             if self.run is not None and is_first_process():  # now that it may train that of another command, too
                 self._lock = lock_run(self.run, RESTART_SECONDS if is_restarted() else 0)
-                write_job(self.run, self._command_line())
+                self.note_job(self.run)
         quiet = {"verbose": False} if options.get("verbose") else {}
         found = getattr(self.trainer, self.command)(self.model, **{**options, **quiet})
         print_scores(found if quiet else ())
         if self.command == "fit":
             report_selected(self.trainer, self.model, select_best(self.trainer, self.model).share)
+
+    def refuse_other(self) -> None:
+        """Refuses to go on with a run of other options."""
+        refuse_other_run(self.config, self.command, self.model, self.datamodule)
+
+    def note_job(self, run: Run) -> None:
+        """Notes in the folder of a run the command that trains it."""
+        write_job(run, self.command_line())
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -285,16 +294,3 @@ class FineTuneCLI(ConfigCLI):
 
     def _user_errors(self, before_training: Callable[[], bool] = lambda: True) -> AbstractContextManager[None]:
         return raise_user_errors(find_user_packages(as_plain(self.config)), before_training)
-
-
-def describe_command(command: str, args: Sequence[str]) -> str:
-    """A command with its options, by which a run is found again; that of resuming is none of them.
-
-    >>> describe_command("fit", ["--resume", "auto", "--name", "my run"])
-    "fit --name 'my run'"
-    """
-    given = [*args]
-    while "--resume" in given:
-        place = given.index("--resume")
-        del given[place : place + 2]
-    return shlex.join([command, *(one for one in given if not one.startswith("--resume="))])

@@ -12,6 +12,7 @@ from lit_ft.cli.config.arguments import put_word_first, settle_arguments
 from lit_ft.cli.config.checkpoint import add_saved_data
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import quiet_command, raise_user_errors
+from lit_ft.cli.folds import execute
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.errors import UserError, find_user_packages, printable
 from lit_ft.model.checkpoint import EXPORTED
@@ -31,7 +32,7 @@ def run_command(command: str, args: Sequence[str]) -> int:
         return test_file(args)
     with quiet_command():
         if command not in _WITHOUT_TRAINER:
-            FineTuneCLI(command, add_saved_data(command, args)).execute()
+            execute(FineTuneCLI(command, add_saved_data(command, args)))
             return 0
         run, own = _WITHOUT_TRAINER[command]
         cli = ConfigCLI(command, args, own)

@@ -18,13 +18,13 @@ from lit_ft.data.checks.check_data import find_copies, list_samples
 from lit_ft.data.checks.findings import Sample
 from lit_ft.data.files.derived_cache import hash_tensors, load_or_derive, match_layout
 from lit_ft.data.files.file_split import FileSplit, PhotoFiles
+from lit_ft.data.folds import make_folds, usable_folds
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArrayDataModule
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.pages import thumbnail
 from lit_ft.errors import UserError
-from lit_ft.probes.heads.cross_validation import make_folds, usable_folds
 from lit_ft.probes.heads.solver import LOSSES, Targets, weigh_classes
 from lit_ft.tasks.classes import balanced_weights
 from lit_ft.tasks.standardisation import Standardisation

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lit_ft.console import format_duration
+from lit_ft.data.folds import make_folds
 from lit_ft.data.split import hold_out, keep_fraction
 from lit_ft.errors import UserError
 from lit_ft.probes.findings.image_findings import GAIN
-from lit_ft.probes.heads.cross_validation import make_folds
 from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages, join_copies
 from lit_ft.probes.survey import EPOCH_PASSES

@@ -35,7 +35,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
         folder: The folder of all runs of that name.
         loggers: The configs of the user's loggers; those that write files get ``save_dir``, ``name`` and ``version``.
         checkpoint: The checkpoint that is resumed or evaluated; what comes of it goes to the run that wrote it.
-        earlier: The run to go on with, where that has no checkpoint yet.
+        earlier: The run to go on with, where that has no checkpoint yet; a fold is within the run of all.
 
     Raises:
         UserError: If the folder cannot be made or written.
@@ -48,7 +48,8 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
             given["name"] = folder.name
     # Absolute, and without links, so that a resumed run finds its best score again, which is kept with the path.
     places = [Path(given["save_dir"], given.get("name") or "").resolve() for given in options] or [folder.resolve()]
-    earlier = find_run_of_checkpoint(checkpoint) or earlier
+    if earlier is None or earlier.whole is None:
+        earlier = find_run_of_checkpoint(checkpoint) or earlier
     asked = [version for given in options if (version := given.get("version")) is not None]
     name: str | None = None
     claimed: tuple[Path, ...] = ()
@@ -56,7 +57,8 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
     if earlier is not None:
         if options and not os.access(earlier.folder, os.W_OK):  # else TensorBoard fails in a thread of its own
             raise UserError(f"{earlier.folder}: cannot be written; give write permission, or copy the run and use that")
-        places[0], name = earlier.folder.parent, earlier.folder.name
+        places[0] = (earlier.whole or earlier).folder.parent
+        name, claimed = str(earlier.folder.relative_to(places[0])), earlier.claimed
     elif asked:  # the user has chosen it, and may want to add to it
         name = f"version_{asked[0]}" if isinstance(asked[0], int) else str(asked[0])
     elif is_first_process():
@@ -75,7 +77,7 @@ def begin_run(folder: Path, loggers: Iterable[Any], checkpoint: str | None, earl
     for logger in loggers:
         if logger not in writers:
             _name_elsewhere(logger["init_args"], places[0].name, name)
-    return Run(places[0] / name, claimed, above)
+    return Run(places[0] / name, claimed, above, earlier.whole if earlier else None)
 
 
 def _name_elsewhere(options: Any, name: str, version: str) -> None:

@@ -43,12 +43,17 @@ def find_run_of_job(folder: Path, command: str) -> Run | None:
     return own[-1] if own else None
 
 
-def find_run_to_resume(folder: Path, command: str) -> Run | None:
+def find_run_to_resume(folder: Path, command: str, has_folds: bool = False) -> Run | None:
     """The newest run in the folder of a name that has a checkpoint to resume from; of those of this command, if any.
 
     A task of an array takes none of another command, which is that of another task.
+
+    Args:
+        folder: The folder.
+        command: The command.
+        has_folds: Whether a cross-validation is looked for, of which each fold has checkpoints of its own.
     """
-    runs = [run for run in _find_runs(folder) if any(_find_checkpoints(run))]
+    runs = [run for run in _find_runs(folder) if (run.has_folds if has_folds else any(_find_checkpoints(run)))]
     own = [run for run in runs if command in (line.partition(_BETWEEN)[2] for line in _read_jobs(run))]
     if is_array():
         runs = own

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
 from lit_ft.backbones.weights.torch_files import plain
 from lit_ft.errors import UserError
 
-MAY_DIFFER = frozenset(
+RUN_ENDS = frozenset(f"trainer.{limit}_{what}" for limit in ("max", "min") for what in ("epochs", "steps"))
+"""The options of where a run ends, beside its time."""
+
+MAY_DIFFER = RUN_ENDS | frozenset(
     {
         # The machine. What it can do decides on precision, too; in any mixed one, weights are kept in float32.
         "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.precision",
@@ -19,8 +22,7 @@ MAY_DIFFER = frozenset(
         "trainer.benchmark", "trainer.inference_mode", "model.compile", "model.gradient_checkpointing",
         # How many images make a step: learning rates follow the progress in epochs.
         "data.batch_size", "trainer.accumulate_grad_batches",
-        # Where the run ends.
-        "trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time",
+        "trainer.max_time",
         # What is shown, logged, or done beside the training.
         "trainer.fast_dev_run", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_checkpointing",
         "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_autolog_hparams",
@@ -61,19 +63,28 @@ def refuse_other_options(path: str, saved: Mapping[str, Any], now: Mapping[str, 
 
     One that is not ``saved``, as by an earlier version, may be any.
     """
+    if others := list_differences(saved, now, MAY_DIFFER):
+        raise UserError(
+            f"`ckpt_path`: {path} is of a run with {'; '.join(others)}; give the same, or start from its weights with "
+            f"`model.weights` {path}"
+        )
+
+
+def list_differences(saved: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str]) -> list[str]:
+    """What differs between the options of two runs, but for those that may; of the others, those that both have.
+
+    >>> list_differences({"model.lr": 0.1}, {"model.lr": 0.5, "model.head": None}, ())
+    ['`model.lr` 0.1, but this one has 0.5']
+    """
     others = []
     for key, value in now.items():
         earlier = saved.get(key, value)
         if key in ("model", "data", "unfreeze") and earlier is not None:
             earlier = _class_name(str(earlier))
-        if earlier != value and key not in MAY_DIFFER:
+        if earlier != value and key not in may_differ:
             then, given = ("null" if one is None else one for one in (earlier, value))
             others.append(f"`{key}` {then}, but this one has {given}")
-    if others:
-        raise UserError(
-            f"`ckpt_path`: {path} is of a run with {'; '.join(others)}; give the same, or start from its weights with "
-            f"`model.weights` {path}"
-        )
+    return others
 
 
 def _of_class(key: str, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from lit_ft import ImageFolderDataModule
 from lit_ft.backbones.backbone import Backbone, StageCost
+from lit_ft.data.folds import make_folds
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes import survey
 from lit_ft.probes.feature_pass import StageFeatures
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.logme import logme
 from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages, read_images

@@ -16,6 +16,7 @@ SHORT_NAMES = {
     "epochs": "trainer.max_epochs",
     "batch_size": "data.batch_size",
     "image_size": "model.input.size",
+    "folds": "data.folds",
     "seed": "seed_everything",
 }
 """The options that everyone sets, which have a short name on the command line and from Python."""

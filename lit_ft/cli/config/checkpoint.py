@@ -30,12 +30,10 @@ from lit_ft.model.checkpoint import (
     hyper_parameters,
     read_checkpoint,
     refuse_missing_checkpoint,
-    saved_options,
 )
 from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import DEFAULT_ROOT, Run, find_best_checkpoint, find_checkpoint, find_run, find_run_of_checkpoint
-from lit_ft.training.handed_back import is_handed_back
-from lit_ft.training.run_options import refuse_other_options, run_options
+from lit_ft.training.run_options import run_options
 
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
 _EFFECTS = ("download", "chunk_cache")
@@ -97,22 +95,6 @@ def locate_checkpoint(given: str, root: str | None, name: str, configs: Sequence
         UserError: If these runs have none.
     """
     return find_checkpoint(f"{root or '.'}/{name}", given, configs) if given in ("best", "last") else given
-
-
-def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> None:
-    """Refuses to resume from the checkpoint of another run, whose classes or options differ that must not."""
-    path = config["ckpt_path"]
-    if path is None or path == "hpc":
-        return
-    hparams = hyper_parameters(path, command, "")
-    if is_handed_back(read_checkpoint(path)):
-        last = Run(Path(path).parent.parent).last
-        raise UserError(f"`ckpt_path`: {path} is what was handed back, not an epoch to go on from; give {last}")
-    names = getattr(data, "class_names", None)
-    if names is not None and list(names) != (earlier := hparams.get("classes")):
-        raise UserError(f"`ckpt_path`: {path} is of a run with the classes {earlier}, not {list(names)}")
-    then, now = ({f"model.{key}": value for key, value in options.items()} for options in (hparams, model.hparams))
-    refuse_other_options(path, {**saved_options(path), **then}, {**now, **run_options(config.as_dict())})
 
 
 def refuse_other_model(

@@ -14,7 +14,8 @@ from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, refuse_other_model
-from lit_ft.console import format_path
+from lit_ft.console import format_path, rank_zero_print
+from lit_ft.data.folds import check_folds
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint
 from lit_ft.model.module import FineTuneModule
@@ -52,8 +53,34 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
     options = config["data"].get("init_args") or {}
     if "task" in options and options["task"] is None:
         options["task"] = config["model"]["init_args"].get("task")
+    is_look = command == "plan" or (command == "finetune" and config["trainer"]["fast_dev_run"])
+    if is_look and options.get("folds") and options.get("fold") is None:
+        rank_zero_print(f"Fold  1 of {options['folds']}, as the others are like it")
+        options["fold"] = 1
     if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
         config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
+
+
+def count_folds(config: Namespace, command: str) -> int | None:
+    """The number of folds, each of which is a run of its own; None where a command is one run.
+
+    Raises:
+        UserError: If the config is not for folds.
+    """
+    options = config["data"].get("init_args") or {}
+    folds = options.get("folds")
+    if command != "finetune" or folds is None or options.get("fold") is not None:
+        return None
+    check_folds(folds, None)
+    if config["refit"]:
+        raise UserError("`refit`: true would train on the fold that is held out; give false, or leave `data.folds` out")
+    if config["ckpt_path"] is not None:
+        raise UserError(f"`ckpt_path`: is of one run, and `data.folds` {folds} has {folds}; give their `resume` FOLDER")
+    if config["checkpoint"] is None:
+        raise UserError("`checkpoint`: null keeps no model to measure a fold by; leave it out, or `data.folds`")
+    if config["trainer"]["limit_val_batches"] == 0:
+        raise UserError("`trainer.limit_val_batches`: 0 measures nothing of a fold; leave it out, or `data.folds`")
+    return int(folds)
 
 
 def config_files(config: Namespace) -> list[str]:

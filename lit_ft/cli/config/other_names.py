@@ -234,8 +234,8 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("version", "lit-ft --version prints it"),
     ("print_config printconfig dump_config show_config", "`--print_config`"),
     ("test do_test run_test", "lit-ft finetune tests at the end, and lit-ft test RUN at any time; leave it out"),
-    ("folds kfold k_folds n_splits cv cross_validation",
-     "it has no counterpart; the head is cross-validated, and lit-ft probe prints how"),
+    ("kfold k_folds num_folds n_folds n_splits cv cross_validation", {
+        r"\d+": "`folds` VALUE", ".*": "`folds` 5"}),
     ("threads num_threads n_jobs", "the variable OMP_NUM_THREADS sets it, before the command"),
     ("flip crop rotate blur", _ONE_BY_ONE),
     ("config cfg conf_file config_file config_path config_name yaml recipe hyp", "`config` VALUE"),

@@ -75,7 +75,7 @@ class ImageArrayDataModule(ArrayDataModule):
         super().__init__(augment=augment, **common)
         self.task = "multiclass" if task is None else task
         check_choice("task", self.task, list(MAIN_METRIC))
-        self.held_out = HeldOutFractions(val_fraction, test_fraction)
+        self.held_out = HeldOutFractions(val_fraction, test_fraction, self.folds, self.fold)
         named: dict[Split, list[str] | None] = {"train": train, "val": val, "test": test}
         self.pairs = {split: pair for split, pair in named.items() if pair is not None}
         if self.pairs and train is None:

@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.files.derived_cache import Derived, file_stamp, hash_tensors, load_or_derive, match_layout
 from lit_ft.data.fingerprint import digest
+from lit_ft.data.folds import check_folds, take_fold
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
 from lit_ft.data.loading.protocols import Augment, ImageBatch, Split
 from lit_ft.data.loading.sampler import Picks
@@ -162,6 +163,10 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     With the augmentations that take one image at a time they stay where they are.
 
     Args:
+        folds: Divide the images to train and validate on into this many folds, each class in proportion. lit-ft
+            finetune then trains a model for each fold, on all others, and measures each image by the model that has not
+            seen it. Test images stay apart.
+        fold: The fold that is held out, from 1, where one alone is to be trained for.
         **common: The options of every data module.
     """
 
@@ -170,8 +175,11 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
     test_name: str
     """Prefix of the names in `predict_paths`."""
 
-    def __init__(self, **common: Any) -> None:
+    def __init__(self, folds: int | None = None, fold: int | None = None, **common: Any) -> None:
         super().__init__(**common)
+        check_folds(folds, fold)
+        self.folds = folds
+        self.fold = fold
         self._sources = ArraySources()
 
     @property
@@ -185,6 +193,19 @@ class ArrayDataModule(ImageDataModule[ArraySplit]):
         augmentation = self.augment if augment else "none"
         return self._sources.make(data, self.input_spec, self.basic_augment, augmentation, self.trainer)
 
+    def hold_out_val(self, images: ArraySplit, part: float, key: str) -> tuple[ArraySplit, ArraySplit]:
+        """The images to train on and to validate on: those of a fold, or so many, where there are no folds.
+
+        Args:
+            images: Those of both.
+            part: Fraction or number of the images to validate on.
+            key: The option that an error names.
+        """
+        if self.folds is not None:
+            return take_fold(images, self.folds, self.fold, self.split_seed, self.class_names)
+        kept, held = hold_out(images.targets, part, self.split_seed, key)
+        return images.part(kept), images.part(held)
+
     def with_splits(self, splits: Mapping[Split, ArraySplit]) -> ImageDataModule[ArraySplit]:
         """See `ImageDataModule.with_splits`."""
         other = cast(ArrayDataModule, super().with_splits(splits))
@@ -196,7 +217,8 @@ class HeldOutArrayDataModule(ArrayDataModule):
     """Image sets with an official test set, whose validation images are held out from the training images.
 
     Args:
-        val_fraction: Fraction of the training images held out for validation, of each class in proportion.
+        val_fraction: Fraction of the training images held out for validation, of each class in proportion, where
+            there are no folds.
         **common: The options of every data module.
     """
 
@@ -240,8 +262,8 @@ class HeldOutArrayDataModule(ArrayDataModule):
         self.check(facts)
         images, targets, test_images, test_targets = (arrays[name] for name in _NAMES)
         train, test = ArraySplit.whole(images, targets), ArraySplit.whole(test_images, test_targets)
-        rest, held = hold_out(train.targets, self.val_fraction, self.split_seed, "`data.val_fraction`")
-        return {"train": train.part(rest), "val": train.part(held), "test": test}
+        train, val = self.hold_out_val(train, self.val_fraction, "`data.val_fraction`")
+        return {"train": train, "val": val, "test": test}
 
 
 def basic_shift(images: Tensor) -> ShiftFlip:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lit_ft.data.files.folders import format_some
+from lit_ft.data.folds import check_folds, take_fold
 from lit_ft.data.loading.protocols import SetT, Split
 from lit_ft.data.modules.base import check_fraction
 from lit_ft.data.split import class_counts, hold_out
@@ -24,6 +25,8 @@ class HeldOutFractions:
     Args:
         val: Fraction for validation.
         test: Fraction for test; 0 holds none out.
+        folds: Number of the folds into which images are divided, and not by ``val``.
+        fold: Which of these is held out, from 1.
 
     Raises:
         UserError: They are out of range, or leave nothing to train on.
@@ -31,6 +34,8 @@ class HeldOutFractions:
 
     val: float
     test: float
+    folds: int | None = None
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction("val_fraction", self.val)
@@ -38,19 +43,32 @@ class HeldOutFractions:
         if self.val + self.test >= 1:
             given = f"{self.test} and `data.val_fraction` {self.val}"
             raise UserError(f"`data.test_fraction`: {given} leave nothing to train on")
+        check_folds(self.folds, self.fold)
+
+    def pool(self, given: Mapping[Split, SetT]) -> dict[Split, SetT]:
+        """The splits that are given; where there are folds, the images to validate on are among those to train on."""
+        splits = dict(given)
+        if self.folds is not None and "val" in splits:
+            splits["train"] = cast(Any, splits["train"]).join(splits.pop("val"))
+        return splits
 
     def apply(
         self, given: Mapping[Split, SetT], seed: int, class_names: Sequence[str], group_key: str = ""
     ) -> dict[Split, SetT]:
         """The splits with those that are missing; ``group_key`` is the option for groups, where images have any."""
-        splits = dict(given)
+        splits = self.pool(given)
         total = len(splits["train"])  # both fractions are of all images, whichever is held out first
-        counts: dict[Split, int] = {"test": round(self.test * total), "val": max(1, round(self.val * total))}
+        num_val = 0 if self.folds is not None else max(1, round(self.val * total))
+        counts: dict[Split, int] = {"test": round(self.test * total), "val": num_val}
         for split, count in counts.items():
             if count and split not in splits:
                 splits["train"], splits[split] = _hold_out_split(
                     splits["train"], split, count, seed, class_names, group_key
                 )
+        if self.folds is not None:
+            splits["train"], splits["val"] = take_fold(
+                splits["train"], self.folds, self.fold, seed, class_names, group_key
+            )
         return splits
 
 

@@ -157,5 +157,5 @@ class DigitsDataModule(ArrayDataModule):
         images, targets = _draw_digits()
         whole = ArraySplit.whole(images.clone(), targets)
         rest, test = hold_out(whole.targets, 1000, self.split_seed, "`data.split_seed`")
-        train, val = hold_out(whole.targets[rest], 300, self.split_seed, "`data.split_seed`")
-        return {"train": whole.part(rest[train]), "val": whole.part(rest[val]), "test": whole.part(test)}
+        train, val = self.hold_out_val(whole.part(rest), 300, "`data.split_seed`")
+        return {"train": train, "val": val, "test": whole.part(test)}

@@ -32,6 +32,10 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         val_fraction: Fraction of the images held out for validation, where no validation split is given.
         test_fraction: Fraction of the images held out for test, where no test split is given. With 0 the validation
             images are tested on, with a warning.
+        folds: Divide the images to train and validate on into this many folds, and not by ``val_fraction``: each class
+            in proportion, and groups whole. lit-ft finetune then trains a model for each fold, on all others, and
+            measures each image by the model that has not seen it. Test images stay apart.
+        fold: The fold that is held out, from 1, where one alone is to be trained for.
         predict: An image, or a folder with images at any depth, to predict. When not given, the test images.
         num_workers: Number of processes that read images, for each training process. When not given, chosen by the
             number of CPUs and the shared memory.
@@ -56,6 +60,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         self,
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
+        folds: int | None = None,
+        fold: int | None = None,
         predict: str | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
@@ -63,7 +69,9 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.held_out = HeldOutFractions(val_fraction, test_fraction)
+        self.folds = folds
+        self.fold = fold
+        self.held_out = HeldOutFractions(val_fraction, test_fraction, folds, fold)
         check_workers(num_workers)
         if cache is not None and not cache.strip():
             raise UserError(f"`data.cache`: {cache!r} names no folder; name one, or leave the option out")
@@ -124,7 +132,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and holds out what is not given."""
-        splits = self.read_given()
+        splits = self.held_out.pool(self.read_given())
         check_groups(splits, list(self.group_numbers), self.group_key)
         splits = self.held_out.apply(splits, self.split_seed, self.class_names, self.group_key)
         self._whole = dict(splits)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_ft.backbones import HEAD
 from lit_ft.backbones.backbone import Backbone
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
+from lit_ft.data.folds import make_folds
 from lit_ft.data.loading.photo_source import PhotoSource
 from lit_ft.data.loading.protocols import ImageSource, Split
 from lit_ft.data.modules.arrays import ArrayDataModule
@@ -33,7 +34,6 @@ from lit_ft.evaluation.explanations.transfer import (
 from lit_ft.model.heads import divide_logits
 from lit_ft.model.image_model import ImageModel
 from lit_ft.probes.feature_pass import compute_stage_features
-from lit_ft.probes.heads.cross_validation import make_folds
 from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import read_targets
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ft.console import log_progress
+from lit_ft.data.folds import held_out
 from lit_ft.data.split import rows_by_class
 from lit_ft.probes.heads.basis import Basis, full_precision
-from lit_ft.probes.heads.cross_validation import held_out
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 _SIZES = (3, *(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power >= 5))

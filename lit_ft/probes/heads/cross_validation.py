@@ -1,19 +1,17 @@
-"""Cross-validation of linear heads on features: folds, the strength of the penalty, out-of-fold predictions."""
+"""Cross-validation of linear heads on features: the strength of the penalty, out-of-fold predictions, intervals."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lit_ft.console import log_progress
-from lit_ft.data.split import class_counts
+from lit_ft.data.folds import held_out
 from lit_ft.probes.heads.basis import Basis, full_precision
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
@@ -21,81 +19,6 @@ _PATIENCE = 2
 
 STRENGTHS = tuple(10 ** (x / 8) for x in range(-24, 17, 5))
 """L2 penalties that are compared, from 0.001 to 100; with scaled features the best lies well inside."""
-
-
-def make_folds(
-    targets: Tensor, num_folds: int = 5, repeats: int = 4, seed: int = 0, groups: Tensor | None = None
-) -> Tensor:
-    """The fold of each image, once for each repetition: ``(R, N)``, int64.
-
-    Classes are spread evenly over the folds, and no group comes in two of them. There are fewer folds where the
-    smallest class, or the number of groups, does not suffice for so many, but at least 2. The single image of a class,
-    or the group with all images of a class, is in fold -1, which is never held out.
-
-    Args:
-        targets: Class of each image ``(N,)``; what has no classes, ``(N, K)``, is split regardless of it.
-        num_folds: Number of folds.
-        repeats: R, the number of times that the images are split anew.
-        seed: Seed of the splits.
-        groups: Group of each image ``(N,)``.
-
-    Raises:
-        ValueError: If no class has two images, or there are fewer than two groups that can be held out.
-    """
-    from sklearn import model_selection as sk  # slow to load
-
-    num_folds = usable_folds(targets, num_folds, groups)
-    rows = _foldable(targets, groups)
-    strata = targets[rows].cpu().numpy() if targets.ndim == 1 else np.zeros(len(rows), np.int64)
-    of_groups = None if groups is None else groups[rows].cpu().numpy()
-    folds = torch.full((repeats, len(targets)), -1)
-    for repeat in range(repeats):
-        options = {"n_splits": num_folds, "shuffle": True, "random_state": seed + repeat}
-        splitter = sk.StratifiedKFold(**options) if groups is None else sk.StratifiedGroupKFold(**options)
-        with warnings.catch_warnings():  # of classes in few groups, for each repetition
-            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            for fold, (_, held) in enumerate(splitter.split(strata, strata, of_groups)):
-                folds[repeat, rows[held]] = fold
-    return folds
-
-
-def usable_folds(targets: Tensor, num_folds: int, groups: Tensor | None = None) -> int:
-    """The number of folds, or the largest that the images that can be held out allow, by class and by group.
-
-    Raises:
-        ValueError: If that is below 2.
-    """
-    rows = _foldable(targets, groups)
-    most = min(num_folds, len(rows) if groups is None else len(np.unique(groups[rows])))
-    sizes = [size for size in class_counts(targets[rows], 0) if size] if targets.ndim == 1 else []
-    if sizes:  # of groups, folds may lack a class, but scikit-learn wants one image of the largest in each
-        most = min(most, min(sizes) if groups is None else max(sizes))
-    if most < 2:
-        needed = "images of a class at least"
-        if groups is not None:
-            needed = "groups at least, none of them with all images of a class"
-        raise ValueError(f"cross-validation needs two {needed}")
-    return most
-
-
-def held_out(folds: Tensor) -> Tensor:
-    """Whether each image is held out in each fold of each repetition: ``(R, N)`` -> ``(R F, N)``.
-
-    >>> held_out(torch.tensor([[0, 1, 1]])).tolist()
-    [[True, False, False], [False, True, True]]
-    """
-    numbers = torch.arange(int(folds.max()) + 1).view(1, -1, 1)
-    return (folds.unsqueeze(1) == numbers).flatten(0, 1)
-
-
-def _foldable(targets: Tensor, groups: Tensor | None) -> Tensor:
-    """The images that can be held out, alone or with their group, so that others of their class are trained on."""
-    if targets.ndim > 1:
-        return torch.arange(len(targets))
-    units = torch.arange(len(targets)) if groups is None else groups
-    pairs = np.unique(np.stack([targets.cpu().numpy(), units.cpu().numpy()]), axis=1)
-    homes = torch.bincount(torch.from_numpy(pairs[0]))  # units with images of each class
-    return (~torch.isin(units, units[homes[targets] < 2])).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -151,8 +74,7 @@ class CrossValidation:
         least, most = corrected_interval(self.fold_accuracies, 1 / int(self.folds.max()))
         if self.targets.loss == "squared":
             return least, min(1.0, most)
-        single = wilson_interval(self.accuracy, int((self.folds[0] >= 0).sum()))
-        return max(0.0, min(least, single[0])), min(1.0, max(most, single[1]))
+        return widen_by_wilson((least, most), self.accuracy, int((self.folds[0] >= 0).sum()))
 
 
 def corrected_interval(scores: Tensor, test_share: float) -> tuple[float, float]:
@@ -181,6 +103,16 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     squared = 1.96**2 / count
     half = math.sqrt(squared * share * (1 - share) + squared**2 / 4)
     return (share + squared / 2 - half) / (1 + squared), (share + squared / 2 + half) / (1 + squared)
+
+
+def widen_by_wilson(ends: tuple[float, float], share: float, count: int) -> tuple[float, float]:
+    """An interval of a share, no narrower than that of ``count`` independent trials, and within 0 and 1.
+
+    >>> widen_by_wilson((1.0, 1.0), 1.0, 12)[0] == wilson_interval(1.0, 12)[0]
+    True
+    """
+    single = wilson_interval(share, count)
+    return max(0.0, min(ends[0], single[0])), min(1.0, max(ends[1], single[1]))
 
 
 def best_strength(losses: Tensor) -> int:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_ft.data.folds import make_folds
 from lit_ft.errors import UserError
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import STRENGTHS, CrossValidation, cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import STRENGTHS, CrossValidation, cross_validate
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 DEFAULT_STRENGTH = STRENGTHS[3]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_runs import small_module
 
+from lit_ft.data.folds import make_folds
 from lit_ft.evaluation.explanations.transfer import linear_cka, measure_cka, measure_drift, probe_stages
-from lit_ft.probes.heads.cross_validation import make_folds
 from lit_ft.probes.heads.solver import Targets
 
 

@@ -10,9 +10,10 @@ from probe_sets import clusters
 from torch import Tensor
 
 from lit_ft.data.checks.findings import Sample
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.findings.image_findings import measure_copies, measure_labels, rank_labels, rank_unlike
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import CrossValidation, cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import CrossValidation, cross_validate
 from lit_ft.probes.heads.solver import Targets
 from lit_ft.probes.images import ProbeImages
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from probe_sets import clusters
 
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.findings.label_issues import find_label_issues
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.solver import Targets
 
 

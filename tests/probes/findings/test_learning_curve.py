@@ -8,9 +8,10 @@ import pytest
 import torch
 from probe_sets import clusters
 
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.findings.learning_curve import LearningCurve, _draw_order, extrapolate, learning_curve
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.solver import Targets
 
 
