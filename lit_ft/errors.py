@@ -18,7 +18,7 @@ from typing import Any
 _SECTIONS = (
     "model|data|trainer|unfreeze|checkpoint|early_stopping|feature_cache|report|predictions|optimizer|lr_scheduler|"
     "seed_everything|ckpt_path|resume|name|folder|backbones|budget|refit|offline|nodes|devices|precision|bandwidth|"
-    "step_seconds|tune|epochs|batch_size|image_size|seed|config"
+    "step_seconds|tune|epochs|batch_size|image_size|folds|seed|config"
 )
 # Libraries put other things in backquotes, so that what begins with no section has the dashes of a flag there.
 _OPTION = re.compile(rf"`(?:((?:{_SECTIONS})(?:\.\w+)*)|--([^`\s]+))`")

@@ -81,7 +81,7 @@ def run(config: str | Path | Mapping[str, Any], **options: Any) -> Result:
     Args:
         config: The name of a recipe, the path of a config, or its content.
         **options: What is laid over it: sections of a config, options by their full names, or epochs, batch_size,
-            image_size and seed.
+            image_size, folds and seed.
 
     Raises:
         UserError: If the config is wrong, or what it names.
@@ -167,7 +167,7 @@ def finetune(folder: str | Path, recipe: str | Path | Mapping[str, Any] | None =
         recipe: The name of a recipe, the path of a config, or its content; ``None`` takes image_folder, as
             lit-ft finetune does.
         **options: What is laid over it: sections of a config, options by their full names, or epochs, batch_size,
-            image_size and seed.
+            image_size, folds and seed.
 
     Raises:
         UserError: If the folder or an option is wrong.

@@ -45,7 +45,8 @@ class FoldCLI(FineTuneCLI):
         """Finds the folder of the fold, and its checkpoint, if it has one."""
         if self._of.run is not None:
             self.earlier = _claim_fold(self._of.run, self._number)
-            self.take_checkpoint()
+            if self.earlier != self._done:
+                self.take_checkpoint()
 
     def further_callbacks(self) -> list[Callback]:
         """Those of any run, and one that writes the predictions of the fold."""
@@ -117,6 +118,8 @@ def _train_folds(cli: FineTuneCLI, num_folds: int) -> None:
     """Trains the folds that are not finished."""
     finished = finished_folds(cli.run) if cli.run is not None else []
     done = cli.run.fold(finished[0]) if cli.run is not None and finished else None
+    if len(finished) == num_folds:  # no other will
+        FoldCLI(cli, finished[0], done).refuse_other()
     for number in range(1, num_folds + 1):
         if number in finished:
             rank_zero_print(f"Fold    {number} of {num_folds} is finished")

@@ -44,7 +44,7 @@ def take_fold(
     """
     if fold is None:
         raise UserError(
-            f"`data.fold`: is missing, which of the {folds} folds is held out; give 1 to {folds}, or train on all in "
+            f"`data.fold`: is missing; give which of the {folds} folds is held out, 1 to {folds}, or hold out each in "
             "turn with lit-ft finetune"
         )
     groups: Tensor | None = getattr(images, "groups", None)

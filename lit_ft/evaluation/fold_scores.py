@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +25,13 @@ _BOUNDS = dict.fromkeys(("acc", "acc_top5", "precision", "recall", "f1"), (0.0, 
 _BOUNDS |= dict.fromkeys(("loss", "mse", "mae"), (0.0, math.inf)) | {"r2": (-math.inf, 1.0)}
 _PRINTED = ("acc", "f1", "mse", "mae", "r2", "loss")
 """The metrics that the terminal shows; all are in ``metrics.json``."""
+
+CAVEAT = (
+    "The 95% interval of the mean is by t over the folds, corrected for the training images that they share (Nadeau "
+    "and Bengio 2003). The images of a fold have also chosen its epoch or blend, which makes val a little optimistic; "
+    "test images have chosen nothing."
+)
+"""What the figures are worth."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +70,48 @@ class FoldScores:
                 found[f"{name}_low"], found[f"{name}_high"] = self.intervals[name]
         return found | {f"out_of_fold/{name.partition('/')[2]}": value for name, value in self.out_of_fold.items()}
 
+    @classmethod
+    def read(cls, entries: Mapping[str, Mapping[str, Any]]) -> FoldScores | None:
+        """Reads what ``metrics.json`` has of a cross-validation; None of another run, or where folds are missing."""
+        entry, val = entries.get(_ENTRY) or {}, entries.get("val") or {}
+        if "metrics" not in entry:
+            return None
+        scores = {name: [_read_number(one) for one in found["folds"]] for name, found in entry["metrics"].items()}
+        ends = {name: found["interval"] for name, found in entry["metrics"].items() if "interval" in found}
+        intervals = {name: (_read_number(low), _read_number(high)) for name, (low, high) in ends.items()}
+        over_all = {name: _read_number(value) for name, value in val.items() if name.startswith("val/")}
+        return cls(entry["chosen"], entry["images"], scores, intervals, over_all)
+
+    def rows(self, format_one: Callable[[str, float], str]) -> list[list[str]]:
+        """The rows of a table of the usual metrics, the head first: each fold, their mean, and all images at once.
+
+        Args:
+            format_one: Gives the text of a metric, by its name without the split, and its value.
+        """
+        names = [name for name in self.scores if name.partition("/")[2] in _PRINTED]
+
+        def row(first: str, size: int | None, values: Mapping[str, float], last: str = "") -> list[str]:
+            cells = [format_one(name.partition("/")[2], values[name]) if name in values else "" for name in names]
+            return [first, "" if size is None else f"{size:,}", *cells, *([last] if last else [])]
+
+        rows = [["fold", "images", *names, "chosen"]]
+        for place, (size, chosen) in enumerate(zip(self.sizes, self.chosen, strict=True)):
+            rows.append(row(str(place + 1), size, {name: self.scores[name][place] for name in names}, chosen))
+        rows.append(row("mean", None, {name: _mean(self.scores[name]) for name in names}))
+        rows.append(row("std", None, {name: _deviation(self.scores[name]) for name in names}))
+        for place, word in enumerate(("from", "to")):
+            rows.append(row(f"95% {word}", None, {name: ends[place] for name, ends in self.intervals.items()}))
+        if self.out_of_fold:
+            rows.append(row("out of fold", sum(self.sizes), self.out_of_fold))
+        return rows
+
     def format(self) -> str:
         """The scores as a table for the terminal."""
-        names = [name for name in self.scores if name.partition("/")[2] in _PRINTED]
-        columns = [self.scores[name] for name in names]
-        total, ends = f"{sum(self.sizes):,}", [self.intervals.get(name) for name in names]
-        rows = [
-            (str(number), f"{size:,}", *map(format_value, values), chosen)
-            for number, (size, chosen, *values) in enumerate(zip(self.sizes, self.chosen, *columns, strict=True), 1)
-        ]
-        rows += [("mean", "", *(format_value(_mean(column)) for column in columns))]
-        rows += [("std", "", *(format_value(_deviation(column)) for column in columns))]
-        rows += [
-            (f"95% {word}", "", *("" if pair is None else format_value(pair[place]) for pair in ends))
-            for place, word in enumerate(("from", "to"))
-        ]
-        if self.out_of_fold:
-            over_all = (self.out_of_fold.get(name) for name in names)
-            rows += [("out of fold", total, *("" if one is None else format_value(one) for one in over_all))]
-        table = format_table([("fold", "images", *names, "chosen"), *rows], f"<>{'>' * len(names)}<")
+        rows = self.rows(lambda _, value: format_value(value))
+        table = format_table(rows, f"<>{'>' * (len(rows[0]) - 3)}<")
         return (
-            f"Cross-validation  {len(self.sizes)} folds of {total} images, each measured by the model that has not "
-            f"seen it\n\n{table}\n\n95% interval of the mean: t over the folds, corrected for the training images that "
-            "they share (Nadeau and Bengio\n2003). The images of a fold also chose its epoch or blend, which makes val "
-            "a little optimistic; test images did not."
+            f"Cross-validation  {len(self.sizes)} folds of {sum(self.sizes):,} images, each measured by the model that "
+            f"has not seen it\n\n{table}\n\n{textwrap.fill(CAVEAT, 120)}"
         )
 
 
@@ -131,7 +157,7 @@ def _collect(entries: Sequence[Mapping[str, Any]], held: HeldOut | None) -> Fold
         own = [entry.get(split) or {} for entry in entries]
         if all(one.get("split") == split for one in own):
             names = [name for name in own[0] if name.startswith(f"{split}/") and all(name in one for one in own)]
-            scores |= {name: [math.nan if one[name] is None else float(one[name]) for one in own] for name in names}
+            scores |= {name: [_read_number(one[name]) for one in own] for name in names}
     selections = [entry.get("selection") or {} for entry in entries]
     monitor = next((one["monitor"] for one in selections if "monitor" in one), "")
     scores = {name: scores[name] for name in sorted(scores, key=lambda name: _place(name, monitor))}
@@ -174,6 +200,11 @@ def _interval(name: str, values: Sequence[float], over_all: float | None, num_sh
         ends = widen_by_wilson(ends, over_all, num_shares)
     low, high = _BOUNDS.get(name.partition("/")[2], (-math.inf, math.inf))
     return max(low, ends[0]), min(high, ends[1])
+
+
+def _read_number(given: float | None) -> float:
+    """A number of ``metrics.json``, where one that is not defined is null."""
+    return math.nan if given is None else float(given)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_ft.console import format_path
 from lit_ft.data.pages import render_page
+from lit_ft.evaluation.fold_scores import CAVEAT, FoldScores
 from lit_ft.evaluation.line_chart import draw_matrix
 from lit_ft.evaluation.predicted_images import PredictedImages, parse_predictions
 from lit_ft.evaluation.report_charts import (
@@ -24,6 +25,7 @@ from lit_ft.evaluation.report_charts import (
 from lit_ft.evaluation.report_facts import (
     Tile,
     describe_choice,
+    format_metric,
     list_candidates,
     list_facts,
     list_tiles,
@@ -69,6 +71,7 @@ class RunPage:
         tiles: The figures at its head.
         facts: What was run, by name.
         metrics: Rows of a table, the first of which is its head.
+        folds: Likewise of the folds of a cross-validation.
         choice: Which model was handed back, in words.
         candidates: Rows of a table of the models that could have been, likewise.
         plan: A picture of the epochs in which each stage trained.
@@ -94,6 +97,7 @@ class RunPage:
     tiles: list[Tile]
     facts: dict[str, str]
     metrics: list[list[str]]
+    folds: list[list[str]]
     choice: str
     candidates: list[list[str]]
     plan: str
@@ -126,7 +130,12 @@ def render_report(run: Run, data: Any = None) -> str:
         UserError: If the folder is not that of a run, or a file in it is damaged.
     """
     page = read_run(run)
-    shown = {"page": page, "picture": find_pictures(data), "heat": explain_mistakes(run, data, page.mistakes)}
+    shown = {
+        "page": page,
+        "caveat": CAVEAT,
+        "picture": find_pictures(data),
+        "heat": explain_mistakes(run, data, page.mistakes),
+    }
     return render_page("lit_ft.evaluation", "run.html", title=page.title, **shown)
 
 
@@ -140,6 +149,7 @@ def read_run(run: Run) -> RunPage:
         sizes = {split: len(found) for split, found in images.items()}
         tiles = list_tiles(metrics, shown.task if shown else "multiclass", sizes)
         table, candidates, choice = tabulate_metrics(metrics), list_candidates(metrics), describe_choice(metrics)
+        scores = FoldScores.read(metrics)
         facts = list_facts(config, history, metrics.get("run", {}))
         seconds = tabulate_seconds(metrics.get("run", {}))
         calibrated = _describe_temperature(metrics.get("calibration", {}))
@@ -158,6 +168,7 @@ def read_run(run: Run) -> RunPage:
         tiles=tiles,
         facts=facts,
         metrics=table,
+        folds=scores.rows(format_metric) if scores else [],
         choice=choice,
         candidates=candidates,
         plan=plan,

@@ -137,6 +137,7 @@ def list_facts(config: Mapping[str, Any], history: Sequence[EpochRow], facts: Ma
     options = dict(flatten(config))
     weights = options.get("model.weights", "DEFAULT" if "model.backbone" in options else None)
     optimizer = options.get("optimizer") or "AdamW"
+    fold, folds = options.get("data.fold"), options.get("data.folds")
     versions, images = (facts.get(name) or {} for name in ("versions", "images"))
     found = {
         "backbone": options.get("model.backbone"),
@@ -145,7 +146,9 @@ def list_facts(config: Mapping[str, Any], history: Sequence[EpochRow], facts: Ma
         "images": ", ".join(f"{split} {size:,}" for split, size in images.items()) or None,
         "strategy": options.get("unfreeze.strategy"),
         "optimizer": f"{_last(optimizer)}, learning rate {options.get('model.lr')}",
-        "epochs": len(history),
+        "fold": fold and f"{fold} of {folds}",
+        "folds": folds if fold is None else None,
+        "epochs": None if folds and fold is None else len(history),  # of a cross-validation each fold has some
         "seed": options.get("seed_everything"),
         "device": facts.get("device"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or None,

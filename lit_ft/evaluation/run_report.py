@@ -214,6 +214,8 @@ def format_data_table(data: Any) -> str:
     noun, nouns = _NOUNS[getattr(data, "task", "multiclass")]
     first = ", ".join(map(printable, names[:MAX_NAMES])) + (", …" if len(names) > MAX_NAMES else "")
     lines = [f"Data  {type(data).__name__}: {len(names)} {noun if len(names) == 1 else nouns} ({first})"]
+    if getattr(data, "fold", None):
+        lines.append(f"  fold {data.fold} of {data.folds} is held out as val")
     rows = []
     for split, numbers in counts.items():
         spread = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"

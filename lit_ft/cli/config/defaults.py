@@ -75,9 +75,11 @@ def count_folds(config: Namespace, command: str) -> int | None:
     if config["refit"]:
         raise UserError("`refit`: true would train on the fold that is held out; give false, or leave `data.folds` out")
     if config["ckpt_path"] is not None:
-        raise UserError(f"`ckpt_path`: is of one run, and `data.folds` {folds} has {folds}; give their `resume` FOLDER")
+        raise UserError(
+            f"`ckpt_path`: resumes one run, and `data.folds` {folds} is several; give `resume` their folder"
+        )
     if config["checkpoint"] is None:
-        raise UserError("`checkpoint`: null keeps no model to measure a fold by; leave it out, or `data.folds`")
+        raise UserError("`checkpoint`: null keeps no model of a fold to measure; leave it out, or `data.folds`")
     if config["trainer"]["limit_val_batches"] == 0:
         raise UserError("`trainer.limit_val_batches`: 0 measures nothing of a fold; leave it out, or `data.folds`")
     return int(folds)
