@@ -46,7 +46,6 @@ class Run:
         """The run of a fold, from 1, of a cross-validation in this folder."""
         return Run(self.folder / f"{_FOLD}{number}", whole=self)
 
-    @property
     def has_folds(self) -> bool:
         """Whether it is a cross-validation, with a run for each fold."""
         return any(self.folder.glob(f"{_FOLD}[0-9]*"))
@@ -96,9 +95,9 @@ class Run:
         return self.folder / "predictions.csv"
 
     @property
-    def held_out(self) -> Path:
+    def out_of_fold(self) -> Path:
         """What the model of a fold gave for the images that it has not seen."""
-        return self.folder / "held_out.pt"
+        return self.folder / "out_of_fold.pt"
 
     @property
     def train_images(self) -> Path:

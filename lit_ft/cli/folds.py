@@ -18,7 +18,7 @@ from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.errors import UserError, find_user_packages
 from lit_ft.evaluation.fold_scores import FoldScores, add_finished, finished_folds, summarise
-from lit_ft.evaluation.held_out import HeldOutWriter
+from lit_ft.evaluation.out_of_fold import OutOfFoldWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.runs import Run
 from lit_ft.training.claim import is_first_process
@@ -50,7 +50,7 @@ class FoldCLI(FineTuneCLI):
 
     def further_callbacks(self) -> list[Callback]:
         """Those of any run, and one that writes the predictions of the fold."""
-        return [*super().further_callbacks(), HeldOutWriter(self._number)]
+        return [*super().further_callbacks(), OutOfFoldWriter(self._number)]
 
     def refuse_other(self) -> None:
         """Refuses to go on with folds of other options or images."""
@@ -98,7 +98,7 @@ def _begin(cli: FineTuneCLI) -> None:
     cli.begin(cli.config["trainer"]["logger"])
     if cli.run is None or not is_first_process():
         return
-    if cli.run.has_folds and not is_resumed:
+    if cli.run.has_folds() and not is_resumed:
         raise UserError(
             f"`trainer.logger`: {format_path(cli.run.folder)}, which it names, has folds; to go on with them give "
             f"`resume` {format_path(cli.run.folder)}, else another version"
@@ -147,7 +147,7 @@ def _claim_fold(whole: Run, number: int) -> Run:
 def _finish(whole: Run, num_folds: int) -> FoldScores:
     """Writes and prints what the folds come to."""
     scores = summarise(whole, num_folds)
-    lines = [f"Folds        {format_path(whole.folder)}/fold_1 to fold_{num_folds}, each a run"]
+    lines = [f"Folds        {format_path(whole.fold(1).folder)} to {whole.fold(num_folds).folder.name}, each a run"]
     if whole.predictions.is_file():
         lines.append(f"Predictions  {format_path(whole.predictions)}")
     try:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.console import format_table, format_value
-from lit_ft.evaluation.held_out import HeldOut
+from lit_ft.evaluation.out_of_fold import OutOfFold
 from lit_ft.evaluation.predictions import write_rows
 from lit_ft.evaluation.results import write_results
 from lit_ft.probes.heads.cross_validation import corrected_interval, widen_by_wilson
@@ -136,9 +136,9 @@ def summarise(whole: Run, num_folds: int) -> FoldScores:
         num_folds: Their number.
     """
     folds = [whole.fold(number) for number in range(1, num_folds + 1)]
-    if lost := [str(number) for number, fold in enumerate(folds, 1) if not fold.held_out.is_file()]:
+    if lost := [str(number) for number, fold in enumerate(folds, 1) if not fold.out_of_fold.is_file()]:
         rank_zero_warn(f"no out-of-fold predictions, as the model of fold {', '.join(lost)} gave no logits")
-    held = None if lost else HeldOut.join([HeldOut.read(fold.held_out) for fold in folds])
+    held = None if lost else OutOfFold.join([OutOfFold.read(fold.out_of_fold) for fold in folds])
     found = _collect([read_entries(fold.metrics) for fold in folds], held)
     if held is not None:
         images, task = held.as_evaluated()
@@ -150,7 +150,7 @@ def summarise(whole: Run, num_folds: int) -> FoldScores:
     return found
 
 
-def _collect(entries: Sequence[Mapping[str, Any]], held: HeldOut | None) -> FoldScores:
+def _collect(entries: Sequence[Mapping[str, Any]], held: OutOfFold | None) -> FoldScores:
     """The scores that all folds have, by the metrics of each."""
     scores: dict[str, list[float]] = {}
     for split in ("val", "test"):
@@ -179,7 +179,7 @@ def _place(name: str, monitor: str) -> tuple[int, str]:
     return (0 if name == monitor else 1 if name in usual else 2 if name == "val/loss" else 3 + of_val), name
 
 
-def _measure(held: HeldOut) -> dict[str, float]:
+def _measure(held: OutOfFold) -> dict[str, float]:
     """The metrics over all images."""
     images, task = held.as_evaluated()
     metrics = task.metrics("val/")

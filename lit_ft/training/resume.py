@@ -53,7 +53,7 @@ def find_run_to_resume(folder: Path, command: str, has_folds: bool = False) -> R
         command: The command.
         has_folds: Whether a cross-validation is looked for, of which each fold has checkpoints of its own.
     """
-    runs = [run for run in _find_runs(folder) if (run.has_folds if has_folds else any(_find_checkpoints(run)))]
+    runs = [run for run in _find_runs(folder) if (run.has_folds() if has_folds else any(_find_checkpoints(run)))]
     own = [run for run in runs if command in (line.partition(_BETWEEN)[2] for line in _read_jobs(run))]
     if is_array():
         runs = own

@@ -61,9 +61,9 @@ def _read_named(folder: Path, has_folds: bool) -> Run:
     if not run.config.is_file():
         what = "not the folder of a run" if folder.is_dir() else "no folder"
         raise UserError(f"`resume`: {folder} is {what}; give that of a run, such as logs/NAME/version_0, or auto")
-    if run.has_folds and not has_folds:
+    if run.has_folds() and not has_folds:
         raise UserError(f"`resume`: {folder} is a cross-validation; give its `data.folds`, without `data.fold`, too")
-    if has_folds and not run.has_folds:
+    if has_folds and not run.has_folds():
         raise UserError(f"`resume`: {folder} is a run without folds; leave `data.folds` out, or name another folder")
     return run
 

@@ -24,7 +24,7 @@ from lit_ft.training.selected import SelectionListener, ValidationOutputs
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class OutOfFold:
     """What models gave for images that they have not seen.
 
     Args:
@@ -46,12 +46,12 @@ class HeldOut:
     label_smoothing: float
 
     @classmethod
-    def read(cls, path: Path) -> HeldOut:
-        """Reads what `HeldOutWriter` wrote."""
+    def read(cls, path: Path) -> OutOfFold:
+        """Reads what `OutOfFoldWriter` wrote."""
         return cls(**torch_files.load(str(path)))
 
     @classmethod
-    def join(cls, parts: Sequence[HeldOut]) -> HeldOut:
+    def join(cls, parts: Sequence[OutOfFold]) -> OutOfFold:
         """The images of all folds."""
         columns: dict[str, Any] = {
             key: torch.cat([getattr(part, key) for part in parts]) for key in ("predictions", "targets", "folds")
@@ -76,7 +76,7 @@ class HeldOut:
             yield [path, str(fold), *cells, *([] if has_all else [f"{value:.9g}" for value in values])]
 
 
-class HeldOutWriter(SelectionListener):
+class OutOfFoldWriter(SelectionListener):
     """Writes what the model of a fold gave for the images that were held out, once it is chosen and calibrated.
 
     Args:
@@ -103,7 +103,7 @@ class HeldOutWriter(SelectionListener):
             "class_names": list(own.class_names),
             "label_smoothing": own.task.label_smoothing,
         }
-        with replace_atomically(run.held_out) as unfinished:
+        with replace_atomically(run.out_of_fold) as unfinished:
             torch.save(content, unfinished)
 
 
