@@ -46,6 +46,16 @@ def test_folder_of_runs_is_refused_with_the_newest_of_them(tmp_path):
     assert find_best_checkpoint(one / "version_0") == Run(one / "version_0").checkpoint("best")
 
 
+def test_folds_are_runs_within_that_of_all(tmp_path):
+    whole = Run(tmp_path)
+    assert not whole.has_folds()
+    fold = whole.fold(2)
+    assert (fold.folder, fold.whole, whole.whole) == (tmp_path / "fold_2", whole, None)
+    fold.folder.mkdir()
+    assert whole.has_folds()
+    assert not fold.has_folds()
+
+
 def test_no_other_file_joins_the_paths_of_a_run():
     run, joined = Run(Path()), set()
     paths = [path.fget(run) for path in vars(Run).values() if isinstance(path, property)]

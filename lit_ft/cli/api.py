@@ -16,7 +16,7 @@ from lit_ft.cli.config.keywords import name_as_given, nest, settle_keywords
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.words import find_place
 from lit_ft.cli.failures import quiet_command
-from lit_ft.cli.folds import execute
+from lit_ft.cli.fold_runs import execute
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.process import ended_by_signals, restored_process, set_offline
 from lit_ft.cli.run import TUNE_OPTIONS, search

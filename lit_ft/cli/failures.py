@@ -95,7 +95,8 @@ def explain_failure(error: Exception, checkpoint: str | None, run: Run, trainer:
     if lost := explain_lost_process(error, trainer):
         return UserError(f"{lost}{_how_to_resume(run)}")
     if full := find_full_disk(error):
-        left = format_intact_checkpoints(run.checkpoints, full)
+        resume = _how_to_resume(run) if run.whole is not None else ""
+        left = f"make room{resume}" if resume else format_intact_checkpoints(run.checkpoints, full)
         return UserError(f"{format_path(run.folder)}: cannot be written to ({full.strerror}); {left}")
     if checkpoint is None or not is_from_restoring_checkpoint(error):
         return None
@@ -114,7 +115,8 @@ def locate_failure(error: UserError, run: Run, trainer: Any) -> UserError:
         run: The run.
         trainer: Its trainer.
     """
-    is_to_resume = trainer.global_step > 0 and ".ckpt" not in error.args[0]
+    says_how = ".ckpt" in error.args[0] or _TO_RESUME in error.args[0]
+    is_to_resume = trainer.global_step > 0 and not says_how
     located = type(error)(f"{format_rank(trainer)}{error.args[0]}{_how_to_resume(run) if is_to_resume else ''}")
     located.has_trained = trainer.global_step > 0
     return located
@@ -145,11 +147,14 @@ def format_rank(trainer: Any) -> str:
     return f"rank {trainer.global_rank}: " if trainer.world_size > 1 else ""
 
 
+_TO_RESUME = "; to resume: the same command with"
+
+
 def _how_to_resume(run: Run) -> str:
     if run.whole is not None:
-        return f"; to resume: the same command with --resume {quote(str(format_path(run.whole.folder)))}"
+        return f"{_TO_RESUME} --resume {quote(str(format_path(run.whole.folder)))}"
     last = run.last
-    return f"; to resume: the same command with --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""
+    return f"{_TO_RESUME} --ckpt_path {quote(str(format_path(last)))}" if last.is_file() else ""
 
 
 def is_from_restoring_checkpoint(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from lit_ft.cli.config.arguments import put_word_first, settle_arguments
 from lit_ft.cli.config.checkpoint import add_saved_data
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.failures import quiet_command, raise_user_errors
-from lit_ft.cli.folds import execute
+from lit_ft.cli.fold_runs import execute
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.errors import UserError, find_user_packages, printable
 from lit_ft.model.checkpoint import EXPORTED

@@ -70,14 +70,18 @@ def _find_fault(
         least = min(count for count in counts if count)
         if least >= folds:
             return None
-        of = f"images of the class {class_names[counts.index(least)]!r}" if has_classes else "images"
-        fewer = f"give at most {least}, or " if least > 1 else ""
-        leave = ", or leave the class out" if has_classes else ""
-        return f"{folds} is more than the {least} {of} to train and validate on; {fewer}add images{leave}"
+        fewer = f"give at most {least}, " if least > 1 else ""
+        if not has_classes:
+            return f"{folds} needs as many images to train and validate on, and there are {least}; {fewer}add images"
+        name = class_names[counts.index(least)]
+        return (
+            f"{folds} needs as many images of each class, and {name!r} has {least} to train and validate on; {fewer}"
+            "add images, or leave the class out"
+        )
     num_groups = len(np.unique(groups))
     if num_groups < folds:
         fewer = f"give at most {num_groups}, or " if num_groups > 1 else ""
-        return f"{folds} is more than the {num_groups} groups of {group_key}; {fewer}add groups"
+        return f"{folds} needs as many groups of {group_key}, and there are {num_groups}; {fewer}add groups"
     if has_classes and (rows := _single_homes(targets, groups)).any():
         names = [class_names[label] for label in np.unique(targets[rows]).tolist()]
         return (
@@ -85,7 +89,7 @@ def _find_fault(
             "groups, or leave the class out"
         )
     if (most := usable_folds(targets, folds, groups)) < folds:
-        return f"{folds} is more than the {most} that the classes allow; give at most {most}, or add images"
+        return f"{folds} needs as many images of the largest class; give at most {most}, or add images"
     return None
 
 

@@ -91,7 +91,8 @@ class FoldScores:
         names = [name for name in self.scores if name.partition("/")[2] in _PRINTED]
 
         def row(first: str, size: int | None, values: Mapping[str, float], last: str = "") -> list[str]:
-            cells = [format_one(name.partition("/")[2], values[name]) if name in values else "" for name in names]
+            known = {name: value for name, value in values.items() if math.isfinite(value)}
+            cells = [format_one(name.partition("/")[2], known[name]) if name in known else "" for name in names]
             return [first, "" if size is None else f"{size:,}", *cells, *([last] if last else [])]
 
         rows = [["fold", "images", *names, "chosen"]]

@@ -94,6 +94,18 @@ def test_failure_has_the_rank_and_how_to_resume(tmp_path, step, text, expected):
     assert type(found) is LibraryError
 
 
+def test_fold_is_resumed_with_all_of_its_cross_validation(tmp_path):
+    fold = Run(tmp_path).fold(3)
+    resume = f"; to resume: the same command with --resume {tmp_path}"
+    found = interruption(KeyboardInterrupt(), fold, "")
+    assert found.message == f"interrupted{resume}"
+    trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=3)
+    assert str(locate_failure(LibraryError("a.png: gone"), fold, trainer)) == f"a.png: gone{resume}"
+    assert str(locate_failure(LibraryError(f"lost{resume}"), fold, trainer)) == f"lost{resume}"  # said once
+    full = explain_failure(OSError(errno.ENOSPC, "No space left on device"), None, fold, trainer)
+    assert str(full) == f"{fold.folder}: cannot be written to (No space left on device); make room{resume}"
+
+
 @pytest.mark.parametrize("how", ["is killed by signal: Bus error. It is possible", "exited unexpectedly"])
 def test_worker_that_is_gone_is_named_also_where_own_code_ran(tmp_path, how):
     numbers = "(pid(s) 12, 13)" if "exited" in how else "(pid 12)"

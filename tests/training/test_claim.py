@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,45 @@ def test_runs_that_begin_at_once_have_their_own_folders(at_once, kind):
         assert f"Best model   {kind}/{folder.name}/checkpoints/best.ckpt" in told
     assert {runs_at_once.RUNS[seed] for seed in seeds} == {kind}
     assert len(seeds) == 2
+
+
+def test_fold_has_its_folder_within_that_of_all_for_each_logger(tmp_path):
+    def loggers():
+        board = logger("TensorBoardLogger", save_dir=str(tmp_path / "logs"), name="mine", version=None)
+        table = logger("CSVLogger", save_dir=str(tmp_path / "csv"), name="lightning_logs", version=None)
+        return [board, table, logger("WandbLogger", name=None, project=None)]
+
+    whole = begin_run(tmp_path / "logs/mine", loggers(), None)
+    assert whole.folder == tmp_path / "logs/mine/version_0"
+    fold = replace(whole.fold(2), claimed=(whole.fold(2).folder,))
+    fold.folder.mkdir()
+    own = {"version": "version_0/fold_2"}
+    for checkpoint in (None, str(fold.last)):
+        if checkpoint:
+            fold.checkpoints.mkdir()
+            fold.last.touch()
+            fold.config.touch()
+        given = loggers()
+        assert begin_run(tmp_path / "logs/mine", given, checkpoint, fold) == fold
+        board, table, service = (one["init_args"] for one in given)
+        assert board == {"save_dir": str(tmp_path / "logs"), "name": "mine", **own}
+        assert table == {"save_dir": str(tmp_path / "csv"), "name": "mine", **own}
+        assert service == {"project": "mine", "name": "version_0/fold_2"}
+
+
+def test_fold_that_is_refused_leaves_no_folder(tmp_path):
+    whole = begin_run(tmp_path / "mine", [], None)
+    fold = replace(whole.fold(1), claimed=(whole.fold(1).folder,))
+    fold.folder.mkdir()
+    run = begin_run(tmp_path / "mine", [], None, fold)
+    run.config.touch()
+    whole.config.touch()
+    whole.release()
+    assert run.config.is_file()  # of which that of all takes nothing
+    run.release()
+    assert not fold.folder.exists()
+    whole.release()
+    assert not (tmp_path / "mine").exists()
 
 
 def test_number_is_taken_by_making_the_folder(tmp_path, monkeypatch):

@@ -62,6 +62,16 @@ def test_run_to_resume_is_the_newest_of_the_command_or_else_the_newest(make_run,
     assert find_run_to_resume(folder, "fit") == find_run_to_resume(folder, "finetune") == newer
 
 
+def test_folds_are_resumed_as_a_whole_and_others_are_not(make_run, tmp_path):
+    folder = tmp_path / "logs"
+    whole = make_run("version_0", "finetune --data.folds 5", age=9)
+    whole.fold(1).folder.mkdir()
+    assert find_run_to_resume(folder, "finetune --data.folds 5") is None
+    assert find_run_to_resume(folder, "finetune --data.folds 5", has_folds=True) == whole
+    make_run("version_1", "finetune", last=EPOCH)
+    assert find_run_to_resume(folder, "finetune", has_folds=True) == whole  # whose options are then compared
+
+
 def test_task_of_an_array_does_not_resume_the_run_of_another(make_run, tmp_path, monkeypatch):
     make_run("version_0", "fit --seed_everything 1", last=EPOCH)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")

@@ -1,7 +1,7 @@
 import pytest
 from jsonargparse import Namespace
 
-from lit_ft.cli.config.defaults import config_files, default_data, settle
+from lit_ft.cli.config.defaults import config_files, count_folds, default_data, settle
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.errors import UserError
 
@@ -64,3 +64,33 @@ def test_options_of_their_own_sections_reach_the_model(tmp_path):
     options = ConfigCLI("plan", [f"--config={file}"]).model_options()
     assert options["optimizer"]["init_args"]["momentum"] == 0.9
     assert options["lr_scheduler"] is None
+
+
+def folded(command="finetune", limit_val_batches=None, **more):
+    """The number of folds of a config of five."""
+    data = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace(folds=5, fold=None))
+    parts = {"ckpt_path": None, "refit": False, "checkpoint": Namespace(), "data": data, **more}
+    return count_folds(Namespace(trainer=Namespace(limit_val_batches=limit_val_batches), **parts), command)
+
+
+def test_folds_are_of_finetune_alone_and_of_no_single_one():
+    assert folded() == 5
+    assert folded("fit") is None
+    for options in (Namespace(folds=5, fold=2), Namespace(folds=None, fold=None), Namespace()):
+        assert folded(data=Namespace(init_args=options)) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"refit": True}, "refit: true would train on the fold that is held out; give false, or leave data.folds out"),
+        ({"ckpt_path": "x"}, "ckpt_path: resumes one run, and data.folds 5 is several; give resume their folder"),
+        ({"checkpoint": None}, "checkpoint: null keeps no model of a fold to measure; leave it out, or data.folds"),
+        ({"limit_val_batches": 0}, "trainer.limit_val_batches: 0 measures nothing of a fold; leave it out, or data."),
+        ({"data": Namespace(init_args=Namespace(folds=1, fold=None))}, "data.folds: 1 is less than 2; give 5, as is"),
+    ],
+)
+def test_what_does_not_go_with_folds_is_refused(more, message):
+    with pytest.raises(UserError) as caught:
+        folded(**more)
+    assert str(caught.value).startswith(message)

@@ -402,6 +402,38 @@ def test_group_in_two_folders_is_refused(split_root):
         make(split_root, groups="([0-9])")
 
 
+def test_folds_are_of_the_images_of_train_and_val_and_test_stays_apart(split_root):
+    given = make(split_root)
+    tested, rest = paths_of(given, "test"), paths_of(given, "train") | paths_of(given, "val")
+    folds = [make(split_root, folds=5, fold=fold) for fold in range(1, 6)]
+    assert [len(data.splits["val"]) for data in folds] == [7, 7, 7, 6, 6]  # 11 images of each class
+    assert set.union(*(paths_of(data, "val") for data in folds)) == rest
+    for data in folds:
+        assert paths_of(data, "train") == rest - paths_of(data, "val")
+        assert paths_of(data, "test") == tested
+        assert {len(os.path.relpath(path, split_root).split("/")) for path in paths_of(data, "train")} == {3}
+
+
+def test_test_images_are_held_out_before_folds(photo_root):
+    folds = [make(photo_root, folds=2, fold=fold, test_fraction=0.2, groups="([0-9])") for fold in (1, 2)]
+    assert [data.counts()["test"] for data in folds] == [[2] * 3] * 2
+    assert paths_of(folds[0], "test") == paths_of(folds[1], "test")
+    assert paths_of(folds[0], "train") == paths_of(folds[1], "val")
+    numbers = [{path[-5] for path in paths_of(folds[0], split)} for split in ("train", "val", "test")]
+    assert list(map(len, numbers)) == [4, 4, 2]
+    assert len(set.union(*numbers)) == 10
+
+
+def test_group_in_the_folders_of_train_and_val_is_in_one_fold(split_root):
+    shutil.rmtree(split_root / "test")
+    data = make(split_root, folds=2, fold=1, groups="([0-9])")
+    assert not {p[-5] for p in paths_of(data, "train")} & {p[-5] for p in paths_of(data, "val")}
+
+
+def test_shots_are_of_the_images_that_are_trained_on(photo_root):
+    assert make(photo_root, folds=2, fold=1, shots=3).counts() == {"train": [3] * 3, "val": [5] * 3}
+
+
 def test_class_whose_group_is_in_training_alone_is_told(photo_root):
     for path in (photo_root / "ant").iterdir():
         path.rename(path.with_name(f"x{path.name}"))

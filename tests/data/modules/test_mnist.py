@@ -36,6 +36,24 @@ def test_mnist_is_left_as_it_is(mnist_root):
     assert data.counts() == {"train": [8] * 10, "val": [2] * 10, "test": [3] * 10}
 
 
+def test_folds_are_of_the_training_images_alone(mnist_root):
+    folds = [make(mnist_root, domain="source", folds=5, fold=fold) for fold in range(1, 6)]
+    assert [data.counts() for data in folds] == [{"train": [8] * 10, "val": [2] * 10, "test": [3] * 10}] * 5
+    held = torch.cat([data.splits["val"].rows for data in folds])
+    assert held.sort().values.tolist() == list(range(100))
+    assert not set(folds[1].splits["train"].rows.tolist()) & set(folds[1].splits["val"].rows.tolist())
+
+
+def test_folds_of_digits_leave_the_test_images_apart():
+    folds = [DigitsDataModule(spec=GREY, shots=None, folds=3, fold=fold) for fold in (1, 2, 3)]
+    for data in folds:
+        data.setup()
+    held = torch.cat([data.splits["val"].rows for data in folds])
+    tested = folds[0].splits["test"].rows
+    assert torch.cat([held, tested]).sort().values.tolist() == list(range(1797))
+    assert torch.equal(tested, folds[2].splits["test"].rows)
+
+
 def test_training_and_validation_images_are_apart(mnist_root):
     data = make(mnist_root, domain="source")
     train, val = (

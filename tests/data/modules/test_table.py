@@ -261,6 +261,21 @@ def test_groups_stay_together(table):
     assert len(set.union(*groups)) == 10 == sum(map(len, groups))
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_folds_of_each_task_keep_groups_together(table, task):
+    labels = {"multiclass": kind_of, "multilabel": lambda k, i: f"{k};x" if i % 2 else k, "regression": lambda k, i: i}
+    path = table(label=labels[task], split=part_of, patient=lambda k, i: f"p{i // 3}")
+    folds = [make(path, task=task, folds=3, fold=fold, group_column="patient") for fold in (1, 2, 3)]
+    numbers = [{path[-5] for path in paths_of(data, "val")} for data in folds]
+    assert sorted(numbers, key=min) == [{"0", "1", "2"}, {"3", "4", "5"}, {"6", "7", "8"}]  # the last with one of val
+    for data, held in zip(folds, numbers, strict=True):
+        assert {path[-5] for path in paths_of(data, "train")} == set("012345678") - held
+        assert [path[-5] for path in paths_of(data, "test")] == ["9"] * 3
+        assert (
+            data.splits["val"].targets.shape[1:] == ({"multiclass": (), "multilabel": (4,), "regression": (1,)}[task])
+        )
+
+
 def test_group_in_two_given_splits_is_refused(table):
     path = table(label=kind_of, split=part_of, patient=lambda k, i: "p" if i in (0, 9) else f"p{i}")
     with pytest.raises(UserError, match=r"^data.group_column: group 'p' is both in train and in test; move all its"):

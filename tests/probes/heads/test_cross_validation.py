@@ -1,4 +1,4 @@
-"""Folds, and scores of heads on images that they have not seen."""
+"""Scores of heads on images that they have not seen."""
 
 from __future__ import annotations
 
@@ -11,68 +11,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.heads.basis import Basis
 from lit_ft.probes.heads.cross_validation import (
     CrossValidation,
     best_strength,
     corrected_interval,
     cross_validate,
-    make_folds,
-    usable_folds,
     wilson_interval,
 )
 from lit_ft.probes.heads.solver import Targets
-
-
-def test_folds_hold_each_image_once_and_classes_evenly() -> None:
-    classes = torch.tensor([0] * 40 + [1] * 10)
-    folds = make_folds(classes, num_folds=5, repeats=3)
-    assert folds.shape == (3, 50)
-    for repeat in folds:
-        assert torch.bincount(repeat[:40]).tolist() == [8] * 5
-        assert torch.bincount(repeat[40:]).tolist() == [2] * 5
-    assert not torch.equal(folds[0], folds[1])
-    assert torch.equal(folds, make_folds(classes, num_folds=5, repeats=3))
-
-
-def test_no_group_is_in_two_folds() -> None:
-    classes, groups = torch.arange(60) % 2, torch.arange(60) // 4
-    for repeat in make_folds(classes, num_folds=4, repeats=2, groups=groups):
-        assert all(len(set(repeat[groups == group].tolist())) == 1 for group in range(15))
-        assert set(repeat.tolist()) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize(
-    ("classes", "groups", "num_folds"),
-    [
-        ([0] * 9 + [1] * 3, None, 3),
-        ([0] * 9 + [1] * 9, None, 5),
-        ([0, 1] * 6, [0] * 6 + [1] * 6, 2),
-        ([0] * 4 + [1] * 3, [0, 1, 2, 3, 4, 5, 6], 4),  # for scikit-learn no more than the largest class has images
-        ([0, 1] * 6 + [2] * 3, [0] * 4 + [1] * 4 + [2] * 4 + [3] * 3, 3),  # nobody else has images of class 2
-        ([0] * 9 + [2] * 4, None, 4),  # a class without an image does not count
-        ([0] * 9 + [1] * 4 + [2], None, 4),  # nor does a single one, which is never held out
-    ],
-)
-def test_number_of_folds_is_lowered(classes: list[int], groups: list[int] | None, num_folds: int) -> None:
-    given = None if groups is None else torch.tensor(groups)
-    assert usable_folds(torch.tensor(classes), 5, given) == num_folds
-    assert make_folds(torch.tensor(classes), 5, 1, groups=given).max() == num_folds - 1
-
-
-@pytest.mark.parametrize(
-    ("classes", "groups", "needed"),
-    [
-        ([0, 1, 2], None, "two images of a class"),
-        ([0], None, "two images"),
-        ([0, 1, 0, 1], [7] * 4, "two groups"),
-        ([0, 0, 1, 1], [3, 3, 5, 5], "two groups at least, none of them with all images of a class"),
-        ([0, 1, 2, 2], [0, 0, 0, 1], "two groups"),
-    ],
-)
-def test_single_image_or_group_cannot_be_held_out(classes: list[int], groups: list[int] | None, needed: str) -> None:
-    with pytest.raises(ValueError, match=f"needs {needed}"):
-        usable_folds(torch.tensor(classes), 5, None if groups is None else torch.tensor(groups))
 
 
 def test_single_image_of_a_class_is_trained_on_and_never_scored() -> None:
@@ -83,14 +31,6 @@ def test_single_image_of_a_class_is_trained_on_and_never_scored() -> None:
     assert result.logits[:, -1].isnan().all()
     assert result.logits[:, :-1].isfinite().all()
     assert result.accuracy == result.correct[:, :-1].mean()
-
-
-def test_group_with_all_images_of_a_class_is_never_held_out() -> None:
-    classes = torch.tensor([0, 1] * 6 + [2, 2, 0])
-    groups = torch.tensor([0] * 4 + [1] * 4 + [2] * 4 + [3] * 3)
-    (folds,) = make_folds(classes, 5, 1, groups=groups)
-    assert folds[12:].tolist() == [-1, -1, -1]
-    assert sorted(set(folds[:12].tolist())) == [0, 1, 2]
 
 
 def cross_validated(features: Tensor, classes: Tensor, strengths: tuple[float, ...]) -> CrossValidation:

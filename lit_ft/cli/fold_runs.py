@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -120,14 +122,23 @@ def _train_folds(cli: FineTuneCLI, num_folds: int) -> None:
     done = cli.run.fold(finished[0]) if cli.run is not None and finished else None
     if len(finished) == num_folds:  # no other will
         FoldCLI(cli, finished[0], done).refuse_other()
+    launcher: Any = None  # of the other processes, which train all folds
     for number in range(1, num_folds + 1):
         if number in finished:
             rank_zero_print(f"Fold    {number} of {num_folds} is finished")
             continue
         rank_zero_print(f"\nFold    {number} of {num_folds}")
-        FoldCLI(cli, number, done).execute()
-        done = None  # the others are compared by this process itself
-        gc.collect()  # so that the memory of a model is free before the next one is made
+        try:
+            fold = FoldCLI(cli, number, done)
+            fold.execute()
+        except BaseException:
+            if launcher is not None:
+                launcher.kill(signal.SIGTERM)
+            raise
+        launcher = launcher or getattr(fold.trainer.strategy, "launcher", None)
+        del fold  # so that the memory of its model is free before the next one is made
+        gc.collect()
+        done = None  # this process gives the others the same options
         if cli.run is not None and is_first_process():
             add_finished(cli.run, number)
 
