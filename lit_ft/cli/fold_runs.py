@@ -31,6 +31,8 @@ from lit_ft.training.resume import RESTART_SECONDS, lock_run, write_job
 class FoldCLI(FineTuneCLI):
     """The run of one fold, as that of its command with ``data.fold`` would be, in a folder of the cross-validation.
 
+    It has no refit, which would train on the images that it is measured on.
+
     Args:
         of: The cross-validation.
         number: The number of the fold, from 1.
@@ -42,6 +44,11 @@ class FoldCLI(FineTuneCLI):
         self._number = number
         self._done = done
         super().__init__(of.command, [*of.args, "--data.fold", str(number)])
+
+    def before_instantiate_classes(self) -> None:
+        """Leaves the refit out."""
+        super().before_instantiate_classes()
+        self.config["refit"] = False
 
     def find_earlier(self) -> None:
         """Finds the folder of the fold, and its checkpoint, if it has one."""
@@ -122,6 +129,8 @@ def _train_folds(cli: FineTuneCLI, num_folds: int) -> None:
     done = cli.run.fold(finished[0]) if cli.run is not None and finished else None
     if len(finished) == num_folds:  # no other will
         FoldCLI(cli, finished[0], done).refuse_other()
+    if cli.config["refit"]:
+        rank_zero_print("Refit   left out, as it would train on the fold that is held out")
     launcher: Any = None  # of the other processes, which train all folds
     for number in range(1, num_folds + 1):
         if number in finished:

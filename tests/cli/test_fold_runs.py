@@ -40,7 +40,7 @@ def options(root, **more):
     """Those of a small run of three folds, below a folder."""
     data = {"root": str(root / "photos"), "num_workers": 0, "groups": "([0-9])-", "folds": 3}
     trainer = {"max_epochs": 2, "accelerator": "cpu", "default_root_dir": str(root / "logs"), "logger": False}
-    config = {"model": MODEL, "trainer": trainer, "report": None, "unfreeze": {"strategy": "full"}}
+    config = {"refit": True, "model": MODEL, "trainer": trainer, "report": None, "unfreeze": {"strategy": "full"}}
     return {**config, "data": {"class_path": "ImageFolderDataModule", "init_args": data}, **more}
 
 
@@ -118,13 +118,15 @@ def test_fold_is_the_ordinary_run_of_its_split(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     alone = options(whole.root, name="alone")
     alone["data"]["init_args"]["fold"] = 2
-    result = package.run(alone)
+    result = package.run({**alone, "refit": False})
     assert result.folds == []
     assert are_equal(result.folder, whole.result.folds[1])
     for table in ("split.csv", "history.csv", "predictions_val.csv"):
         assert (result.folder / table).read_text() == (whole.result.folds[1] / table).read_text()
     config = yaml.safe_load((whole.result.folds[1] / "config.yaml").read_text())
     assert (config["data"]["init_args"]["folds"], config["data"]["init_args"]["fold"]) == (3, 2)
+    assert config["refit"] is False  # which would train on the fold
+    assert yaml.safe_load(whole.result.config.read_text())["refit"] is True
 
 
 class EndsInFold(Callback):
@@ -211,7 +213,6 @@ def test_folds_that_are_left_are_trained_where_options_and_images_are_the_same(w
     ("more", "message"),
     [
         ({"data.folds": 11}, "data.folds: 11 needs as many groups of data.groups, and there are 5; give at most 5"),
-        ({"refit": True}, "refit: true would train on the fold that is held out; give false, or leave data.folds out"),
         (
             {"resume": "logs/run/version_0", "data.split_seed": 1},
             "resume: logs/run/version_0/fold_1 was trained with d",

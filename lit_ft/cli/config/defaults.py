@@ -72,8 +72,6 @@ def count_folds(config: Namespace, command: str) -> int | None:
     if command != "finetune" or folds is None or options.get("fold") is not None:
         return None
     check_folds(folds, None)
-    if config["refit"]:
-        raise UserError("`refit`: true would train on the fold that is held out; give false, or leave `data.folds` out")
     if config["ckpt_path"] is not None:
         raise UserError(
             f"`ckpt_path`: resumes one run, and `data.folds` {folds} is several; give `resume` their folder"

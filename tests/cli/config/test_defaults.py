@@ -69,7 +69,7 @@ def test_options_of_their_own_sections_reach_the_model(tmp_path):
 def folded(command="finetune", limit_val_batches=None, **more):
     """The number of folds of a config of five."""
     data = Namespace(class_path="lit_ft.data.DigitsDataModule", init_args=Namespace(folds=5, fold=None))
-    parts = {"ckpt_path": None, "refit": False, "checkpoint": Namespace(), "data": data, **more}
+    parts = {"ckpt_path": None, "checkpoint": Namespace(), "data": data, **more}
     return count_folds(Namespace(trainer=Namespace(limit_val_batches=limit_val_batches), **parts), command)
 
 
@@ -83,7 +83,6 @@ def test_folds_are_of_finetune_alone_and_of_no_single_one():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"refit": True}, "refit: true would train on the fold that is held out; give false, or leave data.folds out"),
         ({"ckpt_path": "x"}, "ckpt_path: resumes one run, and data.folds 5 is several; give resume their folder"),
         ({"checkpoint": None}, "checkpoint: null keeps no model of a fold to measure; leave it out, or data.folds"),
         ({"limit_val_batches": 0}, "trainer.limit_val_batches: 0 measures nothing of a fold; leave it out, or data."),
