@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.assets import replace_atomically
 from lit_ft.cli.commands import METHOD_OPTIONS
@@ -22,6 +21,7 @@ from lit_ft.errors import UserError, find_user_packages
 from lit_ft.evaluation.fold_scores import FoldScores, add_finished, finished_folds, summarise
 from lit_ft.evaluation.out_of_fold import OutOfFoldWriter
 from lit_ft.evaluation.report import render_report
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run
 from lit_ft.training.claim import is_first_process
 from lit_ft.training.launch import is_restarted

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_ft.data.files.folders import format_some
 from lit_ft.data.loading.protocols import SetT
 from lit_ft.data.split import class_counts
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 
 def check_folds(folds: int | None, fold: int | None) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ft.console import format_table, format_value
 from lit_ft.evaluation.out_of_fold import OutOfFold
-from lit_ft.evaluation.predictions import write_rows
+from lit_ft.evaluation.prediction_files import write_rows
 from lit_ft.evaluation.results import write_results
 from lit_ft.probes.heads.cross_validation import corrected_interval, widen_by_wilson
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run
 from lit_ft.tasks.monitored import MAIN_METRIC
 from lit_ft.training.metrics_file import change_entries, read_entries, write_metrics

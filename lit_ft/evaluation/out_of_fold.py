@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lit_ft.assets import replace_atomically
 from lit_ft.backbones.weights import torch_files
-from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.evaluation.results import prediction_rows
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import find_run
@@ -108,8 +107,6 @@ class OutOfFoldWriter(SelectionListener):
 
 
 def _name_once(data: Any, num: int) -> list[str]:
-    """Names of the first validation images that none of another fold has: paths, or places in the array of all."""
-    images = find_images(data, "val")
-    return (
-        list(map(str, images.rows[:num].tolist())) if isinstance(images, ArraySplit) else name_images(data, "val", num)
-    )
+    """Names of the first validation images that no other fold has: paths, or places in the data set."""
+    rows = getattr(find_images(data, "val"), "rows", None)
+    return name_images(data, "val", num) if rows is None else [str(row) for row in rows[:num].tolist()]

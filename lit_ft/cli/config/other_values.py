@@ -155,7 +155,6 @@ VALUES: dict[str, Instead] = {
     },
     "report": {_OFF: "`report` null", _ON: _DEFAULT, "wandb|mlflow": "`trainer.logger` WandbLogger, or MLFlowLogger"},
     "predictions": {r".*\.(csv|tsv)": "`predictions.file` VALUE", _OFF: "`predictions` null", _ON: _DEFAULT},
-    "resume": {_OFF: "leave it out", f"{_ON}||1|latest|last": "`resume` auto", ".*[./].*": "`ckpt_path` VALUE"},
     "trainer": {".*": "give its options, as `trainer.max_epochs` 3"},
     "trainer.precision": PRECISIONS,
     "trainer.callbacks": {r"[A-Z]\w+": "`--trainer.callbacks+` VALUE"},
@@ -176,6 +175,7 @@ VALUES: dict[str, Instead] = {
     "model.input.size": SIZES,
     **{key: {"": f"`{key}` true"} for key in _SWITCHES},
     "data.batch_size": {"auto|-1": "`--trainer.callbacks+` BatchSizeFinder"},
+    "resume": "`resume` auto",
 }
 """By an option that exists: what is meant by a value that its type does not allow."""
 
@@ -194,6 +194,7 @@ ACCEPTED_VALUES: dict[str, Instead] = {
         r"[\d.]+ ?\w*": "`trainer.max_time` 00:01:00:00, as days, hours, minutes and seconds",
     },
     "trainer.strategy": {_STRATEGIES: "`unfreeze.strategy` VALUE"},
+    "resume": {_OFF: "leave it out", f"{_ON}|1|latest|last": "`resume` auto", r".*\.(ckpt|pth?)": "`ckpt_path` VALUE"},
     "model.weights": {
         "imagenet|true|yes|pretrained": "`model.weights` DEFAULT",
         "false|no|random": "`model.weights` null",

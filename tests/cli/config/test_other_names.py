@@ -173,7 +173,10 @@ MISTAKES = {
     "finetune --cache ram": "give --data.cache FOLDER, for resized copies",
     "finetune --conf 0.25": "is for the detection of objects, and lit_ft is for whole images",
     "finetune --resume": "--resume: no value follows; give --resume auto",
-    "finetune --resume runs/last.ckpt": "--resume: runs/last.ckpt does not fit; give --ckpt_path runs/last.ckpt",
+    "finetune --resume runs/last.ckpt": "--resume: unknown value 'runs/last.ckpt'; give --ckpt_path runs/last.ckpt",
+    "finetune --resume last": "--resume: unknown value 'last'; give --resume auto",
+    "finetune --kfold 5": f"--kfold: {NO}; give --folds 5",
+    "finetune --cross-validation": f"--cross-validation: {NO}; give --folds 5",
     "finetune --data ./photos": "--data: ./photos does not fit; the folder of photos follows the command",
     # fastai
     "finetune --base_lr 2e-3": "give --model.lr 2e-3",
