@@ -102,6 +102,25 @@ def test_turns_are_as_many_as_there_is_time_for_after_a_round_to_warm_up(seconds
     assert ours["relative"] == "0.900 / 0.900 / 0.900 of the first"
 
 
+def test_contestant_that_fails_leaves_the_turns_to_the_others(tmp_path, monkeypatch):
+    from gpu import read_rows
+    from gpu_parts import measuring
+
+    def fail(_):
+        raise RuntimeError("out of\nmemory")
+
+    clock = Clock(monkeypatch, measuring)
+    with_time = measuring.Measuring(measuring.TINY, 2, clock.now + 100, tmp_path / "rows")
+    turns = {"bare": fail, "ours": clock.turn(1, 90.0), "other": clock.turn(1, 45.0)}
+    assert measuring.take_turns(with_time, "all", turns) == {"ours": [90.0] * 2, "other": [45.0] * 2}
+    rows = {row["what"]: (row["result"], row["relative"]) for row in read_rows(tmp_path / "rows")}
+    assert rows == {
+        "all: bare": ("failed (RuntimeError: out of memory)", ""),
+        "all: ours": ("90 / 90 / 90 images/s, 2 turns", ""),
+        "all: other": ("45 / 45 / 45 images/s, 2 turns", "0.500 / 0.500 / 0.500 of the first"),
+    }
+
+
 def test_outcomes_of_tests_are_counted_as_they_come(tmp_path):
     from gpu import read_rows
     from gpu_parts.measuring import TINY, Measuring

@@ -91,6 +91,8 @@ def compare(measuring: Measuring, shape: Shape, what: str, solve: Callable[[Shap
     threads = f"on {torch.get_num_threads()} thread(s) of the CPU"
     turns = {"on the device": lambda _: turn("there", device), threads: lambda _: turn("here", "cpu")}
     take_turns(measuring, f"{what}, {name(shape)}", turns, ".2f", "s", "of the time on the device")
+    if len(found) < 2:
+        return
     apart, largest = (found["there"] - found["here"]).abs(), found["here"][found["here"].isfinite()].abs().max()
     furthest = float(apart[apart.isfinite()].max() / largest)
     measuring.write(f"{what}, {name(shape)}: largest difference", f"{furthest:.1e} of the largest value")

@@ -6,6 +6,7 @@ import gc
 import json
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,20 +108,20 @@ def take_turns(
         unit: What it is.
         of: What the ratio is.
     """
-    found: list[dict[str, float]] = []
+    turns, found = dict(turns), list[dict[str, float]]()
     last: dict[str, float] = {}  # seconds of each, of which the first turn may take some to prepare
     for _ in range(measuring.rounds + 1):
         if found and measuring.left < 1.1 * sum(last.values()):
             break
         taken: dict[str, float] = {}
-        for name, turn in turns.items():
+        for name in list(turns):
             if found and measuring.left < last[name]:
                 break
-            free_memory()
-            began = time.time()
-            with tempfile.TemporaryDirectory() as folder:
-                taken[name] = turn(Path(folder))
-            last[name] = time.time() - began
+            began, value = time.time(), _take_turn(measuring, f"{title}: {name}", turns[name])
+            if value is None:
+                del turns[name]
+                continue
+            taken[name], last[name] = value, time.time() - began
             if not found:  # a turn may be all that there is time for
                 _write(measuring, title, [taken], form, unit, of)
         if taken.keys() == turns.keys():
@@ -130,13 +131,26 @@ def take_turns(
     return {name: [one[name] for one in counted if name in one] for name in turns}
 
 
+def _take_turn(measuring: Measuring, name: str, turn: Turn) -> float | None:
+    """What a turn measures; None, and a row with the reason, where it fails, as for want of memory or a library."""
+    free_memory()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return turn(Path(folder))
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        measuring.write(name, f"failed ({reason})")
+        return None
+
+
 def _write(measuring: Measuring, title: str, found: Sequence[dict[str, float]], form: str, unit: str, of: str) -> None:
-    first = next(iter(found[0]), "") if found else ""
-    for name in found[0] if found else ():
+    names = list(found[-1]) if found else []
+    for name in names:
         values = [one[name] for one in found]
-        ratios = [one[name] / one[first] for one in found]
+        ratios = [one[name] / one[names[0]] for one in found]
         turns = f", {len(values)} turns" if len(values) > 1 else ", one turn"
-        relative = "" if name == first else f"{spread(ratios, '.3f')} {of}"
+        relative = "" if name == names[0] else f"{spread(ratios, '.3f')} {of}"
         measuring.write(f"{title}: {name}", f"{spread(values, form)} {unit}{turns}", relative)
 
 

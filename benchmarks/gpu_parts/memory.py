@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Memory(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes it."""
-        self.peaks.append(torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else float("nan"))
+        self.peaks.append(torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else math.nan)
 
 
 def estimates(network: str, phases: list[list[str]], batch: int, side: int) -> list[float]:

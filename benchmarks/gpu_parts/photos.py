@@ -87,7 +87,6 @@ def photos(measuring: Measuring) -> None:
     sizes, cpus = measuring.sizes, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(path) for path in write_photos(Path(folder, "photos"), sizes.photos, sizes.decoded)]
-        compare_pixels(measuring, paths[:8])
         place = str(Path(folder, "photos"))
         decoders = {"decoded on the device": False, "decoded and cropped on the device": True}
         number, most = workers_for(None, len(paths), _BATCH, 3 * sizes.side**2, None).number, max(1, cpus - 1)
@@ -99,6 +98,7 @@ def photos(measuring: Measuring) -> None:
         }
         title = f"JPEG 500x375 to random crops of {sizes.side} on the device, {cpus} CPU cores"
         take_turns(measuring, title, turns, of="of the first")
+        compare_pixels(measuring, paths[:8])
 
 
 def compare_pixels(measuring: Measuring, paths: Sequence[str]) -> None:
