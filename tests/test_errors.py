@@ -305,6 +305,10 @@ def test_packages_of_a_config_are_those_of_its_class_paths():
         "trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer"}, {"class_path": "Timer"}]},
     }
     assert find_user_packages(config) == {"mine", "ours"}
+    config["data"]["init_args"] = {"dataset": "theirs.data.Set"}
+    assert find_user_packages(config) == {"mine", "ours", "theirs"}
+    config["data"]["init_args"] = {"dataset": "FashionMNIST"}
+    assert find_user_packages(config) == {"mine", "ours"}
 
 
 def test_logger_that_cannot_be_made_is_told_with_the_reason(refused, monkeypatch):

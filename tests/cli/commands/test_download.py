@@ -117,6 +117,24 @@ def test_second_download_fetches_nothing_and_keeps_the_manifest(lit_ft, requests
     assert Path("F/manifest.json").read_bytes() == before
 
 
+def test_data_set_of_torchvision_is_fetched_once_and_then_used_offline(lit_ft, requests):
+    data = ("--data", "ImageDatasetDataModule", "--data.dataset", "MNIST", "--data.val_fraction", 0.5)
+    small = ("--model.backbone", "mnist_cnn", "--model.weights", "null")
+    code, _, err = lit_ft("plan", *data, *small, "--data.root", "F", "--offline")
+    place = Path("F/MNIST")
+    assert code == 2
+    assert f"1 file is missing: {place.absolute()}; to fetch them where there is a network: lit-ft download" in err[0]
+    code, out, err = lit_ft("download", *data, *small, "--folder", "F")
+    assert (code, err) == (0, [])
+    assert list(dict.fromkeys(requests)) == MNIST_FILES
+    assert "Data: MNIST is in F; manifest.json has none of it" in out
+    requests.clear()
+    assert lit_ft("download", *data, *small, "--folder", "F")[0] == 0
+    code, out, _ = lit_ft("plan", *data, *small, "--data.root", "F", "--offline")
+    assert (code, requests) == (0, [])
+    assert "train        10 images, 1 a class" in out
+
+
 @pytest.mark.parametrize(("name", "asked"), [(WEIGHTS, ["/net.pth"]), (IMAGES, MNIST_FILES)])
 def test_damaged_file_is_fetched_again(lit_ft, requests, name, asked):
     lit_ft(*ALL)
