@@ -12,7 +12,7 @@ import optuna
 from filelock import BaseFileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -84,12 +84,13 @@ def open_study(folder: Path, config: TuneConfig, mode: Mode, seed: int | None, m
     pruner = build_pruner(config, max_epochs)
     with refuse_lost_storage(config, ImportError, OSError, ValueError):  # as over an URL that is none, or another file
         folder.mkdir(parents=True, exist_ok=True)
-        # Absolute, as the lock of the file is a link to it, whose age is looked at.
-        journal = str(folder.resolve() / "journal.log")
+        journal = str(folder / "journal.log")
+        # The lock is no link to the file, which another machine may have at another place, and would take for ever.
+        storage = config.storage or JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal)))
         with hold_study(folder):  # else two processes would make the tables of a database at once
             return optuna.create_study(
                 study_name=folder.name,
-                storage=config.storage or JournalStorage(JournalFileBackend(journal)),
+                storage=storage,
                 sampler=SeededSampler(seed),
                 pruner=pruner,
                 direction=_DIRECTIONS[mode],
