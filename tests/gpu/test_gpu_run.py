@@ -16,6 +16,7 @@ from lit_ft.cli import main
 from lit_ft.data import ImageFolderDataModule
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.export.predictor import ExportedModel
+from lit_ft.model.image_model import ImageModel
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.training.trainer import Trainer
@@ -77,13 +78,13 @@ def test_model_is_loaded_to_the_device_and_predicts_as_on_the_cpu(finished, devi
 
 def test_predict_command_takes_the_device_by_itself(finished, device, run, monkeypatch):
     made, photos = finished
-    used, own, found = [], FineTuneModule.to, []
+    used, own, found = [], ImageModel.to, []
 
     def move(module, place):
         used.append(torch.device(place).type)
         return own(module, place)
 
-    monkeypatch.setattr(FineTuneModule, "to", move)
+    monkeypatch.setattr(ImageModel, "to", move)
     for wanted, options in ((device, ()), ("cpu", ("--device", "cpu"))):
         run("predict", made.folder, photos, "--out", "found.csv", "--overwrite", *options)
         assert used[-1] == wanted
