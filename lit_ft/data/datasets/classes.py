@@ -1,27 +1,19 @@
-"""Classes of data sets by name, and the arguments by which each split is made, as their signature says."""
+"""Classes of data sets by name, and the arguments that they take."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lit_ft.data.loading.protocols import Split
-from lit_ft.errors import UserError, find_user_packages, is_from_user_code, unknown
-from lit_ft.rank_zero import rank_zero_warn
+from lit_ft.errors import UserError, find_user_packages, unknown
 
 KEY = "`data.dataset`"
 
 _HOME = "torchvision.datasets"
-_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "trainval", "training", "train-standard"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 _OURS = {
     "root": "`data.root`",
     "download": "`data.download`",
@@ -120,7 +112,7 @@ class DatasetClass:
             own["root"] = default_root if root is None else root
         if "download" in self.parameters:  # which some do by default
             own["download"] = False
-        chooser = self._chooser(own)
+        chooser = self.chooser(own)
         needed = [
             name
             for name, one in inspect.signature(self.made_by).parameters.items()
@@ -133,93 +125,12 @@ class DatasetClass:
             )
         return own
 
-    def make_splits(
-        self,
-        arguments: Mapping[str, Any],
-        by_split: Mapping[Split, Mapping[str, Any]] | None = None,
-        make: Callable[..., Any] | None = None,
-    ) -> dict[Split, Any]:
-        """Makes the data set of each split that there is.
-
-        Args:
-            arguments: What all are made with.
-            by_split: What each is made with, too; where it is not given, the signature tells: by ``train``, true or
-                false, or by ``split``, a name. A class with neither has one set, of which splits are held out.
-            make: What makes a data set of these; the class itself when not given.
-
-        Raises:
-            UserError: A library cannot make it. What the user's own code raises stays as it is.
-        """
-        make = make or self.made_by
-        chooser = None if by_split else self._chooser(arguments)
-        if chooser == "train":
-            by_split = {"train": {"train": True}, "test": {"train": False}}
-        with self._refusals(arguments):
-            if chooser == "split":
-                return self._make_named(arguments, make)
-            return {split: make(**{**arguments, **own}) for split, own in (by_split or {"train": {}}).items()}
-
-    def _chooser(self, arguments: Mapping[str, Any]) -> str | None:
+    def chooser(self, arguments: Mapping[str, Any]) -> str | None:
         """The parameter that chooses the split, unless the user gives it."""
         train, split = self.parameters.get("train"), self.parameters.get("split")
         if train is not None and (isinstance(train.default, bool) or train.annotation in (bool, "bool", train.empty)):
             return None if "train" in arguments else "train"
         return "split" if split is not None and "split" not in arguments else None
-
-    def _make_named(self, arguments: Mapping[str, Any], make: Callable[..., Any]) -> dict[Split, Any]:
-        """The data sets of the names of splits that the class knows."""
-        found: dict[Split, Any] = {}
-        chosen = ""
-        for split, names in _SPLIT_NAMES.items():
-            if split == "val" and chosen == "trainval":  # which has those
-                continue
-            reason: Exception | None = None
-            for name in names:
-                try:
-                    made = make(**arguments, split=name)
-                except Exception as error:  # anybody's code can fail in any way
-                    if not self._knows_no_split(error, name):
-                        raise
-                    reason = error
-                    continue
-                if split == "train" or len(made):
-                    found[split], chosen = made, chosen or name
-                    break
-            if split not in found and split == "train":
-                raise UserError(
-                    f"{KEY}: {self.name} has no split called train ({_reason(reason)}); give the arguments of each: "
-                    "`data.split_args` '{train: {split: NAME}}'"
-                ) from reason
-            if split not in found and self.is_own:
-                rank_zero_warn(f"{KEY}: {self.name} has no split called {split}, so it is held out where one is needed")
-        return found
-
-    def _knows_no_split(self, error: Exception, name: str) -> bool:
-        """Whether an exception says that there is no split of a name."""
-        kinds: tuple[type[Exception], ...] = (ValueError, LookupError, AssertionError)
-        if self.is_own:  # of which some look for a file of that name
-            kinds = (*kinds, FileNotFoundError, NotADirectoryError)
-        return isinstance(error, kinds) and (name in str(error) or not str(error))
-
-    @contextmanager
-    def _refusals(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Raises what a library raises within as a user error; what the user's own code does stays as it is."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            if is_from_user_code(error, self.packages):
-                raise
-            if isinstance(error, (ValueError, TypeError)):
-                raise UserError(f"`data.dataset_args`: {self.name}: {_reason(error)}") from error
-            place = arguments.get("root")
-            if place is None or isinstance(error, ImportError):
-                raise UserError(f"{KEY}: {self.name} cannot be made ({_reason(error)})") from error
-            fetch = "; to fetch what is missing: `data.download` true" if "download" in self.parameters else ""
-            raise UserError(
-                f"`data.root`: {self.name} cannot be read from {place} ({_reason(error)}){fetch}"
-            ) from error
 
 
 def refuse_foreign_dataset(saved: str | None, named: str | None) -> None:
@@ -263,10 +174,3 @@ def list_torchvision() -> list[str]:
     """The names of torchvision's data sets."""
     module = importlib.import_module(_HOME)
     return sorted(name for name in module.__all__ if isinstance(getattr(module, name), type))
-
-
-def _reason(error: BaseException | None) -> str:
-    """What an exception says, in a line, without the advice to download by an argument of the class."""
-    text = " ".join(str(error).split()) if error is not None else ""
-    kept = [part for part in text.split(". ") if "download=True" not in part]
-    return ". ".join(kept).rstrip(".") or text or type(error).__name__

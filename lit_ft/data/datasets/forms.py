@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,107 +17,16 @@ from torchvision.datasets.folder import default_loader
 from lit_ft.console import progress_bar
 from lit_ft.data.arrays.pixels import channels_first, order_channels
 from lit_ft.data.arrays.targets import Values
-from lit_ft.data.datasets.classes import KEY, DatasetClass
-from lit_ft.data.datasets.items import Items, ItemSplit, Reader, plain_value, stack_values
+from lit_ft.data.datasets.classes import DatasetClass
+from lit_ft.data.datasets.items import Reader, plain_value, stack_values
 from lit_ft.data.files.derived_cache import Derived, file_stamp, load_or_derive
-from lit_ft.data.files.file_split import FileSplit, PackedPaths
-from lit_ft.data.loading.protocols import Split
+from lit_ft.data.files.file_split import PackedPaths
 from lit_ft.data.loading.workers import sweep
-from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.errors import UserError
-from lit_ft.rank_zero import rank_zero_warn
-
-Images = tuple[PackedPaths | Tensor | Reader, Values | None]
-"""The images of a split, and their targets, if they have any."""
 
 _TARGETS = ("targets", "labels", "y", "attr")
-_NAMES = ("classes", "categories", "class_names", "attr_names")
 _LOOKED_AT = 8
 """Items that are read to see whether what a data set has as a whole is what it gives one by one."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """The images and the targets of one split.
-
-    Args:
-        images: Their files; or all images, uint8 ``(N, C, H, W)``; or what reads them item by item.
-        values: Their targets, as the data set has them.
-        what: What they are called in a message.
-        labels: What these mean in all splits alike: class numbers, names of classes, or other targets.
-    """
-
-    images: PackedPaths | Tensor | Reader
-    values: Values
-    what: str
-    labels: Values
-
-    def split(self, targets: Tensor) -> FileSplit | ArraySplit | ItemSplit:
-        """The split of these images with their targets."""
-        if isinstance(self.images, PackedPaths):
-            return FileSplit(self.images, targets)
-        if isinstance(self.images, Tensor):
-            return ArraySplit.whole(self.images, targets)
-        return ItemSplit(Items(self.images, self.values), self.what, torch.arange(len(targets)), targets)
-
-
-def read_dataset(
-    cls: DatasetClass, arguments: Mapping[str, Any], by_split: Mapping[Split, Mapping[str, Any]] | None
-) -> tuple[dict[Split, Found], list[str] | None]:
-    """The images of each split, in the same form, and the names of the classes, where the data set has them.
-
-    Splits without targets are left out, with a warning. The arguments are those of `DatasetClass.make_splits`.
-
-    Raises:
-        UserError: A data set cannot be made or read, or has no images.
-    """
-
-    def make_readers(**further: Any) -> dict[Split, Reader]:
-        made = cls.make_splits({**arguments, **further}, by_split)
-        return {split: Reader(one, f"{cls.name} ({split})", cls.packages) for split, one in made.items()}
-
-    readers = make_readers(loader=keep_path) if takes_paths(cls) else make_readers()
-    for reader in readers.values():
-        if not len(reader):
-            raise UserError(f"{KEY}: {reader.what} has no images")
-    names = {split: find_class_names(reader.dataset) for split, reader in readers.items()}
-    files = {split: read_files(reader) for split, reader in readers.items()}
-    if all(one is not None for one in files.values()):
-        found: dict[Split, Images] = {split: one for split, one in files.items() if one is not None}
-    else:
-        readers = make_readers() if takes_paths(cls) else readers
-        key = [cls.path, os.path.abspath(arguments.get("root", "")), dict(arguments), by_split]
-        found = _read_items(readers, key, source_file(cls))
-    labelled = {}
-    for split, (images, values) in found.items():
-        if values is None:
-            rank_zero_warn(f"{KEY}: {readers[split].what} has no targets, so it is not used")
-        else:
-            labelled[split] = Found(images, values, readers[split].what, values)
-    # Each split may number just the classes that it has.
-    if len({tuple(own) for split in labelled if (own := names[split])}) > 1:
-        named = {split: _name_classes(one.values, names[split]) for split, one in labelled.items()}
-        labelled = {split: replace(labelled[split], labels=one) for split, one in named.items() if one is not None}
-        if len(labelled) < len(named):
-            raise UserError(f"{KEY}: the splits of {cls.name} have other classes, by their names, than one another")
-    return labelled, names["train"]
-
-
-def _name_classes(values: Values, names: Sequence[str] | None) -> Values | None:
-    """The names of the classes of images, where all of them have one."""
-    if values.dtype.kind in "SU":
-        return values
-    fits = names is not None and values.ndim == 1 and values.dtype.kind in "iu" and values.min() >= 0
-    return np.array(names)[values] if fits and values.max() < len(names or ()) else None
-
-
-def _read_items(readers: Mapping[Split, Reader], key: Sequence[Any], source: str | None) -> dict[Split, Images]:
-    """The images of each split in memory, where all are, or else what reads them; and their targets."""
-    values = {split: read_targets(reader, [*key, split], source) for split, reader in readers.items()}
-    arrays = {split: read_arrays(reader) for split, reader in readers.items()}
-    if any(images is None for images in arrays.values()):
-        return {split: (reader, values[split]) for split, reader in readers.items()}
-    return {split: (images, values[split]) for split, images in arrays.items() if images is not None}
 
 
 def keep_path(path: Any) -> Any:
@@ -193,18 +101,6 @@ def read_targets(reader: Reader, key: Any, source: str | None) -> Values | None:
     return _unpack(load_or_derive("targets", json.dumps(key, sort_keys=True, default=str), is_valid, derive))
 
 
-def find_class_names(dataset: Any) -> list[str] | None:
-    """The names of the classes by their number, where a data set has them by one of the usual names."""
-    for name in _NAMES:
-        found = getattr(dataset, name, None)
-        if isinstance(found, (list, tuple)) and found and all(isinstance(one, (str, tuple, list)) for one in found):
-            return _distinct([one if isinstance(one, str) else ", ".join(map(str, one)) for one in found])
-    numbers = getattr(dataset, "class_to_idx", None)
-    if isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
-        return sorted(map(str, numbers), key={str(name): number for name, number in numbers.items()}.__getitem__)
-    return None
-
-
 def source_file(cls: DatasetClass) -> str | None:
     """The file of a class, whose change may change what its items are."""
     try:
@@ -253,12 +149,6 @@ def _public_targets(reader: Reader) -> Values | None:
 def _some(num: int) -> list[int]:
     """Some rows, the first and the last among them."""
     return sorted({int(row) for row in np.linspace(0, num - 1, min(num, _LOOKED_AT))})
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names, of which those that are there several times have their number; without an empty one at the end."""
-    names = list(names[:-1] if names and not names[-1] else names)
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _pack(values: Values | None, of: Any) -> Derived:

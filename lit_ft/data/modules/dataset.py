@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from lit_ft.assets import data_root, download_dataset
-from lit_ft.data.arrays.targets import LabelArray, Labels
+from lit_ft.assets import data_root
 from lit_ft.data.datasets.classes import KEY, DatasetClass, refuse_foreign_dataset
-from lit_ft.data.datasets.forms import read_dataset
+from lit_ft.data.datasets.labelled import read_labelled
+from lit_ft.data.datasets.splits import SplitArguments, fetch_splits, make_splits
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Augment, ImageSource, Split
 from lit_ft.data.modules.arrays import ArraySources, ArraySplit, basic_shift
@@ -72,7 +72,7 @@ class ImageDatasetDataModule(PhotoDataModule):
         self.dataset = dataset
         self.root = root
         self.dataset_args = dataset_args or {}
-        self.split_args = cast(Mapping[Split, Mapping[str, Any]] | None, split_args)
+        self.split_args = cast(SplitArguments | None, split_args)
         self.download = download
         self.classes = classes
         self._sources = ArraySources()
@@ -133,22 +133,16 @@ class ImageDatasetDataModule(PhotoDataModule):
     def missing_files(self) -> list[Path]:
         """The folder of the files, unless all are there that the data set needs."""
         try:
-            self._class.make_splits(self._arguments, self.split_args)
-        except UserError:
+            make_splits(self._class, self._arguments, self.split_args)
+        except UserError as error:
+            if not error.args[0].startswith("`data.root`"):
+                raise
             return [data_root(self.root) / self._class.name]
         return []
 
     def fetch(self) -> None:
         """Fetches the files."""
-        cls, folder = self._class, data_root(self.root)
-        if "download" not in cls.parameters:
-            raise UserError(f"`data.download`: {cls.name} cannot fetch its files; get them yourself, or leave it out")
-
-        def make(**arguments: Any) -> Any:
-            download_dataset(cls.made_by, folder, **{key: arguments[key] for key in arguments if key != "download"})
-            return cls.made_by(**arguments)
-
-        cls.make_splits(self._arguments, self.split_args, make)
+        fetch_splits(self._class, data_root(self.root), self._arguments, self.split_args)
 
     def read_given(self) -> dict[Split, FileSplit]:
         """The images of each split that there is."""
@@ -182,27 +176,16 @@ class ImageDatasetDataModule(PhotoDataModule):
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        return self._class.arguments(self.root, str(data_root()), self.dataset_args)
+        root = None if self.root is None else str(data_root(self.root))
+        return self._class.arguments(root, str(data_root()), self.dataset_args)
 
     @cached_property
     def _content(self) -> tuple[list[str], dict[Split, Any]]:
         """The names of the classes, and the splits that there are."""
-        found, names = read_dataset(self._class, self._arguments, self.split_args)
-        if "train" not in found:
-            raise UserError(f"{KEY}: the training images of {self._class.name} have no targets")
-        labels = Labels(
-            {split: LabelArray(one.labels, one.what, KEY) for split, one in found.items()},
-            self.classes or names,
-            "`data.classes`" if self.classes else f"{KEY}: {self._class.name}",
-        )
-        class_names, targets = (labels if self.classes else labels.with_fitting_names(self.task)).to_targets(self.task)
-        splits = {split: one.split(targets[split]) for split, one in found.items()}
-        if not isinstance(splits["train"], FileSplit):
-            self._refuse_options_of_files()
-        return class_names, splits
-
-    def _refuse_options_of_files(self) -> None:
-        for key, given, default in (("cache", self.cache, None), ("on_bad_image", self.on_bad_image, "error")):
-            if given != default:
-                what = f"is for images in files, and those of {self._class.name} are in none"
-                raise UserError(f"`data.{key}`: {given} {what}; leave it out")
+        content = read_labelled(self._class, self._arguments, self.split_args, self.task, self.classes)
+        if not isinstance(content[1]["train"], FileSplit):
+            for key, given, default in (("cache", self.cache, None), ("on_bad_image", self.on_bad_image, "error")):
+                if given != default:
+                    what = f"is for images in files, and those of {self._class.name} are in none"
+                    raise UserError(f"`data.{key}`: {given} {what}; leave it out")
+        return content

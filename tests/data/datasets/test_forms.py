@@ -7,7 +7,7 @@ from image_files import noise, save_photo
 from PIL import Image
 
 from lit_ft.data.datasets.classes import DatasetClass
-from lit_ft.data.datasets.forms import find_class_names, read_arrays, read_files, read_targets, takes_paths
+from lit_ft.data.datasets.forms import read_arrays, read_files, read_targets, takes_paths
 from lit_ft.data.datasets.items import Reader
 
 
@@ -80,23 +80,6 @@ class Listed:
 
     def __getitem__(self, index):
         return self.get(index)
-
-
-@pytest.mark.parametrize(
-    ("held", "names"),
-    [
-        ({"classes": ["a", "b"]}, ["a", "b"]),
-        ({"classes": [("a", "A"), ("b",)]}, ["a, A", "b"]),
-        ({"classes": ["a", "b", "a"]}, ["a (0)", "b", "a (2)"]),  # as ImageNet has two cranes
-        ({"classes": [0, 1], "categories": ["a", "b"]}, ["a", "b"]),
-        ({"class_to_idx": {"b": 1, "a": 0}}, ["a", "b"]),
-        ({"class_to_idx": {"b": 1, "a": 3}}, None),
-        ({"attr_names": ["bald", "young", ""]}, ["bald", "young"]),  # as CelebA has them
-        ({}, None),
-    ],
-)
-def test_class_names_are_found_by_their_usual_names(held, names):
-    assert find_class_names(SimpleNamespace(**held)) == names
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""The data set of each split, made by the arguments that the signature of its class says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lit_ft.assets import download_dataset
+from lit_ft.data.datasets.classes import KEY, DatasetClass
+from lit_ft.data.loading.protocols import Split
+from lit_ft.errors import UserError, is_from_user_code
+from lit_ft.rank_zero import rank_zero_warn
+
+SplitArguments = Mapping[Split, Mapping[str, Any]]
+"""What the data set of each split is made with, beside the arguments of all."""
+
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "trainval", "training", "train-standard"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def make_splits(
+    cls: DatasetClass,
+    arguments: Mapping[str, Any],
+    by_split: SplitArguments | None = None,
+    make: Callable[..., Any] | None = None,
+) -> dict[Split, Any]:
+    """Makes the data set of each split that there is.
+
+    Args:
+        cls: The class.
+        arguments: What all are made with.
+        by_split: What each is made with, too; where it is not given, the signature tells: by ``train``, true or
+            false, or by ``split``, a name. A class with neither has one set, of which splits are held out.
+        make: What makes a data set of these; the class itself when not given.
+
+    Raises:
+        UserError: A library cannot make it. What the user's own code raises stays as it is.
+    """
+    make = make or cls.made_by
+    chooser = None if by_split else cls.chooser(arguments)
+    if chooser == "train":
+        by_split = {"train": {"train": True}, "test": {"train": False}}
+    with _refusals(cls, arguments):
+        if chooser == "split":
+            return _make_named(cls, arguments, make)
+        return {split: make(**{**arguments, **own}) for split, own in (by_split or {"train": {}}).items()}
+
+
+def fetch_splits(
+    cls: DatasetClass, folder: Path, arguments: Mapping[str, Any], by_split: SplitArguments | None
+) -> None:
+    """Fetches the files of each split into a folder; the arguments are those of `make_splits`.
+
+    Raises:
+        UserError: The class cannot fetch them, or it failed.
+    """
+    if "download" not in cls.parameters:
+        raise UserError(f"`data.download`: {cls.name} cannot fetch its files; get them yourself, or leave it out")
+
+    def make(**given: Any) -> Any:
+        download_dataset(cls.made_by, folder, **{name: value for name, value in given.items() if name != "download"})
+        return cls.made_by(**given)
+
+    make_splits(cls, arguments, by_split, make)
+
+
+def _make_named(cls: DatasetClass, arguments: Mapping[str, Any], make: Callable[..., Any]) -> dict[Split, Any]:
+    """The data sets of the names of splits that the class knows."""
+    found: dict[Split, Any] = {}
+    chosen = ""
+    for split, names in _SPLIT_NAMES.items():
+        if split == "val" and chosen == "trainval":  # which has those
+            continue
+        reason: Exception | None = None
+        for name in names:
+            try:
+                made = make(**arguments, split=name)
+            except Exception as error:  # anybody's code can fail in any way
+                if not _knows_no_split(cls, error, name):
+                    raise
+                reason = error
+                continue
+            if split == "train" or len(made):
+                found[split], chosen = made, chosen or name
+                break
+        if split not in found and split == "train":
+            raise UserError(
+                f"{KEY}: {cls.name} has no split called train ({_reason(reason)}); give the arguments of each: "
+                "`data.split_args` '{train: {split: NAME}}'"
+            ) from reason
+        if split not in found and cls.is_own:
+            rank_zero_warn(f"{KEY}: {cls.name} has no split called {split}, so it is held out where one is needed")
+    return found
+
+
+def _knows_no_split(cls: DatasetClass, error: Exception, name: str) -> bool:
+    """Whether an exception says that there is no split of a name."""
+    kinds: tuple[type[Exception], ...] = (ValueError, LookupError, AssertionError)
+    if cls.is_own:  # of which some look for a file of that name
+        kinds = (*kinds, FileNotFoundError, NotADirectoryError)
+    is_one = isinstance(error, kinds) and not isinstance(error, UserError)  # such as of a download
+    return is_one and (name in str(error) or not str(error))
+
+
+@contextmanager
+def _refusals(cls: DatasetClass, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Raises what a library raises within as a user error; what the user's own code does stays as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_from_user_code(error, cls.packages):
+            raise
+        if isinstance(error, (ValueError, TypeError)):
+            raise UserError(f"`data.dataset_args`: {cls.name}: {_reason(error)}") from error
+        place = arguments.get("root")
+        if place is None or isinstance(error, ImportError):
+            raise UserError(f"{KEY}: {cls.name} cannot be made ({_reason(error)})") from error
+        fetch = "; to fetch what is missing: `data.download` true" if "download" in cls.parameters else ""
+        raise UserError(f"`data.root`: {cls.name} cannot be read from {place} ({_reason(error)}){fetch}") from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """What an exception says, in a line, without the advice to download by an argument of the class."""
+    text = " ".join(str(error).split()) if error is not None else ""
+    kept = [part for part in text.split(". ") if "download=True" not in part]
+    return ". ".join(kept).rstrip(".") or text or type(error).__name__
