@@ -14,7 +14,7 @@ from lit_ft.assets import replace_atomically
 from lit_ft.cli.commands import METHOD_OPTIONS
 from lit_ft.cli.config.defaults import as_plain
 from lit_ft.cli.config.resumed_run import refuse_other_folds
-from lit_ft.cli.failures import interruption, raise_user_errors
+from lit_ft.cli.failures import describe_interruption, interruption, raise_user_errors
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.errors import UserError, find_user_packages
@@ -95,7 +95,8 @@ def execute(cli: FineTuneCLI) -> FoldScores | None:
             whole.release()
         raise
     except KeyboardInterrupt as error:
-        raise interruption(error, (whole or Run(Path())).fold(1), "") from None
+        fold = (whole or Run(Path())).fold(1)
+        raise interruption(error, lambda number: describe_interruption(number, fold, "")) from None
     finally:
         if lock is not None:
             lock.release()

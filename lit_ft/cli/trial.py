@@ -74,19 +74,22 @@ class TrialCLI(FineTuneCLI):
         """The line with which the search ends after a signal."""
         return self._setting.describe_end(number)
 
-    def _find_earlier_run(self) -> None:
-        self._earlier = self._interrupted
+    def find_earlier(self) -> None:
+        """Finds the checkpoint of the interrupted trial, if there is one."""
+        self.earlier = self._interrupted
         if self._interrupted is not None:
             self.config["ckpt_path"] = find_intact_checkpoint(self._interrupted)
 
-    def _command_line(self) -> str:
+    def command_line(self) -> str:
+        """The command of the search."""
         return self._setting.command
 
-    def _further_callbacks(self) -> list[Callback]:
+    def further_callbacks(self) -> list[Callback]:
+        """Those of any run, and one that reports to the study; features are cached for all trials."""
         cache = self.config_init["feature_cache"]
         if cache is not None and cache.folder is None:  # not by the config, which stays that of an ordinary run
             cache.folder = self._setting.features
-        return [*super()._further_callbacks(), self._watch]
+        return [*super().further_callbacks(), self._watch]
 
 
 def config_args(*parts: Mapping[str, Any]) -> list[str]:

@@ -20,8 +20,8 @@ from optuna.trial import Trial, TrialState
 
 from lit_ft.assets import replace_atomically
 from lit_ft.cli.config.parser import ConfigCLI
+from lit_ft.cli.config.resumed_run import describe_command
 from lit_ft.cli.failures import interruption, raise_user_errors
-from lit_ft.cli.lightning import describe_command
 from lit_ft.cli.search import Search, check_space, dump_config, read_search, refuse_other_study
 from lit_ft.cli.trial import TrialSetting, config_args, run_trial
 from lit_ft.console import format_duration, format_path, format_value, rank_zero_print
