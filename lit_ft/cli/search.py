@@ -147,6 +147,9 @@ def refuse_options(base: Mapping[str, Any], config: TuneConfig) -> None:
     trainer = base["trainer"]
     if base["checkpoint"] is None:
         raise UserError("`checkpoint`: null leaves no metric to compare trials by; leave it out")
+    data = (base["data"] or {}).get("init_args") or {}
+    if data.get("folds") and data.get("fold") is None:
+        raise UserError("`data.folds`: a trial has one validation split; leave it out, or give `data.fold` 1")
     if trainer["fast_dev_run"]:
         raise UserError("`trainer.fast_dev_run`: a trial needs the folder of a run; leave it out")
     for name, is_one in (("devices", _one_device(trainer["devices"])), ("num_nodes", trainer["num_nodes"] == 1)):

@@ -15,7 +15,8 @@ _EXAMPLE = "{model.lr: {log: [1.0e-5, 1.0e-2]}}"
 
 _SAME_IMAGES = (
     "data.root", "data.table", "data.dataset", "data.train", "data.val", "data.val_fraction", "data.test_fraction",
-    "data.split_seed", "data.split_column", "data.groups", "data.group_column", "trainer.limit_val_batches",
+    "data.split_seed", "data.folds", "data.fold", "data.split_column", "data.groups", "data.group_column",
+    "trainer.limit_val_batches",
 )  # fmt: skip
 
 _NOT_TRIED: dict[str, str] = {

@@ -85,6 +85,7 @@ def test_study_of_another_space_is_refused():
     ("name", "value", "line"),
     [
         ("checkpoint", None, "checkpoint: null leaves no metric to compare trials by; leave it out"),
+        ("data/init_args/folds", 5, "data.folds: a trial has one validation split; leave it out, or give data.fold 1"),
         ("trainer/fast_dev_run", True, "trainer.fast_dev_run: a trial needs the folder of a run; leave it out"),
         ("trainer/devices", 2, "trainer.devices: 2, but each trial has one device; give 1, and start the command once"),
         ("trainer/devices", "0,1", "trainer.devices: 0,1, but each trial has one device"),
