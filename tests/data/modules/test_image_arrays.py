@@ -1,4 +1,3 @@
-import gzip
 import json
 import os
 from pathlib import Path
@@ -9,8 +8,8 @@ import torch
 from image_files import noise, write_idx
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.cli import main
-from lit_ft.data import ImageArrayDataModule
+from lit_ft.data import ImageArrayDataModule, ImageFolderDataModule
+from lit_ft.data.checks.check_data import check
 from lit_ft.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:there are no test images")
@@ -248,21 +247,28 @@ def test_archive_is_trained_tested_and_predicted_by_its_path(run, saved, photo_r
     assert len(Path("found.csv").read_text().splitlines()) == 11
 
 
-@pytest.mark.filterwarnings("ignore:.*are no images, and not used")
-def test_folder_of_idx_files_is_planned_checked_and_refused_where_photos_are_meant(run, refused, tmp_path):
+def test_folder_of_idx_files_is_planned_and_checked(run, tmp_path):
     folder = tmp_path / "idx"
     x = noise(30)
     x[7] = x[0]  # of another class
     write_idx(folder / "train-images-idx3-ubyte", x)
-    (folder / "train-labels-idx1-ubyte.gz").write_bytes(
-        gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 30]) + labels(30).astype(np.uint8).tobytes())
-    )
+    write_idx(folder / "train-labels-idx1-ubyte", labels(30), gz=True)
     printed = run("plan", folder, "--model.backbone", "mnist_cnn", "--model.weights", "null")
     assert "train        24 images, 8 a class" in printed
-    assert main(["check", str(folder), "--folder", "seen"]) == 1
-    assert "ImageArrayDataModule" in Path("seen/check.html").read_text()
-    line = refused("plan", "--config", "image_folder", "--data.root", folder)
-    assert line.endswith(f"for arrays: --data ImageArrayDataModule --data.root {folder}")
+    found = check(ImageArrayDataModule(str(folder)))
+    assert [(finding.kind, finding.count) for finding in found.findings if finding.hurts] == [
+        ("leak", 2),
+        ("contradiction", 2),
+    ]
+
+
+def test_arrays_that_are_given_as_photos_are_answered(tmp_path):
     np.savez(tmp_path / "set.npz", **keras())
-    line = refused("plan", "--config", "image_folder", "--data.root", tmp_path / "set.npz")
-    assert line.endswith(f"for arrays: --data ImageArrayDataModule --data.root {tmp_path / 'set.npz'}")
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx/train-images-idx3-ubyte.gz").touch()
+    for place in ("set.npz", "idx"):
+        with pytest.raises(UserError, match=f"for arrays: data ImageArrayDataModule data.root {tmp_path / place}$"):
+            _ = ImageFolderDataModule(str(tmp_path / place)).class_names
+    (tmp_path / "x.npy").touch()
+    with pytest.raises(UserError, match=f"for arrays: data ImageArrayDataModule data.root {tmp_path}$"):
+        _ = ImageFolderDataModule(str(tmp_path / "x.npy")).class_names
