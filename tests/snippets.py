@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from band_files import numbers, save_set
 from image_files import save_photo
 from PIL import Image
 
@@ -128,6 +129,9 @@ def prepare(folder):
         (folder / copy).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(folder / "configs" / "image_folder.yaml", folder / copy)
     write_photos(folder / "PHOTOS", {"train": 11, "val": 4, "test": 4})  # 33 to train on, for 32 processes
+    save_set(folder / "SCENES", each=12)
+    save_set(folder / "NEW_SCENES", each=1)
+    np.save(folder / "scene.npy", numbers((28, 28, 4)))
     for name in ("NEW_PHOTOS", "LABELLED_PHOTOS"):
         write_photos(folder / name, {"": 3})
     for name in ("photo.jpg", "rose.jpg", "MORE.jpg", "img_1.png"):

@@ -92,7 +92,9 @@ class Backbone(Staged, nn.Module):
     def forward(self, images: Tensor | StageOutput) -> Tensor:
         """Normalised images ``(B, C, H, W)``, or what the first stages gave for them -> features ``(B, D)``."""
         if isinstance(images, StageOutput):
-            return self._rest(images.values, images.depth)
+            if images.depth:
+                return self._rest(images.values, images.depth)
+            images = images.values  # normalised images
         depth = self._num_without_gradient(images)
         if not depth:
             return self._rest(images, 0)

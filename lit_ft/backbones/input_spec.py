@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torchvision.transforms.v2 import functional as F
 from lit_ft.errors import UserError, unknown
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+Bands = tuple[int, ...] | Literal["all"]
+"""Numbers of the bands that are read of each image, from 1, in their order, or all that it has."""
 
 Views = Literal["flip", "crops"]
 """Views of an image in test-time augmentation: with its mirror image, or the four corners beside the centre."""
@@ -36,6 +40,7 @@ class InputSpec:
         mean: Mean of each channel, on a scale from 0 to 1; their number is the number of channels.
         std: Standard deviation of each channel, on the same scale.
         squash: Whether the whole image is squeezed into a square, rather than its centre cut out.
+        bands: The bands that are read of each image as raw values, whose units mean and std then have; null for photos.
     """
 
     size: int = 224
@@ -44,11 +49,16 @@ class InputSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     squash: bool = False
+    bands: Bands | None = None
 
     @property
     def channels(self) -> int:
         """Number of channels, 3 of colour and 1 of grey images."""
         return len(self.mean)
+
+    def with_channels_of(self, other: InputSpec) -> InputSpec:
+        """This spec with the bands of another one, and their mean and deviation."""
+        return replace(self, bands=other.bands, mean=other.mean, std=other.std)
 
     def geometry(self) -> v2.Transform:
         """The eval transform up to the normalisation: photo ``(C, H, W)`` -> ``(C, size, size)``."""
@@ -92,9 +102,9 @@ class InputSpec:
         return starts[0], starts[1], ends[0], ends[1]
 
     def eval_transform(self) -> v2.Transform:
-        """What makes an image of a photo: uint8 ``(C, H, W)`` -> normalised float ``(C, size, size)``."""
+        """What makes an image of a photo: uint8 or raw ``(C, H, W)`` -> normalised float ``(C, size, size)``."""
         normalise = v2.Normalize(list(self.mean), list(self.std))
-        return v2.Compose([self.geometry(), v2.ToDtype(torch.float32, scale=True), normalise])
+        return v2.Compose([self.geometry(), v2.ToDtype(torch.float32, scale=self.bands is None), normalise])
 
     def meta_images(self) -> Tensor:
         """One such image ``(1, C, H, W)``, without data: shapes follow from it at no cost."""
@@ -125,6 +135,8 @@ class InputConfig:
         channels: Number of channels of the images; with another one than the backbone's, its first convolution is
             adapted (weights summed or repeated), and mean and std are averaged or repeated unless given.
         squash: Whether the whole image is squeezed into a square, rather than its centre cut out.
+        bands: The bands that are read of each image as raw values, whose units mean and std then have; null takes all
+            three from `data.bands` and the training images.
     """
 
     size: int | None = None
@@ -134,6 +146,7 @@ class InputConfig:
     std: list[float] | None = None
     channels: int | None = None
     squash: bool | None = None
+    bands: list[int] | Literal["all"] | None = None
 
     def applied_to(self, spec: InputSpec) -> InputSpec:
         """The spec with these changes.
@@ -145,6 +158,12 @@ class InputConfig:
         128
         """
         given = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.bands is not None:
+            given["bands"] = check_bands(self.bands, "`model.input.bands`")
+            if self.mean is None or self.std is None:
+                advice = "which are in the units of the files; or give `data.bands` alone, by which they are computed"
+                raise UserError(f"`model.input.bands`: needs `model.input.mean` and `model.input.std`, {advice}")
+            given.setdefault("channels", len(self.mean if self.bands == "all" else self.bands))
         channels = given.pop("channels", spec.channels)
         if channels < 1:
             raise UserError(f"`model.input.channels`: must be at least 1, got {channels}")
@@ -156,7 +175,7 @@ class InputConfig:
                     f"`model.input.{key}`: `model.input.channels` says {channels} channels, got {given[key]}"
                 )
             given[key] = tuple(float(value) for value in given[key])
-        if max(given["mean"]) > 1:
+        if max(given["mean"]) > 1 and "bands" not in given:
             raise UserError(f"`model.input.mean`: is on a scale from 0 to 1, got {list(given['mean'])}; divide by 255")
         choices = get_args(Interpolation)
         if given.get("interpolation", "bilinear") not in choices:
@@ -168,6 +187,19 @@ class InputConfig:
         if not 1 <= size <= given["resize"]:
             raise UserError(f"`model.input.size`: must be between 1 and resize ({given['resize']}), got {size}")
         return replace(spec, **given)
+
+
+def check_bands(bands: Sequence[int] | str, key: str) -> Bands:
+    """Bands that an option, ``key``, names; raises `UserError` where they can be none.
+
+    >>> check_bands([4, 3, 2], "`data.bands`")
+    (4, 3, 2)
+    """
+    if bands == "all":
+        return "all"
+    if isinstance(bands, str) or not bands or any(type(number) is not int or number < 1 for number in bands):
+        raise UserError(f"{key}: must be numbers of bands, from 1, such as [4, 3, 2], or all; got {bands!r}")
+    return cast(tuple[int, ...], tuple(bands))
 
 
 class ResizeForCentre(v2.Resize):  # type: ignore[misc]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from lit_ft.backbones.backbone import Backbone
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.meta import of_an_image
 from lit_ft.errors import UserError
@@ -61,9 +62,17 @@ def set_channels(module: nn.Module, spec: InputSpec, wanted: int) -> list[str]:
     reading = _reading_images(module, list(convs.values()), spec)
     first = [name for name, conv in convs.items() if conv in reading] or [next(iter(convs))]  # or after some padding
     for name in first:
-        convs[name].weight = nn.Parameter(adapted(convs[name].weight.detach(), wanted))
+        weight = convs[name].weight
+        convs[name].weight = nn.Parameter(adapted(weight.detach(), wanted), weight.requires_grad)
         convs[name].in_channels = wanted
     return [f"{name}.weight" for name in first]
+
+
+def adapt_channels(backbone: Backbone, spec: InputSpec) -> None:
+    """Lets a backbone take images of another number of channels, with the weights that it has."""
+    set_channels(backbone, backbone.spec, spec.channels)
+    backbone.spec = spec
+    backbone.to(memory_format=backbone.memory_format)
 
 
 def _reading_images(module: nn.Module, convs: Sequence[nn.Module], spec: InputSpec) -> list[nn.Module]:

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from lit_ft.assets import replace_atomically
 from lit_ft.console import rank_zero_print
+from lit_ft.data.bands.preview import draw_bands
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import formats
 from lit_ft.errors import UserError, refuse_unwritable
 
@@ -43,14 +45,22 @@ def render_page(package: str, template: str, **values: Any) -> str:
 
 
 def thumbnail(path: str) -> str:
-    """A small JPEG of an image in base 64; nothing of one that cannot be read, or has too many pixels."""
+    """A small JPEG of an image in base 64; nothing of one that cannot be read, or has too many pixels.
+
+    Of raw values, which is what more than 8 bits are taken for, it shows the first bands.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     try:
         with Image.open(path, formats=formats()) as image:
             if image.width * image.height > (limit or 0):
                 return ""
-            return encode_thumbnail(ImageOps.exif_transpose(image))
+            if not image.mode.startswith(("I", "F")):
+                return encode_thumbnail(ImageOps.exif_transpose(image))
     except Exception:  # what cannot be read is what such pages are about
+        pass
+    try:
+        return encode_thumbnail(draw_bands(BandReader("all")(path)))
+    except UserError:
         return ""
 
 

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from lit_ft.assets import replace_atomically
 from lit_ft.backbones.backbone import StageOutput
+from lit_ft.data.bands.preview import stretch
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.images.decode import formats
 from lit_ft.data.loading.sampler import Picks, seed_view
@@ -35,7 +36,7 @@ MAX_CHARACTERS = 19
 def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int, run: Run | None) -> None:
     """Draws the first images of a run's first batch as the network gets them, augmented, erased and mixed, with labels.
 
-    Only a batch that is a pair of uint8 images and targets has a picture.
+    Only a batch that is a pair of uint8 images, or raw ones, and targets has a picture.
 
     Args:
         trainer: The trainer, whose loggers get the picture.
@@ -51,7 +52,8 @@ def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int, run
     if isinstance(batch[0], StageOutput):
         batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
     images, targets = batch
-    if isinstance(images, Tensor) and images.dtype == torch.uint8:
+    is_raw = getattr(getattr(module, "normalise", None), "is_raw", False)
+    if isinstance(images, Tensor) and (images.dtype == torch.uint8 or is_raw):
         if hasattr(module, "pictured"):
             images, targets = module.pictured(batch, 0)
         captions = [_split(describe_target(target, module)) for target in targets[:num_images].cpu()]
@@ -112,7 +114,12 @@ def read_images(data: ImageDataModule[Any], rows: Tensor) -> Tensor:
     """Validation images as they are evaluated, uint8 ``(n, C, H, W)``, made small."""
     source = data.source("val", augment=False)
     ((images, _),) = source.read([Picks(rows, rows)], seed_view(0, 0))
-    return shrink(images.cpu())
+    return shrink(_as_pixels(images, data))
+
+
+def _as_pixels(images: Tensor, data: ImageDataModule[Any]) -> Tensor:
+    """Images of a data module as uint8, on the CPU."""
+    return images.cpu() if data.input_spec.bands is None else stretch(images)
 
 
 def shrink(images: Tensor, side: int = SIDE) -> Tensor:
@@ -124,10 +131,12 @@ def shrink(images: Tensor, side: int = SIDE) -> Tensor:
 def read_sprites(data: ImageDataModule[Any], rows: Tensor) -> Tensor:
     """Validation images as squares, uint8 ``(n, 3, S, S)``; photos are decoded small, which is quick."""
     split = data.splits["val"]
-    if isinstance(split, FileSplit):
+    if isinstance(split, FileSplit) and data.input_spec.bands is None:
         return torch.stack([_read_sprite(split.paths.full(row)) for row in rows.tolist()])
     source, parts = data.source("val", augment=False), torch.split(rows, 256)
-    images = (images.cpu() for images, _ in source.read([Picks(part, part) for part in parts], seed_view(0, 0)))
+    images = (
+        _as_pixels(images, data) for images, _ in source.read([Picks(part, part) for part in parts], seed_view(0, 0))
+    )
     return torch.cat([as_rgb(resize(part, [SPRITE_SIDE] * 2)) for part in images])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import decode
 from lit_ft.data.pages import SIDE, encode_thumbnail
 from lit_ft.errors import UserError
@@ -57,7 +58,7 @@ def explain_mistakes(run: Run, data: Any, mistakes: Sequence[ShownImage]) -> Mis
         return MistakeMaps(note=f"Without heat maps of the mistakes: {error}")
     if choose_quick_method(model) != "grad_cam":
         return MistakeMaps()
-    read = [(image, pixels) for image in wrong if (pixels := _read(data, image)) is not None]
+    read = [(image, pixels) for image in wrong if (pixels := _read(data, image, model.reader)) is not None]
     known = [(image, pixels) for image, pixels in read if image.guess in model.class_names]
     pictures: dict[str, str] = {}
     for start in range(0, len(known), _BATCH):
@@ -70,12 +71,12 @@ def explain_mistakes(run: Run, data: Any, mistakes: Sequence[ShownImage]) -> Mis
     return MistakeMaps(pictures, legend() if pictures else "")
 
 
-def _read(data: Any, image: ShownImage) -> Tensor | None:
-    """The pixels of an image, uint8 ``(C, H, W)``; None of one that cannot be read, as the page says."""
+def _read(data: Any, image: ShownImage, reader: BandReader | None) -> Tensor | None:
+    """The pixels of an image, uint8 or raw ``(C, H, W)``; None of one that cannot be read, as the page says."""
     split = find_array(data, image)
     if split is not None:
         return split.image(int(image.path))
     try:
-        return decode(image.path)
+        return decode(image.path) if reader is None else reader(image.path)
     except UserError:
         return None

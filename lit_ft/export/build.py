@@ -39,7 +39,7 @@ def describe_export(
     module: ImageModel, images: Sequence[Tensor], name: str, parts: NetworkParts | None = None
 ) -> Description:
     """The description of an exported model, with some images ``(C, H, W)`` and what the model makes of them."""
-    task, channels = module.task, 3 if module.normalise.channels == 1 else module.normalise.channels
+    task, bands = module.task, module.input_spec.bands
     parts = parts or NetworkParts.of(module)
     # By the file's resizing, as torch's own differs between CPUs by more than what is allowed here.
     found = predict_pixels(module, images, parts, resize_by_file) if images else FileOutputs(np.zeros((0, 1)))
@@ -48,7 +48,7 @@ def describe_export(
     return Description(
         task.name,
         list(module.class_names),
-        channels,
+        module.normalise.file_channels,
         name,
         [TOLERANCE * (unit if task.name == "regression" else 1.0) for unit in units],
         make_examples([to_array(image) for image in images], found),
@@ -57,6 +57,7 @@ def describe_export(
         farthest=None if parts.references is None else parts.calibration.farthest,
         label_smoothing=task.label_smoothing,
         units=task.standardisation.plain() if task.standardisation else None,
+        bands=list(bands) if isinstance(bands, tuple) else bands,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,7 +25,9 @@ FORMAT = "lit_ft"
 TOLERANCE = 1e-3
 """By how much a probability, a number in units of its standard deviation, or a distance of features may differ."""
 
-PixelArray = NDArray[np.uint8]
+PixelArray = NDArray[Any]
+"""Pixels of photos, uint8, or raw values, float32."""
+
 OutputArray = NDArray[np.floating[Any]]
 
 
@@ -42,7 +46,7 @@ class Example:
     """An image, and what the model makes of it.
 
     Args:
-        pixels: ``(H, W, C)``.
+        pixels: ``(H, W, C)``, uint8 or raw float32.
         outputs: ``(K,)``.
         distance: From the nearest validation image; None where the file has no such output.
     """
@@ -52,15 +56,14 @@ class Example:
     distance: float | None = None
 
     def plain(self) -> dict[str, Any]:
-        """The plain form in the metadata: the pixels as PNG, which loses nothing, in base 64."""
-        height, width, channels = self.pixels.shape
-        is_colour = channels == 3
-        image = Image.fromarray(self.pixels if is_colour else self.pixels.reshape(height, width * channels))
-        image.save(png := io.BytesIO(), "PNG", optimize=True)
-        shape = list(self.pixels.shape)
+        """The plain form in the metadata: the pixels packed, as PNG or raw, which loses nothing, in base 64."""
+        if self.pixels.dtype == np.uint8:
+            key, packed = "png", _pack_png(self.pixels)
+        else:
+            key, packed = "float32", zlib.compress(self.pixels.astype("<f4").tobytes())
         return {
-            "png": base64.b64encode(png.getvalue()).decode(),
-            "shape": shape,
+            key: base64.b64encode(packed).decode(),
+            "shape": list(self.pixels.shape),
             "outputs": [float(value) for value in self.outputs],
             "distance": self.distance,
         }
@@ -68,10 +71,22 @@ class Example:
     @classmethod
     def from_plain(cls, given: Mapping[str, Any]) -> Example:
         """The example in the plain form."""
-        with Image.open(io.BytesIO(base64.b64decode(given["png"], validate=True)), formats=["PNG"]) as image:
-            pixels = np.asarray(image).reshape(given["shape"])
+        if "float32" in given:
+            size = 4 * math.prod(given["shape"])
+            content = zlib.decompressobj().decompress(base64.b64decode(given["float32"], validate=True), size)
+            pixels = np.frombuffer(content, "<f4").astype(np.float32).reshape(given["shape"])
+        else:
+            with Image.open(io.BytesIO(base64.b64decode(given["png"], validate=True)), formats=["PNG"]) as image:
+                pixels = np.asarray(image).reshape(given["shape"])
         outputs, distance = np.asarray(given["outputs"], dtype=np.float64), given["distance"]
         return cls(pixels, outputs, None if distance is None else float(distance))
+
+
+def _pack_png(pixels: PixelArray) -> bytes:
+    height, width, channels = pixels.shape
+    image = Image.fromarray(pixels if channels == 3 else pixels.reshape(height, width * channels))
+    image.save(png := io.BytesIO(), "PNG", optimize=True)
+    return png.getvalue()
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class Description:
         distance_tolerance: By how much a distance may differ on another machine.
         label_smoothing: The share of the target that is spread over all classes in the loss.
         units: Mean and scale of the numbers of a regression; None where they were not standardised.
+        bands: Numbers of the bands that it takes raw values of, or all; None where it takes photos.
     """
 
     task: str
@@ -109,12 +125,17 @@ class Description:
     distance_tolerance: float = TOLERANCE
     label_smoothing: float = 0.0
     units: Mapping[str, Sequence[float]] | None = None
+    bands: list[int] | str | None = None
 
     @property
     def input_format(self) -> str:
         """The images that it takes, in words."""
+        inside = "of any size; resized and cropped inside"
+        if self.bands is not None:
+            which = "all bands" if self.bands == "all" else f"the bands {', '.join(map(str, self.bands))}"
+            return f"images: float32 (B, H, W, {self.channels}), raw values of {which} of the files, {inside}"
         kind = "RGB, " if self.channels == 3 else ""
-        return f"images: uint8 (B, H, W, {self.channels}), {kind}from 0 to 255, of any size; resized and cropped inside"
+        return f"images: uint8 (B, H, W, {self.channels}), {kind}from 0 to 255, {inside}"
 
     @property
     def output_format(self) -> str:
@@ -144,6 +165,7 @@ class Description:
             "distance_tolerance": json.dumps(self.distance_tolerance),
             "label_smoothing": json.dumps(self.label_smoothing),
             "units": json.dumps(self.units),
+            **({} if self.bands is None else {"bands": json.dumps(self.bands)}),
             "examples": json.dumps([example.plain() for example in self.examples]),
         }
 
@@ -171,6 +193,7 @@ class Description:
                 float(given["distance_tolerance"]),
                 float(given["label_smoothing"]),
                 json.loads(given["units"]),
+                json.loads(given.get("bands", "null")),
             )
             found.check()
         except (KeyError, TypeError, ValueError, OSError) as error:

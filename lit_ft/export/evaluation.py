@@ -61,7 +61,7 @@ def compute_outputs(model: ExportedModel, data: Any) -> Evaluated:
     def each() -> Iterator[int]:
         for start in range(0, len(split), _BATCH):
             rows = range(start, min(start + _BATCH, len(split)))
-            images = [read_pixels(split, row, model.file.description.channels) for row in rows]
+            images = [read_pixels(split, row, model.file.description.channels, model.reader) for row in rows]
             parts.append(model.judge(images)["answers"])
             yield len(rows)
 

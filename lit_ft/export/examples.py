@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode
@@ -23,17 +24,18 @@ _SIDES = (1.0, 0.5, 1.0, 1.25, 1.0, 0.75, 1.0, 1.0)
 _LONGER = (1.0, 1.3, 1.0, 1.1, 1.0, 1.2, 1.0, 1.0)
 
 
-def read_pixels(split: Any, row: int, channels: int) -> Tensor:
-    """An image of a split of a data module, uint8 ``(C, H, W)``, grey ones with the channels that a file takes."""
+def read_pixels(split: Any, row: int, channels: int, reader: BandReader | None = None) -> Tensor:
+    """An image of a split of a data module, uint8 or raw ``(C, H, W)``, grey photos with the channels of a file."""
     if isinstance(split, FileSplit):
-        return decode(split.paths.full(row))
+        path = split.paths.full(row)
+        return decode(path) if reader is None else reader(path)
     pixels: Tensor = split.image(row)
     return pixels.expand(channels, -1, -1) if len(pixels) == 1 else pixels
 
 
-def read_examples(split: Any, channels: int) -> list[Tensor]:
+def read_examples(split: Any, channels: int, reader: BandReader | None = None) -> list[Tensor]:
     """Some images of a split ``(C, H, W)``, spread over its classes."""
-    return [read_pixels(split, row, channels) for row in choose_rows(split.targets)]
+    return [read_pixels(split, row, channels, reader) for row in choose_rows(split.targets)]
 
 
 def choose_rows(targets: Tensor, count: int = NUM_EXAMPLES) -> list[int]:
@@ -47,14 +49,15 @@ def choose_rows(targets: Tensor, count: int = NUM_EXAMPLES) -> list[int]:
     return [int(row) for row in order[places]]
 
 
-def read_folder(folder: str, key: str) -> list[Tensor]:
+def read_folder(folder: str, key: str, reader: BandReader | None = None) -> list[Tensor]:
     """Some images of a folder, or one image, that an option names.
 
     Raises:
         UserError: If there is none, or one cannot be read.
     """
-    paths = find_images_to_predict(folder, key).paths
-    return [decode(paths[row]) for row in choose_rows(torch.zeros(len(paths)))]
+    paths = find_images_to_predict(folder, key, raw=reader is not None).paths
+    found = (paths[row] for row in choose_rows(torch.zeros(len(paths))))
+    return [decode(path) if reader is None else reader(path) for path in found]
 
 
 def draw_images(channels: int, side: int) -> list[Tensor]:
@@ -63,6 +66,15 @@ def draw_images(channels: int, side: int) -> list[Tensor]:
     drawn = torch.randint(256, (NUM_EXAMPLES, channels, 6, 6), generator=generator).float()
     smooth = torch.nn.functional.interpolate(drawn, size=(2 * side, 2 * side), mode="bilinear")
     return list(smooth.to(torch.uint8))
+
+
+def draw_for(spec: InputSpec, channels: int) -> list[Tensor]:
+    """Such patches for a network; where it takes raw values, these are within two deviations of the mean."""
+    images = draw_images(channels, spec.resize)
+    if spec.bands is None:
+        return images
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    return [(image - 127.5) / 64 * std + mean for image in images]
 
 
 def shrink_examples(images: Sequence[Tensor], spec: InputSpec) -> list[Tensor]:

@@ -44,7 +44,7 @@ def trace(model: InferenceModel) -> ExportedProgram:
         UserError: If the network does what torch.export cannot follow.
     """
     # Not square, and of no size that is in the network, as torch.export takes equal sizes for the same one.
-    images = torch.zeros(2, 71, 83, model.channels, dtype=torch.uint8)
+    images = torch.zeros(2, 71, 83, model.channels, dtype=torch.float32 if model.is_raw else torch.uint8)
     sizes = {0: Dim("batch", min=1), 1: Dim("height", min=1), 2: Dim("width", min=1)}
     try:
         with _quiet(), torch.no_grad():

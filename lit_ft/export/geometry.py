@@ -27,7 +27,7 @@ class CentreResize(nn.Module):
     Each pixel of the result is a weighted mean of pixels of the image, along its row and then along its column. Both
     are products with matrices of weights, which are computed of the size of the images. No operator for resizing is
     needed: those of the runtimes differ, and few have antialiasing. Like torch with uint8 images on x86 CPUs, it rounds
-    weights to 16 bits, and pixels after each of the two passes.
+    weights to 16 bits, and pixels after each of the two passes. Raw values of bands are not rounded.
 
     Args:
         spec: The geometry.
@@ -39,11 +39,12 @@ class CentreResize(nn.Module):
         super().__init__()
         self.spec = spec
         self.radius = _RADIUS[spec.interpolation]
+        self.is_exact = spec.interpolation == "nearest" or spec.bands is not None
         self.is_nearest = spec.interpolation == "nearest"
         self.register_buffer("powers", 2.0 ** torch.arange(1, _MOST_BITS + 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images, uint8 ``(B, H, W, C)`` -> whole numbers from 0 to 255, float32 ``(B, C, size, size)``."""
+        """Images, uint8 ``(B, H, W, C)`` -> whole numbers from 0 to 255, or raw, float32 ``(B, C, size, size)``."""
         height, width = images.shape[1:3]
         short = torch.sym_min(height, width)
         groups = max(count for count in range(1, _MOST_GROUPS + 1) if self.spec.size % count == 0)
@@ -60,7 +61,7 @@ class CentreResize(nn.Module):
         return self._round(torch.matmul(row_weights[0], pixels))
 
     def _round(self, values: Tensor) -> Tensor:
-        return values if self.is_nearest else torch.floor(values + 0.5).clamp(0, 255)
+        return values if self.is_exact else torch.floor(values + 0.5).clamp(0, 255)
 
     def _weigh(self, side: Any, short: Any, groups: int) -> tuple[Tensor, Tensor]:
         """The pixels of a side that each group of places within the crop needs, ``(groups, L)``, and their weights.
@@ -102,7 +103,7 @@ class CentreResize(nn.Module):
 
     def _quantise(self, weights: Tensor, before: Tensor, after: Tensor, count: Any) -> Tensor:
         """The weights in multiples of a power of two: the largest of which all weights fit into 16 bits."""
-        if self.is_nearest:
+        if self.is_exact:
             return weights
         # The first place, which may be outside of the crop, has the fewest pixels, which so weigh most.
         corner = self._weights(torch.zeros(1, 1, dtype=torch.int64), torch.arange(count).unsqueeze(0), before, after)

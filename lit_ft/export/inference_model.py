@@ -26,6 +26,10 @@ _GREY = (0.2989, 0.587, 0.114)
 _ROUNDINGS = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 
 
+_APART = 1e-3
+"""By how many standard deviations of a band the same may differ of raw values."""
+
+
 @dataclass(frozen=True)
 class NetworkParts:
     """A network in its parts, and what is known of its predictions.
@@ -52,7 +56,7 @@ class NetworkParts:
 
 
 class Preprocessing(nn.Module):
-    """The eval transform: images, uint8 ``(B, H, W, C)`` -> normalised ``(B, C, size, size)``.
+    """The eval transform: images, uint8 or raw ``(B, H, W, C)`` -> normalised ``(B, C, size, size)``.
 
     For a network of grey images it takes photos in colour, as `ImageModel.predict` does.
 
@@ -66,7 +70,7 @@ class Preprocessing(nn.Module):
     def __init__(self, module: ImageModel) -> None:
         super().__init__()
         self.geometry = CentreResize(module.input_spec)
-        self.is_grey = module.normalise.channels == 1
+        self.is_grey = module.normalise.channels == 1 and not module.normalise.is_raw
         self.register_buffer("mean", module.normalise.mean.clone())
         self.register_buffer("std", module.normalise.std.clone())
 
@@ -141,18 +145,18 @@ class InferenceModel(nn.Module):
         self.body, self.hidden = parts.body, parts.head[:-1]
         self.output = OutputLayer(parts.head[-1], module)
         self.distance = None if parts.references is None else NearestDistance(parts.references)
-        self.channels = 3 if module.normalise.channels == 1 else module.normalise.channels
+        self.channels, self.is_raw = module.normalise.file_channels, module.normalise.is_raw
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images, uint8 ``(B, H, W, C)`` -> outputs ``(B, K)``, and distances ``(B,)`` where there are references."""
+        """Images, uint8 or raw ``(B, H, W, C)`` -> outputs ``(B, K)``, and distances ``(B,)`` where known."""
         features = self.body(self.preprocessing(images))
         outputs = self.output(self.hidden(features))
         return (outputs,) if self.distance is None else (outputs, self.distance(features))
 
 
 def resize_by_torch(spec: InputSpec, image: Tensor) -> Tensor:
-    """An image, uint8 ``(C, H, W)``, resized and cropped as in a validation on this machine."""
+    """An image, uint8 or raw ``(C, H, W)``, resized and cropped as in a validation on this machine."""
     return transform_seeded(spec.geometry(), image, 0, "an image")
 
 
@@ -162,8 +166,17 @@ def resize_by_file(spec: InputSpec, image: Tensor) -> Tensor:
     Raises:
         UserError: If it is further away.
     """
-    made: Tensor = CentreResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0].to(torch.uint8)
-    away = int((made.int() - resize_by_torch(spec, image).int()).abs().max())
+    made: Tensor = CentreResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0]
+    wanted = resize_by_torch(spec, image)
+    if spec.bands is not None:
+        apart = float(((made - wanted).abs().amax((1, 2)) / torch.tensor(spec.std)).max())
+        if not apart <= _APART:
+            raise UserError(
+                f"nothing was written: the file resizes images by {apart:.2g} deviations otherwise than the model"
+            )
+        return made
+    made = made.to(torch.uint8)
+    away = int((made.int() - wanted.int()).abs().max())
     if away > _ROUNDINGS[spec.interpolation]:
         raise UserError(
             f"nothing was written: the file resizes images by {away} levels of 255 otherwise than the model"
@@ -177,7 +190,7 @@ def predict_pixels(
     parts: NetworkParts | None = None,
     resize: Callable[[InputSpec, Tensor], Tensor] = resize_by_torch,
 ) -> FileOutputs:
-    """What a model makes of images, each uint8 ``(C, H, W)``.
+    """What a model makes of images, each uint8 or raw ``(C, H, W)``.
 
     Args:
         module: The model, in eval mode.

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lit_ft.backbones.backbone import StageOutput
 from lit_ft.backbones.build import build_library_network
 from lit_ft.errors import UserError
 from lit_ft.export.description import FORMAT, TOLERANCE, installed_versions
@@ -91,7 +92,7 @@ def _compare(network: nn.Module, tensors: dict[str, Tensor], module: ImageModel)
     spec, generator = module.backbone.spec, torch.Generator().manual_seed(0)
     images = torch.randn(2, spec.channels, spec.size, spec.size, generator=generator)
     with torch.inference_mode():
-        wanted = module(images)
+        wanted = module(StageOutput(images, 0))  # as they are normalised
         found = network.eval()(images)
     difference = float((found - wanted).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
@@ -138,6 +139,7 @@ def _metadata(module: ImageModel, name: str, code: str) -> dict[str, str]:
         "classes": json.dumps(module.class_names),
         "input": json.dumps({key: getattr(spec, key) for key in ("size", "resize", "interpolation", "mean", "std")}),
         "crop": "none" if spec.squash else "center",
+        **({} if spec.bands is None else {"bands": json.dumps(spec.bands)}),
         "units": json.dumps(module.task.standardisation.plain() if module.task.standardisation else None),
         "versions": json.dumps(versions),
     }

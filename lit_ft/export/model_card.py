@@ -39,23 +39,24 @@ _ACTING = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_{}[]#|~!"} | {"<": 
 
 _SNIPPETS = {
     ".onnx": """import json, numpy as np, onnxruntime
-from PIL import Image, ImageOps
+{imports}
 session = onnxruntime.InferenceSession({file!r})
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
-photo = np.asarray(Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB"))
-outputs = session.run(None, {{"images": photo[None]}})[0][0]
+{image}
+outputs = session.run(None, {{"images": image[None]}})[0][0]
 print(dict(zip(json.loads(session.get_modelmeta().custom_metadata_map["classes"]), outputs.tolist())))""",
     ".pt2": """import json, numpy as np, torch
-from PIL import Image, ImageOps
+{imports}
 program = torch.export.load({file!r}, extra_files=(extra := {{"lit_ft.json": ""}}))
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
-photo = np.array(Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB"))
-outputs = program.module()(torch.from_numpy(photo)[None])[0][0]
+{image}
+outputs = program.module()(torch.from_numpy(image)[None])[0][0]
 print(dict(zip(json.loads(json.loads(extra["lit_ft.json"])["classes"]), outputs.tolist())))""",
     ".safetensors": """import safetensors.torch, {library}
 model = {code}
 model.load_state_dict(safetensors.torch.load_file({file!r}), strict=True)""",
 }
+
+_READ_PHOTO = """photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")
+image = np.array(Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB"))"""
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def _count_parameters(facts: CardFacts) -> int:
 
 def _format_geometry(spec: InputSpec) -> str:
     size, channels = f"{spec.size} x {spec.size}", "grey" if spec.channels == 1 else f"{spec.channels} channels"
+    if spec.bands is not None:
+        channels = "all bands" if spec.bands == "all" else f"bands {', '.join(map(str, spec.bands))}"
     if spec.squash:
         return f"whole, squeezed into {spec.resize} x {spec.resize}, {spec.interpolation}; {channels}"
     return f"shorter side to {spec.resize}, {spec.interpolation}, then the centre {size}; {channels}"
@@ -164,14 +167,19 @@ def _format_input(facts: CardFacts, description: Description) -> str:
     if Path(facts.file).suffix != ".safetensors":
         return _bullets([escape(description.input_format), escape(description.output_format)])
     spec = facts.module.input_spec
-    scale = f"pixels from 0 to 1, minus mean {list(spec.mean)}, divided by std {list(spec.std)}"
+    values = "pixels from 0 to 1" if spec.bands is None else "raw values"
+    scale = f"{values}, minus mean {list(spec.mean)}, divided by std {list(spec.std)}"
     return _bullets([escape(f"{_format_geometry(spec)}; {scale}"), "outputs: logits, in the order of classes"])
 
 
 def _usage(facts: CardFacts) -> str:
-    suffix = Path(facts.file).suffix
-    library = facts.code.partition(".")[0]
-    return f"```python\n{_SNIPPETS[suffix].format(file=facts.file, code=facts.code, library=library)}\n```"
+    suffix, bands = Path(facts.file).suffix, facts.module.input_spec.bands
+    imports, image = "from PIL import Image, ImageOps", _READ_PHOTO
+    if bands is not None:
+        chosen = "" if bands == "all" else f"[..., {[number - 1 for number in bands]}]"
+        imports, image = "import tifffile", f'image = np.float32(tifffile.imread("image.tif")){chosen}  # (H, W, C)'
+    parts = {"imports": imports, "image": image, "library": facts.code.partition(".")[0], "code": facts.code}
+    return f"```python\n{_SNIPPETS[suffix].format(file=facts.file, **parts)}\n```"
 
 
 def _describe_data(run: Run) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from lit_ft.backbones.input_spec import Views
+from lit_ft.backbones.input_spec import Views, check_bands
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.errors import UserError
 from lit_ft.export.runtime import open_exported
 from lit_ft.model.calibration import Calibration
@@ -41,25 +42,33 @@ class ExportedModel(Predictor):
         )
         self.calibration = Calibration(least_probability=self.file.description.least_probability)
 
-    def predict(
-        self,
-        pictures: Picture | Iterable[Picture],
-        top_k: int = 1,
-        batch_size: int = 32,
-        tta: Views | None = None,
+    @property
+    def reader(self) -> BandReader | None:
+        """What reads raw values of bands for the file; nothing where it takes photos."""
+        description = self.file.description
+        if description.bands is None:
+            return None
+        return BandReader(check_bands(description.bands, "bands"), description.channels)
+
+    def read(self, pictures: Picture | Iterable[Picture]) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Predictor.read`."""
+        return read_pictures(pictures, self.file.description.channels, self.reader)
+
+    def predict_images(
+        self, images: Iterable[tuple[str, torch.Tensor]], top_k: int = 1, batch_size: int = 32, tta: Views | None = None
     ) -> list[Prediction]:
         """Predicts images, in their order; see `Predictor.predict`. The file resizes and crops them, in one view."""
         if tta is not None:
             raise UserError(f"tta: {tta} is for a checkpoint; an exported file sees one view")
         check_positive(top_k=top_k, batch_size=batch_size)
-        images, found = read_pictures(pictures, self.file.description.channels), list[Prediction]()
-        while batch := list(islice(images, batch_size)):
+        left, found = iter(images), list[Prediction]()
+        while batch := list(islice(left, batch_size)):
             columns = self.judge([image for _, image in batch])
             found += self.format_predictions(columns, [name for name, _ in batch], top_k)
         return found
 
     def judge(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What it predicts for N images, each uint8 ``(C, H, W)``.
+        """What it predicts for N images, each uint8 or raw ``(C, H, W)``.
 
         Returns:
             ``answers`` ``(N, K)``; ``unsure`` and ``unlike_training`` ``(N,)``, where that is known.

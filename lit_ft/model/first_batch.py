@@ -49,13 +49,23 @@ def check_pair(batch: Any, split: str, task: Task, normalise: Normalise) -> None
 
 
 def check_images(images: Any, split: str, normalise: Normalise) -> None:
-    """Refuses anything but a batch of images, uint8 or normalised, and warns of floats that may not be normalised."""
+    """Refuses anything but a batch of images, uint8 or normalised, and warns of floats that may not be normalised.
+
+    Where raw values are taken, these may be any that are finite.
+    """
     if isinstance(images, StageOutput):  # computed from images that were uint8
         return
-    wanted = f"uint8 or normalised float (B, {normalise.channels}, H, W)"
+    kind = "raw numbers" if normalise.is_raw else "uint8 or normalised float"
+    wanted = f"{kind} (B, {normalise.channels}, H, W)"
     is_batch = isinstance(images, Tensor) and images.ndim == 4
-    if not is_batch or not (images.dtype == torch.uint8 or images.is_floating_point()):
+    if not is_batch or not (images.dtype == torch.uint8 or images.is_floating_point() or normalise.is_raw):
         raise _unexpected(split, "images", images, wanted)
+    if normalise.is_raw:
+        if images.shape[1] != normalise.channels:
+            raise _unexpected(split, "images", images, wanted)
+        if not bool(images.isfinite().all()):
+            raise UserError(f"{split}_dataloader: images have values that are not finite")
+        return
     if images.shape[1] not in (1, 3, normalise.channels) and images.shape[3] in (1, 3, normalise.channels):
         raise _unexpected(split, "images", images, f"{wanted}, with the channels first")
     if images.is_floating_point() and images.numel():
@@ -75,6 +85,8 @@ def refuse_unprepared(images: Any, size: int, normalise: Normalise) -> None:
     height, width = images.shape[2:]
     if (height, width) != (size, size):
         raise UserError(f"images are {height} x {width}, but the model was validated on {size} x {size}; {advice}")
+    if normalise.is_raw:
+        return
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise UserError(f"images are {_format_type(images)}, expected uint8 or normalised float; {advice}")
     if images.is_floating_point() and images.numel():

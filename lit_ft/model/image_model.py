@@ -36,7 +36,8 @@ _OF_TRAINING = ("penalty.",)
 class ImageModel(Staged, Predictor):
     """A backbone with a head, which predicts images: what `lit_ft.load` gives, and what a `FineTuneModule` trains.
 
-    Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
+    Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are; raw
+    values of bands are always normalised.
 
     Args:
         backbone: Name of the network, or class_path, init_args, stages and classifier of your own.
@@ -68,7 +69,7 @@ class ImageModel(Staged, Predictor):
         spec = as_config(InputConfig, input).applied_to(input_spec(backbone, weights))
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights, weights_key)
         self.backbone.to(memory_format=self.backbone.memory_format)
-        self.normalise = Normalise(spec.mean, spec.std, self.backbone.memory_format)
+        self.normalise = Normalise.of(spec, self.backbone.memory_format)
         self.class_names: list[str] = []
         self.sees_whole_images = False  # as those were evaluated that it was fitted with
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from lit_ft.model.first_batch import BatchCheck
 from lit_ft.model.heads import HeadConfig, read_trained_head, set_prior_bias
 from lit_ft.model.hyperparameters import PlainHyperparameters
 from lit_ft.model.image_model import ImageModel
+from lit_ft.model.input_bands import TakesBands, plain_input
 from lit_ft.model.monitoring import LossWatch, SplitMetrics, refuse_unlogged
 from lit_ft.model.objective import Batch, Objective, PenaltyConfig, WeightPenalty
 from lit_ft.model.preprocessing import BatchMix, MixConfig
@@ -47,11 +47,11 @@ class TakeClasses(Callback):
             cast(Any, pl_module).take_classes(stage)
 
 
-class FineTuneModule(PlainHyperparameters, ImageModel, ResumableFit):
+class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit):
     """A pretrained backbone with a new head, fine-tuned for a task.
 
-    Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are.
-    The number and the names of the classes come from the data module, unless ``classes`` names them.
+    Images may come as uint8, and are then scaled and normalised here, or as float, and are then taken as they are; raw
+    values of bands are always normalised. The number and names of classes are the data's, unless ``classes`` has them.
 
     For regression it trains on targets of mean 0 and standard deviation 1, by those of the training images, where the
     data module gives them by ``train_targets()``. Losses are of these, answers and metrics in the targets' own units.
@@ -118,10 +118,10 @@ class FineTuneModule(PlainHyperparameters, ImageModel, ResumableFit):
         check_task(task, label_smoothing, class_weight, mix.cutmix)
         super().__init__(backbone, weights, pool, input, stem, partial_weights, weights_key)
         self.backbone.gradient_checkpointing = gradient_checkpointing
-        spec = self.backbone.spec
+        self.asked_input = as_config(InputConfig, input)
         self.penalty = WeightPenalty(self.backbone, penalty)
         # The checkpoint has the weights and needs to fetch none; the input followed from their tag, and is written out.
-        settled = {"input": {**asdict(spec), "channels": spec.channels}, "head": head, "mix": mix, "penalty": penalty}
+        settled = {"input": plain_input(self.backbone.spec), "head": head, "mix": mix, "penalty": penalty}
         self.collect_hyperparameters(**settled, weights=None, source_weights=weights, optimizer=optimizer or "AdamW")
         self._trained_head = None if weights_key else read_trained_head(weights)
         self._losses, self._batches = LossWatch(), BatchCheck()
@@ -150,7 +150,8 @@ class FineTuneModule(PlainHyperparameters, ImageModel, ResumableFit):
         return [Compiling()] if self.hparams["compile"] else []
 
     def take_classes(self, stage: str) -> None:
-        """Takes the classes from a data module that is set up for a stage of the trainer, and builds their head."""
+        """Takes bands and classes from data that is set up for a stage of the trainer, and builds their head."""
+        self.take_bands(self.data_module, stage == "fit")
         if stage == "predict" and self.class_names:  # images to predict have no classes
             return
         names = settle_classes(self.data_module, self.hparams["task"], self.class_names)
@@ -222,10 +223,10 @@ class FineTuneModule(PlainHyperparameters, ImageModel, ResumableFit):
         return loss
 
     def pictured(self, batch: Batch, batch_idx: int) -> Batch:
-        """A training batch of uint8 images as the network will see it, uint8 ``(B, C, H, W)``, and its targets."""
+        """A training batch of images as the network will see it, uint8 ``(B, C, H, W)``, and its targets."""
         self.on_train_batch_start(batch, batch_idx)  # so that the step will draw the same numbers
         images, targets = self.objective.augment(self, self._batches.pair(batch, "train", self.task, self.normalise))
-        return images if images.dtype == torch.uint8 else self.normalise.pixels(images), targets
+        return self.normalise.pixels(images), targets
 
     # Evaluation
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_ft.backbones.backbone import StageOutput
 from lit_ft.errors import UserError
 from lit_ft.model.monitoring import TrainScore
 from lit_ft.model.preprocessing import BatchMix
@@ -108,8 +109,9 @@ class Objective:
         images, targets = batch
         if not (module.training and self.mix.is_on):
             return images, targets
-        mixed: Batch = self.mix(module.normalise(images), targets)
-        return mixed
+        mixed, targets = self.mix(module.normalise(images), targets)
+        # Floats are normalised again where they could be raw.
+        return StageOutput(mixed, 0) if module.normalise.is_raw else mixed, targets
 
     def __call__(self, module: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a training step, and the scalars to log by name.

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_ft.backbones.input_spec import Views
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode, to_pixels
 from lit_ft.data.loading.photo_source import transform_seeded
@@ -77,7 +78,8 @@ class Predictor(nn.Module):
             pictures: A file, a folder (all images below it, by name), an image of Pillow, an array ``(H, W)`` or
                 ``(H, W, C)``, a tensor ``(C, H, W)``, a batch of one of these, or any number of all of these. Files and
                 images of Pillow are turned as their EXIF data says. Pixels are uint8, or float from 0 to 1. Of four
-                channels the last is transparency, unless the network takes four.
+                channels the last is transparency, unless the network takes four. A model of raw values takes them as
+                they are, with all bands that a file has; an array may then be ``(C, H, W)``, too.
             top_k: The number of classes or labels to list.
             batch_size: The number of images that pass the network at once.
             tta: Test-time augmentation, the mean of several views of an image: with its mirror image (flip), or with
@@ -91,15 +93,29 @@ class Predictor(nn.Module):
             >>> model = lit_ft.load("best.ckpt")  # doctest: +SKIP
             >>> [found.label for found in model.predict("PHOTOS")]  # doctest: +SKIP
         """
+        return self.predict_images(self.read(pictures), top_k, batch_size, tta)
+
+    @property
+    def reader(self) -> BandReader | None:
+        """What reads raw values of bands from files; nothing of a model of photos."""
+        return BandReader.of(cast(Any, self).input_spec)
+
+    def read(self, pictures: Picture | Iterable[Picture]) -> Iterator[tuple[str, Tensor]]:
+        """The path of each picture, empty where there is none, and its pixels; see `read_pictures`."""
+        return read_pictures(pictures, cast(Any, self).normalise.channels, self.reader)
+
+    def predict_images(
+        self, images: Iterable[tuple[str, Tensor]], top_k: int = 1, batch_size: int = 32, tta: Views | None = None
+    ) -> list[Prediction]:
+        """Predicts images as `read` gives them; see `predict`."""
         check_positive(top_k=top_k, batch_size=batch_size)
         module = cast(Any, self)
         look, was_training = module.input_spec.views(tta), module.training
-        normalise, images = module.normalise, read_pictures(pictures, module.normalise.channels)
-        found: list[Prediction] = []
+        normalise, left, found = module.normalise, iter(images), list[Prediction]()
         module.eval()
         try:
             with torch.inference_mode():
-                while batch := list(islice(images, batch_size)):
+                while batch := list(islice(left, batch_size)):
                     views = [transform_seeded(look, image, 0, name or "an image") for name, image in batch]
                     pixels = [normalise.fit_channels(image) for of_one in views for image in of_one]  # to be stacked
                     predicted = self._judge(torch.stack(pixels).to(module.device), len(views[0]))
@@ -179,22 +195,29 @@ def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def read_pictures(pictures: Picture | Iterable[Picture], channels: int = 3) -> Iterator[tuple[str, Tensor]]:
-    """The path of each image, empty where there is none, and its pixels, uint8 ``(C, H, W)``.
+def read_pictures(
+    pictures: Picture | Iterable[Picture], channels: int = 3, reader: BandReader | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The path of each image, empty where there is none, and its pixels, uint8 or raw ``(C, H, W)``.
 
     Args:
         pictures: What `Predictor.predict` takes.
         channels: The number of channels that is taken as it is, besides one and three.
+        reader: How raw values of bands are read; photos when not given.
 
     Raises:
         UserError: If something is no image.
     """
     match pictures:
         case str() | Path():
-            for path in find_images_to_predict(str(pictures), "pictures").paths:
-                yield str(path), decode(path)
-        case Image.Image():
+            for path in find_images_to_predict(str(pictures), "pictures", raw=reader is not None).paths:
+                yield str(path), decode(path) if reader is None else reader(path)
+        case Image.Image() if reader is None:
             yield "", _check(to_pixels(pictures))
+        case Tensor() | np.ndarray() if reader is not None and pictures.ndim == 4:
+            yield from (("", reader.of_picture(image)) for image in pictures)
+        case Tensor() | np.ndarray() | Image.Image() if reader is not None:
+            yield "", reader.of_picture(pictures)
         case Tensor() if pictures.ndim == 4:
             yield from (("", _read_tensor(image, channels)) for image in pictures)
         case Tensor() if pictures.ndim == 3:
@@ -208,7 +231,7 @@ def read_pictures(pictures: Picture | Iterable[Picture], channels: int = 3) -> I
             raise UserError(f"pictures: expected {shapes}, or a batch, got the shape {tuple(pictures.shape)}")
         case Iterable() if not isinstance(pictures, (bytes, bytearray, memoryview, IOBase, Mapping)):
             for one in pictures:
-                yield from read_pictures(one, channels)
+                yield from read_pictures(one, channels, reader)
         case _:
             raise UserError(f"pictures: {type(pictures).__name__} is no image; give paths, images, arrays or tensors")
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
+from lit_ft.backbones.backbone import StageOutput
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.bands.preview import stretch
 from lit_ft.errors import UserError
 
 # Of Zhong et al., Random Erasing Data Augmentation (https://arxiv.org/abs/1708.04896), as torchvision has them.
@@ -26,26 +29,47 @@ class Normalise(nn.Module):
         mean: Mean of each channel, on a scale from 0 to 1; their number is the number of channels.
         std: Standard deviation of each channel, on the same scale.
         memory_format: The memory format in which the network is fastest.
+        is_raw: Whether images are raw values of bands, in whose units mean and deviation are.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], memory_format: torch.memory_format) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        memory_format: torch.memory_format,
+        is_raw: bool = False,
+    ) -> None:
         super().__init__()
         self.channels = len(mean)
         self.memory_format = memory_format
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+        self.is_raw = is_raw
+        scale = 1 if is_raw else 255
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * scale, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * scale, persistent=False)
+
+    @classmethod
+    def of(cls, spec: InputSpec, memory_format: torch.memory_format) -> Normalise:
+        """What makes the images of a spec of photos or raw values."""
+        return cls(spec.mean, spec.std, memory_format, spec.bands is not None)
+
+    @property
+    def file_channels(self) -> int:
+        """Number of channels of an image that comes from a file: photos have three, also where grey ones are taken."""
+        return 3 if self.channels == 1 and not self.is_raw else self.channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)``, uint8, or float that is taken as normalised -> normalised.
+        """Images ``(B, C, H, W)``, uint8, or float that is taken as normalised, unless raw -> normalised.
 
         Raises:
             UserError: If they have channels that the network does not take.
         """
         images = self.fit_channels(images)
-        if images.dtype == torch.uint8:
+        if self.is_raw:
+            images = images.to(self.mean.dtype).sub(self.mean).div_(self.std)
+        elif images.dtype == torch.uint8:
             # In place: each further tensor of floats costs as much time as the arithmetic.
             images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
         else:  # NumPy's floats are float64
@@ -61,17 +85,22 @@ class Normalise(nn.Module):
         channels = images.shape[-3]
         if channels == self.channels:
             return images
-        if channels == 1:
+        if channels == 1 and not self.is_raw:
             return images.expand(*images.shape[:-3], self.channels, -1, -1)
-        if self.channels == 1:
+        if self.channels == 1 and not self.is_raw:
             grey: Tensor = rgb_to_grayscale(images)
             return grey
         raise UserError(
             f"`model.input.channels`: the model takes images of {self.channels} channels, but the data gives {channels}"
         )
 
-    def pixels(self, images: Tensor) -> Tensor:
-        """Normalised images ``(B, C, H, W)`` as uint8 again."""
+    def pixels(self, images: Tensor | StageOutput) -> Tensor:
+        """Images ``(B, C, H, W)``, normalised or not, as uint8 again; raw values as pictures."""
+        images = images.values if isinstance(images, StageOutput) else images
+        if self.is_raw:
+            return stretch(images)
+        if images.dtype == torch.uint8:
+            return images
         return (images * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -63,7 +63,7 @@ def compute_stage_features(
     """
     rows = range(len(source)) if rows is None else rows
     names = list(backbone.stages)
-    weights = hash_tensors([*backbone.state_dict().values(), *normalise.state_dict().values()])
+    weights = hash_tensors([*backbone.state_dict().values(), *normalise.buffers()])
     content = [weights, source.identity(), [view, seed] if source.is_augmented else None, [*rows[:1], *rows[-1:]]]
 
     def is_valid(found: Derived) -> bool:

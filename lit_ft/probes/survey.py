@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lit_ft.backbones.backbone import Backbone, StageCost, stage_costs
 from lit_ft.backbones.build import NetworkName, build_backbone, input_spec
-from lit_ft.backbones.input_spec import InputConfig
+from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.console import log_progress
 from lit_ft.data.files.derived_rows import join_rows
+from lit_ft.model.input_bands import refuse_other_images
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes.feature_pass import StageFeatures, compute_stage_features
 from lit_ft.probes.heads.basis import Basis
@@ -53,14 +54,21 @@ class BackboneChoice:
         """The network's name, or the path of its class."""
         return self.name if isinstance(self.name, str) else str(self.name.get("class_path"))
 
-    def build(self) -> Backbone:
+    def build(self, images: InputSpec | None = None) -> Backbone:
         """The backbone in eval mode, its random weights being those of a run with the seed of this process.
+
+        Args:
+            images: Of raw values of bands, these and their mean and deviation.
 
         Raises:
             UserError: If it cannot be built.
         """
         given = {**BUILT_BY, **self.options}
-        spec = InputConfig(**(given["input"] or {})).applied_to(input_spec(self.name, self.weights))
+        asked = InputConfig(**(given["input"] or {}))
+        spec = asked.applied_to(input_spec(self.name, self.weights))
+        if images is not None and images.bands is not None:
+            refuse_other_images(asked, images)
+            spec = spec.with_channels_of(images)
         rest = given["stem"], given["partial_weights"], given["weights_key"]
         with torch.random.fork_rng(devices=[]):  # else they would depend on what was built before
             torch.default_generator.manual_seed(torch.initial_seed())
@@ -149,7 +157,7 @@ def survey_backbone(
     Raises:
         UserError: If the backbone cannot be built, or its features tell nothing.
     """
-    backbone = choice.build().to(device)
+    backbone = choice.build(images.data.measured_spec()).to(device)
     costs = stage_costs(backbone)
     found = pass_images(backbone, images)
     refuse_not_finite(found.last)
@@ -177,8 +185,9 @@ def survey_backbone(
 def pass_images(backbone: Backbone, images: ProbeImages) -> StageFeatures:
     """The features of all images, from a pass for each split, in the eval view of the backbone."""
     data, spec = images.data, backbone.spec
-    data.input_spec = data.spec or spec
-    normalise = Normalise(spec.mean, spec.std, backbone.memory_format).to(next(backbone.parameters()).device)
+    data.input_spec = data.spec.with_channels_of(spec) if data.spec else spec
+    normalise = Normalise.of(spec, backbone.memory_format)
+    normalise.to(next(backbone.parameters()).device)
     parts = [
         compute_stage_features(backbone, normalise, data.source(split, augment=False), data.batch_size)
         for split in images.splits

@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.responses import Response
 from torch import Tensor
 
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import decode, why_unread
 from lit_ft.errors import UserError
 from lit_ft.evaluation.inference import load
@@ -109,7 +110,7 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
         answers: dict[int, Answer] = {}
         images: dict[int, Tensor] = {}
         for place, upload in enumerate(uploads):
-            image = read_image(upload.content)
+            image = read_image(upload.content, self.model.reader)
             if isinstance(image, Refusal):
                 answers[place] = image
                 continue
@@ -118,7 +119,7 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
                 continue
             images[place] = image
             # So that a batch of large photos takes no more memory than the largest of them.
-            if sum(one.shape[1] * one.shape[2] for one in images.values()) > MAX_MEGAPIXELS * 1_000_000:
+            if sum(map(_count_pixels, images.values())) > MAX_MEGAPIXELS * 1_000_000:
                 answers |= self._predict_images(images, uploads)
                 images = {}
         answers |= self._predict_images(images, uploads)
@@ -139,7 +140,7 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
         if not images:
             return {}
         most = max(uploads[place].top_k for place in images)
-        found = self.model.predict(images.values(), most, batch_size=len(images))
+        found = self.model.predict_images([("", image) for image in images.values()], most, len(images))
         return {
             place: replace(one, top_k=one.top_k[: uploads[place].top_k])
             for place, one in zip(images, found, strict=True)
@@ -152,11 +153,16 @@ def _end(*_: object) -> NoReturn:
     sys.exit()
 
 
-def read_image(content: bytes) -> Tensor | Refusal:
-    """The pixels of an image, uint8 ``(3, H, W)``, or why there are none."""
+def _count_pixels(image: Tensor) -> int:
+    """The number of pixels of a photo, or of raw values, of which each takes more room."""
+    return image.numel() if image.is_floating_point() else image.shape[1] * image.shape[2]
+
+
+def read_image(content: bytes, reader: BandReader | None = None) -> Tensor | Refusal:
+    """The pixels of an image, uint8 ``(3, H, W)`` or raw ``(C, H, W)``, or why there are none."""
     file = BytesIO(content)
     try:
-        return decode(file)
+        return decode(file) if reader is None else reader(file, "the image")
     except UserError as error:
         cause = error.__cause__
         if isinstance(cause, Image.DecompressionBombError):

@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from litserve import LitServer
 
 from lit_ft.assets import checksum
+from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.errors import UserError
 from lit_ft.evaluation.explanations.maps import choose_quick_method
 from lit_ft.evaluation.inference import load
@@ -145,10 +146,15 @@ def describe_model(model: ImageModel, path: Path) -> dict[str, Any]:
         "version": checksum(path)[:12],
         "task": model.task.name,
         "classes": [valid_text(name) for name in model.class_names],
-        "input": {"size": model.input_spec.size, "channels": model.input_spec.channels},
+        "input": _describe_input(model.input_spec),
         "explain": choose_quick_method(model),
         "lit_ft": version("lit_ft"),
     }
+
+
+def _describe_input(spec: InputSpec) -> dict[str, Any]:
+    bands = {} if spec.bands is None else {"bands": spec.bands}
+    return {"size": spec.size, "channels": spec.channels, **bands}
 
 
 def find_device(given: str | None) -> torch.device:

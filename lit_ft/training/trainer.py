@@ -207,7 +207,8 @@ class Trainer(L.Trainer):
         """
         if isinstance(datamodule, PhotoDataModule):
             datamodule = copy(datamodule)
-            datamodule.cache, datamodule.verifies = None, False  # nothing of the images is shown
+            datamodule.cache = None
+            datamodule.verifies = datamodule.measures_bands = False  # nothing of the images is shown
         own = cast(Any, self)
         before = list(own.callbacks)
         cluster = None

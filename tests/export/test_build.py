@@ -17,9 +17,10 @@ from lit_ft.errors import UserError
 from lit_ft.export import build
 from lit_ft.export.build import build_export, describe_export, verify_built
 from lit_ft.export.description import FileOutputs
-from lit_ft.export.examples import draw_images, shrink_examples
+from lit_ft.export.examples import draw_for, draw_images, shrink_examples
 from lit_ft.export.inference_model import InferenceModel, predict_pixels, resize_by_file
 from lit_ft.export.model_card import CardFacts, render_card
+from lit_ft.export.predictor import ExportedModel
 from lit_ft.export.runtime import open_exported
 from lit_ft.model.calibration import Calibration, distances_to_nearest
 from lit_ft.model.module import FineTuneModule
@@ -50,6 +51,31 @@ def features_of(module, images):
     with head_inputs(module.head) as seen:
         predict_pixels(module, images)
     return torch.cat(seen)
+
+
+RAW = {"bands": [4, 1], "mean": [3000.0, -0.5], "std": [60.0, 0.01]}
+
+
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
+def test_file_of_raw_values_takes_the_bands_of_files(tmp_path, suffix):
+    module = model_of(input=RAW)
+    images = shrink_examples(draw_for(module.input_spec, 2), module.input_spec)
+    assert abs(float(images[0][0].mean()) - 3000) < 60
+    built = build_export(module, suffix, describe_export(module, images, "mnist_cnn"))
+    (tmp_path / f"m{suffix}").write_bytes(built.content)
+    wanted = "images: float32 (B, H, W, 2), raw values of the bands 4, 1 of the files, of any size"
+    assert built.description.input_format.startswith(wanted)
+    assert np.array_equal(built.description.examples[1].pixels, arrays(images)[1])
+    model = ExportedModel(tmp_path / f"m{suffix}")
+    values = np.random.default_rng(0).normal([-0.5, 0, 0, 3000], [0.01, 1, 1, 60], (40, 50, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    for picture in (values, str(tmp_path / "a.npy")):
+        [found], [expected] = model.predict(picture, top_k=3), module.predict(picture, top_k=3)
+        assert dict(found.top_k) == pytest.approx(dict(expected.top_k), abs=1e-4)
+    with pytest.raises(UserError, match="it has 2 bands, and band 4 is asked for"):
+        model.predict(values[..., :2])
+    card = render_card(CardFacts(f"m{suffix}", module, None, Path("x")), built.description)
+    assert 'image = np.float32(tifffile.imread("image.tif"))[..., [3, 0]]' in card
 
 
 @pytest.mark.parametrize(

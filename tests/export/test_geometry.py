@@ -38,6 +38,15 @@ def test_result_is_that_of_the_eval_transform(interpolation, squash, size, resiz
         assert (found - wanted).abs().max() <= most, (height, width)
 
 
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_raw_values_are_not_rounded(interpolation, squash):
+    spec = InputSpec(28, 32, interpolation, squash=squash, bands="all", mean=(0.0,) * 4, std=(1.0,) * 4)
+    for height, width in SIZES:
+        image = pixels(height, width, 4).float() * 200 - 7000.25
+        torch.testing.assert_close(resized(spec, image), spec.geometry()(image), atol=0.3, rtol=0)  # of 51,000
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_result_is_that_of_pillow_but_for_its_finer_weights(interpolation):
     spec = InputSpec(28, 32, interpolation)

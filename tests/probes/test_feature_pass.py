@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lit_ft import DigitsDataModule, FineTuneModule
+from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes import feature_pass
 from lit_ft.probes.feature_pass import average_places, compute_stage_features
 
@@ -56,6 +57,9 @@ def test_features_are_found_again_and_new_weights_are_passed_again(
     changed = compute_stage_features(model.backbone, model.normalise, source)
     assert len(passes) == 2
     assert not torch.equal(first.last, changed.last)
+    brighter = Normalise([0.3], [0.3], model.backbone.memory_format)
+    assert not torch.equal(compute_stage_features(model.backbone, brighter, source).last, changed.last)
+    assert len(passes) == 3
 
 
 def test_last_stage_alone_is_found_among_all_of_them(model: FineTuneModule, monkeypatch: pytest.MonkeyPatch) -> None:

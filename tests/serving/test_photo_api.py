@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from band_files import dicom, numbers
 from PIL import Image
 
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.model.prediction import Prediction
 from lit_ft.serving import photo_api
 from lit_ft.serving.answers import Refusal
@@ -23,12 +25,13 @@ def png(width=4, height=3, value=0):
 class Brightness:
     """A model that predicts the red of each image, and notes how many it gets at once."""
 
-    def __init__(self):
+    def __init__(self, reader=None):
         self.batches = []
+        self.reader = reader
 
-    def predict(self, images, top_k, batch_size):
+    def predict_images(self, images, top_k, batch_size):
         self.batches.append((len(images), top_k, batch_size))
-        return [Prediction(str(int(image[0, 0, 0])), 1.0, [(str(k), 0.1) for k in range(top_k)]) for image in images]
+        return [Prediction(str(int(image[0, 0, 0])), 1.0, [(str(k), 0.1) for k in range(top_k)]) for _, image in images]
 
 
 @pytest.fixture
@@ -64,6 +67,20 @@ def test_image_of_too_many_pixels_is_refused_as_too_large(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow refuses twice as many
     assert read_image(png(10, 10)).shape == (3, 10, 10)
     assert read_image(png(10, 11)) == Refusal(413, "the image has more than 80 megapixels")
+
+
+def test_raw_values_are_read_of_any_kind_of_upload(api, monkeypatch):
+    api.model = Brightness(BandReader((2,)))
+    file = BytesIO()
+    np.save(file, numbers((6, 5, 4), np.uint8) + 1000 * np.arange(4, dtype=np.uint16))
+    scan = dicom(np.full((3, 4), 777, np.uint16))
+    found, one, broken = api.predict([Upload(file.getvalue()), Upload(scan), Upload(file.getvalue()[:90])])
+    assert 1000 <= int(found.label) < 1256
+    assert one == Refusal(422, "the image cannot be read (it has 1 band, and band 2 is asked for)")
+    assert broken.status == 422
+    monkeypatch.setattr(photo_api, "MAX_MEGAPIXELS", 50 / 1e6)  # of which an image has 30
+    assert len(api.predict([Upload(file.getvalue())] * 4)) == 4
+    assert [count for count, _, _ in api.model.batches] == [1, 2, 2]
 
 
 def test_image_of_sixteen_bits_is_read_like_a_file():

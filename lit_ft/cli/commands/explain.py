@@ -51,9 +51,9 @@ _DEFAULTS = {
 def run(args: Sequence[str]) -> int:
     """Explains photos, and writes a page."""
     given, out = _parse(args)
-    found = [path for source in given.photos for path in find_photos(source)]
-    rows = torch.linspace(0, len(found) - 1, min(given.limit, len(found))).round().long().tolist()
     model, target, methods = _load(given)
+    found = [path for source in given.photos for path in find_photos(source, raw=model.reader is not None)]
+    rows = torch.linspace(0, len(found) - 1, min(given.limit, len(found))).round().long().tolist()
     before = find_before(given.checkpoint, model)
     photos = _explain([found[row] for row in rows], before, model, target, methods)
     readable = [photo.path for photo in photos if not photo.error]
@@ -134,7 +134,7 @@ def _explain_one(
     path: str, probe: ImageModel | None, model: ImageModel, target: int | None, methods: Sequence[str]
 ) -> ShownPhoto:
     try:
-        image = decode(path)
+        image = decode(path) if model.reader is None else model.reader(path)
         after = explain_image(model, image, path, target, methods)
     except UserError as error:
         return ShownPhoto(path, str(error).removeprefix(f"{path}: "))

@@ -25,7 +25,7 @@ from lit_ft.export.build import Exported, build_export, describe_export, to_arra
 from lit_ft.export.description import PixelArray
 from lit_ft.export.examples import (
     choose_rows,
-    draw_images,
+    draw_for,
     read_examples,
     read_folder,
     read_pixels,
@@ -141,7 +141,8 @@ def _quantise(built: Exported, data: Any, facts: CardFacts) -> tuple[Exported, s
     channels = built.description.channels
 
     def read(split: Any, most: int) -> Iterator[PixelArray]:
-        return (to_array(read_pixels(split, row, channels)) for row in choose_rows(split.targets, most))
+        rows = choose_rows(split.targets, most)
+        return (to_array(read_pixels(split, row, channels, facts.module.reader)) for row in rows)
 
     train, val = data.splits["train"], data.splits["val"]
     quantised = quantise(built.content, built.description, read(train, NUM_CALIBRATION))
@@ -191,21 +192,20 @@ def _network_name(module: ImageModel) -> str:
 
 def find_examples(module: ImageModel, checkpoint: Path, given: str | None) -> tuple[list[Any], str]:
     """Images ``(C, H, W)`` to put into the file, and what they are."""
-    channels = 3 if module.normalise.channels == 1 else module.normalise.channels
-    spec = module.input_spec
+    channels, spec = module.normalise.file_channels, module.input_spec
     if given not in (None, DRAWN):
-        images = read_folder(str(given), "--examples")
+        images = read_folder(str(given), "--examples", module.reader)
         return shrink_examples(images, spec), f"{len(images)} images of {printable(str(given))}"
     reason = ""
     if given is None:
         try:
             data = make_saved_data(checkpoint, module)
-            images = read_examples(data.splits["val"], channels)
+            images = read_examples(data.splits["val"], channels, module.reader)
             return shrink_examples(images, spec), f"{len(images)} validation images"
         except UserError as error:
             reason = str(error)
         print(f"Examples  no validation images at hand ({printable(reason)}); --examples FOLDER gives photos")
-    images = draw_images(channels, spec.resize)
+    images = draw_for(spec, channels)
     return shrink_examples(images, spec), f"{len(images)} drawn patches of colour"
 
 
@@ -229,7 +229,7 @@ def make_saved_data(checkpoint: Path, module: ImageModel) -> Any:
         raise UserError(f"{made.__name__}: {error}") from error
     if list(data.class_names) != module.class_names:
         raise UserError(f"{made.__name__} has other classes than the checkpoint")
-    data.input_spec = data.spec or module.input_spec
+    data.input_spec = data.spec.with_channels_of(module.input_spec) if data.spec else module.input_spec
     return data
 
 

@@ -16,6 +16,7 @@ from lit_ft.assets import replace_atomically
 from lit_ft.backbones.input_spec import Views
 from lit_ft.cli.commands import COMMANDS, CommandParser
 from lit_ft.console import dump_json, log_progress
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode
 from lit_ft.data.tables.path_lists import LIST_SUFFIXES, read_path_list
@@ -69,8 +70,10 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"--top_k: must be at least 1, got {given.top_k}")
     _refuse_swapped(given.checkpoint, given.photos[0])
     with join_launched() as work:
-        paths = work.on_first(lambda: _find_all(out, given.overwrite, given.photos))
+        work.on_first(lambda: _refuse_target(out, given.overwrite))
         model = _load(given.checkpoint, given.device, given.tta, work.device())
+        is_raw = model.reader is not None
+        paths = work.on_first(lambda: [path for source in given.photos for path in find_photos(source, is_raw)])
         shared = work.share(paths)
         own = predict_rows(model, shared, given.top_k, given.probabilities, given.tta, work.is_first)
         rows = work.collect(own)
@@ -84,11 +87,10 @@ def _refuse_swapped(checkpoint: str, photos: str) -> None:
         raise UserError(f"{checkpoint}: the run comes first; type lit-ft predict {join([photos, checkpoint])}")
 
 
-def _find_all(out: Path, overwrite: bool, photos: Sequence[str]) -> list[str]:
-    """The images, after a look at the file that is to be written."""
+def _refuse_target(out: Path, overwrite: bool) -> None:
+    """Raises `UserError` for a file that cannot be written."""
     if refusal := check_target(out, overwrite):
         raise UserError(f"--out: {refusal.replace('`predictions.overwrite` true', '--overwrite')}")
-    return [path for source in photos for path in find_photos(source)]
 
 
 def _write(out: Path, rows: Sequence[TableRow], reason: str) -> int:
@@ -111,8 +113,12 @@ def _load(path: str, device: str | None, tta: str | None, default: str | None) -
         raise UserError(error.args[0].replace("`ckpt_path`", "CHECKPOINT").replace("device:", "--device:")) from error
 
 
-def find_photos(source: str) -> list[str]:
+def find_photos(source: str, raw: bool = False) -> list[str]:
     """The images that an argument stands for: a file, those below a folder, that match a pattern, or of a list.
+
+    Args:
+        source: The argument.
+        raw: Whether raw values of bands are read, and so arrays and DICOM are images, too.
 
     Raises:
         UserError: If there are none.
@@ -120,7 +126,7 @@ def find_photos(source: str) -> list[str]:
     if Path(source).suffix.lower() in LIST_SUFFIXES and os.path.isfile(source):
         return read_path_list(Path(source), "PHOTOS")
     if os.path.exists(source) or not glob.has_magic(source):
-        return [str(path) for path in find_images_to_predict(source, "PHOTOS").paths]
+        return [str(path) for path in find_images_to_predict(source, "PHOTOS", raw).paths]
     found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
     if not found:
         raise UserError(f"PHOTOS: no file matches {source}")
@@ -156,10 +162,10 @@ def predict_rows(
 
     def batches() -> Iterator[int]:
         while batch := list(islice(left, _BATCH)):
-            read: dict[str, Any] = {path: _decode(path) for path in batch}
+            read: dict[str, Any] = {path: _decode(path, model.reader) for path in batch}
             good = {path: image for path, image in read.items() if not isinstance(image, str)}
             num = len(listed) or top_k
-            found = dict(zip(good, model.predict(good.values(), num, tta=tta), strict=True))
+            found = dict(zip(good, model.predict_images(good.items(), num, tta=tta), strict=True))
             done.extend(
                 _cells(path, found[path], top_k, listed) if path in found else {"path": path, reason: read[path]}
                 for path in batch
@@ -170,10 +176,10 @@ def predict_rows(
     return done
 
 
-def _decode(path: str) -> Any:
+def _decode(path: str, reader: BandReader | None) -> Any:
     """The pixels of an image, or the reason why there are none."""
     try:
-        return decode(path)
+        return decode(path) if reader is None else reader(path)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
 

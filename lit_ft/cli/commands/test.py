@@ -76,6 +76,10 @@ def _make_data(cli: ConfigCLI, model: ExportedModel) -> Any:
     if not isinstance(data, PhotoDataModule | ArrayDataModule):
         raise UserError(f"`data`: {type(data).__name__} has neither files nor arrays; give ImageFolderDataModule")
     settle_classes(data, model.task.name, model.class_names)
+    if model.reader is not None:
+        if not isinstance(data, PhotoDataModule):
+            raise UserError(f"`data`: the file takes raw values of bands, and {type(data).__name__} gives photos")
+        data.bands = model.reader.bands
     data.setup("test")
     return data
 

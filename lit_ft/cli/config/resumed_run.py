@@ -13,6 +13,7 @@ from lit_ft.console import format_path
 from lit_ft.data.fingerprint import difference
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint, saved_options
+from lit_ft.model.input_bands import leave_out_bands
 from lit_ft.runs import Run
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.launch import is_restarted
@@ -86,7 +87,8 @@ def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> 
 def _list_options(path: str, config: Namespace, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the run that wrote a checkpoint, and those of a config, by their names."""
     hparams = hyper_parameters(path, "finetune", "")
-    then, now = ({f"model.{key}": value for key, value in options.items()} for options in (hparams, model.hparams))
+    compared = leave_out_bands(hparams, model.hparams)
+    then, now = ({f"model.{key}": value for key, value in options.items()} for options in compared)
     return {**saved_options(path), **then}, {**now, **run_options(config.as_dict())}
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.checks.copies import Group, find_duplicates, find_placeholders
 from lit_ft.data.checks.findings import Inspected, Sample, check_classes, check_copies, check_files, inspect_file
 from lit_ft.data.checks.overview import describe_files, list_class_samples, name_source
@@ -46,7 +47,8 @@ def check(data: ImageDataModule[Any]) -> Checked:
     targets = {name: split.targets for name, split in splits.items() if not split.targets.is_floating_point()}
     counts = {name: class_counts(of_split, data.num_classes) for name, of_split in targets.items()}
     if data.in_files:
-        findings, groups, often, facts = _check_photos(images, bool(counts))
+        reader = getattr(data, "reader", None)
+        findings, groups, often, facts = _check_photos(images, bool(counts), reader)
     else:
         sums, groups = _hash_pixels(splits)
         findings, often, facts = [], find_placeholders(sums), dict[str, str]()
@@ -72,10 +74,13 @@ def check(data: ImageDataModule[Any]) -> Checked:
 
 
 def _check_photos(
-    images: Sequence[Sample], have_classes: bool
+    images: Sequence[Sample], have_classes: bool, reader: BandReader | None
 ) -> tuple[list[Finding], list[Group], list[list[int]], dict[str, str]]:
     """What is wrong with single files, those that show the same, the rows of placeholders, and facts about files."""
-    inspected, thumbs, groups = _inspect(images)
+    inspected, thumbs, groups = _inspect(images, reader)
+    if reader is not None:
+        often = find_placeholders([seen.checksum for seen in inspected])
+        return check_files(images, inspected, raw=True), groups, often, describe_files(inspected)
     # What is the same when it is small is the same picture, whatever its size, format and metadata.
     same = [b"" if s.thumb is None else hashlib.blake2b(s.thumb.data, digest_size=16).digest() for s in inspected]
     # In one class, many near copies may be frames of a film.
@@ -84,10 +89,18 @@ def _check_photos(
     return check_files(images, inspected), groups, often, describe_files(inspected)
 
 
-def _inspect(images: Sequence[Sample]) -> tuple[list[Inspected], NDArray[np.uint8], list[Group]]:
-    """Facts about files, their thumbnails ``(N, 3, 32, 32)``, and the copies among them."""
-    inspected = list(sweep([Path(image.path) for image in images], inspect_file, "checking"))
+def _inspect(
+    images: Sequence[Sample], reader: BandReader | None
+) -> tuple[list[Inspected], NDArray[np.uint8], list[Group]]:
+    """Facts about files, their thumbnails ``(N, 3, 32, 32)``, and the copies among them.
+
+    Of raw values, only exact copies are found, and there are no thumbnails: what small pictures of 8 bits have in
+    common, a network may tell apart.
+    """
+    inspected = list(sweep([Path(image.path) for image in images], partial(inspect_file, reader=reader), "checking"))
     checksums = np.array([seen.checksum for seen in inspected], dtype="S16").view("V16")
+    if reader is not None:
+        return inspected, np.zeros((0, 3, 32, 32), np.uint8), find_duplicates(checksums, None)
     blank = np.zeros((3, 32, 32), np.uint8)
     thumbs = np.stack([blank if seen.thumb is None else seen.thumb for seen in inspected])
     return inspected, thumbs, find_duplicates(checksums, torch.from_numpy(thumbs))
@@ -109,7 +122,7 @@ def _hash_image(split: Any, row: int) -> bytes:
 def find_copies(data: ImageDataModule[Any], splits: Mapping[Split, Any]) -> list[Group]:
     """Images of splits that show the same; rows are counted through all splits."""
     if data.in_files:
-        return _inspect(list_samples(data, splits))[2]
+        return _inspect(list_samples(data, splits), getattr(data, "reader", None))[2]
     return _hash_pixels(splits)[1]
 
 

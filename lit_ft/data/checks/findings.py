@@ -15,10 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from lit_ft.data.bands.reader import BandReader, name_format
 from lit_ft.data.checks.copies import MANY, THUMB, Group
 from lit_ft.data.checks.report import Finding
 from lit_ft.data.files.folders import is_ignored, rank_kinds
-from lit_ft.data.images.decode import HEIC_ADVICE, formats, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.decode import (
+    HEIC_ADVICE,
+    RAW_ADVICE,
+    RAW_SUFFIXES,
+    formats,
+    is_image,
+    is_unread_heif,
+    suffix_of,
+)
+from lit_ft.data.images.loss import find_loss
 from lit_ft.data.images.verification import problem_or_pixels
 from lit_ft.data.loading.protocols import Split
 
@@ -33,6 +43,9 @@ TINY = 32
 
 LONG = 4.0
 """An image whose longer side is more than so many times the shorter is reported: most of it is cropped away."""
+
+
+_RAW = "`data.bands` all gives the network their own values, of each band"
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ class Inspected:
     width: int = 0  # as stored, like the height
     height: int = 0
     is_turned: bool = False  # whether its EXIF data ask to turn or mirror it
-    checksum: bytes = b""  # of its content; nothing where it cannot be read
+    loss: str = ""  # what is left out of it as a photo, such as ``16 bits``
+    checksum: bytes = b""  # of its content, or its raw values; nothing where it cannot be read
     thumb: NDArray[np.uint8] | None = None  # ``(3, 32, 32)``, of the upright image; nothing likewise
 
     @property
@@ -63,8 +77,10 @@ class Inspected:
         return self.width * self.height > (Image.MAX_IMAGE_PIXELS or float("inf"))
 
 
-def inspect_file(path: Path) -> Inspected:
-    """Reads a file once."""
+def inspect_file(path: Path, reader: BandReader | None = None) -> Inspected:
+    """Reads a file once, as a photo or by a reader of raw values."""
+    if reader is not None:
+        return _inspect_raw(path, reader)
     try:
         seen = Inspected("", path.stat().st_size, *_header(path))
     except OSError as error:
@@ -77,7 +93,20 @@ def inspect_file(path: Path) -> Inspected:
     upright = Image.fromarray(found.permute(1, 2, 0).numpy())
     thumb = np.asarray(upright.resize((THUMB, THUMB), Image.Resampling.BOX)).transpose(2, 0, 1)
     checksum = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    return replace(seen, checksum=checksum, thumb=np.ascontiguousarray(thumb))
+    return replace(seen, loss=find_loss(path), checksum=checksum, thumb=np.ascontiguousarray(thumb))
+
+
+def _inspect_raw(path: Path, reader: BandReader) -> Inspected:
+    try:
+        size, kind = path.stat().st_size, name_format(path, suffix_of(path.name))
+    except OSError as error:
+        return Inspected(error.strerror or type(error).__name__)
+    found = problem_or_pixels(path, reader)
+    if isinstance(found, str):
+        return Inspected(found, size)
+    kind = kind or _header(path)[0]
+    checksum = hashlib.blake2b(found.contiguous().numpy().data, digest_size=16).digest()
+    return Inspected("", size, kind, found.shape[2], found.shape[1], checksum=checksum)
 
 
 def _header(path: Path) -> tuple[str, int, int, bool]:
@@ -103,12 +132,20 @@ def matches_format(path: str, format: str) -> bool:
     >>> matches_format("a.JPG", "MPO"), matches_format("a.png", "JPEG")
     (True, False)
     """
+    if format in ("NumPy", "DICOM"):  # the latter seldom has a suffix
+        return True
     known = "JPEG" if format == "MPO" else format  # with something added: what phones write to .jpg files
     return Image.registered_extensions().get(Path(path).suffix.lower()) == known
 
 
-def check_files(images: Sequence[Sample], inspected: Sequence[Inspected]) -> list[Finding]:
-    """What is wrong with single files, and which other files lie beside them."""
+def check_files(images: Sequence[Sample], inspected: Sequence[Inspected], raw: bool = False) -> list[Finding]:
+    """What is wrong with single files, and which other files lie beside them.
+
+    Args:
+        images: The files.
+        inspected: What was found out about each.
+        raw: Whether raw values of bands are read.
+    """
     both = list(zip(images, inspected, strict=True))
     known = [(image, seen, f"{seen.width}x{seen.height}") for image, seen in both if seen.format]
     read = [(image, seen, text) for image, seen, text in known if not seen.problem and not seen.is_huge]
@@ -119,7 +156,8 @@ def check_files(images: Sequence[Sample], inspected: Sequence[Inspected]) -> lis
     long = [_item(i, reason=text) for i, s, text in read if max(s.width, s.height) > LONG * min(s.width, s.height)]
     wrong = [_item(i, reason=f"is {s.format}") for i, s, _ in known if not matches_format(i.path, s.format)]
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
-    ignored, convert = _find_ignored({Path(image.path).parent for image in images})
+    reduced = [_item(image, reason=seen.loss) for image, seen, _ in read if seen.loss]
+    ignored, convert = _find_ignored({Path(image.path).parent for image in images}, raw)
     out = "or leave them out with `data.on_bad_image` skip"
     kinds = (
         ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"fix or remove them, {out}", broken),
@@ -128,6 +166,7 @@ def check_files(images: Sequence[Sample], inspected: Sequence[Inspected]) -> lis
         ("suffix", False, "have the suffix of another format", "rename them; lit_ft reads them by content", wrong),
         ("tiny", False, f"are less than {TINY} pixels high or wide", "look whether they are thumbnails", tiny),
         ("long", False, f"are more than {LONG:g} times as long as wide", "crop them: most of them is cut away", long),
+        ("reduced", False, "have more than 8 bits of three colours, and are reduced to that", _RAW, reduced),
         ("turned", False, "are turned upright by their EXIF data", "nothing to do: lit_ft turns them", turned),
         ("ignored", False, "beside the images are passed over", convert, ignored),
     )
@@ -142,18 +181,19 @@ def _item(image: Sample, **more: Any) -> dict[str, Any]:
     return {"path": image.path, "split": image.split, "class": image.label, **more}
 
 
-def _find_ignored(folders: Collection[Path]) -> tuple[list[dict[str, Any]], str]:
+def _find_ignored(folders: Collection[Path], raw: bool) -> tuple[list[dict[str, Any]], str]:
     """Files beside the images that are passed over, and what to do about them."""
     found = [
         {"path": entry.path, "reason": suffix_of(entry.name) or "no suffix"}
         for folder in sorted(folders)
         for entry in os.scandir(folder)
-        if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path)
+        if not is_ignored(entry.name) and entry.is_file() and not is_image(entry.path, raw)
     ]
     kinds = Counter(item["reason"] for item in found)
     listed = ", ".join(f"{number} {kind}" for kind, number in rank_kinds(kinds)[:5])
-    heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
-    advice = f"({listed}) convert those that are images to JPEG or PNG{heic}"
+    further = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, kinds)) else ""
+    further += f"; {RAW_ADVICE}" if RAW_SUFFIXES & kinds.keys() else ""
+    advice = f"({listed}) convert those that are images to JPEG or PNG{further}"
     return sorted(found, key=lambda item: item["path"]), advice
 
 

@@ -20,7 +20,15 @@ from torch import Tensor
 from lit_ft.data.files.derived_cache import Derived, change_time, load_or_derive, match_layout
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_folder, holds, is_ignored, rank_kinds
-from lit_ft.data.images.decode import HEIC_ADVICE, image_suffixes, is_image, is_unread_heif, suffix_of
+from lit_ft.data.images.decode import (
+    HEIC_ADVICE,
+    RAW_ADVICE,
+    RAW_SUFFIXES,
+    image_suffixes,
+    is_image,
+    is_unread_heif,
+    suffix_of,
+)
 from lit_ft.errors import UserError
 from lit_ft.rank_zero import rank_zero_warn
 
@@ -44,8 +52,10 @@ class ImageIndex:
     passed_over: Counter[str]  # number of the files that are no images, by their suffix
 
 
-def find_images_to_predict(given: str, key: str = "`data.predict`") -> FileSplit:
+def find_images_to_predict(given: str, key: str = "`data.predict`", raw: bool = False) -> FileSplit:
     """The image, or all images below the folder, that an option names, with their index as the target.
+
+    ``raw`` is as of `index_images`.
 
     Raises:
         UserError: There is no such file or folder, or no image in it.
@@ -55,7 +65,7 @@ def find_images_to_predict(given: str, key: str = "`data.predict`") -> FileSplit
         paths = PackedPaths.pack("", [path])
     else:
         path = find_folder(given, key)
-        index = index_images(path, key)
+        index = index_images(path, key, raw)
         warn_passed_over(path, key, index.passed_over)
         paths = index.paths
     if not len(paths):
@@ -63,15 +73,21 @@ def find_images_to_predict(given: str, key: str = "`data.predict`") -> FileSplit
     return FileSplit(paths, torch.arange(len(paths)))
 
 
-def index_images(folder: Path, key: str) -> ImageIndex:
+def index_images(folder: Path, key: str, raw: bool = False) -> ImageIndex:
     """Finds all images below a folder; links are followed, and what is hidden or left behind by tools is passed over.
 
+    Args:
+        folder: The folder.
+        key: The option that names it, or the one above it.
+        raw: Whether raw values of bands are read, and so arrays and DICOM are images, too.
+
     Raises:
-        UserError: A folder cannot be read; ``key`` is the option that names the one above all.
+        UserError: A folder cannot be read.
     """
     # Another list of suffixes would find other files, as would another version of this; and names are kept as text.
-    name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(image_suffixes())])
-    arrays, facts = load_or_derive("index", name, partial(_is_current, folder), _Scan(str(folder), key))
+    suffixes = image_suffixes() | RAW_SUFFIXES if raw else image_suffixes()
+    name = "\n".join([os.path.realpath(folder), "by content", _FILE_NAMES[0], *sorted(suffixes)])
+    arrays, facts = load_or_derive("index", name, partial(_is_current, folder), _Scan(str(folder), key, suffixes))
     bounds = np.concatenate([np.zeros(1, np.int64), arrays["stops"].numpy()])
     folders = {name: (first, last) for name, (first, last) in facts["folders"].items()}
     paths = PackedPaths(str(folder), arrays["text"].numpy(), bounds[:-1], bounds[1:])
@@ -85,13 +101,18 @@ def warn_passed_over(folder: Path, key: str, passed_over: Counter[str]) -> None:
         kinds = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in most]
         if len(passed_over) > _SHOWN:
             kinds.append(f"{count - sum(number for _, number in most):,} others")
-        heic = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, passed_over)) else ""
-        rank_zero_warn(f"{key}: {count:,} file(s) below {folder} are no images, and not used: {', '.join(kinds)}{heic}")
+        advice = f"; {HEIC_ADVICE}" if any(map(is_unread_heif, passed_over)) else ""
+        advice += f"; {RAW_ADVICE}" if RAW_SUFFIXES & passed_over.keys() else ""
+        rank_zero_warn(
+            f"{key}: {count:,} file(s) below {folder} are no images, and not used: {', '.join(kinds)}{advice}"
+        )
 
 
-def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> tuple[list[str], set[str]]:
+def _wanted(
+    entries: Iterable[os.DirEntry[str]], passed_over: Counter[str], suffixes: frozenset[str]
+) -> tuple[list[str], set[str]]:
     """The names of images and folders in order, and which are folders; counts what is neither."""
-    names, folders, suffixes = [], set(), image_suffixes()
+    names, folders = [], set()
     for entry in entries:
         name = entry.name
         if is_ignored(name):
@@ -105,7 +126,7 @@ def _wanted(entries: Iterable[os.DirEntry[str]], passed_over: Counter[str]) -> t
             if holds(entry.is_file) or not os.path.exists(entry.path):
                 names.append(name)
         elif holds(entry.is_file):
-            if is_image(entry.path):
+            if is_image(entry.path, raw=suffixes >= RAW_SUFFIXES):
                 names.append(name)
             else:
                 passed_over[suffix_of(name)] += 1
@@ -159,11 +180,12 @@ def _are_facts(facts: dict[str, Any], num_images: int) -> bool:
 
 
 class _Scan:
-    """Reads every folder below one once; ``key`` is the option that names it."""
+    """Reads every folder below one once; ``key`` is the option that names it, ``suffixes`` those of images."""
 
-    def __init__(self, folder: str, key: str) -> None:
+    def __init__(self, folder: str, key: str, suffixes: frozenset[str]) -> None:
         self.folder = folder
         self.key = key
+        self.suffixes = suffixes
         self.text = bytearray()  # the names of the images, one after the other
         self.stops = array("q")  # where each ends
         self.folders: dict[str, list[int]] = {}
@@ -191,7 +213,7 @@ class _Scan:
             if itself in above:  # a link to a folder that it is in
                 return
             with os.scandir(folder) as entries:
-                names, folders = _wanted(entries, self.passed_over)
+                names, folders = _wanted(entries, self.passed_over, self.suffixes)
         except OSError as error:
             raise UserError(f"{self.key}: {folder} cannot be read ({error.strerror}); change or move it") from error
         self.below.append(within)

@@ -23,7 +23,7 @@ from lit_ft.errors import UserError
 
 reuse_image_memory()
 
-_ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag
 _RESAMPLING = {
     InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
     InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
@@ -48,6 +48,8 @@ _SIGNATURE = re.compile(
     re.DOTALL,
 )
 _SIGNATURE_BYTES = 16
+_DICOM_BYTES = 132
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Suffixes that say of a file that it is no photo to be read, so that nobody has to look into it. Raw formats are among
 # them: as TIFF, Pillow would read the thumbnail in them.
@@ -61,6 +63,12 @@ _OTHERS = (
     " .ckpt .npy .npz .onnx .pt .pth .safetensors .crdownload .part .tmp"
 )
 _OTHER_SUFFIXES = frozenset(_OTHERS.split())
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+RAW_SUFFIXES = DICOM_SUFFIXES | {".npy"}
+"""Suffixes of files that are images where raw values of bands are read, and else none."""
+
+RAW_ADVICE = "`data.bands` reads .npy and .dcm"
 
 
 @lru_cache(1)
@@ -93,19 +101,30 @@ def suffix_of(name: str) -> str:
     return name[place:].lower() if place > max(name.rfind("/"), name.rfind("\\")) else ""
 
 
-def is_image(path: str) -> bool:
-    """Whether a file, no pipe or device, is an image: by its suffix, or where that says nothing by its content."""
+def is_image(path: str, raw: bool = False) -> bool:
+    """Whether a file, no pipe or device, is an image: by its suffix, or where that says nothing by its content.
+
+    Args:
+        path: The file.
+        raw: Whether raw values of bands are read, and so arrays and DICOM are images, too.
+    """
     suffix = suffix_of(path)
-    if suffix in image_suffixes():
+    if suffix in image_suffixes() or (raw and suffix in RAW_SUFFIXES):
         return True
     if suffix in _OTHER_SUFFIXES or suffix in _HEIF_SUFFIXES:
         return False
     try:
         with open(path, "rb") as file:
-            head = file.read(_SIGNATURE_BYTES)
+            head = file.read(_DICOM_BYTES if raw else _SIGNATURE_BYTES)
     except OSError:  # what may not be read is not taken for an image
         return False
-    return bool(_SIGNATURE.match(head)) or ("HEIF" in formats() and bool(_HEIF.match(head)))
+    is_known = bool(_SIGNATURE.match(head)) or ("HEIF" in formats() and bool(_HEIF.match(head)))
+    return is_known or (raw and is_dicom(head))
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file is DICOM, by its first 132 bytes; few of them have a suffix."""
+    return head[128:_DICOM_BYTES] == b"DICM"
 
 
 def is_unread_heif(suffix: str, head: bytes = b"") -> bool:
@@ -128,7 +147,7 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
 
 def to_pixels(image: Image.Image) -> Tensor:
     """An image of Pillow as `decode` gives it; it is not changed. Raises `UserError` likewise."""
-    with _strict("an image of Pillow", None):
+    with naming_file("an image of Pillow", None):
         return _pixels(_upright(image.copy()))
 
 
@@ -177,13 +196,13 @@ def upright_size(file: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
     """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
-    with _strict(file, name), Image.open(file, formats=formats()) as image:
+    with naming_file(file, name), Image.open(file, formats=formats()) as image:
         yield image
 
 
 @contextmanager
-def _strict(file: str | Path | BytesIO, name: str | None) -> Iterator[None]:
-    """Raises whatever fails within as an error of the file, also that a part of it is missing."""
+def naming_file(file: str | Path | BytesIO, name: str | None) -> Iterator[None]:
+    """Raises whatever fails within as a `UserError` of the file, also that a part of it is missing."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         # Whatever the rest of the program says, what is missing must not be filled with grey.
@@ -205,23 +224,25 @@ def _strict(file: str | Path | BytesIO, name: str | None) -> Iterator[None]:
 
 def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
     """Why a file, or its content, cannot be read as an image, in a line; from what was raised."""
-    if not isinstance(error, UnidentifiedImageError):
+    if not isinstance(error, UnidentifiedImageError) and "raw mode" not in str(error):
         return " ".join(str(error).split()) or type(error).__name__
     if isinstance(file, BytesIO):
         suffix, head = "", file.getvalue()[:_SIGNATURE_BYTES]
     else:
         with open(file, "rb") as opened:
             suffix, head = suffix_of(str(file)), opened.read(_SIGNATURE_BYTES)
+    if head[:4] in _TIFF:
+        return "a TIFF of bits or bands that Pillow does not know; `data.bands` reads it"
     return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
 
 
 def _is_turned(image: Image.Image) -> bool:
     # Pillow turns TIFF itself as it loads it.
-    return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in range(2, 9)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = _is_turned(image) and image.getexif()[_ORIENTATION] >= 5
+    turned = _is_turned(image) and image.getexif()[ORIENTATION] >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from torch import Tensor
 from lit_ft.assets import lock_beside
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.console import format_bytes
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.derived_cache import match_layout
 from lit_ft.data.files.file_split import FileSplit, PackedPaths, PhotoFiles
 from lit_ft.data.images.decode import decode, upright_size
@@ -91,27 +93,29 @@ class PhotoCache:
     def __init__(self, path: Path, made: str | None = None, rows: NDArray[np.int64] | None = None) -> None:
         with safe_open(path, "pt") as file:  # its tensors are mapped, and read when they are used
             self._keys, self._sizes, self._pixels = (file.get_tensor(name) for name in ("keys", "sizes", "pixels"))
-            self.made = file.metadata()["made"]
+            facts = file.metadata()
+        self.made, self._channels = facts["made"], int(facts.get("bands", 3))
+        self._kind = torch.float32 if "bands" in facts else torch.uint8
         if made is None and not self._is_whole():
             raise ValueError("its parts do not belong together")
         if made not in (None, self.made):
             raise UserError(f"`data.cache`: {path} was made anew by another run; start this one again")
         self.path = path
-        self._stops = (self._sizes.prod(dim=1) * 3).cumsum(0)
+        self._stops = (self._sizes.prod(dim=1) * self._channels).cumsum(0)
         self._rows = np.arange(len(self._keys)) if rows is None else rows
 
     def _is_whole(self) -> bool:
         """Whether its parts belong together."""
         arrays = {"keys": self._keys, "sizes": self._sizes, "pixels": self._pixels}
         return (
-            match_layout(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (torch.uint8, 1)})
+            match_layout(arrays, {"keys": (torch.int64, 1), "sizes": (torch.int64, 2), "pixels": (self._kind, 1)})
             and self._sizes.shape == (len(self._keys), 2)
             and len(self._keys) > 0
             and self.made == made_of(self._keys.numpy(), self._sizes.numpy())
             and bool((self._keys.diff() > 0).all())
             and bool((self._sizes > 0).all())
             # In floats, as integers may overflow.
-            and float(self._sizes.double().prod(dim=1).sum()) * 3 == len(self._pixels)
+            and float(self._sizes.double().prod(dim=1).sum()) * self._channels == len(self._pixels)
         )
 
     def __reduce__(self) -> Any:
@@ -123,11 +127,11 @@ class PhotoCache:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        """An image, uint8 ``(3, H, W)``; not to be changed."""
+        """An image, uint8 ``(3, H, W)`` or raw ``(C, H, W)``; not to be changed."""
         row = self._rows[index]
         height, width = self._sizes[row].tolist()
-        stop = int(self._stops[row])
-        image: Tensor = self._pixels[stop - height * width * 3 : stop].view(height, width, 3).permute(2, 0, 1)
+        stop, shape = int(self._stops[row]), (height, width, self._channels)
+        image: Tensor = self._pixels[stop - math.prod(shape) : stop].view(shape).permute(2, 0, 1)
         return image
 
     def of(self, files: PhotoFiles) -> PhotoCache | None:
@@ -152,6 +156,7 @@ def cache_path(folder: Path, files: Sequence[PhotoFiles], spec: InputSpec) -> Pa
     names = [name for part in files for name in (min(part.names), max(part.names))]
     root = os.path.commonpath(names)
     way = [spec.resize, spec.interpolation, spec.squash, PIL.__version__, torch.__version__, torchvision.__version__]
+    way += [] if spec.bands is None else [spec.bands, spec.channels]
     digest = hashlib.sha256(json.dumps([root, *way]).encode()).hexdigest()
     return folder / f"{os.path.basename(root)}-{spec.resize}-{digest[:12]}.safetensors"
 
@@ -204,11 +209,13 @@ def _write(path: Path, files: Sequence[PhotoFiles], spec: InputSpec, workers: in
     keys, first = np.unique(np.concatenate([part.keys for part in files]), return_index=True)
     names = [name for part in files for name in part.names]
     paths = PackedPaths.pack("", [names[i] for i in first])
-    sizes = np.array(list(sweep(paths, upright_size, "Sizes", workers)), np.int64)
+    reader = BandReader.of(spec)
+    size_of = upright_size if reader is None else reader.size
+    sizes = np.array(list(sweep(paths, size_of, "Sizes", workers)), np.int64)
     stored = np.array([stored_size(height, width, spec) for height, width in sizes.tolist()], np.int64)
-    lengths = stored.prod(axis=1) * 3
+    lengths = stored.prod(axis=1) * (3 if reader is None else 4 * spec.channels)
     stops = lengths.cumsum()
-    head = _head(keys, stored, int(stops[-1]))
+    head = _head(keys, stored, int(stops[-1]), None if reader is None else spec.channels)
     total = len(head) + int(stops[-1])
     free = shutil.disk_usage(path.parent).free
     if free < total:
@@ -220,21 +227,22 @@ def _write(path: Path, files: Sequence[PhotoFiles], spec: InputSpec, workers: in
         file.write(head)
         file.flush()
         resize = spec.geometry().transforms[0]
-        copies = _Copies(paths, stored, len(head) + stops - lengths, unfinished, resize)
+        copies = _Copies(paths, stored, len(head) + stops - lengths, unfinished, resize, reader)
         for _ in sweep(range(len(paths)), copies, "Cache", workers):
             pass
         os.fsync(file.fileno())
     unfinished.replace(path)
 
 
-def _head(keys: NDArray[np.int64], stored: NDArray[np.int64], pixels: int) -> bytes:
+def _head(keys: NDArray[np.int64], stored: NDArray[np.int64], num_bytes: int, bands: int | None) -> bytes:
     """All but the pixels, as safetensors has it: it could write only what fits into memory."""
     first, second = keys.nbytes, keys.nbytes + stored.nbytes
+    kind, count = ("U8", num_bytes) if bands is None else ("F32", num_bytes // 4)
     entries = {
-        "__metadata__": {"made": made_of(keys, stored)},
+        "__metadata__": {"made": made_of(keys, stored), **({} if bands is None else {"bands": str(bands)})},
         "keys": {"dtype": "I64", "shape": keys.shape, "data_offsets": [0, first]},
         "sizes": {"dtype": "I64", "shape": stored.shape, "data_offsets": [first, second]},
-        "pixels": {"dtype": "U8", "shape": [pixels], "data_offsets": [second, second + pixels]},
+        "pixels": {"dtype": kind, "shape": [count], "data_offsets": [second, second + num_bytes]},
     }
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
@@ -258,6 +266,7 @@ class _Copies:
     starts: NDArray[np.int64]
     file: Path
     resize: Callable[[Tensor], Tensor]
+    reader: BandReader | None
 
     def __call__(self, i: int) -> None:
         try:
@@ -270,12 +279,12 @@ class _Copies:
 
     def _copy(self, i: int) -> memoryview:
         size = tuple(self.sizes[i].tolist())
-        image = decode(self.paths[i])
+        image = decode(self.paths[i]) if self.reader is None else self.reader(self.paths[i])
         if image.shape[1:] != size:
             image = self.resize(image)
         if image.shape[1:] != size:
             raise UserError(f"{self.paths[i]}: its header has another size than its pixels; fix or remove it")
-        return image.permute(1, 2, 0).contiguous().numpy().data
+        return image.permute(1, 2, 0).contiguous().numpy().data.cast("B")
 
 
 def _unwritable(folder: Path, error: Exception) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.derived_cache import file_stamp_number, load_derived, match_layout, store_derived
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.images.decode import decode, why_unread
+from lit_ft.data.images.loss import find_loss
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError
@@ -28,26 +31,32 @@ class Verification:
     """The images of each split that cannot be read; they are found once for each time that they are applied."""
 
     def __init__(self) -> None:
-        self._bad: dict[Split, dict[int, str]] = {}
+        self._found: dict[Split, tuple[dict[int, str], list[int]]] = {}
+        self._has_warned = False  # of what is left out of images
         self.left_out: dict[Split, list[str]] = {}
         """By split, the images left out, and why; splits that were not used yet are missing."""
 
-    def find(self, split: Split, files: FileSplit) -> dict[int, str]:
+    def find(self, split: Split, files: FileSplit, reader: BandReader | None = None) -> dict[int, str]:
         """The rows of a split that cannot be read, and why; a process that has prepared the data has them already."""
-        if split not in self._bad:
-            self._bad[split] = find_unreadable(files.paths)
-        return self._bad[split]
+        if split not in self._found:
+            self._found[split] = find_unreadable(files.paths, reader)
+        return self._found[split][0]
 
     def apply(
-        self, used: Mapping[Split, FileSplit], on_bad_image: OnBadImage, class_names: Sequence[str]
+        self,
+        used: Mapping[Split, FileSplit],
+        on_bad_image: OnBadImage,
+        class_names: Sequence[str],
+        reader: BandReader | None = None,
     ) -> dict[Split, FileSplit]:
         """The splits that are used, without the images that cannot be read.
 
         Raises:
             UserError: Some cannot be read and ``on_bad_image`` is ``error``, or too few are left.
         """
-        bad = {split: self.find(split, files) for split, files in used.items()}
-        self._bad.clear()  # those to predict may be others, or have changed, when they are verified again
+        bad = {split: self.find(split, files, reader) for split, files in used.items()}
+        reduced = [files.paths[row] for split, files in used.items() for row in self._found[split][1]]
+        self._found.clear()  # those to predict may be others, or have changed, when they are verified again
         named = {split: [(used[split].paths[row], why) for row, why in rows.items()] for split, rows in bad.items()}
         lines = [f"{path} ({why})" for pairs in named.values() for path, why in pairs]
         message = format_unreadable(lines, sum(map(len, used.values())))
@@ -58,6 +67,9 @@ class Verification:
         self.left_out |= {split: [f"{path}: {why}" for path, why in pairs] for split, pairs in named.items()}
         if lines:
             rank_zero_warn(f"`data.on_bad_image` skip: {message}; they are left out")
+        if reduced and not self._has_warned:
+            rank_zero_warn(format_reduced(reduced, sum(map(len, used.values()))))
+            self._has_warned = True
         return kept
 
 
@@ -77,6 +89,15 @@ def format_unreadable(lines: Sequence[str], num_images: int) -> str:
     return f"{len(lines):,} of {num_images:,} images cannot be read: {', '.join(lines[:_MAX_NAMED])}{more}"
 
 
+def format_reduced(paths: Sequence[Path], num_images: int) -> str:
+    """How many images have more than photos have, and what would use that."""
+    first = f"such as {paths[0]} of {find_loss(paths[0])}"
+    return (
+        f"`data.bands`: {len(paths):,} of {num_images:,} images have more than 8 bits of three colours, {first}, "
+        "and are reduced to it; `data.bands` all would give the network their own values, of each band"
+    )
+
+
 def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_names: Sequence[str]) -> FileSplit:
     """A split without its bad rows; raises `UserError` where nothing is left, or no training image of a class."""
     if not bad:
@@ -92,25 +113,32 @@ def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_
     return rest.indexed() if split == "predict" else rest
 
 
-def find_unreadable(paths: PackedPaths) -> dict[int, str]:
-    """The rows of the files that cannot be read, and why; files that are not there are among them.
+def find_unreadable(paths: PackedPaths, reader: BandReader | None = None) -> tuple[dict[int, str], list[int]]:
+    """The rows of the files that cannot be read, and why; and those that are read, but not with all that they have.
 
     What was found to be readable before, and has not changed, is not read again. What was not is: a permission, a
-    library or a limit may have been the reason.
+    library or a limit may have been the reason. Files that are not there cannot be read.
+
+    Args:
+        paths: The files.
+        reader: How raw values of bands are read, of which nothing is left out; photos when not given.
     """
-    key = os.path.abspath(paths.root)
+    key = "\n".join([os.path.abspath(paths.root), *([repr(reader)] if reader else [])])
     stamps = np.fromiter(map(_stamp, paths.absolute()), np.int64, len(paths))
     arrays, _ = load_derived("verified", key) or ({}, {})
-    is_ours = match_layout(arrays, {"good": (torch.int64, 1)})
-    good = arrays["good"].numpy() if is_ours else np.zeros(0, np.int64)
+    is_ours = match_layout(arrays, {"good": (torch.int64, 1), "reduced": (torch.int64, 1)})
+    good, reduced = (arrays[name].numpy() if is_ours else np.zeros(0, np.int64) for name in ("good", "reduced"))
     unknown = np.flatnonzero(~np.isin(stamps, good))
     if not len(unknown):
-        return {}
-    reasons = list(sweep(paths.part(torch.from_numpy(unknown)), problem, "reading each image once"))
-    fine = stamps[unknown[[not why for why in reasons]]]
+        return {}, np.flatnonzero(np.isin(stamps, reduced)).tolist()
+    looked = list(sweep(paths.part(torch.from_numpy(unknown)), partial(_look, reader), "reading each image once"))
+    fine = stamps[unknown[[not why for why, _ in looked]]]
     if len(fine):
-        store_derived("verified", key, ({"good": torch.from_numpy(np.union1d(good, fine))}, {}))
-    return {int(row): why for row, why in zip(unknown, reasons, strict=True) if why}
+        reduced = np.union1d(reduced, stamps[unknown[[loses for _, loses in looked]]])
+        kept = {"good": torch.from_numpy(np.union1d(good, fine)), "reduced": torch.from_numpy(reduced)}
+        store_derived("verified", key, (kept, {}))
+    bad = {int(row): why for row, (why, _) in zip(unknown, looked, strict=True) if why}
+    return bad, np.flatnonzero(np.isin(stamps, reduced)).tolist()
 
 
 def _stamp(path: str) -> int:
@@ -120,16 +148,22 @@ def _stamp(path: str) -> int:
         return 0  # which no file has
 
 
-def problem(path: Path) -> str:
+def _look(reader: BandReader | None, path: Path) -> tuple[str, bool]:
+    """Why an image cannot be read, or nothing; and whether something of it is left out."""
+    why = problem(path, reader)
+    return why, not why and reader is None and bool(find_loss(path))
+
+
+def problem(path: Path, reader: BandReader | None = None) -> str:
     """Why an image cannot be read, in a line, or nothing."""
-    found = problem_or_pixels(path)
+    found = problem_or_pixels(path, reader)
     return found if isinstance(found, str) else ""
 
 
-def problem_or_pixels(path: Path) -> str | Tensor:
-    """Why an image cannot be read, in a line, or its pixels, uint8 ``(3, H, W)``, as training gets them."""
+def problem_or_pixels(path: Path, reader: BandReader | None = None) -> str | Tensor:
+    """Why an image cannot be read, in a line, or its pixels, uint8 ``(3, H, W)``, or raw, as training gets them."""
     try:
-        return decode(path)
+        return decode(path) if reader is None else reader(path)
     except UserError as error:
         cause = error.__cause__
         return why_unread(path, cause if isinstance(cause, Exception) else error)

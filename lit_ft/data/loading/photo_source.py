@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.transforms import random_from
@@ -38,6 +39,7 @@ class _Photos(Dataset[ImageBatch]):
     split: PhotoSet
     transform: v2.Compose
     cache: PhotoCache | None
+    reader: BandReader | None = None
 
     def __getitem__(self, samples: list[tuple[int, int]]) -> ImageBatch | UserError:  # type: ignore[override]
         try:
@@ -45,7 +47,10 @@ class _Photos(Dataset[ImageBatch]):
             for index, seed in samples:
                 with random_from(seed):  # for a data set that has changes of its own
                     image, name = self.split.open(index)
-                image = image if self.cache is None else self.cache[index]
+                if self.cache is not None:
+                    image = self.cache[index]
+                elif self.reader is not None and isinstance(image, str):
+                    image = self.reader(image)
                 images.append(transform_seeded(self.transform, image, seed, name))
         except UserError as error:
             return error
@@ -86,7 +91,7 @@ def is_random(transform: v2.Compose) -> bool:
 
 
 def stack_images(images: Sequence[Tensor]) -> Tensor:
-    """A batch ``(B, 3, H, W)`` in channels_last, the memory format of decoded images and of most networks.
+    """A batch ``(B, C, H, W)`` in channels_last, the memory format of decoded images and of most networks.
 
     Any other would be a copy pixel by pixel here, and another one back for the network.
     """
@@ -98,16 +103,23 @@ class PhotoSource:
 
     Args:
         split: The images.
-        transform: uint8 ``(3, H, W)`` to uint8 of one size; its randomness comes from torch.
+        transform: uint8 ``(3, H, W)``, or raw float32 ``(C, H, W)``, to the same of one size; its randomness comes from
+            torch.
         workers: The processes that decode; when not given, none but this one.
         cache: Resized copies of the same images, in the same order, to read in their place.
+        reader: How raw values of bands are read; photos when not given.
     """
 
     def __init__(
-        self, split: PhotoSet, transform: v2.Compose, workers: Workers | None = None, cache: PhotoCache | None = None
+        self,
+        split: PhotoSet,
+        transform: v2.Compose,
+        workers: Workers | None = None,
+        cache: PhotoCache | None = None,
+        reader: BandReader | None = None,
     ) -> None:
         self.split = split
-        self._photos = _Photos(split, transform, cache)
+        self._photos = _Photos(split, transform, cache, reader)
         self._loader = InWorkers(self._photos, workers)
 
     def __len__(self) -> int:
@@ -120,9 +132,10 @@ class PhotoSource:
         return is_random(self._photos.transform)
 
     def identity(self) -> str:
-        """The images as they are now, the cache, and what is done to them."""
-        transform, cache = self._photos.transform, self._photos.cache
-        return f"{self.split.stamp()} {None if cache is None else cache.made} {transform}"
+        """The images as they are now, the cache, what is done to them, and which bands are read."""
+        transform, cache, reader = self._photos.transform, self._photos.cache, self._photos.reader
+        bands = "" if reader is None else f" {reader}"
+        return f"{self.split.stamp()} {None if cache is None else cache.made} {transform}{bands}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

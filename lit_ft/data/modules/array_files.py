@@ -21,8 +21,8 @@ from lit_ft.data.files.folders import find_path
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit, basic_shift
-from lit_ft.data.modules.base import check_choice
 from lit_ft.data.modules.held_out import TEST_ADVICE, HeldOutFractions
+from lit_ft.data.modules.options import check_choice
 from lit_ft.errors import UserError
 from lit_ft.tasks.monitored import MAIN_METRIC
 from lit_ft.tasks.task import TaskName

@@ -19,7 +19,8 @@ from lit_ft.data.folds import check_folds, take_fold
 from lit_ft.data.images.transforms import PerImage, ShiftFlip, policy, resize_square
 from lit_ft.data.loading.protocols import Augment, ImageBatch, Split
 from lit_ft.data.loading.sampler import Picks
-from lit_ft.data.modules.base import ImageDataModule, check_fraction
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.options import check_fraction
 from lit_ft.data.pages import encode_thumbnail
 from lit_ft.data.split import hold_out
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Literal, cast, get_args
+from typing import Any, Generic, cast
 
 import lightning as L
 import torch
@@ -24,11 +24,10 @@ from lit_ft.data.fingerprint import Fingerprint, fingerprint
 from lit_ft.data.loading.loader import Loader, Position
 from lit_ft.data.loading.protocols import Augment, ImageSource, SetT, Split
 from lit_ft.data.loading.sampler import EpochSampler
+from lit_ft.data.modules.options import Sampling, check_options
 from lit_ft.data.split import class_counts, keep_fraction, keep_shots, warn_without_test
-from lit_ft.errors import UserError, unknown
+from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
-
-Sampling = Literal["shuffle", "balanced"]
 
 
 class DataFacts(ABC, Generic[SetT]):
@@ -39,6 +38,8 @@ class DataFacts(ABC, Generic[SetT]):
     """The task that the targets are for."""
     in_files = False
     """Whether each image is a file."""
+    reads_bands = False
+    """Whether raw values of bands can be read."""
     sees_whole_images = False
     """Whether images are evaluated as a whole, rather than the centre of each."""
     test_advice: str = "hold some out"
@@ -95,9 +96,9 @@ class DataFacts(ABC, Generic[SetT]):
 class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
     """Labelled images for training, validation and test.
 
-    A batch has images, uint8 ``(B, C, H, W)``, and targets: int64 ``(B,)`` for multiclass, int64 ``(B, K)`` of zeros
-    and ones for multilabel, float64 ``(B, K)`` (float32 on MPS) for regression, and indices into `predict_paths` for
-    prediction.
+    A batch has images, uint8 or raw float32 ``(B, C, H, W)``, and targets: int64 ``(B,)`` for multiclass, int64
+    ``(B, K)`` of zeros and ones for multilabel, float64 ``(B, K)`` (float32 on MPS) for regression, and indices into
+    `predict_paths` for prediction.
 
     Args:
         batch_size: Number of images in a batch, in each process.
@@ -129,7 +130,7 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
     ) -> None:
         super().__init__()
         _save_hyperparameters(self, cast(FrameType, inspect.currentframe()))
-        _check_options(batch_size, augment, shots, fraction, sampling, split_seed)
+        check_options(batch_size, augment, shots, fraction, sampling, split_seed)
         self.batch_size = batch_size
         self.augment = augment
         self.shots = shots
@@ -168,10 +169,28 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         """The order in which a source is read; ``options`` are those of `EpochSampler`."""
         return EpochSampler(len(source), self.batch_size, **options)
 
+    def find_spec(self) -> InputSpec:
+        """The images as the model wants them, or as the options have them.
+
+        Raises:
+            UserError: The model takes raw values of bands, and these images have none.
+        """
+        module = self.trainer.lightning_module if self.trainer else None
+        spec = getattr(module, "input_spec", None) or InputSpec()
+        if spec.bands is not None and not self.reads_bands:
+            raise UserError(
+                f"`data`: the model takes raw values of bands, and {type(self).__name__} gives photos of 8 bits; give "
+                "ImageFolderDataModule or ImageTableDataModule"
+            )
+        return self.spec.with_channels_of(spec) if self.spec else spec
+
+    def measured_spec(self) -> InputSpec:
+        """The images as the network takes them; where they are raw values, with their mean and standard deviation."""
+        return self.input_spec
+
     def setup(self, stage: str | None = None) -> None:
         """Takes the size of the images from the model, and reads all splits, so that `counts` is complete."""
-        module = self.trainer.lightning_module if self.trainer else None
-        self.input_spec = spec = self.spec or getattr(module, "input_spec", None) or InputSpec()
+        self.input_spec = spec = self.find_spec()
         if spec.resize < spec.size:
             raise UserError(f"`data.spec.resize`: {spec.resize} is less than `data.spec.size`, {spec.size}")
         self.read(stage)
@@ -268,33 +287,3 @@ def _save_hyperparameters(module: L.LightningDataModule, constructor: FrameType)
     others = [name for name, value in given.items() if not is_plain(plain(value))]
     module.save_hyperparameters(logger=False, frame=constructor, ignore=others)
     module.hparams.update(plain(dict(module.hparams)))
-
-
-def _check_options(
-    batch_size: int, augment: str, shots: int | None, fraction: float | None, sampling: str, split_seed: int
-) -> None:
-    if batch_size < 1:
-        raise UserError(f"`data.batch_size`: {batch_size} is less than 1")
-    check_choice("augment", augment, get_args(Augment))
-    check_choice("sampling", sampling, get_args(Sampling))
-    if shots is not None and shots < 1:
-        raise UserError(f"`data.shots`: {shots} is less than 1")
-    if fraction is not None:
-        check_fraction("fraction", fraction)
-    if shots is not None and fraction is not None:
-        raise UserError(f"`data.fraction`: {fraction} and `data.shots` {shots} cannot both be; set one to null")
-    if not 0 <= split_seed < 2**32:
-        raise UserError(f"`data.split_seed`: {split_seed} is not between 0 and 2**32 - 1")
-
-
-def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
-    """Raises `UserError` for a name that is not among the choices of the option ``data.<key>``."""
-    if given not in choices:
-        raise unknown(key, str(given), choices, key=f"`data.{key}`")
-
-
-def check_fraction(key: str, given: float, zero: bool = False) -> None:
-    """Raises `UserError` for a fraction outside (0, 1), or [0, 1) where zero is allowed."""
-    if not (0 < given < 1 or (zero and given == 0)):
-        allowed = "at least 0 and below 1" if zero else "between 0 and 1"
-        raise UserError(f"`data.{key}`: {given} is not a fraction {allowed}")

@@ -16,7 +16,8 @@ from lit_ft.data.datasets.splits import SplitArguments, fetch_splits, make_split
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Augment, ImageSource, Split
 from lit_ft.data.modules.arrays import ArraySources, ArraySplit, basic_shift
-from lit_ft.data.modules.base import ImageDataModule, check_choice
+from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.options import check_choice
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.labels import format_labels
 from lit_ft.data.tables.tables import Columns

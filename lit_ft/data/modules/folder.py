@@ -78,7 +78,7 @@ class ImageFolderDataModule(PhotoDataModule):
         folder = root / "test" if (root / "test").is_dir() else root
         if folder == root and (root / "train").is_dir():
             raise UserError(f"`data.root`: {root} has train and no test; name the folder that has the class folders")
-        index = index_images(folder, "`data.root`")
+        index = index_images(folder, "`data.root`", self.is_raw)
         warn_passed_over(folder, "`data.root`", index.passed_over)
         self._folders = {name: name for name in self.tested_classes}
         if self.class_names_from is not None:
@@ -97,7 +97,7 @@ class ImageFolderDataModule(PhotoDataModule):
             folders |= {split: root / split for split in others if (root / split).is_dir()}
             if unused := [folder.name for folder in subfolders(root) if folder not in folders.values()]:
                 rank_zero_warn(f"`data.root`: not used, as neither train, val nor test: {', '.join(unused)} in {root}")
-        found = {split: index_images(folder, "`data.root`") for split, folder in folders.items()}
+        found = {split: index_images(folder, "`data.root`", self.is_raw) for split, folder in folders.items()}
         warn_passed_over(root, "`data.root`", sum((index.passed_over for index in found.values()), Counter[str]()))
         for split in [split for split, index in found.items() if split != "train" and self._is_unlabelled(index)]:
             count = len(found.pop(split).paths)

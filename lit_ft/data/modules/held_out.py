@@ -9,7 +9,7 @@ from typing import Any, cast
 from lit_ft.data.files.folders import format_some
 from lit_ft.data.folds import check_folds, take_fold
 from lit_ft.data.loading.protocols import SetT, Split
-from lit_ft.data.modules.base import check_fraction
+from lit_ft.data.modules.options import check_fraction
 from lit_ft.data.split import class_counts, hold_out
 from lit_ft.errors import UserError
 from lit_ft.rank_zero import rank_zero_warn

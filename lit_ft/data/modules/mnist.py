@@ -18,7 +18,7 @@ from lit_ft.data.files.idx import read_labelled
 from lit_ft.data.images.transforms import ShiftFlip
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.arrays import ArrayDataModule, ArraySplit, HeldOutArrayDataModule, Parsed
-from lit_ft.data.modules.base import check_choice
+from lit_ft.data.modules.options import check_choice
 from lit_ft.data.split import hold_out
 
 Domain = Literal["source", "target"]

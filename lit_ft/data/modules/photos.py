@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_ft.backbones.input_spec import InputSpec, check_bands
+from lit_ft.data.bands.reader import BandReader, count_bands
+from lit_ft.data.bands.statistics import measure_bands
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.photo_cache import PhotoCache, SplitCaches
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.images.verification import OnBadImage, Verification, splits_to_verify
 from lit_ft.data.loading.photo_source import PhotoSource
-from lit_ft.data.loading.protocols import Split
+from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.loading.workers import check_workers, workers_for
-from lit_ft.data.modules.base import ImageDataModule, check_choice
+from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.held_out import TEST_ADVICE, HeldOutFractions, check_groups
+from lit_ft.data.modules.options import check_choice
 from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
+from lit_ft.rank_zero import rank_zero_warn
 
 
 class PhotoDataModule(ImageDataModule[FileSplit]):
@@ -45,10 +51,16 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         on_bad_image: What to do with images that cannot be read: ``error`` stops and names them, ``skip`` leaves them
             out with a warning. Each image is read once, before it is first used and again when it has changed; not
             with ``trainer.fast_dev_run``.
+        bands: Numbers of the bands to read of each image, such as [4, 3, 2], or all: raw values at their full depth, of
+            TIFF, NumPy arrays, DICOM and photos. Their mean and standard deviation are those of the training images.
+            When not given, images are photos, in 8 bits of three colours.
         **common: The options of every data module.
     """
 
     in_files = True
+    reads_bands = True
+    measures_bands = True
+    """Whether mean and standard deviation of bands are computed; a plan does without."""
     group_key: str
     """The option that names groups."""
     columns = Columns()
@@ -66,9 +78,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         num_workers: int | None = None,
         cache: str | None = None,
         on_bad_image: OnBadImage = "error",
+        bands: list[int] | Literal["all"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.bands = None if bands is None else check_bands(bands, "`data.bands`")
         self.folds = folds
         self.fold = fold
         self.held_out = HeldOutFractions(val_fraction, test_fraction, folds, fold)
@@ -110,22 +124,29 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Reads all images once and writes the cache of a fit, on one process of each machine; the others use both."""
         stage = self.trainer.state.fn if self.trainer else TrainerFn.FITTING
         self.read(stage)
-        found = [self._verification.find(split, self.splits[split]) for split in self._to_verify(stage)]
-        # What is refused is refused in `setup`, by all processes alike.
-        if self.cache is not None and stage == TrainerFn.FITTING and (self.on_bad_image == "skip" or not any(found)):
+        self.input_spec = self._with_bands(self.find_spec())
+        found = [self._verification.find(split, self.splits[split], self.reader) for split in self._to_verify(stage)]
+        if stage != TrainerFn.FITTING or (self.on_bad_image != "skip" and any(found)):
+            return  # what is refused is refused in `setup`, by all processes alike
+        if self.cache is not None or self.reader is not None:
             self.setup("fit")
+            self.measured_spec()
             self._cached("train")
 
     def setup(self, stage: str | None = None) -> None:
         """Finds the images; raises `UserError` where some cannot be read, and are not to be left out."""
         super().setup(stage)
+        self.input_spec = self._with_bands(self.input_spec)
+        if self.reader is not None and stage in (None, "fit") and self.augment not in ("none", "basic"):
+            rank_zero_warn(f"`data.augment`: {self.augment} changes colours; raw values of bands get basic alone")
         used = {split: self.splits[split] for split in self._to_verify(stage)}
-        self.splits |= self._verification.apply(used, self.on_bad_image, self.class_names if "train" in used else [])
+        names = self.class_names if "train" in used else []
+        self.splits |= self._verification.apply(used, self.on_bad_image, names, self.reader)
 
     def read(self, stage: str | None = None) -> None:
         """Finds the images, unless that was done; to predict those that are given, these alone, and each time anew."""
         if stage == "predict" and self.predict is not None:
-            self.splits["predict"] = find_images_to_predict(self.predict)
+            self.splits["predict"] = find_images_to_predict(self.predict, raw=self.is_raw)
             self.left_out.pop("predict", None)
         else:
             super().read(stage)
@@ -139,15 +160,52 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         if self.predict is None:
             splits["predict"] = splits["test" if "test" in splits else "val"].indexed()
         elif "predict" not in self.splits:  # else an earlier prediction has found them, and verified them
-            splits["predict"] = find_images_to_predict(self.predict)
+            splits["predict"] = find_images_to_predict(self.predict, raw=self.is_raw)
         return splits
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether raw values of bands are read, by the options or for the model."""
+        return self.bands is not None or self.find_spec().bands is not None
+
+    @property
+    def reader(self) -> BandReader | None:
+        """How raw values of bands are read, where they are; before `setup`, it is not known how many there are."""
+        own = None if self.bands is None else BandReader(self.bands)
+        return BandReader.of(self.input_spec) or own
+
+    def find_spec(self) -> InputSpec:
+        """See `ImageDataModule.find_spec`; raises `UserError` for other bands than the model's."""
+        spec = super().find_spec()
+        if self.bands is not None and spec.bands not in (None, self.bands):
+            own, given = ("all" if bands == "all" else list(bands or ()) for bands in (spec.bands, self.bands))
+            raise UserError(f"`data.bands`: {given}, but the model takes {own}; leave it out")
+        return spec
+
+    def measured_spec(self) -> InputSpec:
+        """See `ImageDataModule.measured_spec`; the model's own, or of the training images that there are.
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        spec = self.find_spec()
+        if self.bands is None or spec.bands is not None:
+            return spec
+        spec = self._with_bands(spec)
+        reader = BandReader.of(spec)
+        if reader is None or not self.measures_bands:
+            return spec
+        found = measure_bands(self.splits["train"].paths, reader)
+        return replace(spec, mean=found.mean, std=found.std)
 
     def source(self, split: Split, augment: bool) -> PhotoSource:
         """The images of a split; those of ``predict`` come with their index as target."""
         spec, files = self.input_spec, self.splits[split]
-        transform = train_transform(spec, self.augment) if augment else spec.geometry()
-        workers = workers_for(self.trainer, len(files), self.batch_size, spec.size**2 * 3, self.num_workers)
-        return PhotoSource(files, transform, workers, self._cached(split))
+        kind: Augment = self.augment if spec.bands is None else "basic"
+        transform = train_transform(spec, kind) if augment else spec.geometry()
+        image_bytes = spec.size**2 * (3 if spec.bands is None else 4 * spec.channels)
+        workers = workers_for(self.trainer, len(files), self.batch_size, image_bytes, self.num_workers)
+        return PhotoSource(files, transform, workers, self._cached(split), self.reader)
 
     def write_split(self, file: Path) -> None:
         """Writes which image is in which split, as a table that `ImageTableDataModule` reads; needs `setup`.
@@ -166,6 +224,17 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """The numbers of groups, int64 ``(N,)``, for their names."""
         numbers = self.group_numbers
         return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
+
+    def _with_bands(self, spec: InputSpec) -> InputSpec:
+        """The spec with the bands that are asked for; mean and deviation are 0 and 1 until they are computed."""
+        if self.bands is None or spec.bands is not None:
+            return spec
+        number = self._count_bands() if self.bands == "all" else len(self.bands)
+        return replace(spec, bands=self.bands, mean=(0.0,) * number, std=(1.0,) * number)
+
+    def _count_bands(self) -> int:
+        splits: list[Split] = ["train", "val", "test", "predict"]
+        return count_bands(next((self.splits[name].paths for name in splits if len(self.splits.get(name, ()))), ()))
 
     def _cached(self, split: Split) -> PhotoCache | None:
         """What is read instead of the images of a split; nothing where these are decoded."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_file, find_folder
 from lit_ft.data.loading.protocols import Augment, Split
-from lit_ft.data.modules.base import check_choice
+from lit_ft.data.modules.options import check_choice
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.tables.labels import format_labels, read_labels
 from lit_ft.data.tables.tables import Columns, read_row_splits, read_table, unescape_table, unique_rows

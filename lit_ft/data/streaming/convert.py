@@ -37,6 +37,8 @@ def convert(data: PhotoDataModule, folder: str | Path, chunk_bytes: int = 64 * 2
     made = Path(folder).expanduser()
     if made.exists() or made.is_symlink():
         raise UserError(f"`folder`: {made} exists; name a folder that does not")
+    if data.bands is not None:
+        raise UserError("`data.bands`: a streamed set is of photos; leave it out")
     data.setup()
     partial = name_unfinished(made)
     try:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lit_ft.data.bands.preview import stretch
 from lit_ft.evaluation.explanations.maps import Explanation, Map, place
 
 SIDE = 224
@@ -29,7 +30,8 @@ _UNSEEN = 0.3
 
 
 def draw_small(image: Tensor, side: int = SIDE) -> Image.Image:
-    """A photo, uint8 ``(C, H, W)``, as a picture in three colours whose longer side has so many pixels."""
+    """A photo, uint8 or raw ``(C, H, W)``, as a picture in three colours whose longer side has so many pixels."""
+    image = stretch(image) if image.is_floating_point() else image
     pixels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     photo = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     scale = side / max(photo.size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ from lit_ft.errors import UserError, unknown
 from lit_ft.evaluation.explanations.attribution import find_map_stage, grad_cam, import_captum, integrated_gradients
 from lit_ft.evaluation.explanations.rollout import attention_rollout, can_roll_out
 from lit_ft.model.image_model import ImageModel
-from lit_ft.model.prediction import Picture, Prediction, read_pictures
+from lit_ft.model.prediction import Picture, Prediction
 
 Method = Literal["grad_cam", "integrated_gradients", "attention_rollout"]
 
@@ -125,15 +125,14 @@ def explain(
         (375, 500)
     """
     index, chosen = find_target(model, target), choose_methods(model, methods)
-    images = read_pictures(pictures, model.normalise.channels)
-    return [explain_image(model, image, path, index, chosen) for path, image in images]
+    return [explain_image(model, image, path, index, chosen) for path, image in model.read(pictures)]
 
 
 def explain_image(
     model: ImageModel, image: Tensor, path: str, target: int | None, methods: Sequence[str]
 ) -> Explanation:
-    """Explains one photo, uint8 ``(C, H, W)``; see `explain`."""
-    prediction = replace(model.predict(image, top_k=len(model.class_names))[0], path=path)
+    """Explains one photo, uint8 or raw ``(C, H, W)``; see `explain`."""
+    [prediction] = model.predict_images([(path, image)], top_k=len(model.class_names))
     if target is None:
         target = _predicted(model, prediction)
     spec, (height, width) = model.input_spec, image.shape[-2:]
@@ -153,7 +152,7 @@ def explain_classes(
 
     Args:
         model: A model for which `choose_quick_method` gives ``grad_cam``.
-        images: Path, and pixels, uint8 ``(C, H, W)``, of each photo.
+        images: Path, and pixels, uint8 or raw ``(C, H, W)``, of each photo.
         classes: The class of each that is explained, of which nothing is predicted here.
     """
     spec = model.input_spec

@@ -83,7 +83,7 @@ def choose_images(data: Any, model: ImageModel, is_refitted: bool) -> ComparedIm
     data.read()
     split: Split = "test" if is_refitted and "test" in data.splits else "val"
     data.setup("test" if split == "test" else "validate")
-    data.input_spec = data.spec or model.input_spec
+    data.input_spec = data.spec.with_channels_of(model.input_spec) if data.spec else model.input_spec
     images: Any = data.splits[split]
     rows = torch.linspace(0, len(images) - 1, min(MOST, len(images))).round().long()
     part = images.part(rows)
@@ -99,7 +99,7 @@ def choose_images(data: Any, model: ImageModel, is_refitted: bool) -> ComparedIm
 def gather_photos(paths: Sequence[str], model: ImageModel, reason: str) -> ComparedImages:
     """Photos without targets, for want of the images of a run, for which there is a reason."""
     files = FileSplit(PackedPaths.pack("", [Path(path) for path in paths]), torch.arange(len(paths)))
-    source = PhotoSource(files, model.input_spec.geometry())
+    source = PhotoSource(files, model.input_spec.geometry(), reader=model.reader)
     return ComparedImages(source, f"{len(paths):,} given photos", reason, None)
 
 

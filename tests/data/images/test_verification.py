@@ -46,49 +46,53 @@ def packed(root):
     return PackedPaths.pack("", sorted(root.rglob("*.png")))
 
 
+def unreadable(paths):
+    return find_unreadable(paths)[0]
+
+
 def test_each_file_is_read_once_until_it_changes(photo_root, reads):
-    assert find_unreadable(packed(photo_root)) == {}
+    assert unreadable(packed(photo_root)) == {}
     assert len(reads) == 30
     reads.clear()
     cut(photo_root / "bee" / "3.png")
     save_photo(photo_root / "cat" / "new.png")
-    found = find_unreadable(packed(photo_root))
+    found = unreadable(packed(photo_root))
     assert list(found) == [13]
     assert "truncated" in found[13]
     assert sorted(reads) == ["3.png", "new.png"]
     reads.clear()
-    assert find_unreadable(packed(photo_root)) == found
+    assert unreadable(packed(photo_root)) == found
     assert reads == ["3.png"]  # the reason may have gone without a change of the file
-    assert list(find_unreadable(packed(photo_root).part(torch.tensor([13])))) == [0]
+    assert list(unreadable(packed(photo_root).part(torch.tensor([13])))) == [0]
     save_photo(photo_root / "bee" / "3.png")
     reads.clear()
-    assert find_unreadable(packed(photo_root)) == {}
-    assert find_unreadable(packed(photo_root)) == {}
+    assert unreadable(packed(photo_root)) == {}
+    assert unreadable(packed(photo_root)) == {}
     assert reads == ["3.png"]
 
 
 def test_a_limit_that_is_lifted_is_not_held_against_an_image(photo_root, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
-    assert len(find_unreadable(packed(photo_root))) == 30
+    assert len(unreadable(packed(photo_root))) == 30
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10**8)
-    assert find_unreadable(packed(photo_root)) == {}
+    assert unreadable(packed(photo_root)) == {}
 
 
 def test_a_change_that_leaves_size_and_mtime_is_seen(photo_root):
-    assert find_unreadable(packed(photo_root)) == {}
+    assert unreadable(packed(photo_root)) == {}
     path = photo_root / "bee" / "3.png"
     before = path.stat()
     path.write_bytes(b"x" * before.st_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert list(find_unreadable(packed(photo_root))) == [13]
+    assert list(unreadable(packed(photo_root))) == [13]
 
 
 def test_a_part_of_the_files_does_not_forget_the_others(photo_root, reads):
     paths = packed(photo_root)
-    find_unreadable(paths)
+    unreadable(paths)
     reads.clear()
-    find_unreadable(paths.part(torch.tensor([0, 29])))
-    find_unreadable(paths)
+    unreadable(paths.part(torch.tensor([0, 29])))
+    unreadable(paths)
     assert reads == []
 
 
@@ -98,7 +102,7 @@ def test_a_missing_file_and_a_folder_that_cannot_be_written(photo_root, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("LIT_FT_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot be written"):
-        assert list(find_unreadable(paths)) == [0]
+        assert list(unreadable(paths)) == [0]
 
 
 def name_of(path):
@@ -254,7 +258,8 @@ def test_a_run_lists_what_it_leaves_out(run, refused, photo_root):
 def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeypatch):
     looked = []
     monkeypatch.setattr(
-        "lit_ft.data.images.verification.find_unreadable", lambda paths: looked.append(len(paths)) or {}
+        "lit_ft.data.images.verification.find_unreadable",
+        lambda paths, reader: (looked.append(len(paths)) or {}, []),
     )
     data = folder(photo_root, val_fraction=0.2)
     data.prepare_data()
@@ -266,11 +271,11 @@ def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeyp
     "arrays", [{"x": torch.zeros(1)}, {"good": torch.zeros(3)}, {"good": torch.zeros(3, 3).long()}]
 )
 def test_what_another_program_kept_is_passed_over(photo_root, reads, tmp_path, arrays):
-    find_unreadable(packed(photo_root))
+    unreadable(packed(photo_root))
     [path] = (tmp_path / "kept").iterdir()
     save_file(arrays, path, {"facts": "{}"})
     reads.clear()
-    assert find_unreadable(packed(photo_root)) == {}
+    assert unreadable(packed(photo_root)) == {}
     assert len(reads) == 30
 
 

@@ -112,7 +112,7 @@ def test_split_is_written_before_training_and_by_a_fit_alone(run, refused, photo
     assert not list(Path().rglob("split.csv"))
     for path in photo_root.rglob("*.png"):
         path.write_text("no image")
-    monkeypatch.setattr("lit_ft.data.images.verification.find_unreadable", lambda paths: {})
+    monkeypatch.setattr("lit_ft.data.images.verification.find_unreadable", lambda paths, reader: ({}, []))
     assert "cannot be read as an image" in refused("fit", *data, *QUICK)
     assert len(rows(RUN / "split.csv")) == 31
 

@@ -1,0 +1,1 @@
+"""Raw values of the bands of images: reading at full depth, their statistics, and pictures of them."""

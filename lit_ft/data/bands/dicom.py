@@ -1,0 +1,76 @@
+"""DICOM images by pydicom, in the units that they state."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_ft.data.bands.layout import Values, check_shape, check_size, put_bands_first
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""The name of the one transfer syntax whose header is compressed, too: it could inflate to any number of bytes."""
+
+
+def read_dicom(file: str | Path | BytesIO) -> Values:
+    """The image of a DICOM file, ``(C, H, W)``: 1 band of grey, larger where it is brighter, or 3 of colours.
+
+    Stored numbers are rescaled by slope and intercept, or their table, as those of CT to Hounsfield units. Where white
+    is the lowest number (MONOCHROME1), they are inverted before.
+
+    Raises:
+        ValueError: It has no image, or several.
+    """
+    try:
+        import pydicom
+        from pydicom.errors import InvalidDicomError
+        from pydicom.pixels.processing import apply_color_lut, apply_rescale
+    except ImportError:
+        raise ValueError("DICOM needs pydicom: pip install 'lit_ft[science]'") from None
+    content = file.getvalue() if isinstance(file, BytesIO) else Path(file).read_bytes()
+    if _DEFLATED in content:
+        raise ValueError("deflated DICOM is not read; save it without compression")
+    try:
+        dataset: Any = pydicom.dcmread(BytesIO(content))
+    except InvalidDicomError:
+        raise ValueError("it is no DICOM file") from None
+    _check_pixels(dataset)
+    values = _decode(dataset)
+    kind = str(dataset.get("PhotometricInterpretation", ""))
+    if kind == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+    elif values.ndim == 2:
+        values = apply_rescale(_inverted(values, dataset) if kind == "MONOCHROME1" else values, dataset)
+    return check_size(put_bands_first(values))
+
+
+def _check_pixels(dataset: Any) -> None:
+    """Raises `ValueError` unless a file has the pixels of one image, and not too many."""
+    names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    if not any(name in dataset for name in names) or not dataset.get("Rows") or not dataset.get("Columns"):
+        raise ValueError("DICOM without pixels")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    check_shape((int(dataset.get("SamplesPerPixel") or 1), int(dataset.Rows) * frames, int(dataset.Columns)))
+    if frames > 1:
+        raise ValueError(f"DICOM of {frames:,} frames; write each to a file of its own")
+
+
+def _decode(dataset: Any) -> Values:
+    try:
+        values: Values = dataset.pixel_array
+    except RuntimeError as error:
+        if "missing dependencies" not in str(error):
+            raise
+        kind = dataset.file_meta.TransferSyntaxUID.name
+        raise ValueError(f"no decoder of {kind} is installed; install pylibjpeg, or save it uncompressed") from error
+    return values
+
+
+def _inverted(values: Values, dataset: Any) -> Values:
+    """Numbers ``(H, W)`` the other way round within the range of those that are stored."""
+    bits = 0 if values.dtype.kind == "f" else int(dataset.get("BitsStored") or 8 * values.itemsize)
+    is_signed = values.dtype.kind == "i"
+    lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if is_signed else (0, (1 << bits) - 1)
+    return lowest + highest - values.astype(np.float64)

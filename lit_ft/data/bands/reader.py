@@ -1,0 +1,188 @@
+"""Files with raw values: TIFF, NumPy arrays, DICOM and ordinary photos as float32 bands, at their full depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lit_ft.backbones.input_spec import Bands, InputSpec
+from lit_ft.data.bands.dicom import read_dicom
+from lit_ft.data.bands.layout import Values, check_size, put_bands_first, turn_upright
+from lit_ft.data.bands.tiff import is_tiff, read_tiff
+from lit_ft.data.images.decode import DICOM_SUFFIXES, ORIENTATION, formats, is_dicom, naming_file, suffix_of
+from lit_ft.data.images.loss import is_deep_png
+from lit_ft.errors import UserError
+
+_NPY = b"\x93NUMPY"
+_HEAD_BYTES = 132  # of which the last four tell a DICOM file
+
+
+@dataclass(frozen=True)
+class BandReader:
+    """Reads the raw values of some bands of an image.
+
+    They are float32: it holds whole numbers of 24 bits exactly, torch resizes it on every device, and one type does for
+    all files. Of uint16, torch has little more than the name.
+
+    Args:
+        bands: Their numbers, from 1, or all.
+        count: How many bands a file must have, where all are read; None for any number.
+    """
+
+    bands: Bands
+    count: int | None = None
+
+    def __call__(self, file: str | Path | BytesIO, name: str | None = None) -> Tensor:
+        """The values, float32 ``(C, H, W)``, upright.
+
+        Raises:
+            UserError: The file, which may be given by its content, cannot be read, lacks a band, or has values that are
+                not finite; ``name``, or else its path, says which.
+        """
+        with naming_file(file, name):
+            return self._choose(_read(file, suffix_of(name or ("" if isinstance(file, BytesIO) else str(file)))))
+
+    @classmethod
+    def of(cls, spec: InputSpec) -> BandReader | None:
+        """What reads the images that a backbone expects; nothing where these are photos."""
+        return None if spec.bands is None else cls(spec.bands, spec.channels)
+
+    def of_picture(self, picture: NDArray[Any] | Tensor | Image.Image) -> Tensor:
+        """The same of what a file would hold: an array of any layout of a file, a tensor ``(C, H, W)``, or a photo.
+
+        Raises:
+            UserError: It lacks a band, or has values that are not finite.
+        """
+        with naming_file("pictures", "pictures: an image"):
+            if isinstance(picture, Tensor):
+                return self._choose(check_size(picture.detach().cpu().numpy()))
+            return self._choose(_of_photo(picture) if isinstance(picture, Image.Image) else _of_shape(picture))
+
+    def size(self, file: str | Path) -> tuple[int, int]:
+        """Height and width of an image, which is read for it; raises `UserError` likewise."""
+        _, height, width = self(file).shape
+        return height, width
+
+    def _choose(self, values: Values) -> Tensor:
+        has = len(values)
+        if self.bands == "all":
+            if self.count not in (None, has):
+                raise ValueError(f"it has {_count(has)}, and {self.count} are expected of each image")
+        elif max(self.bands) > has:
+            raise ValueError(f"it has {_count(has)}, and band {max(self.bands)} is asked for")
+        elif list(self.bands) != [*range(1, has + 1)]:
+            values = values[[number - 1 for number in self.bands]]
+        with np.errstate(all="ignore"):  # of numbers that are too large, which are not finite then
+            chosen = values.astype(np.float32)
+        if not np.isfinite(chosen).all():
+            raise ValueError("it has values that are not finite, as nan or inf; write numbers in their place")
+        return torch.from_numpy(chosen)
+
+
+def count_bands(files: Sequence[Path]) -> int:
+    """The number of bands of the first file that can be read; raises `UserError` where none of them can."""
+    errors = []
+    for file in files:
+        try:
+            return len(BandReader("all")(file))
+        except UserError as error:
+            errors.append(error)
+    raise errors[0] if errors else UserError("`data.bands`: there are no images, whose bands could be counted")
+
+
+def _count(number: int) -> str:
+    return f"{number} band{'s' if number > 1 else ''}"
+
+
+def _read(file: str | Path | BytesIO, suffix: str) -> Values:
+    """All bands of a file, ``(C, H, W)``, by what it holds."""
+    if isinstance(file, BytesIO):
+        file.seek(0)
+    match name_format(file, suffix):
+        case "NumPy":
+            return _read_array(file)
+        case "DICOM":
+            return read_dicom(file)
+        case "TIFF" if (found := read_tiff(file)) is not None:
+            return found
+    return _read_photo(file)
+
+
+def name_format(file: str | Path | BytesIO, suffix: str) -> str:
+    """What a file is, by its first bytes and its suffix; empty where it may be a photo."""
+    if isinstance(file, BytesIO):
+        head = file.getvalue()[:_HEAD_BYTES]
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(_HEAD_BYTES)
+    if head.startswith(_NPY) or suffix == ".npy":
+        return "NumPy"
+    if suffix in DICOM_SUFFIXES or is_dicom(head):  # whose first 128 bytes may be those of a TIFF
+        return "DICOM"
+    return "TIFF" if is_tiff(head) else ""
+
+
+def _read_array(file: str | Path | BytesIO) -> Values:
+    """A file of NumPy; one with objects is refused, and nothing in it is run."""
+    is_content = isinstance(file, BytesIO)
+    try:  # mapped where it can be, so that a header that lies costs no memory
+        found = np.load(file, None if is_content else "r", allow_pickle=False)
+    except ValueError as error:
+        if "object" in str(error):
+            raise ValueError("it holds objects of Python, which could run code, or is damaged") from error
+        raise
+    if not isinstance(found, np.ndarray):
+        raise ValueError("it is an archive of arrays; write each to a .npy file of its own")
+    return _of_shape(found)
+
+
+def _of_shape(values: NDArray[Any]) -> Values:
+    """An array ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)`` as ``(C, H, W)``.
+
+    Of three dimensions, two that are equal and adjacent are height and width. Else the shorter of the first and the
+    last is the bands.
+    """
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise ValueError(f"its shape {tuple(values.shape)} is none of (H, W), (H, W, C) and (C, H, W)")
+    if values.ndim == 2:
+        return check_size(values[np.newaxis])
+    first, second, last = values.shape
+    is_first = second == last if (first == second) != (second == last) else first < last
+    return check_size(values if is_first else values.transpose(2, 0, 1))
+
+
+def _read_photo(file: str | Path | BytesIO) -> Values:
+    """A photo by Pillow; transparency is a band of its own."""
+    with Image.open(file, formats=formats()) as image:
+        is_deep = image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and is_deep_png(image)
+        return _of_photo(image, _read_deep_png(file) if is_deep else None)
+
+
+def _of_photo(image: Image.Image, values: NDArray[Any] | None = None) -> Values:
+    """The values of a photo, or others of its size, upright."""
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)  # Pillow turns TIFF itself
+    if values is None:
+        if image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        values = np.asarray(image)
+    return turn_upright(check_size(put_bands_first(values)), orientation)
+
+
+def _read_deep_png(file: str | Path | BytesIO) -> NDArray[Any]:
+    """A PNG with colours of 16 bits, of which Pillow reads 8; its size has been checked by Pillow."""
+    try:
+        import imagecodecs
+    except ImportError:
+        raise ValueError("PNG of 16-bit colours needs imagecodecs: pip install 'lit_ft[science]'") from None
+    content = file.getvalue() if isinstance(file, BytesIO) else Path(file).read_bytes()
+    found: NDArray[Any] = imagecodecs.png_decode(content)
+    return found
