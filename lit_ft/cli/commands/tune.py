@@ -240,7 +240,7 @@ def _format_start(search: Search, study: optuna.Study) -> str:
 
 
 def _format_end(row: TrialRow, monitor: str, best: TrialRow | None) -> str:
-    after = f" after {row.epochs} epochs" if row.epochs is not None else ""
+    after = f" after {row.epochs} epoch{'s' * (row.epochs != 1)}" if row.epochs is not None else ""
     value = f": {monitor} {_format(row.value)}" if row.value is not None else f": {row.note}" * bool(row.note)
     so_far = "" if best is None else f"; best so far {_format(best.value)}, trial {best.number}"
     return f"Trial {row.number}  {row.state}{after}, {format_duration(row.seconds or 0.0)}{value}{so_far}"
