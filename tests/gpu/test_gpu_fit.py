@@ -60,20 +60,23 @@ def test_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(case, step
     assert differences(whole, resumed) == []
 
 
-def test_dropout_on_the_device_follows_the_position(device):
-    """Two runs are the same run, and two steps of a run draw other numbers."""
+class Draws(Callback):
+    """Notes what each step draws on the device, and draws some numbers between two steps."""
 
-    class Draws(Callback):
-        def __init__(self):
-            self.drawn = []
+    def __init__(self, number):
+        self.number, self.drawn = number, []
 
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.drawn.append(torch.rand(4, device=pl_module.device).tolist())
+    def on_after_backward(self, trainer, pl_module):
+        self.drawn.append(torch.rand(4, device=pl_module.device).tolist())
 
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        torch.rand(self.number, device=pl_module.device)
+
+
+def test_each_step_draws_on_the_device_what_its_position_says(device):
     draws = []
-    for earlier in (0, 3):
-        torch.rand(earlier, device=device)  # whatever came before
-        fit(device, small_module, drawing := Draws(), data=FewDigits(batch_size=7), epochs=1)
+    for number in (0, 3):
+        fit(device, small_module, drawing := Draws(number), data=FewDigits(batch_size=7), epochs=1)
         draws.append(drawing.drawn)
     assert draws[0] == draws[1]
     assert len({tuple(numbers) for numbers in draws[0]}) == 3
@@ -192,7 +195,7 @@ def test_no_step_waits_for_the_gpu(kind, device, tmp_path, photo_root):
     trainer = gpu_trainer(device, 2, *callbacks, waits := Waits(device), Lines(), log_every_n_steps=100,
                           enable_progress_bar=True, default_root_dir=tmp_path)  # fmt: skip
     trainer.fit(small_module(mix=mix), datamodule=data)
-    found = [f"{one.filename}:{one.lineno}" for one in waits.found if "synchroniz" in str(one.message)]
+    found = [f"{one.filename}:{one.lineno}" for one in waits.found if "called a synchronizing" in str(one.message)]
     assert trainer.num_training_batches > Waits.last  # of one epoch, as what is between two may wait
     assert waits.given == ("StageOutput" if kind == "features" else "Tensor")
     assert found == []
