@@ -58,6 +58,7 @@ def describe_export(
         label_smoothing=task.label_smoothing,
         units=task.standardisation.plain() if task.standardisation else None,
         bands=list(bands) if isinstance(bands, tuple) else bands,
+        fit=module.input_spec.fit,
     )
 
 

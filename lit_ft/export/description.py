@@ -110,6 +110,7 @@ class Description:
         label_smoothing: The share of the target that is spread over all classes in the loss.
         units: Mean and scale of the numbers of a regression; None where they were not standardised.
         bands: Numbers of the bands that it takes raw values of, or all; None where it takes photos.
+        fit: How a photo becomes a square: ``crop``, ``pad`` or ``squash``.
     """
 
     task: str
@@ -126,11 +127,13 @@ class Description:
     label_smoothing: float = 0.0
     units: Mapping[str, Sequence[float]] | None = None
     bands: list[int] | str | None = None
+    fit: str = "crop"
 
     @property
     def input_format(self) -> str:
         """The images that it takes, in words."""
-        inside = "of any size; resized and cropped inside"
+        made = {"pad": "resized and padded", "squash": "resized"}.get(self.fit, "resized and cropped")
+        inside = f"of any size; {made} inside"
         if self.bands is not None:
             which = "all bands" if self.bands == "all" else f"the bands {', '.join(map(str, self.bands))}"
             return f"images: float32 (B, H, W, {self.channels}), raw values of {which} of the files, {inside}"
@@ -166,6 +169,7 @@ class Description:
             "label_smoothing": json.dumps(self.label_smoothing),
             "units": json.dumps(self.units),
             **({} if self.bands is None else {"bands": json.dumps(self.bands)}),
+            "fit": self.fit,
             "examples": json.dumps([example.plain() for example in self.examples]),
         }
 
@@ -194,6 +198,7 @@ class Description:
                 float(given["label_smoothing"]),
                 json.loads(given["units"]),
                 json.loads(given.get("bands", "null")),
+                given.get("fit", "crop"),  # files of the first release do not say it
             )
             found.check()
         except (KeyError, TypeError, ValueError, OSError) as error:

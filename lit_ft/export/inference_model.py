@@ -15,7 +15,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.photo_source import transform_seeded
 from lit_ft.errors import UserError
 from lit_ft.export.description import FileOutputs
-from lit_ft.export.geometry import CentreResize
+from lit_ft.export.geometry import SquareResize
 from lit_ft.model.calibration import Calibration, distances_to_nearest
 from lit_ft.model.image_model import ImageModel
 
@@ -69,7 +69,7 @@ class Preprocessing(nn.Module):
 
     def __init__(self, module: ImageModel) -> None:
         super().__init__()
-        self.geometry = CentreResize(module.input_spec)
+        self.geometry = SquareResize(module.input_spec)
         self.is_grey = module.normalise.channels == 1 and not module.normalise.is_raw
         self.register_buffer("mean", module.normalise.mean.clone())
         self.register_buffer("std", module.normalise.std.clone())
@@ -166,7 +166,7 @@ def resize_by_file(spec: InputSpec, image: Tensor) -> Tensor:
     Raises:
         UserError: If it is further away.
     """
-    made: Tensor = CentreResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0]
+    made: Tensor = SquareResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0]
     wanted = resize_by_torch(spec, image)
     if spec.bands is not None:
         apart = float(((made - wanted).abs().amax((1, 2)) / torch.tensor(spec.std)).max())

@@ -138,7 +138,7 @@ def _metadata(module: ImageModel, name: str, code: str) -> dict[str, str]:
         "task": module.task.name,
         "classes": json.dumps(module.class_names),
         "input": json.dumps({key: getattr(spec, key) for key in ("size", "resize", "interpolation", "mean", "std")}),
-        "crop": "none" if spec.squash else "center",
+        "fit": spec.fit,
         **({} if spec.bands is None else {"bands": json.dumps(spec.bands)}),
         "units": json.dumps(module.task.standardisation.plain() if module.task.standardisation else None),
         "versions": json.dumps(versions),

@@ -154,12 +154,10 @@ def _count_parameters(facts: CardFacts) -> int:
 
 
 def _format_geometry(spec: InputSpec) -> str:
-    size, channels = f"{spec.size} x {spec.size}", "grey" if spec.channels == 1 else f"{spec.channels} channels"
+    channels = "grey" if spec.channels == 1 else f"{spec.channels} channels"
     if spec.bands is not None:
         channels = "all bands" if spec.bands == "all" else f"bands {', '.join(map(str, spec.bands))}"
-    if spec.squash:
-        return f"whole, squeezed into {spec.resize} x {spec.resize}, {spec.interpolation}; {channels}"
-    return f"shorter side to {spec.resize}, {spec.interpolation}, then the centre {size}; {channels}"
+    return f"{spec.in_words}; {channels}"
 
 
 def _format_input(facts: CardFacts, description: Description) -> str:
@@ -277,7 +275,7 @@ def _general_limits(module: ImageModel, description: Description) -> list[str]:
             "" if description.farthest is None else f", where distance is mostly above {description.farthest:.4g}"
         )
         told.append(f"Each image gets one of the classes, also an image of something else{by_distance}.")
-    if not module.input_spec.squash:
+    if module.input_spec.fit == "crop":
         told.append("Of a photo that is not square, what is outside of the centre is not seen.")
     return told
 

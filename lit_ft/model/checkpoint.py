@@ -10,6 +10,7 @@ from typing import IO, Any, TypeVar, cast
 
 import torch
 
+from lit_ft.backbones.input_spec import present_options
 from lit_ft.backbones.weights import torch_files
 from lit_ft.errors import UserError, nearest
 from lit_ft.runs import Run, suggest_checkpoint
@@ -91,8 +92,13 @@ def open_checkpoint(path: str) -> dict[str, Any]:
 def all_hyperparameters(checkpoint: Any) -> dict[str, Any]:
     """The hyperparameters in a checkpoint, also those that a subclass's constructor does not take; none in others."""
     content = checkpoint if isinstance(checkpoint, dict) else {}
-    hparams = content.get("all_hyper_parameters", content.get("hyper_parameters"))
-    return dict(hparams) if isinstance(hparams, dict) else {}
+    found = content.get("all_hyper_parameters", content.get("hyper_parameters"))
+    hparams = dict(found) if isinstance(found, dict) else {}
+    if isinstance(images := hparams.get("input"), dict):
+        hparams["input"] = present_options(images)
+        if content.get("sees_whole_images") and "size" in images:  # where the first release recorded it
+            hparams["input"] |= {"fit": "squash", "resize": images["size"]}
+    return hparams
 
 
 def saved_options(path: str) -> dict[str, Any]:

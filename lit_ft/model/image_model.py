@@ -19,7 +19,7 @@ from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.compat import attached_trainer
 from lit_ft.errors import UserError
 from lit_ft.model.calibration import Calibration
-from lit_ft.model.checkpoint import all_hyperparameters, as_config
+from lit_ft.model.checkpoint import all_hyperparameters
 from lit_ft.model.first_batch import refuse_other_size, refuse_unprepared
 from lit_ft.model.heads import HeadConfig, build_head
 from lit_ft.model.prediction import Predictor
@@ -66,12 +66,12 @@ class ImageModel(Staged, Predictor):
         weights_key: str | None = None,
     ) -> None:
         super().__init__()
-        spec = as_config(InputConfig, input).applied_to(input_spec(backbone, weights))
+        self.asked_input = InputConfig.read(input)
+        self.own_spec = spec = self.asked_input.applied_to(input_spec(backbone, weights))
         self.backbone = build_backbone(backbone, weights, pool, spec, stem, partial_weights, weights_key)
         self.backbone.to(memory_format=self.backbone.memory_format)
         self.normalise = Normalise.of(spec, self.backbone.memory_format)
         self.class_names: list[str] = []
-        self.sees_whole_images = False  # as those were evaluated that it was fitted with
 
     def build_for_classes(self, names: list[str]) -> None:
         """Builds a new head for classes, or the numbers of a regression, of these names."""
@@ -89,8 +89,12 @@ class ImageModel(Staged, Predictor):
     @property
     def input_spec(self) -> InputSpec:
         """The images that the backbone expects, and how a photo is brought to them; data modules ask for it."""
-        spec = self.backbone.spec
-        return replace(spec, resize=spec.size, squash=True) if self.sees_whole_images else spec
+        return self.backbone.spec
+
+    def take_spec(self, spec: InputSpec) -> None:
+        """Takes another way to bring photos to the same size, which the checkpoints then have."""
+        self.backbone.spec = spec
+        self.hparams["input"] = {**self.hparams["input"], "fit": spec.fit, "resize": spec.resize}
 
     @property
     def main_metric(self) -> tuple[str, Mode]:
@@ -114,18 +118,24 @@ class ImageModel(Staged, Predictor):
         return logits
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes what a checkpoint has for predictions beside weights: classes, units, calibration, how photos are cut.
+        """Takes what a checkpoint has for predictions beside weights: classes, units, calibration, the fit of photos.
 
         Without a head it builds one for the classes.
         """
-        classes = all_hyperparameters(checkpoint).get("classes")
+        hparams = all_hyperparameters(checkpoint)
+        classes, images = hparams.get("classes"), InputConfig.read(hparams.get("input"))
         if not self.class_names and classes:  # a subclass's own constructor may not take them
             self.build_for_classes(name_classes(classes))
         units, known = checkpoint.get("standardisation"), checkpoint.get("calibration")
         if self.class_names:
             self.task = replace(self.task, standardisation=Standardisation.from_plain(units) if units else None)
         self.calibration = Calibration.from_plain(known) if known else None
-        self.sees_whole_images = bool(checkpoint.get("sees_whole_images", False))
+        # Where the options did not say it: a subclass's own constructor may not take them, and the first release had
+        # that images were seen as a whole elsewhere.
+        if images.fit and (self.asked_input.fit is None or checkpoint.get("sees_whole_images")):
+            spec = self.own_spec.with_channels_of(self.input_spec).with_fit(images.fit)
+            is_same = images.size == spec.size
+            self.take_spec(replace(spec, resize=images.resize or spec.resize) if is_same else spec)
 
 
 def build_model(checkpoint: Mapping[str, Any]) -> ImageModel:

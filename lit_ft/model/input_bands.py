@@ -54,9 +54,9 @@ class TakesBands(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the bands of the checkpoint, if it has any."""
-        saved = all_hyperparameters(checkpoint).get("input") or {}
-        if saved.get("bands") is not None:
-            spec = InputConfig(**saved).applied_to(cast(Any, self).backbone.spec)
+        saved = InputConfig.read(all_hyperparameters(checkpoint).get("input"))
+        if saved.bands is not None:
+            spec = saved.applied_to(cast(Any, self).backbone.spec)
             if spec != cast(Any, self).backbone.spec:
                 self._set_spec(spec)
         super().on_load_checkpoint(checkpoint)

@@ -118,7 +118,6 @@ class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit)
         check_task(task, label_smoothing, class_weight, mix.cutmix)
         super().__init__(backbone, weights, pool, input, stem, partial_weights, weights_key)
         self.backbone.gradient_checkpointing = gradient_checkpointing
-        self.asked_input = as_config(InputConfig, input)
         self.penalty = WeightPenalty(self.backbone, penalty)
         # The checkpoint has the weights and needs to fetch none; the input followed from their tag, and is written out.
         settled = {"input": plain_input(self.backbone.spec), "head": head, "mix": mix, "penalty": penalty}

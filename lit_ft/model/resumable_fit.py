@@ -19,6 +19,7 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import all_hyperparameters, follow_moved_folder, forget_files_elsewhere
 from lit_ft.model.first_batch import refuse_no_batch
+from lit_ft.model.photo_fit import settle_fit
 from lit_ft.model.sharding import share_buffers
 from lit_ft.optim.effective_batch import EffectiveBatch
 from lit_ft.optim.run_length import RunLength
@@ -33,7 +34,6 @@ class ResumableFit(L.LightningModule):
     """
 
     class_names: list[str]
-    sees_whole_images: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,10 +56,11 @@ class ResumableFit(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the seed of a fit from torch; a resume then replaces it by that of its checkpoint."""
         self._has_followed = False
+        if stage == "fit" or self.trainer.ckpt_path is None:  # else that of the checkpoint counts
+            settle_fit(self, self.data_module, stage == "fit")
         if stage == "fit":
             if not self.training:  # it was loaded to predict, and Lightning would train it as it is
                 self.train()
-            self.sees_whole_images = bool(getattr(self.data_module, "sees_whole_images", False))
             _refuse_other_checkpoints(self.trainer)
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
             self._images = None  # of an earlier fit
@@ -162,7 +163,6 @@ class ResumableFit(L.LightningModule):
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.reduce_on_plateau}
         metrics = self.trainer.callback_metrics
         checkpoint["run_seed"] = self._seed
-        checkpoint["sees_whole_images"] = self.sees_whole_images
         checkpoint["images"] = self._fingerprint()
         checkpoint["epoch_steps"] = RunLength.of(self.trainer).epoch_steps
         if (score := self._score()) and (state := score.state_dict()):
@@ -176,6 +176,7 @@ class ResumableFit(L.LightningModule):
         trainer = attached_trainer(self)
         if trainer is None:
             return  # only the weights are loaded
+        settle_fit(self, self.data_module, is_fitted_on=False)
         follow_moved_folder(checkpoint, trainer)
         if trainer.state.fn == "fit":
             self._refuse_other_data(checkpoint)

@@ -64,7 +64,7 @@ class BackboneChoice:
             UserError: If it cannot be built.
         """
         given = {**BUILT_BY, **self.options}
-        asked = InputConfig(**(given["input"] or {}))
+        asked = InputConfig.read(given["input"])
         spec = asked.applied_to(input_spec(self.name, self.weights))
         if images is not None and images.bands is not None:
             refuse_other_images(asked, images)
@@ -185,7 +185,7 @@ def survey_backbone(
 def pass_images(backbone: Backbone, images: ProbeImages) -> StageFeatures:
     """The features of all images, from a pass for each split, in the eval view of the backbone."""
     data, spec = images.data, backbone.spec
-    data.input_spec = data.spec.with_channels_of(spec) if data.spec else spec
+    data.take_spec(spec)
     normalise = Normalise.of(spec, backbone.memory_format)
     normalise.to(next(backbone.parameters()).device)
     parts = [

@@ -76,8 +76,8 @@ def list_differences(saved: Mapping[str, Any], now: Mapping[str, Any], may_diffe
     >>> list_differences({"model.lr": 0.1}, {"model.lr": 0.5, "model.head": None}, ())
     ['`model.lr` 0.1, but this one has 0.5']
     """
-    others = []
-    for key, value in now.items():
+    others, saved = list[str](), _part_images(saved)
+    for key, value in _part_images(now).items():
         earlier = saved.get(key, value)
         if key in ("model", "data", "unfreeze") and earlier is not None:
             earlier = _class_name(str(earlier))
@@ -85,6 +85,15 @@ def list_differences(saved: Mapping[str, Any], now: Mapping[str, Any], may_diffe
             then, given = ("null" if one is None else one for one in (earlier, value))
             others.append(f"`{key}` {then}, but this one has {given}")
     return others
+
+
+def _part_images(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with each one of the images by itself: all are settled, and mostly one differs."""
+    images = options.get("model.input")
+    if not isinstance(images, dict):
+        return dict(options)
+    rest = {key: value for key, value in options.items() if key != "model.input"}
+    return {**rest, **{f"model.input.{key}": value for key, value in images.items()}}
 
 
 def _of_class(key: str, given: Mapping[str, Any] | None) -> dict[str, Any]:

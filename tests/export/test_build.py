@@ -83,7 +83,9 @@ def test_file_of_raw_values_takes_the_bands_of_files(tmp_path, suffix):
     [
         ({}, 3),  # of a grey network
         ({"input": {"channels": 3, "resize": 32}}, 3),
-        ({"input": {"channels": 4, "squash": True}}, 4),
+        ({"input": {"channels": 4, "fit": "squash"}}, 4),
+        ({"input": {"channels": 3, "fit": "pad"}}, 3),
+        ({"input": {"fit": "pad"}}, 3),
         ({"task": "multilabel", "input": {"interpolation": "bicubic", "resize": 40}}, 3),
         ({"task": "regression"}, 3),
     ],
@@ -115,8 +117,8 @@ def test_numbers_that_were_never_standardised_are_float64_too():
 
 @pytest.fixture(scope="module")
 def exported():
-    """A regression on grey images, as torch.export writes it: numbers that float32 cannot resolve."""
-    module = model_of("regression")
+    """A regression on grey images that are padded, as torch.export writes it: numbers that float32 cannot resolve."""
+    module = model_of("regression", input={"fit": "pad"})
     images = images_for(module)
     module.calibration = Calibration().with_references(features_of(module, images[:4]).repeat(6, 1))
     built = build_export(module, ".pt2", describe_export(module, images, "mnist_cnn"))
@@ -127,6 +129,8 @@ def test_file_has_its_description_and_its_examples(exported):
     module, images, _, file = exported
     found = file.description
     assert (found.task, found.classes, found.channels) == ("regression", ["a", "b", "c"], 3)
+    assert found.fit == "pad"
+    assert found.input_format.endswith(", of any size; resized and padded inside")
     assert found.tolerance == pytest.approx([2e-3, 1e-7, 1e-3])
     assert [example.pixels.shape for example in found.examples] == [one.shape for one in arrays(images)]
     outputs = np.array([one.outputs for one in found.examples])

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.export.geometry import CentreResize
+from lit_ft.export.geometry import SquareResize
 
-SIZES = [(60, 90), (91, 40), (17, 17), (30, 301), (1, 5), (256, 200), (3, 200)]
+SIZES = [(60, 90), (91, 40), (17, 17), (30, 301), (1, 5), (256, 200), (3, 200), (1, 1), (1, 99), (28, 28)]
 
 
 def pixels(height, width, channels=3):
@@ -21,14 +21,14 @@ def pixels(height, width, channels=3):
 
 
 def resized(spec, image):
-    return CentreResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0]
+    return SquareResize(spec)(image.permute(1, 2, 0).unsqueeze(0))[0]
 
 
-@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 @pytest.mark.parametrize(("size", "resize"), [(28, 32), (23, 23), (32, 40)])
-def test_result_is_that_of_the_eval_transform(interpolation, squash, size, resize):
-    spec = InputSpec(size, resize, interpolation, squash=squash)
+def test_result_is_that_of_the_eval_transform(interpolation, fit, size, resize):
+    spec = InputSpec(size, resize, interpolation, fit=fit)
     for height, width in SIZES:
         image = pixels(height, width)
         found, wanted = resized(spec, image), spec.geometry()(image).float()
@@ -38,10 +38,10 @@ def test_result_is_that_of_the_eval_transform(interpolation, squash, size, resiz
         assert (found - wanted).abs().max() <= most, (height, width)
 
 
-@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
-def test_raw_values_are_not_rounded(interpolation, squash):
-    spec = InputSpec(28, 32, interpolation, squash=squash, bands="all", mean=(0.0,) * 4, std=(1.0,) * 4)
+def test_raw_values_are_not_rounded(interpolation, fit):
+    spec = InputSpec(28, 32, interpolation, fit=fit, bands="all", mean=(0.0, 1.5, -7000.25, 4e4), std=(1.0,) * 4)
     for height, width in SIZES:
         image = pixels(height, width, 4).float() * 200 - 7000.25
         torch.testing.assert_close(resized(spec, image), spec.geometry()(image), atol=0.3, rtol=0)  # of 51,000
@@ -79,9 +79,23 @@ def test_images_of_the_size_that_is_resized_to_are_cut_alone():
     assert torch.equal(resized(InputSpec(28, 28), image[:, 2:30, 8:36]), image[:, 2:30, 8:36].float())
 
 
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (31, 4001)])
+def test_long_images_are_padded_as_by_the_eval_transform(shape):
+    spec, image = InputSpec(56, fit="pad"), pixels(*shape)
+    assert (resized(spec, image) - spec.geometry()(image)).abs().max() <= 1
+
+
+def test_padding_has_the_mean_colour_of_each_channel():
+    image = pixels(10, 40)
+    found = resized(InputSpec(40, fit="pad", mean=(0.1, 0.5, 0.9)), image)
+    assert found[:, 15:25].equal(image.float())
+    assert found[:, [0, 14, 25, 39]].unique(dim=2).flatten(1).unique(dim=1).flatten().tolist() == [26, 128, 230]
+    assert resized(InputSpec(40, fit="pad", mean=(0.5,), std=(0.5,)), image)[:, 0].unique().tolist() == [128]
+
+
 def test_images_of_a_batch_and_any_number_of_channels_are_resized_each_by_itself():
     spec = InputSpec(20, 24)
     images = torch.stack([pixels(50, 33, 4), pixels(50, 33, 4).flip(0)])
-    together = CentreResize(spec)(images.permute(0, 2, 3, 1))
+    together = SquareResize(spec)(images.permute(0, 2, 3, 1))
     for image, found in zip(images, together, strict=True):
         assert torch.equal(found, resized(spec, image))

@@ -14,7 +14,7 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_notrace_functions, get_pretrained_cfg
 from torch import Tensor, nn
 
-from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.input_spec import Fit, InputSpec
 from lit_ft.backbones.partition.chain import Network
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.compat import group_by_matcher
@@ -23,6 +23,8 @@ from lit_ft.errors import UserError
 PREFIX = "timm/"
 MOST_STAGES = 12
 FILE = "model.safetensors"
+_FITS: dict[str, Fit] = {"center": "crop", "border": "pad", "squash": "squash"}
+"""By timm's name, how a photo becomes a square."""
 
 
 def names() -> list[str]:
@@ -44,23 +46,22 @@ def input_spec(name: str, tag: str | None) -> InputSpec:
     """The images that published weights were evaluated with; without a tag, those of timm's choice.
 
     Raises:
-        UserError: If these are no squares, or photos in a frame.
+        UserError: If these are no squares.
     """
     arch = name.removeprefix(PREFIX)
     configs = {cfg.tag: cfg for cfg in get_arch_pretrained_cfgs(arch).values()}
     cfg = configs.get(tag or "", get_pretrained_cfg(arch))
     data = resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg else {})
     height, size = data["input_size"][1:]
-    if height != size or data["crop_mode"] == "border":
-        made = "in a frame" if data["crop_mode"] == "border" else f"of {height} x {size} pixels"
-        raise UserError(f"`model.backbone`: {name} takes images {made}; only squares cut out of photos can be given")
+    if height != size:
+        raise UserError(f"`model.backbone`: {name} takes images of {height} x {size} pixels; only squares can be given")
     return InputSpec(
         size=size,
         resize=math.floor(size / data["crop_pct"]),
         interpolation=data["interpolation"],
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
-        squash=data["crop_mode"] == "squash",
+        fit=_FITS[data["crop_mode"]],
     )
 
 

@@ -229,7 +229,7 @@ def make_saved_data(checkpoint: Path, module: ImageModel) -> Any:
         raise UserError(f"{made.__name__}: {error}") from error
     if list(data.class_names) != module.class_names:
         raise UserError(f"{made.__name__} has other classes than the checkpoint")
-    data.input_spec = data.spec.with_channels_of(module.input_spec) if data.spec else module.input_spec
+    data.take_spec(module.input_spec)
     return data
 
 

@@ -80,8 +80,7 @@ def _describe(name: str, size: int | None) -> None:
         rows.append((printable(stage.name), *parameters, *macs, shape))
     print(format_table(rows, ("<", ">13", ">6", ">8", ">6")))
     spec = backbone.spec
-    cropped = f"resized to {spec.resize} x {spec.resize}" if spec.squash else f"shorter side resized to {spec.resize}"
-    print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {cropped}, {spec.interpolation}")
+    print(f"\ninput    {spec.channels} x {spec.size} x {spec.size}; {spec.in_words}")
     print(f"mean     {', '.join(f'{value:g}' for value in spec.mean)}")
     print(f"std      {', '.join(f'{value:g}' for value in spec.std)}")
     tags = [f"{tag} ({', '.join(notes)})" if notes else tag for tag, notes in weights_tags(network).items()]
@@ -121,7 +120,7 @@ def _read_model(path: str) -> dict[str, Any]:
         model = dict(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["model"])
         if not isinstance(model["backbone"], (str, dict)):
             raise TypeError(f"backbone: {model['backbone']}")
-        return {**model, "input": InputConfig(**model.get("input") or {})}
+        return {**model, "input": InputConfig.read(model.get("input"))}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -17,7 +17,7 @@ from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, refuse_oth
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.data.folds import check_folds
 from lit_ft.errors import UserError, unknown
-from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint
+from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import DEFAULT_ROOT, find_run_of_checkpoint
 from lit_ft.tasks.monitored import METRICS
@@ -51,6 +51,9 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
     if config["data"] is None:
         config["data"] = default_data(command, config.get("ckpt_path"))
     options = config["data"].get("init_args") or {}
+    if options.get("fit") is not None:  # before images are looked for
+        images = InputConfig.read(as_plain(config["model"]["init_args"].get("input")))
+        images.refuse_fit(options["fit"], "data.fit", is_fitted=command in EVALUATIONS)
     if "task" in options and options["task"] is None:
         options["task"] = config["model"]["init_args"].get("task")
     is_look = command == "plan" or (command == "finetune" and config["trainer"]["fast_dev_run"])
@@ -97,10 +100,6 @@ def _take_checkpoint_model(config: Namespace, command: str, args: Sequence[str])
     # What only a fit needs stays the command's own: jsonargparse would import it where it saves the config.
     taken = {key: hparams[key] for key in hparams if key in known and key not in ("optimizer", "lr_scheduler")}
     refuse_foreign(taken, as_plain(known))
-    images = taken.get("input")
-    if images and "size" in images and read_checkpoint(config["ckpt_path"]).get("sees_whole_images"):
-        # Here, as the data is set up before the checkpoint is loaded.
-        taken["input"] = {**images, "resize": images["size"], "squash": True}
     known.update(Namespace(taken | ({"weights": None} if "weights" in taken else {})))
     config.update(Namespace(checkpoint=None, early_stopping=None, unfreeze=None, feature_cache=None))
 
@@ -143,8 +142,9 @@ def remove_effects(config: Namespace) -> None:
     """
     model = config["model"]["init_args"]
     if "backbone" in model and "weights" in model:
-        images = InputConfig(**as_plain(model["input"] or {}))
+        images = InputConfig.read(as_plain(model["input"]))
         spec = images.applied_to(input_spec(as_plain(model["backbone"]), model["weights"]))
+        spec = spec.with_fit((config["data"].get("init_args") or {}).get("fit"))
         if model["weights"] is not None and not is_file_name(model["weights"]):  # what is published does fit
             model["weights"] = None
         model["input"] = Namespace({**asdict(spec), "mean": list(spec.mean), "std": list(spec.std)})

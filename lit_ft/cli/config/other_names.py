@@ -7,6 +7,7 @@ from lit_ft.cli.config.other_values import (
     CACHES,
     COUNT,
     DEVICES,
+    FITS,
     NO_PRETRAINED,
     OPTIMIZERS,
     OUTPUT,
@@ -57,7 +58,12 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("imgsz img_size imgsize im_size image_shape img_shape input_size input_shape target_size crop_size "
      "train_crop_size val_crop_size size resolution res", SIZES | {".*": "`image_size` VALUE"}),
     ("resize resize_size val_resize_size", "`model.input.resize` VALUE"),
-    ("crop_pct crop_mode", "`model.input.resize` PIXELS, of which the centre of `image_size` pixels is cut out"),
+    ("crop_pct", "`model.input.resize` PIXELS, of which the centre of `image_size` pixels is cut out"),
+    ("crop_mode resize_method resize_mode", FITS),
+    ("letterbox keep_ratio keep_aspect_ratio preserve_aspect_ratio pad_to_aspect_ratio pad_to_square", {
+        "|true|1|yes": "`data.fit` pad", ".*": "`data.fit` squash"}),
+    ("squash squish stretch", {"|true|1|yes": "`data.fit` squash", ".*": "`data.fit` crop"}),
+    ("crop_to_aspect_ratio", {"|true|1|yes": "`data.fit` crop", ".*": "`data.fit` squash"}),
     ("in_chans in_channels num_channels", "`model.input.channels` VALUE"),
     ("grayscale greyscale gray grey color_mode input_img_mode", "`model.input.channels` 1"),
     ("train_interpolation", "`model.input.interpolation` VALUE"),

@@ -68,6 +68,11 @@ PRECISIONS = {
     "true_half|pure_?fp16": "`trainer.precision` 16-true",
     "|(fp|float)?16|true|1|yes|half|amp|mixed(_?(precision|float16))?|apex|o[123]": "`trainer.precision` 16-mixed",
 }
+FITS = {
+    "(pad|border|letter_?box|fit|contain).*": "`data.fit` pad",
+    "squash|squish|stretch|fill|warp": "`data.fit` squash",
+    ".*": "`data.fit` crop, pad or squash",
+}
 SIZES = {r"[\[(]?(\d+)[x, ]+\1[\])]?": r"`image_size` \1", r"\[?3[x, ]+(\d+)[x, ]+\1\]?": r"`image_size` \1"}
 AUGMENTS = {
     "rand.*|ra": "`data.augment` rand",
@@ -173,6 +178,7 @@ VALUES: dict[str, Instead] = {
     "model.head": {"linear|cosine": "`model.head.kind` VALUE", r"[\d, \[\]]+": "`model.head.hidden` [VALUE]"},
     "model.head.hidden": {r"[\d, ()]+": "`model.head.hidden` [VALUE]"},
     "model.input.size": SIZES,
+    "data.fit": FITS,
     **{key: {"": f"`{key}` true"} for key in _SWITCHES},
     "data.batch_size": {"auto|-1": "`--trainer.callbacks+` BatchSizeFinder"},
     "resume": "`resume` auto",

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.cli.commands import COMMANDS
+from lit_ft.cli.config import first_release
 from lit_ft.cli.config.advice import PHOTO_COMMANDS, describe_short_forms
 from lit_ft.cli.config.config_files import describe_config_fault
 from lit_ft.cli.config.defaults import CHECKPOINT, TRAINER, as_plain, settle
@@ -84,7 +85,7 @@ class ConfigCLI(LightningCLI):
             seed_everything_default=0,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            parser_kwargs={**about, "exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={**about, "exit_on_error": False, "allow_abbrev": False, "parser_mode": first_release.MODE},
             args=find_configs(self.args),
             run=False,  # each command has a parser of its own, as building all takes long
             load_from_checkpoint_support=False,  # the module collects its hyperparameters itself

@@ -14,6 +14,7 @@ from lit_ft.data.fingerprint import difference
 from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint, saved_options
 from lit_ft.model.input_bands import leave_out_bands
+from lit_ft.model.photo_fit import settle_fit
 from lit_ft.runs import Run
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.launch import is_restarted
@@ -81,11 +82,12 @@ def refuse_other_run(config: Namespace, command: str, model: Any, data: Any) -> 
     names = getattr(data, "class_names", None)
     if names is not None and list(names) != (earlier := hparams.get("classes")):
         raise UserError(f"`ckpt_path`: {path} is of a run with the classes {earlier}, not {list(names)}")
-    refuse_other_options(path, *_list_options(path, config, model))
+    refuse_other_options(path, *_list_options(path, config, model, data))
 
 
-def _list_options(path: str, config: Namespace, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _list_options(path: str, config: Namespace, model: Any, data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the run that wrote a checkpoint, and those of a config, by their names."""
+    settle_fit(model, data, is_fitted_on=True)  # as it was when the checkpoint was written
     hparams = hyper_parameters(path, "finetune", "")
     compared = leave_out_bands(hparams, model.hparams)
     then, now = ({f"model.{key}": value for key, value in options.items()} for options in compared)
@@ -109,7 +111,7 @@ def refuse_other_folds(done: Run, config: Namespace, model: Any, data: Any) -> N
     path = next((str(one) for one in (done.last, done.checkpoint("best")) if one.is_file()), None)
     if path is None:
         return
-    then, now = _list_options(path, config, model)
+    then, now = _list_options(path, config, model, data)
     if others := list_differences(then, now, MAY_DIFFER - RUN_ENDS | {"data.fold"}):
         raise UserError(
             f"`resume`: {format_path(done.folder)} was trained with {'; '.join(others)}; give the same, or start "

@@ -42,7 +42,7 @@ TINY = 32
 """An image whose shorter side has fewer pixels is reported."""
 
 LONG = 4.0
-"""An image whose longer side is more than so many times the shorter is reported: most of it is cropped away."""
+"""An image whose longer side is more than so many times the shorter is reported: most of it is cut away by default."""
 
 
 _RAW = "`data.bands` all gives the network their own values, of each band"
@@ -158,6 +158,7 @@ def check_files(images: Sequence[Sample], inspected: Sequence[Inspected], raw: b
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
     reduced = [_item(image, reason=seen.loss) for image, seen, _ in read if seen.loss]
     ignored, convert = _find_ignored({Path(image.path).parent for image in images}, raw)
+    whole = "see them whole with `data.fit` pad or squash, or crop them: most of them is cut away"
     out = "or leave them out with `data.on_bad_image` skip"
     kinds = (
         ("unreadable", True, "cannot be read (damaged, cut short, or no image)", f"fix or remove them, {out}", broken),
@@ -165,7 +166,7 @@ def check_files(images: Sequence[Sample], inspected: Sequence[Inspected], raw: b
         ("huge", True, "have so many pixels that decoding them takes gigabytes", "scale them down", huge),
         ("suffix", False, "have the suffix of another format", "rename them; lit_ft reads them by content", wrong),
         ("tiny", False, f"are less than {TINY} pixels high or wide", "look whether they are thumbnails", tiny),
-        ("long", False, f"are more than {LONG:g} times as long as wide", "crop them: most of them is cut away", long),
+        ("long", False, f"are more than {LONG:g} times as long as wide", whole, long),
         ("reduced", False, "have more than 8 bits of three colours, and are reduced to that", _RAW, reduced),
         ("turned", False, "are turned upright by their EXIF data", "nothing to do: lit_ft turns them", turned),
         ("ignored", False, "beside the images are passed over", convert, ignored),

@@ -132,16 +132,20 @@ def is_unread_heif(suffix: str, head: bytes = b"") -> bool:
     return "HEIF" not in formats() and (suffix in _HEIF_SUFFIXES or bool(_HEIF.match(head)))
 
 
-def decode(file: str | Path | BytesIO, name: str | None = None) -> Tensor:
+def decode(file: str | Path | BytesIO, name: str | None = None, least: int = 0) -> Tensor:
     """Reads an image as uint8 ``(3, H, W)``, upright, transparent parts white, the first frame if there are several.
 
     Pillow reads all formats: torchvision's own decoders know fewer, and are deprecated since 0.29. Images of more
     pixels than Pillow deems safe (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) are refused.
+    With ``least``, a JPEG is decoded at a half, a quarter or an eighth of its size where each side then has so many.
 
     Raises:
         UserError: The file, which may be given by its content, cannot be read; ``name``, or else its path, says which.
     """
     with _opened(file, name) as image:
+        if least and isinstance(image, JpegImageFile):
+            shrink = next((factor for factor in (8, 4, 2) if min(image.size) >= factor * least), 1)
+            image.draft(None, (image.width // shrink, image.height // shrink))
         return _pixels(_upright(image))
 
 

@@ -155,10 +155,11 @@ def cache_path(folder: Path, files: Sequence[PhotoFiles], spec: InputSpec) -> Pa
     """
     names = [name for part in files for name in (min(part.names), max(part.names))]
     root = os.path.commonpath(names)
-    way = [spec.resize, spec.interpolation, spec.squash, PIL.__version__, torch.__version__, torchvision.__version__]
+    side = max(spec.resized(1, 1))
+    way = [side, spec.interpolation, spec.fit, PIL.__version__, torch.__version__, torchvision.__version__]
     way += [] if spec.bands is None else [spec.bands, spec.channels]
     digest = hashlib.sha256(json.dumps([root, *way]).encode()).hexdigest()
-    return folder / f"{os.path.basename(root)}-{spec.resize}-{digest[:12]}.safetensors"
+    return folder / f"{os.path.basename(root)}-{side}-{digest[:12]}.safetensors"
 
 
 def find_cache(path: Path, files: Sequence[PhotoFiles]) -> list[PhotoCache] | None:
@@ -179,9 +180,7 @@ def stored_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     >>> stored_size(375, 500, InputSpec()), stored_size(200, 300, InputSpec()), stored_size(1, 5000, InputSpec())
     ((256, 341), (200, 300), (1, 5000))
     """
-    shorter = min(height, width)
-    sides = (shorter, shorter) if spec.squash else (height, width)
-    resized = int(spec.resize * sides[0] / shorter), int(spec.resize * sides[1] / shorter)
+    resized = spec.resized(height, width)
     return resized if resized[0] * resized[1] < height * width else (height, width)
 
 

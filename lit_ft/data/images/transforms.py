@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torchvision.transforms.v2 import functional as F
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.loading.protocols import Augment
+
+_LEAST_AREA = 0.5
+"""Share of a photo that a random part of it has at least."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,13 @@ def resize_square(images: Tensor, spec: InputSpec) -> Tensor:
 def train_transform(spec: InputSpec, augment: Augment) -> v2.Compose:
     """Photo ``(C, H, W)`` -> ``(C, size, size)``: a random part of at least half the area, mirrored or not.
 
-    Then what else the name of the augmentation stands for.
+    Then what else the name of the augmentation stands for. Where the whole photo is evaluated, it is a part of the
+    square that this becomes: at the end of a long photo there is always something that no part of the photo itself
+    shows, and most of the parts are of its middle.
     """
     mode = InterpolationMode(spec.interpolation)
-    crop = v2.RandomResizedCrop(spec.size, scale=(0.5, 1.0), interpolation=mode, antialias=True)
+    crop = v2.RandomResizedCrop(spec.size, scale=(_LEAST_AREA, 1.0), interpolation=mode, antialias=True)
     further = policy(augment)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), *([further] if further else [])])
+    side = math.ceil(spec.size / math.sqrt(_LEAST_AREA))  # so that the least part has as many pixels as the network
+    square = [] if spec.fit == "crop" else replace(spec, size=side, resize=side).geometry().transforms
+    return v2.Compose([*square, crop, v2.RandomHorizontalFlip(), *([further] if further else [])])

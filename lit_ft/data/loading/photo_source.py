@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from lit_ft.backbones.resizing import PadToSquare
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import cut, decode, decode_crop
 from lit_ft.data.images.photo_cache import PhotoCache
@@ -62,7 +63,7 @@ def transform_seeded(
 ) -> Tensor:
     """What a transform makes of a file, its content, or its pixels, its random numbers following from a seed alone.
 
-    Where it begins with a random crop, no more is decoded than that needs.
+    Where it makes a random crop, no more is decoded than that needs.
 
     Raises:
         UserError: The image cannot be read or transformed; ``name``, or else the path, says which.
@@ -71,7 +72,9 @@ def transform_seeded(
     try:
         with random_from(seed):
             if not isinstance(first, v2.RandomResizedCrop):
-                made: Tensor = first(image if isinstance(image, Tensor) else decode(image, name))
+                is_cropped = any(isinstance(step, v2.RandomResizedCrop) for step in others)
+                least = first.size[0] if is_cropped else 0  # to evaluate, all pixels count
+                made: Tensor = first(image if isinstance(image, Tensor) else decode(image, name, least))
             elif isinstance(image, Tensor):
                 made = cut(image, first)
             else:
@@ -87,7 +90,7 @@ def transform_seeded(
 
 def is_random(transform: v2.Compose) -> bool:
     """Whether a transform may make of an image something else each time."""
-    return not all(isinstance(step, (v2.Resize, v2.CenterCrop)) for step in transform.transforms)
+    return not all(isinstance(step, (v2.Resize, v2.CenterCrop, PadToSquare)) for step in transform.transforms)
 
 
 def stack_images(images: Sequence[Tensor]) -> Tensor:

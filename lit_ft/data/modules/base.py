@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.backbones.input_spec import Fit, InputSpec
 from lit_ft.backbones.weights.torch_files import is_plain, plain
 from lit_ft.compat import collect_constructor_arguments
 from lit_ft.data.files.idx import find_idx
@@ -41,7 +41,9 @@ class DataFacts(ABC, Generic[SetT]):
     reads_bands = False
     """Whether raw values of bands can be read."""
     sees_whole_images = False
-    """Whether images are evaluated as a whole, rather than the centre of each."""
+    """Whether images are square, and enter the network as they are, whatever its fit."""
+    fit: Fit | None = None
+    """How photos become the squares that a network takes; where it is not said here, the model has it."""
     test_advice: str = "hold some out"
     """How to get test images, where there are none."""
 
@@ -133,13 +135,10 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
         check_options(batch_size, augment, shots, fraction, sampling, split_seed)
         self.batch_size = batch_size
         self.augment = augment
-        self.shots = shots
-        self.fraction = fraction
+        self.shots, self.fraction = shots, fraction
         self.sampling = sampling
         self.split_seed = split_seed
-        if isinstance(spec, Mapping):  # as a checkpoint has it
-            spec = InputSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()})
-        self.spec = spec
+        self.spec = InputSpec.read(spec)
         self.input_spec = self.spec or InputSpec()
         self.order_seed: int | None = None
         self.position = Position(self._batches_processed, self._training_loader)
@@ -182,7 +181,14 @@ class ImageDataModule(DataFacts[SetT], L.LightningDataModule):
                 f"`data`: the model takes raw values of bands, and {type(self).__name__} gives photos of 8 bits; give "
                 "ImageFolderDataModule or ImageTableDataModule"
             )
-        return self.spec.with_channels_of(spec) if self.spec else spec
+        return self._adapted(spec)
+
+    def take_spec(self, spec: InputSpec) -> None:
+        """Takes what a model expects of images, but for what the options say."""
+        self.input_spec = self._adapted(spec)
+
+    def _adapted(self, spec: InputSpec) -> InputSpec:
+        return (self.spec.with_channels_of(spec) if self.spec else spec).with_fit(self.fit)
 
     def measured_spec(self) -> InputSpec:
         """The images as the network takes them; where they are raw values, with their mean and standard deviation."""

@@ -184,6 +184,8 @@ class ImageDatasetDataModule(PhotoDataModule):
     def _content(self) -> tuple[list[str], dict[Split, Any]]:
         """The names of the classes, and the splits that there are."""
         content = read_labelled(self._class, self._arguments, self.split_args, self.task, self.classes)
+        if self.fit is not None and isinstance(content[1]["train"], ArraySplit):
+            raise UserError(f"`data.fit`: {self.fit} is for photos, and images in memory are squeezed; leave it out")
         if not isinstance(content[1]["train"], FileSplit):
             for key, given, default in (("cache", self.cache, None), ("on_bad_image", self.on_bad_image, "error")):
                 if given != default:

@@ -29,9 +29,9 @@ def check_options(
         raise UserError(f"`data.split_seed`: {split_seed} is not between 0 and 2**32 - 1")
 
 
-def check_choice(key: str, given: str, choices: Sequence[str]) -> None:
-    """Raises `UserError` for a name that is not among the choices of the option ``data.<key>``."""
-    if given not in choices:
+def check_choice(key: str, given: str | None, choices: Sequence[str]) -> None:
+    """Raises `UserError` for a name that is not among the choices of the option ``data.<key>``; None leaves it open."""
+    if given is not None and given not in choices:
         raise unknown(key, str(given), choices, key=f"`data.{key}`")
 
 

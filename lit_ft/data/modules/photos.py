@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ft.backbones.input_spec import InputSpec, check_bands
+from lit_ft.backbones.input_spec import Fit, InputSpec, check_bands
 from lit_ft.data.bands.reader import BandReader, count_bands
 from lit_ft.data.bands.statistics import measure_bands
 from lit_ft.data.files.file_split import FileSplit
@@ -48,6 +48,9 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         cache: A folder for resized copies of the images, so that they are decoded once and not in every epoch. It is
             written when training first starts, and again when images change, and may be deleted at any time. Scores
             are the same as without; training crops are cut from the copies.
+        fit: How a photo becomes the square that the network takes, in evaluation and prediction: ``crop`` cuts out the
+            centre; ``pad`` sees the whole photo, with a rim of the mean colour; ``squash`` squeezes it. The checkpoint
+            records it. When not given, that of the model: ``crop``, but for a few of timm's networks.
         on_bad_image: What to do with images that cannot be read: ``error`` stops and names them, ``skip`` leaves them
             out with a warning. Each image is read once, before it is first used and again when it has changed; not
             with ``trainer.fast_dev_run``.
@@ -79,9 +82,12 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         cache: str | None = None,
         on_bad_image: OnBadImage = "error",
         bands: list[int] | Literal["all"] | None = None,
+        fit: Fit | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        check_choice("fit", fit, get_args(Fit))
+        self.fit = fit
         self.bands = None if bands is None else check_bands(bands, "`data.bands`")
         self.folds = folds
         self.fold = fold

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from lit_ft.backbones.input_spec import Fit
 from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.files.folders import find_folder
 from lit_ft.data.images.transforms import train_transform
@@ -21,6 +22,7 @@ from lit_ft.data.loading.protocols import Augment, ImageBatch, Split
 from lit_ft.data.loading.sampler import ChunkSampler, Picks
 from lit_ft.data.loading.workers import InWorkers, Workers, check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
+from lit_ft.data.modules.options import check_choice
 from lit_ft.data.streaming.stream_set import ChunkedSplit, StreamSet, is_bucket, unpack
 from lit_ft.errors import UserError
 from lit_ft.tasks.task import TaskName
@@ -98,6 +100,9 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
             LITDATA_CACHE_DIR, or ``~/.lightning/chunks``. The variable MAX_CACHE_SIZE, such as ``100GB``, is its
             maximum size; by default three quarters of the free space.
         augment: ``basic`` takes a random part of at least half the area and mirrors half of the images.
+        fit: How a photo becomes the square that the network takes, in evaluation and prediction: ``crop`` cuts out the
+            centre; ``pad`` sees the whole photo, with a rim of the mean colour; ``squash`` squeezes it. The checkpoint
+            records it. When not given, that of the model: ``crop``, but for a few of timm's networks.
         **common: The options of every data module; ``sampling`` is always ``shuffle``.
     """
 
@@ -109,9 +114,12 @@ class StreamDataModule(ImageDataModule[ChunkedSplit]):
         num_workers: int | None = None,
         chunk_cache: str | None = None,
         augment: Augment = "basic",
+        fit: Fit | None = None,
         **common: Any,
     ) -> None:
         super().__init__(augment=augment, **common)
+        check_choice("fit", fit, get_args(Fit))
+        self.fit = fit
         check_workers(num_workers)
         if self.sampling != "shuffle":
             raise UserError(f"`data.sampling`: {self.sampling} is not for a streamed set; use shuffle")

@@ -83,7 +83,7 @@ def choose_images(data: Any, model: ImageModel, is_refitted: bool) -> ComparedIm
     data.read()
     split: Split = "test" if is_refitted and "test" in data.splits else "val"
     data.setup("test" if split == "test" else "validate")
-    data.input_spec = data.spec.with_channels_of(model.input_spec) if data.spec else model.input_spec
+    data.take_spec(model.input_spec)
     images: Any = data.splits[split]
     rows = torch.linspace(0, len(images) - 1, min(MOST, len(images))).round().long()
     part = images.part(rows)

@@ -42,6 +42,22 @@ def card_of(out):
     return Path(f"{out}.md")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_file_that_sees_whole_photos_predicts_as_the_checkpoint_does(fit, tmp_path, monkeypatch):
+    run, out = write_run(tmp_path, input={"fit": fit}), tmp_path / "model.onnx"
+    code, printed, errors = _call("export", run, out)
+    assert code == 0, errors
+    assert f"of any size; resized{' and padded' if fit == 'pad' else ''} inside" in printed
+    assert "what is outside of the centre" not in card_of(out).read_text()
+    monkeypatch.chdir(tmp_path)
+    for model, name in ((run, "a.json"), (out, "b.json")):
+        assert main(["predict", str(model), str(tmp_path / "photos" / "val"), "--out", name]) == 0
+    first, second = (json.loads(Path(name).read_text()) for name in ("a.json", "b.json"))
+    for one, other in zip(first, second, strict=True):
+        assert other["probability"] == pytest.approx(one["probability"], abs=0.05)
+
+
 def test_command_prints_what_is_in_the_file_and_how_it_was_verified(exported):
     _, out, printed = exported
     assert f"Exported  {out}, " in printed

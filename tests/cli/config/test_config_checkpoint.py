@@ -239,6 +239,24 @@ def test_option_of_the_model_that_the_checkpoint_overrides_is_refused_if_it_diff
     assert "--model.head.hidden: [9], but" in refused("test", "--config", "recipe.yaml", *own[2:])
 
 
+def test_photos_are_seen_as_in_the_fit(run, refused, photo_root):
+    model = ("--model.backbone", "mnist_cnn", "--model.weights", "null", "--unfreeze", "null", "--epochs", 1)
+    printed = run("fit", photo_root, *model, "--data.num_workers", 0, "--data.fit", "pad", "--name", "run")
+    folder = "logs/run/version_0"
+    hparams = torch.load(f"{folder}/checkpoints/best.ckpt", weights_only=True)["hyper_parameters"]
+    assert (hparams["input"]["fit"], hparams["input"]["resize"]) == ("pad", 28)
+    assert refused("test", folder, "--data.fit", "crop") == (
+        "lit-ft: --data.fit: crop, but the model was fitted with pad; leave it out"
+    )
+    last = ("--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/last.ckpt", "--epochs", 2)
+    line = refused("fit", *last, "--data.fit", "crop")
+    assert "--data.fit pad, but this one has crop" in line
+    assert "--model.input.fit pad, but this one has crop" in line
+    assert "mean" not in line  # of which all is the same
+    shown = run("validate", folder, "--data.fit", "pad")
+    assert re.search(r"\n  val/loss +(\S+)\n", shown)[1] == re.search(r"\(val/loss (\S+)\)", printed)[1]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_folder_that_is_fitted_anew_has_the_config_of_the_new_fit(run, refused):
     logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--trainer.logger.name", "run")

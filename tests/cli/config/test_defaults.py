@@ -39,6 +39,15 @@ def test_run_has_the_name_of_its_last_config(files, name):
     assert config.name == name
 
 
+def test_fit_of_photos_is_said_once_and_alike(run):
+    given = ("--data", "ImageFolderDataModule", "--data.fit", "pad")
+    assert run("probe", *given, "--print_config").count("fit: pad\n") == 1
+    with pytest.raises(UserError, match=r"^data.fit: pad, but model.input.fit is squash; leave one of them out$"):
+        ConfigCLI("probe", [*given, "--model.input.fit", "squash"])
+    with pytest.raises(UserError, match=r"^data.fit: nix does not fit; give data.fit crop, pad or squash$"):
+        ConfigCLI("probe", [*given[:3], "nix"])
+
+
 @pytest.mark.parametrize(
     ("args", "option"),
     [

@@ -106,6 +106,20 @@ MISTAKES = {
     "finetune --views 3": f"--views: {NO}; give --feature_cache.views 3",
     "finetune --modle.lr 1": f"--modle.lr: {NO}; nearest: --model.lr",
     "finetune --zzz 1": f"--zzz: {NO}",
+    # How photos become squares
+    "finetune --model.input.squash true": f"--model.input.squash: {NO}; give --data.fit squash",
+    "finetune --squash": f"--squash: {NO}; give --data.fit squash",
+    "finetune --letterbox": f"--letterbox: {NO}; give --data.fit pad",
+    "finetune --crop-mode border": f"--crop-mode: {NO}; give --data.fit pad",
+    "finetune --resize_method squish": f"--resize_method: {NO}; give --data.fit squash",
+    "finetune --pad_to_aspect_ratio": f"--pad_to_aspect_ratio: {NO}; give --data.fit pad",
+    "finetune --crop_to_aspect_ratio false": f"--crop_to_aspect_ratio: {NO}; give --data.fit squash",
+    "finetune --data ImageFolderDataModule --data.fit letterbox": (
+        "--data.fit: letterbox does not fit; give --data.fit pad"
+    ),
+    "finetune --data ImageFolderDataModule --data.fit nix": (
+        "--data.fit: nix does not fit; give --data.fit crop, pad or squash"
+    ),
     # Several at once
     "finetune --lr 1 --bs 8 --pretrained": (
         "--lr, --bs, --pretrained: there are no such options; give --model.lr 1 --batch_size 8; --pretrained: the "

@@ -157,6 +157,29 @@ def test_large_jpeg_is_decoded_smaller_but_never_below_the_result(tmp_path, monk
     assert drafts == [(400, 300), (400, 300), (200, 150), (100, 75), (100, 75)]  # from 300 on
 
 
+@pytest.mark.parametrize(
+    ("least", "size"),
+    [
+        (0, (600, 800)),
+        (301, (600, 800)),
+        (300, (300, 400)),
+        (151, (300, 400)),
+        (150, (150, 200)),
+        (75, (75, 100)),
+        (1, (75, 100)),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_whole_jpeg_is_decoded_smaller_where_so_few_pixels_are_needed(tmp_path, least, size, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(scene(600, 800)).save(tmp_path / "x.jpg", exif=exif, quality=95)
+    Image.fromarray(scene(600, 800)).save(tmp_path / "x.png", exif=exif)
+    found = decode(tmp_path / "x.jpg", least=least)
+    assert found.shape[1:] == (size if orientation == 1 else size[::-1])
+    assert decode(tmp_path / "x.png", least=least).shape[1:] == ((600, 800) if orientation == 1 else (800, 600))
+
+
 @pytest.mark.parametrize("shape", [(40, 50), (1, 1), (1, 300), (300, 1)])
 def test_cut_is_the_crop_itself(shape):
     image = torch.from_numpy(scene(*shape)).permute(2, 0, 1)

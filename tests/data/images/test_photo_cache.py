@@ -29,6 +29,7 @@ from lit_ft.data.images.photo_cache import _claimed, cache_path, stored_size
 from lit_ft.errors import UserError
 
 SPEC = InputSpec(size=16, resize=20)
+PADDED = InputSpec(size=16, resize=20, fit="pad")
 SIZES = [(50, 40), (33, 90), (200, 21), (12, 14), (1, 90), (20, 20), (25, 20), (64, 48)]
 
 
@@ -69,7 +70,7 @@ def files_in(folder):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    "spec", [SPEC, InputSpec(16, 20, "bicubic"), InputSpec(16, 16, "nearest"), InputSpec(16, 20, squash=True)]
+    "spec", [SPEC, InputSpec(16, 20, "bicubic"), InputSpec(16, 16, "nearest"), InputSpec(16, 20, fit="squash"), PADDED]
 )
 def test_evaluating_gives_the_same_pixels_as_without(root, tmp_path, spec, num_workers):
     plain, cached = make(root, spec=spec), make(root, tmp_path / "cache", spec, num_workers=num_workers)
@@ -139,12 +140,15 @@ def test_cache_is_made_anew_when_files_change(root, tmp_path, capsys, happens):
 
 
 def test_each_way_of_resizing_has_its_own(root, tmp_path):
-    for spec in (SPEC, InputSpec(16, 24), InputSpec(16, 20, "bicubic"), InputSpec(16, 20, squash=True)):
+    for spec in (SPEC, InputSpec(16, 24), InputSpec(16, 20, "bicubic"), InputSpec(16, 20, fit="squash")):
         make(root, tmp_path / "cache", spec).train_dataloader()
     assert len(files_in(tmp_path / "cache")) == 4
+    for spec in (PADDED, InputSpec(17, 20, fit="pad")):
+        make(root, tmp_path / "cache", spec).train_dataloader()
+    assert len(files_in(tmp_path / "cache")) == 6
     # These do not change what is kept.
     make(root, tmp_path / "cache", InputSpec(12, 20, mean=(0, 0, 0))).train_dataloader()
-    assert len(files_in(tmp_path / "cache")) == 4
+    assert len(files_in(tmp_path / "cache")) == 6
 
 
 def test_images_given_to_predict_are_not_cached(root, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -90,6 +91,28 @@ def test_train_transform_has_the_size_and_varies():
     assert outs[0].dtype == torch.uint8
     assert outs[0].equal(outs[1])
     assert not outs[0].equal(outs[2])
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_parts_to_train_on_are_of_the_square_that_is_evaluated(fit):
+    photo = torch.randint(0, 256, (3, 20, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # At half the area, a part of 23 x 23 pixels has those of the network.
+    square = InputSpec(23, 23, fit=fit).geometry()(photo)
+    torch.manual_seed(5)
+    wanted = v2.RandomHorizontalFlip()(v2.RandomResizedCrop(16, (0.5, 1.0), antialias=True)(square))
+    torch.manual_seed(5)
+    assert train_transform(InputSpec(16, 16, fit=fit), "basic")(photo).equal(wanted)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_end_of_a_long_photo_is_trained_on_where_it_is_evaluated(fit):
+    photo = torch.zeros(3, 20, 80, dtype=torch.uint8)
+    photo[..., 70:] = 255
+    transform, seen = train_transform(InputSpec(16, 16, fit=fit), "basic"), []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        seen.append(bool((transform(photo) > 128).any()))
+    assert np.mean(seen) == 0 if fit == "crop" else np.mean(seen) > 0.4
 
 
 @pytest.mark.parametrize(

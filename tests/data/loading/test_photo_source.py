@@ -113,6 +113,19 @@ def test_batches_have_the_pixels_of_the_transform_of_the_whole_image(split):
         assert image.equal(train_transform(InputSpec(16, 18), "basic")(decode(split.paths[row])))
 
 
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_large_jpeg_is_decoded_smaller_for_a_part_of_a_square_but_not_to_be_evaluated(tmp_path, fit):
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC).save(tmp_path / "x.jpg", quality=95)
+    path, spec = str(tmp_path / "x.jpg"), InputSpec(64, 64, fit=fit)
+    whole = decode(path)
+    assert transform_seeded(spec.geometry(), path, 0).equal(spec.geometry()(whole))
+    crops = train_transform(spec, "basic")
+    found, exact = transform_seeded(crops, path, 7).int(), transform_seeded(crops, whole, 7).int()
+    assert found.equal(transform_seeded(crops, decode(path, least=91), 7))
+    assert 0 < (found - exact).abs().float().mean() < 2.0  # levels of 255
+
+
 def test_identity_tells_files_caches_and_transforms_apart(split):
     spec = InputSpec(16, 18)
 

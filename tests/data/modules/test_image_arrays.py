@@ -238,7 +238,7 @@ def test_archive_is_trained_tested_and_predicted_by_its_path(run, saved, photo_r
     folder = Path("logs/a/version_0")
     assert "augment: basic" in (folder / "config.yaml").read_text()
     checkpoint = folder / "checkpoints/best.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["sees_whole_images"]
+    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["input"]["fit"] == "squash"
     before = json.loads((folder / "metrics.json").read_text())
     assert before["test"]["images"] == 6
     run("test", folder)

@@ -89,6 +89,17 @@ def test_val_and_predict_are_those_of_the_folder(photos, stream_root):
     assert data.predict_paths == [os.path.relpath(path, photos.root) for path in photos.predict_paths]
 
 
+def test_photos_are_padded_as_those_of_the_folder(photo_root, stream_root):
+    folder = ImageFolderDataModule(str(photo_root), val_fraction=0.3, fit="pad", **SMALL)
+    folder.setup()
+    data = make(stream_root, fit="pad")
+    assert data.input_spec == folder.input_spec == InputSpec(16, 16, fit="pad")
+    assert_same(batches_of(data.val_dataloader()), batches_of(folder.val_dataloader()))
+    [(images, _), *_] = batches_of(data.val_dataloader())
+    assert images[0, :, 0, 0].tolist() == [124, 116, 104]
+    assert "PadToSquare" in data.train_dataloader().source.identity()
+
+
 def test_files_are_kept_as_they_are(tmp_path):
     for name in ("a", "b"):
         for i in range(4):
@@ -454,6 +465,7 @@ def test_image_that_was_damaged_in_its_chunk_is_named(stream_root):
     [
         ({"num_workers": -1}, "data.num_workers: -1 is less than 0"),
         ({"sampling": "balanced"}, "data.sampling: balanced is not for a streamed set; use shuffle"),
+        ({"fit": "nix"}, r"data.fit: unknown fit 'nix' \(choose from crop, pad, squash\)$"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -58,10 +58,20 @@ def test_what_is_cut_off_has_no_evidence():
 
 
 def test_squashed_photo_is_seen_as_a_whole():
-    module = centre_detector(input={"squash": True})
+    module = centre_detector(input={"fit": "squash"})
     (found,) = explain(module, photo((200, 600), (50, 0, 150, 150)), "white")
     assert found.seen == (0.0, 0.0, 200.0, 600.0)
     assert share_inside(found.on_photo("integrated_gradients"), (50, 0, 150, 150), 25) > 0.95
+
+
+@pytest.mark.parametrize("size", [(200, 600), (600, 200)])
+def test_object_at_the_end_of_a_padded_photo_is_found_there(size):
+    box = (50, 0, 150, 100) if size == (200, 600) else (500, 50, 600, 150)
+    (found,) = explain(centre_detector(input={"fit": "pad"}), photo(size, box), "white")
+    assert found.seen == ((-200.0, 0.0, 400.0, 600.0) if size == (200, 600) else (0.0, -200.0, 600.0, 400.0))
+    on_photo = found.on_photo("integrated_gradients")
+    assert on_photo.shape == size
+    assert share_inside(on_photo, box, 45) > 0.95
 
 
 def test_turned_photo_is_explained_upright(tmp_path):
