@@ -12,8 +12,9 @@ from solver import by_scikit_learn
 from torch import Tensor
 
 from gpu_parts.measuring import Measuring, take_turns, wait
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.linear_probe import fit_linear_probe
 from lit_ft.probes.heads.solver import Targets
 

@@ -9,11 +9,12 @@ from gpu_runs import gpu_trainer
 from probe_sets import clusters, write_photos
 from small_runs import FewDigits, images_of, small_module, small_resnet
 
+from lit_ft.data.folds import make_folds
 from lit_ft.data.modules.arrays import ArraySource, ArraySplit
 from lit_ft.probes.feature_pass import compute_stage_features, pool_stages
 from lit_ft.probes.findings.learning_curve import learning_curve
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import STRENGTHS, cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import STRENGTHS, cross_validate
 from lit_ft.probes.heads.linear_probe import fit_linear_probe
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 from lit_ft.unfreezing.callback import GradualUnfreezing

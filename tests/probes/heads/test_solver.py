@@ -11,10 +11,11 @@ from probe_sets import clusters, scale
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
+from lit_ft.data.folds import make_folds
 from lit_ft.probes.heads import basis as basis_file
 from lit_ft.probes.heads import solver
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import cross_validate, make_folds
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 
 
