@@ -248,7 +248,8 @@ def test_part_that_is_seen_is_where_the_eval_transform_cuts(spec, size):
     middles = (torch.arange(spec.size) + 0.5) / spec.size
     for place, start, end in ((rows, top, bottom), (columns, left, right)):
         cut = spec.geometry()(place[None].clone())[0]
-        line = cut[:, spec.size // 2] if place is rows else cut[spec.size // 2]
+        middle = (spec.size - 1) // 2  # where a photo of one line is, too
+        line = cut[:, middle] if place is rows else cut[middle]
         wanted = start + middles * (end - start) - 0.5
         # The value of a pixel is its place. At the rim of a photo the mean is of the pixels that there are, and
         # elsewhere the middle of the few that are weighed is off by some hundredths; a pixel too far would be 1.

@@ -6,6 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from band_files import save_tiff
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from small_runs import FewDigits, small_trainer
@@ -201,6 +202,23 @@ class OfColour(FewDigits):
     def read_splits(self):
         splits = super().read_splits()
         return {name: replace(split, images=split.images.expand(-1, 3, -1, -1)) for name, split in splits.items()}
+
+
+def test_raw_values_are_padded_with_the_mean_of_the_training_images(tmp_path):
+    for i in range(12):
+        values = np.random.default_rng(i).integers(1000, 4000, (20, 36, 4)).astype(np.uint16)
+        save_tiff(tmp_path / "set" / "ab"[i % 2] / f"{i}.tif", values)
+    data = data_of(tmp_path / "set", bands="all", val_fraction=0.4, augment="none", fit="pad")
+    module = FineTuneModule("mnist_cnn", "MNIST")
+    small_trainer(1, limit_train_batches=1, limit_val_batches=1).fit(module, datamodule=data)
+    assert (data.input_spec.fit, data.input_spec.mean) == ("pad", module.input_spec.mean)
+    assert min(module.input_spec.mean) > 0
+    images, _ = next(iter(data.val_dataloader()))
+    made = module.normalise(images)
+    assert made.shape[1:] == (4, 28, 28)
+    assert module.input_spec.resized(20, 36) == (16, 28)
+    assert not made[:, :, [0, 5, 22, 27]].any()
+    assert made[:, :, 6:22].std() > 0.1
 
 
 class OfItsOwn(FineTuneModule):

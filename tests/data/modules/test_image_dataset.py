@@ -72,6 +72,16 @@ def test_images_in_memory_are_read_as_arrays(tmp_path):
     assert next(iter(data.train_dataloader()))[0].shape == (32, 1, 28, 28)
 
 
+def test_images_in_memory_have_no_fit_and_items_have(tmp_path):
+    root = dataset_files.write_fashion_mnist(tmp_path)
+    with pytest.raises(UserError, match=r"^data.fit: pad is for photos, and images in memory are squeezed; leave it"):
+        set_up("FashionMNIST", root, fit="pad")
+    data = set_up(**FAKE, fit="pad")  # of 20 x 30 pixels
+    images, _ = next(iter(data.val_dataloader()))
+    assert (images[:, :, [0, 3, 24, 27]] == torch.tensor([124, 116, 104]).view(3, 1, 1)).all()
+    assert images[:, :, 4:24].float().std() > 10
+
+
 def test_photos_are_read_as_files_and_not_by_the_data_set(tmp_path, unchecked):
     root = dataset_files.write_flowers(tmp_path)
     with pytest.warns(UserWarning, match=r"Flowers102: no training images of .* and 94 more, so these are no classes"):
@@ -323,6 +333,7 @@ REFUSED = {
     "no training": ({**FAKE, "split_args": {"test": {}}}, "^data.split_args: has test; give train, and perhaps val"),
     "cache": ({**FAKE, "cache": "x"}, "^data.cache: x is for images in files, and those of FakeData are in none"),
     "skip": ({**FAKE, "on_bad_image": "skip"}, "^data.on_bad_image: skip is for images in files"),
+    "fit": ({**FAKE, "fit": "nix"}, r"^data.fit: unknown fit 'nix' \(choose from crop, pad, squash\)$"),
     "empty": ({**FAKE, "dataset_args": {"size": 0}}, r"^data.dataset: FakeData \(train\) has no images"),
     "task": ({**FAKE, "task": "multilabel"}, r"^data.dataset: FakeData \(train\) is int64 \(60,\); multilabel takes"),
 }  # fmt: skip
