@@ -97,6 +97,18 @@ def test_batches_are_what_was_drawn_for_their_places():
     assert torch.cat([offsets(images) for images, _ in batches]).equal(drawn)
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_whose_channels_come_last_in_memory_are_augmented_as_others_are(flip):
+    images, targets = tensors(9)
+    batches = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        split = ArraySplit.whole(images.contiguous(memory_format=layout), targets)
+        source = ArraySource(split, InputSpec(SIZE, SIZE), [ShiftFlip(SHIFT, flip)])
+        picks = [Picks(torch.tensor([7, 2, 4]), torch.arange(3))]
+        batches += [batch for batch, _ in source.read(picks, torch.Generator().manual_seed(3))]
+    assert batches[0].equal(batches[1])
+
+
 @pytest.mark.parametrize("augment", ["none", "basic", "trivial", "augmix"])
 @pytest.mark.parametrize("count", [33, 40])  # the last batch has one image more, or is partial
 def test_batches_are_a_function_of_seed_epoch_and_rank(augment, count):
