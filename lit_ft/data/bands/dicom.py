@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lit_ft.data.bands.layout import Values, check_shape, check_size, put_bands_first
+from lit_ft.data.bands.layout import PixelValues, check_shape, check_size, put_bands_first
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """The name of the one transfer syntax whose header is compressed, too: it could inflate to any number of bytes."""
 
 
-def read_dicom(file: str | Path | BytesIO) -> Values:
+def read_dicom(file: str | Path | BytesIO) -> PixelValues:
     """The image of a DICOM file, ``(C, H, W)``: 1 band of grey, larger where it is brighter, or 3 of colours.
 
     Stored numbers are rescaled by slope and intercept, or their table, as those of CT to Hounsfield units. Where white
@@ -57,9 +57,9 @@ def _check_pixels(dataset: Any) -> None:
         raise ValueError(f"DICOM of {frames:,} frames; write each to a file of its own")
 
 
-def _decode(dataset: Any) -> Values:
+def _decode(dataset: Any) -> PixelValues:
     try:
-        values: Values = dataset.pixel_array
+        values: PixelValues = dataset.pixel_array
     except RuntimeError as error:
         if "missing dependencies" not in str(error):
             raise
@@ -68,7 +68,7 @@ def _decode(dataset: Any) -> Values:
     return values
 
 
-def _inverted(values: Values, dataset: Any) -> Values:
+def _inverted(values: PixelValues, dataset: Any) -> PixelValues:
     """Numbers ``(H, W)`` the other way round within the range of those that are stored."""
     bits = 0 if values.dtype.kind == "f" else int(dataset.get("BitsStored") or 8 * values.itemsize)
     is_signed = values.dtype.kind == "i"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Values = NDArray[Any]
+PixelValues = NDArray[Any]
 """Numbers ``(C, H, W)``, of the type in which a file has them."""
 
 
@@ -22,7 +22,7 @@ def check_shape(shape: Sequence[int]) -> None:
         raise ValueError(f"its {sides} values are more than {most:,}, which PIL.Image.MAX_IMAGE_PIXELS allows")
 
 
-def check_size(values: Values) -> Values:
+def check_size(values: PixelValues) -> PixelValues:
     """The same values ``(C, H, W)``, if they are real numbers, and not too many."""
     if values.dtype.kind not in "buif":
         raise ValueError(f"its values are {values.dtype}, and no real numbers")
@@ -30,13 +30,13 @@ def check_size(values: Values) -> Values:
     return values
 
 
-def put_bands_first(values: NDArray[Any]) -> Values:
+def put_bands_first(values: NDArray[Any]) -> PixelValues:
     """Numbers ``(H, W)`` or ``(H, W, C)`` as ``(C, H, W)``."""
     return values[np.newaxis] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
-def turn_upright(values: Values, orientation: int) -> Values:
-    """Values ``(C, H, W)`` as the orientation of EXIF and TIFF asks; an unknown one asks for nothing."""
+def turn_upright(values: PixelValues, orientation: int) -> PixelValues:
+    """PixelValues ``(C, H, W)`` as the orientation of EXIF and TIFF asks; an unknown one asks for nothing."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(1, 2)
     if orientation in (3, 4, 7, 8):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_ft.backbones.input_spec import Bands, InputSpec
 from lit_ft.data.bands.dicom import read_dicom
-from lit_ft.data.bands.layout import Values, check_size, put_bands_first, turn_upright
+from lit_ft.data.bands.layout import PixelValues, check_size, put_bands_first, turn_upright
 from lit_ft.data.bands.tiff import is_tiff, read_tiff
 from lit_ft.data.images.decode import DICOM_SUFFIXES, ORIENTATION, formats, is_dicom, naming_file, suffix_of
 from lit_ft.data.images.loss import is_deep_png
@@ -72,7 +72,7 @@ class BandReader:
         _, height, width = self(file).shape
         return height, width
 
-    def _choose(self, values: Values) -> Tensor:
+    def _choose(self, values: PixelValues) -> Tensor:
         has = len(values)
         if self.bands == "all":
             if self.count not in (None, has):
@@ -103,7 +103,7 @@ def _count(number: int) -> str:
     return f"{number} band{'s' if number > 1 else ''}"
 
 
-def _read(file: str | Path | BytesIO, suffix: str) -> Values:
+def _read(file: str | Path | BytesIO, suffix: str) -> PixelValues:
     """All bands of a file, ``(C, H, W)``, by what it holds."""
     if isinstance(file, BytesIO):
         file.seek(0)
@@ -131,7 +131,7 @@ def name_format(file: str | Path | BytesIO, suffix: str) -> str:
     return "TIFF" if is_tiff(head) else ""
 
 
-def _read_array(file: str | Path | BytesIO) -> Values:
+def _read_array(file: str | Path | BytesIO) -> PixelValues:
     """A file of NumPy; one with objects is refused, and nothing in it is run."""
     is_content = isinstance(file, BytesIO)
     try:  # mapped where it can be, so that a header that lies costs no memory
@@ -145,7 +145,7 @@ def _read_array(file: str | Path | BytesIO) -> Values:
     return _of_shape(found)
 
 
-def _of_shape(values: NDArray[Any]) -> Values:
+def _of_shape(values: NDArray[Any]) -> PixelValues:
     """An array ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)`` as ``(C, H, W)``.
 
     Of three dimensions, two that are equal and adjacent are height and width. Else the shorter of the first and the
@@ -160,14 +160,14 @@ def _of_shape(values: NDArray[Any]) -> Values:
     return check_size(values if is_first else values.transpose(2, 0, 1))
 
 
-def _read_photo(file: str | Path | BytesIO) -> Values:
+def _read_photo(file: str | Path | BytesIO) -> PixelValues:
     """A photo by Pillow; transparency is a band of its own."""
     with Image.open(file, formats=formats()) as image:
         is_deep = image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and is_deep_png(image)
         return _of_photo(image, _read_deep_png(file) if is_deep else None)
 
 
-def _of_photo(image: Image.Image, values: NDArray[Any] | None = None) -> Values:
+def _of_photo(image: Image.Image, values: NDArray[Any] | None = None) -> PixelValues:
     """The values of a photo, or others of its size, upright."""
     orientation = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)  # Pillow turns TIFF itself
     if values is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ft.data.bands.layout import Values, check_shape, check_size, turn_upright
+from lit_ft.data.bands.layout import PixelValues, check_shape, check_size, turn_upright
 
 # None, LZW, Deflate by its two numbers, PackBits, LZMA and Zstandard: their decoders take no more room than is asked
 # for. The size of an image within, as in JPEG, could be any; those are left to Pillow, which looks.
@@ -31,7 +31,7 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_tiff(file: str | Path | BytesIO) -> Values | None:
+def read_tiff(file: str | Path | BytesIO) -> PixelValues | None:
     """All bands of the first image of a TIFF, ``(C, H, W)``, upright; nothing of one whose compression is Pillow's.
 
     Its bands are samples of a pixel, or pages of the same size. Smaller copies of the image are passed over.
@@ -104,7 +104,7 @@ def _check_segments(series: Any, size: int) -> None:
             raise ValueError("its values would lie beyond its end: it is cut short, or its tags are wrong")
 
 
-def _coloured(values: Values, page: Any) -> Values:
+def _coloured(values: PixelValues, page: Any) -> PixelValues:
     """The values as they are meant, where white is 0, or where they number colours."""
     if page.photometric == _WHITE_IS_ZERO and values.dtype.kind in "bu":
         inverted: NDArray[Any] = np.invert(values)
