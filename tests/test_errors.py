@@ -26,7 +26,7 @@ from lit_ft.errors import (
     refuse_unwritable,
     unknown,
 )
-from lit_ft.evaluation import predictions
+from lit_ft.evaluation import prediction_files
 from lit_ft.model.module import FineTuneModule
 
 
@@ -373,7 +373,7 @@ def test_table_for_which_there_is_no_room_is_named(run, refused, photo_root, mon
     options = ["--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 64]
     options += ["--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0]
     options += ["--trainer.max_epochs", 1, "--unfreeze", "null"]
-    writer = {"split.csv": tables, "out.csv": predictions}[file]
+    writer = {"split.csv": tables, "out.csv": prediction_files}[file]
     command = ["fit", *options]
     if file == "out.csv":
         run("fit", *options)

@@ -97,7 +97,7 @@ def test_failure_has_the_rank_and_how_to_resume(tmp_path, step, text, expected):
 def test_fold_is_resumed_with_all_of_its_cross_validation(tmp_path):
     fold = Run(tmp_path).fold(3)
     resume = f"; to resume: the same command with --resume {tmp_path}"
-    found = interruption(KeyboardInterrupt(), fold, "")
+    found = interruption(KeyboardInterrupt(), lambda number: describe_interruption(number, fold, ""))
     assert found.message == f"interrupted{resume}"
     trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=3)
     assert str(locate_failure(LibraryError("a.png: gone"), fold, trainer)) == f"a.png: gone{resume}"

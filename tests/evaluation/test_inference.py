@@ -70,7 +70,7 @@ def test_whole_images_are_predicted_as_they_were_evaluated(tmp_path):
     module.eval()
     with torch.no_grad():
         whole = module(images).softmax(dim=1)
-        centres = module(torch.stack([module.backbone.spec.geometry()(image) for image in images])).softmax(dim=1)
+        centres = module(torch.stack([module.own_spec.geometry()(image) for image in images])).softmax(dim=1)
     for one in (module, lit_ft.load(path, device="cpu")):
         found = torch.tensor([prediction.probability for prediction in one.predict(images)])
         torch.testing.assert_close(found, whole.max(dim=1).values, atol=1e-5, rtol=1e-4)

@@ -160,6 +160,6 @@ def test_only_bands_that_came_from_data_are_left_out_of_a_comparison():
     saved, now = {"input": plain_input(spec), "lr": 1}, {"input": plain_input(InputSpec()), "lr": 1}
     then, new = leave_out_bands(saved, now)
     assert then == new
-    assert set(then["input"]) == {"size", "resize", "interpolation", "squash"}
+    assert set(then["input"]) == {"size", "resize", "interpolation", "fit"}
     assert leave_out_bands(saved, saved) == (saved, saved)
     assert leave_out_bands(now, now) == (now, now)

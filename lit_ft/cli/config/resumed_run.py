@@ -89,6 +89,9 @@ def _list_options(path: str, config: Namespace, model: Any, data: Any) -> tuple[
     """The options of the run that wrote a checkpoint, and those of a config, by their names."""
     settle_fit(model, data, is_fitted_on=True)  # as it was when the checkpoint was written
     hparams = hyper_parameters(path, "finetune", "")
+    images = hparams.get("input") or {}
+    if getattr(data, "sees_whole_images", False) and images.get("fit") == "crop":
+        del images["fit"]  # by an earlier release, which did not record that such images are seen as a whole
     compared = leave_out_bands(hparams, model.hparams)
     then, now = ({f"model.{key}": value for key, value in options.items()} for options in compared)
     return {**saved_options(path), **then}, {**now, **run_options(config.as_dict())}

@@ -261,7 +261,7 @@ def test_every_recipe_downloads_without_a_model(lit_ft, recipe, monkeypatch):
     monkeypatch.setattr(Published, "fetch", fetched)
     monkeypatch.setattr(MNISTToEMNISTDataModule, "prepare_data", put)
     monkeypatch.setattr(CIFAR10DataModule, "prepare_data", put)
-    monkeypatch.setattr("lit_ft.model.module.build_backbone", None)
+    monkeypatch.setattr("lit_ft.model.image_model.build_backbone", None)
     code, out, err = lit_ft("download", "--config", CONFIGS / f"{recipe}.yaml")
     assert (code, err) == (0, [])
     assert out.endswith(f"Run: LIT_FT_DATA=data lit-ft finetune --config {CONFIGS / recipe}.yaml --offline\n")
@@ -281,7 +281,7 @@ def test_download_is_refused_offline(lit_ft):
 @pytest.mark.parametrize("way", ["option", "variable"])
 def test_offline_lists_all_that_is_missing_before_the_model_is_built(lit_ft, requests, monkeypatch, tmp_path, way):
     monkeypatch.setenv("LIT_FT_DATA", str(tmp_path / "F"))
-    monkeypatch.setattr("lit_ft.model.module.build_backbone", None)
+    monkeypatch.setattr("lit_ft.model.image_model.build_backbone", None)
     kept = tmp_path / "F" / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
     kept.parent.mkdir(parents=True)
     kept.touch()

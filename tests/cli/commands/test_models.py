@@ -111,7 +111,7 @@ def test_weights_at_hand_are_told_by_their_tag(run, monkeypatch, tmp_path):
     assert run("models", "resnet5?").splitlines()[1].split()[-1] == "IMAGENET1K_V2"
     lines = run("describe", "resnet50").splitlines()
     assert lines[-1] == "weights  IMAGENET1K_V1, IMAGENET1K_V2 (default, here)"
-    assert "resized to 232" in lines[-4]  # as the default ones want it; the first ones want 256
+    assert "shorter side to 232" in lines[-4]  # as the default ones want it; the first ones want 256
 
 
 def test_describe_shows_stages_images_and_weights(run):
@@ -123,7 +123,7 @@ def test_describe_shows_stages_images_and_weights(run):
     for column in (2, 4):
         assert sum(float(row[column].rstrip("%")) for row in rows[1:6]) == pytest.approx(100, abs=0.25)
     assert lines[8:11] == [
-        "input    3 x 224 x 224; shorter side resized to 256, bilinear",
+        "input    3 x 224 x 224; shorter side to 256, bilinear, then the centre 224 x 224",
         "mean     0.485, 0.456, 0.406",
         "std      0.229, 0.224, 0.225",
     ]
@@ -147,7 +147,7 @@ def test_describe_takes_a_config_with_a_network_of_ones_own(run, refused):
     lines = run("describe", "mine.yaml").splitlines()
     assert [line.split()[:2] for line in lines[1:4]] == [["stem", "20"], ["deep", "76"], ["all", "96"]]
     assert lines[2].endswith("4 x 4 x 4")
-    assert lines[5] == "input    1 x 8 x 8; shorter side resized to 9, bilinear"
+    assert lines[5] == "input    1 x 8 x 8; shorter side to 9, bilinear, then the centre 8 x 8"
     assert run("describe", "mine.yaml", "--size", "16").splitlines()[2].endswith("4 x 12 x 12")
     Path("small.yaml").write_text("model: {backbone: resnet18, stem: small, pool: flatten, input: {size: 32}}")
     lines = run("describe", "small.yaml").splitlines()
@@ -177,7 +177,7 @@ def test_stages_of_a_config_do_not_reach_the_terminal_raw(run):
 def test_describe_for_images_of_another_size(run):
     lines = run("describe", "resnet18", "--size", "448").splitlines()
     assert re.split(r"\s{2,}", lines[5])[3:] == ["1.644", "22.7%", "512 x 14 x 14"]
-    assert lines[8] == "input    3 x 448 x 448; shorter side resized to 512, bilinear"
+    assert lines[8] == "input    3 x 448 x 448; shorter side to 512, bilinear, then the centre 448 x 448"
 
 
 def test_mistakes_are_told_in_one_line(refused):

@@ -299,7 +299,7 @@ def test_list_names_the_photos_from_its_own_folder(best, photos, capsys):
         ("photos/b.png", False), ("photos/gone.png", True), ("alone.png", False)
     ]  # fmt: skip
     Path("list.csv").write_text("path\n")
-    assert main(["predict", "gone.ckpt", "list.csv", "--overwrite"]) == 2  # before the model is loaded
+    assert main(["predict", str(best), "list.csv", "--overwrite"]) == 2
     assert capsys.readouterr().err == "lit-ft: PHOTOS: list.csv has no paths of images\n"
 
 

@@ -68,7 +68,8 @@ def test_squashed_photo_is_seen_as_a_whole():
 def test_object_at_the_end_of_a_padded_photo_is_found_there(size):
     box = (50, 0, 150, 100) if size == (200, 600) else (500, 50, 600, 150)
     (found,) = explain(centre_detector(input={"fit": "pad"}), photo(size, box), "white")
-    assert found.seen == ((-200.0, 0.0, 400.0, 600.0) if size == (200, 600) else (0.0, -200.0, 600.0, 400.0))
+    end = 19 * 200 / 9  # 9 rows of 28 are the photo's, 9 of the padding are before and 10 after them
+    assert found.seen == ((-200.0, 0.0, end, 600.0) if size == (200, 600) else (0.0, -200.0, 600.0, end))
     on_photo = found.on_photo("integrated_gradients")
     assert on_photo.shape == size
     assert share_inside(on_photo, box, 45) > 0.95
