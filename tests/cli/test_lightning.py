@@ -306,7 +306,7 @@ MISTAKES = {
     ("fit", "--trainer.logger", "CSVLogger"): "--trainer.logger: CSVLogger needs save_dir; add --trainer.logger.save_d",
     ("fit", "--trainer.logger", "CSVLoger"): "--trainer.logger: unknown class 'CSVLoger'; nearest: CSVLogger",
     ("fit", "--trainer.callbacks", "Timr"): "--trainer.callbacks: unknown class 'Timr'; nearest: Timer",
-    ("predict", "best.ckpt", "photos"): "PHOTOS: photos does not exist",
+    ("predict", "best.ckpt", "photos"): "CHECKPOINT: no such file: best.ckpt",
     ("test", "best.ckpt"): "--ckpt_path: no such file: best.ckpt",
     ("fit", "--model.backbone", "vit_tiny_patch16_224"): (
         "--model.backbone: vit_tiny_patch16_224 is a network of timm; give timm/vit_tiny_patch16_224"
@@ -315,7 +315,7 @@ MISTAKES = {
         "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
     ),
     ("fot",): "unknown command 'fot'; nearest: fit",
-    (): "which command? One of finetune, plan, check, probe, download, convert, fit, validate, test, predict, explain",
+    (): "which command? One of finetune, plan, check, probe, tune, download, convert, fit, validate, test, predict, explain",
 }
 
 
