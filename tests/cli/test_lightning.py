@@ -315,7 +315,7 @@ MISTAKES = {
         "is a network of timm; give timm/vit_tiny_patch16_224 and --model.weights augreg_in21k"
     ),
     ("fot",): "unknown command 'fot'; nearest: fit",
-    (): "which command? One of finetune, plan, check, probe, tune, download, convert, fit, validate, test, predict, explain",
+    (): "which command? One of finetune, plan, check, probe, tune, download, convert, fit, validate, test, predict",
 }
 
 
