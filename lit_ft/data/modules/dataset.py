@@ -45,7 +45,7 @@ class ImageDatasetDataModule(PhotoDataModule):
         task: The task of the targets. When not given, the model's task.
         augment: ``basic``, for files and items, takes a random part of at least half the area and mirrors half of the
             images; for images in memory, shifts by up to an eighth of the side, and mirrors them if they are in colour.
-        **common: The options of all sets of photos; ``cache`` and ``on_bad_image`` are for images in files.
+        **common: The options of all sets of photos; ``cache``, ``bands`` and ``on_bad_image`` are for images in files.
     """
 
     group_key = KEY
@@ -187,8 +187,8 @@ class ImageDatasetDataModule(PhotoDataModule):
         if self.fit is not None and isinstance(content[1]["train"], ArraySplit):
             raise UserError(f"`data.fit`: {self.fit} is for photos, and images in memory are squeezed; leave it out")
         if not isinstance(content[1]["train"], FileSplit):
-            for key, given, default in (("cache", self.cache, None), ("on_bad_image", self.on_bad_image, "error")):
-                if given != default:
-                    what = f"is for images in files, and those of {self._class.name} are in none"
-                    raise UserError(f"`data.{key}`: {given} {what}; leave it out")
+            asked = {"cache": self.cache, "bands": self.bands, "on_bad_image": self.on_bad_image == "skip" or None}
+            for key in (key for key, value in asked.items() if value is not None):
+                what = f"is for images in files, and those of {self._class.name} are in none; leave it out"
+                raise UserError(f"`data.{key}`: {what}")
         return content
