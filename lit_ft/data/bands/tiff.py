@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,8 @@ def read_tiff(file: str | Path | BytesIO) -> PixelValues | None:
         import tifffile
     except ImportError as error:
         raise ValueError(f"TIFF needs {error.name}: pip install 'lit_ft[science]'") from None
-    # What is odd about tags is of no interest, and what cannot be read raises.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     # OME-TIFF may name other files, which are not to be opened.
-    with tifffile.TiffFile(file, is_ome=False) as opened:
+    with _quiet(), tifffile.TiffFile(file, is_ome=False) as opened:
         if _has_page(opened.pages, _MOST_PAGES):  # each would take a kilobyte, and some microseconds
             raise ValueError(f"it has more than {_MOST_PAGES:,} pages")
         if not opened.series:
@@ -64,6 +64,18 @@ def read_tiff(file: str | Path | BytesIO) -> PixelValues | None:
         upright = first.reshape(-1, series.shape[height], series.shape[width])
         tag = page.tags.get("Orientation")
         return turn_upright(check_size(_coloured(upright, page)), int(tag.value) if tag is not None else 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what tifffile logs of odd tags: what cannot be read raises."""
+    log = logging.getLogger("tifffile")
+    level = log.level
+    try:
+        log.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _has_page(pages: Any, number: int) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.derived_cache import file_stamp_number, load_derived, match_layout, store_derived
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
-from lit_ft.data.images.decode import decode, why_unread
+from lit_ft.data.images.decode import decode, suffix_of, why_unread
 from lit_ft.data.images.loss import find_loss
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
@@ -23,6 +23,9 @@ from lit_ft.errors import UserError
 from lit_ft.rank_zero import rank_zero_warn
 
 OnBadImage = Literal["error", "skip"]
+
+_ORDINARY = (".jpg", ".jpeg")
+"""Suffixes of images that have no more than 8 bits of three colours, and need no second look."""
 
 _MAX_NAMED = 10  # images that a message names
 
@@ -151,7 +154,8 @@ def _stamp(path: str) -> int:
 def _look(reader: BandReader | None, path: Path) -> tuple[str, bool]:
     """Why an image cannot be read, or nothing; and whether something of it is left out."""
     why = problem(path, reader)
-    return why, not why and reader is None and bool(find_loss(path))
+    may_lose = not why and reader is None and suffix_of(path.name) not in _ORDINARY
+    return why, may_lose and bool(find_loss(path))
 
 
 def problem(path: Path, reader: BandReader | None = None) -> str:

@@ -16,6 +16,7 @@ from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule, ImageTableDataModule
 from lit_ft.data.streaming.convert import convert
 from lit_ft.errors import UserError
+from lit_ft.evaluation.explanations.drawing import draw_small
 
 RUN = Path("logs/run/version_0")
 BEST = RUN / "checkpoints/best.ckpt"
@@ -59,6 +60,7 @@ def test_what_only_the_full_depth_shows_is_learnt_and_kept(run, refused, root, t
     np.testing.assert_allclose(saved["mean"], pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(saved["std"], pixels.std(axis=0), rtol=1e-12)
     assert (saved["bands"], saved["channels"]) == ("all", 4)
+    assert (RUN / "projector").is_dir()  # with a picture of each image
 
     # The training images are not needed any more, and the format does not matter.
     new = as_arrays(sorted(save_set(tmp_path / "new", each=4).rglob("*.tif")), tmp_path / "others")
@@ -73,6 +75,10 @@ def test_what_only_the_full_depth_shows_is_learnt_and_kept(run, refused, root, t
     for picture in (values, values.transpose(2, 0, 1), torch.from_numpy(values).movedim(2, 0), str(new[0])):
         assert model.predict(picture)[0].label == "calm"
     assert [one.label for one in model.predict(tmp_path / "others" / "rough")] == ["rough"] * 4
+
+    evidence = lit_ft.explain(model, str(new[0]), methods=["grad_cam"])[0]
+    assert evidence.on_photo("grad_cam").shape == (28, 28)
+    assert draw_small(model.reader(new[0])).size == (224, 224)
 
     line = refused("test", BEST, "--data.root", tmp_path / "others", "--data.bands", "[4]")
     assert line == "lit-ft: --data.bands: [4], but the model takes all; leave it out"
