@@ -36,7 +36,7 @@ def put_bands_first(values: NDArray[Any]) -> PixelValues:
 
 
 def turn_upright(values: PixelValues, orientation: int) -> PixelValues:
-    """PixelValues ``(C, H, W)`` as the orientation of EXIF and TIFF asks; an unknown one asks for nothing."""
+    """Values ``(C, H, W)`` as the orientation of EXIF and TIFF asks; an unknown one asks for nothing."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(1, 2)
     if orientation in (3, 4, 7, 8):

@@ -25,7 +25,7 @@ _MOST_PAGES = 4096
 
 _AXES = {"T": "times", "Z": "depths", "R": "tiles", "V": "angles"}
 
-_SEPARATED, _PALETTE, _WHITE_IS_ZERO = 2, 3, 0
+_PALETTE, _WHITE_IS_ZERO = 3, 0
 
 
 def is_tiff(head: bytes) -> bool:
