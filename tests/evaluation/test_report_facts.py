@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_ft.errors import UserError
-from lit_ft.evaluation.report_facts import describe_choice, describe_weights, measure_drift
+from lit_ft.evaluation.report_facts import describe_choice, describe_weights, list_facts, measure_drift
 from lit_ft.runs import Run
 
 
@@ -61,3 +61,13 @@ def test_weights_of_timm_have_their_licence():
     found = describe_weights("timm/tf_efficientnet_lite0", "DEFAULT")
     assert "; licence apache-2.0" in found
     assert found.startswith("timm/tf_efficientnet_lite0 in1k; https://huggingface.co/")
+
+
+def test_folds_are_told_and_epochs_of_a_run_alone():
+    def facts(**options):
+        found = list_facts({"data": {"class_path": "lit_ft.A", "init_args": options}}, [], {})
+        return {name: found[name] for name in ("fold", "folds", "epochs") if name in found}
+
+    assert facts(folds=5, fold=None) == {"folds": "5"}
+    assert facts(folds=5, fold=2) == {"fold": "2 of 5", "epochs": "0"}
+    assert facts(folds=None, fold=None) == facts() == {"epochs": "0"}

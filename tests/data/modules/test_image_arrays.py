@@ -61,6 +61,20 @@ def test_arrays_of_an_archive_are_the_splits_and_validation_is_held_out(saved):
     assert np.array_equal(images[:, 0].numpy(), noise(6, 1))
 
 
+def test_folds_are_of_the_arrays_of_train_and_val(saved):
+    validated = noise(6, 2)
+    validated[:, 0, 0] = np.arange(30, 36)
+    path = saved(**keras(x_val=validated, y_val=labels(6)))
+    folds = [set_up(path, folds=3, fold=fold) for fold in (1, 2, 3)]
+    numbers = [pixels(data.splits["val"])[:, 0, 0, 0] for data in folds]
+    assert torch.cat(numbers).sort().values.tolist() == list(range(36))
+    assert torch.cat([data.splits["val"].rows for data in folds]).sort().values.tolist() == list(range(36))
+    for data, held in zip(folds, numbers, strict=True):
+        assert data.counts() == {"train": [8] * 3, "val": [4] * 3, "test": [2] * 3}
+        assert (held % 3).equal(data.splits["val"].targets)
+        assert not set(held.tolist()) & set(pixels(data.splits["train"])[:, 0, 0, 0].tolist())
+
+
 def test_all_splits_are_held_out_of_arrays_without_any(saved):
     data = set_up(saved(images=noise(50), labels=labels(50, 2)), test_fraction=0.2, val_fraction=0.1)
     assert data.sizes() == {"train": 35, "test": 10, "val": 5}

@@ -57,6 +57,22 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+def test_folds_of_items_have_each_once():
+    folds = [set_up(**FAKE, folds=3, fold=fold, test_fraction=0.2) for fold in (1, 2, 3)]
+    assert isinstance(folds[0].splits["val"], ItemSplit)
+    held = torch.cat([data.splits["val"].rows for data in folds])
+    assert torch.cat([held, folds[0].splits["test"].rows]).sort().values.tolist() == list(range(60))
+
+
+@pytest.mark.filterwarnings("ignore:`data.dataset`. Flowers102. no training images of")
+def test_folds_of_files_are_of_train_and_val(tmp_path, unchecked):
+    dataset_files.write_flowers(tmp_path)
+    folds = [set_up("Flowers102", tmp_path, folds=5, fold=fold) for fold in range(1, 6)]
+    assert [data.sizes() for data in folds] == [{"train": 12, "val": 3, "test": 6}] * 5
+    held = {path.name for data in folds for path in data.splits["val"].paths}
+    assert held == {f"image_{number:05d}.jpg" for number in range(1, 16)}
+
+
 def test_images_in_memory_are_read_as_arrays(tmp_path):
     data = set_up("FashionMNIST", dataset_files.write_fashion_mnist(tmp_path))
     assert all(isinstance(split, ArraySplit) for split in data.splits.values())
