@@ -293,13 +293,14 @@ def test_folds_that_are_killed_again_and_again_end_as_those_that_were_not(tmp_pa
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos")
     assert forked.wait(forked.start(cross_validate, "whole", tmp_path, out="whole.log")) == [0]
-    random, kills = np.random.default_rng(0), 0
+    random, kills, log = np.random.default_rng(0), 0, Path("killed.log")
     while not Path("logs/killed/version_0/predictions.csv").exists():
-        process, lines = forked.start(cross_validate, "killed", tmp_path, out="killed.log"), random.integers(2, 9)
-        while process.exitcode is None and Path("killed.log").read_text().count("epoch ") < lines:
+        log.write_text("")
+        process, lines = forked.start(cross_validate, "killed", tmp_path, out=log), random.integers(2, 9)
+        while process.exitcode is None and log.read_text().count("\nepoch ") < lines:
             process.join(0.02)
         process.join(random.uniform(0, 0.3))
-        assert process.exitcode in (None, 0), Path("killed.log").read_text()[-2000:]
+        assert process.exitcode in (None, 0), log.read_text()[-2000:]
         kills += process.exitcode is None
         process.kill()
         process.join()
