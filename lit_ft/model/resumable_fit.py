@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from lit_ft.compat import attached_trainer, keep_last_batch, validate_first
+from lit_ft.compat import attached_trainer, keep_last_batch, skip_empty_hooks, validate_first
 from lit_ft.console import rank_zero_print
 from lit_ft.data.fingerprint import Fingerprint, difference
 from lit_ft.data.loading.loader import adopt_earlier_position
@@ -103,6 +103,7 @@ class ResumableFit(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Lets the schedule go on where the run is resumed."""
+        skip_empty_hooks(self.trainer)
         self.resumed_schedule = None
         keep_last_batch(self.trainer)
         forget_files_elsewhere(self.trainer)
