@@ -99,7 +99,7 @@ def skip_empty_hooks(trainer: Any) -> None:
     from lightning.pytorch import Callback, LightningModule
 
     # Of a module it looks at the arguments of the hooks of a validation.
-    owners = [(trainer.lightning_module, LightningModule, _STEP_HOOKS)]
+    owners: list[tuple[Any, type, tuple[str, ...]]] = [(trainer.lightning_module, LightningModule, _STEP_HOOKS)]
     owners += [(callback, Callback, _STEP_HOOKS + _VALIDATION_HOOKS) for callback in trainer.callbacks]
     for owner, base, hooks in owners:
         for name in hooks:
