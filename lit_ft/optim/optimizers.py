@@ -109,7 +109,7 @@ def step_equal_groups_together(optimizer: Optimizer) -> None:
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        self.param_groups = join_equal_groups(groups)
+        self.param_groups = join_equal_groups(groups, self.state)
         try:
             step(self, **options)
         finally:
@@ -119,22 +119,27 @@ def step_equal_groups_together(optimizer: Optimizer) -> None:
     optimizer.step = MethodType(together, optimizer)  # type: ignore[method-assign]
 
 
-def join_equal_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def join_equal_groups(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> list[dict[str, Any]]:
     """Parameter groups in which the parameters of all groups with the same options are one.
 
-    >>> join_equal_groups([{"params": [1], "lr": 0.1, "name": "head"}, {"params": [2], "lr": 0.1, "name": "conv"},
-    ...                    {"params": [3], "lr": 0.2}])
-    [{'lr': 0.1, 'params': [1, 2]}, {'lr': 0.2, 'params': [3]}]
+    Those that have been trained are apart from those whose first step this is: torch (2.14) takes a group of which a
+    part has a momentum for one that has it as a whole.
+
+    >>> groups = [{"params": [1], "lr": 0.1, "name": "head"}, {"params": [2], "lr": 0.1, "name": "conv2"},
+    ...           {"params": [3], "lr": 0.1, "name": "conv1"}, {"params": [4], "lr": 0.2}]
+    >>> join_equal_groups(groups, {1: {"step": 5}, 2: {"step": 5}, 4: {"step": 5}})
+    [{'lr': 0.1, 'params': [1, 2]}, {'lr': 0.1, 'params': [3]}, {'lr': 0.2, 'params': [4]}]
     """
-    joined: list[tuple[dict[str, Any], list[Any]]] = []
+    joined: list[tuple[bool, dict[str, Any], list[Any]]] = []
     for group in groups:
         options = {key: value for key, value in group.items() if key not in _LABELS}
-        parameters = next((own for others, own in joined if others == options), None)
+        is_begun = any(parameter in state for parameter in group["params"])
+        parameters = next((own for begun, others, own in joined if (begun, others) == (is_begun, options)), None)
         if parameters is None:
-            joined.append((options, list(group["params"])))
+            joined.append((is_begun, options, list(group["params"])))
         else:
             parameters += group["params"]
-    return [{**options, "params": parameters} for options, parameters in joined]
+    return [{**options, "params": parameters} for _, options, parameters in joined]
 
 
 def resolve_class(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:

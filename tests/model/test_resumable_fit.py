@@ -150,7 +150,7 @@ def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(seed, monkeypa
     monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
     monkeypatch.setattr(type(module), "device", torch.device("cuda:1"))
     module.on_train_batch_start(None, 3)
-    assert seeded == [torch.initial_seed()] == [int(np.random.SeedSequence([7, 2, 3, 1]).generate_state(1)[0])]
+    assert seeded == [torch.initial_seed()] == [int(np.random.SeedSequence([seed, 2, 3, 1]).generate_state(1)[0])]
     assert torch.rand(5).equal(expected)
 
 

@@ -103,6 +103,23 @@ def test_groups_of_equal_options_step_together_and_stay_apart_for_all_else(spec,
     torch.testing.assert_close(found["state"], expected["state"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("spec", ["AdamW", {"class_path": "SGD", "init_args": {"momentum": 0.9}}])
+def test_groups_that_are_unfrozen_step_as_if_they_were_apart(spec):
+    together, apart = Steps(spec), Steps(spec)
+    del apart.optimizer.step
+    for steps in (together, apart):
+        steps.parts["conv"][0].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for is_trained in (False, True):
+            for steps in (together, apart):
+                steps.parts["conv"][0].requires_grad_(is_trained)
+            assert together.run(2) == apart.run(2)
+    found, expected = (steps.optimizer.state_dict()["state"] for steps in (together, apart))
+    assert len(found) == 4
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_groups_of_other_rates_step_apart_and_a_failed_step_leaves_all():
     steps = Steps("AdamW")
     steps.optimizer.param_groups[0]["lr"] = 0.3
