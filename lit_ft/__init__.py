@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
+@cache  # as the parser asks for the same names again and again, and for the message of none
 def _advise(name: str) -> str:
     """The end of a message to a user who asked for a name that does not exist."""
     instead = next((here for names, here in _ELSEWHERE.items() if name in names.split()), None)

@@ -6,6 +6,7 @@ import inspect
 import re
 import runpy
 import signal
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ import lightning as L
 import pytest
 import torch
 from jsonargparse import _common
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.compile import from_compiled
@@ -340,7 +342,7 @@ def test_no_other_file_uses_private_names():
     # A method of named tuples and a function of Python that are public.
     files = "data/loading/workers.py", "training/signals.py"
     documented = {(files[0], "_replace"), *((file, "_exit") for file in files)}
-    assert {use for use in used if use[0] != "compat.py"} == documented
+    assert {use for use in used if not use[0].startswith("compat/")} == documented
 
 
 WHOLE = {"enable_validation": True, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
@@ -458,3 +460,39 @@ def test_strategy_keeps_its_timeout():
     assert collective_timeout(DDPStrategy(timeout=timedelta(seconds=5))) == timedelta(seconds=5)
     assert collective_timeout(SingleDeviceStrategy()) is None
     assert not hasattr(DDPStrategy(), "timeout")
+
+
+class Recorder(Profiler):
+    """Notes what Lightning calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def start(self, action_name):
+        self.calls[action_name] += 1
+
+    def stop(self, action_name):
+        pass
+
+
+class Ends(Callback):
+    def on_train_batch_end(self, *_):
+        self.ends = getattr(self, "ends", 0) + 1
+
+
+def test_hooks_of_a_batch_that_nobody_defines_are_not_called():
+    recorder, ends, seen = Recorder(), Ends(), []
+    of_its_own = LambdaCallback(on_before_backward=lambda *_: seen.append("backward"))
+    options = {"limit_train_batches": 2, "limit_val_batches": 1, "profiler": recorder}
+    small_trainer(1, Callback(), ends, of_its_own, **options).fit(small_module(), datamodule=FewDigits(batch_size=7))
+    of_batches = "batch_(start|end)|before_(zero_grad|backward|optimizer_step)|after_backward"
+    assert {name: num for name, num in recorder.calls.items() if re.search(rf"on_[a-z_]*({of_batches})$", name)} == {
+        "[LightningModule]FineTuneModule.on_train_batch_start": 2,
+        "[LightningModule]FineTuneModule.on_validation_batch_start": 1,  # of which Lightning asks for the arguments
+        "[LightningModule]FineTuneModule.on_validation_batch_end": 1,
+        "[Callback]Ends.on_train_batch_end": 2,
+        "[Callback]LambdaCallback.on_before_backward": 2,
+        "[Strategy]SingleDeviceStrategy.on_train_batch_start": 2,
+    }
+    assert (ends.ends, seen) == (2, ["backward"] * 2)

@@ -16,10 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_ft.assets import is_offline, replace_atomically
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.commands.download import read_before_fetching, refuse_missing
-from lit_ft.cli.config.checkpoint import SaveConfig
 from lit_ft.cli.config.defaults import as_plain, count_folds, remove_effects, settle_monitor
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.resumed_run import describe_command, find_earlier_run, refuse_other_run
+from lit_ft.cli.config.saved import SaveConfig
 from lit_ft.cli.failures import (
     describe_interruption,
     explain_failure,
@@ -36,6 +36,7 @@ from lit_ft.evaluation.evaluation_log import EvaluationLog
 from lit_ft.evaluation.predictions import PredictionWriter
 from lit_ft.evaluation.report import render_report
 from lit_ft.evaluation.results import ResultWriter
+from lit_ft.evaluation.tensorboard import BoardLogger
 from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run
 from lit_ft.training.claim import begin_run, is_first_process
@@ -66,7 +67,7 @@ class FineTuneCLI(ConfigCLI):
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         saved = None if command == "plan" else SaveConfig
-        super().__init__(command, args, save_config_callback=saved, save_config_kwargs={"overwrite": True})
+        super().__init__(command, args, save_config_callback=saved)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the trainer's method."""
@@ -143,8 +144,11 @@ class FineTuneCLI(ConfigCLI):
         try:
             if self.command != "plan" and not config["trainer"]["fast_dev_run"]:
                 loggers = self.begin(self._logger)
-                made = self.make(trainer=Namespace(logger=loggers)) if loggers else {"trainer": {"logger": False}}
-                kwargs["logger"] = made["trainer"]["logger"]
+                if self._logger in (None, True):  # not by the parser, which would load all of TensorBoard
+                    kwargs["logger"] = [BoardLogger(**vars(loggers[0].init_args))]
+                else:
+                    made = self.make(trainer=Namespace(logger=loggers)) if loggers else {"trainer": {"logger": False}}
+                    kwargs["logger"] = made["trainer"]["logger"]
                 # Where Lightning looks for what an earlier SLURM job has saved, which must be of this run.
                 kwargs["default_root_dir"] = str(self.run.folder if self.run else self._runs_folder())
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": self.further_callbacks()}
@@ -164,7 +168,7 @@ class FineTuneCLI(ConfigCLI):
         folder = self._runs_folder()
         if given in (None, True):
             options = Namespace(save_dir=str(folder.parent), name=folder.name, default_hp_metric=False)
-            given = Namespace(class_path="lit_ft.evaluation.tensorboard.BoardLogger", init_args=options)
+            given = Namespace(class_path=f"{BoardLogger.__module__}.BoardLogger", init_args=options)
         loggers = [logger.clone() for logger in (given if isinstance(given, list) else [given] if given else [])]
         self.run = begin_run(folder, loggers, self.config["ckpt_path"], self.earlier)
         if self.run is not None and self.run.claimed and self.command in _FITS:

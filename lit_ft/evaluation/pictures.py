@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import lightning as L
@@ -33,35 +34,38 @@ MAX_CHARACTERS = 19
 """Longest line of a caption that fits below an image."""
 
 
-def log_images(trainer: L.Trainer, module: Any, batch: Any, num_images: int, run: Run | None) -> None:
+def draw_first_images(
+    trainer: L.Trainer, module: Any, batch: Any, num_images: int, run: Run | None
+) -> Image.Image | None:
     """Draws the first images of a run's first batch as the network gets them, augmented, erased and mixed, with labels.
 
-    Only a batch that is a pair of uint8 images, or raw ones, and targets has a picture.
+    Only a batch that is a pair of uint8 images, or raw ones, and targets has a picture, where somebody takes it.
 
     Args:
-        trainer: The trainer, whose loggers get the picture.
+        trainer: The trainer, whose loggers may take the picture.
         module: Its module.
         batch: The batch.
         num_images: Number of images.
-        run: The run, whose folder gets it, too.
+        run: The run, whose folder gets it.
     """
     if not trainer.is_global_zero or not (run or takes_pictures(trainer)):
-        return
+        return None
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        return
+        return None
     if isinstance(batch[0], StageOutput):
         batch = trainer.strategy.batch_to_device(next(iter(cast(Any, trainer).train_dataloader.of_images())))
     images, targets = batch
     is_raw = getattr(getattr(module, "normalise", None), "is_raw", False)
-    if isinstance(images, Tensor) and (images.dtype == torch.uint8 or is_raw):
-        if hasattr(module, "pictured"):
-            images, targets = module.pictured(batch, 0)
-        captions = [_split(describe_target(target, module)) for target in targets[:num_images].cpu()]
-        picture = draw_images(shrink(images[:num_images].cpu()), captions)
-        log_picture(trainer, "train/images", picture, 0, has_photos=True)
-        if run:
-            with replace_atomically(run.train_images) as unfinished:
-                unfinished.write_bytes(encode_picture(picture, has_photos=True))
+    if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or is_raw):
+        return None
+    if hasattr(module, "pictured"):
+        images, targets = module.pictured(batch, 0)
+    captions = [_split(describe_target(target, module)) for target in targets[:num_images].cpu()]
+    picture = draw_images(shrink(images[:num_images].cpu()), captions)
+    if run:
+        with replace_atomically(run.train_images) as unfinished:
+            unfinished.write_bytes(encode_picture(picture, has_photos=True))
+    return picture
 
 
 def _split(text: str) -> list[str]:
@@ -89,12 +93,16 @@ def point(outputs: ValidationOutputs, row: int, module: Any) -> list[str]:
     return [true, found, "yes" if true == found else "no"]
 
 
-def log_plan(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> None:
-    """Logs the picture of the plan, with the phases that have begun by an epoch at their actual start."""
-    if takes_pictures(trainer):
-        starts, rates = run_starts(trainer, module, epoch), stage_rates(trainer, initial=True)
-        figure = draw_plan(run_plan(trainer, module), starts, run_epochs(trainer), rates)
-        log_picture(trainer, "plan", figure, trainer.global_step)
+def picture_plan(trainer: L.Trainer, module: L.LightningModule, epoch: int) -> Callable[[], None]:
+    """A function that logs the picture of the plan as it is now, with those phases at their start that have begun."""
+    plan, starts, step = run_plan(trainer, module), run_starts(trainer, module, epoch), trainer.global_step
+    num_epochs, rates = run_epochs(trainer), stage_rates(trainer, initial=True)
+
+    def log() -> None:
+        if takes_pictures(trainer):
+            log_picture(trainer, "plan", draw_plan(plan, starts, num_epochs, rates), step)
+
+    return log
 
 
 def describe_target(target: Tensor, module: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +14,9 @@ from lit_ft.console import format_table, rank_zero_print
 from lit_ft.errors import UserError, printable
 from lit_ft.evaluation.curves import Drift, Speed, phase_curves, rate_curves
 from lit_ft.evaluation.handed_back import log_confusion, log_handed_back, predict_again
-from lit_ft.evaluation.loggers import find_board, log_scalars, takes_pictures
-from lit_ft.evaluation.pictures import log_images, log_plan
-from lit_ft.evaluation.tensorboard import collect_params, log_layout
+from lit_ft.evaluation.loggers import find_board, log_picture, log_scalars, takes_pictures
+from lit_ft.evaluation.pictures import draw_first_images, picture_plan
+from lit_ft.evaluation.tensorboard import Params, collect_params, log_layout
 from lit_ft.model.module import FineTuneModule
 from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_best_callback, find_run
@@ -71,11 +73,12 @@ class RunReport(SelectionListener):
         self._best: ValidationOutputs | None = None  # of the best epoch so far
         self._drawn = 0.0
         self._run: Run | None = None
+        self._later: list[Callable[[], None]] | None = None  # what waits for the first step of a fit to be done
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keeps the weights that the run begins with, before a checkpoint is loaded."""
         self._drift = self._recorder = self._listening = self._best = None
-        self._drawn = time.monotonic()
+        self._drawn, self._later = time.monotonic(), None
         if stage == "fit" and trainer.loggers and not getattr(trainer, "is_plan", False):
             self._drift = Drift(trainer, pl_module)
             self._recorder = OutputRecorder(self.projector_images)
@@ -86,7 +89,7 @@ class RunReport(SelectionListener):
             pl_module.follow_finders()  # else the plan would have the rates from before
         plan, run = run_plan(trainer, pl_module), find_run(trainer)
         self._run = None if cast(Any, trainer).fast_dev_run else run
-        self._is_undecided = plan.undecided
+        self._is_undecided, self._later = plan.undecided, []
         if not trainer.is_global_zero:  # the others would count the arithmetic of the network in vain
             return
         data = cast(Any, trainer).datamodule
@@ -98,29 +101,32 @@ class RunReport(SelectionListener):
         params = collect_params(trainer, pl_module) if trainer.loggers else {}
         for logger in trainer.loggers:
             logger.log_hyperparams({name: value for name, value in params.items() if name not in pl_module.hparams})
-        if board := find_board(trainer):
-            log_layout(board, cast(Any, pl_module).task.name, len(plan.phases), params)
-            board.add_text("plan", f"```\n{screen}\n```", 0)
-        log_plan(trainer, pl_module, trainer.current_epoch)
+        self._log(partial(_log_layout, trainer, cast(Any, pl_module).task.name, len(plan.phases), params, screen))
+        self._log(picture_plan(trainer, pl_module, trainer.current_epoch))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Logs the images of the first batch."""
         if self.num_images and trainer.global_step == 0 and batch_idx == 0:
-            log_images(trainer, pl_module, batch, self.num_images, self._run)
+            picture = draw_first_images(trainer, pl_module, batch, self.num_images, self._run)
+            if picture is not None:
+                self._log(partial(log_picture, trainer, "train/images", picture, 0, has_photos=True))
             self._speed.go_on()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the phase and the learning rates as the epoch begins."""
         curves = {**phase_curves(trainer, pl_module), **rate_curves(trainer, pl_module)}
-        log_scalars(trainer, curves, trainer.global_step)
+        self._log(partial(log_scalars, trainer, curves, trainer.global_step))
         self._speed.begin(trainer.train_dataloader)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the learning rates as often as the trainer logs."""
+        if self._later is not None:
+            self._log_all()
+            self._speed.go_on()
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0:
             log_scalars(trainer, rate_curves(trainer, pl_module), trainer.global_step)
@@ -161,9 +167,10 @@ class RunReport(SelectionListener):
         self._speed.go_on()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the plan if it was open at the start."""
+        """Logs the plan if it was open at the start, and what still waits where no step was made."""
+        self._log_all()
         if self._is_undecided or any(phase.plateau for phase in run_plan(trainer, pl_module).phases):
-            log_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))
+            picture_plan(trainer, pl_module, max(0, trainer.current_epoch - 1))()
 
     def on_selected(
         self, trainer: L.Trainer, pl_module: L.LightningModule, share: float, outputs: ValidationOutputs | None
@@ -190,11 +197,29 @@ class RunReport(SelectionListener):
         if self._drift is not None and state_dict.get("first_norms"):
             self._drift.check(state_dict["first_norms"])
 
+    def _log(self, log: Callable[[], None]) -> None:
+        """Logs at once, or as a fit begins when its first step is done: TensorBoard takes long to load."""
+        if self._later is None:
+            log()
+        else:
+            self._later.append(log)
+
+    def _log_all(self) -> None:
+        waiting, self._later = self._later or [], None
+        for log in waiting:
+            log()
+
     def _draw_best(self, trainer: L.Trainer, module: Any) -> None:
         due = self.confusion_matrix and time.monotonic() - self._drawn >= INTERVAL_SECONDS
         if due and self._best is not None and takes_pictures(trainer):
             log_confusion(trainer, module, self._best, f"epoch {trainer.current_epoch}", trainer.global_step)
             self._drawn = time.monotonic()
+
+
+def _log_layout(trainer: L.Trainer, task: str, num_phases: int, params: Params, screen: str) -> None:
+    if board := find_board(trainer):
+        log_layout(board, task, num_phases, params)
+        board.add_text("plan", f"```\n{screen}\n```", 0)
 
 
 def _is_best(trainer: L.Trainer) -> bool:

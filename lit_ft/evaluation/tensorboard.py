@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
@@ -31,13 +32,28 @@ FLUSH_SECONDS = 1.0
 
 
 class BoardLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger without the card of the epoch, which Lightning logs with whatever it logs."""
+    """Lightning's TensorBoard logger without the card of the epoch, which Lightning logs with whatever it logs.
+
+    TensorBoard is loaded, and its file made, when something is logged.
+    """
 
     _flushed = -math.inf
+    _is_open = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """TensorBoard's writer, or what makes it when it is used: Lightning asks for it as it sets a fit up."""
+        return self.open() if self._is_open else _LateWriter(self.open)
+
+    def open(self) -> Any:
+        """Makes the writer, once."""
+        self._is_open = True
+        return super().experiment
 
     def save(self) -> None:
         """Writes the hyperparameters, and what waits in memory, if that is due; the end of a run writes all."""
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+        if self._is_open and time.monotonic() - self._flushed >= FLUSH_SECONDS:
             super().save()
             self._flushed = time.monotonic()
 
@@ -49,6 +65,16 @@ class BoardLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs scalars."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
+class _LateWriter:
+    """Has the attributes of a writer that is made for the first of them."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._make(), name)
 
 
 def build_layout(task: str, num_phases: int) -> dict[str, dict[str, list[Any]]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ ClassSpec = str | dict[str, Any]
 
 # Options of torch's optimizers that choose an implementation of the same arithmetic, or need one of them.
 _FORMS = ("fused", "foreach", "capturable", "differentiable")
+# What tells of a group, or of its schedule, and is no option of its step.
+_LABELS = ("params", "name", "stage", "unfreeze_epoch", "initial_lr")
 
 
 def check_rates(lr: float, lr_decay: float, lr_backbone: float | None = None) -> None:
@@ -86,7 +90,56 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
         if any(not torch.tensor(asked["eps"].default, dtype=dtype) for dtype in types):
             options["eps"] = max(torch.finfo(dtype).tiny for dtype in types)
     optimizer: Optimizer = cls(groups, lr=lr, **options)
+    if options.get("fused"):
+        step_equal_groups_together(optimizer)
     return optimizer
+
+
+def step_equal_groups_together(optimizer: Optimizer) -> None:
+    """Lets those groups step in one call that then have equal options, as each call takes as long as a small stage.
+
+    Only while the weights change are they one: what computes the gradients, and all else, finds each group.
+    """
+    step: Callable[..., Any] = type(optimizer).step
+
+    @wraps(step)
+    def together(self: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
+        loss = None
+        if closure is not None:  # as torch begins a step
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = join_equal_groups(groups, self.state)
+        try:
+            step(self, **options)
+        finally:
+            self.param_groups = groups
+        return loss
+
+    optimizer.step = MethodType(together, optimizer)  # type: ignore[method-assign]
+
+
+def join_equal_groups(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Parameter groups in which the parameters of all groups with the same options are one.
+
+    Those that have been trained are apart from those whose first step this is: torch (2.14) takes a group of which a
+    part has a momentum for one that has it as a whole.
+
+    >>> groups = [{"params": [1], "lr": 0.1, "name": "head"}, {"params": [2], "lr": 0.1, "name": "conv2"},
+    ...           {"params": [3], "lr": 0.1, "name": "conv1"}, {"params": [4], "lr": 0.2}]
+    >>> join_equal_groups(groups, {1: {"step": 5}, 2: {"step": 5}, 4: {"step": 5}})
+    [{'lr': 0.1, 'params': [1, 2]}, {'lr': 0.1, 'params': [3]}, {'lr': 0.2, 'params': [4]}]
+    """
+    joined: list[tuple[bool, dict[str, Any], list[Any]]] = []
+    for group in groups:
+        options = {key: value for key, value in group.items() if key not in _LABELS}
+        is_begun = any(parameter in state for parameter in group["params"])
+        parameters = next((own for begun, others, own in joined if (begun, others) == (is_begun, options)), None)
+        if parameters is None:
+            joined.append((is_begun, options, list(group["params"])))
+        else:
+            parameters += group["params"]
+    return [{**options, "params": parameters} for _, options, parameters in joined]
 
 
 def resolve_class(spec: ClassSpec, key: str) -> tuple[type[Any], dict[str, Any]]:

@@ -89,7 +89,7 @@ class Trainer(L.Trainer):
         refuse_options(kwargs)
         refuse_missing_srun(kwargs.get("devices"))
         take_processes(kwargs)
-        self._options = kwargs
+        self._options = {**kwargs}  # a copy: else the parser would look for its uses in all methods, which takes long
         super().__init__(*args, **kwargs)
         refuse_idle_processes(self)
         if current_watch() is not None:

@@ -12,12 +12,12 @@ import forked
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_ft.cli.commands import COMMANDS
 from lit_ft.cli.process import warn_in_one_line
-from lit_ft.evaluation.tensorboard import BoardLogger
 from lit_ft.training.history import read_history
 from lit_ft.training.trainer import Trainer
 
@@ -54,6 +54,34 @@ def test_finetune_leaves_a_whole_run(run):
     assert board.Scalars("lr/conv")[0].value == 0  # frozen in the first phase
     assert max(event.value for event in board.Scalars("lr/conv")) > 0
     assert [image.step for image in board.Images("val/confusion_matrix")] == [30]
+
+
+class Loads(Callback):
+    """Notes whether TensorBoard is loaded, before what the first step of a fit waits for."""
+
+    loaded: list[bool] = []  # noqa: RUF012
+
+    def on_train_batch_end(self, *_):
+        self.loaded.append("torch.utils.tensorboard" in sys.modules)
+
+
+def test_tensorboard_is_loaded_when_the_first_step_is_done(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    options = (
+        "--trainer.limit_train_batches",
+        2,
+        "--feature_cache",
+        "null",
+        "--trainer.callbacks+",
+        f"{__name__}.Loads",
+    )
+    run("fit", *QUICK, "--trainer.max_epochs", 3, *options)
+    assert Loads.loaded[:2] == [False, True]
+    board = EventAccumulator("logs/quickstart/version_0")
+    board.Reload()
+    first = {tag: board.Scalars(tag)[0].step for tag in ("phase/number", "lr/head")}
+    assert first == {"phase/number": 0, "lr/head": 0}
+    assert [image.step for tag in ("plan", "train/images") for image in board.Images(tag)] == [0, 0]
 
 
 def test_run_whose_report_fails_is_whole(run, monkeypatch):
@@ -326,12 +354,10 @@ def test_mistake_ends_in_one_line(refused, args):
 
 
 def test_logger_that_cannot_be_made_leaves_nothing(refused, monkeypatch):
-    def lacks_a_package(*_, **__):
-        raise ModuleNotFoundError("no tensorboard here")
-
-    monkeypatch.setattr(BoardLogger, "__init__", lacks_a_package)
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
     Path("a").mkdir()
-    assert "no tensorboard here" in refused("fit", "--trainer.default_root_dir", "a/b/c")
+    assert "Neither `tensorboard` nor" in refused("fit", "--trainer.default_root_dir", "a/b/c")
     assert list(Path().rglob("*")) == [Path("a")]  # which was there before
 
 

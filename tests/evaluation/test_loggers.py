@@ -72,7 +72,8 @@ def test_nothing_is_logged_where_nobody_takes_it(tmp_path):
 
 def test_board_is_that_of_the_first_process(tmp_path):
     logger = BoardLogger(tmp_path)
-    assert find_board(trainer_of(CSVLogger(tmp_path), logger)) is logger.experiment
+    writer = logger.open()
+    assert find_board(trainer_of(CSVLogger(tmp_path), logger)) is writer
     assert find_board(trainer_of(logger, is_first=False)) is None
     logger.finalize("success")
 

@@ -9,7 +9,7 @@ from small_runs import FewDigits
 from lit_ft.data import ImageFolderDataModule
 from lit_ft.evaluation import pictures
 from lit_ft.evaluation.figures import draw_images
-from lit_ft.evaluation.pictures import caption, describe_target, log_images, read_images, read_sprites
+from lit_ft.evaluation.pictures import caption, describe_target, draw_first_images, read_images, read_sprites
 from lit_ft.runs import Run
 from lit_ft.tasks.task import Task
 from lit_ft.training.selected import ValidationOutputs
@@ -48,15 +48,13 @@ def test_caption_has_what_is_true_and_what_is_predicted():
 
 
 @pytest.fixture
-def logged(monkeypatch):
-    logged = []
+def drawn(monkeypatch):
     monkeypatch.setattr(pictures, "takes_pictures", lambda trainer: True)
-    monkeypatch.setattr(pictures, "log_picture", lambda *args, has_photos: logged.append(args))
     monkeypatch.setattr(pictures, "draw_images", lambda images, captions: (images, captions))
-    return logged
 
 
-def test_training_images_are_shown_as_the_network_sees_them_with_their_labels(logged):
+@pytest.mark.usefixtures("drawn")
+def test_training_images_are_shown_as_the_network_sees_them_with_their_labels():
     class Darkens:
         task, class_names = Task("multiclass", 2), ["ant", "bee"]
 
@@ -64,17 +62,16 @@ def test_training_images_are_shown_as_the_network_sees_them_with_their_labels(lo
             return batch[0] // 2, 1 - batch[1]
 
     batch = torch.full((6, 3, 448, 224), 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 0, 0, 0])
-    log_images(FIRST, Darkens(), batch, 2, None)
-    [(_, tag, (images, captions), step)] = logged
-    assert (tag, step, captions) == ("train/images", 0, [["bee"], ["ant"]])
+    images, captions = draw_first_images(FIRST, Darkens(), batch, 2, None)
+    assert captions == [["bee"], ["ant"]]
     assert images.shape == (2, 3, 112, 56)
     assert images.eq(4).all()
 
 
 @pytest.mark.parametrize("batch", [{"image": 1}, (torch.zeros(2, 3, 8, 8), torch.zeros(2)), torch.zeros(1)])
-def test_other_batches_have_no_picture(logged, batch, tmp_path):
-    log_images(FIRST, None, batch, 2, Run(tmp_path))
-    assert logged == []
+@pytest.mark.usefixtures("drawn")
+def test_other_batches_have_no_picture(batch, tmp_path):
+    assert draw_first_images(FIRST, None, batch, 2, Run(tmp_path)) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -82,13 +79,13 @@ def test_other_batches_have_no_picture(logged, batch, tmp_path):
 def test_training_images_are_in_the_folder_of_the_run_also_without_a_logger(tmp_path, is_first):
     trainer, run = SimpleNamespace(loggers=[], is_global_zero=is_first), Run(tmp_path / "run")
     batch = torch.full((6, 3, 224, 224), 90, dtype=torch.uint8), torch.tensor([0, 1, 0, 0, 0, 0])
-    log_images(trainer, model_of("multiclass", ["ant", "bee"]), batch, 6, run)
+    draw_first_images(trainer, model_of("multiclass", ["ant", "bee"]), batch, 6, run)
     assert run.train_images.is_file() == is_first
     if is_first:
         with Image.open(run.train_images) as picture:
             assert (picture.format, picture.size) == ("JPEG", (6 * 120, 112 + 8 + 15))
             assert abs(picture.getpixel((660, 60))[0] - 90) < 5
-        log_images(trainer, model_of("multiclass", ["ant", "bee"]), batch, 6, None)  # as in a trial run
+        draw_first_images(trainer, model_of("multiclass", ["ant", "bee"]), batch, 6, None)  # as in a trial run
         assert [file.name for file in run.folder.iterdir()] == ["train_images.jpg"]
 
 

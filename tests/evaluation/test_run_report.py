@@ -128,13 +128,27 @@ def test_negative_numbers_of_images_are_refused():
 
 def test_first_screen_layout_and_parameters_are_logged(board, capsys):
     run = trainer(make_plan("gradual", ["stem", "layer1", "head"], max_epochs=3), loggers=[board])
-    RunReport().on_fit_start(run, Three())
+    report = RunReport()
+    report.on_fit_start(run, Three())
     assert "Plan  resnet18" in capsys.readouterr().out
+    assert board.params == {"strategy": "full", "epochs": 3}  # the backbone is among the model's own
+    report.on_train_epoch_start(run, Three())
+    assert (board.texts, board.images, board.scalars) == ([], [], [])
+    run.global_step, run.current_epoch = 1, 1
+    report.on_train_batch_end(run, Three(), None, None, 0)
+    assert {step for *_, step in board.scalars} == {0}
     assert [tag for tag, *_ in board.texts] == ["plan"]
     assert [tag for tag, *_ in board.images] == ["plan"]
-    assert board.params == {"strategy": "full", "epochs": 3}  # the backbone is among the model's own
     assert "^phase/trained_share$" in board.layout["Run"]["loss"][1]
     assert len(board.summaries) == 3
+
+
+def test_what_waits_for_a_first_step_is_logged_in_the_end_where_there_was_none(board):
+    run, report = trainer(make_plan("gradual", ["stem", "layer1", "head"], max_epochs=3), loggers=[board]), RunReport()
+    report.on_fit_start(run, Three())
+    report.on_fit_end(run, Three())
+    report.on_fit_end(run, Three())
+    assert [tag for tag, *_ in board.texts + board.images] == ["plan", "plan"]
 
 
 class Best:

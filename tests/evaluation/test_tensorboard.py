@@ -7,6 +7,7 @@ from PIL import Image
 from small_runs import FewDigits, small_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_ft.evaluation import tensorboard
 from lit_ft.evaluation.tensorboard import BoardLogger, build_layout, collect_params, log_layout, write_projector
@@ -23,12 +24,26 @@ def test_no_epoch_is_logged(tmp_path):
     assert board.Tags()["scalars"] == ["loss"]
 
 
+def test_file_is_made_when_something_is_logged(tmp_path):
+    logger = BoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    logger.log_hyperparams({"a": 1})
+    writer = logger.experiment
+    logger.save()
+    assert list(tmp_path.iterdir()) == []
+    writer.add_scalar("loss", 0.5, 3)
+    assert isinstance(logger.experiment, SummaryWriter)
+    assert writer.file_writer is logger.experiment.file_writer
+    logger.save()
+    assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["events", "hparams"]
+    logger.finalize("success")
+
+
 def test_file_is_flushed_once_a_second_and_in_the_end(tmp_path, monkeypatch):
     now, flushed = [50.0], []
     monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: now[0]))
     logger = BoardLogger(tmp_path, name="", version="", default_hp_metric=False)
     logger.log_hyperparams({"a": 1})
-    monkeypatch.setattr(logger.experiment, "flush", lambda: flushed.append(now[0]))
+    monkeypatch.setattr(logger.open(), "flush", lambda: flushed.append(now[0]))
     for _ in range(4):
         logger.save()
         now[0] += 0.4

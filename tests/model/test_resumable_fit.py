@@ -1,3 +1,4 @@
+import inspect
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from small_runs import (
     small_module,
     small_trainer,
 )
+from torch import nn
 
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.model.module import FineTuneModule
@@ -135,10 +137,11 @@ def test_dropout_follows_the_seed_of_the_fit_and_not_that_of_an_earlier_checkpoi
     assert seeds == [5, 6]
 
 
-def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(monkeypatch):
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 5 * 2**61 + 3])
+def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(seed, monkeypatch):
     module = small_module(classes=10)
-    module._seed, module._trainer = 7, SimpleNamespace(current_epoch=2, global_rank=1)
-    torch.manual_seed(int(np.random.SeedSequence([7, 2, 3, 1]).generate_state(1)[0]))
+    module._seed, module._trainer = seed, SimpleNamespace(current_epoch=2, global_rank=1)
+    torch.manual_seed(int(np.random.SeedSequence([seed, 2, 3, 1]).generate_state(1)[0]))
     expected = torch.rand(5)
     monkeypatch.setattr(torch, "manual_seed", None)
     module.on_train_batch_start(None, 3)
@@ -147,8 +150,46 @@ def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
     monkeypatch.setattr(type(module), "device", torch.device("cuda:1"))
     module.on_train_batch_start(None, 3)
-    assert seeded == [torch.initial_seed()] == [int(np.random.SeedSequence([7, 2, 3, 1]).generate_state(1)[0])]
+    assert seeded == [torch.initial_seed()] == [int(np.random.SeedSequence([seed, 2, 3, 1]).generate_state(1)[0])]
     assert torch.rand(5).equal(expected)
+
+
+class OfABatchAlone(FineTuneModule):
+    """A step of the user's, without the index of its batch."""
+
+    def training_step(self, batch):
+        return super().training_step(batch, 0)
+
+
+def test_arguments_of_a_step_are_read_once_and_are_its_own():
+    for module in (FineTuneModule, OfABatchAlone):
+        noted = vars(module.training_step)["__signature__"]
+        del module.training_step.__signature__
+        assert inspect.signature(module.training_step) == noted
+        module.training_step.__signature__ = noted
+    trainer = small_trainer(1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(OfABatchAlone("mnist_cnn", None, classes=10), datamodule=FewDigits())
+    assert trainer.global_step == 1
+
+
+def test_plain_attributes_are_set_without_torch_and_the_others_by_it(monkeypatch):
+    module, by_torch, set_by_torch = small_module(classes=10), [], nn.Module.__setattr__
+    trainer = small_trainer(1, limit_train_batches=2, limit_val_batches=0)
+
+    def note(self, name, value):
+        by_torch.append(name)
+        set_by_torch(self, name, value)
+
+    monkeypatch.setattr(nn.Module, "__setattr__", note)
+    trainer.fit(module, datamodule=FewDigits())
+    assert "_current_fx_name" not in by_torch  # in which Lightning notes what it calls
+    module.prefix, module.note = None, nn.Linear(1, 1)
+    module.note = None
+    assert by_torch[-3:] == ["prefix", "note", "note"]
+    with pytest.raises(TypeError, match="cannot assign"):  # it is a part still
+        module.note = "text"
+    module.prefix = "text"
+    assert (module.prefix, module.note) == ("text", None)
 
 
 @pytest.mark.parametrize("form", ["fused", "foreach"])

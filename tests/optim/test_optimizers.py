@@ -1,3 +1,4 @@
+import warnings
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from lit_ft.backbones.build import build_backbone
 from lit_ft.backbones.partition.meta import without_data
 from lit_ft.errors import UserError
 from lit_ft.model.heads import HeadConfig, build_head
+from lit_ft.optim import WarmupCosine
 from lit_ft.optim.optimizers import build_optimizer, build_param_groups
 from lit_ft.optim.run_length import RunLength
 from lit_ft.optim.schedules import build_scheduler
@@ -50,6 +52,87 @@ def test_optimizer_is_fused_where_it_can_be_and_no_option_chooses_otherwise(spec
     groups = [{"params": [nn.Parameter(torch.ones(3))]}, {"params": [nn.Parameter(torch.ones(2))]}]
     built = build_optimizer({"class_path": spec, "init_args": options}, groups, lr=0.5)
     assert [group.get("fused", "no such form") for group in built.param_groups] == [expected] * 2
+
+
+class Steps:
+    """Steps of a small network, with an optimizer of four groups, and what is seen of these within a step."""
+
+    def __init__(self, spec, fused=True):
+        torch.manual_seed(0)
+        self.parts = {"conv": [nn.Linear(3, 4)], "head": [nn.Linear(4, 2)]}
+        self.optimizer = build_optimizer(spec, build_param_groups(self.parts, 0.1, 1.0), 0.1, fused)
+        self.num_in_closure, self.num_in_step, self.scheduler = set(), [], WarmupCosine(self.optimizer, 10)
+        self.optimizer.register_step_pre_hook(lambda *_: self.num_in_step.append(len(self.optimizer.param_groups)))
+
+    def closure(self):
+        self.optimizer.zero_grad()
+        loss = self.parts["head"][0](self.parts["conv"][0](torch.ones(2, 3))).square().sum()
+        loss.backward()
+        self.num_in_closure.add(len(self.optimizer.param_groups))
+        return loss
+
+    def run(self, num):
+        losses = []
+        for _ in range(num):
+            losses.append(float(self.optimizer.step(self.closure)))
+            self.scheduler.step()
+        return losses
+
+
+@pytest.mark.parametrize(
+    ("spec", "num"),
+    [("AdamW", 2), ({"class_path": "AdamW", "init_args": {"weight_decay": 0.0}}, 1), ("SGD", 1), ("Adagrad", 1)],
+)
+def test_groups_of_equal_options_step_together_and_stay_apart_for_all_else(spec, num):
+    together, apart = Steps(spec), Steps(spec)
+    del apart.optimizer.step  # that of the instance, and with it torch's note that it was called
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert together.run(4) == apart.run(4)
+    assert together.num_in_step == [num] * 4
+    assert apart.num_in_step == [4] * 4
+    assert together.num_in_closure == {4}
+    assert [group["name"] for group in together.optimizer.param_groups] == [
+        "head",
+        "head/no_decay",
+        "conv",
+        "conv/no_decay",
+    ]
+    found, expected = (steps.optimizer.state_dict() for steps in (together, apart))
+    assert found["param_groups"] == expected["param_groups"]
+    torch.testing.assert_close(found["state"], expected["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", ["AdamW", {"class_path": "SGD", "init_args": {"momentum": 0.9}}])
+def test_groups_that_are_unfrozen_step_as_if_they_were_apart(spec):
+    together, apart = Steps(spec), Steps(spec)
+    del apart.optimizer.step
+    for steps in (together, apart):
+        steps.parts["conv"][0].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for is_trained in (False, True):
+            for steps in (together, apart):
+                steps.parts["conv"][0].requires_grad_(is_trained)
+            assert together.run(2) == apart.run(2)
+    found, expected = (steps.optimizer.state_dict()["state"] for steps in (together, apart))
+    assert len(found) == 4
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_groups_of_other_rates_step_apart_and_a_failed_step_leaves_all():
+    steps = Steps("AdamW")
+    steps.optimizer.param_groups[0]["lr"] = 0.3
+    steps.run(1)
+    assert steps.num_in_step == [3]
+
+    def fail(*_):
+        raise RuntimeError("lost")
+
+    steps.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="lost"):
+        steps.optimizer.step()
+    assert [group["name"] for group in steps.optimizer.param_groups][2:] == ["conv", "conv/no_decay"]
 
 
 def test_optimizer_is_not_fused_where_it_may_not_or_the_device_has_no_such_form():

@@ -1,4 +1,4 @@
-"""What a run saves of its config, and what its checkpoint adds to a later config or refuses in it."""
+"""What the checkpoint of a run adds to a later config, or refuses in it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import lightning as L
 import yaml
-from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lit_ft import data
 from lit_ft.backbones.weights import torch_files
-from lit_ft.cli.commands import EVALUATIONS, METHOD_OPTIONS
+from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.config.own_images import MAIN_OPTIONS, has_own_images
 from lit_ft.cli.config.recipe_names import find_configs
 from lit_ft.data.datasets.classes import refuse_foreign_dataset
 from lit_ft.data.files.folders import find_file
 from lit_ft.data.tables.tables import read_table, unescape_formula
-from lit_ft.errors import UserError, refuse_unwritable
+from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import (
     EXPORTED,
     all_hyperparameters,
@@ -32,50 +29,12 @@ from lit_ft.model.checkpoint import (
     refuse_missing_checkpoint,
 )
 from lit_ft.rank_zero import rank_zero_warn
-from lit_ft.runs import DEFAULT_ROOT, Run, find_best_checkpoint, find_checkpoint, find_run, find_run_of_checkpoint
-from lit_ft.training.run_options import run_options
+from lit_ft.runs import DEFAULT_ROOT, find_best_checkpoint, find_checkpoint, find_run_of_checkpoint
 
 # Options with an effect beside the evaluation, which a checkpoint of strangers must not have.
 _EFFECTS = ("download", "chunk_cache")
 
 _TABLE = "ImageTableDataModule"
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves a config that any command takes, so without the options of this one command, and the split."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        config = config.clone()
-        self._replaces = False
-        for key in METHOD_OPTIONS:
-            config.pop(key, None)
-        super().__init__(parser, config, **kwargs)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves, unless this is the folder of an earlier run, whose config stays until another fit begins there."""
-        # Now, as it asks all ranks, and `save_config` is called on the first alone.
-        self._run = find_run(trainer) or Run(Path("."))
-        is_there = trainer.strategy.broadcast(self._run.config.is_file())
-        self._replaces = is_there and not self.already_saved and stage == "fit"
-        self.already_saved |= is_there
-        super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves in place of the config of an earlier run in the folder, which the user has chosen for this one, too."""
-        if self._replaces and trainer.ckpt_path is None:
-            self._replaces = self.already_saved = False
-            super().setup(trainer, pl_module, "fit")
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the options of the run, for one that resumes it."""
-        checkpoint["run_options"] = run_options(self.config.as_dict())
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Also saves which image is in which split, where the data module can write it."""
-        write_split = getattr(cast(Any, trainer).datamodule, "write_split", None)
-        if stage == "fit" and write_split is not None:
-            with refuse_unwritable(self._run.split_table):
-                write_split(self._run.split_table)
 
 
 def name_run(given: str | None, configs: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 QUICK = ("--trainer.max_epochs", 1, "--unfreeze", "null", "--report.num_images", 0)
 TABLE = ("--data", "ImageTableDataModule", "--data.num_workers", 0)
@@ -106,15 +107,30 @@ def test_split_of_a_run_is_reusable(run, table, photo_root, kind):
     assert again == [row[:width] for row in rows(RUN / "split.csv")]
 
 
-def test_split_is_written_before_training_and_by_a_fit_alone(run, refused, photo_root, monkeypatch):
+class SeesSplit(Callback):
+    """Reads the split as the first batch comes."""
+
+    rows: list[list[str]] = []  # noqa: RUF012
+
+    def on_train_batch_start(self, trainer, *_):
+        type(self).rows = rows(Path(trainer.log_dir) / "split.csv")
+
+
+def test_split_is_written_before_training_and_by_a_fit_alone(run, photo_root):
     data = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0, "--name", "run")
     run("plan", *data)
     assert not list(Path().rglob("split.csv"))
+    run("fit", *data, *QUICK, "--trainer.callbacks+", f"{__name__}.SeesSplit")
+    assert len(SeesSplit.rows) == 31
+
+
+def test_fit_that_cannot_read_its_first_batch_leaves_nothing(refused, photo_root, monkeypatch):
     for path in photo_root.rglob("*.png"):
         path.write_text("no image")
     monkeypatch.setattr("lit_ft.data.images.verification.find_unreadable", lambda paths, reader: ({}, []))
+    data = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0, "--name", "run")
     assert "cannot be read as an image" in refused("fit", *data, *QUICK)
-    assert len(rows(RUN / "split.csv")) == 31
+    assert not list(Path().rglob("*"))
 
 
 def test_photos_are_trained_on_by_two_processes(photo_root, tmp_path):

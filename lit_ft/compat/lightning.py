@@ -1,21 +1,13 @@
-"""Private and undocumented APIs of other libraries, each with the reason for its use.
-
-`tests/test_compat.py` fails when one of them changes upstream, and when another file uses one.
-"""
+"""Private and undocumented APIs of Lightning."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 # Lightning (2.6): the counts of its loops, in a checkpoint and in a trainer, decide where a run is resumed.
 # It has no public way to set them.
@@ -86,6 +78,33 @@ def leave_signals(trainer: Any) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+# Lightning: what it calls at each step.
+
+_STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
+_VALIDATION_HOOKS = ("on_validation_batch_start", "on_validation_batch_end")
+
+
+def skip_empty_hooks(trainer: Any) -> None:
+    """Lets a fit pass over those hooks of its batches that a callback or its module does not define.
+
+    Lightning (2.6) calls them all the same, each with a name that it makes for the profiler: with a dozen callbacks
+    that was a fifth of what it adds to a step. It passes over what is not callable
+    (https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.0/src/lightning/pytorch/trainer/call.py).
+    """
+    from lightning.pytorch import Callback, LightningModule
+
+    # Of a module it looks at the arguments of the hooks of a validation.
+    owners: list[tuple[Any, type, tuple[str, ...]]] = [(trainer.lightning_module, LightningModule, _STEP_HOOKS)]
+    owners += [(callback, Callback, _STEP_HOOKS + _VALIDATION_HOOKS) for callback in trainer.callbacks]
+    for owner, base, hooks in owners:
+        for name in hooks:
+            if getattr(type(owner), name, None) is getattr(base, name):
+                vars(owner).setdefault(name, None)  # one that the object itself has is kept, as of a `LambdaCallback`
 
 
 # Lightning: loaders, logs, hyperparameters and the strategy of a fit.
@@ -173,124 +192,6 @@ def collect_constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:
 
 NO_INSTANTIATOR: Mapping[str, Any] = {"_instantiator": None}
 """For ``load_from_checkpoint``: else Lightning (2.6) imports and calls what a checkpoint names so."""
-
-
-# torch
-
-BATCH_NORM: type[_BatchNorm] = _BatchNorm
-"""Base of torch's batch norms and those of other libraries, such as apex; torch (2.8 to 2.14) has no public one."""
-
-INSTANCE_NORM: type[_InstanceNorm] = _InstanceNorm
-"""Base of torch's instance norms, for the same reason."""
-
-
-def inner_schedulers(scheduler: Any) -> Iterator[Any]:
-    """The schedulers within a scheduler that chains others, at any depth.
-
-    torch (2.8 to 2.14) has no public name for those of ``SequentialLR`` and ``ChainedScheduler``.
-    """
-    for part in getattr(scheduler, "_schedulers", ()):
-        yield part
-        yield from inner_schedulers(part)
-
-
-def inner_states(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The states of those schedulers, in that of the scheduler that chains them."""
-    return tuple(state.get("_schedulers", ()))
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module, or one within it, is compiled, in place or by the trainer.
-
-    Neither torch (2.8 to 2.14) nor Lightning has a public name for this.
-    """
-    if getattr(module, "_compiler_ctx", None) is not None:  # set by Lightning for a compiled `LightningModule`
-        return True
-    from torch._dynamo import OptimizedModule
-
-    return any(isinstance(part, OptimizedModule) or part._compiled_call_impl for part in module.modules())
-
-
-def state_versions(state: Any) -> dict[str, dict[str, Any]]:
-    """The versions of the modules that wrote a state dict, by module; empty where they are not known.
-
-    torch (2.8 to 2.14) keeps them in an attribute without a public name, by which modules load what earlier versions
-    of them wrote.
-    """
-    return getattr(state, "_metadata", None) or {}
-
-
-def set_state_versions(state: Any, versions: dict[str, dict[str, Any]]) -> None:
-    """Gives a state dict, which must be no plain dict, the versions of its modules; see `state_versions`."""
-    state._metadata = versions
-
-
-def loads_in_its_own_way(module: nn.Module) -> bool:
-    """Whether a module or a part of it overrides how torch loads a state dict.
-
-    torch (2.8 to 2.14) has no public hook that converts earlier versions, so that networks override this method.
-    """
-    return any(not type(part)._load_from_state_dict.__module__.startswith("torch.nn.") for part in module.modules())
-
-
-# jsonargparse, timm, Pillow and litdata
-
-
-@contextmanager
-def parsing_settings(**settings: Any) -> Iterator[None]:
-    """As jsonargparse's `set_parsing_settings`, for a while; there is no public way to reset them (4.51 to 4.53)."""
-    from jsonargparse import _common, set_parsing_settings
-
-    before = dict(_common.parsing_settings)
-    set_parsing_settings(**settings)
-    try:
-        yield
-    finally:
-        _common.parsing_settings.update(before)
-
-
-def group_by_matcher(names: Iterable[str], matcher: dict[str, Any]) -> list[list[str]]:
-    """Names of parameters in the groups of one of timm's matchers, shallow to deep.
-
-    timm (1.0) has ``group_matcher`` on its networks, and applies it by a function in a private module alone.
-    """
-    from timm.models._manipulate import group_with_matcher
-
-    return list(group_with_matcher(iter([(name, name) for name in names]), matcher).values())
-
-
-def reuse_image_memory() -> None:
-    """Lets Pillow keep 64 MB of memory in each process for the next images.
-
-    Otherwise it gives the memory of each image back, and the system clears it again: a third of the time that a large
-    image takes. Pillow (11 to 13) reads the variable PILLOW_BLOCKS_MAX for this once, as it is loaded; after that only
-    its private ``Image.core`` sets it.
-    """
-    if "PILLOW_BLOCKS_MAX" not in os.environ:
-        from PIL import Image
-
-        Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
-
-
-def download_from_bucket(root: str, name: str, folder: str) -> None:
-    """Downloads a file of a bucket into a folder, by the same means as litdata its chunks.
-
-    litdata (0.2.74 to 0.2.76) has no public function for other files than chunks.
-    """
-    from litdata.streaming.downloader import get_downloader
-
-    get_downloader(root, folder, []).download_file(f"{root}/{name}", f"{folder}/{name}")
-
-
-def chunked_index(row: int, chunk: int, ahead: list[int] | None, is_last: bool) -> Any:
-    """The index of a sample for litdata's ``StreamingDataset``, with the chunks to fetch ahead.
-
-    Its public index is a number alone, with which litdata (0.2.74 to 0.2.76) fetches single samples. Releases differ
-    in the order of the fields, hence the names.
-    """
-    from litdata.streaming.sampler import ChunkedIndex
-
-    return ChunkedIndex(index=row, chunk_index=chunk, chunk_indexes=ahead, is_last_index=is_last)
 
 
 def collective_timeout(strategy: Any) -> Any:
