@@ -32,7 +32,7 @@ def root(tmp_path):
     return tmp_path / "photos"
 
 
-@pytest.mark.parametrize("variables", ASCII, ids=lambda variables: next(iter(variables)))
+@pytest.mark.parametrize("variables", [pytest.param(ASCII[0], marks=pytest.mark.slow), ASCII[1]])
 def test_names_are_shown_in_a_terminal_that_has_no_such_characters(root, lit_ft, tmp_path, variables):
     lit_ft(*CHECK, root)  # the list of files is kept; names in it must not be those of another encoding
     (root / "猫" / "0.png").write_text("no image")

@@ -217,6 +217,7 @@ def memory_of_a_long_image():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
+@pytest.mark.slow
 def test_memory_of_a_long_image():
     """8.7 GB were taken for it."""
     assert forked.call(memory_of_a_long_image) < 50_000

@@ -456,7 +456,9 @@ def test_data_that_is_missing_is_told_before_weights_are_fetched(refused, monkey
     )
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-true", *(pytest.param(p, marks=pytest.mark.slow) for p in ("16-true", "64-true"))]
+)
 def test_finetune_in_another_precision_comes_to_the_same(run, precision):
     options = ("--trainer.max_epochs", 5, "--unfreeze.head_epochs", 3, "--unfreeze.head_fit", "trained")
     options += ("--model.gradient_checkpointing", "true")
@@ -652,6 +654,8 @@ def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root
         args += ["--data.split", "letters", "--data.val_fraction", 0.2]
     if config["model"]["backbone"] != "mnist_cnn":
         args += ["--model.weights", "null"]  # the published ones need a network
+    if recipe == "image_folder":
+        args += ["--model.backbone", "resnet18"]  # it reads its photos several times
     printed = run("finetune", *args)
     assert "Plan" in printed
     assert "test/recall" in printed

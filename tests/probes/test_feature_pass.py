@@ -111,6 +111,7 @@ print(*grow(4096))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of the memory is not told here")
 def test_memory_does_not_grow_with_the_features(model: FineTuneModule) -> None:
     # 4096 x 4096 numbers take 64 MB; a batch of 32 takes half of one, and some copies of it.

@@ -197,6 +197,7 @@ class Numbers(FewDigits):
         return {name: replace(split, targets=split.targets.view(-1, 1) * 1e5) for name, split in splits.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(ROOT is None, reason="LIT_FT_DATA is not set")
 def test_linear_probe_of_the_brightness_of_photos_is_as_good_as_ridge_regression(tmp_path):

@@ -270,6 +270,7 @@ def launch(size, *args):
     return codes, [[line for line in log.read_text().splitlines() if "warning" not in line.lower()] for log in logs]
 
 
+@pytest.mark.slow
 def test_processes_of_a_launcher_share_the_photos_and_write_each_once_in_order(best, photos):
     Path("photos/aa.png").write_bytes(b"")
     assert main(["predict", str(best), "photos", "--out", "one.csv"]) == 0

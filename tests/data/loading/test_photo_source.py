@@ -97,6 +97,7 @@ def test_what_workers_get_can_be_pickled(split):
     assert targets.tolist() == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_started_anew_reads_the_same(split):
     plain, spawned = make_loader(split), make_loader(split, num_workers=1)
     spawned.source._loader._loader.multiprocessing_context = "spawn"

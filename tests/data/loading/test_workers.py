@@ -131,6 +131,7 @@ def _leave_while_memory_is_handed_on():
     return 0
 
 
+@pytest.mark.slow
 def test_worker_prints_nothing_where_its_parent_was_interrupted_as_it_took_a_batch(tmp_path):
     started = forked.start(_leave_while_memory_is_handed_on, out=tmp_path / "log")
     assert forked.wait(started) == [0]
