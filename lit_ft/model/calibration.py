@@ -36,8 +36,9 @@ class Calibration:
 
     A label set has all classes that are at least as probable as one in ten true classes of the validation is not: it
     holds the true class of an image like these with a probability of 90% (split conformal prediction; Angelopoulos and
-    Bates 2021, A Gentle Introduction to Conformal Prediction). A prediction whose set is not one class is unsure, as is
-    one that is more probably wrong than right.
+    Bates 2021, A Gentle Introduction to Conformal Prediction). A class with a probability of 90% of its own is in the
+    set, too: where more than nine in ten images are predicted with less doubt, it would be in none. A prediction whose
+    set is not one class is unsure, as is one that is more probably wrong than right.
 
     Args:
         temperature: What logits were divided by; the head in the checkpoint has it in its weights.
@@ -130,12 +131,14 @@ def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
 def fit_label_sets(probabilities: Tensor, targets: Tensor) -> float | None:
     """The probability from which a class is in a label set, by those of true classes; None with too few images.
 
+    It is at most `COVERAGE`. Sets only grow by that, so that they hold the true class as often as without.
+
     Args:
         probabilities: ``(N, K)``.
         targets: Classes ``(N,)``.
     """
     bound = _conformal_bound(-probabilities.gather(1, targets.long().unsqueeze(1)).squeeze(1), COVERAGE)
-    return None if bound is None else -bound
+    return None if bound is None else min(-bound, COVERAGE)
 
 
 def _conformal_bound(scores: Tensor, share: float) -> float | None:

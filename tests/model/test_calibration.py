@@ -85,6 +85,15 @@ def test_threshold_is_the_probability_that_nine_in_ten_true_classes_have():
     assert fit_label_sets(probabilities[:8], torch.zeros(8)) is None
 
 
+def test_class_that_is_probable_enough_of_its_own_is_sure_whatever_the_others_have():
+    # A model that is nearly certain of each validation image: nine in ten true classes have .995 and more.
+    true = torch.linspace(0.995, 0.9999, 100)
+    known = Calibration(least_probability=fit_label_sets(torch.stack([true, 1 - true], dim=1), torch.zeros(100)))
+    assert known.least_probability == 0.9
+    later = torch.tensor([[0.989, 0.011], [0.91, 0.09], [0.89, 0.11], [0.01, 0.99]])
+    assert known.are_unsure(later).tolist() == [False, False, True, False]
+
+
 def test_images_of_another_kind_are_unlike_and_others_are_not():
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(2, 32, generator=generator)
