@@ -23,7 +23,7 @@ from lit_ft.errors import UserError
 from lit_ft.runs import find_best_callback
 from lit_ft.tasks.monitored import Mode
 from lit_ft.training.run_options import MAY_DIFFER
-from lit_ft.tuning.space import Dimension, TuneConfig, read_space
+from lit_ft.tuning.space import Dimension, TuneConfig, list_combinations, read_space
 
 # Of what a resumed run may have otherwise, what gives values that cannot be compared with those of other trials.
 _SAME = {
@@ -54,6 +54,23 @@ class Search:
     folder: Path
     monitor: str
     mode: Mode
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of all trials, and of what is drawn; None for another one each time."""
+        seed = self.base["seed_everything"]
+        return None if isinstance(seed, bool) else seed
+
+    @property
+    def num_combinations(self) -> int | None:
+        """How many trials there can be that differ; None where there is no such number."""
+        every = None if self.seed is None else list_combinations(self.space)
+        return None if every is None else len(every)
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials of all processes."""
+        return min(self.config.trials, self.num_combinations or self.config.trials)
 
     @property
     def best_config(self) -> Path:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal, cast, get_args
 
 from lit_ft.errors import UserError
 
 DimensionKind = Literal["float", "log", "int", "choice"]
 
+_MOST = 10_000
+"""Combinations from which a space is taken for one without end."""
+
 _EXAMPLE = "{model.lr: {log: [1.0e-5, 1.0e-2]}}"
 
 _SAME_IMAGES = (
     "data.root", "data.table", "data.dataset", "data.train", "data.val", "data.val_fraction", "data.test_fraction",
-    "data.split_seed", "data.folds", "data.fold", "data.split_column", "data.groups", "data.group_column",
+    "data.split_seed", "data.folds", "folds", "data.fold", "data.split_column", "data.groups", "data.group_column",
     "trainer.limit_val_batches",
 )  # fmt: skip
 
@@ -23,7 +28,7 @@ _NOT_TRIED: dict[str, str] = {
     **dict.fromkeys(_SAME_IMAGES, "trials are compared on the same validation images"),
     **dict.fromkeys(("name", "trainer.default_root_dir"), "all trials are in the folder of the study"),
     **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), "each trial has one device"),
-    "seed_everything": "trials with the best seed are the luckiest",
+    **dict.fromkeys(("seed_everything", "seed"), "trials with the best seed are the luckiest"),
     "checkpoint": "trials are compared by what it monitors",
     "refit": "trials are compared before it",
     "tune": "it is the search itself",
@@ -77,14 +82,34 @@ class Dimension:
 
     @property
     def keys(self) -> tuple[Any, ...]:
-        """The values of a choice as a study keeps them: numbers, words, true, false and null, all else as JSON."""
-        return tuple(map(_key, self.values))
+        """The values of a choice as a study keeps them: numbers, words, true, false and null, all else as JSON.
+
+        Of values that Python, and so Optuna, takes for the same, as 1, 1.0 and true, all are JSON.
+        """
+        keys = tuple(map(_key, self.values))
+        return keys if len(set(keys)) == len(keys) else tuple(map(json.dumps, self.values))
 
     def value_of(self, drawn: Any) -> Any:
         """The value of the option, of what a study has drawn."""
         if self.kind != "choice":
             return drawn
         return next(one for one, key in zip(self.values, self.keys, strict=True) if _mark(key) == _mark(drawn))
+
+
+def list_combinations(space: Mapping[str, Dimension]) -> list[dict[str, Any]] | None:
+    """All that can be drawn, as a study keeps it; None where that is without end, or more than any search tries.
+
+    >>> list_combinations({"a": Dimension("int", (1, 2)), "b": Dimension("choice", ("x", None))})
+    [{'a': 1, 'b': 'x'}, {'a': 1, 'b': None}, {'a': 2, 'b': 'x'}, {'a': 2, 'b': None}]
+    """
+    values: list[Sequence[Any]] = []
+    for one in space.values():
+        if one.kind not in ("choice", "int"):
+            return None
+        values.append(one.keys if one.kind == "choice" else range(one.values[0], one.values[1] + 1))
+    if math.prod(map(len, values)) > _MOST:
+        return None
+    return [dict(zip(space, drawn, strict=True)) for drawn in product(*values)]
 
 
 def read_space(given: Mapping[str, Any]) -> dict[str, Dimension]:

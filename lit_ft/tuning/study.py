@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lit_ft.assets import lock_beside
 from lit_ft.errors import UserError
 from lit_ft.tasks.monitored import Mode
-from lit_ft.tuning.space import Dimension, TuneConfig
+from lit_ft.tuning.space import Dimension, TuneConfig, list_combinations
 
 RUN, REASON, EPOCHS, CONTINUES = "run", "reason", "epochs", "continues"
 """What is noted of a trial: the folder of its run, why it failed, its epochs, and the interrupted trial before it."""
@@ -31,14 +31,18 @@ class SeededSampler(optuna.samplers.BaseSampler):
     """A tree-structured Parzen estimator whose random numbers depend on the seed and the number of the trial alone.
 
     So processes that share a study draw other values than each other, and one that is resumed draws what it would have
-    drawn (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization).
+    drawn (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization). Of a space with an end nothing is drawn
+    twice, as the same trial with the same seed comes to the same.
 
     Args:
         seed: The seed; None for other numbers each time.
+        space: What is tried.
     """
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, space: Mapping[str, Dimension]) -> None:
         self._seed = seed
+        self._distributions = build_distributions(space)
+        self._combinations = None if seed is None else list_combinations(space)
         self._number = -1
         self._sampler: optuna.samplers.BaseSampler | None = None
 
@@ -53,13 +57,27 @@ class SeededSampler(optuna.samplers.BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The dimensions that are drawn together."""
+        if self._combinations is not None:
+            return self._distributions
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Values of those."""
-        return self._of(trial).sample_relative(study, trial, search_space)
+        sampler = self._of(trial)
+        if self._combinations is None:
+            return sampler.sample_relative(study, trial, search_space)
+        together = sampler.infer_relative_search_space(study, trial)
+        drawn = sampler.sample_relative(study, trial, together)
+        for name, distribution in search_space.items():
+            if name not in drawn:
+                drawn[name] = sampler.sample_independent(study, trial, name, distribution)
+        tried = [one.params for one in study.get_trials(deepcopy=False)]
+        untried = [one for one in self._combinations if one not in tried]
+        if drawn in untried or not untried:
+            return drawn
+        return untried[int(np.random.default_rng([self._seed or 0, trial.number]).integers(len(untried)))]
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -68,12 +86,20 @@ class SeededSampler(optuna.samplers.BaseSampler):
         return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
-def open_study(folder: Path, config: TuneConfig, mode: Mode, seed: int | None, max_epochs: int | None) -> optuna.Study:
+def open_study(
+    folder: Path,
+    config: TuneConfig,
+    space: Mapping[str, Dimension],
+    mode: Mode,
+    seed: int | None,
+    max_epochs: int | None,
+) -> optuna.Study:
     """The study of a folder, made where there is none.
 
     Args:
         folder: Its folder, whose name it has.
         config: The search.
+        space: What is tried.
         mode: Whether the least or the greatest value is best.
         seed: Seed of what is drawn.
         max_epochs: Epochs of a whole trial; None where these have no limit.
@@ -91,7 +117,7 @@ def open_study(folder: Path, config: TuneConfig, mode: Mode, seed: int | None, m
             return optuna.create_study(
                 study_name=folder.name,
                 storage=storage,
-                sampler=SeededSampler(seed),
+                sampler=SeededSampler(seed, space),
                 pruner=pruner,
                 direction=_DIRECTIONS[mode],
                 load_if_exists=True,

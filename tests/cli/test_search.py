@@ -45,6 +45,15 @@ def test_trial_is_a_run_on_one_device_in_the_folder_of_the_study():
     assert search(changed("trainer/devices", [1])).trial_config["trainer"]["devices"] == [1]
 
 
+def test_trials_are_no_more_than_there_are_combinations_unless_their_seeds_differ():
+    space = {"model.lr": {"choice": [0.1, 0.01, 0.001]}, "data.batch_size": {"int": [8, 9]}}
+    assert search(space=space).num_trials == 6
+    assert search().num_trials == 20
+    assert search(space=space | SPACE).num_trials == 20
+    assert search(space={"data.batch_size": {"int": [1, 64]}}).num_trials == 20
+    assert search(changed("seed_everything", True), space).num_trials == 20
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

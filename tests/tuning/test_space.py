@@ -39,6 +39,8 @@ def test_space_is_read_as_dimensions_by_the_names_of_options():
         ({"data.batch_size": {"int": [True, 64]}}, "two whole numbers, got [true, 64]"),
         ({"optimizer": {"choice": ["SGD"]}}, 'optimizer choice takes at least two values, got ["SGD"]'),
         ({"optimizer": {"choice": ["SGD", "AdamW", "SGD"]}}, 'optimizer choice has "SGD" twice; leave one out'),
+        ({"seed": {"int": [0, 9]}}, "seed cannot be tried, as trials with the best seed"),
+        ({"folds": {"int": [2, 9]}}, "folds cannot be tried, as trials are compared on the same"),
         ({"seed_everything": {"int": [0, 9]}}, "seed_everything cannot be tried, as trials with the best seed"),
         ({"checkpoint.monitor": {"choice": ["val/acc", "val/f1"]}}, "as trials are compared by what it monitors"),
         ({"data.val_fraction": {"float": [0.1, 0.3]}}, "as trials are compared on the same validation images"),
@@ -53,12 +55,19 @@ def test_space_that_cannot_be_tried_is_refused(space, line):
 
 
 def test_choice_gives_the_values_of_its_config_whatever_a_study_can_keep():
-    values = (None, True, 1, "1", 0.5, [0.9, 0.99], {"class_path": "SGD"})
+    values = (None, True, "1", 0.5, [0.9, 0.99], {"class_path": "SGD"})
     choice = Dimension("choice", values)
-    assert choice.keys == (None, True, 1, "1", 0.5, "[0.9, 0.99]", '{"class_path": "SGD"}')
+    assert choice.keys == (None, True, "1", 0.5, "[0.9, 0.99]", '{"class_path": "SGD"}')
     found = [choice.value_of(key) for key in choice.keys]
     assert [(type(one), one) for one in found] == [(type(one), one) for one in values]
     assert Dimension("log", (1e-5, 1e-2)).value_of(0.003) == 0.003
+
+
+def test_choices_that_python_takes_for_the_same_are_kept_apart():
+    values = (1, 1.0, True, "true")
+    choice = Dimension("choice", values)
+    assert choice.keys == ("1", "1.0", "true", '"true"')
+    assert [(type(one), one) for one in map(choice.value_of, choice.keys)] == [(type(one), one) for one in values]
 
 
 @pytest.mark.parametrize(

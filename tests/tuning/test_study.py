@@ -22,9 +22,10 @@ from lit_ft.tuning.study import (
     requeue,
 )
 
-SPACE = build_distributions(
-    read_space({"lr": {"log": [1e-5, 1e-2]}, "width": {"int": [1, 9]}, "optimizer": {"choice": ["SGD", "AdamW"]}})
+DIMENSIONS = read_space(
+    {"lr": {"log": [1e-5, 1e-2]}, "width": {"int": [1, 9]}, "optimizer": {"choice": ["SGD", "AdamW"]}}
 )
+SPACE = build_distributions(DIMENSIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def _quiet():
 
 
 def opened(folder, seed=0, **options):
-    return open_study(folder, TuneConfig(**options), "min", seed, max_epochs=9)
+    return open_study(folder, TuneConfig(**options), DIMENSIONS, "min", seed, max_epochs=9)
 
 
 def begin(study, folder, limit=99, is_local=True):
@@ -69,6 +70,26 @@ def test_what_is_drawn_depends_on_the_seed_and_the_trials_before_and_not_on_the_
     assert draw(opened(tmp_path / "other", seed=1), tmp_path / "other", 1) != whole[:1]
     free = [draw(opened(tmp_path / str(i), seed=None), tmp_path / str(i), 1) for i in range(2)]
     assert free[0] != free[1]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_combination_of_a_space_with_an_end_is_drawn_twice(tmp_path, seed):
+    dimensions = read_space({"width": {"int": [1, 4]}, "kind": {"choice": [1, True, None, [2]]}})
+    space, drawn = build_distributions(dimensions), []
+    for number in range(18):  # past those that are drawn at random
+        study = open_study(tmp_path, TuneConfig(), dimensions, "min", seed, 9)
+        trial, lock = begin_trial(study, tmp_path, space, 18, True)
+        drawn.append(repr(trial.params))
+        if number == 3:  # an interrupted one is no other
+            requeue(study, trial)
+        else:
+            study.tell(trial, trial.params["width"])
+        release_trial(lock)
+    assert drawn[4] == drawn[3]
+    assert len(set(drawn[:17])) == 16  # all
+    free = open_study(tmp_path / "free", TuneConfig(), dimensions, "min", None, 9)
+    repeated = [repr(free.ask(dict(space)).params) for _ in range(17)]
+    assert len(set(repeated)) < 17
 
 
 def test_trials_that_run_at_once_are_different_and_no_more_than_the_limit(tmp_path):

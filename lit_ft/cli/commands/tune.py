@@ -96,9 +96,8 @@ def tune(cli: ConfigCLI) -> Tuning:
 
 def _open(search: Search) -> optuna.Study:
     """The study, begun with the options of the search or with the same ones."""
-    seed, max_epochs = search.base["seed_everything"], search.base["trainer"]["max_epochs"]
-    seed = None if isinstance(seed, bool) else seed
-    study = open_study(search.folder, search.config, search.mode, seed, max_epochs)
+    max_epochs = search.base["trainer"]["max_epochs"]
+    study = open_study(search.folder, search.config, search.space, search.mode, search.seed, max_epochs)
     with hold_study(search.folder):
         if saved := study.user_attrs.get("settings"):
             refuse_other_study(search, saved)
@@ -118,7 +117,7 @@ def _run_trials(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
         describe_end=lambda number: _describe_end(search, study, number),
     )
     distributions = build_distributions(search.space)
-    limit, is_local = search.config.trials, search.config.storage is None
+    limit, is_local = search.num_trials, search.config.storage is None
     began = time.monotonic()
     while True:
         with refuse_lost_storage(search.config, OSError):
@@ -141,7 +140,7 @@ def _run_trials(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
 
 def _run_trial(search: Search, study: optuna.Study, setting: TrialSetting, trial: Trial) -> None:
     num_begun = len(list_counted(study.get_trials(deepcopy=False)))
-    rank_zero_print(f"Trial {trial.number}  {num_begun} of {search.config.trials}: {format_params(trial.params)}")
+    rank_zero_print(f"Trial {trial.number}  {num_begun} of {search.num_trials}: {format_params(trial.params)}")
     try:
         value, is_pruned = run_trial(setting, trial, _values(search, trial.params))
     except KeyboardInterrupt:
@@ -236,7 +235,9 @@ def _format_start(search: Search, study: optuna.Study) -> str:
     before = f", of which {num_done} are done" if num_done else ""
     best = "greatest" if search.mode == "max" else "least"
     names = ", ".join(search.space)
-    return f"Study  {search.config.trials} trials{before}, for the {best} {search.monitor} by {names}"
+    is_all = search.num_trials < search.config.trials
+    all_of = f", one of each combination, and not {search.config.trials}" if is_all else ""
+    return f"Study  {search.num_trials} trials{all_of}{before}, for the {best} {search.monitor} by {names}"
 
 
 def _format_end(row: TrialRow, monitor: str, best: TrialRow | None) -> str:
@@ -251,7 +252,7 @@ def _describe_end(search: Search, study: optuna.Study, number: int) -> str:
     num_done = sum(
         trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.get_trials(deepcopy=False)
     )
-    return f"interrupted{by} after {num_done} of {search.config.trials} trials; to go on: the same command"
+    return f"interrupted{by} after {num_done} of {search.num_trials} trials; to go on: the same command"
 
 
 def _format(value: float | None) -> str:

@@ -26,7 +26,7 @@ CONFIG = {
     "seed_everything": 3,  # draws the first of two values, and then the second
     "trainer": {"max_epochs": 2, "accelerator": "cpu", "logger": False},
 }
-SEARCH = {"trials": 2, "space": {"model.lr": {"choice": [1.0e30, 3.0e-2]}}}  # with the first, the loss diverges
+SEARCH = {"trials": 5, "space": {"model.lr": {"choice": [1.0e30, 3.0e-2]}}}  # of two; with the first, the loss diverges
 LOG = {"model.lr": {"log": [1.0e-3, 1.0e-1]}}
 DIGITS = ("--config", "digits.yaml", "--tune", "search.yaml")
 STUDY = Path("logs/digits_tune")
@@ -79,6 +79,9 @@ def test_trials_are_runs_in_the_folder_of_the_study_with_one_table(finished):
     assert len((run / "history.csv").read_text().splitlines()) == 3
     assert "Features  " in (run / "output.txt").read_text()
     assert f"Best        logs/digits_tune/best.yaml  (trial 1, val/acc {value:.4f})" in printed
+    assert printed.startswith(
+        "Study  2 trials, one of each combination, and not 5, for the greatest val/acc by model.lr\n"
+    )
     assert "\nTrial 1  2 of 2: model.lr 0.03\n" in printed
     assert re.search(rf"^Trial 1  complete after 2 epochs, .*; best so far {value:.4f}, trial 1$", printed, re.M)
     assert "Features" not in printed
