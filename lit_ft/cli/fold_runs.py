@@ -178,6 +178,6 @@ def _finish(whole: Run, num_folds: int) -> FoldScores:
         lines.append(f"Report       {format_path(whole.report)}")
     except Exception as error:  # the folds are trained all the same
         rank_zero_warn(f"no report was written ({' '.join(str(error).split())})")
-    lines.append("One model    the same command without --data.folds; with --refit true it is of all images")
+    lines.append("One model    the same command without folds; with --refit true it is of all images")
     rank_zero_print(f"\n{scores.format()}\n\n" + "\n".join(lines))
     return scores
