@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lit_ft.cli.config.advice import SHORT_NAMES, Typed, describe_unknown, find_answer, find_value
-from lit_ft.cli.config.known_names import PHOTO_MODULES, class_options, find_photo_module
+from lit_ft.cli.config.known_names import PHOTO_MODULES, class_options, describe_other_module, find_photo_module
 from lit_ft.cli.config.words import describe_word
 from lit_ft.console import format_path
 from lit_ft.errors import UserError, nearest
@@ -163,9 +163,8 @@ def _unknown_option(complaint: Complaint) -> str | None:
     if paths and given in ("data.predict", "data.init_args.predict"):
         cls = paths[-1].rpartition(".")[2]
         return f"`--{given}`: {cls} takes no images to predict; name `--data` ImageFolderDataModule before it"
-    if paths and key == "data" and (other := find_photo_module(name.removeprefix("init_args."))):
-        cls = paths[-1].rpartition(".")[2]
-        return f"`--{given}`: {cls} has no such option; name one that has, as `--data` {other}"
+    if paths and key == "data" and (line := describe_other_module(paths[-1], name.removeprefix("init_args."))):
+        return f"`--{given}`: {line}"
     known = {*complaint.options, *(f"data.{option}" for cls in PHOTO_MODULES for option in class_options(cls))}
     for path in paths:
         module, _, cls = path.rpartition(".")

@@ -247,6 +247,9 @@ def format_data_table(data: Any) -> str:
         per_class = "" if noun == "number" else f", {spread} a {noun}"
         rows.append((f"  {split}", f"{sizes[split]:,}", f"images{per_class}"))
     lines += format_table(rows, ("<8", ">8"), gap=" ").splitlines()
+    spec: Any = getattr(data, "input_spec", None)
+    if (bands := getattr(spec, "bands", None)) is not None:
+        lines.append(f"  bands     {f'all {spec.channels}' if bands == 'all' else ', '.join(map(str, bands))}")
     if noun == "label":  # each, so that cells that were split otherwise than meant are seen
         labels = [f"{name!r} {number:,}" for name, number in zip(names, counts["train"], strict=True)]
         more = f", and {len(labels) - MAX_LABELS:,} more" if len(labels) > MAX_LABELS else ""

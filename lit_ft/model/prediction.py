@@ -20,10 +20,12 @@ from lit_ft.backbones.input_spec import Views
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode, to_pixels
+from lit_ft.data.images.loss import REDUCED, is_deep, note_loss
 from lit_ft.data.loading.photo_source import transform_seeded
 from lit_ft.errors import UserError
 from lit_ft.model.calibration import Calibration
 from lit_ft.model.first_batch import check_images
+from lit_ft.rank_zero import rank_zero_warn
 
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor
 """An image file or a folder of these, or the pixels of an image: of Pillow, as an array or as a tensor."""
@@ -212,8 +214,12 @@ def read_pictures(
         case str() | Path():
             for path in find_images_to_predict(str(pictures), "pictures", raw=reader is not None).paths:
                 yield str(path), decode(path) if reader is None else reader(path)
+                if reader is None and note_loss(path):
+                    rank_zero_warn(REDUCED)
         case Image.Image() if reader is None:
             yield "", _check(to_pixels(pictures))
+            if is_deep(pictures):
+                rank_zero_warn(REDUCED)
         case Tensor() | np.ndarray() if reader is not None and pictures.ndim == 4:
             yield from (("", reader.of_picture(image)) for image in pictures)
         case Tensor() | np.ndarray() | Image.Image() if reader is not None:

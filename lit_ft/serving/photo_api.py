@@ -23,8 +23,10 @@ from torch import Tensor
 
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import decode, why_unread
+from lit_ft.data.images.loss import REDUCED, find_loss
 from lit_ft.errors import UserError
 from lit_ft.evaluation.inference import load
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.serving.answers import Answer, Refusal, respond
 from lit_ft.serving.heat_map import explain_photo
 from lit_ft.serving.uploads import Upload, read_upload
@@ -94,6 +96,7 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
         self.checkpoint = checkpoint
         self.place = device
         self.method = method
+        self._has_warned = False  # of photos that have more than the model takes
 
     def setup(self, device: str) -> None:
         """Loads the model, in a process of its own."""
@@ -114,6 +117,9 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
             if isinstance(image, Refusal):
                 answers[place] = image
                 continue
+            if self.model.reader is None and not self._has_warned and find_loss(BytesIO(upload.content)):
+                rank_zero_warn(REDUCED)
+                self._has_warned = True
             if upload.explain:
                 answers[place] = self._explain(image, upload.top_k)
                 continue

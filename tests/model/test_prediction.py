@@ -53,6 +53,15 @@ def test_pictures_of_all_kinds_are_predicted_as_in_validation(model, tmp_path):
     assert model.predict(photo)[0].path == ""
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_photo_of_more_bits_than_the_model_takes_is_predicted_with_a_warning(model, tmp_path, as_file):
+    deep = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)
+    deep.save(tmp_path / "deep.png")
+    with pytest.warns(UserWarning, match="pictures: some have more than 8 bits of three colours, and are reduced"):
+        (found,) = model.predict(tmp_path / "deep.png" if as_file else deep)
+    assert found.label == model.predict(np.array(deep, dtype=np.float32) / 65535)[0].label
+
+
 def test_order_is_that_of_the_pictures_in_batches_of_any_size(model, tmp_path):
     photos = [a_photo((20 + 7 * seed, 30), seed) for seed in range(5)]
     for i, photo in enumerate(photos):

@@ -84,6 +84,9 @@ _PLACES = {
 }
 """By what an argument without a name is called in help: what it is an option of elsewhere."""
 
+_RECORDED = ("data.", "model.")
+"""How options of a run begin that its checkpoint has."""
+
 
 class CommandParser(argparse.ArgumentParser):
     """The options of a command without a config."""
@@ -101,6 +104,8 @@ class CommandParser(argparse.ArgumentParser):
         same = next((names.split() for names in _SYNONYMS if name in names.split()), [])
         if meant := [option for option in own if option in (name, *same)] or get_close_matches(name, own, 1):
             return f"nearest: --{meant[0]}"
+        if "CHECKPOINT" in self.format_usage() and (name.startswith(_RECORDED) or name in ("fit", "bands")):
+            return "options of data and model are those of the checkpoint, as how photos are fitted; leave it out"
         places = re.sub(r"\[[^]]*\]", "", self.format_usage()).partition(self.prog)[2].split()
         if any(name in _PLACES.get(place, "").split() for place in places):
             return f"what it names stands alone: {self.prog} {' '.join(places)}"

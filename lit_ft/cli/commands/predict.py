@@ -19,6 +19,7 @@ from lit_ft.console import dump_json, log_progress
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.image_index import find_images_to_predict
 from lit_ft.data.images.decode import decode
+from lit_ft.data.images.loss import format_reduced, note_loss
 from lit_ft.data.tables.path_lists import LIST_SUFFIXES, read_path_list
 from lit_ft.data.tables.tables import escape_formula
 from lit_ft.errors import UserError, printable, refuse_unwritable
@@ -29,6 +30,7 @@ from lit_ft.export.predictor import ExportedModel
 from lit_ft.export.runtime import is_runnable
 from lit_ft.model.image_model import ImageModel
 from lit_ft.model.prediction import Prediction, name_flag
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run
 
 TableRow = dict[str, Any]
@@ -36,6 +38,7 @@ TableRow = dict[str, Any]
 
 _BY_CONFIG = "By a config: lit-ft predict --config CONFIG --ckpt_path FILE, whose options are those of lit-ft test."
 _BATCH = 32
+_REDUCED = "a model that is fitted with `data.bands` takes all that they have"
 _SUFFIXES = (".csv", ".json", ".parquet")
 
 
@@ -75,6 +78,9 @@ def run(args: Sequence[str]) -> int:
         is_raw = model.reader is not None
         paths = work.on_first(lambda: [path for source in given.photos for path in find_photos(source, is_raw)])
         shared = work.share(paths)
+        losses = [] if is_raw else work.collect([note_loss(path) for path in shared])
+        if reduced := [path for path, loss in zip(paths, losses, strict=False) if loss]:
+            rank_zero_warn(format_reduced(reduced, len(paths), _REDUCED))
         own = predict_rows(model, shared, given.top_k, given.probabilities, given.tta, work.is_first)
         rows = work.collect(own)
         return work.on_first(lambda: _write(out, rows, reason_column(model)))

@@ -188,7 +188,7 @@ def gives_data(args: Sequence[str]) -> bool:
 def _read_setting(args: Sequence[str], option: str, default: str | None = None) -> str | None:
     """The value of an option, by whichever of the command line and its configs has it last."""
     value = default
-    for name, content in _pair(args):
+    for name, content in pair_arguments(args):
         if name == f"--{option}":
             value = None if content == "null" else content
         elif name == "--config":
@@ -203,10 +203,10 @@ def _read_setting(args: Sequence[str], option: str, default: str | None = None) 
 
 def _read_values(args: Sequence[str], option: str) -> list[str]:
     """The values of an option, in their order."""
-    return [value for name, value in _pair(args) if name == option]
+    return [value for name, value in pair_arguments(args) if name == option]
 
 
-def _pair(args: Sequence[str]) -> list[tuple[str, str]]:
+def pair_arguments(args: Sequence[str]) -> list[tuple[str, str]]:
     """Each argument as an option, with its value: ``--option value``, ``--option=value``; ``-cFILE`` is of --config."""
     given = find_configs(args)
     full = [re.sub("^-c=?(.*)", lambda found: f"--config{found[1] and '='}{found[1]}", arg) for arg in given]

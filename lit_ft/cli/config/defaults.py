@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from lit_ft.backbones.build import input_spec
@@ -13,12 +15,13 @@ from lit_ft.backbones.input_spec import InputConfig
 from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import EVALUATIONS
-from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, refuse_other_model
+from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, pair_arguments, refuse_other_model
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.data.folds import check_folds
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
+from lit_ft.recipes import FOLDER as RECIPES
 from lit_ft.runs import DEFAULT_ROOT, find_run_of_checkpoint
 from lit_ft.tasks.monitored import METRICS
 from lit_ft.training.trainer_options import refuse_unknown_names
@@ -54,6 +57,9 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
     if options.get("fit") is not None:  # before images are looked for
         images = InputConfig.read(as_plain(config["model"]["init_args"].get("input")))
         images.refuse_fit(options["fit"], "data.fit", is_fitted=command in EVALUATIONS)
+    changes_colours = options.get("augment") not in (None, "none", "basic")
+    if options.get("bands") is not None and changes_colours and not _chooses_augment(args):
+        options["augment"] = "basic"  # that of a recipe is for photos
     if "task" in options and options["task"] is None:
         options["task"] = config["model"]["init_args"].get("task")
     is_look = command == "plan" or (command == "finetune" and config["trainer"]["fast_dev_run"])
@@ -62,6 +68,22 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
         options["fold"] = 1
     if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
         config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
+
+
+def _chooses_augment(args: Sequence[str]) -> bool:
+    """Whether an augmentation was chosen by an option or in a config, and not by a recipe of lit_ft alone."""
+    for name, value in pair_arguments(args):
+        if name in ("--data.augment", "--data.init_args.augment"):
+            return True
+        is_recipe = name == "--config" and Path(value).resolve().is_relative_to(RECIPES.resolve())
+        if name not in ("--config", "--data") or is_recipe:
+            continue
+        is_file = name == "--config" and not value.lstrip().startswith("{")
+        content = yaml.safe_load(Path(value).read_text("utf-8") if is_file else value)
+        given = content.get("data") if name == "--config" and isinstance(content, dict) else content
+        if isinstance(given, dict) and "augment" in (given.get("init_args") or given):
+            return True
+    return False
 
 
 def count_folds(config: Namespace, command: str) -> int | None:

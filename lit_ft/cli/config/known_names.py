@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_ft import data
 from lit_ft.data.datasets.classes import constructor_parameters
+from lit_ft.data.modules.arrays import ArrayDataModule
 
 DATA_MODULES = [getattr(data, name) for name in data.__all__]
 """All data modules of lit_ft: a parser knows a class by its name once it is loaded, and lists them in that order."""
@@ -19,6 +20,9 @@ PHOTO_MODULES = (
     data.ImageDatasetDataModule,
 )
 """The data modules of anybody's images, by whose options those of unknown data are known."""
+
+_OF_FILES = ("num_workers", "cache", "fit", "on_bad_image", "bands")
+"""Options for images in files."""
 
 
 def option_names(defaults: Any) -> set[str]:
@@ -50,6 +54,23 @@ def find_photo_module(option: str) -> str | None:
     ('ImageTableDataModule', 'ImageFolderDataModule', 'ImageDatasetDataModule', None)
     """
     return next((cls.__name__ for cls in PHOTO_MODULES if option in class_options(cls)), None)
+
+
+def describe_other_module(class_path: str, option: str) -> str | None:
+    """What to do about an option of other data than those of a class; None if there is no such option at all.
+
+    >>> describe_other_module("lit_ft.data.ImageArrayDataModule", "num_workers")
+    'ImageArrayDataModule has its images in memory, and no such option; leave it out'
+    """
+    name, other = class_path.rpartition(".")[2], find_photo_module(option)
+    if other is None:
+        return None
+    cls = getattr(data, name) if name in data.__all__ else object
+    if option in _OF_FILES and issubclass(cls, ArrayDataModule):
+        # As the default, the digits may stand for images that were forgotten.
+        others = "" if cls is data.ImageArrayDataModule else f", or name other data, as `--data` {other}"
+        return f"{name} has its images in memory, and no such option; leave it out{others}"
+    return f"{name} has no such option; name one that has, as `--data` {other}"
 
 
 def class_names(base: type) -> list[str]:

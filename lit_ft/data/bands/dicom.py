@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from lit_ft.data.bands.layout import PixelValues, check_shape, check_size, put_b
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """The name of the one transfer syntax whose header is compressed, too: it could inflate to any number of bytes."""
+
+
+GREYS = ("MONOCHROME1", "MONOCHROME2")
+"""What DICOM calls images of grey: those where white is the lowest number, and those where black is."""
 
 
 def read_dicom(file: str | Path | BytesIO) -> PixelValues:
@@ -42,8 +47,21 @@ def read_dicom(file: str | Path | BytesIO) -> PixelValues:
     if kind == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)
     elif values.ndim == 2:
-        values = apply_rescale(_inverted(values, dataset) if kind == "MONOCHROME1" else values, dataset)
+        if dataset.get("RescaleSlope") == 0 and "ModalityLUTSequence" not in dataset:
+            raise ValueError("its RescaleSlope is 0, by which all of its values would be the same")
+        values = apply_rescale(_inverted(values, dataset) if kind == GREYS[0] else values, dataset)
     return check_size(put_bands_first(values))
+
+
+def name_grey(path: Path) -> str:
+    """Which of `GREYS` a DICOM file that can be read is, by its header; nothing of colours."""
+    import pydicom
+
+    names: list[Any] = ["PhotometricInterpretation"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unusual elements, as it was read without them
+        kind = str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=names).get(names[0], ""))
+    return kind if kind in GREYS else ""
 
 
 def _check_pixels(dataset: Any) -> None:

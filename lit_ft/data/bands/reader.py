@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import Bands, InputSpec
@@ -24,6 +24,7 @@ from lit_ft.errors import UserError
 
 _NPY = b"\x93NUMPY"
 _HEAD_BYTES = 132  # of which the last four tell a DICOM file
+_SOME = 10  # images that are looked at for what all lack
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,31 @@ def count_bands(files: Sequence[Path]) -> int:
     raise errors[0] if errors else UserError("`data.bands`: there are no images, whose bands could be counted")
 
 
+def refuse_missing_bands(paths: Sequence[Path], reader: BandReader) -> None:
+    """Raises `UserError` for a band that none of some images has, which are evenly spaced among all.
+
+    Where one has it, it is the others that are wrong, and not the option. Images that cannot be read for another
+    reason are not looked at.
+    """
+    if reader.bands == "all":
+        return
+    found, most = Path(), 0
+    for row in range(0, len(paths), max(1, len(paths) // _SOME)):
+        try:
+            has = len(BandReader("all")(paths[row]))
+        except UserError:
+            continue
+        if has >= max(reader.bands):
+            return
+        found, most = (paths[row], has) if has > most else (found, most)
+    if most:
+        numbers = "1" if most == 1 else f"numbers from 1 to {most}"
+        raise UserError(
+            f"`data.bands`: {list(reader.bands)}, but the images have {_count(most)}, such as {found}; give {numbers}, "
+            "or all"
+        )
+
+
 def _count(number: int) -> str:
     return f"{number} band{'s' if number > 1 else ''}"
 
@@ -112,9 +138,23 @@ def _read(file: str | Path | BytesIO, suffix: str) -> PixelValues:
             return _read_array(file)
         case "DICOM":
             return read_dicom(file)
-        case "TIFF" if (found := read_tiff(file)) is not None:
-            return found
+        case "TIFF":
+            return _read_tiff(file)
     return _read_photo(file)
+
+
+def _read_tiff(file: str | Path | BytesIO) -> PixelValues:
+    """A TIFF by tifffile, or where its compression is none of those that give no more than is asked for, by Pillow."""
+    found = read_tiff(file)
+    if not isinstance(found, str):
+        return found
+    try:
+        return _read_photo(file)
+    except (OSError, ValueError) as error:
+        is_known = not isinstance(error, UnidentifiedImageError)
+        reason = str(error) if is_known else "its bits, bands or compression are unknown to Pillow"
+        advice = f"TIFF with compression {found} is left to Pillow; save it with LZW, Deflate or none"
+        raise ValueError(f"{reason}; {advice}") from error
 
 
 def name_format(file: str | Path | BytesIO, suffix: str) -> str:

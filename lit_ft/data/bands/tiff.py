@@ -33,8 +33,8 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_tiff(file: str | Path | BytesIO) -> PixelValues | None:
-    """All bands of the first image of a TIFF, ``(C, H, W)``, upright; nothing of one whose compression is Pillow's.
+def read_tiff(file: str | Path | BytesIO) -> PixelValues | str:
+    """All bands of the first image of a TIFF, ``(C, H, W)``, upright; of one left to Pillow, its compression.
 
     Its bands are samples of a pixel, or pages of the same size. Smaller copies of the image are passed over.
 
@@ -55,7 +55,7 @@ def read_tiff(file: str | Path | BytesIO) -> PixelValues | None:
         series = opened.series[0]
         page = series.keyframe
         if page.compression not in _COMPRESSIONS:
-            return None
+            return str(getattr(page.compression, "name", page.compression))
         bands, height, width = _order(series.axes, series.shape)
         check_shape((series.shape[bands] if bands is not None else 1, series.shape[height], series.shape[width]))
         _check_segments(series, opened.filehandle.size)

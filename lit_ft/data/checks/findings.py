@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from lit_ft.data.bands.dicom import GREYS, name_grey
 from lit_ft.data.bands.reader import BandReader, name_format
 from lit_ft.data.checks.copies import MANY, THUMB, Group
 from lit_ft.data.checks.report import Finding
@@ -46,6 +47,7 @@ LONG = 4.0
 
 
 _RAW = "`data.bands` all gives the network their own values, of each band"
+_INVERTED = "they are inverted within the range of their stored bits; look whether their units are those of the others"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Inspected:
     height: int = 0
     is_turned: bool = False  # whether its EXIF data ask to turn or mirror it
     loss: str = ""  # what is left out of it as a photo, such as ``16 bits``
+    grey: str = ""  # of DICOM, where raw values are read: one of `GREYS`
     checksum: bytes = b""  # of its content, or its raw values; nothing where it cannot be read
     thumb: NDArray[np.uint8] | None = None  # ``(3, 32, 32)``, of the upright image; nothing likewise
 
@@ -106,7 +109,8 @@ def _inspect_raw(path: Path, reader: BandReader) -> Inspected:
         return Inspected(found, size)
     kind = kind or _header(path)[0]
     checksum = hashlib.blake2b(found.contiguous().numpy().data, digest_size=16).digest()
-    return Inspected("", size, kind, found.shape[2], found.shape[1], checksum=checksum)
+    grey = name_grey(path) if kind == "DICOM" else ""
+    return Inspected("", size, kind, found.shape[2], found.shape[1], grey=grey, checksum=checksum)
 
 
 def _header(path: Path) -> tuple[str, int, int, bool]:
@@ -157,6 +161,9 @@ def check_files(images: Sequence[Sample], inspected: Sequence[Inspected], raw: b
     wrong = [_item(i, reason=f"is {s.format}") for i, s, _ in known if not matches_format(i.path, s.format)]
     turned = [_item(image) for image, seen, _ in read if seen.is_turned]
     reduced = [_item(image, reason=seen.loss) for image, seen, _ in read if seen.loss]
+    inverted = [_item(image, reason=seen.grey) for image, seen, _ in read if seen.grey == GREYS[0]]
+    num_others = sum(seen.grey == GREYS[1] for _, seen, _ in read)
+    greys = f"are {GREYS[0]}, where {num_others:,} are {GREYS[1]}"
     ignored, convert = _find_ignored({Path(image.path).parent for image in images}, raw)
     whole = "see them whole with `data.fit` pad or squash, or crop them: most of them is cut away"
     out = "or leave them out with `data.on_bad_image` skip"
@@ -168,6 +175,7 @@ def check_files(images: Sequence[Sample], inspected: Sequence[Inspected], raw: b
         ("tiny", False, f"are less than {TINY} pixels high or wide", "look whether they are thumbnails", tiny),
         ("long", False, f"are more than {LONG:g} times as long as wide", whole, long),
         ("reduced", False, "have more than 8 bits of three colours, and are reduced to that", _RAW, reduced),
+        ("greys", False, greys, _INVERTED, inverted * (num_others > 0)),
         ("turned", False, "are turned upright by their EXIF data", "nothing to do: lit_ft turns them", turned),
         ("ignored", False, "beside the images are passed over", convert, ignored),
     )

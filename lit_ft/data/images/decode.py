@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from lit_ft.compat import reuse_image_memory
 from lit_ft.errors import UserError
 
 reuse_image_memory()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it logs of damaged files
 
 ORIENTATION = 0x0112  # the EXIF tag
 _RESAMPLING = {
@@ -49,6 +52,7 @@ _SIGNATURE = re.compile(
 )
 _SIGNATURE_BYTES = 16
 _DICOM_BYTES = 132
+_LONGEST = 200  # characters of a reason, of which some libraries give pages
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Suffixes that say of a file that it is no photo to be read, so that nobody has to look into it. Raw formats are among
@@ -229,14 +233,14 @@ def naming_file(file: str | Path | BytesIO, name: str | None) -> Iterator[None]:
 def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
     """Why a file, or its content, cannot be read as an image, in a line; from what was raised."""
     if not isinstance(error, UnidentifiedImageError) and "raw mode" not in str(error):
-        return " ".join(str(error).split()) or type(error).__name__
+        return shorten(str(error), _LONGEST, placeholder=" …") or type(error).__name__
     if isinstance(file, BytesIO):
         suffix, head = "", file.getvalue()[:_SIGNATURE_BYTES]
     else:
         with open(file, "rb") as opened:
             suffix, head = suffix_of(str(file)), opened.read(_SIGNATURE_BYTES)
     if head[:4] in _TIFF:
-        return "a TIFF of bits or bands that Pillow does not know; `data.bands` reads it"
+        return "a TIFF of bits, bands or a compression that Pillow does not know; `data.bands` reads any bits and bands"
     return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
 
 

@@ -10,13 +10,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_ft.data.bands.reader import BandReader
+from lit_ft.data.bands.dicom import GREYS, name_grey
+from lit_ft.data.bands.reader import BandReader, name_format
 from lit_ft.data.files.derived_cache import file_stamp_number, load_derived, match_layout, store_derived
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.images.decode import decode, suffix_of, why_unread
-from lit_ft.data.images.loss import find_loss
+from lit_ft.data.images.loss import format_reduced, note_loss
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError
@@ -24,18 +26,20 @@ from lit_ft.rank_zero import rank_zero_warn
 
 OnBadImage = Literal["error", "skip"]
 
-_ORDINARY = (".jpg", ".jpeg")
-"""Suffixes of images that have no more than 8 bits of three colours, and need no second look."""
-
 _MAX_NAMED = 10  # images that a message names
+
+_RAW = "`data.bands` all would give the network their own values, of each band"
+
+_MARKS = ("", "reduced", *GREYS)
+"""What is to be known of an image that can be read; what is kept between runs has their places."""
 
 
 class Verification:
     """The images of each split that cannot be read; they are found once for each time that they are applied."""
 
     def __init__(self) -> None:
-        self._found: dict[Split, tuple[dict[int, str], list[int]]] = {}
-        self._has_warned = False  # of what is left out of images
+        self._found: dict[Split, tuple[dict[int, str], dict[str, list[int]]]] = {}
+        self._has_warned = False  # of what is left out of images, or of two kinds of them
         self.left_out: dict[Split, list[str]] = {}
         """By split, the images left out, and why; splits that were not used yet are missing."""
 
@@ -58,7 +62,10 @@ class Verification:
             UserError: Some cannot be read and ``on_bad_image`` is ``error``, or too few are left.
         """
         bad = {split: self.find(split, files, reader) for split, files in used.items()}
-        reduced = [files.paths[row] for split, files in used.items() for row in self._found[split][1]]
+        marked = {
+            mark: [files.paths[row] for split, files in used.items() for row in self._found[split][1].get(mark, ())]
+            for mark in _MARKS
+        }
         self._found.clear()  # those to predict may be others, or have changed, when they are verified again
         named = {split: [(used[split].paths[row], why) for row, why in rows.items()] for split, rows in bad.items()}
         lines = [f"{path} ({why})" for pairs in named.values() for path, why in pairs]
@@ -70,8 +77,9 @@ class Verification:
         self.left_out |= {split: [f"{path}: {why}" for path, why in pairs] for split, pairs in named.items()}
         if lines:
             rank_zero_warn(f"`data.on_bad_image` skip: {message}; they are left out")
-        if reduced and not self._has_warned:
-            rank_zero_warn(format_reduced(reduced, sum(map(len, used.values()))))
+        reduced = format_reduced(marked["reduced"], sum(map(len, used.values())), _RAW)
+        for remark in filter(None, () if self._has_warned else (reduced, format_greys(marked))):
+            rank_zero_warn(remark)
             self._has_warned = True
         return kept
 
@@ -92,12 +100,15 @@ def format_unreadable(lines: Sequence[str], num_images: int) -> str:
     return f"{len(lines):,} of {num_images:,} images cannot be read: {', '.join(lines[:_MAX_NAMED])}{more}"
 
 
-def format_reduced(paths: Sequence[Path], num_images: int) -> str:
-    """How many images have more than photos have, and what would use that."""
-    first = f"such as {paths[0]} of {find_loss(paths[0])}"
+def format_greys(paths: Mapping[str, Sequence[Path]]) -> str:
+    """How many DICOM images have white as their lowest number, and how many black; nothing unless there are both."""
+    inverted, others = (paths.get(kind, ()) for kind in GREYS)
+    if not inverted or not others:
+        return ""
     return (
-        f"`data.bands`: {len(paths):,} of {num_images:,} images have more than 8 bits of three colours, {first}, "
-        "and are reduced to it; `data.bands` all would give the network their own values, of each band"
+        f"`data.bands`: {len(inverted):,} DICOM images are {GREYS[0]}, such as {inverted[0]}, and {len(others):,} are "
+        f"{GREYS[1]}, such as {others[0]}; the former are inverted within the range of their stored bits, which may "
+        "give other units than the latter have; look whether both are alike on the page of lit-ft check"
     )
 
 
@@ -116,8 +127,10 @@ def drop_unreadable(split: Split, files: FileSplit, bad: Collection[int], class_
     return rest.indexed() if split == "predict" else rest
 
 
-def find_unreadable(paths: PackedPaths, reader: BandReader | None = None) -> tuple[dict[int, str], list[int]]:
-    """The rows of the files that cannot be read, and why; and those that are read, but not with all that they have.
+def find_unreadable(
+    paths: PackedPaths, reader: BandReader | None = None
+) -> tuple[dict[int, str], dict[str, list[int]]]:
+    """The rows of the files that cannot be read, and why; and those of others that have a mark, by that.
 
     What was found to be readable before, and has not changed, is not read again. What was not is: a permission, a
     library or a limit may have been the reason. Files that are not there cannot be read.
@@ -128,20 +141,28 @@ def find_unreadable(paths: PackedPaths, reader: BandReader | None = None) -> tup
     """
     key = "\n".join([os.path.abspath(paths.root), *([repr(reader)] if reader else [])])
     stamps = np.fromiter(map(_stamp, paths.absolute()), np.int64, len(paths))
-    arrays, _ = load_derived("verified", key) or ({}, {})
-    is_ours = match_layout(arrays, {"good": (torch.int64, 1), "reduced": (torch.int64, 1)})
-    good, reduced = (arrays[name].numpy() if is_ours else np.zeros(0, np.int64) for name in ("good", "reduced"))
+    good, marks = _load_known(key)
     unknown = np.flatnonzero(~np.isin(stamps, good))
-    if not len(unknown):
-        return {}, np.flatnonzero(np.isin(stamps, reduced)).tolist()
-    looked = list(sweep(paths.part(torch.from_numpy(unknown)), partial(_look, reader), "reading each image once"))
-    fine = stamps[unknown[[not why for why, _ in looked]]]
-    if len(fine):
-        reduced = np.union1d(reduced, stamps[unknown[[loses for _, loses in looked]]])
-        kept = {"good": torch.from_numpy(np.union1d(good, fine)), "reduced": torch.from_numpy(reduced)}
-        store_derived("verified", key, (kept, {}))
-    bad = {int(row): why for row, (why, _) in zip(unknown, looked, strict=True) if why}
-    return bad, np.flatnonzero(np.isin(stamps, reduced)).tolist()
+    bad: dict[int, str] = {}
+    if len(unknown):
+        looked = list(sweep(paths.part(torch.from_numpy(unknown)), partial(_look, reader), "reading each image once"))
+        bad = {int(row): why for row, (why, _) in zip(unknown, looked, strict=True) if why}
+        fine = np.array([not why for why, _ in looked])
+        good, places = np.unique(np.concatenate([good, stamps[unknown][fine]]), return_index=True)
+        marks = np.concatenate([marks, np.array([_MARKS.index(mark) for _, mark in looked])[fine]])[places]
+        if fine.any():
+            store_derived("verified", key, ({"good": torch.from_numpy(good), "marks": torch.from_numpy(marks)}, {}))
+    rows = {mark: np.isin(stamps, good[marks == place]) for place, mark in enumerate(_MARKS) if mark}
+    return bad, {mark: np.flatnonzero(are).tolist() for mark, are in rows.items()}
+
+
+def _load_known(key: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The stamps of files that were read in an earlier run, and the mark of each, by its place in `_MARKS`."""
+    arrays, _ = load_derived("verified", key) or ({}, {})
+    if not match_layout(arrays, {"good": (torch.int64, 1), "marks": (torch.int64, 1)}):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    good, marks = arrays["good"].numpy(), arrays["marks"].numpy()
+    return (good, marks) if len(good) == len(marks) else (good[:0], marks[:0])
 
 
 def _stamp(path: str) -> int:
@@ -151,11 +172,13 @@ def _stamp(path: str) -> int:
         return 0  # which no file has
 
 
-def _look(reader: BandReader | None, path: Path) -> tuple[str, bool]:
-    """Why an image cannot be read, or nothing; and whether something of it is left out."""
-    why = problem(path, reader)
-    may_lose = not why and reader is None and suffix_of(path.name) not in _ORDINARY
-    return why, may_lose and bool(find_loss(path))
+def _look(reader: BandReader | None, path: Path) -> tuple[str, str]:
+    """Why an image cannot be read, or nothing; and its mark."""
+    if why := problem(path, reader):
+        return why, ""
+    if reader is not None:
+        return "", name_grey(path) if name_format(path, suffix_of(path.name)) == "DICOM" else ""
+    return "", "reduced" if note_loss(path) else ""
 
 
 def problem(path: Path, reader: BandReader | None = None) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_ft.backbones.input_spec import Fit, InputSpec, check_bands
-from lit_ft.data.bands.reader import BandReader, count_bands
+from lit_ft.data.bands.reader import BandReader, count_bands, refuse_missing_bands
 from lit_ft.data.bands.statistics import measure_bands
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.files.image_index import find_images_to_predict
@@ -143,8 +143,11 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Finds the images; raises `UserError` where some cannot be read, and are not to be left out."""
         super().setup(stage)
         self.input_spec = self._with_bands(self.input_spec)
-        if self.reader is not None and stage in (None, "fit") and self.augment not in ("none", "basic"):
+        if self.bands is not None and stage in (None, "fit"):
+            refuse_missing_bands(self.splits["train"].paths, BandReader(self.bands))
+        if self.reader is not None and stage == "fit" and self.augment not in ("none", "basic"):
             rank_zero_warn(f"`data.augment`: {self.augment} changes colours; raw values of bands get basic alone")
+            self.augment = "basic"
         used = {split: self.splits[split] for split in self._to_verify(stage)}
         names = self.class_names if "train" in used else []
         self.splits |= self._verification.apply(used, self.on_bad_image, names, self.reader)

@@ -90,6 +90,16 @@ def test_unreadable_photo_has_its_reason_and_the_others_their_predictions(best, 
     assert main(["predict", str(best), "photos/aa.png", "--overwrite"]) == 1
 
 
+def test_photos_of_more_bits_than_the_model_takes_are_counted_in_a_warning(best, photos):
+    Image.fromarray(np.full((30, 40), 9000, np.uint16)).save("photos/z.png")
+    Path("photos/aa.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    line = (
+        "1 of 5 images have more than 8 bits of three colours, such as photos/z.png of 16 bits, and are reduced to it"
+    )
+    with pytest.warns(UserWarning, match=f"{line}; a model that is fitted with `data.bands` takes all"):
+        assert main(["predict", str(best), "photos"]) == 0
+
+
 def test_more_photos_than_a_batch_stay_in_order(best, photos):
     names = [f"many/{i:03}.png" for i in range(2 * _BATCH + 3)]
     Path("many").mkdir()
@@ -196,6 +206,10 @@ def test_labels_and_numbers(photos, tmp_path):
         (["{best}", "photos", "--out", "no/such/a.csv"], ""),
         (["{best}", "photos", "--top_k", "0"], "--top_k: must be at least 1, got 0"),
         (["gone.ckpt", "photos"], "CHECKPOINT: no such file: gone.ckpt"),
+        (
+            ["{best}", "photos", "--data.fit", "squash"],
+            "--data.fit: there is no such option; options of data and model are those of the checkpoint, as how photos",
+        ),
         (
             ["{best}", "photos", "--out", "there.csv"],
             "--out: there.csv exists; name another file, or to overwrite it: --overwrite",

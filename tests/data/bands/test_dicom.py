@@ -5,6 +5,7 @@ import torch
 from band_files import dicom, numbers
 from pydicom.data import get_testdata_file
 
+from lit_ft.data.bands.dicom import name_grey
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.errors import UserError
 
@@ -55,6 +56,7 @@ def test_files_of_pydicom(name, shape, low, high):
         ({"Rows": 65_535, "Columns": 65_535}, "its 1 x 65535 x 65535 values are more than 178,956,970"),
         ({"Rows": 10, "Columns": 10}, "pixel data is less than expected"),
         ({"BitsAllocated": 13}, "."),
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "its RescaleSlope is 0, by which all"),
     ],
 )
 def test_file_without_one_whole_image_is_refused(tmp_path, change, reason):
@@ -80,3 +82,10 @@ def test_private_elements_are_passed_over(tmp_path):
     data.add_new(0x00091001, "UN", b"\xff" * 100)
     data.save_as(tmp_path / "a.dcm")
     assert ALL(tmp_path / "a.dcm").shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_grey_is_named_by_the_header(tmp_path, kind):
+    (tmp_path / "a.dcm").write_bytes(dicom(numbers((6, 5)), kind))
+    assert name_grey(tmp_path / "a.dcm") == kind
+    assert name_grey(get_testdata_file("examples_palette.dcm", download=False)) == ""

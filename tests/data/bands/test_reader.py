@@ -11,7 +11,7 @@ from band_files import numbers, save_tiff
 from PIL import Image
 
 from lit_ft.backbones.input_spec import InputSpec
-from lit_ft.data.bands.reader import BandReader, count_bands, name_format
+from lit_ft.data.bands.reader import BandReader, count_bands, name_format, refuse_missing_bands
 from lit_ft.errors import UserError
 
 ALL = BandReader("all")
@@ -234,3 +234,18 @@ def test_missing_library_says_which_extra_to_install(tmp_path, monkeypatch):
         ALL(path)
     with pytest.raises(UserError, match=r"a.dcm: .*DICOM needs pydicom: pip install 'lit_ft\[science\]'"):
         ALL(tmp_path / "a.dcm")
+
+
+def test_band_that_all_images_lack_is_refused_and_one_that_some_have_is_not(tmp_path):
+    paths = [save_tiff(tmp_path / f"{i:02d}.tif", numbers((6, 5, 4 if i == 3 else 3))) for i in range(30)]
+    damaged = tmp_path / "a.npy"
+    damaged.write_bytes(b"x")
+    line = f"data.bands: [2, 9], but the images have 4 bands, such as {paths[3]}; give numbers from 1 to 4, or all"
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        refuse_missing_bands(paths, BandReader((2, 9)))
+    refuse_missing_bands(paths, BandReader((4,)))
+    refuse_missing_bands([damaged], BandReader((9,)))
+    refuse_missing_bands(paths, BandReader("all"))
+    grey = [save_tiff(tmp_path / "grey.tif", numbers((6, 5, 1)))]
+    with pytest.raises(UserError, match=r"have 1 band, such as .*; give 1, or all"):
+        refuse_missing_bands(grey, BandReader((2,)))

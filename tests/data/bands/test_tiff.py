@@ -11,6 +11,7 @@ import torch
 from band_files import CHUNKY, lie, numbers, save_tiff
 
 from lit_ft.data.bands.reader import BandReader
+from lit_ft.data.images.verification import problem
 from lit_ft.errors import UserError
 
 ALL = BandReader("all")
@@ -89,6 +90,25 @@ def test_photo_in_a_tiff_is_read_by_pillow(tmp_path):
     even = np.full((32, 32, 3), (200, 100, 50), np.uint8)
     path = save_tiff(tmp_path / "a.tif", even, photometric="rgb", compression="jpeg")
     torch.testing.assert_close(ALL(path).mean((1, 2)), torch.tensor([200.0, 100, 50]), atol=3, rtol=0)
+
+
+@pytest.mark.parametrize(("compression", "name"), [(34712, "JPEG2000"), (9999, "9999")])
+def test_compression_that_nobody_reads_is_named_and_the_option_not_advised_again(tmp_path, compression, name):
+    path = lie(save_tiff(tmp_path / "a.tif", numbers()), Compression=compression)
+    reason = "its bits, bands or compression are unknown to Pillow; TIFF with compression"
+    with pytest.raises(UserError, match=f"{reason} {name} is left to Pillow; save it with LZW, Deflate or none.; fix"):
+        ALL(path)
+    assert problem(path, ALL).startswith(f"{reason} {name}")
+
+
+def test_damage_of_a_photo_in_a_tiff_stays_the_reason(tmp_path):
+    even = np.full((64, 64, 3), (200, 100, 50), np.uint8)
+    path = save_tiff(tmp_path / "a.tif", even, photometric="rgb", compression="jpeg", software="x" * 2000)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(
+        UserError, match=r"cannot be read as an image .(?!its bits).*compression JPEG is left to Pillow"
+    ):
+        ALL(path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+import logging
 import struct
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from band_files import lie, numbers, save_tiff
 from image_files import save_photo
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -14,7 +16,16 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images import decode as module
-from lit_ft.data.images.decode import cut, decode, decode_crop, formats, image_suffixes, is_image, upright_size
+from lit_ft.data.images.decode import (
+    cut,
+    decode,
+    decode_crop,
+    formats,
+    image_suffixes,
+    is_image,
+    upright_size,
+    why_unread,
+)
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.images.verification import problem
 from lit_ft.errors import UserError
@@ -389,3 +400,18 @@ def test_formats_are_loaded_when_they_are_first_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_pillow_logs_of_a_damaged_file_is_not_printed(tmp_path, monkeypatch, capsys):
+    path = lie(save_tiff(tmp_path / "a.tif", numbers()), SamplesPerPixel=60_000)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    with pytest.raises(UserError, match="a TIFF of bits, bands or a compression that Pillow does not know"):
+        decode(path)
+    assert capsys.readouterr().err == ""
+
+
+def test_reason_of_pages_is_cut_to_a_line(tmp_path):
+    found = why_unread(tmp_path / "a.dcm", RuntimeError("no plugin:\n" + "\tgdcm is not installed\n" * 50))
+    assert found.startswith("no plugin: gdcm is not installed gdcm")
+    assert found.endswith(" …")
+    assert len(found) <= 200

@@ -259,7 +259,7 @@ def test_process_that_prepared_the_data_looks_no_second_time(photo_root, monkeyp
     looked = []
     monkeypatch.setattr(
         "lit_ft.data.images.verification.find_unreadable",
-        lambda paths, reader: (looked.append(len(paths)) or {}, []),
+        lambda paths, reader: (looked.append(len(paths)) or {}, {}),
     )
     data = folder(photo_root, val_fraction=0.2)
     data.prepare_data()

@@ -122,6 +122,34 @@ def test_check_reads_all_bands_and_reports_what_photos_lose(lit_ft, root, tmp_pa
     assert "6 file(s) have more than 8 bits of three colours, and are reduced to that" in printed
 
 
+def test_band_that_all_images_lack_is_refused_by_a_plan_and_a_fit_alike(run, refused, root):
+    data = ("--data", "ImageFolderDataModule", "--data.root", root, "--data.bands")
+    for command in (("plan",), FIT, (*FIT, "--data.on_bad_image", "skip")):
+        line = refused(*command, *data, "[9]")
+        assert line.startswith("lit-ft: --data.bands: [9], but the images have 4 bands, such as "), line
+    assert "\n  bands     4, 2\n" in run("plan", *data, "[4, 2]")
+    assert "\n  bands     all 4\n" in run("plan", *data, "all")
+
+
+def test_dicom_with_low_white_and_low_black_is_warned_of_with_both_numbers(lit_ft, tmp_path):
+    root = tmp_path / "scans"
+    for number, kind in enumerate(["MONOCHROME1"] * 4 + ["MONOCHROME2"] * 8):
+        place = root / f"{'ab'[number % 2]}" / f"{number:02d}"  # without a suffix
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(dicom(numbers((40, 40), seed=number), kind))
+    for _ in range(2):  # the second time from what was kept
+        with pytest.warns(UserWarning, match="inverted within the range") as caught:
+            folder(root, bands="all").setup()
+        [text] = [str(one.message) for one in caught]
+        assert "4 DICOM images are MONOCHROME1, such as " in text
+        assert "8 are MONOCHROME2, such as " in text
+    line = lit_ft("check", "--data", "ImageFolderDataModule", "--data.root", root, "--data.bands", "all")[1]
+    assert "4 file(s) are MONOCHROME1, where 8 are MONOCHROME2" in line
+    for number in range(4):
+        (root / "ab"[number % 2] / f"{number:02d}").unlink()
+    folder(root, bands="all").setup()  # of which nothing is said
+
+
 def test_probe_measures_the_bands(run, root):
     data = ("--data", "ImageFolderDataModule", "--data.root", root, "--data.num_workers", 0)
     assert "100.0%" in run("probe", *data, "--data.bands", "all", "--stages", "last")
@@ -156,7 +184,19 @@ def test_policy_that_changes_colours_is_left_out_with_a_warning(root):
     data = folder(root, bands="all", augment="trivial")
     with pytest.warns(UserWarning, match="`data.augment`: trivial changes colours; raw values of bands get basic"):
         data.setup("fit")
+    data.setup("fit")  # once
+    folder(root, bands="all", augment="trivial").setup("test")  # nor where nothing is trained
     assert len(data.source("train", augment=True)._photos.transform.transforms) == 2
+
+
+@pytest.mark.parametrize(
+    "chosen", [(), ("--data.augment", "rand"), ("--config", "image_folder", "--config", "own.yaml")]
+)
+def test_policy_of_a_recipe_is_left_out_silently_and_one_that_was_chosen_with_a_warning(lit_ft, root, recwarn, chosen):
+    Path("own.yaml").write_text("data: {init_args: {augment: augmix}}")
+    code, _, errors = lit_ft("plan", root, "--data.bands", "all", "--model.backbone", "mnist_cnn", *chosen)
+    assert code == 0, errors
+    assert sum("changes colours" in str(one.message) for one in recwarn) == bool(chosen)
 
 
 def test_photos_of_16_bits_are_read_as_ever_and_it_is_said_once(tmp_path, recwarn):
@@ -177,7 +217,7 @@ def test_photos_of_16_bits_are_read_as_ever_and_it_is_said_once(tmp_path, recwar
 
 
 def test_bands_that_photos_have_not_are_refused_by_name(root):
-    reason = "30 of 30 images cannot be read: .*.tif .a TIFF of bits or bands that Pillow does not know; data.bands"
+    reason = "30 of 30 images cannot be read: .*.tif .a TIFF of bits, bands or a .* Pillow does not know; data.bands"
     with pytest.raises(UserError, match=reason):
         folder(root).setup()
 

@@ -127,7 +127,7 @@ def test_split_is_written_before_training_and_by_a_fit_alone(run, photo_root):
 def test_fit_that_cannot_read_its_first_batch_leaves_nothing(refused, photo_root, monkeypatch):
     for path in photo_root.rglob("*.png"):
         path.write_text("no image")
-    monkeypatch.setattr("lit_ft.data.images.verification.find_unreadable", lambda paths, reader: ({}, []))
+    monkeypatch.setattr("lit_ft.data.images.verification.find_unreadable", lambda paths, reader: ({}, {}))
     data = ("--data", "ImageFolderDataModule", "--data.root", photo_root, "--data.num_workers", 0, "--name", "run")
     assert "cannot be read as an image" in refused("fit", *data, *QUICK)
     assert [str(path) for path in Path().rglob("*")] == []
