@@ -261,7 +261,9 @@ def _wrong_value(complaint: Complaint) -> str | None:
     found = None if "Got value" in complaint.message else complaint.search(r"Given value: (\S.*)$")
     found = found or complaint.search(r"Expected a <class 'NoneType'>\. Got value: (\S+)")
     if found is not None:
-        return f"{complaint.prefix}{found[1]} does not fit{_fitting(complaint.message, found[1], complaint.key)}"
+        is_name = "Literal[" in complaint.message
+        given = f"unknown value {found[1]!r}" if is_name else f"{found[1]} does not fit"
+        return f"{complaint.prefix}{given}{_fitting(complaint.message, found[1], complaint.key)}"
     found = complaint.search(r"Expected a <class '(\w+)'>\. Got value: (\S.*)$")
     if found and re.fullmatch(r"\d+,\d+", found[2]) and found[1] == "float":
         return f"{complaint.prefix}{found[2]} does not fit; give a number with a point, {found[2].replace(',', '.')}"
@@ -276,10 +278,10 @@ def _fitting(message: str, given: str, key: str) -> str:
     choices = dict.fromkeys(re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", message))))
     types = re.findall(r"Expected a <class '(\w+)'>", innermost)
     null = ["null"] * ("NoneType" in types)
-    if close := nearest(given, choices):
-        return f"; nearest: {', '.join(close)}"
     if choices:
-        return f"; choose from {', '.join([*choices, *null])}"
+        close = nearest(given, choices)
+        every = f"choose from {', '.join([*choices, *null])}"
+        return f"; nearest: {', '.join(close)} ({every})" if close else f"; {every}"
     wanted = [*(_WORDS[name] for name in types if name in _WORDS), *null]
     if wanted == null == ["null"]:
         return f"; give null, or an option that `--{key}.help` lists, as `--{key}.NAME` VALUE"

@@ -293,7 +293,7 @@ MISTAKES = {
     ("finetune", "--config", RECIPE, "--data.root", ""): "--data.root: its value is empty, as a variable",
     ("finetune", "--refit", "true", "--unfreeze.strategy", "plateau"): "--refit: without validation no phase ends by a",
     ("finetune", "--config", RECIPE, "--unfreeze.head_fit", "solvd"): (
-        "--unfreeze.head_fit: solvd does not fit; nearest: solved"
+        "--unfreeze.head_fit: unknown value 'solvd'; nearest: solved (choose from"
     ),
     ("finetune", "--config", RECIPE, "--unfreeze.norm", "evl"): "--unfreeze.norm: unknown value 'evl'; nearest: eval",
     ("fit", "--model.lr_backbone", "-1"): "--model.lr_backbone: must be above 0, got -1.0",
@@ -605,7 +605,10 @@ def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, re
             ["--model.mix.cutmix", 1, "--model.task", "regression"],
             "--model.mix.cutmix: is for classes, not --model.task regression; take --model.mix.mixup",
         ),
-        (["--model.class_weight", "balancd"], "--model.class_weight: balancd does not fit; nearest: balanced"),
+        (
+            ["--model.class_weight", "balancd"],
+            "--model.class_weight: unknown value 'balancd'; nearest: balanced (choose from balanced, null)",
+        ),
         (
             ["--model.class_weight", "balanced", "--model.task", "regression"],
             "--model.class_weight: is for --model.task multiclass or multilabel, not regression",

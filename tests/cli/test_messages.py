@@ -79,10 +79,10 @@ def told(*arguments):
         (["--trainer.max_epochs=few"], "--trainer.max_epochs: few does not fit; give a whole number or null"),
         (["--trainer.max_epochs=1e1"], "--trainer.max_epochs: 10.0 does not fit; give a whole number or null"),
         (["--trainer.precision=half"], "--trainer.precision: half does not fit; give --trainer.precision 16-mixed"),
-        (["--model.weight=yes"], "--model.weight: True does not fit; choose from balanced, null"),
+        (["--model.weight=yes"], "--model.weight: unknown value 'True'; choose from balanced, null"),
         (["--model.head=3"], "--model.head: 3 does not fit; give --model.head.hidden [3]"),
         (["--model.head=deep"], "--model.head: deep does not fit; give its options, as --model.head.NAME VALUE"),
-        (["--trainer.precision=odd"], "--trainer.precision: odd does not fit; choose from bf16, 64, null"),
+        (["--trainer.precision=odd"], "--trainer.precision: unknown value 'odd'; choose from bf16, 64, null"),
         (["--feature_cache=off"], "--feature_cache: False does not fit; give --feature_cache null"),
         (["--feature_cache=4"], "--feature_cache: 4 does not fit; give --feature_cache.views 4"),
         (

@@ -69,7 +69,7 @@ PRECISIONS = {
     "|(fp|float)?16|true|1|yes|half|amp|mixed(_?(precision|float16))?|apex|o[123]": "`trainer.precision` 16-mixed",
 }
 FITS = {
-    "(pad|border|letter_?box|fit|contain).*": "`data.fit` pad",
+    "padding|border.*|letter_?box.*|fit|contain": "`data.fit` pad",
     "squash|squish|stretch|fill|warp": "`data.fit` squash",
     ".*": "`data.fit` crop, pad or squash",
 }
@@ -178,7 +178,7 @@ VALUES: dict[str, Instead] = {
     "model.head": {"linear|cosine": "`model.head.kind` VALUE", r"[\d, \[\]]+": "`model.head.hidden` [VALUE]"},
     "model.head.hidden": {r"[\d, ()]+": "`model.head.hidden` [VALUE]"},
     "model.input.size": SIZES,
-    "data.fit": FITS,
+    "data.fit": {pattern: text for pattern, text in FITS.items() if pattern != ".*"},
     **{key: {"": f"`{key}` true"} for key in _SWITCHES},
     "data.batch_size": {"auto|-1": "`--trainer.callbacks+` BatchSizeFinder"},
     "resume": "`resume` auto",

@@ -146,7 +146,7 @@ def test_trial_that_was_killed_goes_on_in_its_run_from_its_last_epoch(finished, 
     [
         ({"space": {"model.lrr": {"log": [1e-3, 1]}}}, "space: --model.lrr: there is no such option; nearest: --model"),
         ({"space": {"model.head.dropout": {"float": [0, 1.5]}}}, "space: --model.head.dropout: must be at least 0 and"),
-        ({**SEARCH, "pruner": "halving"}, "pruner: halving does not fit; choose from median, hyperband, null"),
+        ({**SEARCH, "pruner": "halving"}, "pruner: unknown value 'halving'; choose from median, hyperband, null"),
     ],
     ids=["unknown", "refused", "pruner"],
 )  # fmt: skip

@@ -44,8 +44,14 @@ def test_fit_of_photos_is_said_once_and_alike(run):
     assert run("probe", *given, "--print_config").count("fit: pad\n") == 1
     with pytest.raises(UserError, match=r"^data.fit: pad, but model.input.fit is squash; leave one of them out$"):
         ConfigCLI("probe", [*given, "--model.input.fit", "squash"])
-    with pytest.raises(UserError, match=r"^data.fit: nix does not fit; give data.fit crop, pad or squash$"):
+    with pytest.raises(UserError, match=r"^data.fit: unknown value 'nix'; choose from crop, pad, squash, null$"):
         ConfigCLI("probe", [*given[:3], "nix"])
+    with pytest.raises(
+        UserError, match=r"^data.fit: unknown value 'padd'; nearest: pad .choose from crop, pad, squash"
+    ):
+        ConfigCLI("probe", [*given[:3], "padd"])
+    with pytest.raises(UserError, match=r"^data.fit: letterbox does not fit; give data.fit pad$"):
+        ConfigCLI("probe", [*given[:3], "letterbox"])
 
 
 @pytest.mark.parametrize(

@@ -117,9 +117,7 @@ MISTAKES = {
     "finetune --data ImageFolderDataModule --data.fit letterbox": (
         "--data.fit: letterbox does not fit; give --data.fit pad"
     ),
-    "finetune --data ImageFolderDataModule --data.fit nix": (
-        "--data.fit: nix does not fit; give --data.fit crop, pad or squash"
-    ),
+    "finetune --data ImageFolderDataModule --data.fit nix": "unknown value 'nix'; choose from crop, pad, squash, null",
     # Several at once
     "finetune --lr 1 --bs 8 --pretrained": (
         "--lr, --bs, --pretrained: there are no such options; give --model.lr 1 --batch_size 8; --pretrained: the "
@@ -258,6 +256,8 @@ MISTAKES = {
     "fit --data set.npz": "set.npz does not fit; give --data ImageArrayDataModule --data.root set.npz",
     "fit --data.dataset SVHN": "--data.dataset: of which data module? name it, as --data ImageDatasetDataModule",
     "fit --data DigitsDataModule --data.root P": "--data.root: DigitsDataModule has no such option; name one",
+    "fit --data ImageArrayDataModule --data.num_workers 4": "has its images in memory, and no such option; leave",
+    "fit --data CIFAR10DataModule --data.bands all": "leave it out, or name other data, as --data ImageFol",
     "fit --model.lr 0,001": "--model.lr: 0,001 does not fit; give a number with a point, 0.001",
     "fit --optimizer 'Adam(lr=0.1)'": "give --optimizer Adam, and its options as --optimizer.weight_decay 0.1",
     "fit --unfreeze layer4": "stages are chosen with --unfreeze.strategy phases --unfreeze.phases",
