@@ -23,6 +23,13 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 }
 
 
+def check_split_args(given: Mapping[str, Any] | None) -> None:
+    """Raises `UserError` for arguments of other splits than there are, or none of those to train on."""
+    if given is not None and ("train" not in given or not {*given} <= {"train", "val", "test"}):
+        names = ", ".join(given) or "none"
+        raise UserError(f"`data.split_args`: has {names}; give train, and perhaps val and test")
+
+
 def make_splits(
     cls: DatasetClass,
     arguments: Mapping[str, Any],

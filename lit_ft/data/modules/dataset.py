@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from lit_ft.assets import data_root
 from lit_ft.data.datasets.classes import KEY, DatasetClass, refuse_foreign_dataset
 from lit_ft.data.datasets.labelled import read_labelled
-from lit_ft.data.datasets.splits import SplitArguments, fetch_splits, make_splits
+from lit_ft.data.datasets.splits import SplitArguments, check_split_args, fetch_splits, make_splits
 from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.loading.protocols import Augment, ImageSource, Split
 from lit_ft.data.modules.arrays import ArraySources, ArraySplit, basic_shift
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.options import check_choice
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.tables.labels import format_labels
 from lit_ft.data.tables.tables import Columns
 from lit_ft.errors import UserError
 from lit_ft.tasks.monitored import MAIN_METRIC
@@ -67,9 +64,7 @@ class ImageDatasetDataModule(PhotoDataModule):
             raise UserError(f"{KEY}: is missing; name a class, such as FashionMNIST, or the dotted path of your own")
         self.task = "multiclass" if task is None else task
         check_choice("task", self.task, list(MAIN_METRIC))
-        if split_args is not None and ("train" not in split_args or not {*split_args} <= {"train", "val", "test"}):
-            given = ", ".join(split_args) or "none"
-            raise UserError(f"`data.split_args`: has {given}; give train, and perhaps val and test")
+        check_split_args(split_args)
         self.dataset = dataset
         self.root = root
         self.dataset_args = dataset_args or {}
@@ -109,14 +104,6 @@ class ImageDatasetDataModule(PhotoDataModule):
     def columns(self) -> Columns:  # type: ignore[override]
         """The names of the columns of the table that `write_split` writes."""
         return Columns(labels=tuple(self.class_names)) if self.task == "regression" else Columns()
-
-    def label_cells(self, targets: Tensor) -> Iterator[list[str]]:
-        """The cells of the label columns, for each target."""
-        if self.task == "multilabel":
-            return ([format_labels(self.class_names, row, None)] for row in targets.tolist())
-        if self.task == "regression":
-            return ([repr(number) for number in row] for row in targets.tolist())
-        return super().label_cells(targets)
 
     @property
     def predict_paths(self) -> list[str]:
@@ -184,11 +171,14 @@ class ImageDatasetDataModule(PhotoDataModule):
     def _content(self) -> tuple[list[str], dict[Split, Any]]:
         """The names of the classes, and the splits that there are."""
         content = read_labelled(self._class, self._arguments, self.split_args, self.task, self.classes)
-        if self.fit is not None and isinstance(content[1]["train"], ArraySplit):
-            raise UserError(f"`data.fit`: {self.fit} is for photos, and images in memory are squeezed; leave it out")
-        if not isinstance(content[1]["train"], FileSplit):
-            asked = {"cache": self.cache, "bands": self.bands, "on_bad_image": self.on_bad_image == "skip" or None}
-            for key in (key for key, value in asked.items() if value is not None):
-                what = f"is for images in files, and those of {self._class.name} are in none; leave it out"
-                raise UserError(f"`data.{key}`: {what}")
+        _refuse_options_of_files(self, content[1]["train"], self._class.name)
         return content
+
+
+def _refuse_options_of_files(data: PhotoDataModule, images: Any, name: str) -> None:
+    """Raises `UserError` for options that images in no files have not."""
+    if data.fit is not None and isinstance(images, ArraySplit):
+        raise UserError(f"`data.fit`: {data.fit} is for photos, and images in memory are squeezed; leave it out")
+    asked = {"cache": data.cache, "bands": data.bands, "on_bad_image": data.on_bad_image == "skip" or None}
+    for key in (key for key, value in asked.items() if value is not None and not isinstance(images, FileSplit)):
+        raise UserError(f"`data.{key}`: is for images in files, and those of {name} are in none; leave it out")

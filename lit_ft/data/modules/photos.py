@@ -26,6 +26,7 @@ from lit_ft.data.loading.workers import check_workers, workers_for
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.held_out import TEST_ADVICE, HeldOutFractions, check_groups
 from lit_ft.data.modules.options import check_choice
+from lit_ft.data.tables.labels import format_label_cells
 from lit_ft.data.tables.tables import Columns, write_split_table
 from lit_ft.errors import UserError
 from lit_ft.rank_zero import rank_zero_warn
@@ -68,7 +69,8 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
     """The option that names groups."""
     columns = Columns()
     """The names of the columns of the table that `write_split` writes."""
-
+    label_separator: str | None = None
+    """What stands between several labels in one of its cells."""
     test_advice = TEST_ADVICE
 
     def __init__(
@@ -123,8 +125,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
 
     def label_cells(self, targets: Tensor) -> Iterator[list[str]]:
         """The cells of the label columns in that table, for each target."""
-        names = self.class_names
-        return ([names[target]] for target in targets.tolist())
+        return format_label_cells(targets, self.task, self.class_names, len(self.columns.labels), self.label_separator)
 
     def prepare_data(self) -> None:
         """Reads all images once and writes the cache of a fit, on one process of each machine; the others use both."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.files.folders import find_file, find_folder
 from lit_ft.data.loading.protocols import Augment, Split
 from lit_ft.data.modules.options import check_choice
 from lit_ft.data.modules.photos import PhotoDataModule
-from lit_ft.data.tables.labels import format_labels, read_labels
+from lit_ft.data.tables.labels import read_labels
 from lit_ft.data.tables.tables import Columns, read_row_splits, read_table, unescape_table, unique_rows
 from lit_ft.errors import UserError
 from lit_ft.tasks.monitored import MAIN_METRIC
@@ -87,17 +86,6 @@ class ImageTableDataModule(PhotoDataModule):
     def class_names(self) -> list[str]:
         """The classes or labels in order, or the columns of numbers."""
         return list(self._rows[0])
-
-    def label_cells(self, targets: Tensor) -> Iterator[list[str]]:
-        """The cells of the label columns, for each target."""
-        if self.task == "multiclass":
-            return super().label_cells(targets)
-        if self.task == "regression":
-            return ([repr(number) for number in row] for row in targets.tolist())  # all digits that it has
-        if len(self.label_columns) > 1:
-            return ([str(number) for number in row] for row in targets.tolist())
-        names = self.class_names
-        return ([format_labels(names, row, self.label_separator)] for row in targets.tolist())
 
     def read_splits(self) -> dict[Split, FileSplit]:
         """Finds the images, and holds out what is not given; to test a model, those to test alone."""

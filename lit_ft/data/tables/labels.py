@@ -7,7 +7,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,28 @@ def is_list(cell: str) -> bool:
     (True, True, False, False)
     """
     return any(quote in cell for quote in "'\"") and _as_list(cell) is not None
+
+
+def format_label_cells(
+    targets: Tensor, task: TaskName, names: Sequence[str], num_columns: int = 1, separator: str | None = None
+) -> Iterator[list[str]]:
+    """The cells of the label columns of each image, as `read_labels` reads them likewise.
+
+    Args:
+        targets: Classes ``(N,)``, or labels or numbers ``(N, K)``.
+        task: The task that they are for.
+        names: The classes or labels.
+        num_columns: Number of label columns: one of all labels, or one of each.
+        separator: What stands between the labels of a cell.
+    """
+    rows = targets.tolist()
+    if task == "multiclass":
+        return ([names[row]] for row in rows)
+    if task == "regression":
+        return ([repr(number) for number in row] for row in rows)  # all digits that it has
+    if num_columns > 1:
+        return ([str(number) for number in row] for row in rows)
+    return ([format_labels(names, row, separator)] for row in rows)
 
 
 def format_labels(names: Sequence[str], chosen: Sequence[int], separator: str | None) -> str:
