@@ -81,7 +81,7 @@ def _describe_missing(given: str) -> str | None:
 def _describe_file(file: Path) -> str:
     """What to do with a file that is given as a folder of photos."""
     suffix = file.suffix.lower()
-    if suffix in _ARCHIVES:
+    if suffix in _ARCHIVES and not re.search(r"[-._]idx(\d[-._]ubyte)?\.gz$", file.name, re.IGNORECASE):
         return "; unpack it, and give the folder"
     if suffix in _TABLES:
         return f"; for a table of images: `data` ImageTableDataModule `data.table` {file}"

@@ -46,6 +46,9 @@ def test_missing_folder_is_told_with_what_its_spelling_means(tmp_path, monkeypat
     ("name", "hint"),
     [
         ("photos.zip", "; unpack it, and give the folder"),
+        ("train-images-idx3-ubyte.gz", "; give the one that it is in, ."),
+        ("images.idx.gz", "; give the one that it is in, ."),
+        ("photos.gz", "; unpack it, and give the folder"),
         ("labels.csv", "; for a table of images: data ImageTableDataModule data.table labels.csv"),
         ("of/x.png", "; give the one that it is in, of"),
     ],
