@@ -135,7 +135,7 @@ def list_caveats(found: RunComparison) -> list[str]:
     if found.split == "val" and found.untested:
         missing = _format_some(found.untested)
         lines.append(
-            f"Compared on validation images, which have chosen the models, as {missing} has no test predictions"
+            f"Compared on validation images, which have chosen the models: there are no test predictions of {missing}"
         )
     elif not found.split:
         lines.append("No split was predicted by each run, so that images are not compared")

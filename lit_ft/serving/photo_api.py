@@ -24,9 +24,8 @@ from torch import Tensor
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.decode import decode, why_unread
 from lit_ft.data.images.loss import REDUCED, find_loss
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, for_command_line
 from lit_ft.evaluation.inference import load
-from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.serving.answers import Answer, Refusal, respond
 from lit_ft.serving.heat_map import explain_photo
 from lit_ft.serving.uploads import Upload, read_upload
@@ -118,7 +117,7 @@ class PhotoAPI(LitAPI):  # type: ignore[misc]
                 answers[place] = image
                 continue
             if self.model.reader is None and not self._has_warned and find_loss(BytesIO(upload.content)):
-                rank_zero_warn(REDUCED)
+                print(f"lit-ft: warning: {for_command_line(REDUCED)}", file=sys.stderr, flush=True)
                 self._has_warned = True
             if upload.explain:
                 answers[place] = self._explain(image, upload.top_k)

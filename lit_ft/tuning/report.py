@@ -68,13 +68,14 @@ def list_rows(trials: Sequence[FrozenTrial]) -> list[TrialRow]:
 
 def _make_row(trial: FrozenTrial, next_number: int | None) -> TrialRow:
     noted, is_over = trial.user_attrs, trial.state.is_finished()
+    duration = trial.duration if next_number is None else None  # else with the time until the kill was found
     return TrialRow(
         number=trial.number,
         state="interrupted" if next_number is not None else _STATES[trial.state],
         value=trial.value if is_over else None,
         params=trial.params,
         epochs=noted.get(EPOCHS),
-        seconds=trial.duration.total_seconds() if is_over and trial.duration is not None else None,
+        seconds=duration.total_seconds() if is_over and duration is not None else None,
         run=Path(noted[RUN]) if noted.get(RUN) else None,
         note=noted.get(REASON, "") if next_number is None else f"goes on as trial {next_number}",
     )

@@ -161,8 +161,8 @@ def test_runs_without_predictions_of_one_split_are_compared_by_the_rest(tmp_path
     runs[0].result_table("predictions", "val").write_text("\n".join([HEAD, *rows_of("ab" * 10)]))
     found = compare_runs(runs)
     assert found.split == "val"
-    told = f"Compared on validation images, which have chosen the models, as {tmp_path}/val has no test predictions"
-    assert list_caveats(found) == [told]
+    told = "Compared on validation images, which have chosen the models: there are no test predictions of"
+    assert list_caveats(found) == [f"{told} {tmp_path}/val"]
 
 
 def write_classes(run, names, split="test"):

@@ -41,6 +41,7 @@ def test_states_and_notes_say_what_became_of_each_trial(rows):
     assert [row.state for row in rows] == states
     assert [row.value for row in rows] == [0.5, 0.75, 0.9, None, None, None]
     assert rows[4].note == "goes on as trial 5"
+    assert [row.seconds is None for row in rows] == [False, False, False, False, True, True]
 
 
 def test_trials_are_sorted_by_value_and_what_was_pruned_after_what_is_complete(rows):
