@@ -38,7 +38,6 @@ TableRow = dict[str, Any]
 
 _BY_CONFIG = "By a config: lit-ft predict --config CONFIG --ckpt_path FILE, whose options are those of lit-ft test."
 _BATCH = 32
-_REDUCED = "a model that is fitted with `data.bands` takes all that they have"
 _SUFFIXES = (".csv", ".json", ".parquet")
 
 
@@ -80,7 +79,7 @@ def run(args: Sequence[str]) -> int:
         shared = work.share(paths)
         losses = [] if is_raw else work.collect([note_loss(path) for path in shared])
         if reduced := [path for path, loss in zip(paths, losses, strict=False) if loss]:
-            rank_zero_warn(format_reduced(reduced, len(paths), _REDUCED))
+            rank_zero_warn(format_reduced(reduced, len(paths)))
         own = predict_rows(model, shared, given.top_k, given.probabilities, given.tta, work.is_first)
         rows = work.collect(own)
         return work.on_first(lambda: _write(out, rows, reason_column(model)))

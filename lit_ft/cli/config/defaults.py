@@ -75,11 +75,11 @@ def _chooses_augment(args: Sequence[str]) -> bool:
     for name, value in pair_arguments(args):
         if name in ("--data.augment", "--data.init_args.augment"):
             return True
-        is_recipe = name == "--config" and Path(value).resolve().is_relative_to(RECIPES.resolve())
+        is_recipe = name == "--config" and Path(value).expanduser().resolve().is_relative_to(RECIPES.resolve())
         if name not in ("--config", "--data") or is_recipe:
             continue
         is_file = name == "--config" and not value.lstrip().startswith("{")
-        content = yaml.safe_load(Path(value).read_text("utf-8") if is_file else value)
+        content = yaml.safe_load(Path(value).expanduser().read_text("utf-8") if is_file else value)
         given = content.get("data") if name == "--config" and isinstance(content, dict) else content
         if isinstance(given, dict) and "augment" in (given.get("init_args") or given):
             return True

@@ -16,8 +16,8 @@ _ORDINARY = (".jpg", ".jpeg")
 """Suffixes of images that have no more than 8 bits of three colours, and need no second look."""
 
 REDUCED = (
-    "pictures: some have more than 8 bits of three colours, and are reduced to it, as the model was fitted to photos; "
-    "one that is fitted with `data.bands` takes all that they have"
+    "pictures: some have more than 8 bits of three colours, and are reduced to it; a model that is fitted with "
+    "`data.bands` all takes their own values"
 )
 """The warning where such pictures are predicted."""
 
@@ -30,12 +30,13 @@ def note_loss(path: str | Path) -> str:
         return ""
 
 
-def format_reduced(paths: Sequence[str | Path], num_images: int, advice: str) -> str:
-    """How many images have more than photos have, and what to do; nothing where there are none."""
+def format_reduced(paths: Sequence[str | Path], num_images: int) -> str:
+    """How many images have more than photos have, and what would use that; nothing where there are none."""
     if not paths:
         return ""
     first = f"such as {paths[0]} of {find_loss(Path(paths[0]))}"
     what = f"{len(paths):,} of {num_images:,} images have more than 8 bits of three colours, {first}"
+    advice = "a model that is fitted with `data.bands` all takes their own values, of each band"
     return f"`data.bands`: {what}, and are reduced to it; {advice}"
 
 

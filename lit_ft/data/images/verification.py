@@ -28,8 +28,6 @@ OnBadImage = Literal["error", "skip"]
 
 _MAX_NAMED = 10  # images that a message names
 
-_RAW = "`data.bands` all would give the network their own values, of each band"
-
 _MARKS = ("", "reduced", *GREYS)
 """What is to be known of an image that can be read; what is kept between runs has their places."""
 
@@ -77,7 +75,7 @@ class Verification:
         self.left_out |= {split: [f"{path}: {why}" for path, why in pairs] for split, pairs in named.items()}
         if lines:
             rank_zero_warn(f"`data.on_bad_image` skip: {message}; they are left out")
-        reduced = format_reduced(marked["reduced"], sum(map(len, used.values())), _RAW)
+        reduced = format_reduced(marked["reduced"], sum(map(len, used.values())))
         for remark in filter(None, () if self._has_warned else (reduced, format_greys(marked))):
             rank_zero_warn(remark)
             self._has_warned = True

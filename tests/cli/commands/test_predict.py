@@ -96,7 +96,7 @@ def test_photos_of_more_bits_than_the_model_takes_are_counted_in_a_warning(best,
     line = (
         "1 of 5 images have more than 8 bits of three colours, such as photos/z.png of 16 bits, and are reduced to it"
     )
-    with pytest.warns(UserWarning, match=f"{line}; a model that is fitted with `data.bands` takes all"):
+    with pytest.warns(UserWarning, match=f"{line}; a model that is fitted with `data.bands` all takes their own"):
         assert main(["predict", str(best), "photos"]) == 0
 
 

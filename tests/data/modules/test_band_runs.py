@@ -210,7 +210,7 @@ def test_photos_of_16_bits_are_read_as_ever_and_it_is_said_once(tmp_path, recwar
         data.setup("test")
         [text] = [str(one.message) for one in recwarn if "bands" in str(one.message)]
         assert "`data.bands`: 12 of 12 images have more than 8 bits of three colours, such as" in text
-        assert "of 16 bits, and are reduced to it; `data.bands` all would give" in text
+        assert "of 16 bits, and are reduced to it; a model that is fitted with `data.bands` all takes" in text
     images, targets = next(iter(data.val_dataloader()))
     assert images.dtype == torch.uint8
     assert sorted({(int(t), int(i.max())) for i, t in zip(images, targets, strict=True)}) == [(0, 19), (1, 234)]
