@@ -16,6 +16,7 @@ from lit_ft.cli.config.checkpoint import read_saved_data
 from lit_ft.console import format_table, log_progress, rank_zero_print
 from lit_ft.data.datasets.classes import refuse_foreign_dataset
 from lit_ft.data.images.decode import decode
+from lit_ft.data.images.loss import format_reduced, note_loss
 from lit_ft.errors import UserError, printable, refuse_unwritable
 from lit_ft.evaluation.explanations.before import Before, find_before
 from lit_ft.evaluation.explanations.maps import choose_methods, explain_image, find_target
@@ -31,6 +32,7 @@ from lit_ft.evaluation.explanations.transfer import FEWEST
 from lit_ft.evaluation.inference import load
 from lit_ft.evaluation.prediction_files import check_target
 from lit_ft.model.image_model import ImageModel
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import find_best_checkpoint
 from lit_ft.training.handed_back import is_refitted
 
@@ -120,6 +122,8 @@ def _explain(
 ) -> list[ShownPhoto]:
     """Each photo with its evidence, or the reason why it cannot be read."""
     photos: list[ShownPhoto] = []
+    if model.reader is None and (reduced := [path for path in paths if note_loss(path)]):
+        rank_zero_warn(format_reduced(reduced, len(paths)))
 
     def each() -> Iterator[int]:
         for path in paths:

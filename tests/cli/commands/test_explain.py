@@ -91,6 +91,14 @@ def test_labels_and_numbers_are_explained(photos, task, classes):
     assert any(f"Grad-CAM for {name}" in html for name in classes)
 
 
+def test_photos_of_more_bits_than_the_model_takes_are_counted_in_a_warning(photos):
+    Image.fromarray(np.full((30, 40), 9000, np.uint16)).save("deep.png")
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 images have more than 8 bits of three colours, such as deep.png of 16"
+    ):
+        assert main(["explain", str(checkpoint(photos)), "photos/00.png", "deep.png"]) == 0
+
+
 def test_unreadable_photos_are_told_and_the_others_explained(photos, capsys):
     best, methods = str(checkpoint(photos)), ("--methods", "grad_cam")
     Path("photos/text.jpg").write_text("no image")
