@@ -180,15 +180,21 @@ def _look(reader: BandReader | None, path: Path) -> tuple[str, str]:
 
 
 def problem(path: Path, reader: BandReader | None = None) -> str:
-    """Why an image cannot be read, in a line, or nothing."""
-    found = problem_or_pixels(path, reader)
+    """Why an image cannot be read, in a line, or nothing.
+
+    A JPEG is decoded at an eighth of its size: all of its data are read for that, and the faults found are the same.
+    """
+    found = problem_or_pixels(path, reader, least=1)
     return found if isinstance(found, str) else ""
 
 
-def problem_or_pixels(path: Path, reader: BandReader | None = None) -> str | Tensor:
-    """Why an image cannot be read, in a line, or its pixels, uint8 ``(3, H, W)``, or raw, as training gets them."""
+def problem_or_pixels(path: Path, reader: BandReader | None = None, least: int = 0) -> str | Tensor:
+    """Why an image cannot be read, in a line, or its pixels, uint8 ``(3, H, W)``, or raw, as training gets them.
+
+    With ``least``, a JPEG may be decoded smaller; see `decode`.
+    """
     try:
-        return decode(path) if reader is None else reader(path)
+        return decode(path, least=least) if reader is None else reader(path)
     except UserError as error:
         cause = error.__cause__
         return why_unread(path, cause if isinstance(cause, Exception) else error)

@@ -1,4 +1,5 @@
 import os
+import random
 import shutil
 import warnings
 from pathlib import Path
@@ -7,13 +8,22 @@ import numpy as np
 import pytest
 import torch
 from image_files import save_photo
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from safetensors.torch import save_file
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.images import verification
-from lit_ft.data.images.verification import drop_unreadable, find_unreadable, format_unreadable, splits_to_verify
+from lit_ft.data.images.decode import decode
+from lit_ft.data.images.verification import (
+    drop_unreadable,
+    find_unreadable,
+    format_unreadable,
+    problem,
+    splits_to_verify,
+)
 from lit_ft.data.loading.workers import sweep
 from lit_ft.errors import UserError
 
@@ -30,7 +40,7 @@ def reads(monkeypatch):
     """The names of the files that are read, in this process."""
     names = []
     decode = verification.decode
-    monkeypatch.setattr(verification, "decode", lambda path: (names.append(path.name), decode(path))[1])
+    monkeypatch.setattr(verification, "decode", lambda path, **how: (names.append(path.name), decode(path, **how))[1])
     return names
 
 
@@ -69,6 +79,72 @@ def test_each_file_is_read_once_until_it_changes(photo_root, reads):
     assert unreadable(packed(photo_root)) == {}
     assert unreadable(packed(photo_root)) == {}
     assert reads == ["3.png"]
+
+
+@pytest.fixture
+def drafts(monkeypatch):
+    """The sizes at which JPEGs are decoded."""
+    sizes = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *args: sizes.append(args[2]) or draft(*args))
+    return sizes
+
+
+def save_noise(path, mode="RGB", **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).convert(mode).save(path, **options)
+
+
+JPEGS = [
+    {"subsampling": 2},
+    {"subsampling": 0, "quality": 97},
+    {"progressive": True},
+    {"mode": "L"},
+    {"mode": "CMYK"},
+    {"restart_marker_rows": 1},
+    {"keep_rgb": True, "quality": 90},
+]
+
+
+def damage(content, rng):
+    """Content that is cut short, or has bytes of its header or its data changed, left out or added."""
+    data = content.index(b"\xff\xda")
+    kind, place, inner = rng.randrange(5), rng.randrange(2, len(content)), rng.randrange(data, len(content) - 1)
+    if kind == 0:
+        return content[:place]
+    if kind == 1:
+        head = rng.randrange(2, data + 14)
+        return content[:head] + rng.randbytes(1) + content[head + 1 :]
+    if kind == 2:
+        return content[:place] + content[place + rng.choice((1, 10, 1000)) :]
+    if kind == 3:
+        return content[:place] + rng.randbytes(10) + content[place:]
+    marker = bytes((0xFF, rng.choice((0xC0, 0xC4, 0xD8, 0xD9, 0xDA))))
+    return content[:inner] + marker + content[inner + 2 :]
+
+
+def problem_of_all_pixels(path):
+    try:
+        decode(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: cannot be read as an image (").removesuffix("); fix or remove it")
+    return ""
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_jpegs_are_verified_at_an_eighth_and_have_the_problems_of_their_full_size(tmp_path, drafts, options):
+    path = tmp_path / "x.jpg"
+    save_noise(path, **options)
+    content, rng = path.read_bytes(), random.Random(0)
+    assert problem(path) == ""
+    assert drafts == [(40, 30)]
+    found = set()
+    for _ in range(60):
+        path.write_bytes(damage(content, rng))
+        found.add(problem(path))
+        assert problem(path) == problem_of_all_pixels(path)
+    assert "" in found
+    assert len(found) > 5
 
 
 def test_a_limit_that_is_lifted_is_not_held_against_an_image(photo_root, monkeypatch):
