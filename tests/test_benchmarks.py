@@ -225,3 +225,35 @@ def test_photos_of_a_transfer_are_never_tested_on_and_as_many_as_is_said():
         train, labels, _ = choose(classes, "20% wrong labels", fold)
         assert 0.14 < (labels != classes[train]).mean() < 0.26  # 20%, and 3.5 deviations of a share of 560
     assert sorted(tested) == list(range(700))
+
+
+def test_a_share_is_of_loader_and_network_one_after_the_other():
+    from roofline import Row, format_row
+
+    found = {"loader": [300.0, 300.0, 300.0], "network": [60.0, 75.0, 100.0], "epoch": [40.0, 54.0, 75.0]}
+    cells = [cell.strip() for cell in format_row(Row("a", "b", "all"), found, "").strip("|").split("|")]
+    assert cells[3:] == ["300 / 300 / 300", "60 / 75 / 100", "50 / 60 / 75", "40 / 54 / 75", "0.80 / 0.90 / 1.00"]
+
+
+def test_the_roofline_has_all_recipes_and_says_what_one_lacks(tmp_path):
+    from roofline import ROWS, Row, format_row
+
+    assert {row.recipe for row in ROWS} == {path.stem for path in (FOLDER.parent / "configs").glob("*.yaml")}
+    (tmp_path / "data" / "flowers5").mkdir(parents=True)
+    (tmp_path / "letters" / "EMNIST").mkdir(parents=True)
+    row, places = Row("a", "b", "all", "flowers5", weights="b.pth"), (tmp_path / "data", tmp_path / "letters")
+    assert row.missing(*places) == "no b.pth"
+    assert Row("a", "b", "all", "EMNIST").missing(*places) == Row("a", "b", "all").missing(*places) == ""
+    assert Row("a", "b", "all", "MNIST").missing(*places) == "no MNIST"
+    assert format_row(row, None, "no b.pth").split(" | ")[3] == "not measured: no b.pth"
+
+
+def test_decoders_are_compared_with_the_first_of_the_same_round(capsys):
+    from decoders import compare_pixels, print_ratios
+
+    print_ratios("photos", {"a": [2.0, 4.0, 6.0], "b": [1.0, 4.0, 12.0]}, {"a": "", "b": "equal"})
+    assert capsys.readouterr().out.splitlines()[-1] == "| b | 1.00 / 4.00 / 12.00 | 0.50 / 1.00 / 2.00 | equal |"
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    assert compare_pixels(pixels, pixels) == "equal"
+    assert compare_pixels(pixels + np.uint8(4), pixels) == "differ by up to 4"
+    assert compare_pixels(pixels[:1], pixels) == "3 x 1"
