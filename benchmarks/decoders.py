@@ -241,16 +241,6 @@ def steps_of(name: str, folder: Path) -> Iterator[tuple[str, Callable[[], int]]]
     yield "batch", lambda: len(stack_images(images))
     yield "receive from a worker", lambda: sum(len(batch) for batch, _ in loader)
     yield "read, decode, resize for validation", partial(each, lambda path: evaluate(decode(path)))
-    for title, network in NETWORKS.items():
-        model = FineTuneModule(network, weights=None, classes=5).eval()
-        yield f"{title}, forward", partial(forward, model, stack_images(images))
-
-
-@torch.inference_mode()
-def forward(model: FineTuneModule, images: Tensor) -> int:
-    """One pass."""
-    model(model.normalise(images))
-    return len(images)
 
 
 def epochs(folder: Path) -> None:
