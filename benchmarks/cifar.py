@@ -24,7 +24,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.models import resnet50
 from watch import HERE, Pace, Pacing, fit, in_process
 
-from lit_ft.training.trainer import keep_freed_memory
+from lit_ft.memory import keep_freed_memory
 
 BATCH, SKIP = 128, 2
 OURS = "lit_ft, the command line"

@@ -30,7 +30,7 @@ from watch import HERE, Race, Racing, accuracy, fit, in_process
 
 import lit_ft.backbones
 from lit_ft.data.modules.mnist import CLASS_NAMES
-from lit_ft.training.trainer import keep_freed_memory
+from lit_ft.memory import keep_freed_memory
 
 GOALS = [0.80, 0.84, 0.86, 0.90]
 BY_HAND, RECIPE, FAST = "by hand, SGD 0.01", "lit_ft, emnist_finetune", "lit_ft, emnist_fast"

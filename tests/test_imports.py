@@ -18,6 +18,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 ROOMS = [
     "errors",
     "rank_zero",
+    "memory",
     "console",
     "compat",
     "assets",

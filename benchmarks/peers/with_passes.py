@@ -11,7 +11,7 @@ import torch
 from job import BATCH_SIZE, LR, SIZE, Clock, Job
 from torchvision import models
 
-from lit_ft.training.trainer import keep_freed_memory
+from lit_ft.memory import keep_freed_memory
 
 job = Job.given()
 torch.set_num_threads(1)

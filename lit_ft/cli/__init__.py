@@ -87,6 +87,10 @@ def _run(args: Sequence[str]) -> int:
     if command not in ("verify", "recipes"):  # the first needs no torch for a file of ONNX, and the second none at all
         with loading():  # as it imports both
             check_torchvision()
+        if command != "serve":  # which would keep for good what its largest image took
+            from lit_ft.memory import keep_freed_memory
+
+            keep_freed_memory()
     if command in ("models", "describe"):
         with loading():
             from lit_ft.cli.commands.models import run as run_catalog

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from copy import copy
@@ -26,6 +23,7 @@ from lit_ft.compat import leave_signals
 from lit_ft.console import format_table, format_value, rank_zero_print
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.errors import UserError
+from lit_ft.memory import keep_freed_memory
 from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.runs import Run, find_best_path
 from lit_ft.training.calibrated_model import calibrate_best
@@ -259,20 +257,6 @@ def print_scores(results: Iterable[Mapping[str, float]]) -> None:
 def has_test_loader(model: L.LightningModule, datamodule: Any) -> bool:
     """Whether a module or its data has a loader for a test."""
     return any(is_overridden("test_dataloader", owner) for owner in (datamodule, model) if owner is not None)
-
-
-def keep_freed_memory() -> None:
-    """Lets the process keep memory that it frees, which the system would give it anew page by page, and zero each.
-
-    It is done where memory comes from glibc, and the user has set none of its variables for that.
-    """
-    chosen = os.environ.keys() & {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
-    if sys.platform != "linux" or chosen:
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: large blocks, too, come from the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: whose end is not given back
 
 
 class _NoProfiler(PassThroughProfiler):

@@ -1,9 +1,3 @@
-import os
-import platform
-import resource
-from types import SimpleNamespace
-
-import forked
 import lightning as L
 import pytest
 import torch
@@ -106,37 +100,6 @@ def test_plan_that_is_refused_leaves_the_callbacks_as_they_were():
     once.refuses = False
     run.fit(small_module(), datamodule=FewDigits())
     assert run.global_step == 2
-
-
-def page_faults_of_large_tensors():
-    Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    faults = []
-    for _ in range(5):  # the first rounds write to memory that the parent process had freed and still shares
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(3):
-            torch.ones(10_000_000)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(faults)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_freed_memory_is_not_fetched_from_the_system_page_by_page_again():
-    # Else 29,298: each page of 4 kB of each tensor of 40 MB, for which glibc by itself always asks the system.
-    assert forked.call(page_faults_of_large_tensors) < 1000
-
-
-@pytest.mark.parametrize(("name", "calls"), [("MALLOC_ARENA_MAX", 2), ("MALLOC_TRIM_THRESHOLD_", 0)])
-def test_what_the_user_chose_of_memory_is_left(name, calls, monkeypatch):
-    called = []
-    for variable in [*os.environ]:
-        if variable.startswith("MALLOC_"):
-            monkeypatch.delenv(variable)
-    monkeypatch.setenv(name, "131072")
-    library = SimpleNamespace(mallopt=lambda *given: called.append(given))
-    monkeypatch.setattr(trainer.ctypes, "CDLL", lambda _: library)
-    monkeypatch.setattr(trainer.sys, "platform", "linux")
-    trainer.keep_freed_memory()
-    assert len(called) == calls
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
