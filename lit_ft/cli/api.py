@@ -39,9 +39,10 @@ class Result:
     """What a run comes to.
 
     Args:
-        metrics: The monitored metric of the best checkpoint, and the test metrics. Of a cross-validation the mean of
-            each metric over the folds, its standard deviation (``val/acc_std``), the ends of its 95% interval
-            (``val/acc_low``, ``val/acc_high``), and what it is over all images out of fold (``out_of_fold/acc``).
+        metrics: The monitored metric of the best checkpoint, and the test metrics; of images that a refit was trained
+            on, those of the model before it. Of a cross-validation the mean of each metric over the folds, its standard
+            deviation (``val/acc_std``), the ends of its 95% interval (``val/acc_low``, ``val/acc_high``), and what it
+            is over all images out of fold (``out_of_fold/acc``).
         history: A row an epoch, as in ``history.csv``: epoch, step, learning rates and metrics.
         folder: The folder of the run, if it has one.
         config: Its config.
@@ -201,7 +202,8 @@ def _result(cli: FineTuneCLI) -> Result:
     trainer = cast(Any, cli.trainer)
     chosen, run = find_best_callback(trainer), cli.run
     best = _existing(getattr(chosen, "best_model_path", ""))
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # Not those that Lightning has last, which may be of photos that a refit was trained on.
+    metrics = dict(trainer.test_metrics)
     if best is not None and chosen.best_model_score is not None:
         metrics[chosen.monitor] = float(chosen.best_model_score)
     model: FineTuneModule = cli.model

@@ -8,6 +8,7 @@ from copy import copy
 from datetime import timedelta
 from functools import partial
 from textwrap import indent
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -62,6 +63,8 @@ class Trainer(L.Trainer):
     """Whether a fit only shows its plan."""
     tests_own = False
     """Whether a test is of the model that was fitted, and on its own images."""
+    test_metrics: Mapping[str, float] = MappingProxyType({})
+    """The metrics of that test."""
 
     # Listed, so that the command line tries whole numbers first: for Lightning's `Union[int, float]` typing may give
     # `Union[float, int]`, which it takes for the same and had in its cache, and 1 would then be read as 1.0.
@@ -182,7 +185,9 @@ class Trainer(L.Trainer):
         own.callbacks = [one for one in before if not isinstance(one, callbacks.WeightAveraging)]
         self.tests_own = True
         try:
-            print_scores(self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False))
+            results = self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+            self.test_metrics = {name: value for scores in results for name, value in scores.items()}
+            print_scores(results)
         finally:
             own.callbacks = before
             self.tests_own = False

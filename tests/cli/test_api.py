@@ -1,5 +1,6 @@
 """Runs from Python, on small data: results, errors, and that the process stays as it was."""
 
+import json
 import os
 import signal
 import traceback
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 import lit_ft as package
 from lit_ft.cli.api import nest
 from lit_ft.errors import UserError
+from lit_ft.training.selection import Selected
 
 pytestmark = [pytest.mark.usefixtures("lit_ft"), pytest.mark.filterwarnings("ignore")]
 
@@ -85,6 +87,21 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
         assert config["data"]["class_path"] == "lit_ft.ImageFolderDataModule"
         assert config["data"]["init_args"]["root"] == str(photo_root)
     assert config["model"]["init_args"]["label_smoothing"] == 0.1
+
+
+def test_metrics_are_none_of_images_that_a_refit_was_trained_on(photo_root, monkeypatch):
+    # A blend, of which the refit validates both ends, with the images that it was trained on.
+    monkeypatch.setattr("lit_ft.training.trainer.select_best", lambda *_: Selected(0.5, 2))
+    small = {"model.backbone": "mnist_cnn", "model.weights": None, "data": {"num_workers": 0}}
+    result = package.finetune(photo_root, trainer={"max_epochs": 2, "accelerator": "cpu"}, **small)
+    written = json.loads((result.folder / "metrics.json").read_text())
+    assert written["refit"]["share"] == 0.5
+    assert written["test"]["is_before_refit"]
+    expected = {name: value for name, value in written["test"].items() if name.startswith("test/")}
+    assert expected.keys() > {"test/loss", "test/acc", "test/f1"}
+    score = torch.load(result.last, weights_only=True)["callbacks"]
+    best = next(state["best_model_score"] for name, state in score.items() if "val/loss" in name)
+    assert result.metrics == pytest.approx({**expected, "val/loss": float(best)}, abs=1e-6)
 
 
 def test_traceback_of_a_wrong_option_is_without_those_of_the_parser():
