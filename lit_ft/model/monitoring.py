@@ -119,7 +119,9 @@ class SplitMetrics(nn.Module):
 class TrainScore:
     """The main metric of a task over the training batches of an epoch, each as the network was when it saw it.
 
-    Batches are counted many at a time, as one by one they would take as long as the step of a small head.
+    Batches are counted many at a time, as one by one they would take as long as the step of a small head. They wait in
+    memory of their own: each that were kept as it is would be a small piece in what a step has freed, where its large
+    tensors then no longer fit, and the process grew by gigabytes.
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
@@ -128,21 +130,30 @@ class TrainScore:
         self._metrics = MetricCollection({self._name: task.metrics("")[name]}, compute_groups=False).to(device)
         # Sums of floats would depend on where a run was interrupted.
         self._limit = 0 if task.name == "regression" else _WAITING_VALUES
+        self._waiting = torch.empty(0), torch.empty(0)  # until there is a batch
         self.reset()
 
     def reset(self) -> None:
         """Begins an epoch."""
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._num_values = 0
+        self._num_waiting = 0
         self._is_empty = True
         self._metrics.reset()
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch, logits ``(B, K)`` and targets."""
-        self._waiting.append((logits.detach(), targets))
-        self._num_values += logits.numel()
         self._is_empty = False
-        if self._num_values > self._limit:
+        end = self._num_waiting + len(logits)
+        if end > len(self._waiting[0]) or any(
+            (kept.dtype, kept.shape[1:]) != (new.dtype, new.shape[1:])
+            for kept, new in zip(self._waiting, (logits, targets), strict=True)
+        ):
+            self._count()
+            end, rows = len(logits), max(len(logits), self._limit * len(logits) // max(1, logits.numel()))
+            self._waiting = (logits.new_empty(rows, *logits.shape[1:]), targets.new_empty(rows, *targets.shape[1:]))
+        for kept, new in zip(self._waiting, (logits.detach(), targets), strict=True):
+            kept[self._num_waiting : end] = new
+        self._num_waiting = end
+        if not self._limit:
             self._count()
 
     def compute(self) -> dict[str, float]:
@@ -172,10 +183,10 @@ class TrainScore:
         return self._metrics[self._name]
 
     def _count(self) -> None:
-        if self._waiting:
-            logits, targets = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        if self._num_waiting:
+            logits, targets = (kept[: self._num_waiting].clone() for kept in self._waiting)  # metrics may keep them
             self._task.update(self._metrics, logits, targets)
-            self._waiting, self._num_values = [], 0
+            self._num_waiting = 0
 
 
 def refuse_unlogged(callbacks: Iterable[Any], logged: Mapping[str, str], task: str) -> None:

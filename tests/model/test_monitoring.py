@@ -1,3 +1,5 @@
+import gc
+
 import lightning as L
 import pytest
 import torch
@@ -245,6 +247,20 @@ def test_train_score_is_the_main_metric_of_all_batches_and_goes_on_after_a_resum
     assert score.compute() == {}
 
 
+def test_train_score_keeps_no_tensor_of_a_step_and_counts_other_kinds_of_logits_apart():
+    score, targets = TrainScore(Task("multiclass", 3), torch.device("cpu")), torch.tensor([0, 1, 2, 0])
+    score.add(torch.eye(3)[targets], targets)
+    where = [kept.data_ptr() for kept in score._waiting]
+    num_tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    for _ in range(50):
+        score.add(torch.eye(3)[targets], targets)
+    assert [kept.data_ptr() for kept in score._waiting] == where
+    assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) == num_tensors
+    score.add(torch.eye(3)[(targets + 1) % 3].bfloat16(), targets)
+    assert score._waiting[0].dtype == torch.bfloat16
+    assert score.compute() == {"train/acc": pytest.approx(51 / 52)}
+
+
 @pytest.mark.parametrize(("mix", "has_score"), [({}, True), ({"mixup": 0.4}, False), ({"erase": 0.5}, False)])
 def test_train_score_is_that_of_the_steps_and_there_is_none_of_mixed_images(mix, has_score):
     class Counts(Callback):
@@ -252,7 +268,8 @@ def test_train_score_is_that_of_the_steps_and_there_is_none_of_mixed_images(mix,
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if pl_module.objective.score:
-                logits, targets = pl_module.objective.score._waiting[-1]
+                score, num = pl_module.objective.score, len(batch[1])
+                logits, targets = (kept[score._num_waiting - num : score._num_waiting] for kept in score._waiting)
                 assert targets.equal(batch[1])
                 self.hits, self.total = self.hits + int((logits.argmax(1) == targets).sum()), self.total + len(targets)
 
