@@ -93,7 +93,7 @@ class _EpochDisplay(ProgressBar):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._loss = RunningLoss()
-        self._began = time.monotonic()  # a run that is resumed within an epoch begins none
+        self._began = time.monotonic()
         self._last: float | None = None  # seconds of the epoch before
         self._earlier: dict[str, Tensor] = {}
         self._score: Any = None
@@ -101,10 +101,15 @@ class _EpochDisplay(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._began, self._last = time.monotonic(), None
+        self._look_back(trainer)  # as a run that is resumed within an epoch begins none
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         self._loss, self._began = RunningLoss(), time.monotonic()
+        self._look_back(trainer)
+
+    def _look_back(self, trainer: L.Trainer) -> None:
+        """Notes what there was before an epoch, for its line to tell what is new, and better."""
         self._earlier = dict(trainer.callback_metrics)
         self._score = getattr(find_best_callback(trainer), "best_model_score", None)
 

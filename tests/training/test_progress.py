@@ -162,6 +162,21 @@ def test_epochs_that_were_best_so_far_are_marked(mode, tmp_path, capsys):
     assert {"min": 1, "max": 3}[mode] <= sum(line[2] == "done" for line in lines) + (mode == "min")
 
 
+def test_epoch_that_is_resumed_within_is_compared_with_the_best_before_the_end(tmp_path, capsys):
+    def run(ckpt_path=None):
+        best = ModelCheckpoint(tmp_path / "best", monitor="val/loss", mode="max")  # the first, as the loss falls
+        steps = ModelCheckpoint(tmp_path / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = small_trainer(2, Lines(), best, steps, enable_progress_bar=True, enable_checkpointing=True)
+        trainer.fit(small_module(lr=0.05), datamodule=FewDigits(), ckpt_path=ckpt_path)
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+        return trainer, [line[1:3] for line in lines]
+
+    trainer, lines = run()
+    assert lines == [["0/1", "best"], ["1/1", "done"]]
+    within = trainer.global_step // 2 + 1
+    assert run(tmp_path / "steps" / f"step={within}.ckpt")[1] == [["1/1", "done"]]
+
+
 class Terminal(io.StringIO):
     """A terminal, and what it shows in the end."""
 
