@@ -15,6 +15,7 @@ from lit_ft.cli.config.words import NUMBER, describe_word, describe_words, find_
 from lit_ft.data.arrays.files import holds_arrays
 from lit_ft.errors import UserError
 from lit_ft.recipes import find_recipe
+from lit_ft.runs import Run
 
 PHOTO_RECIPE = "image_folder"
 """The recipe for a folder of photos that is given without a config."""
@@ -60,6 +61,7 @@ def settle_arguments(command: str, args: Sequence[str]) -> list[str]:
     given = [_lengthen(one) for one in split_arguments(args)]
     _refuse_assignments(given, command)
     _refuse_values(given, command)
+    given = _take_config_of_run(given)
     if command in PHOTO_COMMANDS:
         given = _take_photos(given, command)
     return [part for one in sorted(given, key=_rank) for part in one.parts]
@@ -138,6 +140,14 @@ def _refuse_values(given: Sequence[Argument], command: str) -> None:
             raise UserError(f"`--{key}`: None is of Python; give null")
         if one.name and (instead := find_accepted(key, value, command)):
             raise UserError(f"`--{key}`: unknown value {value!r}; {instead}")
+
+
+def _take_config_of_run(given: list[Argument]) -> list[Argument]:
+    """The arguments, with the config of the run that is resumed, where no other is given."""
+    names = {one.name for one in given}
+    runs = [Run(Path(one.value)) for one in given if one.name == "--resume" and one.value]
+    configs = [str(run.config) for run in runs if run.config.is_file()]
+    return given if "--config" in names or not configs else [*given, _option("--config", configs[-1])]
 
 
 def _take_photos(given: Sequence[Argument], command: str) -> list[Argument]:

@@ -136,3 +136,18 @@ def test_value_is_that_of_its_option_alone():
     assert [(one.name, one.value) for one in given] == [
         ("--help", None), ("", "P"), ("--a", "b"), ("", "c"), ("--d", None), ("--e", "-.5")
     ]  # fmt: skip
+
+
+def test_run_that_is_resumed_gives_its_config_unless_there_is_another(tmp_path):
+    config = tmp_path / "run" / "config.yaml"
+    resume = ["--resume", str(tmp_path / "run")]
+    assert settle_arguments("fit", resume) == resume
+    config.parent.mkdir()
+    config.write_text("{}")
+    assert settle_arguments("fit", resume) == ["--config", str(config), *resume]
+    assert settle_arguments("fit", ["--config", "a.yaml", *resume]) == ["--config", "a.yaml", *resume]
+    assert settle_arguments("fit", ["--resume", "auto"]) == ["--resume", "auto"]
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    settled = settle_arguments("finetune", [str(tmp_path / "photos"), *resume])
+    assert settled[:2] == ["--config", str(config)]
+    assert settled[settled.index("--data.root") + 1] == str(tmp_path / "photos")
