@@ -136,10 +136,11 @@ def interruption(error: BaseException, describe: Callable[[int], str]) -> Interr
     return Interrupted(found.number, describe(found.number), found.code)
 
 
-def describe_interruption(number: int, run: Run, rank: str) -> str:
-    """The line with which a run ends that a signal has interrupted."""
+def describe_interruption(number: int, run: Run | None, rank: str) -> str:
+    """The line with which a command ends that a signal has interrupted; of a fit, with how to resume its run."""
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    return f"{rank}interrupted{by}{_how_to_resume(run)}"
+    how = "" if run is None else _how_to_resume(run) or " before its first checkpoint; the same command begins anew"
+    return f"{rank}interrupted{by}{how}"
 
 
 def format_rank(trainer: Any) -> str:

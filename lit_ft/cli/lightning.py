@@ -147,8 +147,9 @@ class FineTuneCLI(ConfigCLI):
                 if self._logger in (None, True):  # not by the parser, which would load all of TensorBoard
                     kwargs["logger"] = [BoardLogger(**vars(loggers[0].init_args))]
                 else:
-                    made = self.make(trainer=Namespace(logger=loggers)) if loggers else {"trainer": {"logger": False}}
-                    kwargs["logger"] = made["trainer"]["logger"]
+                    kwargs["logger"] = (
+                        bool(loggers) and self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"]
+                    )
                 # Where Lightning looks for what an earlier SLURM job has saved, which must be of this run.
                 kwargs["default_root_dir"] = str(self.run.folder if self.run else self._runs_folder())
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": self.further_callbacks()}
@@ -229,7 +230,8 @@ class FineTuneCLI(ConfigCLI):
 
     def describe_end(self, number: int) -> str:
         """The line with which the run ends after a signal."""
-        return describe_interruption(number, self._own_run(), format_rank(self.trainer))
+        run = self._own_run() if self.command in _FITS else None
+        return describe_interruption(number, run, format_rank(self.trainer))
 
     def _call_method(self) -> None:
         options = {name: self.config_init[name] for name in self._method_options}

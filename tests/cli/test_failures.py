@@ -64,9 +64,11 @@ def test_error_of_a_library_is_one_of_the_user_as_long_as_nothing_was_trained(
 def test_interruption_names_rank_signal_and_checkpoint(tmp_path):
     run, alone = Run(tmp_path), format_rank(SimpleNamespace(world_size=1))
     second = format_rank(SimpleNamespace(world_size=2, global_rank=1))
-    assert interruption(KeyboardInterrupt(), lambda n: describe_interruption(n, run, alone)).message == "interrupted"
+    line = "interrupted before its first checkpoint; the same command begins anew"
+    assert interruption(KeyboardInterrupt(), lambda n: describe_interruption(n, run, alone)).message == line
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert describe_interruption(signal.SIGTERM, None, alone) == "interrupted by SIGTERM"  # a test of the checkpoint
     ended = caused(SystemExit(1), Interrupted(signal.SIGTERM))  # as Lightning hands it on
     found = interruption(ended, lambda number: describe_interruption(number, run, second))
     assert found.message == (
