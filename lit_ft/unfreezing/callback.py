@@ -135,6 +135,7 @@ class GradualUnfreezing(Callback):
         preconditions.refuse_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
         if self.head_fit == "solved":
             refuse_unsolvable(trainer, pl_module)
+            preconditions.warn_of_head_epochs(self.head_epochs)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes what DDP wrapped, refuses to unfreeze parameters that no optimizer has, and solves the head."""

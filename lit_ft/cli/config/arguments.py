@@ -77,11 +77,11 @@ def split_arguments(args: Sequence[str]) -> list[Argument]:
         name, equals, value = arg.partition("=")
         if short := re.fullmatch("-c=?(.+)", arg, re.DOTALL):
             found.append(Argument("--config", short[1], (arg,)))
-        elif not _is_option(arg):
+        elif not is_option(arg):
             found.append(Argument("", arg, (arg,)))
         elif equals:
             found.append(Argument(name, value, (arg,)))
-        elif arg in _FLAGS or not following or _is_option(following[0]):
+        elif arg in _FLAGS or not following or is_option(following[0]):
             found.append(Argument(arg, None, (arg,)))
         else:
             found.append(Argument("--config" if arg == "-c" else arg, following[0], (arg, *following)))
@@ -97,7 +97,8 @@ def put_word_first(args: Sequence[str]) -> list[str]:
     return [part for one in sorted(given, key=lambda one: one is not first) for part in one.parts]
 
 
-def _is_option(arg: str) -> bool:
+def is_option(arg: str) -> bool:
+    """Whether an argument is the name of an option, and no negative number."""
     return arg.startswith("-") and not re.fullmatch(r"-\.?\d.*", arg)
 
 
