@@ -76,6 +76,8 @@ class GradualUnfreezing(Callback):
         head_fit: HeadFit | None = "trained",
         norm: TrainedNorm = "train",
     ) -> None:
+        if strategy not in get_args(Strategy):
+            raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
         if not 0.0 < auto_threshold <= 1.0:
             raise UserError(f"`unfreeze.auto_threshold`: must be above 0 and at most 1, got {auto_threshold}")
         if auto_batches < 1:
