@@ -177,15 +177,17 @@ def find_best_checkpoint(given: str | Path) -> Path:
         return path
     if Run(path.parent).checkpoints == path:
         run = Run(path.parent)
-    below = (
-        [] if run.checkpoints.is_dir() else _find_below(str(path), "*", "best") or _find_below(str(path), "*/*", "best")
-    )
-    if below:
-        newest = _sort_by_age(below)[-1].parent.parent
-        raise UserError(f"`ckpt_path`: {path} is no run, but a folder of runs; name one, the newest is {newest}")
+    if not run.checkpoints.is_dir() and (newest := find_newest_run(path)):
+        raise UserError(f"`ckpt_path`: {path} is no run, but a folder of runs; name one, the newest is {newest.folder}")
     if not run.checkpoints.is_dir():
         raise UserError(f"`ckpt_path`: {path} is no run, as it has no folder {run.checkpoints.name}; name one")
     return run.checkpoint("best")
+
+
+def find_newest_run(folder: Path) -> Run | None:
+    """The newest of the runs in a folder, or in the folders in it, if any has a checkpoint."""
+    found = _find_below(str(folder), "*", "best") or _find_below(str(folder), "*/*", "best")
+    return Run(found[-1].parent.parent) if found else None
 
 
 def find_best_callback(trainer: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 import lit_ft
 from lit_ft.errors import UserError
+from lit_ft.evaluation.run_files import read_config
 from lit_ft.runs import Run, find_best_checkpoint, find_checkpoint
 
 
@@ -42,6 +43,13 @@ def test_folder_of_runs_is_refused_with_the_newest_of_them(tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match=rf"^ckpt_path: {tmp_path}/photos is no run, as it has no folder checkpoints"):
         find_best_checkpoint(tmp_path / "photos")
+    for other, text in (
+        (two, f"is no run, but a folder of runs; name one, the newest is {two}/version_0"),
+        (tmp_path / "photos", "is not the folder of a run, as it has no config.yaml"),
+        (tmp_path / "none", "does not exist; name the folder of a run"),
+    ):
+        with pytest.raises(UserError, match=f"^{other}: {text}$"):
+            read_config(Run(other))
     Run(one / "version_0").checkpoint("best").unlink()  # of a run that was interrupted, whose others are then named
     assert find_best_checkpoint(one / "version_0") == Run(one / "version_0").checkpoint("best")
 

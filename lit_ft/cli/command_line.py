@@ -78,6 +78,8 @@ def unknown_command(given: str, options: Sequence[str]) -> UserError:
         return UserError(f"unknown command {given!r}; type lit-ft {own}")
     if typed := _find_typed(given, options):
         return UserError(f"{given}: the command comes first; type lit-ft {typed}")
+    if word == "help" and options and options[0] in COMMANDS:
+        return UserError(f"unknown command {given!r}; type lit-ft {options[0]} --help")
     others = {name: typed for names, typed in _OTHER_COMMANDS.items() for name in names.split()}
     if typed := others.get(given.lower().replace("-", "_")):
         return UserError(f"unknown command {given!r}; type lit-ft {typed}")

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lit_ft.cli.config.advice import SHORT_NAMES, Typed, describe_unknown, find_answer, find_value
+from lit_ft.cli.config.arguments import is_option
 from lit_ft.cli.config.known_names import PHOTO_MODULES, class_options, describe_other_module, find_photo_module
 from lit_ft.cli.config.words import describe_word
 from lit_ft.console import format_path
@@ -90,7 +91,7 @@ class Complaint:
         """The options of the command line that the parser does not know, with their values."""
         found = self.search("[Uu]nrecognized arguments: (.*)$")
         words = found[1].split() if found else []
-        typed = dict.fromkeys(arg for arg in self.args if arg.startswith("-") and arg.split()[0] in words)
+        typed = dict.fromkeys(arg for arg in self.args if is_option(arg) and arg.split()[0] in words)
         names = [arg.partition("=")[0] for arg in typed]
         return [Typed(name, self.find_value(name.lstrip("-"))) for name in names]
 

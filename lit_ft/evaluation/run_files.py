@@ -13,7 +13,7 @@ import yaml
 
 from lit_ft.data.tables.tables import unescape_formula
 from lit_ft.errors import UserError
-from lit_ft.runs import Run
+from lit_ft.runs import Run, find_newest_run
 
 Cells = Mapping[str, str]
 
@@ -39,10 +39,19 @@ def read_config(run: Run) -> dict[str, Any]:
     try:
         config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run.folder}: is not the folder of a run, as it has no {run.config.name}") from None
+        raise UserError(f"{run.folder}: {_describe_other(run)}") from None
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run.config}: cannot be read ({str(error).splitlines()[0]})") from error
     return config if isinstance(config, dict) else {}
+
+
+def _describe_other(run: Run) -> str:
+    """What a path is that has no config of a run."""
+    if not run.folder.exists():
+        return "does not exist; name the folder of a run"
+    if newest := find_newest_run(run.folder):
+        return f"is no run, but a folder of runs; name one, the newest is {newest.folder}"
+    return f"is not the folder of a run, as it has no {run.config.name}"
 
 
 def read_metrics(run: Run) -> dict[str, dict[str, Any]]:

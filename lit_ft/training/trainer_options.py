@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import StrategyRegistry
 
@@ -29,6 +31,9 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
 
 def refuse_options(given: Mapping[str, Any]) -> None:
     """Refuses options that Lightning accepts and fails on later, or refuses without an explanation."""
+    names = inspect.signature(L.Trainer).parameters
+    if others := [option for option in given if option not in names]:
+        raise unknown("argument", others[0], names, "lit_ft.Trainer")
     for option, least in _LEAST.items():
         if (value := given.get(option)) is not None and value < least:
             raise UserError(f"`trainer.{option}`: must be at least {least}, got {value}")

@@ -76,6 +76,8 @@ class GradualUnfreezing(Callback):
         head_fit: HeadFit | None = "trained",
         norm: TrainedNorm = "train",
     ) -> None:
+        if strategy not in get_args(Strategy):
+            raise unknown("strategy", strategy, get_args(Strategy), "`unfreeze.strategy`")
         if not 0.0 < auto_threshold <= 1.0:
             raise UserError(f"`unfreeze.auto_threshold`: must be above 0 and at most 1, got {auto_threshold}")
         if auto_batches < 1:
@@ -135,6 +137,7 @@ class GradualUnfreezing(Callback):
         preconditions.refuse_plan(trainer, pl_module, self.state.plan, self.frozen_norm)
         if self.head_fit == "solved":
             refuse_unsolvable(trainer, pl_module)
+            preconditions.warn_of_head_epochs(self.head_epochs)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes what DDP wrapped, refuses to unfreeze parameters that no optimizer has, and solves the head."""

@@ -75,6 +75,15 @@ def _warn_of_early_stopping(trainer: L.Trainer, plan: Plan) -> None:
             )
 
 
+def warn_of_head_epochs(head_epochs: int) -> None:
+    """Warns of epochs of the head alone that are asked for, but left out as it is solved."""
+    if head_epochs > 1:
+        rank_zero_warn(
+            f"`unfreeze.head_epochs`: {head_epochs} has no effect, as a solved head takes no epochs; leave it out, or "
+            "give `unfreeze.head_fit` trained, and a `model.lr` for a head that is new, such as 1e-3"
+        )
+
+
 def refuse_another_plan(saved: Sequence[Mapping[str, Any]] | None, plan: Plan) -> None:
     """Raises `UserError` if other stages train in a phase than in the plan of a checkpoint, if that has one."""
     stages = [list(phase["trainable"]) for phase in saved or ()]

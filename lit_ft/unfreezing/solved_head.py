@@ -55,7 +55,10 @@ class SolvedHead:
 def refuse_unsolvable(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Raises `UserError` if the head of a fit cannot be solved."""
     if obstacle := _find_obstacle(trainer, module):
-        raise UserError(f"`unfreeze.head_fit`: solved {obstacle}; give trained")
+        raise UserError(
+            f"`unfreeze.head_fit`: solved {obstacle}; give trained, and a `model.lr` for a head that is new, such as "
+            "1e-3"
+        )
 
 
 def is_solved_by_default(trainer: L.Trainer, module: L.LightningModule) -> bool:

@@ -34,6 +34,7 @@ def test_arguments_with_such_signs_inside_are_taken():
         ("eval", [], "unknown command 'eval'; type lit-ft validate RUN, or on test images lit-ft test RUN"),
         ("infer", [], "unknown command 'infer'; type lit-ft predict RUN PHOTOS"),
         ("help", [], "unknown command 'help'; type lit-ft --help"),
+        ("help", ["finetune"], "unknown command 'help'; type lit-ft finetune --help"),
         ("--epochs", ["5", "fit", "P"], "--epochs: the command comes first; type lit-ft fit --epochs 5 P"),
         ("--config", ["a b.yaml"], "--config: the command comes first; type lit-ft finetune --config 'a b.yaml'"),
         ("--help-me", [], "--help-me: the command comes first, one of finetune, plan, "),

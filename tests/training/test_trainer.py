@@ -107,3 +107,9 @@ def test_processes_that_end_with_the_fit_are_refused_before_it(strategy):
     trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
     with pytest.raises(UserError, match=f"trainer.strategy.*the processes of {strategy} end with the fit.*give ddp"):
         trainer.finetune(small_module(), FewDigits())
+
+
+@pytest.mark.parametrize("given", ["epochs", "max_epoch"])
+def test_argument_that_lightning_has_not_is_answered_with_the_nearest(given):
+    with pytest.raises(UserError, match=rf"^lit_ft.Trainer: unknown argument '{given}'; nearest: .*max_epochs"):
+        Trainer(**{given: 3})

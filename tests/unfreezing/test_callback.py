@@ -763,3 +763,8 @@ def test_plan_is_made_once_and_gradients_are_switched_where_a_phase_changes_them
     trainer.fit(module, datamodule=FewDigits())
     assert len(made) == 1
     assert switched == written
+
+
+def test_strategy_that_there_is_not_is_refused_at_once():
+    with pytest.raises(UserError, match=r"^unfreeze.strategy: unknown strategy 'gradul'; nearest: gradual"):
+        GradualUnfreezing("gradul")

@@ -139,6 +139,13 @@ def test_plan_computes_no_features(data, monkeypatch, capsys):
     assert not trainer.is_plan
 
 
+def test_epochs_of_a_solved_head_are_warned_of(data):
+    solved, trained = (GradualUnfreezing("lp_ft", 2, head_fit=fit) for fit in ("solved", "trained"))
+    with pytest.warns(UserWarning, match=r"unfreeze.head_epochs`: 2 has no effect.*head_fit` trained.*model.lr"):
+        small_trainer(1, solved).fit(small_module(), datamodule=data)
+    small_trainer(3, trained).fit(small_module(), datamodule=data)
+
+
 def test_resumed_run_keeps_what_was_solved(data, tmp_path, monkeypatch):
     saved = ModelCheckpoint(tmp_path, save_last=True)
     unfreezing = GradualUnfreezing("lp_ft", head_fit="solved")

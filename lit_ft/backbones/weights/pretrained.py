@@ -61,12 +61,20 @@ class Published:
                 )
             local = self.fetch(Path(torch.hub.get_dir()) / "checkpoints", self.places()[0])
         elif local == assets.weights_folder() / self.file and not self._is_intact(local):
-            raise UserError(
-                f"`model.weights`: {local} is damaged: its checksum is not the one in "
-                f"{assets.data_root() / assets.MANIFEST}, nor the published one; fetch it again with the same lit-ft "
-                "download"
-            )
+            raise UserError(f"`model.weights`: {local} {self._describe_other(local)}")
         return weights.read(local)
+
+    def _describe_other(self, place: Path) -> str:
+        """What a file is that lies where the weights do, and has another checksum."""
+        if (manifest := assets.data_root() / assets.MANIFEST).is_file():
+            return (
+                f"is damaged: its checksum is not the one in {manifest}, nor the published one; fetch it again with "
+                "the same lit-ft download"
+            )
+        return (
+            f"is damaged, or not {self.title}: its checksum is not the published one; remove it, or to take it as it "
+            f"is, give `model.weights` {place}"
+        )
 
     def _is_intact(self, place: Path) -> bool:
         known = assets.entry_name(assets.data_root(), place) in assets.read_manifest(assets.data_root())

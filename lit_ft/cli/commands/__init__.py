@@ -78,7 +78,7 @@ _SYNONYMS = (
 )
 """Names of one option: the one that some command has, and what it is called elsewhere."""
 
-_PLACES = {
+PLACES = {
     "CHECKPOINT": "model checkpoint checkpoint_path model_path ckpt ckpt_path weights run run_dir m",
     "PHOTOS": "source input inputs photos photo images image data data_dir img folder dir path file i",
 }
@@ -107,6 +107,6 @@ class CommandParser(argparse.ArgumentParser):
         if "CHECKPOINT" in self.format_usage() and (name.startswith(_RECORDED) or name in ("fit", "bands")):
             return "options of data and model are those of the checkpoint, as how photos are fitted; leave it out"
         places = re.sub(r"\[[^]]*\]", "", self.format_usage()).partition(self.prog)[2].split()
-        if any(name in _PLACES.get(place, "").split() for place in places):
+        if any(name in PLACES.get(place, "").split() for place in places):
             return f"what it names stands alone: {self.prog} {' '.join(places)}"
         return f"{self.prog} has {', '.join(f'--{option}' for option in own) or 'no options'}"

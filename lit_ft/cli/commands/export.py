@@ -56,6 +56,9 @@ def run(args: Sequence[str]) -> int:
     """Exports a checkpoint."""
     given = _parser().parse_args(args)
     out = Path(given.out).expanduser()
+    if Path(given.checkpoint).suffix in EXPORTED and (out.is_dir() or out.suffix == ".ckpt"):
+        typed = f"{quote(given.out)} {quote(given.checkpoint)}"
+        raise UserError(f"{given.checkpoint}: the run comes first; type lit-ft export {typed}")
     quiet_libraries()
     _refuse_target(out, given.overwrite)
     for option, allowed in _ALLOWED.items():

@@ -52,8 +52,8 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
         known: The full names of all options that there are.
         command: The command that they follow.
 
-    >>> describe_unknown([Typed("--lr", "0.1"), Typed("--workers", "2")], ["model.lr"], "fit")
-    '`--lr`, `--workers`: there are no such options; give `model.lr` 0.1 `data.num_workers` 2'
+    >>> describe_unknown([Typed("--head_lr", "0.1"), Typed("--workers", "2")], ["model.lr"], "fit")
+    '`--head_lr`, `--workers`: there are no such options; give `model.lr` 0.1 `data.num_workers` 2'
     """
     if command != "tune" and any(re.match(r"-*tune\b", one.name) for one in given):
         return "`tune`: is a section for lit-ft tune alone; leave it out here"

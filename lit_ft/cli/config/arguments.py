@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 
+from lit_ft.cli.commands import PLACES
 from lit_ft.cli.config.advice import PHOTO_COMMANDS, SHORT_NAMES, Typed, describe_unknown, find_accepted
 from lit_ft.cli.config.checkpoint import gives_data
 from lit_ft.cli.config.words import NUMBER, describe_word, describe_words, find_place, is_there
@@ -59,6 +60,8 @@ def settle_arguments(command: str, args: Sequence[str]) -> list[str]:
             "which photos? Type lit-ft finetune PHOTOS, or to try it without any, lit-ft finetune --config quickstart"
         )
     given = [_lengthen(one) for one in split_arguments(args)]
+    if command == "predict":
+        _refuse_named_run(given)
     _refuse_assignments(given, command)
     _refuse_values(given, command)
     given = _take_config_of_run(given)
@@ -79,11 +82,11 @@ def split_arguments(args: Sequence[str]) -> list[Argument]:
         name, equals, value = arg.partition("=")
         if short := re.fullmatch("-c=?(.+)", arg, re.DOTALL):
             found.append(Argument("--config", short[1], (arg,)))
-        elif not _is_option(arg):
+        elif not is_option(arg):
             found.append(Argument("", arg, (arg,)))
         elif equals:
             found.append(Argument(name, value, (arg,)))
-        elif arg in _FLAGS or not following or _is_option(following[0]):
+        elif arg in _FLAGS or not following or is_option(following[0]):
             found.append(Argument(arg, None, (arg,)))
         else:
             found.append(Argument("--config" if arg == "-c" else arg, following[0], (arg, *following)))
@@ -99,7 +102,8 @@ def put_word_first(args: Sequence[str]) -> list[str]:
     return [part for one in sorted(given, key=lambda one: one is not first) for part in one.parts]
 
 
-def _is_option(arg: str) -> bool:
+def is_option(arg: str) -> bool:
+    """Whether an argument is the name of an option, and no negative number."""
     return arg.startswith("-") and not re.fullmatch(r"-\.?\d.*", arg)
 
 
@@ -114,6 +118,20 @@ def _lengthen(one: Argument) -> Argument:
 def _rank(one: Argument) -> int:
     """Configs first, so that all options count more; then classes, which options are of."""
     return 0 if one.name == "--config" else 1 if one.name in _CLASSES and one.value != "null" else 2
+
+
+def _refuse_named_run(given: Sequence[Argument]) -> None:
+    """Raises `UserError` for a run that an option names, or a checkpoint with photos, where no config is given."""
+    values = {one.name.lstrip("-"): one.value for one in given if one.value and is_there(one.value)}
+    if "config" in values:
+        return
+    run = next((values[name] for name in PLACES["CHECKPOINT"].split() if name in values), None)
+    photos = next((values[name] for name in PLACES["PHOTOS"].split() if name in values), None)
+    photos = photos or next((one.value for one in given if not one.name), None)
+    if run and (Run(Path(run)).checkpoints.is_dir() or (photos and run.endswith(".ckpt"))):
+        photos = photos or values.get("data.predict")
+        typed = f"{quote(run)} {quote(photos) if photos else 'PHOTOS'}"
+        raise UserError(f"{run}: run and photos are no options here; type lit-ft predict {typed}")
 
 
 def _refuse_assignments(given: Sequence[Argument], command: str) -> None:

@@ -17,6 +17,7 @@ from lit_ft.backbones.weights import torch_files
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.config.own_images import MAIN_OPTIONS, has_own_images
 from lit_ft.cli.config.recipe_names import find_configs
+from lit_ft.cli.config.words import is_there
 from lit_ft.data.datasets.classes import refuse_foreign_dataset
 from lit_ft.data.files.folders import find_file
 from lit_ft.data.tables.tables import read_table, unescape_formula
@@ -105,7 +106,20 @@ def add_saved_data(command: str, args: Sequence[str]) -> list[str]:
         found["init_args"] |= {"tested_classes": all_hyperparameters(read_checkpoint(path)).get("classes")}
         if (table := _read_setting(args, "data.table")) and (kept := found["init_args"].get("split_column")):
             _settle_split(args, table, kept, found["init_args"])
+    if command != "predict":
+        _refuse_moved(args, found)
     return ["--data", json.dumps(found), *args]
+
+
+def _refuse_moved(args: Sequence[str], found: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the images of a run are given from the folder that it was trained in, and not there."""
+    option = MAIN_OPTIONS.get(found["class_path"].rpartition(".")[2], "")
+    kept = str(found["init_args"].get(option) or "")
+    if kept and _read_setting(args, f"data.{option}") is None and not (Path(kept).is_absolute() or is_there(kept)):
+        raise UserError(
+            f"`data.{option}`: {kept} does not exist; it is the path that the run saved, from the folder that it was "
+            f"trained in; go there, or give `data.{option}`"
+        )
 
 
 def _tests_others(args: Sequence[str], found: Mapping[str, Any], checkpoint: str) -> bool:

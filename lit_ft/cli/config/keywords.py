@@ -87,7 +87,8 @@ def _as_arguments(instead: str) -> str:
         else:
             options["recipe" if name == "config" else name] = value
     arguments = ", ".join(f"{name}={value!r}" for name, value in nest(options).items())
-    return f"give {arguments}{f', {plain(found[2])}' if found[2] else ''}"
+    remark = f"{'' if found[2].startswith('(') else ','} {plain(found[2])}" if found[2] else ""
+    return f"give {arguments}{remark}"
 
 
 def _read_value(text: str) -> Any:

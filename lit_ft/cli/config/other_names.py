@@ -34,7 +34,8 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     # How long
     ("epoch num_epochs n_epochs n_epoch nb_epochs nepochs max_epoch max_epochs num_train_epochs total_epochs "
      "train_epochs nb_epoch max_nb_epochs e", "`epochs` VALUE"),
-    ("freeze_epochs", "`unfreeze.head_epochs` VALUE `unfreeze.head_fit` trained"),
+    ("freeze_epochs",
+     "`unfreeze.head_epochs` VALUE `unfreeze.head_fit` trained `model.lr` 1e-3, or nothing: a solved head needs none"),
     ("initial_epoch start_epoch", "a run goes on where it ended with `resume` auto"),
     ("steps max_train_steps num_steps train_steps num_iterations iterations iters max_iter max_iters",
      "`trainer.max_steps` VALUE"),
@@ -70,8 +71,11 @@ _ROWS: tuple[tuple[str, Instead], ...] = (
     ("random_seed random_state manual_seed rng_seed", "`seed` VALUE"),
     ("data_seed data.seed", "`data.split_seed` VALUE"),
     # Learning rates and optimizers
-    ("lr0 learning_rate base_lr blr init_lr initial_lr max_lr lr_max lr_base alpha", "`model.lr` VALUE"),
-    ("lr head_lr lr_head optimizer.lr optimizer.init_args.lr", "`model.lr` VALUE"),
+    ("lr lr0 learning_rate base_lr blr init_lr initial_lr max_lr lr_max lr_base alpha optimizer.lr "
+     "optimizer.init_args.lr", {
+        "-.+": "a learning rate is above 0, as with `model.lr` 1e-3",
+        ".*": "`model.lr` VALUE (of the head; a recipe may set `model.lr_backbone` as well)"}),
+    ("head_lr lr_head", "`model.lr` VALUE"),
     ("backbone_lr encoder_lr", "`model.lr_backbone` VALUE"),
     ("layer_decay llrd layer_lr_decay lr_layer_decay", "`model.lr_decay` VALUE"),
     ("lr_mult discriminative_lr", "`model.lr_decay` 0.6, the factor from a stage to the next shallower one"),

@@ -41,6 +41,8 @@ def describe_words(
     whole, parents = " ".join(words), {Path(word).parent for word in words}
     if is_there(whole):
         return f"{whole}: quote a path that has spaces: lit-ft {command} {quote(whole)}"
+    if len(set(words)) == 1 and is_there(words[0]):
+        return f"{words[0]}: is given {len(words)} times; give it once"
     if all(map(is_there, words)):
         is_one = len(parents) == 1 and str(*parents) != "."
         folder = quote(str(*parents)) if is_one else "the folder that has them in it"

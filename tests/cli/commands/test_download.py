@@ -328,6 +328,10 @@ def test_damaged_weights_are_refused(lit_ft, requests, monkeypatch):
     assert (
         "--model.weights: F/weights/net.pth is damaged: its checksum is not the one in F/manifest.json, nor" in err[0]
     )
+    Path("F/manifest.json").unlink()  # as where the file was put there by hand
+    code, _, err = lit_ft("finetune", *ALL[1:-2], "--offline")
+    assert (code, len(err)) == (2, 1)
+    assert "its checksum is not the published one; remove it, or to take it as it is, give --model.weights F/" in err[0]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ def test_code_in_the_card_runs_without_lit_ft(exported, tmp_path):
         ),
         (["{run}", "there.onnx/a.onnx"], "FILE: nothing can be written in .*there.onnx; name another file"),
         (["nowhere.ckpt", "a.onnx"], "CHECKPOINT: no such file: nowhere.ckpt"),
+        (["a.onnx", "folder.onnx"], "a.onnx: the run comes first; type lit-ft export folder.onnx a.onnx"),
         (["there.onnx", "a.onnx"], "CHECKPOINT: there.onnx is not a checkpoint, or it is damaged"),
         (["{run}", "a.pt2", "--int8"], "--int8: is for .onnx, not .pt2"),
         (["{run}", "a.safetensors", "--until", "conv"], "--until: is for .onnx and .pt2, not .safetensors"),

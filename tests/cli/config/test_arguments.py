@@ -96,6 +96,7 @@ def test_folder_below_the_shared_one_is_taken(monkeypatch, tmp_path):
         ),
         (["--data.predict", "My", "Photos"], "Photos: follows no option; quote a path that has spaces: --data.predict"),
         (["P/train", "P/val"], "P/train and 1 more: one folder is taken; give P"),
+        (["P", "P"], "P: is given 2 times; give it once"),
         (["P", "own.yaml"], "P and 1 more: one folder is taken; give the folder that has them in it"),
         (["P", "vgg16"], "vgg16: without the name of an option; give --model.backbone vgg16"),
         (["P", "--seed", "1", "Q"], "P, Q: one folder is taken; leave the others out, or name their options"),
@@ -151,3 +152,25 @@ def test_run_that_is_resumed_gives_its_config_unless_there_is_another(tmp_path):
     settled = settle_arguments("finetune", [str(tmp_path / "photos"), *resume])
     assert settled[:2] == ["--config", str(config)]
     assert settled[settled.index("--data.root") + 1] == str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("args", "typed"),
+    [
+        (["--checkpoint", "RUN", "--photos", "P"], "RUN P"),
+        (["--ckpt_path=RUN", "--data", "My Photos"], "RUN 'My Photos'"),
+        (["--model", "RUN", "P"], "RUN P"),
+        (["--ckpt_path", "RUN"], "RUN PHOTOS"),
+        (["--ckpt_path", "RUN", "--data.predict", "P"], "RUN P"),
+        (["--weights", "RUN/checkpoints/best.ckpt", "--source", "P"], "RUN/checkpoints/best.ckpt P"),
+    ],
+)
+def test_run_and_photos_that_options_name_are_answered_with_the_command(args, typed):
+    Path("RUN/checkpoints").mkdir(parents=True)
+    Path("RUN/checkpoints/best.ckpt").touch()
+    with pytest.raises(UserError, match=f"run and photos are no options here; type lit-ft predict {typed}$"):
+        settle_arguments("predict", args)
+    assert settle_arguments("predict", ["--config", "own.yaml", "--ckpt_path", "RUN"])[-1] == "RUN"
+    assert settle_arguments("validate", ["--ckpt_path", "RUN"])[-1] == "RUN"
+    by_config = ["--ckpt_path", "RUN/checkpoints/best.ckpt", "--data.predict", "P"]
+    assert settle_arguments("predict", by_config) == by_config

@@ -100,6 +100,10 @@ def test_checkpoint_may_come_first_and_other_photos_are_all_tested(checkpoint, t
         wanted = ["--data", json.dumps(found), "--ckpt_path", path, "--data.root", root]
         assert add_saved_data(command, [path, "--data.root", root]) == wanted
     Path("run/checkpoints").mkdir(parents=True)
+    torch.save({**content, "datamodule_hyper_parameters": {"root": "../gone"}}, "run/checkpoints/best.ckpt")
+    with pytest.raises(UserError, match=r"data.root: \.\./gone does not exist; it is the path that the run saved"):
+        add_saved_data("test", ["run"])
+    assert add_saved_data("test", ["run", "--data.root", "new"])[-1] == "new"
     Path(path).rename("run/checkpoints/best.ckpt")
     assert add_saved_data("test", ["run"])[2:] == ["--ckpt_path", "run/checkpoints/best.ckpt"]
 

@@ -19,7 +19,7 @@ def test_short_names_become_full_ones_in_their_order():
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
-        ("lr", 1e-5, "give model={'lr': 1e-05}"),
+        ("lr", 1e-5, "give model={'lr': 1e-05} (of the head; a recipe may set model.lr_backbone as well)"),
         ("num_epochs", 3, "give epochs=3"),
         ("imgsz", (224, 224), "give image_size=224"),
         ("pretrained", False, "give model={'weights': None}"),

@@ -97,7 +97,11 @@ MISTAKES = {
     "finetune --max_epochs 5": f"--max_epochs: {NO}; give --epochs 5",
     "finetune --trainer.max-epochs 5": f"--trainer.max-epochs: {NO}; give --trainer.max_epochs 5",
     "finetune --trainer.epochs 5": f"--trainer.epochs: {NO}; give --epochs 5",
-    "finetune --lr 1e-3": f"--lr: {NO}; give --model.lr 1e-3",
+    "finetune --lr 1e-3": (
+        f"--lr: {NO}; give --model.lr 1e-3 (of the head; a recipe may set --model.lr_backbone as well)"
+    ),
+    "finetune --lr -1": f"--lr: {NO}; a learning rate is above 0, as with --model.lr 1e-3",
+    "finetune --head_lr 1e-3 --bs 8": "give --model.lr 1e-3 --batch_size 8",
     "finetune --learning-rate=1e-3": f"--learning-rate: {NO}; give --model.lr 1e-3",
     "finetune --optimizer AdamW --optimizer.lr 1": f"--optimizer.lr: {NO}; give --model.lr 1",
     "finetune --data-dir 'My Photos'": f"--data-dir: {NO}; the folder of photos follows the command: lit-ft finetune",
@@ -120,8 +124,9 @@ MISTAKES = {
     "finetune --data ImageFolderDataModule --data.fit nix": "unknown value 'nix'; choose from crop, pad, squash, null",
     # Several at once
     "finetune --lr 1 --bs 8 --pretrained": (
-        "--lr, --bs, --pretrained: there are no such options; give --model.lr 1 --batch_size 8; --pretrained: the "
-        "weights are pretrained by default; leave it out, or for random ones: --model.weights null"
+        "--lr, --bs, --pretrained: there are no such options; give --model.lr 1 (of the head; a recipe may "
+        "set --model.lr_backbone as well) --batch_size 8; --pretrained: the weights are pretrained by default; leave "
+        "it out, or for random ones: --model.weights null"
     ),
     "finetune --train-dir A --val-dir B": (
         "--train-dir, --val-dir: there are no such options; --train-dir, --val-dir: the folder that has train and "
@@ -178,7 +183,7 @@ MISTAKES = {
     "finetune --device 0,1": "give --trainer.accelerator gpu --trainer.devices [0,1]",
     "finetune --device cpu": "give --trainer.accelerator cpu",
     "finetune --freeze 10": "the last stages train with --unfreeze.strategy deepest, and the head",
-    "finetune --lr0 0.01 --lrf 0.01": "give --model.lr 0.01 --lr_scheduler.final_fraction 0.01",
+    "finetune --lr0 0.01 --lrf 0.01": "--model.lr_backbone as well) --lr_scheduler.final_fraction 0.01",
     "finetune --cos_lr": f"warm-up and cosine decay are the default; {LEAVE}",
     "finetune --patience 10": "give --early_stopping.patience 10",
     "finetune --project runs --exist_ok": "give --trainer.default_root_dir runs; --exist_ok: each run has a",
@@ -192,7 +197,9 @@ MISTAKES = {
     "finetune --data ./photos": "--data: ./photos does not fit; the folder of photos follows the command",
     # fastai
     "finetune --base_lr 2e-3": "give --model.lr 2e-3",
-    "finetune --freeze_epochs 2": "give --unfreeze.head_epochs 2 --unfreeze.head_fit trained",
+    "finetune --freeze_epochs 2": (
+        "give --unfreeze.head_epochs 2 --unfreeze.head_fit trained --model.lr 1e-3, or nothing: a solved"
+    ),
     "finetune --lr_mult 100": "give --model.lr_decay 0.6, the factor from a stage to the next shallower one",
     "finetune --wd 0.1": "give --optimizer AdamW --optimizer.weight_decay 0.1",
     "finetune --bs 64 --valid_pct 0.2": "give --batch_size 64 --data.val_fraction 0.2",
