@@ -147,9 +147,7 @@ class FineTuneCLI(ConfigCLI):
                 if self._logger in (None, True):  # not by the parser, which would load all of TensorBoard
                     kwargs["logger"] = [BoardLogger(**vars(loggers[0].init_args))]
                 else:
-                    kwargs["logger"] = (
-                        bool(loggers) and self.make(trainer=Namespace(logger=loggers))["trainer"]["logger"]
-                    )
+                    kwargs["logger"] = self.make(trainer=Namespace(logger=loggers or False))["trainer"]["logger"]
                 # Where Lightning looks for what an earlier SLURM job has saved, which must be of this run.
                 kwargs["default_root_dir"] = str(self.run.folder if self.run else self._runs_folder())
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": self.further_callbacks()}
