@@ -22,8 +22,9 @@ from lit_ft.console import progress_bar
 from lit_ft.errors import UserError, plain, refuse_unwritable
 from lit_ft.runs import Run, find_best_callback
 from lit_ft.training.history import read_history
+from lit_ft.training.metrics_file import read_entries
 from lit_ft.training.resume import find_intact_checkpoint
-from lit_ft.tuning.study import EPOCHS, REASON, RUN
+from lit_ft.tuning.study import CHOSEN, EPOCHS, REASON, RUN
 from lit_ft.tuning.watch import TrialWatch
 
 OUTPUT = "output.txt"
@@ -136,6 +137,8 @@ def run_trial(setting: TrialSetting, trial: Trial, values: Mapping[str, Any]) ->
                 trial.set_user_attr(RUN, None)
             elif run is not None:
                 trial.set_user_attr(EPOCHS, len(read_history(run.history)))
+                if (chosen := read_entries(run.metrics).get("selection", {}).get("chosen")) is not None:
+                    trial.set_user_attr(CHOSEN, chosen)
                 with refuse_unwritable(run.folder / OUTPUT), (run.folder / OUTPUT).open("a", encoding="utf-8") as file:
                     file.write(said.getvalue())
 

@@ -18,10 +18,13 @@ from lit_ft.console import format_duration, format_path, format_table, format_va
 from lit_ft.data.pages import render_page
 from lit_ft.evaluation.line_chart import draw_lines
 from lit_ft.tasks.monitored import Mode
-from lit_ft.tuning.study import CONTINUES, EPOCHS, REASON, RUN
+from lit_ft.tuning.study import CHOSEN, CONTINUES, EPOCHS, REASON, RUN
 
 MAX_ROWS = 20
 """Trials that the terminal shows."""
+
+_AT_PRUNING = "the value is that of its last epoch"
+"""The note of a pruned trial: complete ones have the value of the model that they hand back."""
 
 _LONGEST = 60
 """Characters of a note that a table shows."""
@@ -42,12 +45,14 @@ class TrialRow:
     Args:
         number: Its number.
         state: What became of it.
-        value: The validation metric: the best of a complete one, the last of one that was pruned.
+        value: The validation metric: of a complete one that of the model that its run hands back, of one that was pruned
+            that of its last epoch.
         params: What was drawn.
         epochs: Its epochs, as far as they are known.
         seconds: The time that it took.
         run: The folder of its run.
-        note: Why it failed, or which trial goes on with its run.
+        note: Why it failed, which trial goes on with its run, or of what the value is.
+        chosen: The model that its run hands back, such as ``linear probe``, as far as that is known.
     """
 
     number: int
@@ -58,6 +63,7 @@ class TrialRow:
     seconds: float | None
     run: Path | None
     note: str
+    chosen: str = ""
 
 
 def list_rows(trials: Sequence[FrozenTrial]) -> list[TrialRow]:
@@ -68,6 +74,7 @@ def list_rows(trials: Sequence[FrozenTrial]) -> list[TrialRow]:
 
 def _make_row(trial: FrozenTrial, next_number: int | None) -> TrialRow:
     noted, is_over = trial.user_attrs, trial.state.is_finished()
+    note = _AT_PRUNING if trial.state == TrialState.PRUNED else noted.get(REASON, "")
     duration = trial.duration if next_number is None else None  # else with the time until the kill was found
     return TrialRow(
         number=trial.number,
@@ -77,7 +84,8 @@ def _make_row(trial: FrozenTrial, next_number: int | None) -> TrialRow:
         epochs=noted.get(EPOCHS),
         seconds=duration.total_seconds() if is_over and duration is not None else None,
         run=Path(noted[RUN]) if noted.get(RUN) else None,
-        note=noted.get(REASON, "") if next_number is None else f"goes on as trial {next_number}",
+        note=note if next_number is None else f"goes on as trial {next_number}",
+        chosen=noted.get(CHOSEN, ""),
     )
 
 
@@ -92,6 +100,19 @@ def sort_by_value(rows: Sequence[TrialRow], mode: Mode) -> list[TrialRow]:
         return order.index(row.state), sign * row.value
 
     return sorted(rows, key=place)
+
+
+def format_shared(rows: Sequence[TrialRow], best: TrialRow) -> str | None:
+    """What to know where several complete trials have the value of the best; None where it has that alone."""
+    same = [row for row in rows if row.state == "complete" and row.value == best.value]
+    if len(same) < 2:
+        return None
+    chosen = {row.chosen for row in same}
+    each = f" (each handed back: {best.chosen})" if len(chosen) == 1 and best.chosen else ""
+    return (
+        f"{len(same)} trials share the best value{each}: the options that were tried made no difference between them, "
+        f"and trial {best.number} is just the first"
+    )
 
 
 def format_params(params: Mapping[str, Any]) -> str:
@@ -112,7 +133,7 @@ def _format(value: Any) -> str:
 def tabulate(rows: Sequence[TrialRow], monitor: str) -> list[list[str]]:
     """Cells of a table, with a head."""
     names = list(dict.fromkeys(name for row in rows for name in row.params))
-    head = ["trial", "state", monitor, *names, "epochs", "time", "run", ""]
+    head = ["trial", "state", monitor, *names, "epochs", "time", "chosen", "run", ""]
     cells = [
         [
             str(row.number),
@@ -121,6 +142,7 @@ def tabulate(rows: Sequence[TrialRow], monitor: str) -> list[list[str]]:
             *(_format(row.params[name]) if name in row.params else "" for name in names),
             "" if row.epochs is None else str(row.epochs),
             "" if row.seconds is None else format_duration(row.seconds),
+            row.chosen,
             "" if row.run is None else row.run.name,
             shorten(row.note, _LONGEST, placeholder=" …"),
         ]
@@ -133,7 +155,7 @@ def format_trials(rows: Sequence[TrialRow], monitor: str, mode: Mode) -> str:
     """The best trials for the terminal."""
     ranked = sort_by_value(rows, mode)
     cells = tabulate(ranked[:MAX_ROWS], monitor)
-    columns = [">", "<", ">", *[">"] * (len(cells[0]) - 7), ">", ">", "<", "<"]
+    columns = [">", "<", ">", *[">"] * (len(cells[0]) - 8), ">", ">", "<", "<", "<"]
     rest = f"\nand {len(rows) - MAX_ROWS} more" if len(rows) > MAX_ROWS else ""
     return format_table(cells, columns) + rest
 
@@ -143,13 +165,13 @@ def format_csv(rows: Sequence[TrialRow], monitor: str) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.params))
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", monitor, *names, "epochs", "seconds", "run", "note"])
+    writer.writerow(["trial", "state", monitor, *names, "epochs", "seconds", "chosen", "run", "note"])
     for row in rows:
         drawn = (row.params.get(name, "") for name in names)
         values = ["null" if value is None else value for value in drawn]
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
         run = "" if row.run is None else format_path(row.run)
-        writer.writerow([row.number, row.state, row.value, *values, row.epochs, seconds, run, row.note])
+        writer.writerow([row.number, row.state, row.value, *values, row.epochs, seconds, row.chosen, run, row.note])
     return text.getvalue()
 
 

@@ -30,6 +30,7 @@ from lit_ft.tuning.report import (
     TrialRow,
     format_csv,
     format_params,
+    format_shared,
     format_trials,
     list_rows,
     render_trials,
@@ -222,6 +223,8 @@ def _finish(search: Search, study: optuna.Study) -> Tuning:
     if best is not None:
         line = f"trial {best.number}, {search.monitor} {_format(best.value)}"
         rank_zero_print(f"Best        {format_path(search.best_config)}  ({line})\nRun         {_suggest(search)}")
+        if shared := format_shared(rows, best):
+            rank_zero_print(f"Note        {shared}")
     config = search.best_config if best is not None else None
     return Tuning(search.folder, search.monitor, best, config, rows)
 
@@ -232,7 +235,7 @@ def _count_running(study: optuna.Study) -> int:
 
 def _format_start(search: Search, study: optuna.Study) -> str:
     num_done = sum(trial.state.is_finished() for trial in list_counted(study.get_trials(deepcopy=False)))
-    before = f", of which {num_done} are done" if num_done else ""
+    before = f", {num_done} done before" if num_done else ""
     best = "greatest" if search.mode == "max" else "least"
     names = ", ".join(search.space)
     is_all = search.num_trials < search.config.trials

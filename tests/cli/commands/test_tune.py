@@ -76,6 +76,7 @@ def test_trials_are_runs_in_the_folder_of_the_study_with_one_table(finished):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val"]["val/acc"] == pytest.approx(value)
     assert "test" not in metrics
+    assert trials[1]["chosen"] == metrics["selection"]["chosen"] != ""
     assert len((run / "history.csv").read_text().splitlines()) == 3
     assert "Features  " in (run / "output.txt").read_text()
     assert f"Best        logs/digits_tune/best.yaml  (trial 1, val/acc {value:.4f})" in printed
