@@ -45,8 +45,8 @@ class TrialRow:
     Args:
         number: Its number.
         state: What became of it.
-        value: The validation metric: of a complete one that of the model that its run hands back, of one that was pruned
-            that of its last epoch.
+        value: The validation metric: of a complete one that of the model that its run hands back, of a pruned one that
+            of its last epoch.
         params: What was drawn.
         epochs: Its epochs, as far as they are known.
         seconds: The time that it took.

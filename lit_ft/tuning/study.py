@@ -22,8 +22,8 @@ from lit_ft.tasks.monitored import Mode
 from lit_ft.tuning.space import Dimension, TuneConfig, list_combinations
 
 RUN, REASON, EPOCHS, CHOSEN, CONTINUES = "run", "reason", "epochs", "chosen", "continues"
-"""What is noted of a trial: the folder of its run, why it failed, its epochs, the model that its run handed back, and the
-interrupted trial before it."""
+"""What is noted of a trial: the folder of its run, why it failed, its epochs, the model that its run handed back, and
+the interrupted trial before it."""
 
 _DIRECTIONS: dict[Mode, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
 

@@ -86,8 +86,8 @@ def test_best_value_of_several_trials_is_told_with_what_they_handed_back(rows):
     assert format_shared(rows, rows[1]) is None
     tied = [replace(row, value=0.5) for row in rows[:2]]
     assert format_shared([*tied, rows[2]], tied[0]) == (
-        "2 trials share the best value (each handed back: linear probe): the options that were tried made no difference "
-        "between them, and trial 0 is just the first"
+        "2 trials share the best value (each handed back: linear probe): the options that were tried made no "
+        "difference between them, and trial 0 is just the first"
     )
     others = [tied[0], replace(tied[1], chosen="epoch 3")]
     assert "2 trials share the best value: the options" in (format_shared(others, tied[0]) or "")
