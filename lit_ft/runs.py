@@ -177,6 +177,11 @@ def find_best_checkpoint(given: str | Path) -> Path:
         return path
     if Run(path.parent).checkpoints == path:
         run = Run(path.parent)
+    if not run.checkpoints.is_dir() and run.has_folds():
+        raise UserError(
+            f"`ckpt_path`: {path} is a cross-validation, which has no model of its own, as its folds just measure; a "
+            "run without `data.folds` makes one"
+        )
     if not run.checkpoints.is_dir() and (newest := find_newest_run(path)):
         raise UserError(f"`ckpt_path`: {path} is no run, but a folder of runs; name one, the newest is {newest.folder}")
     if not run.checkpoints.is_dir():

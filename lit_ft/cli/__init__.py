@@ -11,6 +11,7 @@ from lit_ft.cli.command_line import print_version, refuse_arguments, unknown_com
 from lit_ft.cli.commands import COMMANDS, OWN_PARSERS, PREDICT_OPTIONS, print_commands
 from lit_ft.cli.config.advice import name_as_typed
 from lit_ft.cli.process import (
+    bared_broken_pipe,
     ended_by_signals,
     loading,
     prepare_terminal,
@@ -39,7 +40,8 @@ def main(args: Sequence[str] | None = None) -> int:
         warn_in_one_line()
         set_offline("--offline" in given)
         try:
-            return _run([arg for arg in given if arg not in ("--debug", "--offline")])
+            with bared_broken_pipe():
+                return _run([arg for arg in given if arg not in ("--debug", "--offline")])
         except UserError as error:
             if "--debug" in given:
                 raise

@@ -6,6 +6,7 @@ import gc
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -33,6 +34,9 @@ _NOISE = (
 )
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
+
+_OUTPUT = 1
+"""The descriptor of the standard output."""
 
 
 @contextmanager
@@ -73,6 +77,26 @@ def restored_process() -> Iterator[None]:
             del os.environ[name]
         os.environ.update(variables)
         sys.path[:] = path
+
+
+@contextmanager
+def bared_broken_pipe() -> Iterator[None]:
+    """Raises a broken pipe as such where nobody reads the output any more, whatever was made of it on its way."""
+    try:
+        yield
+    except Exception as error:
+        if _is_unread() and any(isinstance(cause, BrokenPipeError) for cause in iterate_causes(error)):
+            raise BrokenPipeError from error
+        raise
+
+
+def _is_unread() -> bool:
+    """Whether the output is a pipe that nobody reads any more, and not that of a worker, say."""
+    if not hasattr(select, "poll"):  # as on Windows
+        return False
+    poll = select.poll()
+    poll.register(_OUTPUT, 0)  # for errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextmanager

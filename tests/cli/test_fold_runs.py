@@ -251,7 +251,9 @@ def test_other_commands_take_a_fold_and_plan_the_first(whole, lit_ft, run, refus
     assert f"val/acc        {value:.4f}" in scores
     held_out = sum(row["fold"] == "1" for row in read(whole.result.folder / "predictions.csv"))
     assert f"{held_out} images of both" in run("compare", whole.result.folder, whole.result.folds[0])
-    assert "is no run, but a folder of runs; name one" in refused("predict", whole.result.folder, whole.root / "photos")
+    line = refused("predict", whole.result.folder, whole.root / "photos")
+    assert line.endswith("as its folds just measure; a run without --data.folds makes one")
+    assert f"{whole.result.folder} is a cross-validation, which has no model of its own" in line
 
 
 @pytest.mark.slow
