@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_ft.assets import is_offline, replace_atomically
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.commands.download import read_before_fetching, refuse_missing
-from lit_ft.cli.config.defaults import as_plain, count_folds, remove_effects, settle_monitor
+from lit_ft.cli.config.defaults import as_plain, count_folds, remove_effects, settle_monitor, take_first_fold
 from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.config.resumed_run import describe_command, find_earlier_run, refuse_other_run
 from lit_ft.cli.config.saved import SaveConfig
@@ -29,7 +29,7 @@ from lit_ft.cli.failures import (
     raise_user_errors,
 )
 from lit_ft.cli.process import quiet_threads
-from lit_ft.cli.summary import print_summary
+from lit_ft.cli.summary import print_first_fold, print_summary
 from lit_ft.console import format_path, rank_zero_print
 from lit_ft.errors import UserError, find_full_disk, find_user_packages, printable, refuse_unwritable
 from lit_ft.evaluation.evaluation_log import EvaluationLog
@@ -61,8 +61,7 @@ class FineTuneCLI(ConfigCLI):
     run: Run | None = None
     num_folds: int | None = None
     """Of a cross-validation: nothing is made of its config, and each fold is a run of its own."""
-    earlier: Run | None = None
-    """Which it goes on with."""
+    earlier: Run | None = None  # which it goes on with
     _lock: Any = None  # of its run
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
@@ -81,6 +80,7 @@ class FineTuneCLI(ConfigCLI):
         """Settles what follows from the rest of the config, and leaves out the callbacks that are switched off."""
         super().before_instantiate_classes()
         config = self.config
+        self._takes_first_fold = take_first_fold(config, self.command)
         if self.command in _FITS and not config["trainer"]["fast_dev_run"]:
             with self._user_errors():
                 self.num_folds = count_folds(config, self.command)
@@ -232,13 +232,13 @@ class FineTuneCLI(ConfigCLI):
         return describe_interruption(number, run, format_rank(self.trainer))
 
     def _call_method(self) -> None:
+        if self._takes_first_fold:
+            print_first_fold(self.datamodule, self.trainer)
         options = {name: self.config_init[name] for name in self._method_options}
         if self.datamodule is not None:
             options["datamodule"] = self.datamodule
         if self.command == "finetune":
             options["refit"] = bool(self.config["refit"])
-        elif self.command == "fit" and self.config["refit"]:
-            rank_zero_warn("`refit`: fit leaves it out; use lit-ft finetune for it")
         if self.command in ("fit", "finetune"):
             cast(Trainer, self.trainer).refuse_lost_processes()
             self.refuse_other()

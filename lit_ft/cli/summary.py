@@ -7,7 +7,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lit_ft.console import format_path, format_value
+from lit_ft.cli.commands.download import read_if_there
+from lit_ft.console import format_path, format_value, rank_zero_print
 from lit_ft.errors import printable
 from lit_ft.evaluation.loggers import find_board
 from lit_ft.model.module import FineTuneModule
@@ -61,3 +62,10 @@ def format_score(score: Any) -> str:
     if score is None:
         return "is not known"
     return format_value(score) if math.isfinite(score) else "is not defined"
+
+
+def print_first_fold(data: Any, trainer: Any) -> None:
+    """Prints that the first fold is shown for all, once its images have been read, which may refuse the folds."""
+    data.trainer = trainer
+    read_if_there(data)
+    rank_zero_print(f"Fold  1 of {data.folds}, as the others are like it")

@@ -242,6 +242,10 @@ def test_other_commands_take_a_fold_and_plan_the_first(whole, lit_ft, run, refus
     printed = run("plan", *args)
     assert printed.startswith("Fold  1 of 3, as the others are like it")
     assert "fold 1 of 3 is held out as val" in printed
+    for few_or_many in (1, 11):
+        code, out, err = lit_ft("plan", *args, "--folds", few_or_many)
+        assert (code, out) == (2, "")
+        assert err[0].startswith(f"lit-ft: --folds: {few_or_many} ")
     run("finetune", *args, "--trainer.fast_dev_run", "true")
     missing = "lit-ft: --data.fold: is missing; give which of the 3 folds is held out, 1 to 3, or hold out each"
     assert refused("fit", *args).startswith(missing)

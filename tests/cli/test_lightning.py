@@ -738,6 +738,8 @@ def test_refit_is_told_with_the_score_before_it_and_left_out_of_fit(run, refused
     with pytest.warns(UserWarning, match="`refit`: fit leaves it out; use lit-ft finetune for it"):
         printed = run("fit", *probe, "--refit", "true")
     assert re.search(r"\nBest model   \S+  \(val/acc 0\.\d+\)", printed)
+    Path("refit.yaml").write_text("refit: true\n")
+    run("fit", *probe, "--config", "refit.yaml", "--trainer.fast_dev_run", "true")  # without a warning, an error here
     best = Path("logs/run/version_1/checkpoints/best.ckpt")
     line = refused("fit", *probe, "--ckpt_path", best)
     expected = "is what was handed back, not an epoch to go on from; give logs/run/version_1/checkpoints/last.ckpt"

@@ -53,9 +53,13 @@ def read_before_fetching(cli: ConfigCLI) -> None:
     What the data module will fetch by itself is not read, and neither is what is of no module of lit_ft.
     """
     if _missing_weights(cli):
-        data = cli.make_data()
-        if isinstance(data, ImageDataModule) and not (getattr(data, "download", False) and data.missing_files()):
-            data.read()
+        read_if_there(cli.make_data())
+
+
+def read_if_there(data: Any) -> None:
+    """Reads the data of a module of lit_ft, unless that will fetch it by itself."""
+    if isinstance(data, ImageDataModule) and not (getattr(data, "download", False) and data.missing_files()):
+        data.read()
 
 
 def same_options(command: str, args: Sequence[str]) -> str:

@@ -16,11 +16,12 @@ from lit_ft.backbones.weights.load import is_file_name
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.cli.commands import EVALUATIONS
 from lit_ft.cli.config.checkpoint import locate_checkpoint, name_run, pair_arguments, refuse_other_model
-from lit_ft.console import format_path, rank_zero_print
+from lit_ft.console import format_path
 from lit_ft.data.folds import check_folds
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.module import FineTuneModule
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.recipes import FOLDER as RECIPES
 from lit_ft.runs import DEFAULT_ROOT, find_run_of_checkpoint
 from lit_ft.tasks.monitored import METRICS
@@ -62,10 +63,8 @@ def settle(config: Namespace, command: str, args: Sequence[str]) -> None:
         options["augment"] = "basic"  # that of a recipe is for photos
     if "task" in options and options["task"] is None:
         options["task"] = config["model"]["init_args"].get("task")
-    is_look = command == "plan" or (command == "finetune" and config["trainer"]["fast_dev_run"])
-    if is_look and options.get("folds") and options.get("fold") is None:
-        rank_zero_print(f"Fold  1 of {options['folds']}, as the others are like it")
-        options["fold"] = 1
+    if command == "fit" and config["refit"] and any(name == "--refit" for name, _ in pair_arguments(args)):
+        rank_zero_warn("`refit`: fit leaves it out; use lit-ft finetune for it")
     if config["checkpoint"] is None or config["trainer"]["enable_checkpointing"] is False:
         config["checkpoint"], config["trainer"]["enable_checkpointing"] = None, False
 
@@ -84,6 +83,16 @@ def _chooses_augment(args: Sequence[str]) -> bool:
         if isinstance(given, dict) and "augment" in (given.get("init_args") or given):
             return True
     return False
+
+
+def take_first_fold(config: Namespace, command: str) -> bool:
+    """Has a command that only looks at a run take the first fold, where there are folds and none is given."""
+    options = config["data"].get("init_args") or {}
+    is_look = command == "plan" or (command == "finetune" and config["trainer"]["fast_dev_run"])
+    is_taken = bool(is_look and options.get("folds") and options.get("fold") is None)
+    if is_taken:
+        options["fold"] = 1
+    return is_taken
 
 
 def count_folds(config: Namespace, command: str) -> int | None:
