@@ -57,6 +57,8 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
     """
     if command != "tune" and any(re.match(r"-*tune\b", one.name) for one in given):
         return "`tune`: is a section for lit-ft tune alone; leave it out here"
+    if command == "tune" and (line := _describe_dimension(given[0].name.lstrip("-"), known)):
+        return line
     instead, remarks = list[str](), dict[str, list[str]]()
     for one in given:
         name, _, joined = one.name.lstrip("-+").rstrip(",").partition(":")
@@ -74,6 +76,15 @@ def describe_unknown(given: Sequence[Typed], known: Collection[str], command: st
     parts = [_reason(given), *([f"give {' '.join(instead)}"] if instead else []), *described]
     names = (f"`--{one.name.lstrip('-')}`" if _has_dashes(one) else one.name for one in given)
     return f"{', '.join(dict.fromkeys(names))}: {'; '.join(parts)}"
+
+
+def _describe_dimension(name: str, known: Collection[str]) -> str | None:
+    """The line for an option of a run that stands in the section of a search, but not in its space."""
+    section, _, option = name.partition(".")
+    if section != "tune" or option.partition(".")[0] not in {one.partition(".")[0] for one in known}:
+        return None
+    option = re.sub(r"\.(float|log|int|choice)$", "", option)
+    return f"`--{name}`: what is tried stands below space: put {option} there, as in space: {{{option}: ...}}"
 
 
 def _has_dashes(one: Typed) -> bool:

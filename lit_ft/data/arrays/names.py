@@ -81,18 +81,19 @@ def pair_arrays(
             rank_zero_warn(f"`data.root`: {place} has {whole.pop()} for {split} and not both, so they are not used")
             others = [one for one in others if one != split]
     splits: list[Split] = ["train", *(split for split in others if (split, "images") in found)]
-    return {split: (_only(found, split, "images", place), _only(found, split, "labels", place)) for split in splits}
+    listed = f"{place} has {format_some([described[name] for name in names], 8)}"
+    return {split: (_only(found, split, "images", listed), _only(found, split, "labels", listed)) for split in splits}
 
 
-def _only(found: Mapping[tuple[Split, Role], list[str]], split: Split, kind: Role, place: str) -> str:
+def _only(found: Mapping[tuple[Split, Role], list[str]], split: Split, kind: Role, listed: str) -> str:
     """The one array of a kind and split; of several, that which names its split."""
     several = found.get((split, kind), [])
     named = [name for name in several if read_name(name)[0]]
     several = named if len(named) == 1 else several
     if len(several) == 1:
         return several[0]
-    what = f"several arrays of {split} {kind}, {format_some(several)}" if several else f"no {kind} for {split}"
-    raise UserError(f"`data.root`: {place} has {what}; name the two that are meant: `data.{split}` [IMAGES,LABELS]")
+    what = f"several are {split} {kind}, {format_some(several)}" if several else f"none is called as {split} {kind}"
+    raise UserError(f"`data.root`: {listed}: {what}; name the two that are meant: `data.{split}` [IMAGES,LABELS]")
 
 
 def _check_given(split: Split, pair: Sequence[str], names: Sequence[str], place: str) -> tuple[str, str]:

@@ -147,9 +147,10 @@ def test_trial_that_was_killed_goes_on_in_its_run_from_its_last_epoch(finished, 
     [
         ({"space": {"model.lrr": {"log": [1e-3, 1]}}}, "space: --model.lrr: there is no such option; nearest: --model"),
         ({"space": {"model.head.dropout": {"float": [0, 1.5]}}}, "space: --model.head.dropout: must be at least 0 and"),
+        (LOG, "model.lr.log: what is tried stands below space: put model.lr there, as in space: {model.lr: ...}"),
         ({**SEARCH, "pruner": "halving"}, "pruner: unknown value 'halving'; choose from median, hyperband, null"),
     ],
-    ids=["unknown", "refused", "pruner"],
+    ids=["unknown", "refused", "beside", "pruner"],
 )  # fmt: skip
 def test_mistake_is_refused_before_the_first_trial(refused, search, line):
     write(search)

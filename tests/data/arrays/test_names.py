@@ -63,8 +63,9 @@ def test_arrays_that_are_named_are_the_only_ones():
     [
         ("a b", {}, r"a.npz has a \(9,\), b \(9,\), and no array is called as train images.*data.train \[IMAGES,LABE"),
         ("", {}, "a.npz has no arrays, and no array"),
-        ("x_train", {}, "a.npz has no labels for train; name the two"),
-        ("x_train images_train y_train", {}, "a.npz has several arrays of train images, x_train, images_train; name"),
+        ("x_train", {}, r"a.npz has x_train \(9,\): none is called as train labels; name the two"),
+        ("pics target", {}, r"a.npz has pics \(9,\), target \(9,\): none is called as train images; name the two"),
+        ("x_train images_train y_train", {}, ": several are train images, x_train, images_train; name"),
         (
             "x_train y_train",
             {"test": ["x_test", "y_train"]},
