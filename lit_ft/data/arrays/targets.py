@@ -160,6 +160,12 @@ class Labels:
             order, names = known, [str(label) for label in known] if self.names is None else self._name(values)
         if len(known) < 2:
             raise train.refusal(f"has one class only, {names[0]!r}; two are needed")
+        if known[0] == -1 and len(known) > 2:  # of two, the other one is often 1
+            num = int((values["train"] == -1).sum())
+            rank_zero_warn(
+                f"{train.key}: {train.what} has the label -1 for {num:,} images, which is a class here; where it "
+                "stands for unlabelled ones, as in STL10, leave them out"
+            )
         check_names(names, train.key if self.names is None else self.names_key)
         return names, {split: self._find(split, values[split], np.array(order)) for split in values}
 

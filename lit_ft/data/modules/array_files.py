@@ -110,6 +110,7 @@ class ImageArrayDataModule(ArrayDataModule):
         arrays = list_arrays(root)
         described = {name: f"{name} {array.shape}" for name, array in arrays.items()}
         pairs = pair_arrays(arrays, self.pairs, described, str(format_path(root)))
+        _refuse_swapped(arrays, pairs, described)
         images = {split: arrays[one] for split, (one, _) in pairs.items()}
         _check_shapes(images, {split: arrays[other] for split, (_, other) in pairs.items()})
         labels = {
@@ -142,6 +143,18 @@ def read_images(array: StoredArray) -> Tensor:
         return {"images": to_bytes(order_channels(array.read()), KEY, str(array))}, {"of": of}
 
     return load_or_derive("images", f"{array.path.absolute()} {array.member}", is_valid, derive)[0]["images"]
+
+
+def _refuse_swapped(
+    arrays: Mapping[str, StoredArray], pairs: Mapping[Split, tuple[str, str]], described: Mapping[str, str]
+) -> None:
+    """Raises `UserError` where the images of a split have the shape of labels, and its labels that of images."""
+    for split, (one, other) in pairs.items():
+        if len(arrays[one].shape) < 3 <= len(arrays[other].shape):
+            raise UserError(
+                f"{KEY}: {arrays[one]} {arrays[one].shape} looks like labels, and {described[other]} like images; name them the other "
+                f"way round: `data.{split}` [{other},{one}]"
+            )
 
 
 def _check_shapes(images: Mapping[Split, StoredArray], labels: Mapping[Split, StoredArray]) -> None:

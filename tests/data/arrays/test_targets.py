@@ -28,6 +28,11 @@ def test_negative_and_huge_numbers_are_classes_as_well():
     assert read([2**40, 0])[0] == ["0", str(2**40)]
 
 
+def test_images_that_may_be_unlabelled_are_told():
+    with pytest.warns(UserWarning, match="k: y_train has the label -1 for 2 images, which is a class here; where it"):
+        assert read([-1, 1, -1, 0])[0] == ["-1", "0", "1"]
+
+
 def test_texts_are_classes_by_their_names():
     assert read(["bee", " ant "], test=np.array([b"ant"])) == (["ant", "bee"], {"train": [1, 0], "test": [0]})
     assert read(["10", "9"])[0] == ["9", "10"]

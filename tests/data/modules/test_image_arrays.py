@@ -192,6 +192,11 @@ def test_several_labels_an_image_and_numbers_are_targets(saved):
 
 
 BAD = {
+    "labels before images": (
+        {"arr_0": labels(30), "arr_1": noise(30)},
+        r"set.npz: arr_0 \(30,\) looks like labels, and arr_1 \(30, 28, 28\) like images; name them the other way "
+        r"round: data.train \[arr_1,arr_0\]",
+    ),
     "labels of another length": (
         keras(y_train=labels(29)),
         "set.npz: y_train has 29 labels for the 30 images of",
