@@ -152,8 +152,8 @@ def _refuse_swapped(
     for split, (one, other) in pairs.items():
         if len(arrays[one].shape) < 3 <= len(arrays[other].shape):
             raise UserError(
-                f"{KEY}: {arrays[one]} {arrays[one].shape} looks like labels, and {described[other]} like images; name them the other "
-                f"way round: `data.{split}` [{other},{one}]"
+                f"{KEY}: {arrays[one]} {arrays[one].shape} looks like labels, and {described[other]} like images; name "
+                f"them the other way round: `data.{split}` [{other},{one}]"
             )
 
 
