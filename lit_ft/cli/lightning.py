@@ -59,8 +59,7 @@ class FineTuneCLI(ConfigCLI):
     """A command of the trainer, a method of `Trainer`, with a folder of its own for whatever the run writes."""
 
     run: Run | None = None
-    num_folds: int | None = None
-    """Of a cross-validation: nothing is made of its config, and each fold is a run of its own."""
+    num_folds: int | None = None  # of a cross-validation: nothing is made here, and each fold is a run of its own
     earlier: Run | None = None  # which it goes on with
     _lock: Any = None  # of its run
 
