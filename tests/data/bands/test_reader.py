@@ -203,7 +203,9 @@ def test_pictures_from_python_are_read_as_files_are(tmp_path):
         assert torch.equal(reader.of_picture(picture), wanted)
     photo = Image.fromarray(numbers((6, 5, 4), np.uint8))
     assert torch.equal(reader.of_picture(photo), expected(np.asarray(photo))[[3, 1]])
-    with pytest.raises(UserError, match="it has 3 bands, and band 4 is asked for"):
+    with pytest.raises(
+        UserError, match=r"it has 3 bands, its shape \(6, 5, 3\) read as \(H, W, C\), and band 4 is asked"
+    ):
         reader.of_picture(values[..., :3])
 
 
