@@ -19,11 +19,10 @@ from lit_ft.data.bands.dicom import read_dicom
 from lit_ft.data.bands.layout import PixelValues, check_size, put_bands_first, turn_upright
 from lit_ft.data.bands.npy import agree_on_bands, npy_shape, of_array, read_npy, warn_of_reading
 from lit_ft.data.bands.tiff import is_tiff, read_tiff
-from lit_ft.data.images.decode import DICOM_SUFFIXES, ORIENTATION, formats, is_dicom, naming_file, suffix_of
+from lit_ft.data.images.decode import DICOM_SUFFIXES, NPY, ORIENTATION, formats, is_dicom, naming_file, suffix_of
 from lit_ft.data.images.loss import is_deep_png
 from lit_ft.errors import UserError
 
-_NPY = b"\x93NUMPY"
 _HEAD_BYTES = 132  # of which the last four tell a DICOM file
 _SOME = 10  # images that are looked at for what all lack
 
@@ -180,7 +179,7 @@ def name_format(file: str | Path | BytesIO, suffix: str) -> str:
     else:
         with open(file, "rb") as opened:
             head = opened.read(_HEAD_BYTES)
-    if head.startswith(_NPY) or suffix == ".npy":
+    if head.startswith(NPY) or suffix == ".npy":
         return "NumPy"
     if suffix in DICOM_SUFFIXES or is_dicom(head):  # whose first 128 bytes may be those of a TIFF
         return "DICOM"
