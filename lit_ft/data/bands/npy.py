@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from io import BytesIO
+from contextlib import nullcontext
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lit_ft.data.bands.layout import PixelValues, check_size
 from lit_ft.rank_zero import rank_zero_warn
 
 _LAYOUTS = ("(H, W, C)", "(C, H, W)")
+_OBJECTS = "it holds objects of Python, which could run code, or is damaged"
 _SOME = 100  # arrays whose shapes are compared
 
 
@@ -110,11 +114,30 @@ def _format_reading(shape: Sequence[int], first: bool) -> str:
 def _load(file: str | Path | BytesIO) -> NDArray[Any]:
     is_content = isinstance(file, BytesIO)
     try:  # mapped where it can be, so that a header that lies costs no memory
+        _check_header(file)
         found = np.load(file, None if is_content else "r", allow_pickle=False)
     except ValueError as error:
-        if "object" in str(error):
-            raise ValueError("it holds objects of Python, which could run code, or is damaged") from error
+        if "object" in str(error).lower() or "pickle" in str(error):
+            raise ValueError(_OBJECTS) from error
         raise
     if not isinstance(found, np.ndarray):
         raise ValueError("it is an archive of arrays; write each to a .npy file of its own")
     return found
+
+
+def _check_header(file: str | Path | BytesIO) -> None:
+    """Raises `ValueError` where the header of a file of NumPy announces what is not there."""
+    with nullcontext(file) if isinstance(file, BytesIO) else open(file, "rb") as opened:
+        start = opened.read(len(npy.MAGIC_PREFIX))
+        size = opened.seek(0, SEEK_END)
+        opened.seek(0)
+        version = npy.read_magic(opened) if start == npy.MAGIC_PREFIX else None
+        if version in ((1, 0), (2, 0)):  # others are of records with names, or no array
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(opened)
+            if min(shape, default=0) < 0:
+                raise ValueError(f"it is damaged: its header announces the shape {shape}")
+            announced, there = math.prod(shape) * dtype.itemsize, size - opened.tell()
+            if not dtype.hasobject and announced > there:
+                raise ValueError(f"it is damaged: {there:,} bytes of values where its header announces {announced:,}")
+        opened.seek(0)
