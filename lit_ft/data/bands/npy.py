@@ -13,8 +13,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from lit_ft.backbones.input_spec import Bands
 from lit_ft.data.bands.layout import PixelValues, check_size
-from lit_ft.rank_zero import rank_zero_warn
 
 _LAYOUTS = ("(H, W, C)", "(C, H, W)")
 _OBJECTS = "it holds objects of Python, which could run code, or is damaged"
@@ -63,26 +63,25 @@ def agree_on_bands(file: Path, files: Sequence[Path]) -> int | None:
     """The number of bands of an array in a set, where its shape alone may mislead, and others show which axis it is.
 
     Of up to 100 arrays of the set, all must agree in the length of the first axis, or of the last, and not of both.
-    Otherwise a warning says how the array is read.
     """
     shape = npy_shape(file)
     if shape is None or not _is_unsure(shape):
         return None
     shapes = [shape, *filter(None, (npy_shape(files[row]) for row in range(0, len(files), -(-len(files) // _SOME))))]
     firsts, lasts = ({one[axis] for one in shapes} for axis in (0, 2))
-    if (len(firsts) == 1) != (len(lasts) == 1):
-        return shape[0] if len(firsts) == 1 else shape[2]
-    warn_of_reading(shape)
-    return None
+    if (len(firsts) == 1) == (len(lasts) == 1):
+        return None
+    return shape[0] if len(firsts) == 1 else shape[2]
 
 
-def warn_of_reading(shape: tuple[int, int, int]) -> None:
-    """Warns where the other axis of an array might be the bands."""
-    if not _is_unsure(shape):
-        return
+def format_doubt(files: Sequence[Path], bands: Bands) -> str:
+    """How the first array of a set is read, where its other axis might be the bands; else nothing."""
+    shape = npy_shape(files[0])
+    if shape is None or not _is_unsure(shape) or (bands == "all" and agree_on_bands(files[0], files)):
+        return ""
     first = is_first(shape)
     number, other, planes = (shape[0], shape[2], "contig") if first else (shape[2], shape[0], "separate")
-    rank_zero_warn(
+    return (
         f"`data.bands`: {_format_reading(shape, first)}: {number} bands; if it is {_LAYOUTS[not first]} with {other}, "
         f"save TIFF: tifffile.imwrite(FILE, values, photometric='minisblack', planarconfig='{planes}')"
     )

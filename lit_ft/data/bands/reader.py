@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_ft.backbones.input_spec import Bands, InputSpec
 from lit_ft.data.bands.dicom import read_dicom
 from lit_ft.data.bands.layout import PixelValues, check_size, put_bands_first, turn_upright
-from lit_ft.data.bands.npy import agree_on_bands, npy_shape, of_array, read_npy, warn_of_reading
+from lit_ft.data.bands.npy import agree_on_bands, of_array, read_npy
 from lit_ft.data.bands.tiff import is_tiff, read_tiff
 from lit_ft.data.images.decode import DICOM_SUFFIXES, NPY, ORIENTATION, formats, is_dicom, naming_file, suffix_of
 from lit_ft.data.images.loss import is_deep_png
@@ -127,8 +127,6 @@ def refuse_missing_bands(paths: Sequence[Path], reader: BandReader) -> None:
             has = len(BandReader("all")(paths[row]))
         except UserError:
             continue
-        if not row and (shape := npy_shape(paths[row])):
-            warn_of_reading(shape)
         if has >= max(reader.bands):
             return
         found, most = (paths[row], has) if has > most else (found, most)

@@ -1,13 +1,13 @@
 """The axis of the bands: by the number that is known, by what the arrays of a set share, and else by the shape."""
 
-import re
-import warnings
-
 import numpy as np
 import pytest
 import torch
 
-from lit_ft.data.bands.reader import BandReader, count_bands, refuse_missing_bands
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data import ImageFolderDataModule
+from lit_ft.data.bands.npy import format_doubt
+from lit_ft.data.bands.reader import BandReader, count_bands
 from lit_ft.errors import UserError
 
 
@@ -66,22 +66,31 @@ def test_array_that_may_be_read_either_way_is_warned_of(tmp_path):
         "tifffile.imwrite(FILE, values, photometric='minisblack', planarconfig='contig')"
     )
     paths = save_all(tmp_path, [(9, 12, 32)] * 2)
-    with pytest.warns(UserWarning, match=f"^{re.escape(line)}$"):
-        assert count_bands(paths) == 9
-    with pytest.warns(UserWarning, match=f"^{re.escape(line)}$"):
-        refuse_missing_bands(paths, BandReader((4,)))
-    other = save_all(tmp_path, [(32, 12, 9)])
-    with pytest.warns(UserWarning, match="9 bands; if it is .C, H, W. with 32, .*planarconfig='separate'"):
-        assert count_bands(other) == 9
+    assert count_bands(paths) == 9
+    assert (format_doubt(paths, "all"), format_doubt(paths, (4,))) == (line, line)
+    paths = save_all(tmp_path, [(9, 12, 32), (20, 12, 32)])  # which agree in 32, of which numbers know nothing
+    assert (format_doubt(paths, "all"), format_doubt(paths, (4,))) == ("", line)
+    other = format_doubt(save_all(tmp_path, [(32, 12, 9)]), "all")
+    assert "9 bands; if it is (C, H, W) with 32, " in other
+    assert other.endswith("planarconfig='separate')")
+
+
+def test_fit_warns_once_of_arrays_that_may_be_read_either_way(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save_all(tmp_path / name, [(9, 12, 32)] * 4)
+    data = ImageFolderDataModule(root=str(tmp_path), bands="all", test_fraction=0.0, spec=InputSpec(32, 32))
+    with pytest.warns(UserWarning, match=r"^`data.bands`: \(9, 12, 32\) read as \(C, H, W\): 9 bands; if"):
+        data.prepare_data()
+    data.setup("fit")  # as warnings are errors, it gives none
 
 
 @pytest.mark.parametrize(
     "shape", [(4, 6, 5), (12, 64, 48), (3, 224, 672), (480, 512, 3), (9, 9, 200), (200, 9, 9), (7, 7, 7)]
 )
 def test_usual_shape_is_not_warned_of(tmp_path, shape):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert count_bands(save_all(tmp_path, [shape] * 2)) == len(BandReader("all")(tmp_path / "00.npy"))
+    paths = save_all(tmp_path, [shape] * 2)
+    assert (format_doubt(paths, "all"), count_bands(paths)) == ("", len(BandReader("all")(paths[0])))
 
 
 @pytest.mark.parametrize(("layout", "shape"), [("contig", (9, 12, 32)), ("separate", (32, 12, 9))])
