@@ -37,7 +37,8 @@ def of_array(values: NDArray[Any], count: int | None) -> tuple[PixelValues, str]
         ValueError: It has another number of axes, no values, or none that are real numbers.
     """
     if values.ndim not in (2, 3) or 0 in values.shape:
-        raise ValueError(f"its shape {tuple(values.shape)} is none of (H, W), (H, W, C) and (C, H, W)")
+        several = "; in Python: lit_ft.load(RUN).predict(numpy.load(FILE))" if values.ndim == 4 and values.size else ""
+        raise ValueError(f"its shape {tuple(values.shape)} is none of (H, W), (H, W, C) and (C, H, W){several}")
     if values.ndim == 2:
         return check_size(values[np.newaxis]), f"{tuple(values.shape)} read as (H, W)"
     first = is_first(values.shape, count)
