@@ -42,7 +42,7 @@ class FoldScores:
         chosen: Which model was handed back in each fold.
         sizes: Number of the images that each was measured on.
         scores: Each metric of validation, and of test images that stay apart, in each fold; first the main one.
-        intervals: The 95% interval of the mean of each metric of validation.
+        intervals: The 95% interval of the mean of each metric of validation, unless it is equal in all folds.
         out_of_fold: Each metric of validation over all images, each predicted by the model that has not seen it.
     """
 
@@ -101,7 +101,9 @@ class FoldScores:
         rows.append(row("mean", None, {name: _mean(self.scores[name]) for name in names}))
         rows.append(row("std", None, {name: _deviation(self.scores[name]) for name in names}))
         for place, word in enumerate(("from", "to")):
-            rows.append(row(f"95% {word}", None, {name: ends[place] for name, ends in self.intervals.items()}))
+            cells = row(f"95% {word}", None, {name: ends[place] for name, ends in self.intervals.items()})
+            missing = [name.startswith("val/") and name not in self.intervals for name in names]
+            rows.append(cells[:2] + ["-" if none else cell for none, cell in zip(missing, cells[2:], strict=True)])
         if self.out_of_fold:
             rows.append(row("out of fold", sum(self.sizes), self.out_of_fold))
         return rows
@@ -165,9 +167,9 @@ def _collect(entries: Sequence[Mapping[str, Any]], held: OutOfFold | None) -> Fo
     over_all = {} if held is None else _measure(held)
     num_shares = len(held.names) if held is not None and held.task == "multiclass" else 0
     intervals = {
-        name: _interval(name, values, over_all.get(name), num_shares)
+        name: ends
         for name, values in scores.items()
-        if name.startswith("val/")
+        if name.startswith("val/") and (ends := _interval(name, values, over_all.get(name), num_shares))
     }
     sizes = [int((entry.get("val") or {}).get("images", 0)) for entry in entries]
     return FoldScores([str(one.get("chosen", "")) for one in selections], sizes, scores, intervals, over_all)
@@ -191,13 +193,19 @@ def _measure(held: OutOfFold) -> dict[str, float]:
     return {name: float(value) for name, value in {**metrics.compute(), "val/loss": losses.mean()}.items()}
 
 
-def _interval(name: str, values: Sequence[float], over_all: float | None, num_shares: int) -> tuple[float, float]:
+def _interval(
+    name: str, values: Sequence[float], over_all: float | None, num_shares: int
+) -> tuple[float, float] | None:
     """The 95% interval of the mean of a metric, within what it can be.
 
-    That of an accuracy is no narrower than that of one test on as many images: few may all be right in each fold.
+    That of an accuracy is no narrower than that of one test on as many images: few may all be right in each fold. Of
+    another metric that is equal in all folds, the folds do not show how far it varies, and there is none.
     """
+    is_share = name == "val/acc" and over_all is not None and num_shares > 0
+    if not is_share and min(values) == max(values):
+        return None
     ends = corrected_interval(torch.tensor(values, dtype=torch.float64), 1 / (len(values) - 1))
-    if name == "val/acc" and over_all is not None and num_shares:
+    if is_share and over_all is not None:
         ends = widen_by_wilson(ends, over_all, num_shares)
     low, high = _BOUNDS.get(name.partition("/")[2], (-math.inf, math.inf))
     return max(low, ends[0]), min(high, ends[1])

@@ -57,7 +57,7 @@ def test_mean_deviation_and_interval_are_those_by_hand(whole: Run) -> None:
     # t of 2 degrees of freedom is 4.302653; the variance 0.01 counts (1/3 + 1/2) times, and an accuracy is at most 1.
     assert flat["val/acc_low"] == pytest.approx(0.8 - 4.302653 * math.sqrt(0.01 * 5 / 6), abs=1e-6)
     assert flat["val/acc_high"] == 1.0
-    assert (flat["val/loss_low"], flat["val/loss_high"]) == (0.5, 0.5)  # of one value in all folds
+    assert "val/loss_low" not in flat  # of one value in all folds
     assert math.isnan(flat["val/f1"])
     assert (flat["test/acc"], flat["test/acc_std"], "test/acc_low" in flat) == (0.5, 0.0, False)
 
@@ -67,6 +67,19 @@ def test_accuracy_that_is_equal_in_each_fold_has_the_interval_of_one_test(tmp_pa
     for number in (1, 2):
         fold(run, number, right=10)
     assert summarise(run, 2).intervals["val/acc"] == pytest.approx((wilson_interval(1.0, 20)[0], 1.0))
+
+
+def test_other_metric_that_is_equal_in_each_fold_has_no_interval(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    val = {"split": "val", "images": 20, "val/acc": 1.0, "val/f1": 1.0}
+    for number in (1, 2, 3):
+        fold(run, number, right=20, of=20, val={**val, "val/loss": number / 8})
+    found = summarise(run, 3)
+    assert "interval" not in found.entry()["metrics"]["val/f1"]
+    assert found.intervals.keys() == {"val/acc", "val/loss"}
+    # Of the loss, 4.302653 times the root of 1/64 times (1/3 + 1/2), around 1/4, and no less than 0.
+    ends = {row[0]: row[2:5] for row in found.rows(format_metric) if row[0].startswith("95%")}
+    assert ends == {"95% from": ["94.0%", "-", "0.0000"], "95% to": ["100.0%", "-", "0.7410"]}
 
 
 def test_each_image_is_in_the_table_once_and_measured_at_once(whole: Run) -> None:

@@ -83,6 +83,14 @@ def _decode(dataset: Any) -> PixelValues:
             raise
         kind = dataset.file_meta.TransferSyntaxUID.name
         raise ValueError(f"no decoder of {kind} is installed; install pylibjpeg, or save it uncompressed") from error
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    tagged = (int(dataset.Rows), int(dataset.Columns), *([samples] if samples > 1 else []))
+    if values.shape != tagged:
+        sizes = [" x ".join(map(str, shape)) for shape in (values.shape, tagged)]
+        raise ValueError(
+            f"its tags do not fit its pixels: by BitsAllocated {dataset.get('BitsAllocated')} there are {sizes[0]}, by "
+            f"Rows, Columns and SamplesPerPixel {sizes[1]}"
+        )
     return values
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from lit_ft.backbones.input_spec import Bands, InputSpec
 from lit_ft.data.bands.dicom import read_dicom
 from lit_ft.data.bands.layout import PixelValues, check_size, put_bands_first, turn_upright
+from lit_ft.data.bands.npy import agree_on_bands, of_array, read_npy
 from lit_ft.data.bands.tiff import is_tiff, read_tiff
-from lit_ft.data.images.decode import DICOM_SUFFIXES, ORIENTATION, formats, is_dicom, naming_file, suffix_of
+from lit_ft.data.images.decode import DICOM_SUFFIXES, NPY, ORIENTATION, formats, is_dicom, naming_file, suffix_of
 from lit_ft.data.images.loss import is_deep_png
 from lit_ft.errors import UserError
 
-_NPY = b"\x93NUMPY"
 _HEAD_BYTES = 132  # of which the last four tell a DICOM file
 _SOME = 10  # images that are looked at for what all lack
 
@@ -50,7 +50,8 @@ class BandReader:
                 not finite; ``name``, or else its path, says which.
         """
         with naming_file(file, name):
-            return self._choose(_read(file, suffix_of(name or ("" if isinstance(file, BytesIO) else str(file)))))
+            suffix = suffix_of(name or ("" if isinstance(file, BytesIO) else str(file)))
+            return self._choose(*_read(file, suffix, self._expected))
 
     @classmethod
     def of(cls, spec: InputSpec) -> BandReader | None:
@@ -66,20 +67,27 @@ class BandReader:
         with naming_file("pictures", "pictures: an image"):
             if isinstance(picture, Tensor):
                 return self._choose(check_size(picture.detach().cpu().numpy()))
-            return self._choose(_of_photo(picture) if isinstance(picture, Image.Image) else _of_shape(picture))
+            if isinstance(picture, Image.Image):
+                return self._choose(_of_photo(picture))
+            return self._choose(*of_array(picture, self._expected))
 
     def size(self, file: str | Path) -> tuple[int, int]:
         """Height and width of an image, which is read for it; raises `UserError` likewise."""
         _, height, width = self(file).shape
         return height, width
 
-    def _choose(self, values: PixelValues) -> Tensor:
-        has = len(values)
+    @property
+    def _expected(self) -> int | None:
+        """The number of bands that an image must have."""
+        return self.count if self.bands == "all" else None
+
+    def _choose(self, values: PixelValues, reading: str = "") -> Tensor:
+        has, how = len(values), f", its shape {reading}" if reading else ""
         if self.bands == "all":
             if self.count not in (None, has):
-                raise ValueError(f"it has {_count(has)}, and {self.count} are expected of each image")
+                raise ValueError(f"it has {_count(has)}{how}, and {self.count} are expected of each image")
         elif max(self.bands) > has:
-            raise ValueError(f"it has {_count(has)}, and band {max(self.bands)} is asked for")
+            raise ValueError(f"it has {_count(has)}{how}, and band {max(self.bands)} is asked for")
         elif list(self.bands) != [*range(1, has + 1)]:
             values = values[[number - 1 for number in self.bands]]
         with np.errstate(all="ignore"):  # of numbers that are too large, which are not finite then
@@ -90,11 +98,16 @@ class BandReader:
 
 
 def count_bands(files: Sequence[Path]) -> int:
-    """The number of bands of the first file that can be read; raises `UserError` where none of them can."""
+    """The number of bands of the first file that can be read, as of `agree_on_bands` where it is an array.
+
+    Raises:
+        UserError: None of them can be read.
+    """
     errors = []
     for file in files:
         try:
-            return len(BandReader("all")(file))
+            has = len(BandReader("all")(file))
+            return agree_on_bands(file, files) or has
         except UserError as error:
             errors.append(error)
     raise errors[0] if errors else UserError("`data.bands`: there are no images, whose bands could be counted")
@@ -129,18 +142,18 @@ def _count(number: int) -> str:
     return f"{number} band{'s' if number > 1 else ''}"
 
 
-def _read(file: str | Path | BytesIO, suffix: str) -> PixelValues:
-    """All bands of a file, ``(C, H, W)``, by what it holds."""
+def _read(file: str | Path | BytesIO, suffix: str, count: int | None) -> tuple[PixelValues, str]:
+    """All bands of a file, ``(C, H, W)``, by what it holds, and of an array how it was read."""
     if isinstance(file, BytesIO):
         file.seek(0)
     match name_format(file, suffix):
         case "NumPy":
-            return _read_array(file)
+            return read_npy(file, count)
         case "DICOM":
-            return read_dicom(file)
+            return read_dicom(file), ""
         case "TIFF":
-            return _read_tiff(file)
-    return _read_photo(file)
+            return _read_tiff(file), ""
+    return _read_photo(file), ""
 
 
 def _read_tiff(file: str | Path | BytesIO) -> PixelValues:
@@ -164,40 +177,11 @@ def name_format(file: str | Path | BytesIO, suffix: str) -> str:
     else:
         with open(file, "rb") as opened:
             head = opened.read(_HEAD_BYTES)
-    if head.startswith(_NPY) or suffix == ".npy":
+    if head.startswith(NPY) or suffix == ".npy":
         return "NumPy"
     if suffix in DICOM_SUFFIXES or is_dicom(head):  # whose first 128 bytes may be those of a TIFF
         return "DICOM"
     return "TIFF" if is_tiff(head) else ""
-
-
-def _read_array(file: str | Path | BytesIO) -> PixelValues:
-    """A file of NumPy; one with objects is refused, and nothing in it is run."""
-    is_content = isinstance(file, BytesIO)
-    try:  # mapped where it can be, so that a header that lies costs no memory
-        found = np.load(file, None if is_content else "r", allow_pickle=False)
-    except ValueError as error:
-        if "object" in str(error):
-            raise ValueError("it holds objects of Python, which could run code, or is damaged") from error
-        raise
-    if not isinstance(found, np.ndarray):
-        raise ValueError("it is an archive of arrays; write each to a .npy file of its own")
-    return _of_shape(found)
-
-
-def _of_shape(values: NDArray[Any]) -> PixelValues:
-    """An array ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)`` as ``(C, H, W)``.
-
-    Of three dimensions, two that are equal and adjacent are height and width. Else the shorter of the first and the
-    last is the bands.
-    """
-    if values.ndim not in (2, 3) or 0 in values.shape:
-        raise ValueError(f"its shape {tuple(values.shape)} is none of (H, W), (H, W, C) and (C, H, W)")
-    if values.ndim == 2:
-        return check_size(values[np.newaxis])
-    first, second, last = values.shape
-    is_first = second == last if (first == second) != (second == last) else first < last
-    return check_size(values if is_first else values.transpose(2, 0, 1))
 
 
 def _read_photo(file: str | Path | BytesIO) -> PixelValues:

@@ -50,9 +50,7 @@ def read_tiff(file: str | Path | BytesIO) -> PixelValues | str:
     with _quiet(), tifffile.TiffFile(file, is_ome=False) as opened:
         if _has_page(opened.pages, _MOST_PAGES):  # each would take a kilobyte, and some microseconds
             raise ValueError(f"it has more than {_MOST_PAGES:,} pages")
-        if not opened.series:
-            raise ValueError("it has no image")
-        series = opened.series[0]
+        series = _first_image(opened)
         page = series.keyframe
         if page.compression not in _COMPRESSIONS:
             return str(getattr(page.compression, "name", page.compression))
@@ -60,6 +58,8 @@ def read_tiff(file: str | Path | BytesIO) -> PixelValues | str:
         check_shape((series.shape[bands] if bands is not None else 1, series.shape[height], series.shape[width]))
         _check_segments(series, opened.filehandle.size)
         values = series.asarray(maxworkers=1)
+        if not values.size:
+            raise ValueError("its tags announce no values")
         first = np.moveaxis(values, (bands, height, width), (0, 1, 2)) if bands is not None else values
         upright = first.reshape(-1, series.shape[height], series.shape[width])
         tag = page.tags.get("Orientation")
@@ -85,6 +85,16 @@ def _has_page(pages: Any, number: int) -> bool:
     except IndexError:
         return False
     return True
+
+
+def _first_image(opened: Any) -> Any:
+    try:
+        images = opened.series
+    except ZeroDivisionError as error:
+        raise ValueError("a width, height or number of rows in its tags is 0") from error
+    if not images:
+        raise ValueError("it has no image")
+    return images[0]
 
 
 def _order(axes: str, shape: tuple[int, ...]) -> tuple[int | None, int, int]:

@@ -53,6 +53,7 @@ _SIGNATURE = re.compile(
 _SIGNATURE_BYTES = 16
 _DICOM_BYTES = 132
 _LONGEST = 200  # characters of a reason, of which some libraries give pages
+NPY = b"\x93NUMPY"  # how a file of NumPy begins
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Suffixes that say of a file that it is no photo to be read, so that nobody has to look into it. Raw formats are among
@@ -241,6 +242,9 @@ def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
             suffix, head = suffix_of(str(file)), opened.read(_SIGNATURE_BYTES)
     if head[:4] in _TIFF:
         return "a TIFF of bits, bands or a compression that Pillow does not know; `data.bands` reads any bits and bands"
+    if head.startswith(NPY) or suffix in (".npy", ".npz"):
+        part = "[NAME]" if suffix == ".npz" else ""
+        return f"it holds arrays, and no photo; in Python: lit_ft.load(RUN).predict(numpy.load(FILE){part})"
     return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
 
 

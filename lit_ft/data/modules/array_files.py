@@ -163,6 +163,7 @@ def _check_shapes(images: Mapping[Split, StoredArray], labels: Mapping[Split, St
     for split, shape in shapes.items():
         num = labels[split].shape[:1]
         if num != shape[:1]:
+            images[split].read()  # which raises where its header announces more than there is
             raise UserError(f"{KEY}: {labels[split]} has {num[0] if num else 1} labels for the {shape[0]} images of "
                             f"{images[split]}; there must be one for each")  # fmt: skip
         if shape[1:] != shapes["train"][1:]:

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ft.backbones.input_spec import Fit, InputSpec, check_bands
+from lit_ft.backbones.input_spec import Bands, Fit, InputSpec, check_bands
+from lit_ft.data.bands.npy import format_doubt
 from lit_ft.data.bands.reader import BandReader, count_bands, refuse_missing_bands
 from lit_ft.data.bands.statistics import measure_bands
 from lit_ft.data.files.file_split import FileSplit
@@ -107,6 +108,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         """Number of each group, by its name: what is the same for each image of a patient, a video, …"""
         self._caches = SplitCaches()
         self._verification = Verification()
+        self._has_warned = False  # of arrays that may be read either way
         self._whole: dict[Split, FileSplit] = {}
 
     @abstractmethod
@@ -146,6 +148,7 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
         self.input_spec = self._with_bands(self.input_spec)
         if self.bands is not None and stage in (None, "fit"):
             refuse_missing_bands(self.splits["train"].paths, BandReader(self.bands))
+            self._warn_of_doubt(self.bands)
         if self.reader is not None and stage == "fit" and self.augment not in ("none", "basic"):
             rank_zero_warn(f"`data.augment`: {self.augment} changes colours; raw values of bands get basic alone")
             self.augment = "basic"
@@ -241,6 +244,14 @@ class PhotoDataModule(ImageDataModule[FileSplit]):
             return spec
         number = self._count_bands() if self.bands == "all" else len(self.bands)
         return replace(spec, bands=self.bands, mean=(0.0,) * number, std=(1.0,) * number)
+
+    def _warn_of_doubt(self, bands: Bands) -> None:
+        """Warns once of arrays that may be read either way, unless the model says how many bands they have."""
+        if self._has_warned or self.find_spec().bands is not None:
+            return
+        if doubt := format_doubt(self.splits["train"].paths, bands):
+            self._has_warned = True
+            rank_zero_warn(doubt)
 
     def _count_bands(self) -> int:
         splits: list[Split] = ["train", "val", "test", "predict"]

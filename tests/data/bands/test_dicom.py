@@ -56,6 +56,10 @@ def test_files_of_pydicom(name, shape, low, high):
         ({"Rows": 65_535, "Columns": 65_535}, "its 1 x 65535 x 65535 values are more than 178,956,970"),
         ({"Rows": 10, "Columns": 10}, "pixel data is less than expected"),
         ({"BitsAllocated": 13}, "."),
+        (
+            {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+            "its tags do not fit its pixels: by BitsAllocated 8 there are 2 x 6 x 5, by Rows, .* 6 x 5",
+        ),
         ({"RescaleSlope": 0, "RescaleIntercept": 5}, "its RescaleSlope is 0, by which all"),
     ],
 )

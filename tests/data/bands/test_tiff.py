@@ -129,6 +129,8 @@ def test_damage_of_a_photo_in_a_tiff_stays_the_reason(tmp_path):
         ),
         ({"compression": "zlib"}, {"StripOffsets": 8}, "libdeflate|zlib|[Dd]eflate"),
         ({}, {"SamplesPerPixel": 60_000}, "."),
+        ({}, {"ImageWidth": 0}, "a width, height or number of rows in its tags is 0"),
+        ({}, {"ImageLength": 0}, "a width, height or number of rows in its tags is 0"),
     ],
 )
 def test_tags_that_lie_are_refused(tmp_path, options, tags, reason):
@@ -206,3 +208,9 @@ def test_nothing_is_printed_of_odd_tags(tmp_path, capfd):
         ALL(path)
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("tifffile").level != logging.CRITICAL
+
+
+def test_no_bits_are_no_bands(tmp_path):
+    path = lie(save_tiff(tmp_path / "a.tif", numbers((6, 5, 1))), BitsPerSample=0)
+    with pytest.raises(UserError, match="its tags announce no values"):
+        ALL(path)

@@ -415,3 +415,13 @@ def test_reason_of_pages_is_cut_to_a_line(tmp_path):
     assert found.startswith("no plugin: gdcm is not installed gdcm")
     assert found.endswith(" …")
     assert len(found) <= 200
+
+
+@pytest.mark.parametrize(("name", "part"), [("set.npz", r"\[NAME\]"), ("set.npy", "")])
+def test_arrays_in_place_of_a_photo_are_answered_with_the_call(tmp_path, name, part):
+    (np.savez if name == "set.npz" else np.save)(tmp_path / name, np.zeros((3, 9, 9), np.uint8))
+    call = rf"in Python: lit_ft.load\(RUN\).predict\(numpy.load\(FILE\){part}\)"
+    with pytest.raises(
+        UserError, match=rf"/{name}: cannot be read as an image \(it holds arrays, and no photo; {call}\)"
+    ):
+        decode(tmp_path / name)

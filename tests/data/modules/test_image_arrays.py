@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 from pathlib import Path
@@ -264,6 +265,20 @@ def test_archive_is_trained_tested_and_predicted_by_its_path(run, saved, photo_r
     assert json.loads((folder / "metrics.json").read_text())["test"] == before["test"]
     run("predict", folder, photo_root / "ant", "--out", "found.csv")
     assert len(Path("found.csv").read_text().splitlines()) == 11
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_images_cut_short_are_damaged_and_the_labels_are_not_blamed(tmp_path, gz):
+    path = tmp_path / "train-images-idx3-ubyte"
+    write_idx(path, noise(30))
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + (3000).to_bytes(4, "big") + content[8:])
+    if gz:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels(30))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte[.gz]*: damaged: .* where its header announces"):
+        set_up(tmp_path)
 
 
 def test_folder_of_idx_files_is_planned_and_checked(run, tmp_path):
