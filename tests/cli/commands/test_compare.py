@@ -44,7 +44,7 @@ def test_page_that_is_there_is_kept(lit_ft, refused, runs):
         (["x"], "RUN: give two or more, to compare the first with"),
         (["x", "./x", "y"], "x is given twice"),
         (["x", "x/config.yaml"], "x/config.yaml: is not the folder of a run, as it has no config.yaml"),
-        (["x", "nothing"], "nothing: is not the folder of a run, as it has no config.yaml"),
+        (["x", "nothing"], "nothing: does not exist; name the folder of a run"),
         (["x", "y", "--out", "a.txt"], "--out: a.txt must end in .html"),
         (["x", "y", "--out", "folder.html"], "--out: folder.html is a folder, not a file"),
         ([], "the following arguments are required: RUN (see lit-ft compare --help)"),

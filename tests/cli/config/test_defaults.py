@@ -35,6 +35,7 @@ def test_config_from_python_is_no_file():
 def test_run_has_the_name_of_its_last_config(files, name):
     options = Namespace(class_path="lit_ft.DigitsDataModule", init_args=Namespace())
     config = Namespace(config=files, name=None, ckpt_path=None, data=options, checkpoint=None, trainer=Namespace())
+    config.refit = False
     settle(config, "fit", [])
     assert config.name == name
 
