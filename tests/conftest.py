@@ -16,6 +16,9 @@ from lit_ft.cli import main
 # Two threads on two shared cores can take four times as long as one. Also for the processes that tests start.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
+# No test cuts the power, and to wait for the disk took a tenth of the time of those that write checkpoints.
+os.fsync = lambda descriptor: None
+
 
 def pytest_collection_finish():
     """Lets the garbage collector pass over what all tests have loaded; it took an eighth of their time."""
