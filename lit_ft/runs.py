@@ -177,22 +177,23 @@ def find_best_checkpoint(given: str | Path) -> Path:
         return path
     if Run(path.parent).checkpoints == path:
         run = Run(path.parent)
-    if not run.checkpoints.is_dir() and run.has_folds():
+    if run.checkpoints.is_dir():
+        return run.checkpoint("best")
+    if run.has_folds():
         raise UserError(
             f"`ckpt_path`: {path} is a cross-validation, which has no model of its own, as its folds just measure; a "
             "run without `data.folds` makes one"
         )
-    if not run.checkpoints.is_dir() and (newest := find_newest_run(path)):
-        raise UserError(f"`ckpt_path`: {path} is no run, but a folder of runs; name one, the newest is {newest.folder}")
-    if not run.checkpoints.is_dir():
-        raise UserError(f"`ckpt_path`: {path} is no run, as it has no folder {run.checkpoints.name}; name one")
-    return run.checkpoint("best")
+    other = describe_folder_of_runs(path) or f"is no run, as it has no folder {run.checkpoints.name}; name one"
+    raise UserError(f"`ckpt_path`: {path} {other}")
 
 
-def find_newest_run(folder: Path) -> Run | None:
-    """The newest of the runs in a folder, or in the folders in it, if any has a checkpoint."""
+def describe_folder_of_runs(folder: Path) -> str | None:
+    """What to say where a run is meant, and its folder has some in it, or in the folders in it; None of others."""
     found = _find_below(str(folder), "*", "best") or _find_below(str(folder), "*/*", "best")
-    return Run(found[-1].parent.parent) if found else None
+    if not found:
+        return None
+    return f"is no run, but a folder of runs; name one, the newest is {Run(found[-1].parent.parent).folder}"
 
 
 def find_best_callback(trainer: Any) -> Any:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,11 @@ class Search:
         seed = self.base["seed_everything"]
         return None if isinstance(seed, bool) else seed
 
-    @property
-    def num_combinations(self) -> int | None:
-        """How many trials there can be that differ; None where there is no such number."""
-        every = None if self.seed is None else list_combinations(self.space)
-        return None if every is None else len(every)
-
-    @property
+    @cached_property
     def num_trials(self) -> int:
-        """Number of trials of all processes."""
-        return min(self.config.trials, self.num_combinations or self.config.trials)
+        """Number of trials of all processes: as many as differ, at most."""
+        every = None if self.seed is None else list_combinations(self.space)
+        return self.config.trials if every is None else min(self.config.trials, len(every))
 
     @property
     def best_config(self) -> Path:

@@ -13,7 +13,7 @@ import yaml
 
 from lit_ft.data.tables.tables import unescape_formula
 from lit_ft.errors import UserError
-from lit_ft.runs import Run, find_newest_run
+from lit_ft.runs import Run, describe_folder_of_runs
 
 Cells = Mapping[str, str]
 
@@ -49,9 +49,7 @@ def _describe_other(run: Run) -> str:
     """What a path is that has no config of a run."""
     if not run.folder.exists():
         return "does not exist; name the folder of a run"
-    if newest := find_newest_run(run.folder):
-        return f"is no run, but a folder of runs; name one, the newest is {newest.folder}"
-    return f"is not the folder of a run, as it has no {run.config.name}"
+    return describe_folder_of_runs(run.folder) or f"is not the folder of a run, as it has no {run.config.name}"
 
 
 def read_metrics(run: Run) -> dict[str, dict[str, Any]]:

@@ -120,8 +120,8 @@ class TrainScore:
     """The main metric of a task over the training batches of an epoch, each as the network was when it saw it.
 
     Batches are counted many at a time, as one by one they would take as long as the step of a small head. They wait in
-    memory of their own: each that were kept as it is would be a small piece in what a step has freed, where its large
-    tensors then no longer fit, and the process grew by gigabytes.
+    memory of their own: kept as they are, they would be small pieces in what a step has freed, where its large tensors
+    then no longer fit, and the process would grow by gigabytes.
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
