@@ -203,7 +203,15 @@ def refuse_unwritable(path: Path | str) -> Iterator[None]:
 
 def _passed_user_file(error: BaseException, packages: Collection[str]) -> bool:
     frames: Iterable[str] = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
-    return any(_is_user_file(file, packages) for file in (*frames, *_FRAME.findall(str(error))))
+    faulty = [error.filename] if isinstance(error, SyntaxError) and error.filename else []
+    return any(_is_user_file(file, packages) for file in (*frames, *faulty, *_FRAME.findall(_text(error))))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # anybody's exception can fail in any way
+        return ""
 
 
 def _is_user_file(file: str, packages: Collection[str]) -> bool:

@@ -17,6 +17,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # The rooms of the package. Each file may import those of its own room, and of the rooms above it in this list.
 ROOMS = [
     "errors",
+    "own_code",
     "rank_zero",
     "memory",
     "console",
@@ -167,6 +168,7 @@ def test_what_predicts_loads_no_library_of_trainings(name):
                 "lit_ft.cli.config.other_values",
                 "lit_ft.cli.process",
                 "lit_ft.errors",
+                "lit_ft.own_code",
                 "lit_ft.recipes",
                 "lit_ft.training",
                 "lit_ft.training.launch",
@@ -189,6 +191,7 @@ def test_what_predicts_loads_no_library_of_trainings(name):
                 "lit_ft.cli.process",
                 "lit_ft.console",
                 "lit_ft.errors",
+                "lit_ft.own_code",
                 "lit_ft.recipes",
                 "lit_ft.training",
                 "lit_ft.training.launch",

@@ -20,6 +20,7 @@ from lit_ft.cli.process import (
     warn_in_one_line,
 )
 from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable
+from lit_ft.own_code import find_trace
 from lit_ft.training.launch import is_other_process, wait_for_first_process
 from lit_ft.training.signals import Interrupted
 
@@ -45,11 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
         except UserError as error:
             if "--debug" in given:
                 raise
-            if not error.has_trained:
-                wait_for_first_process()
-            hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
-            line = for_command_line(" ".join(error.args[0].split()))
-            print(f"lit-ft: {printable(name_as_typed(line, given))}{hint}", file=sys.stderr)
+            _print_error(error, given)
             return 2
         except SystemExit as stop:
             if stop.code:
@@ -65,6 +62,17 @@ def main(args: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             _print_end("interrupted")
             return 130
+
+
+def _print_error(error: UserError, given: Sequence[str]) -> None:
+    """Prints the line of a user error, below the traceback of the user's own code that it came of."""
+    if not error.has_trained:
+        wait_for_first_process()
+    if trace := find_trace(error):
+        print(printable(trace, lines=True), file=sys.stderr)
+    hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
+    line = for_command_line(" ".join(error.args[0].split()))
+    print(f"lit-ft: {printable(name_as_typed(line, given))}{hint}", file=sys.stderr)
 
 
 def _print_end(line: str) -> None:

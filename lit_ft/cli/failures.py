@@ -117,7 +117,8 @@ def locate_failure(error: UserError, run: Run, trainer: Any) -> UserError:
     """
     says_how = ".ckpt" in error.args[0] or _TO_RESUME in error.args[0]
     is_to_resume = trainer.global_step > 0 and not says_how
-    located = type(error)(f"{format_rank(trainer)}{error.args[0]}{_how_to_resume(run) if is_to_resume else ''}")
+    line = f"{format_rank(trainer)}{error.args[0]}{_how_to_resume(run) if is_to_resume else ''}"
+    located = type(error)(line, *error.args[1:])
     located.has_trained = trainer.global_step > 0
     return located
 

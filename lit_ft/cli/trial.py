@@ -20,6 +20,7 @@ from lit_ft.cli.config.keywords import nest
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.console import progress_bar
 from lit_ft.errors import UserError, plain, refuse_unwritable
+from lit_ft.own_code import UserCodeError
 from lit_ft.runs import Run, find_best_callback
 from lit_ft.training.history import read_history
 from lit_ft.training.metrics_file import read_entries
@@ -129,6 +130,8 @@ def run_trial(setting: TrialSetting, trial: Trial, values: Mapping[str, Any]) ->
             if score is None or not math.isfinite(score):
                 raise UserError(f"{setting.monitor} is not {'known' if score is None else 'defined'}")
             return float(score), watch.is_pruned
+        except UserCodeError as error:  # a fault, which other trials have, too
+            raise UserCodeError(_cut_resume(error.args[0]), error.trace) from error
         except TRIAL_ERRORS as error:
             trial.set_user_attr(REASON, describe_failure(error))
             return None, False
@@ -150,8 +153,12 @@ def describe_failure(error: BaseException) -> str:
     'model.lr: too high'
     """
     if isinstance(error, UserError):
-        return plain(" ".join(error.args[0].split())).partition("; to resume: ")[0]
+        return _cut_resume(plain(" ".join(error.args[0].split())))
     return f"out of memory: {' '.join(str(error).split())}".removesuffix(": ")[:300]
+
+
+def _cut_resume(line: str) -> str:
+    return line.partition("; to resume: ")[0]
 
 
 @contextmanager

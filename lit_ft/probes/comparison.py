@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_ft.console import rank_zero_print
 from lit_ft.errors import UserError, for_command_line
+from lit_ft.own_code import UserCodeError
 from lit_ft.probes.findings.image_findings import Findings, find
 from lit_ft.probes.heads.cross_validation import corrected_interval
 from lit_ft.probes.heads.solver import Loss
@@ -127,6 +128,8 @@ def _survey_each(
         rank_zero_print(f"Probing {choice.title}")
         try:
             survey = survey_backbone(choice, images, folds, *options)
+        except UserCodeError:  # of the images, say, and not of one backbone
+            raise
         except UserError as error:
             failed[choice.title] = for_command_line(error.args[0])
         else:

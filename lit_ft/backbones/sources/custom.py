@@ -17,6 +17,7 @@ from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
 from lit_ft.backbones.weights.trust import network_class
 from lit_ft.errors import UserError, unknown
+from lit_ft.own_code import running_own_code
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ class OwnNetwork:
         """
         network = network_class(self.class_path)
         try:
-            made = network(**self.init_args)
+            with running_own_code("`model.backbone`", self.class_path, "at __init__"):
+                made = network(**self.init_args)
+        except UserError:
+            raise
         except Exception as error:  # anybody's code can fail in any way
             reason = str(error).partition("\n")[0]
             raise UserError(f"`model.backbone`: cannot make {self.class_path} ({reason})") from error

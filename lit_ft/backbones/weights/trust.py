@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_ft.backbones.freezing import Staged
 from lit_ft.errors import UserError
+from lit_ft.own_code import running_own_code
 
 LIBRARIES = ("lit_ft", "torch", "torchvision", "timm")
 """The packages whose classes a checkpoint may name."""
@@ -23,7 +24,10 @@ def network_class(path: str) -> type[nn.Module]:
     """
     home, _, title = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(home), title)
+        with running_own_code("`model.backbone`", path, f"at the import of {home}"):
+            found = getattr(importlib.import_module(home), title)
+    except UserError:
+        raise
     except Exception as error:  # anybody's code can fail in any way
         reason = str(error).partition("\n")[0]
         raise UserError(f"`model.backbone`: cannot make {path} ({reason})") from error

@@ -19,6 +19,7 @@ from lit_ft.console import rank_zero_print
 from lit_ft.data.pages import make_folder, write_report
 from lit_ft.errors import UserError, find_user_packages, for_command_line, refuse_unwritable
 from lit_ft.model.module import FineTuneModule
+from lit_ft.own_code import UserCodeError
 from lit_ft.probes.comparison import Probe, probe_images
 from lit_ft.probes.findings.label_table import write_label_table
 from lit_ft.probes.images import ProbeImages, read_images
@@ -112,6 +113,8 @@ def _try_fine_tuning(
     try:
         with raise_user_errors(find_user_packages(cli.config.as_dict())):
             return replace(found, trial=try_fine_tuning(trial, images, found.best))
+    except UserCodeError:
+        raise
     except UserError as error:
         return replace(found, notes=[*found.notes, f"fine-tuning was not tried: {for_command_line(error.args[0])}"])
 

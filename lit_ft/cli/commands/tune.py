@@ -149,7 +149,8 @@ def _run_trial(search: Search, study: optuna.Study, setting: TrialSetting, trial
             requeue(study, trial)
         raise
     except Exception as error:
-        trial.set_user_attr(REASON, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        trial.set_user_attr(REASON, f"{kind}{' '.join(str(error).split())}"[:300])
         study.tell(trial, state=TrialState.FAIL)
         raise
     if value is None or is_pruned:

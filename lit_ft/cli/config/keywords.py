@@ -35,7 +35,7 @@ def name_as_given(options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (name_as_typed(error.args[0], options),)
+        error.args = (name_as_typed(error.args[0], options), *error.args[1:])
         raise
 
 

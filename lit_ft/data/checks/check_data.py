@@ -28,6 +28,7 @@ from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.data.modules.photos import PhotoDataModule
 from lit_ft.data.split import class_counts
 from lit_ft.errors import UserError
+from lit_ft.own_code import UserCodeError
 
 
 def check(data: ImageDataModule[Any]) -> Checked:
@@ -132,6 +133,8 @@ def _splits(data: ImageDataModule[Any]) -> tuple[dict[Split, Any], str]:
         data.verifies = False
     try:
         data.setup()
+    except UserCodeError:  # which would run again
+        raise
     except UserError as error:
         if not isinstance(data, PhotoDataModule):
             raise

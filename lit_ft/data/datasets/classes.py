@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lit_ft.errors import UserError, find_user_packages, unknown
+from lit_ft.errors import UserError, unknown
+from lit_ft.own_code import running_own_code
 
 KEY = "`data.dataset`"
 
@@ -48,12 +49,13 @@ class DatasetClass:
         if home in ("", _HOME):
             raise unknown("data set of torchvision", title, list_torchvision(), KEY)
         try:
-            module = importlib.import_module(home)
+            with running_own_code(KEY, given, f"at the import of {home}"):
+                module = importlib.import_module(home)
+                found = getattr(module, title, None)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{home}.".startswith(f"{error.name}."):
                 raise  # of what is imported there
             raise UserError(f"{KEY}: {given}: there is no module {error.name}; give the path of a class") from error
-        found = getattr(module, title, None)
         if found is None:
             classes = [name for name, one in vars(module).items() if isinstance(one, type) and one.__module__ == home]
             raise unknown(f"class of {home}", title, classes, KEY)
@@ -73,11 +75,6 @@ class DatasetClass:
     def is_own(self) -> bool:
         """Whether it is anybody's own, not of torchvision."""
         return not is_of_torchvision(self.path)
-
-    @property
-    def packages(self) -> set[str]:
-        """The package that its code is of, if that is the user's."""
-        return find_user_packages({"class_path": self.path})
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:

@@ -53,14 +53,14 @@ def read_files(reader: Reader) -> tuple[PackedPaths, Values | None] | None:
             if path is None:
                 return None
             paths.append(path)
-            values.append(plain_value(target))
+            values.append(reader.to_value(target, index))
             bar.update(1)
     return _pack_paths(paths), stack_values(values, reader.what)
 
 
 def read_arrays(reader: Reader) -> Tensor | None:
     """All images, uint8 ``(N, C, H, W)``, of a data set that has them in memory, as its items are."""
-    data = getattr(reader.dataset, "data", None)
+    data = reader.attribute("data")
     data = data.numpy() if isinstance(data, Tensor) else data
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or len(data) != len(reader):
         return None
@@ -131,7 +131,7 @@ def _path_of(image: Any) -> str | None:
 def _public_targets(reader: Reader) -> Values | None:
     """The targets that a data set has as an attribute, if they are those of its items."""
     for name in _TARGETS:
-        found = getattr(reader.dataset, name, None)
+        found = reader.attribute(name)
         if not isinstance(found, (list, tuple, np.ndarray, Tensor)) or len(found) != len(reader):
             continue
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,6 +23,8 @@ from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.decode import to_pixels
 from lit_ft.data.pages import encode_thumbnail
 from lit_ft.errors import UserError, is_from_user_code
+from lit_ft.own_code import format_reason, running_own_code
+from lit_ft.rank_zero import rank_zero_warn
 
 _STAMPED = 16
 """Images of a split by which a change of the data set shows."""
@@ -30,45 +34,79 @@ _STAMPED = 16
 class Reader:
     """Reads the items of a data set of torch.
 
+    Where it is the user's own, what its code raises is a `UserCodeError`.
+
     Args:
         dataset: The data set.
-        what: What it is called in a message.
-        packages: The packages of the user's own, whose exceptions stay as they are.
+        path: The dotted path of its class.
+        split: The split that it is.
     """
 
     dataset: Any
-    what: str
-    packages: Collection[str] = ()
+    path: str
+    split: str
+
+    @property
+    def what(self) -> str:
+        """What it is called in a message."""
+        return f"{self.path.rpartition('.')[2]} ({self.split})"
 
     def __len__(self) -> int:
         """Number of items."""
-        return len(self.dataset)
+        with self.reading("__len__"):
+            return len(self.dataset)
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the data set; None where it has none of that name."""
+        with self.reading(name):
+            try:
+                return getattr(self.dataset, name)
+            except AttributeError as error:
+                # A property with a fault, or one of a data set that wraps another one, which has none.
+                if inspect.getattr_static(self.dataset, name, None) is not None and is_from_user_code(error):
+                    rank_zero_warn(
+                        f"{KEY}: {name} of {self.what} raised AttributeError ({error}), so it is taken for missing"
+                    )
+                return None
 
     def read(self, index: int) -> tuple[Any, Any]:
         """The image and the target of an item, as the data set has them.
 
         Raises:
-            UserError: It cannot be read, or is another thing. What the user's own code raises stays as it is.
+            UserError: It cannot be read, or is another thing.
         """
-        try:
+        with self.reading(f"item {index}"):
             item = self.dataset[index]
-        except UserError:
-            raise
-        except Exception as error:  # anybody's code can fail in any way
-            if is_from_user_code(error, self.packages):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{KEY}: item {index} of {self.what} cannot be read ({reason})") from error
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             found = f"{len(item)} things" if isinstance(item, (tuple, list)) else f"of type {type(item).__name__}"
             raise UserError(f"{KEY}: item {index} of {self.what} is {found}, and not an image and its target")
         return item[0], item[1]
 
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Raises what is raised within as a user error: ``what`` cannot be read, or has a fault of the user's own."""
+        try:
+            with running_own_code(KEY, self.path, f"at {what} of {self.split}"):
+                yield
+        except UserError:
+            raise
+        except Exception as error:  # anybody's code can fail in any way
+            reason = format_reason(error) or type(error).__name__
+            raise UserError(f"{KEY}: {what} of {self.what} cannot be read ({reason})") from error
+
     def read_value(self, index: int) -> Any:
         """The target of an item, whose image is one; it is None where there is no target."""
         image, target = self.read(index)
-        self.to_photo(image, index)
-        return plain_value(target)
+        with self.reading(f"item {index}"):
+            self.to_photo(image, index)
+        return self.to_value(target, index)
+
+    def to_value(self, target: Any, index: int) -> Any:
+        """The target of an item as numbers, text, an array of them, or None."""
+        with self.reading(f"item {index}"):  # as it can be of the user's own, too
+            value = plain_value(target)
+            np.ndim(value)
+            return value
 
     def to_photo(self, image: Any, index: int) -> Tensor:
         """The image of an item, of Pillow, numpy or torch, as uint8 ``(3, H, W)``.
@@ -108,12 +146,13 @@ class Items(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         image, target = self.reader.read(index)
-        if not np.array_equal(np.asarray(plain_value(target)), self.values[index]):
-            raise UserError(
-                f"{KEY}: item {index} of {self.reader.what} now has the target {target!r}, and had "
-                f"{self.values[index]!r} before; a data set must give the same each time"
-            )
-        return self.reader.to_photo(image, index)
+        with self.reader.reading(f"item {index}"):
+            if not np.array_equal(np.asarray(plain_value(target)), self.values[index]):
+                raise UserError(
+                    f"{KEY}: item {index} of {self.reader.what} now has the target {target!r}, and had "
+                    f"{self.values[index]!r} before; a data set must give the same each time"
+                )
+            return self.reader.to_photo(image, index)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.errors import UserError
+from lit_ft.own_code import UserCodeError
 from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.tasks.task import TaskName
 
@@ -95,18 +96,11 @@ def _find_splits(
 
     def make_readers(**further: Any) -> dict[Split, Reader]:
         made = make_splits(cls, {**arguments, **further}, by_split)
-        return {split: Reader(one, f"{cls.name} ({split})", cls.packages) for split, one in made.items()}
+        return {split: Reader(one, cls.path, split) for split, one in made.items()}
 
-    readers = make_readers(loader=keep_path) if takes_paths(cls) else make_readers()
-    for reader in readers.values():
-        if not len(reader):
-            raise UserError(f"{KEY}: {reader.what} has no images")
-    names = {split: find_class_names(reader.dataset) for split, reader in readers.items()}
-    files = {split: read_files(reader) for split, reader in readers.items()}
-    if all(one is not None for one in files.values()):
-        found: dict[Split, Images] = {split: one for split, one in files.items() if one is not None}
-    else:
-        readers = make_readers() if takes_paths(cls) else readers
+    readers, found = _find_files(make_readers, takes_paths(cls))
+    names = {split: find_class_names(reader.attribute) for split, reader in readers.items()}
+    if found is None:
         key = [cls.path, os.path.abspath(arguments.get("root", "")), dict(arguments), by_split]
         found = _read_items(readers, key, source_file(cls))
     labelled = {}
@@ -122,6 +116,30 @@ def _find_splits(
         if len(labelled) < len(named):
             raise UserError(f"{KEY}: the splits of {cls.name} have other classes, by their names, than one another")
     return labelled, names["train"]
+
+
+def _find_files(
+    make_readers: Callable[..., dict[Split, Reader]], takes_loader: bool
+) -> tuple[dict[Split, Reader], dict[Split, Images] | None]:
+    """The readers of the splits, and the images of each where all are in files.
+
+    Args:
+        make_readers: Makes the readers.
+        takes_loader: Whether it takes a loader in the place of torchvision's.
+    """
+    try:
+        readers = make_readers(loader=keep_path) if takes_loader else make_readers()
+        for reader in readers.values():
+            if not len(reader):
+                raise UserError(f"{KEY}: {reader.what} has no images")
+        files = {split: read_files(reader) for split, reader in readers.items()}
+    except UserCodeError:
+        if not takes_loader:
+            raise
+        files = {}  # of paths alone it may fail, as where it does more with an image than to load it
+    if files and all(one is not None for one in files.values()):
+        return readers, {split: one for split, one in files.items() if one is not None}
+    return make_readers() if takes_loader else readers, None
 
 
 def _name_classes(values: Values, names: Sequence[str] | None) -> Values | None:
@@ -141,13 +159,17 @@ def _read_items(readers: Mapping[Split, Reader], key: Sequence[Any], source: str
     return {split: (images, values[split]) for split, images in arrays.items() if images is not None}
 
 
-def find_class_names(dataset: Any) -> list[str] | None:
-    """The names of the classes by their number, where a data set has them by one of the usual names."""
+def find_class_names(attribute: Callable[[str], Any]) -> list[str] | None:
+    """The names of the classes by their number, where a data set has them by one of the usual names.
+
+    Args:
+        attribute: Gives an attribute of the data set, or None.
+    """
     for name in _NAMES:
-        found = getattr(dataset, name, None)
+        found = attribute(name)
         if isinstance(found, (list, tuple)) and found and all(isinstance(one, (str, tuple, list)) for one in found):
             return _distinct([one if isinstance(one, str) else ", ".join(map(str, one)) for one in found])
-    numbers = getattr(dataset, "class_to_idx", None)
+    numbers = attribute("class_to_idx")
     if isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
         return sorted(map(str, numbers), key={str(name): number for name, number in numbers.items()}.__getitem__)
     return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lit_ft.assets import download_dataset
 from lit_ft.data.datasets.classes import KEY, DatasetClass
 from lit_ft.data.loading.protocols import Split
-from lit_ft.errors import UserError, is_from_user_code
+from lit_ft.errors import UserError
+from lit_ft.own_code import UserCodeError, format_own_traceback, format_reason, running_own_code
 from lit_ft.rank_zero import rank_zero_warn
 
 SplitArguments = Mapping[Split, Mapping[str, Any]]
@@ -46,16 +47,20 @@ def make_splits(
         make: What makes a data set of these; the class itself when not given.
 
     Raises:
-        UserError: A library cannot make it. What the user's own code raises stays as it is.
+        UserError: It cannot be made; a `UserCodeError` where the user's own class raises.
     """
     make = make or cls.made_by
     chooser = None if by_split else cls.chooser(arguments)
     if chooser == "train":
         by_split = {"train": {"train": True}, "test": {"train": False}}
+    found: dict[Split, Any] = {}
     with _refusals(cls, arguments):
         if chooser == "split":
             return _make_named(cls, arguments, make)
-        return {split: make(**{**arguments, **own}) for split, own in (by_split or {"train": {}}).items()}
+        for split, own in (by_split or {"train": {}}).items():
+            with _asking(cls, "__init__", split):
+                found[split] = make(**{**arguments, **own})
+    return found
 
 
 def fetch_splits(
@@ -85,24 +90,32 @@ def _make_named(cls: DatasetClass, arguments: Mapping[str, Any], make: Callable[
             continue
         reason: Exception | None = None
         for name in names:
-            try:
-                made = make(**arguments, split=name)
-            except Exception as error:  # anybody's code can fail in any way
-                if not _knows_no_split(cls, error, name):
-                    raise
-                reason = error
-                continue
-            if split == "train" or len(made):
-                found[split], chosen = made, chosen or name
-                break
-        if split not in found and split == "train":
-            raise UserError(
-                f"{KEY}: {cls.name} has no split called train ({_reason(reason)}); give the arguments of each: "
-                "`data.split_args` '{train: {split: NAME}}'"
-            ) from reason
+            with _asking(cls, "__init__", split):
+                try:
+                    made = make(**arguments, split=name)
+                except Exception as error:  # anybody's code can fail in any way
+                    if not _knows_no_split(cls, error, name):
+                        raise
+                    reason = error
+                    continue
+            with _asking(cls, "__len__", split):
+                if split == "train" or len(made):
+                    found[split], chosen = made, chosen or name
+                    break
+        if reason is not None and split not in found and split == "train":
+            raise _no_training_split(cls, reason) from reason
         if split not in found and cls.is_own:
             rank_zero_warn(f"{KEY}: {cls.name} has no split called {split}, so it is held out where one is needed")
     return found
+
+
+def _no_training_split(cls: DatasetClass, reason: Exception) -> UserError:
+    line = (
+        f"{KEY}: {cls.name} has no split called train ({_reason(reason)}); give the arguments of each: "
+        "`data.split_args` '{train: {split: NAME}}'"
+    )
+    # What says nothing can also be a fault of the user's own.
+    return UserCodeError(line, format_own_traceback(reason)) if cls.is_own else UserError(line)
 
 
 def _knows_no_split(cls: DatasetClass, error: Exception, name: str) -> bool:
@@ -114,16 +127,18 @@ def _knows_no_split(cls: DatasetClass, error: Exception, name: str) -> bool:
     return is_one and (name in str(error) or not str(error))
 
 
+def _asking(cls: DatasetClass, method: str, split: Split) -> AbstractContextManager[None]:
+    return running_own_code(KEY, cls.path, f"at {method} of {split}")
+
+
 @contextmanager
 def _refusals(cls: DatasetClass, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Raises what a library raises within as a user error; what the user's own code does stays as it is."""
+    """Raises what a library raises within as a user error."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if is_from_user_code(error, cls.packages):
-            raise
         if isinstance(error, (ValueError, TypeError)):
             raise UserError(f"`data.dataset_args`: {cls.name}: {_reason(error)}") from error
         place = arguments.get("root")
@@ -133,8 +148,8 @@ def _refusals(cls: DatasetClass, arguments: Mapping[str, Any]) -> Iterator[None]
         raise UserError(f"`data.root`: {cls.name} cannot be read from {place} ({_reason(error)}){fetch}") from error
 
 
-def _reason(error: BaseException | None) -> str:
+def _reason(error: BaseException) -> str:
     """What an exception says, in a line, without the advice to download by an argument of the class."""
-    text = " ".join(str(error).split()) if error is not None else ""
+    text = format_reason(error)
     kept = [part for part in text.split(". ") if "download=True" not in part]
     return ". ".join(kept).rstrip(".") or text or type(error).__name__

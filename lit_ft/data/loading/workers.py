@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ft.console import progress_bar
 from lit_ft.errors import UserError, iterate_causes
+from lit_ft.own_code import UserCodeError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,6 +129,8 @@ class InWorkers:
         """Yields what is made of each thing asked; raises `UserError` where that was returned."""
         self._epoch.batches = asked
         for batch in self._loader:
+            if isinstance(batch, UserCodeError) and batch.__cause__ is None:  # which a worker does not hand on
+                raise batch from RuntimeError(f"\n{batch.trace}")
             if isinstance(batch, UserError):
                 raise batch
             yield batch

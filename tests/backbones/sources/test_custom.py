@@ -9,6 +9,7 @@ from lit_ft.backbones.build import build_backbone, input_spec
 from lit_ft.backbones.input_spec import InputConfig, InputSpec
 from lit_ft.errors import UserError
 from lit_ft.model.module import FineTuneModule
+from lit_ft.own_code import UserCodeError
 
 SPEC = InputSpec(size=16, resize=16)
 
@@ -300,6 +301,22 @@ def test_dropout_shared_by_stages_follows_each_of_them():
 
 
 TWO = {"stem": "conv1|norm1", "deep": "body|scale"}
+
+
+class Unbuilt(Net):
+    def __init__(self):
+        raise RuntimeError("no table of mine")
+
+
+def test_network_whose_constructor_raises_is_a_user_error_of_its_traceback(tmp_path, monkeypatch):
+    with pytest.raises(UserCodeError, match=r"Unbuilt raised RuntimeError at __init__: no table of mine$") as caught:
+        build_backbone(config("Unbuilt", stages=TWO), None, spec=SPEC)
+    assert "in __init__\n    raise RuntimeError" in caught.value.trace
+    (tmp_path / "network_with_a_fault.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    faulty = {**config(stages=TWO), "class_path": "network_with_a_fault.Net"}
+    with pytest.raises(UserCodeError, match="raised ZeroDivisionError at the import of network_with_a_fault: divi"):
+        build_backbone(faulty, None, spec=SPEC)
 
 
 @pytest.mark.parametrize(

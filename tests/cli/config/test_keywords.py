@@ -3,6 +3,7 @@ import pytest
 from lit_ft.cli.config.keywords import name_as_given, settle_keywords
 from lit_ft.cli.config.other_names import OTHER_NAMES
 from lit_ft.errors import UserError
+from lit_ft.own_code import UserCodeError
 
 
 def test_short_names_become_full_ones_in_their_order():
@@ -62,3 +63,6 @@ def test_error_has_the_short_name_that_was_given():
     for given, named in (("epochs", "epochs: ten"), ("lr", "trainer.max_epochs: ten")):
         with pytest.raises(UserError, match=f"^{named} does not fit"), name_as_given({given: "ten"}):
             raise UserError("`trainer.max_epochs`: ten does not fit")
+    with pytest.raises(UserCodeError) as caught, name_as_given({"epochs": 3}):
+        raise UserCodeError("`trainer.max_epochs`: fails", "its traceback")
+    assert (str(caught.value), caught.value.trace) == ("epochs: fails", "its traceback")

@@ -49,7 +49,7 @@ def test_classes_are_found_by_name_and_by_path():
     assert DatasetClass.find("SVHN") == DatasetClass.find("torchvision.datasets.SVHN")
     assert not DatasetClass.find("SVHN").is_own
     own = DatasetClass.find(f"{__name__}.Whole")
-    assert (own.name, own.is_own, own.packages) == ("Whole", True, {__name__.partition(".")[0]})
+    assert (own.name, own.is_own) == ("Whole", True)
 
 
 def test_checkpoint_may_name_data_sets_of_torchvision_alone():

@@ -28,8 +28,8 @@ class Held:
 
 @pytest.mark.parametrize("data", [noise(9), torch.from_numpy(noise(9))])
 def test_images_in_memory_are_taken_if_items_are_the_same(data):
-    assert read_arrays(Reader(Held(data), "s")).shape == (9, 1, 28, 28)
-    assert read_arrays(Reader(Held(data, turned=True), "s")) is None  # as those of EMNIST are not
+    assert read_arrays(Reader(Held(data), "s", "train")).shape == (9, 1, 28, 28)
+    assert read_arrays(Reader(Held(data, turned=True), "s", "train")) is None  # as those of EMNIST are not
 
 
 @pytest.mark.parametrize("data", ["text here", noise(9).astype(float), noise(9)[:, 0]])
@@ -37,7 +37,7 @@ def test_other_data_of_that_name_is_no_images(data):
     held = Held(noise(9))
     held.data = data
     held.__class__ = type("Other", (Held,), {"__getitem__": lambda self, i: (None, 0), "__len__": lambda self: 9})
-    assert read_arrays(Reader(held, "s")) is None
+    assert read_arrays(Reader(held, "s", "train")) is None
 
 
 def test_public_targets_are_taken_if_items_have_the_same():
@@ -45,7 +45,7 @@ def test_public_targets_are_taken_if_items_have_the_same():
     for others in ({"targets": right}, {"labels": np.array(right)}, {"targets": wrong, "y": torch.tensor(right)}):
         held = Held(noise(9), **others)
         held.read = 0
-        assert read_targets(Reader(held, "s"), others_key(others), None).tolist() == right
+        assert read_targets(Reader(held, "s", "train"), others_key(others), None).tolist() == right
 
 
 def others_key(others):
@@ -53,7 +53,7 @@ def others_key(others):
 
 
 def test_targets_of_items_are_read_where_there_are_no_public_ones():
-    assert read_targets(Reader(Held(noise(9), targets=[0] * 9), "s"), "wrong", None).tolist() == [0, 1, 2] * 3
+    assert read_targets(Reader(Held(noise(9), targets=[0] * 9), "s", "train"), "wrong", None).tolist() == [0, 1, 2] * 3
 
 
 def test_files_are_found_by_their_path_or_as_pillow_has_opened_them(tmp_path):
@@ -62,13 +62,13 @@ def test_files_are_found_by_their_path_or_as_pillow_has_opened_them(tmp_path):
     paths = sorted((tmp_path / "a").iterdir())
     opened = SimpleNamespace(get=lambda index: (Image.open(paths[index]), index))
     for get in (opened.get, lambda index: (str(paths[index]), index), lambda index: (paths[index], index)):
-        found, values = read_files(Reader(Listed(get), "s"))
+        found, values = read_files(Reader(Listed(get), "s", "train"))
         assert [found.full(index) for index in range(3)] == [str(path) for path in paths]
         assert list(found.names()) == ["0.png", "1.png", "2.png"]
         assert values.tolist() == [0, 1, 2]
     for change in (lambda image: image.convert("L"), lambda image: image.load() and image, np.asarray):
         changed = Listed(lambda index, change=change: (change(Image.open(paths[index])), index))
-        assert read_files(Reader(changed, "s")) is None
+        assert read_files(Reader(changed, "s", "train")) is None
 
 
 class Listed:

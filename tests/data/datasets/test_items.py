@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from PIL import Image
 
 from lit_ft.data.datasets.items import Items, ItemSplit, Reader, plain_value, stack_values
 from lit_ft.errors import UserError
+from lit_ft.own_code import UserCodeError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 FIRST = torch.from_numpy(PIXELS).permute(2, 0, 1)
@@ -20,7 +23,7 @@ FORMS = {
 
 
 def reader(items):
-    return Reader(items, "Set (train)")
+    return Reader(items, "mine.Set", "train")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -82,6 +85,44 @@ def test_stamp_changes_with_images_rows_and_targets():
 
     assert len({stamp(), stamp(add=1), stamp(rows=(1, 0)), stamp(targets=(1, 1))}) == 4
     assert stamp() == stamp()
+
+
+class Wrapping(list):
+    @property
+    def labels(self):
+        return self.inner.labels
+
+    @property
+    def targets(self):
+        return [1 / 0]
+
+    def __getattr__(self, name):
+        raise AttributeError(name)
+
+
+def test_attributes_that_fail_are_told_and_those_that_are_missing_are_none():
+    assert reader(Wrapping()).attribute("classes") is None
+    assert reader([]).attribute("classes") is None
+    with pytest.warns(
+        UserWarning, match=r"labels of Set \(train\) raised AttributeError \(labels\), so it is taken for m"
+    ):
+        assert reader(Wrapping()).attribute("labels") is None
+    with pytest.raises(
+        UserCodeError, match=r"^data.dataset: mine.Set raised ZeroDivisionError at targets of train: div"
+    ):
+        reader(Wrapping()).attribute("targets")
+
+
+class Library:
+    """As of a library: no frame of it is in the user's files."""
+
+    __getitem__ = staticmethod(partial(int, "x", base=3))
+
+
+def test_items_that_a_library_cannot_read_are_told_without_a_traceback():
+    with pytest.raises(UserError, match=r"^data.dataset: item 2 of Set \(train\) cannot be read \(") as caught:
+        reader(Library()).read(2)
+    assert not isinstance(caught.value, UserCodeError)
 
 
 def test_targets_of_all_kinds_are_one_array():

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from lit_ft.data.datasets.labelled import find_class_names
@@ -19,4 +17,4 @@ from lit_ft.data.datasets.labelled import find_class_names
     ],
 )
 def test_class_names_are_found_by_their_usual_names(held, names):
-    assert find_class_names(SimpleNamespace(**held)) == names
+    assert find_class_names(held.get) == names

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from lit_ft.data.loading import workers
 from lit_ft.data.loading.workers import InWorkers, Workers, choose_workers, usable_cpus
+from lit_ft.own_code import UserCodeError
 
 MB = 10**6
 
@@ -77,6 +78,17 @@ def test_as_many_as_asked_are_started_and_prefetch_less(machine):
     assert choose_workers(5 * MB, 100, asked=3) == Workers(3, 2)
     assert choose_workers(5 * MB, 100, asked=12) == Workers(12, 1)
     assert choose_workers(5 * MB, 100, asked=0) == Workers(0, 4)
+
+
+class _Refusing(Dataset):
+    def __getitem__(self, index):
+        return UserCodeError("`data.dataset`: fails", "the user's frames")
+
+
+def test_error_of_own_code_in_a_worker_comes_of_its_traceback():
+    with pytest.raises(UserCodeError, match=r"^data.dataset: fails$") as caught:
+        next(InWorkers(_Refusing(), Workers(1)).batches([0]))
+    assert str(caught.value.__cause__) == "\nthe user's frames"
 
 
 def _read_on_after_signals():

@@ -20,6 +20,7 @@ from lit_ft.data.files.file_split import FileSplit
 from lit_ft.data.images.decode import decode
 from lit_ft.data.modules.arrays import ArraySplit
 from lit_ft.errors import UserError
+from lit_ft.own_code import UserCodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:there are no test images")
 FAKE = {"dataset": "FakeData", "dataset_args": {"size": 60, "image_size": [3, 20, 30], "num_classes": 3}}
@@ -304,13 +305,49 @@ def test_own_classes_are_read_likewise(own, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*has no split called val")
-def test_own_class_that_raises_keeps_its_exception(own, tmp_path):
+def test_own_class_that_raises_is_a_user_error_of_its_exception(own, tmp_path):
     name = own(OWN)
-    with pytest.raises(KeyError) as raised:
+    with pytest.raises(
+        UserCodeError, match=rf"^data.dataset: {name}.Failing raised KeyError at item 0 of train: 0$"
+    ) as raised:
         set_up(f"{name}.Failing", tmp_path)
-    assert f"{name}.py" in str(raised.traceback[-1].path)
-    with pytest.raises(ZeroDivisionError):
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert f"{name}.py" in raised.value.trace
+    with pytest.raises(UserCodeError, match="raised ZeroDivisionError at the import of"):
         set_up(f"{own('1 / 0')}.Any", tmp_path)
+
+
+TURNED = """
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+
+
+class Turned(ImageFolder):
+    def __init__(self, root, loader=default_loader):
+        super().__init__(root, loader=loader)
+
+    def __getitem__(self, index):
+        path, target = self.samples[index]
+        return self.loader(path).transpose(Image.Transpose.ROTATE_90), target
+
+
+class Failing(Turned):
+    def __getitem__(self, index):
+        raise ValueError("of its own")
+"""
+
+
+def test_own_class_that_changes_what_its_loader_loads_is_read_item_by_item(own, tmp_path):
+    for name in ("ant", "bee"):
+        for number in range(5):
+            save_photo(tmp_path / "photos" / name / f"{number}.png", size=(12, 20))
+    module = own(TURNED)
+    train = set_up(f"{module}.Turned", tmp_path / "photos").splits["train"]
+    assert isinstance(train, ItemSplit)
+    assert train.image(0).shape == (3, 12, 20)  # turned by 90 degrees
+    with pytest.raises(UserCodeError, match=r"Failing raised ValueError at item 0 of train: of its own$"):
+        set_up(f"{module}.Failing", tmp_path / "photos")
 
 
 FAULTS = {
