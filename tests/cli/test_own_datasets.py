@@ -260,14 +260,18 @@ def test_item_that_raises_in_an_epoch_is_told_with_how_to_resume(fail, workers):
 
 def test_check_and_probe_end_in_the_traceback_and_one_line(fail):
     assert frames(fail("check", "Item")[0]) == ["__getitem__", "fail"]
-    Path("left.txt").write_text(".")
-    trace, line = fail("probe", "Late", "--folder", "null")
-    assert (frames(trace), line) == (["__getitem__"], "my_sets.Late raised ValueError at item 5 of train: too often")
+    for left in (".", ".."):  # as images are read, and as the features of a backbone are
+        Path("left.txt").write_text(left)
+        trace, line = fail("probe", "Late", "--folder", "null")
+        assert (frames(trace), line) == (
+            ["__getitem__"],
+            "my_sets.Late raised ValueError at item 5 of train: too often",
+        )
 
 
 @pytest.mark.slow
 def test_search_ends_with_an_own_class_that_raises(fail):
     Path("space.yaml").write_text("space: {model.lr: {float: [0.001, 0.01]}}")
-    Path("left.txt").write_text("...")
+    Path("left.txt").write_text("....")  # to the second epoch of the second trial
     options = ("--trainer.max_epochs", 2, "--tune", "space.yaml", "--tune.trials", 3, "--data.batch_size", 8)
     assert fail("tune", "Late", *options)[1] == "my_sets.Late raised ValueError at item 5 of train: too often"
