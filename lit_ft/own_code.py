@@ -45,23 +45,29 @@ class UserCodeError(UserError):
 
 @contextmanager
 def running_own_code(key: str, path: str, doing: str) -> Iterator[None]:
-    """Raises what the user's own code raises within as a `UserCodeError`.
-
-    So is what would end the process, such as `SystemExit`, and with 0 as if all were done. What libraries raise over
-    what they are given, user errors and interrupts stay as they are.
-
-    Args:
-        key: The option that names the code, in backquotes.
-        path: The dotted path of the code.
-        doing: What it is asked for, such as ``at item 3 of train``.
-    """
+    """Raises what the user's own code raises within as a `UserCodeError`; see `refuse_own_fault`."""
     try:
         yield
-    except (UserError, KeyboardInterrupt):
-        raise
     except BaseException as error:
-        if not is_from_user_code(error, find_user_packages({"class_path": path})):
-            raise
+        refuse_own_fault(error, key, path, doing)
+        raise
+
+
+def refuse_own_fault(error: BaseException, key: str, path: str, doing: str) -> None:
+    """Raises a `UserCodeError` for what the user's own code has raised.
+
+    Also for what would end the process, such as `SystemExit`, and with 0 as if all were done. Not for what libraries
+    raise over what they are given, for user errors and interrupts.
+
+    Args:
+        error: What was raised.
+        key: The option that names the code, in backquotes.
+        path: The dotted path of the code.
+        doing: What it was asked for, such as ``at item 3 of train``.
+    """
+    if isinstance(error, (UserError, KeyboardInterrupt)):
+        return
+    if is_from_user_code(error, find_user_packages({"class_path": path})):
         reason = format_reason(error)
         line = f"{key}: {path} raised {type(error).__name__} {doing}"
         raise UserCodeError(f"{line}: {reason}" if reason else line, format_own_traceback(error)) from error

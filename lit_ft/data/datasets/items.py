@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from lit_ft.data.fingerprint import digest
 from lit_ft.data.images.decode import to_pixels
 from lit_ft.data.pages import encode_thumbnail
 from lit_ft.errors import UserError, is_from_user_code
-from lit_ft.own_code import format_reason, running_own_code
+from lit_ft.own_code import format_reason, refuse_own_fault
 from lit_ft.rank_zero import rank_zero_warn
 
 _STAMPED = 16
@@ -75,24 +75,14 @@ class Reader:
         Raises:
             UserError: It cannot be read, or is another thing.
         """
-        with self.reading(f"item {index}"):
+        try:
             item = self.dataset[index]
+        except BaseException as error:  # not by `reading`, which takes longer than many a path does
+            self._refuse(error, f"item {index}")
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             found = f"{len(item)} things" if isinstance(item, (tuple, list)) else f"of type {type(item).__name__}"
             raise UserError(f"{KEY}: item {index} of {self.what} is {found}, and not an image and its target")
         return item[0], item[1]
-
-    @contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        """Raises what is raised within as a user error: ``what`` cannot be read, or has a fault of the user's own."""
-        try:
-            with running_own_code(KEY, self.path, f"at {what} of {self.split}"):
-                yield
-        except UserError:
-            raise
-        except Exception as error:  # anybody's code can fail in any way
-            reason = format_reason(error) or type(error).__name__
-            raise UserError(f"{KEY}: {what} of {self.what} cannot be read ({reason})") from error
 
     def read_value(self, index: int) -> Any:
         """The target of an item, whose image is one; it is None where there is no target."""
@@ -103,10 +93,12 @@ class Reader:
 
     def to_value(self, target: Any, index: int) -> Any:
         """The target of an item as numbers, text, an array of them, or None."""
-        with self.reading(f"item {index}"):  # as it can be of the user's own, too
+        try:
             value = plain_value(target)
             np.ndim(value)
-            return value
+        except Exception as error:  # as its type can be the user's own, too
+            self._refuse(error, f"item {index}")
+        return value
 
     def to_photo(self, image: Any, index: int) -> Tensor:
         """The image of an item, of Pillow, numpy or torch, as uint8 ``(3, H, W)``.
@@ -127,6 +119,22 @@ class Reader:
             values = values.transpose(1, 2, 0)
         channels_first((1, *values.shape), KEY, what)
         return to_bytes(order_channels(values[None]), KEY, what)[0].expand(3, -1, -1)
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Raises what is raised within as a user error."""
+        try:
+            yield
+        except BaseException as error:
+            self._refuse(error, what)
+
+    def _refuse(self, error: BaseException, what: str) -> NoReturn:
+        """Raises what it means that ``what`` cannot be read; interrupts stay as they are."""
+        refuse_own_fault(error, KEY, self.path, f"at {what} of {self.split}")
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise error
+        reason = format_reason(error) or type(error).__name__
+        raise UserError(f"{KEY}: {what} of {self.what} cannot be read ({reason})") from error
 
 
 class Items(Dataset[Tensor]):
