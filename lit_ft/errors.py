@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _SECTIONS = (
@@ -202,9 +203,17 @@ def refuse_unwritable(path: Path | str) -> Iterator[None]:
 
 
 def _passed_user_file(error: BaseException, packages: Collection[str]) -> bool:
-    frames: Iterable[str] = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    if any(_is_user_frame(frame, packages) for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return True
     faulty = [error.filename] if isinstance(error, SyntaxError) and error.filename else []
-    return any(_is_user_file(file, packages) for file in (*frames, *faulty, *_FRAME.findall(_text(error))))
+    return any(_is_user_file(file, packages) for file in (*faulty, *_FRAME.findall(_text(error))))
+
+
+def _is_user_frame(frame: FrameType, packages: Collection[str]) -> bool:
+    file = frame.f_code.co_filename
+    if not Path(file).is_file():  # such as a cell of a notebook
+        return frame.f_globals.get("__name__") == "__main__"
+    return _is_user_file(file, packages)
 
 
 def _text(error: BaseException) -> str:

@@ -107,6 +107,18 @@ def test_notebook_shows_the_users_frames_and_the_line():
     assert "\x1b" not in "".join(shown)
 
 
+def test_code_in_a_cell_of_a_notebook_is_the_users_own(capsys):
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    shell.run_cell("from lit_ft.data.datasets.items import Reader")
+    shell.run_cell("class Set:\n    def __getitem__(self, index):\n        raise ValueError('no such label')")
+    shell.run_cell("Reader(Set(), '__main__.Set', 'train').read(3)")
+    shown = capsys.readouterr().out
+    assert "in __getitem__\n    raise ValueError('no such label')\nValueError: no such label\n" in shown
+    assert shown.endswith(
+        "UserCodeError: data.dataset: __main__.Set raised ValueError at item 3 of train: no such label\n"
+    )
+
+
 def test_python_shows_the_exception_that_it_came_of():
     shown = "".join(traceback.format_exception(raised(lambda: run(ValueError("mine")))))
     assert "in fails\n" in shown

@@ -79,7 +79,7 @@ def read_targets(reader: Reader, key: Any, source: str | None) -> Values | None:
     Args:
         reader: Reads the items.
         key: By what the data set is made.
-        source: The file of its class.
+        source: The file of its class; nothing is kept without one, as no change of the class would show.
     """
     if (found := _public_targets(reader)) is not None:
         return found
@@ -87,7 +87,14 @@ def read_targets(reader: Reader, key: Any, source: str | None) -> Values | None:
     seen = stack_values([reader.read_value(i) for i in some], reader.what)
     if seen is None:
         return None
-    of = [len(reader), file_stamp(source) if source else None]
+
+    def read_all() -> Values | None:
+        values = list(sweep(range(len(reader)), reader.read_value, f"reading the labels of {reader.what}"))
+        return stack_values(values, reader.what)
+
+    if source is None:
+        return read_all()
+    of = [len(reader), file_stamp(source)]
 
     def is_valid(found: Derived) -> bool:
         if found[1].get("of") != of or not _is_packed(found, len(reader)):
@@ -95,8 +102,7 @@ def read_targets(reader: Reader, key: Any, source: str | None) -> Values | None:
         return np.array_equal(_unpack(found)[some], seen)
 
     def derive() -> Derived:
-        values = list(sweep(range(len(reader)), reader.read_value, f"reading the labels of {reader.what}"))
-        return _pack(stack_values(values, reader.what), of)
+        return _pack(read_all(), of)
 
     return _unpack(load_or_derive("targets", json.dumps(key, sort_keys=True, default=str), is_valid, derive))
 
@@ -105,7 +111,7 @@ def source_file(cls: DatasetClass) -> str | None:
     """The file of a class, whose change may change what its items are."""
     try:
         return inspect.getsourcefile(cls.made_by)
-    except TypeError:  # of no file
+    except (TypeError, OSError):  # of no file, such as a cell of a notebook
         return None
 
 

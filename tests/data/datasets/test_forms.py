@@ -7,7 +7,7 @@ from image_files import noise, save_photo
 from PIL import Image
 
 from lit_ft.data.datasets.classes import DatasetClass
-from lit_ft.data.datasets.forms import read_arrays, read_files, read_targets, takes_paths
+from lit_ft.data.datasets.forms import read_arrays, read_files, read_targets, source_file, takes_paths
 from lit_ft.data.datasets.items import Reader
 
 
@@ -54,6 +54,16 @@ def others_key(others):
 
 def test_targets_of_items_are_read_where_there_are_no_public_ones():
     assert read_targets(Reader(Held(noise(9), targets=[0] * 9), "s", "train"), "wrong", None).tolist() == [0, 1, 2] * 3
+
+
+def test_targets_of_a_class_of_no_file_are_read_each_time():
+    """As a class in a cell of a notebook, whose change would not show."""
+    made = type("Made", (Held,), {"__module__": "no_such_module"})
+    assert source_file(DatasetClass("no_such_module.Made", made)) is None
+    data = noise(30)
+    for shift in (0, 1):
+        turned = type("Turned", (Held,), {"__getitem__": lambda self, i, s=shift: (data[i], int(i == 1) * s)})
+        assert sum(read_targets(Reader(turned(data), "s", "train"), "cell", None)) == shift  # row 1 is not looked at
 
 
 def test_files_are_found_by_their_path_or_as_pillow_has_opened_them(tmp_path):
