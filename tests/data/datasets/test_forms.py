@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,10 +57,11 @@ def test_targets_of_items_are_read_where_there_are_no_public_ones():
     assert read_targets(Reader(Held(noise(9), targets=[0] * 9), "s", "train"), "wrong", None).tolist() == [0, 1, 2] * 3
 
 
-def test_targets_of_a_class_of_no_file_are_read_each_time():
+def test_targets_of_a_class_of_no_file_are_read_each_time(monkeypatch):
     """As a class in a cell of a notebook, whose change would not show."""
-    made = type("Made", (Held,), {"__module__": "no_such_module"})
-    assert source_file(DatasetClass("no_such_module.Made", made)) is None
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    for home in ("__main__", "no_such_module"):
+        assert source_file(DatasetClass(f"{home}.Made", type("Made", (Held,), {"__module__": home}))) is None
     data = noise(30)
     for shift in (0, 1):
         turned = type("Turned", (Held,), {"__getitem__": lambda self, i, s=shift: (data[i], int(i == 1) * s)})
