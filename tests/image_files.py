@@ -29,3 +29,13 @@ def noise(count, seed=0):
 def save_photo(path, color=(200, 30, 30), size=(40, 30), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path, **options)
+
+
+def scene(height, width, seed=0):
+    """A picture with large and small forms, as photos have, uint8 ``(H, W, 3)``."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for cells in (3, 12, 48):
+        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        picture += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 3.0
+    return picture.astype(np.uint8)

@@ -171,7 +171,7 @@ class _CachedPhase:
         """The layout of the features of an image."""
         self._frozen = FrozenStages(self._trainer, self._module, len(self.stages))
         source = next(iter(_find_loaders(self._trainer)[0].values())).source
-        return Layout.like(self._frozen.compute_rows(source, torch.arange(min(2, len(source))), seed=0))
+        return Layout.like(self._frozen.compute_views(source, torch.arange(min(2, len(source))), seed=0, views=1))
 
     def read_split(self, split: str, loader: Loader) -> FeatureSource | None:
         """The cached features of a split, or ``None`` if its images must be read."""

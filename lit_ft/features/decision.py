@@ -18,7 +18,7 @@ from lit_ft.unfreezing.view import format_epoch_span
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 NUM_VIEWS = 2
-"""Augmented views of each image: more gain little, and each costs as much as an epoch without a cache."""
+"""Augmented views of each image: more gain little, and each costs as much as an epoch without a cache, or nearly."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def format_decision(decision: Decision, phase: PhaseFacts, folder: Path) -> str:
 
 
 def _reason_against(split: str, views: int, phase: PhaseFacts) -> str | None:
-    """Why cached features cannot replace the images of a split, or would save nothing."""
+    """Why cached features cannot replace the images of a split, or would save little."""
     facts, epochs = phase.splits[split], phase.num_epochs
     reasons = (
         (facts.sharded_by, f"`trainer.strategy` {facts.sharded_by} may hold only a part of the weights"),
@@ -134,8 +134,8 @@ def _reason_against(split: str, views: int, phase: PhaseFacts) -> str | None:
         (not facts.is_read_whole, "no epoch reads all of its images"),
         (epochs <= 1, "the phase has one epoch"),
         (split == "val" and facts.num_passes <= 1, f"the phase has {'one' if facts.num_passes else 'no'} validation"),
-        # Each view costs as much as an epoch without a cache.
-        (views >= epochs, f"{views} augmented views would save nothing in {epochs:g} epochs"),
+        # Each view costs as much as an epoch without a cache, but for the decoding, and gives no new one.
+        (views >= epochs, f"{views} augmented views would save little in {epochs:g} epochs"),
     )
     return next((reason for applies, reason in reasons if applies), None)
 

@@ -52,6 +52,10 @@ class Layout:
         """Size of the file: the features, followed by a CRC-32 of each block."""
         return self.nbytes + _SUM.itemsize * self.blocks
 
+    def places(self, rows: Tensor) -> Tensor:
+        """Where the features of some images ``(n,)`` lie, those of all views of an image in a row, ``(n * views,)``."""
+        return (rows.unsqueeze(1) + self.images * torch.arange(self.views)).flatten()
+
     def reserve_file(self, file: Path) -> None:
         """Creates the file with all its space; raises ``OSError`` if the disk lacks it."""
         with file.open("wb") as opened:

@@ -54,15 +54,16 @@ class FeatureSource:
         Args:
             compute: Images ``(B, C, H, W)`` to features ``(B, ...)``.
             rows: Which images; other processes can fill in the others.
-            batch_size: Number of images in a batch.
+            batch_size: Number of images in a batch, each view of an image being one; at least all views of an image.
             seed: Seed of the augmentation; each view augments as an epoch of its own does, without a shuffle.
         """
-        batches = [torch.arange(start, min(start + batch_size, rows.stop)) for start in rows[::batch_size]]
-        for view in range(self._layout.views):
-            images_of_view = self._source.read([Picks(part, part) for part in batches], seed_view(seed, view))
-            for part, (images, _) in zip(batches, images_of_view, strict=True):
-                self._features[view * self._layout.images + part] = self._layout.encode(compute(images))
-                yield len(part)
+        views = self._layout.views
+        size = max(1, batch_size // views)
+        batches = [torch.arange(start, min(start + size, rows.stop)) for start in rows[::size]]
+        read = self._source.read_views([Picks(part, part) for part in batches], _seed_views(seed, views))
+        for part, (images, _) in zip(batches, read, strict=True):
+            self._features[self._layout.places(part)] = self._layout.encode(compute(images))
+            yield views * len(part)
 
 
 class FrozenStages:
@@ -86,9 +87,9 @@ class FrozenStages:
                 refuse_other_size(given, self._module.input_spec.size, error)
                 raise
 
-    def compute_rows(self, source: ImageSource, rows: Tensor, seed: int, view: int = 0) -> Tensor:
-        """Features of some images in one view."""
-        ((images, _),) = source.read([Picks(rows, rows)], seed_view(seed, view))
+    def compute_views(self, source: ImageSource, rows: Tensor, seed: int, views: int) -> Tensor:
+        """Features of some images ``(n,)``, those of all views of an image in a row, ``(n * views, ...)``."""
+        ((images, _),) = source.read_views([Picks(rows, rows)], _seed_views(seed, views))
         return self(images)
 
     def is_unchanged(self) -> bool:
@@ -121,6 +122,10 @@ class FrozenStages:
         """Sums of the tensors' bits, computed where the tensors are, in far less time than a hash."""
         sums = [_as_integers(value).sum() for value in self._tensors().values()]
         return torch.stack(sums).tolist() if sums else []
+
+
+def _seed_views(seed: int, views: int) -> list[torch.Generator]:
+    return [seed_view(seed, view) for view in range(views)]
 
 
 def _as_integers(value: Tensor) -> Tensor:

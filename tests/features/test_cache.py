@@ -252,7 +252,8 @@ def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
             if trainer.current_epoch == 0:
                 source, seed = trainer.train_dataloader.source, trainer.train_dataloader.sampler.seed
                 part = FrozenStages(trainer, pl_module, 2)
-                self.views = [part.compute_rows(source, torch.arange(NUM_TRAIN), seed, view) for view in range(3)]
+                features = part.compute_views(source, torch.arange(NUM_TRAIN), seed, views=3)
+                self.views = features.view(NUM_TRAIN, 3, -1).unbind(1)
 
     note = Note()
     fit(tmp_path, note, cache=FeatureCache(views=3), epochs=12, data=FewDigits(augment="basic"))
@@ -701,7 +702,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             {"epochs": 2},
             {"augment": "basic"},
             "Tensor",
-            "; train not cached: 2 augmented views would save nothing in 2 epochs",
+            "; train not cached: 2 augmented views would save little in 2 epochs",
         ),
         ({"cache": FeatureCache(views=0)}, {}, "Tensor", ""),
         ({"fast_dev_run": 2}, {}, "Tensor", ""),
@@ -722,7 +723,7 @@ def test_full_disk_stops_nothing(tmp_path, capsys, monkeypatch):
             {"epochs": -1, "max_steps": 4},
             {"augment": "basic"},
             "Tensor",
-            "train not cached: 2 augmented views would save nothing in 2 epochs",
+            "train not cached: 2 augmented views would save little in 2 epochs",
         ),
         # Both splits are known from the beginning, where not each epoch validates, too.
         (

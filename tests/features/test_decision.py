@@ -96,9 +96,9 @@ def test_split_whose_images_cannot_be_replaced_is_not_cached(facts, reason):
         (TRAIN, 1, {}, "the phase has one epoch"),
         (AUGMENTED, 1, {}, "the phase has one epoch"),
         (TRAIN, 2, {}, None),
-        (AUGMENTED, 2, {}, "2 augmented views would save nothing in 2 epochs"),
+        (AUGMENTED, 2, {}, "2 augmented views would save little in 2 epochs"),
         (AUGMENTED, 3, {}, None),
-        (AUGMENTED, 3, {"views": 4}, "4 augmented views would save nothing in 3 epochs"),
+        (AUGMENTED, 3, {"views": 4}, "4 augmented views would save little in 3 epochs"),
         (AUGMENTED, math.inf, {"views": 100}, None),
     ],
 )

@@ -25,6 +25,11 @@ def test_features_come_back_as_they_lay_in_memory(memory_format, stored, tmp_pat
     assert back.stride() == features.stride()
 
 
+def test_features_lie_view_after_view():
+    layout = replace(Layout.like(torch.ones(1, 4)), images=10, views=3)
+    assert layout.places(torch.tensor([7, 0])).tolist() == [7, 17, 27, 0, 10, 20]
+
+
 @pytest.fixture
 def summed(tmp_path, monkeypatch):
     """A file of seven blocks, the last one shorter, with their checksums, of which two processes wrote a part each."""

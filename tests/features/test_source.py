@@ -47,8 +47,21 @@ def test_shares_of_processes_make_the_whole_and_views_and_seeds_differ(source):
     assert not second.equal(third)
     assert not features_of(source, [range(NUM)], seed=1)[1].equal(whole)
     rows = torch.arange(NUM)
-    ((images, _),) = source.read([Picks(rows, rows)], seed_view(0, 1))
-    assert images.flatten(1).float().equal(second)
+    for view, features in enumerate((first, second, third)):
+        ((images, _),) = source.read([Picks(rows, rows)], seed_view(0, view))
+        assert images.flatten(1).float().equal(features)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [3] * 7), (5, [3] * 7), (6, [6, 6, 6, 3]), (32, [21])])
+def test_all_views_of_an_image_are_in_a_batch_that_is_no_larger_than_asked_if_it_can_be(source, batch_size, sizes):
+    layout, found = replace(Layout.like(torch.ones(1, 192)), images=NUM, views=VIEWS), []
+    filled = FeatureSource(torch.empty(VIEWS * NUM, 192), layout, source, depth=1)
+
+    def compute(images):
+        found.append(len(images))
+        return images.flatten(1).float()
+
+    assert list(filled.fill(compute, range(NUM), batch_size, 0)) == found == sizes
 
 
 def test_view_of_an_image_belongs_to_its_place_in_the_epoch(source):

@@ -17,8 +17,6 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
 from lit_ft.compat import reuse_image_memory
 from lit_ft.errors import UserError
@@ -27,10 +25,6 @@ reuse_image_memory()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it logs of damaged files
 
 ORIENTATION = 0x0112  # the EXIF tag
-_RESAMPLING = {
-    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
-    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
-}
 
 # Pixels and nothing else, most frequent first. Not what runs another program (EPS: Ghostscript), holds a document or
 # data (PSD, FITS, HDF5), needs a handler (WMF, GRIB), or is recognised by nothing of its own. TGA has no signature
@@ -147,63 +141,29 @@ def decode(file: str | Path | BytesIO, name: str | None = None, least: int = 0) 
     Raises:
         UserError: The file, which may be given by its content, cannot be read; ``name``, or else its path, says which.
     """
-    with _opened(file, name) as image:
+    with open_image(file, name) as image:
         if least and isinstance(image, JpegImageFile):
             shrink = next((factor for factor in (8, 4, 2) if min(image.size) >= factor * least), 1)
             image.draft(None, (image.width // shrink, image.height // shrink))
-        return _pixels(_upright(image))
+        return to_tensor(turn_upright(image))
 
 
 def to_pixels(image: Image.Image) -> Tensor:
     """An image of Pillow as `decode` gives it; it is not changed. Raises `UserError` likewise."""
     with naming_file("an image of Pillow", None):
-        return _pixels(_upright(image.copy()))
-
-
-def decode_crop(file: str | Path | BytesIO, crop: v2.RandomResizedCrop, name: str | None = None) -> Tensor:
-    """What a random crop makes of an image, ``(3, h, w)``, without decoding finer than it needs.
-
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the part that is cut out has then still as
-    many pixels as the result; all others give the very pixels of ``crop(decode(file))``. The random numbers, which
-    come from torch, are the same in any case. Otherwise as `decode`.
-    """
-    with _opened(file, name) as image:
-        if not isinstance(image, JpegImageFile):
-            return cut(_pixels(_upright(image)), crop)
-        top, left, height, width = _draw(crop, *_upright_size(image))
-        shrink = _shrink(image, height, width, crop)
-        if shrink == 1:
-            part = _upright(image).crop((left, top, left + width, top + height))
-            # As Pillow holds it, with a fourth byte a pixel: to pack three would take longer than to resize four.
-            pixels = torch.frombuffer(part.tobytes("raw", "RGBX"), dtype=torch.uint8).view(height, width, 4)
-            resized = _resized(pixels.permute(2, 0, 1), crop).permute(1, 2, 0).contiguous().numpy()
-            # Back through Pillow, which leaves the fourth bytes out several times as fast as torch or numpy.
-            packed = Image.frombuffer("RGBX", resized.shape[1::-1], resized, "raw", "RGBX", 0, 1).tobytes("raw", "RGB")
-            return torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(*crop.size, 3).permute(2, 0, 1)
-        image.draft(None, (image.width // shrink, image.height // shrink))
-        box = (left / shrink, top / shrink, (left + width) / shrink, (top + height) / shrink)
-        size = (crop.size[1], crop.size[0])
-        return _pixels(_upright(image).resize(size, _RESAMPLING[InterpolationMode(crop.interpolation)], box))
-
-
-def cut(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
-    """The same as ``crop(image)``, uint8 ``(3, H, W)``, faster where pixels lie together, as in decoded images."""
-    top, left, height, width = _draw(crop, *image.shape[1:])
-    part = image[:, top : top + height, left : left + width]
-    # In the memory format of decoded images: torch's resize is fastest for that, if there are no gaps.
-    return _resized(part.permute(1, 2, 0).contiguous().permute(2, 0, 1), crop)
+        return to_tensor(turn_upright(image.copy()))
 
 
 def upright_size(file: Path) -> tuple[int, int]:
     """Height and width of the decoded image, from the file's header alone; raises `UserError` like `decode`."""
-    with _opened(file, None) as image:
+    with open_image(file, None) as image:
         if image.format == "TIFF":
             image.load()  # turns it; before, not every Pillow has its final size
-        return _upright_size(image)
+        return size_upright(image)
 
 
 @contextmanager
-def _opened(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
+def open_image(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
     """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
     with naming_file(file, name), Image.open(file, formats=formats()) as image:
         yield image
@@ -248,17 +208,19 @@ def why_unread(file: str | Path | BytesIO, error: Exception) -> str:
     return HEIC_ADVICE if is_unread_heif(suffix, head) else "its format is not known"
 
 
-def _is_turned(image: Image.Image) -> bool:
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image that is not yet decoded will be turned."""
     # Pillow turns TIFF itself as it loads it.
     return image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in range(2, 9)
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = _is_turned(image) and image.getexif()[ORIENTATION] >= 5
+def size_upright(image: Image.Image) -> tuple[int, int]:
+    """Height and width that an image, which is not yet decoded, will have upright; not of a TIFF."""
+    turned = is_turned(image) and image.getexif()[ORIENTATION] >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turn_upright(image: Image.Image) -> Image.Image:
     """The image turned upright, in three colours, transparent parts white."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
@@ -269,29 +231,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _pixels(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an image in three colours, uint8 ``(3, H, W)``."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _draw(crop: v2.RandomResizedCrop, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part to cut out."""
-    drawn = crop.make_params([torch.empty(1, height, width, device="meta")])
-    return drawn["top"], drawn["left"], drawn["height"], drawn["width"]
-
-
-def _shrink(image: JpegImageFile, height: int, width: int, crop: v2.RandomResizedCrop) -> int:
-    """The factor by which a JPEG may be decoded smaller, for a part of it; 1 is not at all."""
-    if InterpolationMode(crop.interpolation) not in _RESAMPLING:
-        return 1  # the nearest pixel is one of the original's
-    room = min(height // crop.size[0], width // crop.size[1])
-    # Of a turned image the odd pixels would be at the other end.
-    fits = [s for s in (8, 4, 2) if not _is_turned(image) or (image.width % s == 0 and image.height % s == 0)]
-    return next((s for s in fits if room >= s), 1)
-
-
-def _resized(part: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
-    resized: Tensor = F.resize(part, list(crop.size), crop.interpolation, antialias=crop.antialias)
-    return resized
 
 
 def _grey(values: np.ndarray) -> Image.Image:

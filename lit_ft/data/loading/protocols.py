@@ -69,5 +69,11 @@ class ImageSource(Readable, Protocol):
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields the images of each batch, likewise."""
 
+    def read_views(self, batches: Sequence[Picks], generators: Sequence[torch.Generator]) -> Iterator[ImageBatch]:
+        """Yields the images of each batch in as many views as generators, those of an image one after the other.
+
+        Each view draws what `read` does with its generator. The targets ``(B * views,)`` are in the same order.
+        """
+
     def __len__(self) -> int:
         """Number of images."""

@@ -120,6 +120,12 @@ class ArraySource:
                 images = augment(images, parameters[places])
             yield resize_square(images, self._spec), self.split.targets[rows]
 
+    def read_views(self, batches: Sequence[Picks], generators: Sequence[torch.Generator]) -> Iterator[ImageBatch]:
+        """Yields each batch in several views."""
+        for views in zip(*(self.read(batches, generator) for generator in generators), strict=True):
+            images = torch.stack([images for images, _ in views], dim=1).flatten(0, 1)
+            yield images, views[0][1].repeat_interleave(len(views), dim=0)
+
 
 def _take(images: Tensor, rows: Tensor) -> Tensor:
     """Some of the images, contiguous ``(n, C, H, W)``, of all of them, whose channels may come last in memory."""

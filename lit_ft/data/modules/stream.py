@@ -17,7 +17,7 @@ from lit_ft.backbones.input_spec import Fit
 from lit_ft.data.files.derived_cache import hash_tensors
 from lit_ft.data.files.folders import find_folder
 from lit_ft.data.images.transforms import train_transform
-from lit_ft.data.loading.photo_source import is_random, stack_images, transform_seeded
+from lit_ft.data.loading.photo_source import draw_seeds, is_random, stack_images, transform_views
 from lit_ft.data.loading.protocols import Augment, ImageBatch, Split
 from lit_ft.data.loading.sampler import ChunkSampler, Picks
 from lit_ft.data.loading.workers import InWorkers, Workers, check_workers, workers_for
@@ -29,14 +29,18 @@ from lit_ft.tasks.task import TaskName
 
 
 class _Decoded(Dataset[Tensor]):
-    """Decodes whole batches of files, their names and the seeds of their augmentation, in a worker process or not."""
+    """Decodes whole batches of files, their names and the seeds of their views, in a worker process or not."""
 
     def __init__(self, transform: v2.Compose) -> None:
         self.transform = transform
 
-    def __getitem__(self, samples: list[tuple[bytes, str, int]]) -> Tensor | UserError:  # type: ignore[override]
+    def __getitem__(self, samples: list[tuple[bytes, str, list[int]]]) -> Tensor | UserError:  # type: ignore[override]
         try:
-            images = [transform_seeded(self.transform, io.BytesIO(data), seed, name) for data, name, seed in samples]
+            images = [
+                view
+                for data, name, seeds in samples
+                for view in transform_views(self.transform, io.BytesIO(data), seeds, name)
+            ]
         except UserError as error:
             return error
         return stack_images(images)
@@ -68,20 +72,24 @@ class StreamSource:
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""
-        seeds = torch.randint(2**63 - 1, (len(self),), generator=generator)
+        return self.read_views(batches, [generator])
+
+    def read_views(self, batches: Sequence[Picks], generators: Sequence[torch.Generator]) -> Iterator[ImageBatch]:
+        """Yields each batch in several views; see `PhotoSource.read_views`."""
+        seeds = draw_seeds(len(self), generators)
         if batches:
             decoded = self._workers.batches(self._encoded(batches, seeds))
             for picks, images in zip(batches, decoded, strict=True):
-                yield images, self.split.targets[picks.rows]
+                yield images, self.split.targets[picks.rows].repeat_interleave(len(generators), dim=0)
 
-    def _encoded(self, batches: Sequence[Picks], seeds: Tensor) -> Iterator[list[tuple[bytes, str, int]]]:
+    def _encoded(self, batches: Sequence[Picks], seeds: Tensor) -> Iterator[list[tuple[bytes, str, list[int]]]]:
         samples = self.split.samples(torch.cat([picks.rows for picks in batches]))
         for picks in batches:
             # The seeds first: where they end, `zip` must not have taken a sample.
             taken = zip(seeds[picks.places].tolist(), samples, strict=False)
             # Bytes of their own, not a view of a chunk that may be gone when they are sent.
-            unpacked = [(*unpack(bytes(sample)), seed) for seed, sample in taken]
-            yield [(image, f"{self.split.folder}: {name}", seed) for name, image, seed in unpacked]
+            unpacked = [(*unpack(bytes(sample)), own) for own, sample in taken]
+            yield [(image, f"{self.split.folder}: {name}", own) for name, image, own in unpacked]
 
 
 class StreamDataModule(ImageDataModule[ChunkedSplit]):

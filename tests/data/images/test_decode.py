@@ -9,54 +9,28 @@ import numpy as np
 import pytest
 import torch
 from band_files import lie, numbers, save_tiff
-from image_files import save_photo
+from image_files import save_photo, scene
 from PIL import Image, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
-from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images import decode as module
+from lit_ft.data.images.crops import make_crops
 from lit_ft.data.images.decode import (
-    cut,
     decode,
-    decode_crop,
     formats,
     image_suffixes,
     is_image,
     upright_size,
     why_unread,
 )
-from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.images.verification import problem
 from lit_ft.errors import UserError
 
 ORIENTATION = 0x0112
-MODES = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
 
 
-def scene(height, width, seed=0):
-    """A picture with large and small forms, as photos have, uint8 ``(H, W, 3)``."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3))
-    for cells in (3, 12, 48):
-        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        picture += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 3.0
-    return picture.astype(np.uint8)
-
-
-def crop_of(size, **options):
-    return v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True, **options)
-
-
-def both(path, crop, seed):
-    """What a crop gives by the short way, and of the whole image."""
-    torch.manual_seed(seed)
-    short = decode_crop(path, crop)
-    after = torch.get_rng_state()
-    torch.manual_seed(seed)
-    whole = crop(decode(path))
-    assert after.equal(torch.get_rng_state())  # what comes next is as random in one as in the other
-    return short, whole
+def crop_alone(file, crop):
+    return next(make_crops(file, crop, [0]))
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "gif", "tiff", "PNG"])
@@ -124,48 +98,12 @@ def test_all_orientations_are_upright_in_decoding_cropping_and_the_header(tmp_pa
     assert upright_size(path) == (40, 24)
     decoded = decode(path)
     assert decoded.shape == (3, 40, 24)
-    whole = v2.RandomResizedCrop((20, 12), scale=(1, 1), ratio=(0.6, 0.6), interpolation=MODES[2])  # shrinks by 2
-    for found, corners in ((decoded, (5, 30, 4, 18)), (decode_crop(path, whole), (3, 15, 2, 9))):
+    whole = v2.RandomResizedCrop((20, 12), scale=(1, 1), ratio=(0.6, 0.6))  # shrinks by 2
+    for found, corners in ((decoded, (5, 30, 4, 18)), (crop_alone(path, whole), (3, 15, 2, 9))):
         top, bottom, left, right = corners
         assert (found[:, top, left] - torch.tensor([250.0, 0, 0])).abs().max() < 8
         assert (found[:, top, right] - torch.tensor([0, 250.0, 0])).abs().max() < 8
         assert (found[:, bottom, left] - torch.tensor([0, 0, 250.0])).abs().max() < 8
-
-
-@pytest.mark.parametrize(("name", "interpolation"), [("x.jpg", 2), ("x.jpg", 3), ("x.jpg", 0), ("x.png", 2)])
-def test_crop_has_the_very_pixels_where_it_is_not_shrunk(tmp_path, name, interpolation):
-    Image.fromarray(scene(375, 500)).save(tmp_path / name)
-    # The nearest pixel is one of the whole image, however large that is.
-    crop = crop_of(224 if interpolation else 32, interpolation=MODES[interpolation])
-    for seed in range(4):
-        short, whole = both(tmp_path / name, crop, seed)
-        assert short.shape == (3, *crop.size)
-        assert short.equal(whole)
-
-
-@pytest.mark.parametrize("size", [(600, 800), (599, 801)])
-@pytest.mark.parametrize("orientation", [1, 3, 6])
-@pytest.mark.parametrize("interpolation", [2, 3])
-def test_crop_of_a_large_jpeg_is_close_to_the_exact_one(tmp_path, size, orientation, interpolation):
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    Image.fromarray(scene(*size)).save(tmp_path / "x.jpg", quality=92, exif=exif)
-    crop = crop_of(64, interpolation=MODES[interpolation])
-    pairs = [both(tmp_path / "x.jpg", crop, seed) for seed in range(4)]
-    wrong = [float((short.float() - whole.float()).abs().mean()) for short, whole in pairs]
-    assert max(wrong) < 2.0  # levels of 255; a shift by one pixel of the result would be 9 or more
-    odd_and_turned = size == (599, 801) and orientation > 1
-    assert all(short.equal(whole) for short, whole in pairs) == odd_and_turned
-
-
-def test_large_jpeg_is_decoded_smaller_but_never_below_the_result(tmp_path, monkeypatch):
-    Image.fromarray(scene(600, 800)).save(tmp_path / "x.jpg")
-    drafts = []
-    draft = JpegImageFile.draft
-    monkeypatch.setattr(JpegImageFile, "draft", lambda *args: drafts.append(args[2]) or draft(*args))
-    for size in (600, 301, 300, 151, 150, 75, 10):
-        decode_crop(tmp_path / "x.jpg", v2.RandomResizedCrop(size, scale=(1, 1), ratio=(4 / 3, 4 / 3)))
-    assert drafts == [(400, 300), (400, 300), (200, 150), (100, 75), (100, 75)]  # from 300 on
 
 
 @pytest.mark.parametrize(
@@ -189,30 +127,6 @@ def test_whole_jpeg_is_decoded_smaller_where_so_few_pixels_are_needed(tmp_path, 
     found = decode(tmp_path / "x.jpg", least=least)
     assert found.shape[1:] == (size if orientation == 1 else size[::-1])
     assert decode(tmp_path / "x.png", least=least).shape[1:] == ((600, 800) if orientation == 1 else (800, 600))
-
-
-@pytest.mark.parametrize("shape", [(40, 50), (1, 1), (1, 300), (300, 1)])
-def test_cut_is_the_crop_itself(shape):
-    image = torch.from_numpy(scene(*shape)).permute(2, 0, 1)
-    transform = train_transform(InputSpec(16, 18), "basic")
-    crop = transform.transforms[0]
-    for seed in range(5):
-        torch.manual_seed(seed)
-        expected = crop(image)
-        torch.manual_seed(seed)
-        assert cut(image, crop).equal(expected)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5000, 1), (1, 5000)])
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_images_of_few_pixels_are_resized_like_any_other(tmp_path, size, suffix):
-    save_photo(tmp_path / f"x.{suffix}", (200, 30, 30), size)
-    short, whole = both(tmp_path / f"x.{suffix}", crop_of(16), 0)
-    assert short.equal(whole)
-    evaluated = InputSpec(16, 18).geometry()(decode(tmp_path / f"x.{suffix}"))
-    for image in (short, evaluated):
-        assert image.shape == (3, 16, 16)
-        assert (image[:, 8, 8].float() - torch.tensor([200.0, 30, 30])).abs().max() < 6
 
 
 def test_palette_with_transparency_becomes_white(tmp_path):
@@ -279,7 +193,7 @@ def test_truncated_file_is_an_error_whatever_the_program_allows(tmp_path, monkey
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(scene(60, 80)).save(path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    for read in (decode, lambda file: decode_crop(file, crop_of(16))):
+    for read in (decode, lambda file: crop_alone(file, v2.RandomResizedCrop(16))):
         with pytest.raises(UserError, match=rf"^{path}: cannot be read as an image \(.*\); fix or remove it$") as told:
             read(path)
         assert "\n" not in str(told.value)
@@ -291,7 +205,7 @@ def test_bomb_is_refused_and_a_large_photo_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1001)  # Pillow warns of more than this, and refuses twice as much
     assert decode(tmp_path / "x.png").shape == (3, 40, 50)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 999)
-    for read in (decode, upright_size, lambda file: decode_crop(file, crop_of(16))):
+    for read in (decode, upright_size, lambda file: crop_alone(file, v2.RandomResizedCrop(16))):
         with pytest.raises(UserError, match=r"x.png: cannot be read as an image \(.*2000 pixels.*limit of 1998 pixels"):
             read(tmp_path / "x.png")
 

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data.datasets.items import ItemSplit
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.photo_source import PhotoSource, _Photos, transform_seeded
-from lit_ft.data.loading.sampler import EpochSampler
+from lit_ft.data.loading.sampler import EpochSampler, Picks
 from lit_ft.data.loading.workers import Workers
 from lit_ft.errors import UserError
 
@@ -92,9 +94,82 @@ def test_an_unreadable_file_is_told_in_one_line(split, num_workers):
 
 def test_what_workers_get_can_be_pickled(split):
     dataset = make_loader(split).source._loader.dataset
-    images, targets = pickle.loads(pickle.dumps(dataset))[[(2, 7), (3, 8)]]
-    assert images.equal(dataset[[(2, 7), (3, 8)]][0])
-    assert targets.tolist() == [2, 3]
+    asked = [(2, [7]), (3, [8, 9])]
+    images, targets = pickle.loads(pickle.dumps(dataset))[asked]
+    assert images.equal(dataset[asked][0])
+    assert targets.tolist() == [2, 3, 3]
+
+
+def generators(views=3):
+    return [torch.Generator().manual_seed(view) for view in range(views)]
+
+
+def alone(source, batches):
+    """The views of each batch, each read on its own, those of an image together; and their targets."""
+    by_view = [list(source.read(batches, generator)) for generator in generators()]
+    for parts in zip(*by_view, strict=True):
+        images = torch.stack([images for images, _ in parts], dim=1).flatten(0, 1)
+        yield images, parts[0][1].repeat_interleave(3)
+
+
+BATCHES = [Picks(torch.tensor([4, 0, 9]), torch.tensor([1, 7, 2])), Picks(torch.tensor([3]), torch.tensor([10]))]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_views_are_those_that_are_read_one_by_one(split, num_workers):
+    source = make_loader(split, num_workers).source
+    assert_same(list(source.read_views(BATCHES, generators())), list(alone(source, BATCHES)))
+
+
+@pytest.fixture
+def opens(monkeypatch):
+    """The files that Pillow opens."""
+    paths, opened = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **options: paths.append(str(file)) or opened(file, **options))
+    return paths
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_photo_is_opened_once_for_all_its_views(split, opens, fit):
+    spec = InputSpec(16, 18, fit=fit)
+    source = PhotoSource(split, train_transform(spec, "trivial"))
+    found = list(source.read_views(BATCHES, generators()))
+    assert opens == [str(split.paths[row]) for row in (4, 0, 9, 3)]
+    assert_same(found, list(alone(source, BATCHES)))
+
+
+def test_bands_are_read_once_for_all_views_and_cached_copies_are_cut_as_one_by_one(split):
+    read = []
+
+    def reader(path):
+        read.append(path)
+        return decode(path)
+
+    cache = [torch.randint(256, (3, 20, 24), dtype=torch.uint8, generator=g) for g in generators(11)]
+    crops = train_transform(InputSpec(16, 18), "basic")
+    found = list(PhotoSource(split, crops, reader=reader).read_views(BATCHES, generators()))
+    assert read == [str(split.paths[row]) for row in (4, 0, 9, 3)]
+    assert_same(found, list(alone(PhotoSource(split, crops), BATCHES)))
+    cached = PhotoSource(split, crops, cache=cache)
+    assert_same(list(cached.read_views(BATCHES, generators())), list(alone(cached, BATCHES)))
+
+
+def test_data_set_with_changes_of_its_own_makes_them_in_each_view():
+    class Noise(Dataset):
+        def __getitem__(self, row):
+            return torch.randint(256, (3, 20, 24), dtype=torch.uint8)
+
+    split = ItemSplit(Noise(), "noise", torch.arange(11), torch.arange(11))
+    source = PhotoSource(split, train_transform(InputSpec(16, 18), "basic"))
+    found = list(source.read_views(BATCHES, generators()))
+    assert_same(found, list(alone(source, BATCHES)))
+    assert len({bytes(view.numpy()) for images, _ in found for view in images}) == 12
+
+
+def test_damaged_photo_is_told_where_several_views_are_read(split):
+    split.paths[9].write_bytes(split.paths[9].read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"^{split.paths[9]}: cannot be read as an image \("):
+        list(make_loader(split).source.read_views(BATCHES, generators()))
 
 
 @pytest.mark.slow
@@ -154,7 +229,7 @@ def test_an_image_whose_transform_fails_is_named(split, error, cached):
 
     cache = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * len(split) if cached else None
     photos = _Photos(split, v2.Compose([v2.Resize([16]), fails]), cache)
-    found = photos[[(2, 0)]]
+    found = photos[[(2, [0])]]
     reason = "[enforce fail] not enough memory" if isinstance(error, RuntimeError) else "out of memory"
     assert isinstance(found, UserError)
     assert str(found) == f"{split.paths.full(2)}: cannot be brought to the size of the network's images ({reason})"

@@ -18,7 +18,10 @@ from test_base import FakeTrainer
 
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data import ImageFolderDataModule, ImageTableDataModule, StreamDataModule
+from lit_ft.data.loading.sampler import Picks
+from lit_ft.data.modules import stream
 from lit_ft.data.streaming.convert import _write_set, convert
+from lit_ft.data.streaming.stream_set import unpack
 from lit_ft.errors import UserError
 
 pytest.importorskip("litdata")
@@ -210,11 +213,26 @@ def test_workers_give_the_same_batches_epoch_after_epoch_and_when_left(stream_ro
     assert_same(batches_of(plain, 2), batches_of(workers, 2))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_views_are_those_that_are_read_one_by_one_from_one_sample(stream_root, num_workers, monkeypatch):
+    source = make(stream_root, num_workers=num_workers, augment="trivial").train_dataloader().source
+    batches = [Picks(torch.tensor([0, 1]), torch.tensor([0, 1])), Picks(torch.tensor([2]), torch.tensor([5]))]
+    by_view = [list(source.read(batches, torch.Generator().manual_seed(view))) for view in range(3)]
+    unpacked = []
+    monkeypatch.setattr(stream, "unpack", lambda sample: unpacked.append(sample) or unpack(sample))
+    found = list(source.read_views(batches, [torch.Generator().manual_seed(view) for view in range(3)]))
+    assert len(unpacked) == 3
+    for (images, targets), *parts in zip(found, *by_view, strict=True):
+        assert images.equal(torch.stack([view for view, _ in parts], dim=1).flatten(0, 1))
+        assert targets.equal(parts[0][1].repeat_interleave(3))
+    assert not found[0][0][0].equal(found[0][0][1])
+
+
 def test_what_workers_need_can_be_sent_to_spawned_ones(stream_root, tmp_path):
     dataset = make(stream_root).train_dataloader().source._workers.dataset
     sent = pickle.loads(pickle.dumps(dataset))
     save_photo(tmp_path / "x.png")
-    samples = [((tmp_path / "x.png").read_bytes(), "x.png", 3)]
+    samples = [((tmp_path / "x.png").read_bytes(), "x.png", [3, 4])]
     assert sent[samples].equal(dataset[samples])
 
 
