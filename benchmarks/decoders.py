@@ -34,8 +34,8 @@ from torchvision.transforms import v2
 from lit_ft import FineTuneModule, GradualUnfreezing, ImageFolderDataModule, Trainer
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.data.images import verification
-from lit_ft.data.images.decode import cut, decode, decode_crop
-from lit_ft.data.images.transforms import random_from, train_transform
+from lit_ft.data.images.decode import decode
+from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.photo_source import stack_images, transform_seeded
 
 ROUNDS = 5
@@ -188,19 +188,15 @@ def decoders(folder: Path) -> None:
 def crops(folder: Path) -> None:
     """Training images of small photos by lit_ft, and by decoders that give arrays at once."""
     paths = [str(path) for path in sorted(photos(SMALL, folder).rglob("*.jpg"))]
-    crop, *others = train_transform(SPEC, "trivial").transforms
+    transform = train_transform(SPEC, "trivial")
 
-    def turn(make: Callable[[str], Tensor]) -> list[Tensor]:
-        made = []
-        for seed, path in enumerate(paths):
-            with random_from(seed):
-                made.append(v2.Compose(others)(make(path)))
-        return made
+    def turn(read: Callable[[str], str | Tensor]) -> list[Tensor]:
+        return [transform_seeded(transform, read(path), seed, path) for seed, path in enumerate(paths)]
 
     def by_array(one: Decode, path: str) -> Tensor:
-        return cut(torch.from_numpy(one(Path(path).read_bytes(), 1)).permute(2, 0, 1), crop)
+        return torch.from_numpy(one(Path(path).read_bytes(), 1)).permute(2, 0, 1)
 
-    makes: dict[str, Callable[[str], Tensor]] = {"lit_ft": partial(decode_crop, crop=crop)}
+    makes: dict[str, Callable[[str], str | Tensor]] = {"lit_ft": str}
     found = found_decoders(Path(paths[0]).read_bytes())
     makes |= {name: partial(by_array, found[name]) for name in ("simplejpeg", "OpenCV", "imagecodecs") if name in found}
     made = {name: turn(make) for name, make in makes.items()}
@@ -236,7 +232,7 @@ def steps_of(name: str, folder: Path) -> Iterator[tuple[str, Callable[[], int]]]
     yield "verification by decoding at full size", partial(each, decode)
     yield "read", partial(each, Path.read_bytes)
     yield "decode at the crop's scale", partial(each, lambda one: by_pillow(one, SHRINK[name]), contents)
-    yield "read, decode, crop, resize", partial(each, lambda path: decode_crop(path, crop))
+    yield "read, decode, crop, resize", partial(each, lambda path: transform_seeded(v2.Compose([crop]), str(path), 0))
     yield "TrivialAugment", partial(each, trivial, images)
     yield "batch", lambda: len(stack_images(images))
     yield "receive from a worker", lambda: sum(len(batch) for batch, _ in loader)

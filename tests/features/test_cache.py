@@ -13,16 +13,20 @@ import numpy as np
 import processes
 import pytest
 import torch
+from image_files import scene
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from rounding import same_but_for_rounding
 from small_runs import NUM_VAL, FewDigits, differences, final_state, small_module, small_resnet, small_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from lit_ft.assets import lock_beside
+from lit_ft.backbones.input_spec import InputSpec
+from lit_ft.data import ImageFolderDataModule
 from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.features.cache import FeatureCache
@@ -263,6 +267,29 @@ def test_each_epoch_draws_one_of_the_views_of_each_image(tmp_path):
     assert all(any(same_but_for_rounding(values, view[row]) for view in note.views) for row, values in drawn)
     assert len(seen) > 0.95 * 3 * NUM_TRAIN
     assert not same_but_for_rounding(note.views[0], note.views[1])
+
+
+def test_views_of_large_jpegs_are_cached_from_one_decode_each(tmp_path, monkeypatch, capsys):
+    for i in range(12):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(300, 400, seed=i)).save(path)
+    paths, opened = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **options: paths.append(str(file)) or opened(file, **options))
+    drafts, draft = set(), JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *args: drafts.add(args[2]) or draft(*args))
+    spec = InputSpec(32, 36)
+    data = ImageFolderDataModule(str(tmp_path / "photos"), val_fraction=0.25, num_workers=0, batch_size=4, spec=spec)
+    data.verifies = False
+    fit(tmp_path, cache=FeatureCache(views=3), module=filled_resnet, epochs=6, data=data)
+    told = capsys.readouterr().out
+    assert "cached for train (9 images in 3 augmented views) and val (3 images)" in told
+    assert "differ" not in told
+    train = [str(path) for path in data.splits["train"].paths]
+    # Two tell the shape; one of each split is computed again, to compare.
+    assert sum(path in train for path in paths) == 2 + 9 + 1
+    assert len(paths) == 2 + 9 + 1 + 3 + 1
+    assert drafts == {(50, 37), (100, 75)}
 
 
 def test_several_epochs_draw_other_views_than_one_another(tmp_path):
