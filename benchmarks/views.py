@@ -33,6 +33,7 @@ from lit_ft.data.loading.protocols import ImageBatch
 from lit_ft.data.loading.sampler import Picks
 from lit_ft.features.layout import Layout
 from lit_ft.features.source import FeatureSource
+from lit_ft.memory import keep_freed_memory
 
 BATCH_SIZE = 32
 PHOTOS = 40  # of each size
@@ -68,16 +69,19 @@ def compare_decodes(rounds: int, numbers: Sequence[int]) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as each run does
     with tempfile.TemporaryDirectory() as folder:
         for name in SHRINK:
             root = photos(name, Path(folder))
             for title, network in NETWORKS.items():
-                for views in numbers:
-                    for what, take in (("features", take_features), ("training of a head", take_training)):
-                        together = partial(take, network, root, views)
-                        ways = {"one decode a view": partial(one_by_one, together), "one decode": together}
-                        notes = dict.fromkeys(ways, "")
-                        print_ratios(f"{name}, {title}, {views} views: {what}", take_turns(ways, rounds), notes)
+                module = FineTuneModule(network, weights=None, classes=5).eval()
+                things = {
+                    f"features of {views} views": partial(take_features, module, root, views) for views in numbers
+                }
+                things[f"training with {numbers[0]} views"] = partial(take_training, network, root, numbers[0])
+                for what, together in things.items():
+                    ways = {"one decode a view": partial(one_by_one, together), "one decode": together}
+                    print_ratios(f"{name}, {title}: {what}", take_turns(ways, rounds), dict.fromkeys(ways, ""))
 
 
 def one_by_one(take: partial[int]) -> int:
@@ -98,11 +102,11 @@ def one_by_one(take: partial[int]) -> int:
         return take()
 
 
-def take_features(network: str, root: Path, views: int) -> int:
+def take_features(module: FineTuneModule, root: Path, views: int) -> int:
     """The features of the training photos; their number."""
     data = ImageFolderDataModule(str(root), num_workers=0, augment="basic", spec=SPEC)
     data.setup("fit")
-    source, module = data.source("train", augment=True), FineTuneModule(network, weights=None, classes=5).eval()
+    source = data.source("train", augment=True)
 
     @torch.inference_mode()
     def compute(images: Tensor) -> Tensor:
