@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lit_ft.compat import attached_trainer
+from lit_ft.data.loading.loader import Loader
 from lit_ft.errors import UserError, unknown
 from lit_ft.model.sharding import whole
 from lit_ft.runs import find_best_path
@@ -20,7 +21,7 @@ from lit_ft.tasks.monitored import MAIN_METRIC, METRICS
 from lit_ft.tasks.task import Task
 
 EVERY = 50  # steps between two looks where the trainer logs nothing
-_WAITING_VALUES = 1 << 20  # logits that wait to be counted
+_WAITING_VALUES = 1 << 20  # logits that wait to be counted by metrics
 EARLY = (1, 2, 4, 8)  # steps with a look of their own, as runs that diverge mostly do so at their beginning
 
 
@@ -75,6 +76,43 @@ class LossWatch:
             raise build_divergence_error(module, "train/loss", int(first), self.largest)
 
 
+class _Waiting:
+    """Batches that wait to be counted many at a time, as one by one they would take as long as a small network.
+
+    They wait in memory of their own: kept as they are, they would be small pieces in what a step has freed, where its
+    large tensors then no longer fit, and the process would grow by gigabytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit  # values of logits
+        self._kept = torch.empty(0), torch.empty(0)  # until there is a batch
+        self._num = 0
+
+    def add(self, logits: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Adds a batch, logits ``(B, K)`` and targets, and gives those, joined, that must wait no longer."""
+        given, due = (logits.detach(), targets), []
+        end = self._num + len(logits)
+        if end > len(self._kept[0]) or list(map(_kind, self._kept)) != list(map(_kind, given)):
+            due = self.take()
+            end, rows = len(logits), max(len(logits), self._limit * len(logits) // max(1, logits.numel()))
+            with torch.inference_mode(False):  # whatever trainer evaluates next
+                self._kept = logits.new_empty(rows, *logits.shape[1:]), targets.new_empty(rows, *targets.shape[1:])
+        for kept, new in zip(self._kept, given, strict=True):
+            kept[self._num : end] = new
+        self._num = end
+        return due if self._limit else [*due, *self.take()]
+
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        """Those that wait, joined, of which none waits any more."""
+        num, self._num = self._num, 0
+        logits, targets = self._kept
+        return [(logits[:num].clone(), targets[:num].clone())] if num else []  # metrics may keep them
+
+
+def _kind(batch: Tensor) -> tuple[Any, ...]:
+    return batch.dtype, batch.device, batch.shape[1:]
+
+
 class SplitMetrics(nn.Module):
     """The mean loss and the metrics of a split, ``val`` or ``test``, over all images of an evaluation."""
 
@@ -84,6 +122,7 @@ class SplitMetrics(nn.Module):
         self.metrics = task.metrics(f"{split}/")
         # Not Lightning's mean: with unequal numbers of images in the processes it divides by a rounded mean of them.
         self.loss = MeanLoss()
+        self._waiting = _Waiting(_WAITING_VALUES)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(self, module: Any, logits: Tensor, targets: Tensor, batch_idx: int) -> None:
@@ -91,14 +130,22 @@ class SplitMetrics(nn.Module):
 
         Once is enough, as Lightning computes them at the end of the evaluation.
         """
-        num = len(targets)
-        module.task.update(self.metrics, logits, targets)
-        self.loss.update(module.task.loss(logits, targets).expand(num))
+        if batch_idx == 0:
+            self._waiting.take()  # of an evaluation that did not end
+        self._count(module, self._waiting.add(logits, targets))
+        # Before callbacks look at the metrics, which they do before the module.
+        if not batch_idx + 1 < _num_batches(module, self.split) < math.inf:
+            self._count(module, self._waiting.take())
         if batch_idx == 0:
             main = module.main_metric[0].removeprefix("val/")
-            module.log(f"{self.split}/loss", self.loss, prog_bar=True, batch_size=num)
+            module.log(f"{self.split}/loss", self.loss, prog_bar=True, batch_size=len(targets))
             for name, metric in self.metrics.items(keep_base=True):
-                module.log(f"{self.split}/{name}", metric, prog_bar=name == main, batch_size=num)
+                module.log(f"{self.split}/{name}", metric, prog_bar=name == main, batch_size=len(targets))
+
+    def _count(self, module: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for logits, targets in batches:
+            module.task.update(self.metrics, logits, targets)
+            self.loss.update(module.task.loss(logits, targets).expand(len(targets)))
 
     def check(self, module: Any, losses: LossWatch) -> None:
         """Raises `UserError` in every process if the loss of an evaluation, or of training before, is not finite."""
@@ -116,51 +163,46 @@ class SplitMetrics(nn.Module):
             warn_absent_classes(self.metrics, self.split, module.class_names)
 
 
-class TrainScore:
-    """The main metric of a task over the training batches of an epoch, each as the network was when it saw it.
+def _num_batches(module: Any, split: str) -> float:
+    """How many batches an evaluation has; infinite where that is not known for sure."""
+    trainer = attached_trainer(module)
+    if trainer is None:
+        return math.inf
+    loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+    if not isinstance(loader, Loader):  # those of others may give another number than they tell
+        return math.inf
+    if trainer.sanity_checking:
+        return float(min(trainer.num_sanity_val_batches))
+    return float(min(trainer.num_val_batches if split == "val" else trainer.num_test_batches))
 
-    Batches are counted many at a time, as one by one they would take as long as the step of a small head. They wait in
-    memory of their own: kept as they are, they would be small pieces in what a step has freed, where its large tensors
-    then no longer fit, and the process would grow by gigabytes.
-    """
+
+class TrainScore:
+    """The main metric of a task over the training batches of an epoch, each as the network was when it saw it."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         name = MAIN_METRIC[task.name][0].removeprefix("val/")
         self._name, self._task = f"train/{name}", task
         self._metrics = MetricCollection({self._name: task.metrics("")[name]}, compute_groups=False).to(device)
         # Sums of floats would depend on where a run was interrupted.
-        self._limit = 0 if task.name == "regression" else _WAITING_VALUES
-        self._waiting = torch.empty(0), torch.empty(0)  # until there is a batch
+        self._waiting = _Waiting(0 if task.name == "regression" else _WAITING_VALUES)
         self.reset()
 
     def reset(self) -> None:
         """Begins an epoch."""
-        self._num_waiting = 0
+        self._waiting.take()
         self._is_empty = True
         self._metrics.reset()
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch, logits ``(B, K)`` and targets."""
         self._is_empty = False
-        end = self._num_waiting + len(logits)
-        if end > len(self._waiting[0]) or any(
-            (kept.dtype, kept.shape[1:]) != (new.dtype, new.shape[1:])
-            for kept, new in zip(self._waiting, (logits, targets), strict=True)
-        ):
-            self._count()
-            end, rows = len(logits), max(len(logits), self._limit * len(logits) // max(1, logits.numel()))
-            self._waiting = (logits.new_empty(rows, *logits.shape[1:]), targets.new_empty(rows, *targets.shape[1:]))
-        for kept, new in zip(self._waiting, (logits.detach(), targets), strict=True):
-            kept[self._num_waiting : end] = new
-        self._num_waiting = end
-        if not self._limit:
-            self._count()
+        self._count(self._waiting.add(logits, targets))
 
     def compute(self) -> dict[str, float]:
         """The metric of all processes, each of which must call it, by its name; nothing before the first batch."""
         if self._is_empty:
             return {}
-        self._count()
+        self._count(self._waiting.take())
         with warnings.catch_warnings():  # torchmetrics would warn of a state that was loaded, with no batch after it
             warnings.simplefilter("ignore", UserWarning)
             return {name: float(value) for name, value in self._metrics.compute().items()}
@@ -169,7 +211,7 @@ class TrainScore:
         """What all processes have counted, each of which must call it."""
         if self._is_empty:
             return {}
-        self._count()
+        self._count(self._waiting.take())
         with self._metric().sync_context():
             return {name: value.detach().clone() for name, value in self._metric().metric_state.items()}
 
@@ -182,11 +224,9 @@ class TrainScore:
     def _metric(self) -> Any:
         return self._metrics[self._name]
 
-    def _count(self) -> None:
-        if self._num_waiting:
-            logits, targets = (kept[: self._num_waiting].clone() for kept in self._waiting)  # metrics may keep them
+    def _count(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for logits, targets in batches:
             self._task.update(self._metrics, logits, targets)
-            self._num_waiting = 0
 
 
 def refuse_unlogged(callbacks: Iterable[Any], logged: Mapping[str, str], task: str) -> None:

@@ -220,6 +220,77 @@ def test_loss_is_a_mean_in_float32_whatever_type_the_weights_have(precision):
     assert float(loss) == pytest.approx(float(torch.cat(seen.losses).mean()), rel=1e-5)
 
 
+class Evaluations(Callback):
+    """What callbacks see at the end of an evaluation, and what they would by hand; fails in a batch, if told to."""
+
+    def __init__(self, failing=None):
+        self.failing, self.outputs, self.seen = failing, [], []
+
+    def on_validation_start(self, trainer, pl_module):
+        self.outputs = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == self.failing:
+            raise RuntimeError
+        self.outputs.append((outputs["logits"].clone(), outputs["targets"]))
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        self.seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def by_hand(self, module):
+        logits, targets = map(torch.cat, zip(*self.outputs, strict=True))
+        metrics = module.task.metrics("val/")
+        module.task.update(metrics, logits, targets)
+        loss = module.task.loss(logits, targets)
+        return {name: float(value) for name, value in {**metrics.compute(), "val/loss": loss}.items()}
+
+
+class FewBatches:
+    """Gives two batches, although it tells another number, or none."""
+
+    def __init__(self, told):
+        self.batches = [(images_of(num=4), torch.tensor([3, 1, 4, 1])), (images_of(num=2), torch.tensor([5, 9]))]
+        if told is not None:
+            self.__class__ = type("Sized", (FewBatches,), {"__len__": lambda _: told})
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize(("waiting", "counted"), [(1 << 20, 1), (200, 2), (1, 4)])
+def test_evaluation_counts_batches_together_before_callbacks_look(waiting, counted, monkeypatch):
+    monkeypatch.setattr(monitoring, "_WAITING_VALUES", waiting)
+    module, seen, updates = small_module(), Evaluations(), []
+    update = Task.update
+    monkeypatch.setattr(
+        Task, "update", lambda task, metrics, *batch: updates.append(0) or update(task, metrics, *batch)
+    )
+    trainer = small_trainer(1, seen)
+    found = trainer.validate(module, datamodule=FewDigits(), verbose=False)  # 37 images of 10 classes in 4 batches
+    assert (len(seen.outputs), len(updates)) == (4, counted)
+    assert found[0].keys() == {f"val/{name}" for name in ("loss", "acc", "acc_top5", "precision", "recall", "f1")}
+    assert seen.seen[-1] == found[0] == pytest.approx(seen.by_hand(module), rel=1e-6)
+
+
+@pytest.mark.parametrize("told", [2, 3, None])
+def test_evaluation_counts_all_batches_whatever_number_its_loader_tells(told):
+    module, seen = small_module(classes=10), Evaluations()
+    found = small_trainer(1, seen).validate(module, FewBatches(told), verbose=False)
+    assert len(seen.outputs) == 2
+    assert found[0] == pytest.approx(seen.by_hand(module), rel=1e-6)
+    assert seen.seen[-1] == found[0]
+
+
+def test_evaluation_after_one_that_failed_counts_its_own_batches_alone():
+    module, data, seen = small_module(), FewDigits(), Evaluations(failing=2)
+    with pytest.raises(RuntimeError):
+        small_trainer(1, seen).validate(module, datamodule=data)
+    seen.failing = None
+    # By a trainer whose tensors are of another kind, in the memory of the first.
+    found = small_trainer(1, seen, inference_mode=False).validate(module, datamodule=data, verbose=False)
+    assert found[0] == pytest.approx(seen.by_hand(module), rel=1e-6)
+
+
 @pytest.mark.parametrize("waiting", [0, 1 << 20])
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_train_score_is_the_main_metric_of_all_batches_and_goes_on_after_a_resume(task, waiting, monkeypatch):
@@ -250,14 +321,14 @@ def test_train_score_is_the_main_metric_of_all_batches_and_goes_on_after_a_resum
 def test_train_score_keeps_no_tensor_of_a_step_and_counts_other_kinds_of_logits_apart():
     score, targets = TrainScore(Task("multiclass", 3), torch.device("cpu")), torch.tensor([0, 1, 2, 0])
     score.add(torch.eye(3)[targets], targets)
-    where = [kept.data_ptr() for kept in score._waiting]
+    where = [kept.data_ptr() for kept in score._waiting._kept]
     num_tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
     for _ in range(50):
         score.add(torch.eye(3)[targets], targets)
-    assert [kept.data_ptr() for kept in score._waiting] == where
+    assert [kept.data_ptr() for kept in score._waiting._kept] == where
     assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) == num_tensors
     score.add(torch.eye(3)[(targets + 1) % 3].bfloat16(), targets)
-    assert score._waiting[0].dtype == torch.bfloat16
+    assert score._waiting._kept[0].dtype == torch.bfloat16
     assert score.compute() == {"train/acc": pytest.approx(51 / 52)}
 
 
@@ -268,8 +339,8 @@ def test_train_score_is_that_of_the_steps_and_there_is_none_of_mixed_images(mix,
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if pl_module.objective.score:
-                score, num = pl_module.objective.score, len(batch[1])
-                logits, targets = (kept[score._num_waiting - num : score._num_waiting] for kept in score._waiting)
+                waiting, num = pl_module.objective.score._waiting, len(batch[1])
+                logits, targets = (kept[waiting._num - num : waiting._num] for kept in waiting._kept)
                 assert targets.equal(batch[1])
                 self.hits, self.total = self.hits + int((logits.argmax(1) == targets).sum()), self.total + len(targets)
 
