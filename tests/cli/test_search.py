@@ -33,8 +33,8 @@ def changed(name, value):
     return base
 
 
-def search(base=BASE, space=SPACE):
-    return Search(TuneConfig(space=space), read_space(space), base, Path("logs/mine_tune"), "val/acc", "max")
+def search(base=BASE, space=SPACE, images="a"):
+    return Search(TuneConfig(space=space), read_space(space), base, Path("logs/mine_tune"), "val/acc", "max", images)
 
 
 def test_trial_is_a_run_on_one_device_in_the_folder_of_the_study():
@@ -88,6 +88,16 @@ def test_study_of_another_space_is_refused():
     other = search(space={"model.lr": {"log": [1e-5, 1e-1]}})
     with pytest.raises(UserError, match=r"this study has tune\.space \{.*0\.0001.*\}, but this command has \{.*1e-05"):
         refuse_other_study(other, search().settings)
+
+
+def test_study_of_other_images_is_refused():
+    saved = search().settings
+    with pytest.raises(UserError) as refused:
+        refuse_other_study(search(images="b"), saved)
+    line = "logs/mine_tune: this study has trials of other images; give the same, or another name"
+    assert str(refused.value) == line
+    saved.pop("images")  # as in a study of the first release
+    refuse_other_study(search(images="b"), saved)
 
 
 @pytest.mark.parametrize(
