@@ -184,6 +184,13 @@ def refuse_options(base: Mapping[str, Any], config: TuneConfig) -> None:
                 f"`trainer.{name}`: {trainer[name]}, but each trial has one device; give 1, and start the command once "
                 "more for each device, as with CUDA_VISIBLE_DEVICES=1"
             )
+    loggers = trainer["logger"] if isinstance(trainer["logger"], list) else [trainer["logger"]]
+    for one in loggers:
+        if isinstance(one, Mapping) and (version := (one.get("init_args") or {}).get("version")) is not None:
+            raise UserError(
+                f"`trainer.logger`: with the version {version} each trial would replace the run of the one before; "
+                "leave it out"
+            )
     if trainer["max_epochs"] is not None and 0 <= trainer["max_epochs"] < config.least_epochs:
         raise UserError(
             f"`tune.least_epochs`: {config.least_epochs} are more than `trainer.max_epochs` {trainer['max_epochs']}"

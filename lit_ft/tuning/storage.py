@@ -48,6 +48,11 @@ def refuse_lost_storage(config: TuneConfig, *further: type[Exception], advice: s
     try:
         yield
     except (*STORAGE_ERRORS, *further) as error:
+        if isinstance(error, optuna.exceptions.UpdateFinishedTrialError):
+            raise UserError(
+                "`tune.storage`: another process took up the trial of this one, as the file system of their folder "
+                "shares no locks; give each machine a folder of its own, and all of them a database"
+            ) from error
         where = f"the database of {config.storage.partition(':')[0]}" if config.storage else "the file of the study"
         cause = error.__cause__ or error
         if isinstance(cause, ModuleNotFoundError) and cause.name:

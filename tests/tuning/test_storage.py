@@ -2,8 +2,10 @@
 
 import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
+from optuna.trial import TrialState
 
 from lit_ft.errors import UserError
 from lit_ft.tuning import study as study_module
@@ -61,12 +63,24 @@ def test_file_that_is_no_study_is_refused(tmp_path):
 def test_database_that_is_lost_later_is_told_in_the_words_of_its_driver_with_what_to_do(tmp_path):
     config = TuneConfig(storage=f"sqlite:///{tmp_path}/study.db")
     study = opened(tmp_path / "x", config.storage)
-    with sqlite3.connect(tmp_path / "study.db") as database:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute("drop table trials")
     with pytest.raises(UserError) as refused, refuse_lost_storage(config, advice="; call them"):
         study.get_trials()
     assert str(refused.value) == (
         "tune.storage: the database of sqlite cannot be used (no such table: trials); call them"
+    )
+
+
+def test_trial_that_another_process_took_up_is_told_with_why(tmp_path):
+    study = opened(tmp_path / "x")
+    trial = study.ask()
+    study.tell(trial.number, state=TrialState.FAIL)  # by another process, which found its lock free
+    with pytest.raises(UserError) as refused, refuse_lost_storage(TuneConfig()):
+        trial.report(0.5, 1)
+    assert str(refused.value) == (
+        "tune.storage: another process took up the trial of this one, as the file system of their folder shares no "
+        "locks; give each machine a folder of its own, and all of them a database"
     )
 
 
