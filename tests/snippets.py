@@ -34,6 +34,7 @@ NOT_RUN = {
     f"{_FINETUNE} --data.root PHOTOS --trainer.logger WandbLogger": "needs wandb",
     f"{_FINETUNE} --data.root PHOTOS --trainer.logger MLFlowLogger": "needs mlflow",
     f"{_FINETUNE}_gradual --config ddp": "needs 8 GPUs",
+    "lit-ft tune PHOTOS --tune space.yaml --tune.storage": "needs a database",
     "from fastai": "needs fastai",
     "import timm": "needs published weights",
     'import os\n\nos.environ["KERAS_BACKEND"]': "needs Keras",

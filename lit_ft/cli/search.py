@@ -20,6 +20,7 @@ from lit_ft.cli.config.parser import ConfigCLI
 from lit_ft.cli.lightning import FineTuneCLI
 from lit_ft.cli.trial import config_args
 from lit_ft.console import format_path
+from lit_ft.data.fingerprint import digest
 from lit_ft.errors import UserError
 from lit_ft.runs import find_best_callback
 from lit_ft.tasks.monitored import Mode
@@ -35,6 +36,8 @@ _SAME = {
 # What has no say in the values of trials.
 _BESIDE = ("report", "predictions", "feature_cache.folder", "name", "refit")
 
+_IMAGES = "images"  # among the options, and none of them
+
 
 @dataclass(frozen=True)
 class Search:
@@ -47,6 +50,7 @@ class Search:
         folder: The folder of the study.
         monitor: The validation metric.
         mode: Whether its least or its greatest value is best.
+        images: Stands for the images and their splits, if the data module tells them apart.
     """
 
     config: TuneConfig
@@ -55,6 +59,7 @@ class Search:
     folder: Path
     monitor: str
     mode: Mode
+    images: str | None = None
 
     @property
     def seed(self) -> int | None:
@@ -90,7 +95,8 @@ class Search:
     def settings(self) -> dict[str, Any]:
         """What all processes of the study must have in common, by the names of options."""
         options = {name: value for name, value in _flatten(self.base) if _has_a_say(name)}
-        return dict(json.loads(json.dumps({**options, "tune.space": self.config.space}, default=str)))
+        every = {**options, "tune.space": self.config.space, _IMAGES: self.images}
+        return dict(json.loads(json.dumps(every, default=str)))
 
 
 def read_search(cli: ConfigCLI) -> Search:
@@ -104,9 +110,12 @@ def read_search(cli: ConfigCLI) -> Search:
     space = read_space(config.space)
     base = dump_config(cli, cli.config)
     refuse_options(base, config)
-    callback = find_best_callback(_make_plan(base).trainer)
+    plan = _make_plan(base)
+    callback = find_best_callback(plan.trainer)
     folder = Path(base["trainer"]["default_root_dir"] or ".", f"{base['name']}_tune")
-    return Search(config, space, base, folder, callback.monitor, callback.mode)
+    images = json.dumps(plan.datamodule.fingerprint()) if hasattr(plan.datamodule, "fingerprint") else None
+    known = None if images is None else digest([images.encode()])
+    return Search(config, space, base, folder, callback.monitor, callback.mode, known)
 
 
 def check_space(search: Search) -> None:
@@ -126,12 +135,16 @@ def check_space(search: Search) -> None:
 
 
 def refuse_other_study(search: Search, saved: Mapping[str, Any]) -> None:
-    """Raises `UserError` if a study was begun with other options, whose trials could not be compared."""
+    """Raises `UserError` if a study was begun with other options or images, so that trials could not be compared."""
     others = [
         f"`{name}` {json.dumps(saved[name])}, but this command has {json.dumps(value)}"
         for name, value in search.settings.items()
-        if name in saved and saved[name] != value
+        if name in saved and saved[name] != value and name != _IMAGES
     ]
+    if not others and saved.get(_IMAGES, search.images) != search.images:
+        raise UserError(
+            f"{format_path(search.folder)}: this study has trials of other images; give the same, or another `name`"
+        )
     if others:
         raise UserError(
             f"{format_path(search.folder)}: this study has {'; '.join(others)}; give the same, or another `name`"
@@ -170,6 +183,13 @@ def refuse_options(base: Mapping[str, Any], config: TuneConfig) -> None:
             raise UserError(
                 f"`trainer.{name}`: {trainer[name]}, but each trial has one device; give 1, and start the command once "
                 "more for each device, as with CUDA_VISIBLE_DEVICES=1"
+            )
+    loggers = trainer["logger"] if isinstance(trainer["logger"], list) else [trainer["logger"]]
+    for one in loggers:
+        if isinstance(one, Mapping) and (version := (one.get("init_args") or {}).get("version")) is not None:
+            raise UserError(
+                f"`trainer.logger`: with the version {version} each trial would replace the run of the one before; "
+                "leave it out"
             )
     if trainer["max_epochs"] is not None and 0 <= trainer["max_epochs"] < config.least_epochs:
         raise UserError(

@@ -139,11 +139,11 @@ def run_trial(setting: TrialSetting, trial: Trial, values: Mapping[str, Any]) ->
             if run is not None and not run.folder.is_dir():  # as nothing came of it
                 trial.set_user_attr(RUN, None)
             elif run is not None:
+                with refuse_unwritable(run.folder / OUTPUT), (run.folder / OUTPUT).open("a", encoding="utf-8") as file:
+                    file.write(said.getvalue())
                 trial.set_user_attr(EPOCHS, len(read_history(run.history)))
                 if (chosen := read_entries(run.metrics).get("selection", {}).get("chosen")) is not None:
                     trial.set_user_attr(CHOSEN, chosen)
-                with refuse_unwritable(run.folder / OUTPUT), (run.folder / OUTPUT).open("a", encoding="utf-8") as file:
-                    file.write(said.getvalue())
 
 
 def describe_failure(error: BaseException) -> str:

@@ -64,8 +64,19 @@ class TuneConfig:
         for name in ("trials", "least_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"`tune.{name}`: must be at least 1, got {getattr(self, name)}")
-        if self.storage is not None and "://" not in self.storage:
-            raise UserError(f"`tune.storage`: {self.storage} is no URL; give one such as sqlite:///study.db, or null")
+        if self.storage is not None:
+            _check_url(self.storage)
+
+
+def _check_url(storage: str) -> None:
+    """Raises `UserError` for what is no URL, or none that is read as it is meant; without a password in it."""
+    scheme, mark, rest = storage.partition("://")
+    if not mark:
+        given = f"{storage} is" if "@" not in storage else "this is"
+        raise UserError(f"`tune.storage`: {given} no URL; give one such as sqlite:///study.db, or null")
+    # Of a password with a @ of its own, what follows would be taken for the server, and be shown where that is missing.
+    if not rest.startswith("/") and rest.partition("?")[0].count("@") > 1:
+        raise UserError(f"`tune.storage`: the URL of {scheme} has more than one @; write %40 for those of a password")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,8 +12,6 @@ import numpy as np
 import optuna
 from filelock import BaseFileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -20,10 +19,13 @@ from lit_ft.assets import lock_beside
 from lit_ft.errors import UserError
 from lit_ft.tasks.monitored import Mode
 from lit_ft.tuning.space import Dimension, TuneConfig, list_combinations
+from lit_ft.tuning.storage import open_storage, refuse_lost_storage
 
 RUN, REASON, EPOCHS, CHOSEN, CONTINUES = "run", "reason", "epochs", "chosen", "continues"
 """What is noted of a trial: the folder of its run, why it failed, its epochs, the model that its run handed back, and
 the interrupted trial before it."""
+
+_MAKE_SECONDS = 2.0  # that the tables of a database take
 
 _DIRECTIONS: dict[Mode, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
 
@@ -108,21 +110,26 @@ def open_study(
     Raises:
         UserError: If the storage cannot be opened.
     """
-    pruner = build_pruner(config, max_epochs)
+    sampler, pruner = SeededSampler(seed, space), build_pruner(config, max_epochs)
+
+    def create() -> optuna.Study:
+        return optuna.create_study(
+            study_name=folder.name,
+            storage=open_storage(config, folder),
+            sampler=sampler,
+            pruner=pruner,
+            direction=_DIRECTIONS[mode],
+            load_if_exists=True,
+        )
+
     with refuse_lost_storage(config, ImportError, OSError, ValueError):  # as over an URL that is none, or another file
         folder.mkdir(parents=True, exist_ok=True)
-        journal = str(folder / "journal.log")
-        # The lock is no link to the file, which another machine may have at another place, and would take for ever.
-        storage = config.storage or JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal)))
         with hold_study(folder):  # else two processes would make the tables of a database at once
-            return optuna.create_study(
-                study_name=folder.name,
-                storage=storage,
-                sampler=SeededSampler(seed, space),
-                pruner=pruner,
-                direction=_DIRECTIONS[mode],
-                load_if_exists=True,
-            )
+            try:
+                return create()
+            except SQLAlchemyError:  # a machine with another folder may have made them meanwhile
+                time.sleep(_MAKE_SECONDS)
+                return create()
 
 
 @contextmanager
@@ -146,18 +153,6 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-@contextmanager
-def refuse_lost_storage(config: TuneConfig, *further: type[Exception]) -> Iterator[None]:
-    """Raises `UserError` where a study cannot be read or written; without the URL, which may have a password."""
-    errors: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.OptunaError, *further)
-    try:
-        yield
-    except errors as error:
-        where = f"the database of {config.storage.partition(':')[0]}" if config.storage else "the file of the study"
-        reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
-        raise UserError(f"`tune.storage`: {where} cannot be used ({reason})") from error
 
 
 def build_pruner(config: TuneConfig, max_epochs: int | None) -> optuna.pruners.BasePruner:
@@ -221,9 +216,15 @@ def begin_trial(
     return trial, lock
 
 
-def release_trial(lock: BaseFileLock) -> None:
-    """Lets go of a trial that has ended."""
-    Path(lock.lock_file).unlink(missing_ok=True)
+def release_trial(lock: BaseFileLock, is_told: bool = True) -> None:
+    """Lets go of a trial that has ended.
+
+    Args:
+        lock: Its lock.
+        is_told: Whether the study was told so; else the file of the lock stays, by which the trial is taken up.
+    """
+    if is_told:
+        Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 

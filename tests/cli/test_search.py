@@ -18,7 +18,14 @@ BASE = {
     "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}},
     "model": {"class_path": "lit_ft.FineTuneModule", "init_args": {"lr": 0.1, "head": {"dropout": 0.0}}},
     "data": {"class_path": "lit_ft.ImageFolderDataModule", "init_args": {"root": "a", "batch_size": 8}},
-    "trainer": {"devices": "auto", "num_nodes": 1, "max_epochs": 5, "fast_dev_run": False, "accelerator": "auto"},
+    "trainer": {
+        "devices": "auto",
+        "num_nodes": 1,
+        "max_epochs": 5,
+        "fast_dev_run": False,
+        "accelerator": "auto",
+        "logger": None,
+    },
 }
 SPACE = {"model.lr": {"log": [1e-4, 1e-1]}}
 
@@ -33,8 +40,8 @@ def changed(name, value):
     return base
 
 
-def search(base=BASE, space=SPACE):
-    return Search(TuneConfig(space=space), read_space(space), base, Path("logs/mine_tune"), "val/acc", "max")
+def search(base=BASE, space=SPACE, images="a"):
+    return Search(TuneConfig(space=space), read_space(space), base, Path("logs/mine_tune"), "val/acc", "max", images)
 
 
 def test_trial_is_a_run_on_one_device_in_the_folder_of_the_study():
@@ -90,6 +97,16 @@ def test_study_of_another_space_is_refused():
         refuse_other_study(other, search().settings)
 
 
+def test_study_of_other_images_is_refused():
+    saved = search().settings
+    with pytest.raises(UserError) as refused:
+        refuse_other_study(search(images="b"), saved)
+    line = "logs/mine_tune: this study has trials of other images; give the same, or another name"
+    assert str(refused.value) == line
+    saved.pop("images")  # as in a study of the first release
+    refuse_other_study(search(images="b"), saved)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
@@ -99,6 +116,11 @@ def test_study_of_another_space_is_refused():
         ("trainer/devices", 2, "trainer.devices: 2, but each trial has one device; give 1, and start the command once"),
         ("trainer/devices", "0,1", "trainer.devices: 0,1, but each trial has one device"),
         ("trainer/devices", -1, "trainer.devices: -1, but each trial has one device"),
+        (
+            "trainer/logger",
+            [{"class_path": "CSVLogger", "init_args": {"version": None}}, {"init_args": {"version": 0}}],
+            "trainer.logger: with the version 0 each trial would replace the run of the one before; leave it out",
+        ),
         ("trainer/num_nodes", 2, "trainer.num_nodes: 2, but each trial has one device"),
         ("trainer/max_epochs", 2, "tune.least_epochs: 3 are more than trainer.max_epochs 2"),
     ],

@@ -76,9 +76,19 @@ def test_choices_that_python_takes_for_the_same_are_kept_apart():
         ({"trials": 0}, "tune.trials: must be at least 1, got 0"),
         ({"least_epochs": 0}, "tune.least_epochs: must be at least 1, got 0"),
         ({"storage": "study.db"}, "tune.storage: study.db is no URL; give one such as sqlite:///study.db, or null"),
+        ({"storage": "me:secret@h/x"}, "tune.storage: this is no URL; give one such as sqlite:///study.db, or null"),
+        (
+            {"storage": "mysql://me:se@cret@h/x?a=@"},
+            "tune.storage: the URL of mysql has more than one @; write %40 for those of a password",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, line):
     with pytest.raises(UserError) as refused:
         TuneConfig(**options)
     assert str(refused.value) == line
+
+
+@pytest.mark.parametrize("storage", ["sqlite:////home/a@b/c@d.db", "postgresql://me:se%40cret@h/x?options=a@b"])
+def test_address_with_an_at_sign_that_is_none_of_its_password_is_a_storage(storage):
+    assert TuneConfig(storage=storage).storage == storage

@@ -5,9 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
 
 from lit_ft.errors import UserError
+from lit_ft.tuning import study as module
 from lit_ft.tuning.space import TuneConfig, read_space
+from lit_ft.tuning.storage import open_storage
 from lit_ft.tuning.study import (
     CONTINUES,
     RUN,
@@ -17,7 +20,6 @@ from lit_ft.tuning.study import (
     list_counted,
     open_study,
     quiet_optuna,
-    refuse_lost_storage,
     release_trial,
     requeue,
 )
@@ -146,6 +148,30 @@ def test_trial_of_a_database_is_left_to_machines_with_another_folder(tmp_path):
     assert (taken.user_attrs[CONTINUES], taken.params) == (0, trial.params)
 
 
+def test_trial_whose_end_a_database_was_not_told_is_taken_up_by_its_own_machine(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = opened(tmp_path / "here", storage=url)
+    trial, lock = begin(study, tmp_path / "here", is_local=False)
+    release_trial(lock, is_told=False)
+    taken, _ = begin(opened(tmp_path / "here", storage=url), tmp_path / "here", limit=1, is_local=False)
+    assert (taken.user_attrs[CONTINUES], taken.params) == (0, trial.params)
+
+
+def test_tables_that_another_machine_makes_at_the_same_time_are_used(tmp_path, monkeypatch):
+    calls = []
+
+    def meet(config, folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise IntegrityError("CREATE TABLE", None, Exception("there is one"))
+        return open_storage(config, folder)
+
+    monkeypatch.setattr(module, "_MAKE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "open_storage", meet)
+    assert opened(tmp_path / "x", storage=f"sqlite:///{tmp_path}/study.db").trials == []
+    assert calls == [tmp_path / "x"] * 2
+
+
 def test_interrupted_trial_is_queued_once(tmp_path):
     study = opened(tmp_path)
     trial, lock = begin(study, tmp_path)
@@ -154,32 +180,6 @@ def test_interrupted_trial_is_queued_once(tmp_path):
     release_trial(lock)
     assert [one.state for one in study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert list_counted(study.trials) == []
-
-
-@pytest.mark.parametrize(
-    ("storage", "line"),
-    [
-        ("nothing://x", "tune.storage: the database of nothing cannot be used ("),
-        ("sqlite:////no/such/folder/study.db", "tune.storage: the database of sqlite cannot be used ("),
-        ("postgresql://me:secret@localhost/x", "tune.storage: the database of postgresql cannot be used ("),
-    ],
-)
-def test_storage_that_cannot_be_opened_is_refused_without_its_password(tmp_path, storage, line):
-    with pytest.raises(UserError) as refused:
-        opened(tmp_path, storage=storage)
-    assert str(refused.value).startswith(line)
-    assert "secret" not in str(refused.value)
-
-
-def test_file_that_is_no_study_is_refused(tmp_path):
-    (tmp_path / "journal.log").write_text("no study\nat all\n")
-    with pytest.raises(UserError, match=r"tune\.storage: the file of the study cannot be used \("):
-        opened(tmp_path)
-
-
-def test_fault_of_the_program_is_none_of_the_storage():
-    with pytest.raises(ZeroDivisionError), refuse_lost_storage(TuneConfig(), OSError):
-        1 / 0  # noqa: B018
 
 
 def test_pruners_are_those_of_optuna_with_the_least_epochs():

@@ -36,6 +36,7 @@ from lit_ft.tuning.report import (
     render_trials,
     sort_by_value,
 )
+from lit_ft.tuning.storage import STORAGE_ERRORS, refuse_lost_storage
 from lit_ft.tuning.study import (
     REASON,
     begin_trial,
@@ -44,7 +45,6 @@ from lit_ft.tuning.study import (
     list_counted,
     open_study,
     quiet_optuna,
-    refuse_lost_storage,
     release_trial,
     requeue,
 )
@@ -84,13 +84,13 @@ def tune(cli: ConfigCLI) -> Tuning:
         is_local = search.config.storage is None
         if not (is_local and (search.folder / "journal.log").is_file()):
             check_space(search)
-    with quiet_optuna():
+    with quiet_optuna(), refuse_lost_storage(search.config, advice="; to go on: the same command, once it can be"):
         study = _open(search)
         rank_zero_print(_format_start(search, study))
         try:
-            with refuse_lost_storage(search.config):
-                _run_trials(cli, search, study)
-                return _finish(search, study)
+            _run_trials(cli, search, study)
+            _write(cli, search, study)  # with the last trials of machines that have another folder
+            return _finish(search, study)
         except KeyboardInterrupt as error:
             raise interruption(error, lambda number: _describe_end(search, study, number)) from None
 
@@ -128,15 +128,18 @@ def _run_trials(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
             continue
         if begun is None:
             return
-        trial, lock = begun
+        (trial, lock), is_told = begun, True
         try:
             _run_trial(search, study, setting, trial)
+        except STORAGE_ERRORS:
+            is_told = False
+            raise
         finally:
-            release_trial(lock)
+            release_trial(lock, is_told)
             gc.collect()  # the network of the trial, whose memory the next one needs
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        _write(cli, search, study, trial.number)
+        _write(cli, search, study)
 
 
 def _run_trial(search: Search, study: optuna.Study, setting: TrialSetting, trial: Trial) -> None:
@@ -147,6 +150,8 @@ def _run_trial(search: Search, study: optuna.Study, setting: TrialSetting, trial
     except KeyboardInterrupt:
         with hold_study(search.folder):
             requeue(study, trial)
+        raise
+    except STORAGE_ERRORS:  # none of the trial, which goes on with its run
         raise
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -170,8 +175,8 @@ def _find_best(rows: Sequence[TrialRow], search: Search) -> TrialRow | None:
     return next((row for row in sort_by_value(rows, search.mode) if row.state == "complete"), None)
 
 
-def _write(cli: ConfigCLI, search: Search, study: optuna.Study, number: int) -> None:
-    """Writes the table and the page after a trial, and its config if it is the best.
+def _write(cli: ConfigCLI, search: Search, study: optuna.Study) -> None:
+    """Writes the table and the page, and the config of the best trial if it is another one than before.
 
     One process at a time, so that what is there at the end has all trials.
     """
@@ -183,18 +188,30 @@ def _write(cli: ConfigCLI, search: Search, study: optuna.Study, number: int) -> 
             "trials.html": render_trials(rows, title, search.monitor, search.mode),
         }
         best = _find_best(rows, search)
-        if best is not None and (best.number == number or not search.best_config.is_file()):
+        if best is not None and not _has_config(search, best):
             texts[search.best_config.name] = _format_config(cli, search, best)
         for name, text in texts.items():
             with replace_atomically(search.folder / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def _has_config(search: Search, best: TrialRow) -> bool:
+    try:
+        text = search.best_config.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return False
+    return text.startswith(f"# {_title(search, best)}\n")
+
+
+def _title(search: Search, best: TrialRow) -> str:
+    return f"Trial {best.number} of {search.folder.name}: {search.monitor} {_format(best.value)}"
+
+
 def _format_config(cli: ConfigCLI, search: Search, best: TrialRow) -> str:
     """The whole config of a trial, with its figures."""
     parsed = cli.parser.parse_args(config_args(search.base, _values(search, best.params)))
     header = [
-        f"Trial {best.number} of {search.folder.name}: {search.monitor} {_format(best.value)}",
+        _title(search, best),
         format_params(best.params),
         "",
         f"  {_suggest(search)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +22,20 @@ from lit_ft.training.launch import is_restarted
 from lit_ft.training.resume import find_run_of_job, find_run_to_resume
 from lit_ft.training.run_options import MAY_DIFFER, RUN_ENDS, list_differences, refuse_other_options, run_options
 
+_PASSWORD = re.compile(r"(://[^/@:]*:).*@|(\bpassw(?:or)?d=)[^&]*")
+
 
 def describe_command(command: str, args: Sequence[str]) -> str:
     """A command with its options, by which a run is found again; that of resuming is none of them.
 
+    It is kept in the folder of the run, so without the passwords in its URLs.
+
     >>> describe_command("fit", ["--resume", "auto", "--name", "my run"])
     "fit --name 'my run'"
+    >>> describe_command("tune", ["--tune.storage=postgresql://me:secret@host/studies"])
+    'tune --tune.storage=postgresql://me:...@host/studies'
     """
-    given = [*args]
+    given = [_PASSWORD.sub(lambda found: f"{found[1]}...@" if found[1] else f"{found[2]}...", arg) for arg in args]
     while "--resume" in given:
         place = given.index("--resume")
         del given[place : place + 2]

@@ -90,11 +90,11 @@ def _has_page(pages: Any, number: int) -> bool:
 def _first_image(opened: Any) -> Any:
     try:
         images = opened.series
+        if not images:  # which newer releases of tifffile look for no sooner
+            raise ValueError("it has no image")
+        return images[0]
     except ZeroDivisionError as error:
         raise ValueError("a width, height or number of rows in its tags is 0") from error
-    if not images:
-        raise ValueError("it has no image")
-    return images[0]
 
 
 def _order(axes: str, shape: tuple[int, ...]) -> tuple[int | None, int, int]:

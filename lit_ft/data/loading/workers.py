@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -120,6 +121,7 @@ class InWorkers:
             persistent_workers=workers.number > 0,
             pin_memory=workers.pin_memory,
             worker_init_fn=_begin_worker,
+            multiprocessing_context=_start_method() if workers.number else None,
             # One of its own: without it, each epoch draws a number from the global generator, and a run that is
             # resumed in the middle of an epoch, or had to look at its images first, would see other dropout.
             generator=torch.Generator(),
@@ -134,6 +136,16 @@ class InWorkers:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def _start_method() -> str | None:
+    """How workers are started: by a fork on Linux, unless the program has asked for another way.
+
+    From 3.14 on Python has a server do that there, whose processes each import torch and all else anew, which takes
+    seconds, and get a copy of what they read from, which not all can pickle.
+    """
+    is_fork = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in (None, "forkserver")
+    return "fork" if is_fork else None
 
 
 def explain_lost_worker(error: BaseException) -> str | None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 
 import lit_ft as package
 from lit_ft.cli import main
@@ -140,6 +143,43 @@ def test_trial_that_was_killed_goes_on_in_its_run_from_its_last_epoch(finished, 
     assert not list(STUDY.glob(".trial*"))
     assert kept(read_trials()[1]) == kept(read_trials(home / STUDY)[1])
     assert (found.best.run / "output.txt").read_text().count("epoch 0/1 ") == 1
+
+
+def test_trial_goes_on_after_its_database_was_lost(run, refused, monkeypatch):
+    write({"trials": 1, "space": LOG, "storage": "sqlite:///study.db"})
+    report = TrialWatch.on_train_epoch_end
+
+    def lose(self, trainer, module):
+        if trainer.current_epoch == 1:
+            raise StorageInternalError from OperationalError("INSERT", None, sqlite3.OperationalError("it is gone"))
+        report(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialWatch, "on_train_epoch_end", lose)
+        assert refused("tune", *DIGITS) == (
+            "lit-ft: --tune.storage: the database of sqlite cannot be used (it is gone); to go on: the same command, "
+            "once it can be"
+        )
+    run("tune", *DIGITS)
+    trials = read_trials()
+    assert [(row["state"], row["note"]) for row in trials] == [("interrupted", "goes on as trial 1"), ("complete", "")]
+    assert trials[0]["run"] == trials[1]["run"]
+
+
+@pytest.mark.slow
+def test_files_of_a_machine_have_the_trials_of_another_one_that_shares_its_database(run, monkeypatch, tmp_path):
+    lines = []
+    for machine, trials in (("a", 1), ("b", 2), ("a", 2)):  # the second trial is the better one
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / machine)
+        search = {"trials": trials, "space": {"model.lr": {"choice": [1.0e-9, 3.0e-2]}}}
+        write({**search, "storage": f"sqlite:///{tmp_path}/study.db"})
+        run("tune", *DIGITS)
+        lines.append((STUDY / "best.yaml").read_text().splitlines()[0])
+    assert [line.partition(":")[0] for line in lines] == [
+        "# Trial 0 of digits_tune", "# Trial 1 of digits_tune", "# Trial 1 of digits_tune",
+    ]  # fmt: skip
+    assert [row["state"] for row in read_trials()] == ["complete"] * 2
 
 
 @pytest.mark.parametrize(

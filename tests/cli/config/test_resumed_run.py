@@ -3,7 +3,7 @@
 import pytest
 from jsonargparse import Namespace
 
-from lit_ft.cli.config.resumed_run import find_earlier_run
+from lit_ft.cli.config.resumed_run import describe_command, find_earlier_run
 from lit_ft.errors import UserError
 from lit_ft.runs import Run
 
@@ -49,3 +49,20 @@ def test_folder_that_is_no_such_run_is_refused(logs, resume, has_folds, message)
 def test_checkpoint_and_run_are_not_both_given(logs):
     with pytest.raises(UserError, match=r"^resume: finds the checkpoint itself; leave it or ckpt_path out$"):
         find(logs, "auto", ckpt_path="last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("postgresql://me:se/c@r:et@host/studies", "postgresql://me:...@host/studies"),
+        (
+            "postgresql://host/studies?user=me&password=secret&x=1",
+            "'postgresql://host/studies?user=me&password=...&x=1'",
+        ),
+        ("http://host:80/a", "http://host:80/a"),
+        ("sqlite:///study.db", "sqlite:///study.db"),
+        ("lp_ft", "lp_ft"),
+    ],
+)
+def test_command_is_kept_without_passwords(given, kept):
+    assert describe_command("tune", ["--a", given]) == f"tune --a {kept}"

@@ -1,8 +1,11 @@
 import gc
+import multiprocessing
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
 from types import SimpleNamespace
@@ -40,6 +43,38 @@ def machine(monkeypatch, tmp_path):
 def test_usable_cpus_are_those_of_the_container(machine, limit, cpus):
     machine(16, limit)
     assert usable_cpus() == cpus
+
+
+@dataclass
+class Parents(Dataset):
+    """The process that a worker was started by; a worker that is no fork of it would have to pickle it."""
+
+    unpicklable: Callable
+
+    def __getitem__(self, _):
+        return os.getppid()
+
+
+@pytest.fixture
+def _start_method(request):
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are no forks")
+@pytest.mark.parametrize("_start_method", [None, "forkserver"], indirect=True)  # the last is Python's own from 3.14 on
+@pytest.mark.usefixtures("_start_method")
+def test_workers_are_forks_of_their_process():
+    assert list(InWorkers(Parents(lambda: None), Workers(1)).batches([0])) == [os.getpid()]
+
+
+@pytest.mark.parametrize("_start_method", ["spawn"], indirect=True)
+@pytest.mark.usefixtures("_start_method")
+def test_workers_are_started_as_the_program_asks():
+    with pytest.raises(Exception, match=r"[Pp]ickle"):
+        list(InWorkers(Parents(lambda: None), Workers(1)).batches([0]))
 
 
 @pytest.mark.parametrize(("processes", "number"), [(1, 8), (2, 7), (4, 3), (16, 0), (32, 0)])

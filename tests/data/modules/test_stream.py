@@ -415,6 +415,7 @@ def rewritten(path, change):
     path.write_text(json.dumps(content))
 
 
+TOO_DEEP = "maximum recursion" if sys.version_info < (3, 14) else "Stack overflow"
 DAMAGES = {
     "{root}/set.json is damaged (Expecting": lambda root: (root / "set.json").write_text("{"),
     "{root}/set.json is damaged (": lambda root: (root / "set.json").write_text('{"task": 1}'),
@@ -457,7 +458,7 @@ DAMAGES = {
     "{root}/set.json is damaged (its number of images of val is 1e+30)": lambda root: rewritten(
         root / "set.json", lambda content: content["images"].update(val=1e30)
     ),
-    "{root}/set.json is damaged (maximum recursion": lambda root: (root / "set.json").write_text("[" * 100_000),
+    f"{{root}}/set.json is damaged ({TOO_DEEP}": lambda root: (root / "set.json").write_text("[" * 100_000),
     "{root}/train/chunk-0-1.bin is missing or cut short": lambda root: chunk_files(root)[1].unlink(),
     "{root}/train/chunk-0-0.bin is missing or cut short": lambda root: chunk_files(root)[0].write_bytes(b"1"),
 }
