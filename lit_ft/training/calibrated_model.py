@@ -64,7 +64,7 @@ def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
         hand_back(trainer, best, {**checkpoint, **changed}, checkpoint.get(SHARE, 1.0))
         write_calibration(run, facts)
         update_metrics(run, "val", {"val/loss": facts["loss_after"]})
-        rank_zero_print(_format(facts))
+        rank_zero_print(_format(facts, found, module.task))
     trainer.strategy.barrier("calibration")
     return replace(outputs, logits=logits, metrics={**outputs.metrics, "val/loss": facts["loss_after"]})
 
@@ -106,13 +106,19 @@ def _calibrate(task: Task, outputs: ValidationOutputs, can_divide: bool) -> tupl
     }
 
 
-def _format(facts: Mapping[str, float | None]) -> str:
+def _format(facts: Mapping[str, float | None], found: Calibration, task: Task) -> str:
     images = f"{facts['images']:,} validation images"
+    flags = {
+        "unsure": found.least_probability is None and task.name == "multiclass",
+        "unlike_training": found.farthest is None and found.references is not None,
+    }
+    lacking = " and ".join(name for name, is_lacking in flags.items() if is_lacking)
+    few = f"; too few for the column{'s' * (' ' in lacking)} {lacking} of predictions" if lacking else ""
     if facts["ece_before"] is None:
-        return f"Calibrated  by {images}, of which 95% are like the others"
+        return f"Calibrated  by {images}{few or ', of which 95% are like the others'}"
     unsure = "" if facts["unsure"] is None else f"; unsure of {facts['unsure']:.1%}"
     loss = f"val/loss {facts['loss_before']:.4f} before, {facts['loss_after']:.4f} after it"
-    return f"Calibrated  temperature {facts['temperature']:.2f}, by {images}: {loss}{unsure}"
+    return f"Calibrated  temperature {facts['temperature']:.2f}, by {images}: {loss}{unsure}{few}"
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor, task: Task) -> float | None:

@@ -17,9 +17,10 @@ from lit_ft.model.heads import takes_temperature
 from lit_ft.model.module import FineTuneModule
 from lit_ft.runs import Run
 from lit_ft.tasks.task import Task
-from lit_ft.training.calibrated_model import calibration_error
+from lit_ft.training.calibrated_model import _calibrate, _format, calibration_error
 from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.history import HistoryWriter
+from lit_ft.training.selected import ValidationOutputs
 from lit_ft.training.selection import select_best
 from lit_ft.training.trainer import Trainer
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -163,3 +164,19 @@ def test_averages_do_not_take_the_place_of_what_is_handed_back(tmp_path):
 def test_head_of_a_users_own_is_not_divided():
     own = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh())
     assert [takes_temperature(head) for head in (own, own[:1], nn.Linear(2, 3))] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("num", "lacking", "told"),
+    [
+        (8, ["unsure", "unlike_training"], "; too few for the columns unsure and unlike_training of predictions"),
+        (18, ["unlike_training"], "; unsure of 100.0%; too few for the column unlike_training of predictions"),
+        (19, [], "; unsure of 100.0%"),
+    ],
+)
+def test_columns_for_which_there_are_too_few_images_are_told(num, lacking, told):
+    outputs = ValidationOutputs(torch.zeros(num, 3), torch.arange(num) % 3, torch.randn(num, 4), torch.arange(num), {})
+    found, facts = _calibrate(Task("multiclass", 3), outputs, can_divide=True)
+    flags = {"unsure": found.are_unsure(torch.ones(1, 3) / 3), "unlike_training": found.are_unlike(torch.ones(1, 4))}
+    assert [name for name, flag in flags.items() if flag is None] == lacking
+    assert _format(facts, found, Task("multiclass", 3)).endswith(f"before, {facts['loss_after']:.4f} after it{told}")

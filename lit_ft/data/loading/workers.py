@@ -139,13 +139,14 @@ class InWorkers:
 
 
 def _start_method() -> str | None:
-    """How workers are started: by a fork on Linux, unless the program has asked for another way.
+    """How workers are started: by a fork on Linux, unless the program has asked for another way than Python's own.
 
     From 3.14 on Python has a server do that there, whose processes each import torch and all else anew, which takes
     seconds, and get a copy of what they read from, which not all can pickle.
     """
-    is_fork = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) in (None, "forkserver")
-    return "fork" if is_fork else None
+    of_python = "forkserver" if sys.version_info >= (3, 14) else "fork"
+    is_default = multiprocessing.get_start_method(allow_none=True) in (None, of_python)
+    return "fork" if sys.platform == "linux" and is_default else None
 
 
 def explain_lost_worker(error: BaseException) -> str | None:

@@ -45,6 +45,9 @@ def test_usable_cpus_are_those_of_the_container(machine, limit, cpus):
     assert usable_cpus() == cpus
 
 
+OF_PYTHON = "forkserver" if sys.version_info >= (3, 14) else "fork"
+
+
 @dataclass
 class Parents(Dataset):
     """The process that a worker was started by; a worker that is no fork of it would have to pickle it."""
@@ -64,13 +67,13 @@ def _start_method(request):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are no forks")
-@pytest.mark.parametrize("_start_method", [None, "forkserver"], indirect=True)  # the last is Python's own from 3.14 on
+@pytest.mark.parametrize("_start_method", [None, OF_PYTHON], indirect=True)
 @pytest.mark.usefixtures("_start_method")
 def test_workers_are_forks_of_their_process():
     assert list(InWorkers(Parents(lambda: None), Workers(1)).batches([0])) == [os.getpid()]
 
 
-@pytest.mark.parametrize("_start_method", ["spawn"], indirect=True)
+@pytest.mark.parametrize("_start_method", {"spawn", "forkserver"} - {OF_PYTHON}, indirect=True)
 @pytest.mark.usefixtures("_start_method")
 def test_workers_are_started_as_the_program_asks():
     with pytest.raises(Exception, match=r"[Pp]ickle"):
