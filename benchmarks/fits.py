@@ -25,12 +25,13 @@ from transfer import NETWORKS
 
 from lit_ft.backbones.input_spec import Fit
 from lit_ft.data import ImageFolderDataModule
+from lit_ft.data.folds import held_out, make_folds
 from lit_ft.data.images.transforms import train_transform
 from lit_ft.data.loading.photo_source import PhotoSource
 from lit_ft.model.preprocessing import Normalise
 from lit_ft.probes.feature_pass import compute_stage_features
 from lit_ft.probes.heads.basis import Basis
-from lit_ft.probes.heads.cross_validation import cross_validate, held_out, make_folds
+from lit_ft.probes.heads.cross_validation import cross_validate
 from lit_ft.probes.heads.solver import Problems, Targets, solve
 from lit_ft.probes.survey import BackboneChoice
 

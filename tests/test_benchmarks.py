@@ -1,5 +1,7 @@
 """What the benchmarks make of their measurements, and, in the long run, that those without data and peers run."""
 
+import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -28,6 +30,20 @@ def turn(contestant, number, seconds, accuracy=0.5, **asked):
         "weights": "published",
     }
     return {"contestant": contestant, "round": number, **measured, **asked}
+
+
+def test_what_scripts_import_is_there():
+    gone = []
+    for script in sorted(FOLDER.rglob("*.py")):
+        nodes = ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+        for node in (
+            one for one in nodes if isinstance(one, ast.ImportFrom) and (one.module or "").startswith("lit_ft")
+        ):
+            module = importlib.import_module(node.module)
+            names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            lost = [name for name in names if importlib.util.find_spec(f"{node.module}.{name}") is None]
+            gone += [f"{script.name}: {node.module}.{name}" for name in lost]
+    assert not gone
 
 
 def test_a_ratio_is_of_two_turns_of_the_same_round():
