@@ -240,13 +240,24 @@ class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit)
     def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> dict[str, Tensor]:
         images, targets = self._batches.pair(batch, split, self.task, self.normalise)
         logits = self(images)
-        self.metrics[split].update(self, logits, targets, batch_idx)
+        # A step of the user's own may leave batches out, or hand on parts of them.
+        step = "validation_step" if split == "val" else "test_step"
+        is_own = getattr(getattr(self, step), "__func__", None) is not getattr(FineTuneModule, step)
+        self.metrics[split].update(self, logits, targets, batch_idx, all_come=not is_own)
         return {"logits": logits, "targets": self.task.hard(targets)}
 
     def on_validation_model_zero_grad(self) -> None:
         """Drops the gradients before a validation, as Lightning does, but looks at them first."""
         self._losses.look_closely(self)
         super().on_validation_model_zero_grad()
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins to count images."""
+        self.metrics["val"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Likewise."""
+        self.metrics["test"].reset()
 
     def on_validation_epoch_end(self) -> None:
         """Ends a run whose loss is not finite, and warns of classes without an image."""

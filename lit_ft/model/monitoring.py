@@ -124,17 +124,28 @@ class SplitMetrics(nn.Module):
         self.loss = MeanLoss()
         self._waiting = _Waiting(_WAITING_VALUES)
 
+    def reset(self) -> None:
+        """Forgets what was counted, also by an evaluation that did not end, of which another trainer knows nothing."""
+        self._waiting.take()
+        self.metrics.reset()
+        self.loss.reset()
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def update(self, module: Any, logits: Tensor, targets: Tensor, batch_idx: int) -> None:
+    def update(self, module: Any, logits: Tensor, targets: Tensor, batch_idx: int, all_come: bool) -> None:
         """Adds a batch, logits ``(B, K)`` and targets, and logs loss and metrics with the first.
 
         Once is enough, as Lightning computes them at the end of the evaluation.
+
+        Args:
+            module: The module.
+            logits: Its logits.
+            targets: The targets.
+            batch_idx: Which batch it is.
+            all_come: Whether each batch of the loader comes here, and as what it is; else each is counted at once.
         """
-        if batch_idx == 0:
-            self._waiting.take()  # of an evaluation that did not end
         self._count(module, self._waiting.add(logits, targets))
         # Before callbacks look at the metrics, which they do before the module.
-        if not batch_idx + 1 < _num_batches(module, self.split) < math.inf:
+        if not (all_come and batch_idx + 1 < _num_batches(module, self.split) < math.inf):
             self._count(module, self._waiting.take())
         if batch_idx == 0:
             main = module.main_metric[0].removeprefix("val/")

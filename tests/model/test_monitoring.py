@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ft.errors import UserError
 from lit_ft.model import monitoring
+from lit_ft.model.module import FineTuneModule
 from lit_ft.model.monitoring import LossWatch, TrainScore, build_divergence_error, find_largest_gradient
 from lit_ft.tasks.task import Task
 
@@ -281,6 +282,44 @@ def test_evaluation_counts_all_batches_whatever_number_its_loader_tells(told):
     assert seen.seen[-1] == found[0]
 
 
+class Skipping(FineTuneModule):
+    def validation_step(self, batch, batch_idx):
+        return super().validation_step(batch, batch_idx) if len(batch[1]) == 10 else None
+
+
+class Unnumbered(FineTuneModule):
+    def validation_step(self, batch, batch_idx):
+        return super().validation_step(batch, 0)
+
+
+class InParts(FineTuneModule):
+    def validation_step(self, batch, batch_idx):
+        images, targets = batch
+        super().validation_step((images[:4], targets[:4]), batch_idx)
+        return super().validation_step((images[4:], targets[4:]), batch_idx)
+
+
+class Twice(Callback):
+    """Asks the module once more for each batch, as for another view of it."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        pl_module.validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [FineTuneModule, Skipping, Unnumbered, InParts, Twice])
+def test_each_image_that_a_step_of_the_users_own_hands_on_is_counted(kind):
+    module = (FineTuneModule if kind is Twice else kind)("mnist_cnn", weights="MNIST", classes=10)
+    data = FewDigits(num_val=37)
+    found = small_trainer(1, *[Twice()] * (kind is Twice)).validate(module, datamodule=data, verbose=False)
+    used = 30 if kind is Skipping else 37  # the last batch has 7
+    data.setup("validate")
+    images, targets = (torch.cat(parts)[:used] for parts in zip(*data.val_dataloader(), strict=True))
+    with torch.inference_mode():
+        logits = module.eval()(images)
+    assert found[0]["val/acc"] == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
+    assert found[0]["val/loss"] == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
+
+
 def test_evaluation_after_one_that_failed_counts_its_own_batches_alone():
     module, data, seen = small_module(), FewDigits(), Evaluations(failing=2)
     with pytest.raises(RuntimeError):
@@ -366,7 +405,9 @@ def test_step_and_validation_on_a_gpu_are_waited_for_by_nothing(task, trained):
             loss.backward()
             module.eval()
             with torch.inference_mode():
-                module.metrics["val"].to(META).update(module, module(images), targets.to(META, non_blocking=True), 1)
+                module.metrics["val"].to(META).update(
+                    module, module(images), targets.to(META, non_blocking=True), 1, all_come=True
+                )
             module.train()
     assert module.head[-1].weight.grad.device == META
     assert syncs.found == []
