@@ -64,6 +64,18 @@ def for_command_line(text: str) -> str:
     return _OPTION.sub(r"--\1\2", text)
 
 
+_PASSWORD = re.compile(r"(:/+[^/@:\s]*:).*@|(\bpassw(?:or)?d=)[^&\s]*")
+
+
+def hide_passwords(text: str) -> str:
+    """A text without the passwords in its URLs.
+
+    >>> hide_passwords("there is no postgresql://me:secret@host/studies")
+    'there is no postgresql://me:...@host/studies'
+    """
+    return _PASSWORD.sub(lambda found: f"{found[1]}...@" if found[1] else f"{found[2]}...", text)
+
+
 # Controls, formats such as a bidirectional override, halves of pairs, and ends of lines.
 _ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 

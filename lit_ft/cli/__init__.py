@@ -19,7 +19,7 @@ from lit_ft.cli.process import (
     set_offline,
     warn_in_one_line,
 )
-from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, printable
+from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, hide_passwords, printable
 from lit_ft.own_code import find_trace
 from lit_ft.training.launch import is_other_process, wait_for_first_process
 from lit_ft.training.signals import Interrupted
@@ -72,7 +72,7 @@ def _print_error(error: UserError, given: Sequence[str]) -> None:
         print(printable(trace, lines=True), file=sys.stderr)
     hint = " (--debug shows where)" if isinstance(error, LibraryError) else ""
     line = for_command_line(" ".join(error.args[0].split()))
-    print(f"lit-ft: {printable(name_as_typed(line, given))}{hint}", file=sys.stderr)
+    print(f"lit-ft: {printable(hide_passwords(name_as_typed(line, given)))}{hint}", file=sys.stderr)
 
 
 def _print_end(line: str) -> None:

@@ -189,3 +189,17 @@ def test_libraries_are_loaded_without_looks_for_garbage(run, monkeypatch):
     run("models", "--help")
     assert looks == [False]
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["tune", "photos", "--storage", "{}"],
+        ["tune", "photos", "{}"],
+        ["tune", "photos", "--tune.pruner", "{}"],
+    ],
+)
+def test_password_of_a_url_is_in_no_error(args, refused):
+    line = refused(*(arg.format("postgresql://me:secret99@host/studies") for arg in args))
+    assert "secret99" not in line
+    assert "me:...@host/studies" in line

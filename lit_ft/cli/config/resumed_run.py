@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from jsonargparse import Namespace
 
 from lit_ft.console import format_path
 from lit_ft.data.fingerprint import difference
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, hide_passwords
 from lit_ft.model.checkpoint import hyper_parameters, read_checkpoint, saved_options
 from lit_ft.model.input_bands import leave_out_bands
 from lit_ft.model.photo_fit import settle_fit
@@ -21,8 +20,6 @@ from lit_ft.training.handed_back import is_handed_back
 from lit_ft.training.launch import is_restarted
 from lit_ft.training.resume import find_run_of_job, find_run_to_resume
 from lit_ft.training.run_options import MAY_DIFFER, RUN_ENDS, list_differences, refuse_other_options, run_options
-
-_PASSWORD = re.compile(r"(://[^/@:]*:).*@|(\bpassw(?:or)?d=)[^&]*")
 
 
 def describe_command(command: str, args: Sequence[str]) -> str:
@@ -35,7 +32,7 @@ def describe_command(command: str, args: Sequence[str]) -> str:
     >>> describe_command("tune", ["--tune.storage=postgresql://me:secret@host/studies"])
     'tune --tune.storage=postgresql://me:...@host/studies'
     """
-    given = [_PASSWORD.sub(lambda found: f"{found[1]}...@" if found[1] else f"{found[2]}...", arg) for arg in args]
+    given = [hide_passwords(arg) for arg in args]
     while "--resume" in given:
         place = given.index("--resume")
         del given[place : place + 2]

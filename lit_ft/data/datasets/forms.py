@@ -79,7 +79,7 @@ def read_targets(reader: Reader, key: Any, source: str | None) -> Values | None:
     Args:
         reader: Reads the items.
         key: By what the data set is made.
-        source: The file of its class; nothing is kept without one, as no change of the class would show.
+        source: The file of its class; nothing is kept without one, as a change of the labels would not show.
     """
     if (found := _public_targets(reader)) is not None:
         return found
@@ -108,11 +108,11 @@ def read_targets(reader: Reader, key: Any, source: str | None) -> Values | None:
 
 
 def source_file(cls: DatasetClass) -> str | None:
-    """The file of a class, whose change may change what its items are."""
-    try:
-        return inspect.getsourcefile(cls.made_by)
-    except (TypeError, OSError):  # of no file, such as a cell of a notebook
-        return None
+    """The file of a class of torchvision, whose change may change what its items are.
+
+    None of one's own, which may take its labels from anywhere, such as a table that is corrected.
+    """
+    return None if cls.is_own else inspect.getsourcefile(cls.made_by)
 
 
 def _pack_paths(paths: Sequence[str]) -> PackedPaths:
@@ -126,9 +126,9 @@ def _pack_paths(paths: Sequence[str]) -> PackedPaths:
 
 
 def _path_of(image: Any) -> str | None:
-    """The file of an image that is its path, or that Pillow has opened and not yet read."""
+    """The file of an image that is its path, or that Pillow has opened, at its first frame, and not yet read."""
     if isinstance(image, ImageFile.ImageFile):
-        name = image.filename if image.tile else ""
+        name = image.filename if image.tile and image.tell() == 0 else ""
         image.close()
         return os.fsdecode(name) if name else None
     return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None

@@ -115,6 +115,7 @@ class Reader:
         if not isinstance(image, (Tensor, np.ndarray)):
             raise UserError(f"{KEY}: {what} is of type {type(image).__name__}; give one of Pillow, numpy or torch")
         values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        values = values if values.flags.writeable else values.copy()  # torch warns of others, as Pillow gives
         if isinstance(image, Tensor) and values.ndim == 3 and values.shape[0] in (1, 3):  # as torch has channels
             values = values.transpose(1, 2, 0)
         channels_first((1, *values.shape), KEY, what)
@@ -227,9 +228,13 @@ class ItemSplit:
 
 
 def plain_value(target: Any) -> Any:
-    """A target of any type as numbers, text, an array of them, or None."""
+    """A target of any type as numbers, text, an array of them, or None; bytes are text in UTF-8."""
     if isinstance(target, Tensor):
         target = target.detach().cpu().numpy()
+    if isinstance(target, bytes):
+        return target.decode("utf-8")
+    if isinstance(target, np.ndarray) and target.dtype.kind == "S":
+        target = np.char.decode(target, "utf-8")
     return target[()] if isinstance(target, np.ndarray) and target.ndim == 0 else target
 
 

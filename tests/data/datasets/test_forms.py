@@ -1,4 +1,3 @@
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,15 +56,28 @@ def test_targets_of_items_are_read_where_there_are_no_public_ones():
     assert read_targets(Reader(Held(noise(9), targets=[0] * 9), "s", "train"), "wrong", None).tolist() == [0, 1, 2] * 3
 
 
-def test_targets_of_a_class_of_no_file_are_read_each_time(monkeypatch):
-    """As a class in a cell of a notebook, whose change would not show."""
-    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # a process of xdist has none
-    for home in ("__main__", "no_such_module"):
-        assert source_file(DatasetClass(f"{home}.Made", type("Made", (Held,), {"__module__": home}))) is None
+def test_targets_of_ones_own_class_are_read_each_time():
+    """As they may come from anywhere, such as a table that is corrected."""
+    assert source_file(DatasetClass("test_forms.Held", Held)) is None
     data = noise(30)
     for shift in (0, 1):
         turned = type("Turned", (Held,), {"__getitem__": lambda self, i, s=shift: (data[i], int(i == 1) * s)})
         assert sum(read_targets(Reader(turned(data), "s", "train"), "cell", None)) == shift  # row 1 is not looked at
+
+
+def test_frames_after_the_first_are_not_taken_for_their_file(tmp_path):
+    frames = [Image.new("L", (8, 8), shade) for shade in (0, 100, 200)]
+    frames[0].save(tmp_path / "all.tif", save_all=True, append_images=frames[1:])
+
+    class Frames(Held):
+        def __getitem__(self, index):
+            image = Image.open(tmp_path / "all.tif")
+            image.seek(index)
+            return image, index
+
+    reader = Reader(Frames(noise(3)), "s", "train")
+    assert read_files(reader) is None
+    assert [int(reader.to_photo(reader.read(i)[0], i)[0, 0, 0]) for i in range(3)] == [0, 100, 200]
 
 
 def test_files_are_found_by_their_path_or_as_pillow_has_opened_them(tmp_path):

@@ -146,3 +146,12 @@ def test_targets_of_all_kinds_are_one_array():
 def test_targets_of_several_kinds_are_refused(values, fault):
     with pytest.raises(UserError, match=f"^data.dataset: {fault}"):
         stack_values(values, "s")
+
+
+def test_bytes_are_text_and_arrays_that_are_not_to_be_written_are_copied():
+    reader = Reader([(np.asarray(Image.new("L", (4, 4), 7)), "Käfer".encode())], "s", "train")
+    assert reader.read_value(0) == "Käfer"
+    assert reader.to_photo(reader.read(0)[0], 0).unique().tolist() == [7]  # torch's warning would be an error
+    assert plain_value(np.array(["Käfer".encode(), b"Biene"])).tolist() == ["Käfer", "Biene"]
+    with pytest.raises(UserError, match=r"^data.dataset: item 0 of s \(train\) cannot be read \('utf-8' codec"):
+        Reader([(np.zeros((4, 4), np.uint8), b"\xff")], "s", "train").read_value(0)
