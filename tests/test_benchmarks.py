@@ -258,10 +258,14 @@ def test_the_roofline_has_all_recipes_and_says_what_one_lacks(tmp_path):
     (tmp_path / "data" / "flowers5").mkdir(parents=True)
     (tmp_path / "letters" / "EMNIST").mkdir(parents=True)
     row, places = Row("a", "b", "all", "flowers5", weights="b.pth"), (tmp_path / "data", tmp_path / "letters")
-    assert row.missing(*places) == "no b.pth"
-    assert Row("a", "b", "all", "EMNIST").missing(*places) == Row("a", "b", "all").missing(*places) == ""
+    assert "--model.weights=null" in row.command(*places)
+    (tmp_path / "data" / "weights").mkdir()
+    (tmp_path / "data" / "weights" / "b.pth").touch()
+    assert f"--model.weights={tmp_path / 'data' / 'weights' / 'b.pth'}" in row.command(*places)
+    assert row.missing(*places) == Row("a", "b", "all", "EMNIST").missing(*places) == ""
+    assert Row("a", "b", "all").missing(*places) == ""
     assert Row("a", "b", "all", "MNIST").missing(*places) == "no MNIST"
-    assert format_row(row, None, "no b.pth").split(" | ")[3] == "not measured: no b.pth"
+    assert format_row(row, None, "no MNIST").split(" | ")[3] == "not measured: no MNIST"
 
 
 def test_decoders_are_compared_with_the_first_of_the_same_round(capsys):
