@@ -21,14 +21,13 @@ from typing import Any
 
 import torch
 from peers.table import spread
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, random_split
 from torchvision import transforms
 from torchvision.datasets import EMNIST
 from watch import HERE, Race, Racing, accuracy, fit, in_process
 
-import lit_ft.backbones
+from lit_ft.backbones.sources import mnist_cnn
 from lit_ft.data.modules.mnist import CLASS_NAMES
 from lit_ft.memory import keep_freed_memory
 
@@ -47,8 +46,9 @@ def network(num_classes: int) -> nn.Module:
             head=nn.Linear(128, num_classes),
         )
     )
-    weights = Path(lit_ft.backbones.__file__).with_name("sources") / "mnist_cnn.safetensors"
-    missing = model.load_state_dict(load_file(weights), strict=False).missing_keys
+    published = mnist_cnn.tags("mnist_cnn")["MNIST"].read()
+    state = mnist_cnn.fitted(model, published, mnist_cnn.input_spec("mnist_cnn", "MNIST"))
+    missing = model.load_state_dict(state, strict=False).missing_keys
     assert missing == ["head.weight", "head.bias"]
     return model
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lit_ft.backbones.input_spec import InputSpec
@@ -47,5 +48,14 @@ def build(name: str, spec: InputSpec) -> Network:
 
 
 def fitted(module: nn.Module, state: Mapping[str, Tensor], spec: InputSpec) -> Mapping[str, Tensor]:
-    """The tensors as they are: a dense layer cannot be fitted to another size of image."""
-    return state
+    """The tensors as they are: a dense layer cannot be fitted to another size of image.
+
+    Those of the package are numbers in half precision, of which the file has all first bytes before all second ones, as
+    HDF5's filter ``shuffle`` does it: so they take 7% less space in a wheel.
+    """
+    return {name: _join(value) if value.dtype == torch.uint8 else value for name, value in state.items()}
+
+
+def _join(parts: Tensor) -> Tensor:
+    """Numbers in half precision, of their bytes ``(2, ...)``."""
+    return parts.movedim(0, -1).contiguous().view(torch.float16).squeeze(-1)
