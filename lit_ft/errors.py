@@ -218,7 +218,7 @@ def _passed_user_file(error: BaseException, packages: Collection[str]) -> bool:
     if any(_is_user_frame(frame, packages) for frame, _ in traceback.walk_tb(error.__traceback__)):
         return True
     faulty = [error.filename] if isinstance(error, SyntaxError) and error.filename else []
-    return any(_is_user_file(file, packages) for file in (*faulty, *_FRAME.findall(_text(error))))
+    return any(_is_user_file(file, packages) for file in (*faulty, *_FRAME.findall(text_of(error))))
 
 
 def _is_user_frame(frame: FrameType, packages: Collection[str]) -> bool:
@@ -228,7 +228,8 @@ def _is_user_frame(frame: FrameType, packages: Collection[str]) -> bool:
     return _is_user_file(file, packages)
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an exception says; nothing where it cannot."""
     try:
         return str(error)
     except Exception:  # anybody's exception can fail in any way

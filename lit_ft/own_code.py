@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lit_ft.errors import UserError, find_user_packages, is_from_user_code, iterate_causes, plain, printable
+from lit_ft.errors import UserError, find_user_packages, is_from_user_code, iterate_causes, plain, printable, text_of
 
 _SHOWN_LINES = 30
 """Lines of a traceback at each end; functions that call one another without end leave thousands."""
@@ -84,10 +84,7 @@ def format_reason(error: BaseException) -> str:
     >>> format_reason(ValueError("two\nlines"))
     'two lines'
     """
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # anybody's exception can fail in any way
-        return ""
+    text = " ".join(text_of(error).split())
     return text if len(text) <= _REASON_WIDTH else f"{text[:_REASON_WIDTH]} …"
 
 

@@ -16,7 +16,7 @@ from lit_ft.data.loading.protocols import ImageSource
 from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.features.layout import Layout
 from lit_ft.model.first_batch import refuse_other_size
-from lit_ft.model.module import FineTuneModule
+from lit_ft.model.module import FineTuneModule, is_overridden
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -139,19 +139,11 @@ def find_own_hook(module: FineTuneModule, data: Any) -> str | None:
     """A hook of a user's that changes a batch of images between loader and step, which would get features instead."""
     owners = ((module, L.LightningModule), (data, L.LightningDataModule))
     return next(
-        (hook for hook in _BATCH_HOOKS if any(_is_overridden(owner, hook, base) for owner, base in owners)), None
+        (hook for hook in _BATCH_HOOKS if any(is_overridden(owner, hook, base) for owner, base in owners)), None
     )
 
 
 def find_own_step(module: FineTuneModule, step: str) -> str | None:
     """A step or forward pass of a user's, which may need images."""
     steps = (step, "forward")
-    return next(
-        (f"{type(module).__name__}.{one}" for one in steps if _is_overridden(module, one, FineTuneModule)), None
-    )
-
-
-def _is_overridden(owner: object, name: str, base: type) -> bool:
-    """Whether a method is not that of a base class; ``False`` without an owner."""
-    method = getattr(owner, name, None)
-    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)
+    return next((f"{type(module).__name__}.{one}" for one in steps if is_overridden(module, one, FineTuneModule)), None)

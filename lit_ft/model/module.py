@@ -242,8 +242,8 @@ class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit)
         logits = self(images)
         # A step of the user's own may leave batches out, or hand on parts of them.
         step = "validation_step" if split == "val" else "test_step"
-        is_own = getattr(getattr(self, step), "__func__", None) is not getattr(FineTuneModule, step)
-        self.metrics[split].update(self, logits, targets, batch_idx, all_come=not is_own)
+        all_come = not is_overridden(self, step, FineTuneModule)
+        self.metrics[split].update(self, logits, targets, batch_idx, all_come)
         return {"logits": logits, "targets": self.task.hard(targets)}
 
     def on_validation_model_zero_grad(self) -> None:
@@ -283,3 +283,9 @@ class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit)
         """Builds the head for the classes of the checkpoint, and resumes the fit."""
         self.restore(checkpoint)
         super().on_load_checkpoint(checkpoint)
+
+
+def is_overridden(owner: object, name: str, base: type) -> bool:
+    """Whether a method is not that of a base class, also where it wraps that; ``False`` without an owner."""
+    method = getattr(owner, name, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)

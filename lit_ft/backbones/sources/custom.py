@@ -15,9 +15,8 @@ from lit_ft.backbones.partition.chain import Network
 from lit_ft.backbones.partition.cut import assign
 from lit_ft.backbones.weights.load import as_loaded
 from lit_ft.backbones.weights.pretrained import Published
-from lit_ft.backbones.weights.trust import network_class
+from lit_ft.backbones.weights.trust import making_network, network_class
 from lit_ft.errors import UserError, unknown
-from lit_ft.own_code import running_own_code
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,8 @@ class OwnNetwork:
             UserError: If the class cannot be imported or made, is no ``nn.Module``, or the patterns do not fit.
         """
         network = network_class(self.class_path)
-        try:
-            with running_own_code("`model.backbone`", self.class_path, "at __init__"):
-                made = network(**self.init_args)
-        except UserError:
-            raise
-        except Exception as error:  # anybody's code can fail in any way
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"`model.backbone`: cannot make {self.class_path} ({reason})") from error
+        with making_network(self.class_path, "at __init__"):
+            made = network(**self.init_args)
         return Network(
             made,
             list(self.stages),

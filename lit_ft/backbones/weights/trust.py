@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,19 @@ LIBRARIES = ("lit_ft", "torch", "torchvision", "timm")
 """The packages whose classes a checkpoint may name."""
 
 
+@contextmanager
+def making_network(path: str, doing: str) -> Iterator[None]:
+    """Raises `UserError` for what making the network of a dotted path raises within; see `running_own_code`."""
+    try:
+        with running_own_code("`model.backbone`", path, doing):
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # anybody's code can fail in any way
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"`model.backbone`: cannot make {path} ({reason})") from error
+
+
 def network_class(path: str) -> type[nn.Module]:
     """The class that a dotted path names; it is imported and not called.
 
@@ -23,14 +37,8 @@ def network_class(path: str) -> type[nn.Module]:
         UserError: If it cannot be imported, or is no class derived from ``nn.Module``.
     """
     home, _, title = path.rpartition(".")
-    try:
-        with running_own_code("`model.backbone`", path, f"at the import of {home}"):
-            found = getattr(importlib.import_module(home), title)
-    except UserError:
-        raise
-    except Exception as error:  # anybody's code can fail in any way
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"`model.backbone`: cannot make {path} ({reason})") from error
+    with making_network(path, f"at the import of {home}"):
+        found = getattr(importlib.import_module(home), title)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"`model.backbone.class_path`: {path} is no class derived from torch.nn.Module")
     return found
