@@ -20,6 +20,12 @@ torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 os.fsync = lambda descriptor: None
 
 
+def pytest_generate_tests(metafunc):
+    """Refuses cases in a set: pytest-xdist ends when its workers have them in different orders."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        assert not isinstance(mark.args[1], set | frozenset), f"{metafunc.definition.nodeid}: sort {mark.args[1]}"
+
+
 def pytest_collection_finish():
     """Lets the garbage collector pass over what all tests have loaded; it took an eighth of their time."""
     gc.collect()

@@ -73,7 +73,7 @@ def test_workers_are_forks_of_their_process():
     assert list(InWorkers(Parents(lambda: None), Workers(1)).batches([0])) == [os.getpid()]
 
 
-@pytest.mark.parametrize("_start_method", {"spawn", "forkserver"} - {OF_PYTHON}, indirect=True)
+@pytest.mark.parametrize("_start_method", sorted({"spawn", "forkserver"} - {OF_PYTHON}), indirect=True)
 @pytest.mark.usefixtures("_start_method")
 def test_workers_are_started_as_the_program_asks():
     with pytest.raises(Exception, match=r"[Pp]ickle"):
