@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -126,6 +127,9 @@ class InWorkers:
             # resumed in the middle of an epoch, or had to look at its images first, would see other dropout.
             generator=torch.Generator(),
         )
+        # What a finalizer holds is no garbage. As part of a cycle, such as that of a trainer and its loops, the loader
+        # would lose the queues by which it tells its workers to end, and then wait 5 s for each.
+        weakref.finalize(self, [self._loader].clear)
 
     def batches(self, asked: Iterable[Any]) -> Iterator[Any]:
         """Yields what is made of each thing asked; raises `UserError` where that was returned."""

@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
+from multiprocessing.util import Finalize
 from types import SimpleNamespace
 
 import forked
@@ -186,6 +188,31 @@ def test_worker_prints_nothing_where_its_parent_was_interrupted_as_it_took_a_bat
     started = forked.start(_leave_while_memory_is_handed_on, out=tmp_path / "log")
     assert forked.wait(started) == [0]
     assert (tmp_path / "log").read_text() == ""
+
+
+class _Leaving(Dataset):
+    """Has its worker leave a file as it ends, unless it is killed."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __getitem__(self, _):
+        Finalize(None, self.file.write_text, ("ended",), exitpriority=0)
+        return 0
+
+
+def test_workers_end_by_themselves_where_they_are_left_in_a_cycle(tmp_path):
+    """As those of a trainer's loops are."""
+    in_workers = InWorkers(_Leaving(tmp_path / "file"), Workers(1))
+    batches = in_workers.batches([0, 1, 2])
+    assert next(batches) == 0
+    cycle = [in_workers, batches]
+    cycle.append(cycle)
+    left = weakref.ref(in_workers)
+    del in_workers, batches, cycle
+    gc.collect()
+    assert left() is None
+    assert (tmp_path / "file").read_text() == "ended"
 
 
 class _Garbage:
