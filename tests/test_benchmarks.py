@@ -107,6 +107,7 @@ def test_agreement_of_orders():
     assert lost(predicted, np.tile(accuracies, (2, 1))) == pytest.approx(0.75 / 2)
 
 
+@pytest.mark.long
 def test_tables_of_an_order_have_the_best_backbone_first_and_what_is_lost_by_each_order():
     from choice_table import order_tables
 

@@ -249,6 +249,7 @@ def test_debug_shows_where_a_mistake_came_from(lit_ft):
     assert "super().__init__(shots=-1)" in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.long
 def test_debug_shows_where_a_mistake_came_from_that_was_raised_as_it_is(lit_ft):
     with pytest.raises(UserError, match="written by my own") as caught:
         lit_ft("fit", "--trainer.callbacks+", "test_errors.Refuses", "--debug")

@@ -37,6 +37,7 @@ def run_parts(folder, scripts, monkeypatch, seconds=60.0):
     return page.file.read_text()
 
 
+@pytest.mark.long
 def test_part_that_hangs_or_fails_leaves_its_rows_and_the_parts_after_it(tmp_path, monkeypatch):
     hangs = f"print({row('first')!r}, file=file, flush=True); import time; time.sleep(60)"
     fails = f"print({row('second')!r}, file=file); file.write('{{'); file.close(); raise RuntimeError('no | memory')"

@@ -32,6 +32,7 @@ def root(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variables", [pytest.param(ASCII[0], marks=pytest.mark.slow), ASCII[1]])
 def test_names_are_shown_in_a_terminal_that_has_no_such_characters(root, lit_ft, tmp_path, variables):
     lit_ft(*CHECK, root)  # the list of files is kept; names in it must not be those of another encoding
@@ -51,6 +52,7 @@ def test_argument_that_is_no_text_is_told(refused):
     assert (done.returncode, done.stderr) == (2, line)
 
 
+@pytest.mark.long
 def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_path):
     few = {"max_epochs": "1", "limit_train_batches": "1", "limit_val_batches": "0", "accelerator": "cpu"}
     options = [f"--trainer.{key}={value}" for key, value in {**few, "default_root_dir": str(tmp_path)}.items()]
@@ -62,6 +64,7 @@ def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_pa
     assert "model_checkpoint.py" not in done.stderr
 
 
+@pytest.mark.long
 def test_reader_that_wants_no_more_is_no_error():
     started = subprocess.Popen(
         [sys.executable, "-m", "lit_ft", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -81,6 +81,7 @@ def test_options_in_the_tables_are_accepted(monkeypatch, tmp_path, capsys, page,
     assert value in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_python_example_trains_a_good_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, grey in (("dark", 40), ("bright", 210)):

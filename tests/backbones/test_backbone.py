@@ -383,6 +383,7 @@ def test_run_is_the_same_bit_for_bit_with_and_without(backbone, last):
     assert differences(plain, recomputing) == []
 
 
+@pytest.mark.long
 def test_checkpoint_of_a_run_without_is_resumed_with_it(tmp_path):
     whole = run("resnet18", "layer4", False, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
     resumed = run("resnet18", "layer4", True, ckpt_path=tmp_path / "epoch=0.ckpt", seed=2)

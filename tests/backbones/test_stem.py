@@ -162,6 +162,7 @@ def test_network_without_such_a_stem_is_refused(name, text):
         build_backbone(name, None, stem="small")
 
 
+@pytest.mark.long
 def test_positions_of_a_vision_transformer_are_interpolated(tmp_path):
     torch.manual_seed(0)
     trained = build_backbone("vit_b_32", None, spec=InputSpec(size=96, resize=96))

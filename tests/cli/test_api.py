@@ -26,6 +26,7 @@ def weights(result):
     return result.model.state_dict()
 
 
+@pytest.mark.long
 def test_run_of_a_recipe_gives_metrics_history_paths_and_the_best_model():
     result = package.run("quickstart", **TWO_EPOCHS)
     assert result.folder == Path("logs/quickstart/version_0").absolute()
@@ -40,6 +41,7 @@ def test_run_of_a_recipe_gives_metrics_history_paths_and_the_best_model():
     assert all(torch.equal(saved[name], tensor) for name, tensor in weights(result).items())
 
 
+@pytest.mark.long
 def test_two_runs_in_one_process_are_the_same_run():
     torch.manual_seed(5)
     config = yaml.safe_load(QUICKSTART.read_text())
@@ -74,6 +76,7 @@ def test_run_of_a_network_of_the_users_own_gives_its_model(tmp_path, monkeypatch
     assert weights(result)["head.0.weight"].shape == (10, 4)
 
 
+@pytest.mark.long
 def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
     small = {"model.backbone": "mnist_cnn", "model.weights": None, "data": {"num_workers": 0}}
     results = [
@@ -89,6 +92,7 @@ def test_finetune_on_a_folder_with_and_without_a_recipe(photo_root):
     assert config["model"]["init_args"]["label_smoothing"] == 0.1
 
 
+@pytest.mark.long
 def test_metrics_are_none_of_images_that_a_refit_was_trained_on(photo_root, monkeypatch):
     # A blend, of which the refit validates both ends, with the images that it was trained on.
     monkeypatch.setattr("lit_ft.training.trainer.select_best", lambda *_: Selected(0.5, 2))

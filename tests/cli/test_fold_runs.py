@@ -137,6 +137,7 @@ class EndsInFold(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.long
 def test_interrupted_folds_refuse_others_and_go_on_to_the_same_end(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = options(whole.root)

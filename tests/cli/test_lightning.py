@@ -30,6 +30,7 @@ DIGITS = ("--data", "DigitsDataModule")
 QUICK = ("--config", CONFIGS / "quickstart.yaml", "--unfreeze.head_epochs", 1, "--unfreeze.epochs_per_stage", 1)
 
 
+@pytest.mark.long
 def test_finetune_leaves_a_whole_run(run):
     printed = run("finetune", *QUICK, "--trainer.max_epochs", 3)
     folder = Path("logs/quickstart/version_0")
@@ -98,6 +99,7 @@ def test_run_whose_report_fails_is_whole(run, monkeypatch):
     assert warned == ["no report was written (no page today); lit-ft report logs/quickstart/version_0 writes it"]
 
 
+@pytest.mark.long
 def test_rerun_from_its_config_gives_the_same_numbers(run):
     first = run("fit", *QUICK, "--trainer.max_epochs", 3, "--seed_everything", 7)
     again = run("fit", "--config", "logs/quickstart/version_0/config.yaml")
@@ -111,6 +113,7 @@ def test_rerun_from_its_config_gives_the_same_numbers(run):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.long
 def test_evaluation_needs_only_the_checkpoint(run):
     trained = run("finetune", *QUICK, "--trainer.max_epochs", 3, "--model.head.hidden", "[16]")
     best = Path("logs/quickstart/version_0/checkpoints/best.ckpt")
@@ -151,6 +154,7 @@ def test_checkpoint_beside_the_config_is_proposed(run, refused):
     assert refused("test", "--config", CONFIGS / "quickstart.yaml").endswith("needs the checkpoint of a run")
 
 
+@pytest.mark.long
 def test_predict_writes_one_row_an_image_in_order(run, refused):
     run("fit", *QUICK, "--trainer.max_epochs", 3)
     printed = run("predict", "--name", "quickstart", "--ckpt_path", "best", *DIGITS)
@@ -185,6 +189,7 @@ def test_predict_photos_without_the_training_folder(run, photo_root, tmp_path):
     assert {row["class"] for row in rows} <= {"ant", "bee", "cat"}
 
 
+@pytest.mark.long
 def test_resume_goes_on_in_its_folder_also_for_longer(run):
     run("fit", *QUICK, "--trainer.max_epochs", 4)
     folder = Path("logs/quickstart/version_0")
@@ -206,6 +211,7 @@ def test_finished_run_whose_checkpoint_was_moved_ends_as_it_is(run, tmp_path):
     assert "Best model   logs/quickstart/version_0/checkpoints/best.ckpt  (val/loss is not known)" in printed
 
 
+@pytest.mark.long
 def test_callbacks_of_a_config_add_to_the_named_ones(run):
     Path("more.yaml").write_text(
         "trainer:\n  max_epochs: 2\n  callbacks:\n    - class_path: LearningRateMonitor\n"
@@ -234,6 +240,7 @@ def test_named_callbacks_can_be_switched_off(run):
     assert not Path("logs/run/version_0/checkpoints").exists()
 
 
+@pytest.mark.long
 def test_optimizer_and_schedule_by_short_name(run):
     run(
         "fit", "--trainer.max_epochs", 2, "--optimizer", "SGD", "--optimizer.momentum", 0.9,
@@ -248,6 +255,7 @@ def test_optimizer_and_schedule_by_short_name(run):
     assert "momentum" in groups[0]
 
 
+@pytest.mark.long
 def test_function_of_a_schedule_by_its_path_also_from_the_config_of_the_run(run):
     steps = ("--lr_scheduler", "LambdaLR", "--lr_scheduler.lr_lambda", "small_runs.harmonic")
     run("fit", "--trainer.max_epochs", 2, "--model.lr", 0.1, *steps)
@@ -378,6 +386,7 @@ def test_help_lists_the_commands_that_there_are(run, monkeypatch):
         assert f"\n\n{COMMANDS[name]}" in run(name, "--help")
 
 
+@pytest.mark.long
 def test_checkpoints_of_the_users_own_are_not_taken_for_the_best(run):
     own = "lightning.pytorch.callbacks.ModelCheckpoint"
     options = ("--trainer.callbacks+", own, "--trainer.callbacks.every_n_train_steps", 5)
@@ -386,6 +395,7 @@ def test_checkpoints_of_the_users_own_are_not_taken_for_the_best(run):
     assert list(Path("mine").glob("*.ckpt"))
 
 
+@pytest.mark.long
 def test_plan_shows_the_phases_and_does_nothing(run, photo_root):
     printed = run("plan", *QUICK, "--trainer.max_epochs", 5)
     assert "100 images, 10 a class" in printed
@@ -456,6 +466,7 @@ def test_data_that_is_missing_is_told_before_weights_are_fetched(refused, monkey
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "precision", ["bf16-true", *(pytest.param(p, marks=pytest.mark.slow) for p in ("16-true", "64-true"))]
 )
@@ -510,6 +521,7 @@ def test_mistake_in_a_config_ends_in_one_line(refused, text, line):
     assert line in refused("fit", "--config", "mistake.yaml")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("monitor", "mode"), [("val/f1", "max"), ("val/loss", "min")])
 def test_monitored_metric_tells_what_is_best(run, monitor, mode):
     run("fit", "--trainer.max_epochs", 2, "--checkpoint.monitor", monitor, "--early_stopping.monitor", monitor)
@@ -548,6 +560,7 @@ def test_resume_refuses_another_model(run, refused):
     assert f"--model.weights {last}" in line
 
 
+@pytest.mark.long
 def test_checkpoint_whose_parts_are_something_else_is_refused_in_one_line(run, refused):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
     last = Path("logs/run/version_0/checkpoints/last.ckpt")
@@ -647,6 +660,7 @@ SLOW = {"vgg16_gap_dense", "resnet50_features", "image_folder_gradual"}
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if r in SLOW else r for r in RECIPES])
 def test_recipe_runs_two_batches(run, recipe, photo_root, cifar_root, mnist_root, letters_root):
     args = ["--config", CONFIGS / f"{recipe}.yaml", "--trainer.fast_dev_run", 2, "--data.batch_size", 2]
@@ -673,6 +687,7 @@ def test_class_that_is_no_data_module_is_refused_with_those_there_are(tmp_path):
     assert done.stderr.endswith("StreamDataModule, or derive yours from it\n")
 
 
+@pytest.mark.long
 def test_interrupt_tells_how_to_go_on():
     command = [sys.executable, "-m", "lit_ft", "fit", "--trainer.max_epochs", "1000", "--model.weights", "null"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -730,6 +745,7 @@ def test_warnings_do_not_reach_the_terminal_raw(monkeypatch):
     assert told == "lit-ft: warning: not used: more\\x1b[2J\nand more\n"
 
 
+@pytest.mark.long
 def test_refit_is_told_with_the_score_before_it_and_left_out_of_fit(run, refused):
     probe = (*DIGITS, "--data.shots", 4, "--model.backbone", "mnist_cnn", "--unfreeze.strategy", "linear_probe")
     printed = run("finetune", *probe, "--refit", "true")

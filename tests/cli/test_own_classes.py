@@ -147,6 +147,7 @@ def test_own_module_without_the_options_of_its_base_is_trained_and_tested(run, o
     assert "test/acc" in run("test", "--config", RUN / "config.yaml", "--ckpt_path", RUN / "checkpoints/best.ckpt")
 
 
+@pytest.mark.long
 def test_own_module_that_fixes_the_task_is_chosen_by_the_metric_of_that_task(run, refused, own):
     Path("photos").mkdir()
     rows = ["path,label"]
@@ -164,6 +165,7 @@ def test_own_module_that_fixes_the_task_is_chosen_by_the_metric_of_that_task(run
     assert line.startswith("lit-ft: `ModelCheckpoint(monitor='val/acc')` could not find the monitored key in the")
 
 
+@pytest.mark.long
 def test_images_of_a_size_that_the_network_does_not_take_are_told_with_one_that_it_does(run, refused, own):
     given = ("--data", f"{own}.Wide", *QUICK)
     line = refused("finetune", *given)

@@ -56,6 +56,7 @@ def features_of(module, images):
 RAW = {"bands": [4, 1], "mean": [3000.0, -0.5], "std": [60.0, 0.01]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
 def test_file_of_raw_values_takes_the_bands_of_files(tmp_path, suffix):
     module = model_of(input=RAW)
@@ -179,6 +180,7 @@ def test_file_names_no_path_of_this_machine(exported):
         assert path.encode() not in built.content
 
 
+@pytest.mark.long
 def test_code_in_the_card_of_a_program_runs(exported, tmp_path, monkeypatch, capsys):
     module, _, built, _ = exported
     card = render_card(CardFacts("model.pt2", module, None, tmp_path / "best.ckpt"), built.description)

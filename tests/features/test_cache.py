@@ -146,6 +146,7 @@ def test_run_from_cached_features_ends_as_one_from_images(unfreezing, epochs, tm
         assert float(trainer.callback_metrics[name]) == pytest.approx(float(value), rel=1e-4)
 
 
+@pytest.mark.long
 def test_maps_of_a_network_with_batch_norm_are_cached_as_they_lie_in_memory(tmp_path):
     unfreezing = {"strategy": "phases", "phases": [{"train": ["layer4", "head"]}]}
     runs = [fit(tmp_path, cache=cache, module=filled_resnet, unfreezing=unfreezing)[1] for cache in (True, False)]
@@ -887,6 +888,7 @@ def test_options_out_of_range_are_refused(options, match):
         FeatureCache(**options)
 
 
+@pytest.mark.long
 def test_nodes_on_one_file_system_do_not_remove_one_anothers_folder(tmp_path):
     found = [rank["race_for_features"] for rank in processes.launch(tmp_path, "race_for_features", num_nodes=2)]
     files = [f"features-node{node}/phase0-{split}" for node in (0, 1) for split in ("train", "val")]
@@ -897,6 +899,7 @@ def test_nodes_on_one_file_system_do_not_remove_one_anothers_folder(tmp_path):
     assert differences(*(node["weights"] for node in found)) == []
 
 
+@pytest.mark.long
 def test_all_processes_write_again_what_one_of_them_finds_damaged(tmp_path):
     scenario = "resume_from_damaged_features"
     found = [rank[scenario] for rank in processes.launch(tmp_path, scenario)]

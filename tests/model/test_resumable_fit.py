@@ -215,6 +215,7 @@ RATE += ["--trainer.callbacks.num_training_steps", 24, "--trainer.callbacks.earl
 SIZE = ["BatchSizeFinder", "--trainer.callbacks.max_trials", 3, "--trainer.callbacks.steps_per_trial", 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "found_by",
     [["--trainer.callbacks+", *RATE], ["--trainer.callbacks", *SIZE, "--trainer.callbacks+", *RATE]],
@@ -255,6 +256,7 @@ def test_found_values_are_those_of_a_run_with_lightnings_own_trainer(tmp_path):
     assert differences(found, given) == []
 
 
+@pytest.mark.long
 def test_resumed_run_keeps_what_was_found(run, refused):
     run("fit", "--trainer.max_epochs", 2)
     last = ("--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt")

@@ -23,6 +23,7 @@ def images(tmp_path: Path) -> ProbeImages:
     return read_photos(write_photos(tmp_path, {"dots": 15, "lines": 15, "plain": 15}), val_fraction=0.2)
 
 
+@pytest.mark.long
 def test_best_backbone_is_first_and_leads_in_the_same_folds(images: ProbeImages) -> None:
     torch.manual_seed(0)
     probe, best = probe_images([RANDOM, NETWORK], images, CPU, all_stages=False)
@@ -38,6 +39,7 @@ def test_best_backbone_is_first_and_leads_in_the_same_folds(images: ProbeImages)
     assert "the first backbone was chosen by these scores" in probe.notes[1]
 
 
+@pytest.mark.long
 def test_lead_is_the_interval_of_paired_differences(images: ProbeImages, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     surveys = [survey_backbone(one, images, images.fold(), CPU, all_stages=False) for one in (NETWORK, RANDOM)]

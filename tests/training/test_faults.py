@@ -28,6 +28,7 @@ def check(end, code, line, seconds=SECONDS):
     assert end.seconds <= seconds
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_killed_process_ends_the_other_one(tmp_path, killed):
     with two_ranks(tmp_path, "fit", *DIGITS) as ranks:

@@ -172,6 +172,7 @@ def test_run_writes_its_history_and_the_metrics_of_its_best_checkpoint(run):
     }
 
 
+@pytest.mark.long
 def test_evaluations_write_their_metrics_to_the_run_of_the_checkpoint(run):
     run(*FIT, "--trainer.max_epochs", 1)
     before = RUN.history.read_bytes()

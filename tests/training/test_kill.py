@@ -5,6 +5,7 @@ WITHIN_EPOCHS = {"steps": 9, "best_step": 9}
 AT_EPOCH_ENDS = {"steps": 30, "best_step": 30}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "kills", "whole"),
     [

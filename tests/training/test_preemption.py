@@ -45,6 +45,7 @@ SLOW = pytest.mark.slow
 SOLVED = ("--unfreeze.head_fit", "solved")
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("options", "callbacks", "place", "saved"),

@@ -55,6 +55,7 @@ def refitted(folder, selected, *callbacks, **options):
     return {name: value.clone() for name, value in module.state_dict().items()}, trainer
 
 
+@pytest.mark.long
 def test_probe_is_solved_again_on_training_and_validation_images(tmp_path, capsys):
     trainer, module, data = make(tmp_path / "run", lr=3.0)  # by which training destroys everything
     trainer.finetune(module, datamodule=data, refit=True)
@@ -86,6 +87,7 @@ def test_probe_is_solved_again_on_training_and_validation_images(tmp_path, capsy
     assert not torch.allclose(best["head.0.weight"], few["head.0.weight"], atol=1e-3)
 
 
+@pytest.mark.long
 def test_epochs_of_a_refit_are_those_of_the_first_fit_with_more_images(tmp_path):
     other, fresh, whole = make(tmp_path / "whole")
     whole.setup("fit")
@@ -103,6 +105,7 @@ def test_epochs_of_a_refit_are_those_of_the_first_fit_with_more_images(tmp_path)
     )
 
 
+@pytest.mark.long
 def test_refit_of_a_blend_blends_its_own_probe_and_weights(tmp_path):
     whole, _ = refitted(tmp_path / "whole", Selected(1.0, 2), lr=0.0003)
     probe, _ = refitted(tmp_path / "probe", Selected(0.0, 2), lr=0.0003)
@@ -118,6 +121,7 @@ def test_refit_whose_blend_is_worse_than_both_ends_leaves_what_was_chosen(tmp_pa
     assert "refit" not in json.loads(trainer.run.metrics.read_text())
 
 
+@pytest.mark.long
 def test_averaged_weights_are_averaged_again_from_the_solved_head(tmp_path):
     state, trainer = refitted(tmp_path / "run", Selected(1.0, 3), EMAWeightAveraging(decay=0.999))
     probe = torch.load(trainer.run.checkpoint("probe"), weights_only=True)["state_dict"]
@@ -131,6 +135,7 @@ def test_averaged_weights_are_averaged_again_from_the_solved_head(tmp_path):
     assert (state[name] - probe[name]).norm() < 0.2 * (plain[name] - probe[name]).norm()
 
 
+@pytest.mark.long
 def test_where_validation_images_are_tested_on_that_is_done_before(tmp_path):
     trainer, module, data = make(tmp_path / "run")
     splits = data.read_splits
@@ -142,6 +147,7 @@ def test_where_validation_images_are_tested_on_that_is_done_before(tmp_path):
     assert list(written) == ["val", "selection", "calibration", "test", "refit"]
 
 
+@pytest.mark.long
 def test_resumed_run_selects_among_the_models_of_its_fit(tmp_path):
     trainer, module, data = make(tmp_path / "run", ModelCheckpoint(tmp_path / "run/checkpoints", "last"))
     trainer.finetune(module, datamodule=data, refit=True)
@@ -168,6 +174,7 @@ def test_resumed_run_refits_its_best_epoch_again_after_the_refit_took_its_place(
     assert after["test"] == pytest.approx(before["test"])
 
 
+@pytest.mark.long
 def test_least_length_of_the_first_fit_does_not_lengthen_the_refit(tmp_path):
     expected, _ = refitted(tmp_path / "plain", Selected(1.0, 1))
     state, _ = refitted(tmp_path / "least", Selected(1.0, 1), length={"min_epochs": 3, "min_steps": 15})

@@ -183,6 +183,7 @@ def test_fine_tuned_weights_without_a_validation_are_told(tmp_path):
     assert all(value.equal(probe[name]) for name, value in state(checkpoint.best_model_path).items())
 
 
+@pytest.mark.long
 def test_selection_that_was_killed_as_it_saved_begins_again_from_the_best_epoch(tmp_path, monkeypatch):
     def move(run):
         run.checkpoint("best").replace(run.checkpoint("best_epoch"))

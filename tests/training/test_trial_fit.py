@@ -172,6 +172,7 @@ def test_plan_that_does_not_fit_is_refused(images: ProbeImages) -> None:
         try_fine_tuning(config(1e4, max_epochs=1, strategy="gradual"), images, best_of(images))
 
 
+@pytest.mark.long
 def test_sets_in_memory_and_balanced_batches_are_tried(parts: list[HeldOut]) -> None:
     images = read_images(DigitsDataModule(shots=4, sampling="balanced"))
     found = try_fine_tuning(config(budget_of(images)), images, best_of(images))

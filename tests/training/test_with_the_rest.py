@@ -95,6 +95,7 @@ def compiled_run(how, folder=None, ckpt_path=None, backend="aot_eager"):
 WAYS = [pytest.param(None, id="not"), "by the trainer", "in place", "backbone", "by its option"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [pytest.param(WAYS[1], marks=pytest.mark.slow), *WAYS[2:]])
 def test_compiled_run_unfreezes_and_its_checkpoints_fit_runs_that_are_not_compiled(how, plain_run, tmp_path):
     # The backend that also traces gradients takes twice as long, and does the same whoever calls it.

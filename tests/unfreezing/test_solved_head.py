@@ -91,6 +91,7 @@ def share_of_the_largest_class(class_weight=None, sampling="shuffle"):
         return float(module(images).softmax(dim=1)[:, 0].mean())
 
 
+@pytest.mark.long
 def test_classes_count_as_in_training():
     plain = share_of_the_largest_class()
     assert share_of_the_largest_class(class_weight="balanced") < plain - 0.003

@@ -188,6 +188,7 @@ def test_pooling_decides_the_number_of_features(name, pool, num_features):
     assert without_data(lambda: build_backbone(name, None, pool)).num_features == num_features
 
 
+@pytest.mark.long
 def test_pooling_of_a_vision_transformer():
     _, pieces, images = built("vit_b_32")
     tokens = nn.Sequential(*pieces.stages.values())(images)

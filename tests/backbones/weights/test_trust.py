@@ -227,6 +227,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.long
 def test_config_of_the_run_names_the_network(run, refused, tmp_path, monkeypatch):
     Path("mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(Path.cwd()))

@@ -366,6 +366,7 @@ sys.addaudithook(hook)
 """
 
 
+@pytest.mark.long
 def test_offline_run_opens_no_socket(mnist_root):
     place = mnist_root / "weights" / source_of(NET).tags(NET)["DEFAULT"].file
     place.parent.mkdir()

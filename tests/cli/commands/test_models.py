@@ -60,6 +60,7 @@ def test_a_network_that_needs_data_to_be_made_is_measured_too():
     assert sum(stage.parameters for stage in stages) == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.long
 def test_models_lists_what_fits_the_pattern(run, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))  # where no weights are
     head, *rows = run("models", "resnet*").splitlines()
@@ -215,6 +216,7 @@ def test_timm_missing_is_told(refused, monkeypatch):
     assert refused("models", "timm/res*").endswith("run: pip install 'lit_ft[timm]'")
 
 
+@pytest.mark.long
 def test_the_commands_load_no_lightning():
     code = (
         "import sys; from lit_ft.cli import main; main(['describe', 'mnist_cnn']); "

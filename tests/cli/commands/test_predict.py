@@ -257,6 +257,7 @@ def test_probabilities_of_all_classes_have_columns(best, photos):
     assert "class_3" not in row
 
 
+@pytest.mark.long
 def test_prediction_loads_no_library_of_trainings(photos, tmp_path):
     best = checkpoint(tmp_path, task="regression", classes=["year"])
     code = (
@@ -298,6 +299,7 @@ def test_processes_of_a_launcher_share_the_photos_and_write_each_once_in_order(b
         assert float(row["probability"] or 0) == pytest.approx(float(other["probability"] or 0), rel=1e-5)
 
 
+@pytest.mark.long
 def test_launched_processes_refuse_in_one_line(best, photos):
     Path("there.csv").write_text("mine")
     codes, printed = launch(2, best, "photos", "--out", "there.csv")

@@ -37,6 +37,7 @@ def flip(root, number):
     return moved
 
 
+@pytest.mark.long
 def test_planted_faults_are_found_by_a_process_of_its_own(tmp_path, monkeypatch):
     root = write_photos(tmp_path / "photos", {"dots": 40, "lines": 40, "plain": 40})
     flipped = flip(root, 2)
@@ -60,6 +61,7 @@ def test_planted_faults_are_found_by_a_process_of_its_own(tmp_path, monkeypatch)
     assert rows[0]["path"] == found["issues"]["items"][0]["path"]
 
 
+@pytest.mark.long
 def test_suggestion_runs_as_it_is(run, photos):
     printed = run("probe", *PHOTOS, "--folder", "out", "--trainer.max_epochs", 1, "--unfreeze.strategy", "linear_probe")
     assert printed.rstrip().endswith("Run: lit-ft finetune --config out/suggested.yaml")
@@ -100,6 +102,7 @@ def test_copies_are_kept_in_one_fold_and_told(run, photos):
     assert re.search(r"\d%, \d+\.\d% without the 6 copies", run("probe", *PHOTOS))
 
 
+@pytest.mark.long
 def test_sets_in_memory_have_pictures_and_no_table(run):
     printed = run("probe", *MNIST, "--data", "DigitsDataModule", "--data.shots", 5, "--folder", "out")
     assert "DigitsDataModule: train 50, val 300 images" in printed

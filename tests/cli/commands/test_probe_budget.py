@@ -63,6 +63,7 @@ def read_results(printed):
     return trial, yaml.safe_load(text), text
 
 
+@pytest.mark.long
 def test_unfreezing_that_helps_is_suggested(run, narrow):
     trial, config, text = read_results(run("probe", *narrow, "--budget", "1h"))
     low, _ = trial["comparison"]["score"]["interval"]
@@ -74,6 +75,7 @@ def test_unfreezing_that_helps_is_suggested(run, narrow):
     assert {path.name for path in Path().iterdir()} - {"__pycache__"} == {"narrow_net.py", "narrow.yaml", "out"}
 
 
+@pytest.mark.long
 def test_linear_probe_that_is_enough_is_suggested_and_runs(run, narrow):
     slow = ("--model.lr", 1e-9, "--trainer.max_epochs", 1)
     trial, config, text = read_results(run("probe", *narrow, *slow, "--budget", "1h"))

@@ -121,6 +121,7 @@ def test_best_config_runs_by_itself_and_gives_the_value_of_its_trial(finished, r
     assert metrics["val"]["val/acc"] == value
 
 
+@pytest.mark.long
 def test_trial_that_was_killed_goes_on_in_its_run_from_its_last_epoch(finished, monkeypatch, lit_ft):
     home, _, _ = finished
     search, report = {"trials": 1, "space": {"model.lr": {"choice": [3.0e-2, 0.5]}}}, TrialWatch.on_train_epoch_end
@@ -145,6 +146,7 @@ def test_trial_that_was_killed_goes_on_in_its_run_from_its_last_epoch(finished, 
     assert (found.best.run / "output.txt").read_text().count("epoch 0/1 ") == 1
 
 
+@pytest.mark.long
 def test_trial_goes_on_after_its_database_was_lost(run, refused, monkeypatch):
     write({"trials": 1, "space": LOG, "storage": "sqlite:///study.db"})
     report = TrialWatch.on_train_epoch_end

@@ -164,6 +164,7 @@ def test_photos_are_seen_as_the_arrays_were_by_both_ways_to_predict(run, photo_r
     assert config == pytest.approx(direct, rel=1e-5)
 
 
+@pytest.mark.long
 def test_checkpoint_is_evaluated_on_its_own_data_and_options_override(run):
     fit = ("--data", "DigitsDataModule", "--data.split_seed", 3, "--data.shots", 5, "--unfreeze", "null")
     score = r"test/acc +│? *([0-9.]+)"
@@ -220,6 +221,7 @@ def test_missing_checkpoint_is_named_before_options_of_its_data(tmp_path):
         add_saved_data("predict", ["--ckpt_path", "last", *args[2:]])
 
 
+@pytest.mark.long
 def test_option_of_the_model_that_the_checkpoint_overrides_is_refused_if_it_differs(run, refused):
     hidden = ("--model.head.hidden", "[8]")
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.lr", 0.002, *hidden)

@@ -307,6 +307,7 @@ def test_heic_is_read_with_the_extra(tmp_path):
         assert decoded[2, :28].mean() > 200 > 50 > decoded[2, 36:].mean()
 
 
+@pytest.mark.long
 def test_formats_are_loaded_when_they_are_first_needed():
     code = (
         "import sys, lit_ft.data.files.image_index; "

@@ -172,6 +172,7 @@ def test_unreadable_image_is_told_and_leaves_nothing(root, tmp_path, num_workers
     assert files_in(tmp_path / "cache") == []
 
 
+@pytest.mark.long
 def test_no_room_is_told_before_anything_is_written(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
     folder = tmp_path / "cache"

@@ -115,6 +115,7 @@ def alone(source, batches):
 BATCHES = [Picks(torch.tensor([4, 0, 9]), torch.tensor([1, 7, 2])), Picks(torch.tensor([3]), torch.tensor([10]))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_views_are_those_that_are_read_one_by_one(split, num_workers):
     source = make_loader(split, num_workers).source
