@@ -34,6 +34,16 @@ def test_fault_of_a_config_is_told_with_its_file_and_line(tmp_path, monkeypatch,
     assert line.startswith(f"`config`: {name} {fault}")
 
 
+@pytest.mark.parametrize("key", ["config", "tune"])
+def test_fault_of_what_is_typed_in_place_of_a_file_is_told_likewise(key):
+    line = describe_config_fault([f"--{key}", "{model.lr: [1e-4, 1e-3}"])
+    assert line == (
+        f"`{key}`: is not valid YAML: line 1 (expected ',' or ']', but got '}}'): {{model.lr: [1e-4, 1e-3}}"
+    )
+    for valid in ("{model.lr: [1e-4, 1e-3]}", "model.lr: [1e-4, 1e-3]"):
+        assert describe_config_fault([f"--{key}", valid]) is None
+
+
 def test_folder_is_told_with_its_configs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "of").mkdir()
