@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import math
 import multiprocessing
@@ -113,7 +114,7 @@ class InWorkers:
         workers = workers or Workers(0)
         self.dataset = dataset
         self._epoch = _Epoch()
-        self._loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,  # the sampler's batches are read as they are
             sampler=self._epoch,
@@ -127,14 +128,22 @@ class InWorkers:
             # resumed in the middle of an epoch, or had to look at its images first, would see other dropout.
             generator=torch.Generator(),
         )
+        self._loader = [loader]  # a list, to let go of it
         # What a finalizer holds is no garbage. As part of a cycle, such as that of a trainer and its loops, the loader
         # would lose the queues by which it tells its workers to end, and then wait 5 s for each.
-        weakref.finalize(self, [self._loader].clear)
+        weakref.finalize(self, self._loader.clear)
+        self._has_begun = False
 
     def batches(self, asked: Iterable[Any]) -> Iterator[Any]:
         """Yields what is made of each thing asked; raises `UserError` where that was returned."""
         self._epoch.batches = asked
-        for batch in self._loader:
+        reading = iter(self._loader[0])
+        if not self._has_begun:
+            # At the exit it comes before what torch has registered by now, which waits 5 s for workers that nobody has
+            # told to end, where memory is pinned.
+            atexit.register(self._loader.clear)
+            self._has_begun = True
+        for batch in reading:
             if isinstance(batch, UserCodeError) and batch.__cause__ is None:  # which a worker does not hand on
                 raise batch from RuntimeError(f"\n{batch.trace}")
             if isinstance(batch, UserError):

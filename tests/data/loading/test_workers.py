@@ -2,6 +2,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 import weakref
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
 from multiprocessing.util import Finalize
+from pathlib import Path
 from types import SimpleNamespace
 
 import forked
@@ -213,6 +215,39 @@ def test_workers_end_by_themselves_where_they_are_left_in_a_cycle(tmp_path):
     gc.collect()
     assert left() is None
     assert (tmp_path / "file").read_text() == "ended"
+
+
+@pytest.mark.long
+def test_workers_have_ended_at_the_exit_before_torch_waits_for_them(tmp_path):
+    program = """
+import atexit
+from pathlib import Path
+from test_workers import InWorkers, Workers, _Leaving
+from torch.utils.data import DataLoader
+
+file, begin = Path("file"), DataLoader.__iter__
+
+
+def begin_as_with_pinned_memory(self):
+    reading = begin(self)
+    atexit.register(lambda: print("ended before:", file.exists()))
+    return reading
+
+
+DataLoader.__iter__ = begin_as_with_pinned_memory
+left = InWorkers(_Leaving(file), Workers(1))
+assert list(left.batches([0, 1])) == [0, 0]
+"""
+    folders = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ended.stdout, ended.stderr) == ("ended before: True\n", "")
 
 
 class _Garbage:
