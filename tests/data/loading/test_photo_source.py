@@ -176,7 +176,7 @@ def test_damaged_photo_is_told_where_several_views_are_read(split):
 @pytest.mark.slow
 def test_a_process_that_is_started_anew_reads_the_same(split):
     plain, spawned = make_loader(split), make_loader(split, num_workers=1)
-    spawned.source._loader._loader.multiprocessing_context = "spawn"
+    spawned.source._loader._loader[0].multiprocessing_context = "spawn"
     assert_same(read(plain), read(spawned))
 
 

@@ -206,7 +206,7 @@ def test_resume_in_mid_epoch_gives_the_batches_that_were_left(stream_root, done)
 
 def test_workers_give_the_same_batches_epoch_after_epoch_and_when_left(stream_root):
     plain, workers = (make(stream_root, num_workers=n).train_dataloader() for n in (0, 2))
-    assert workers.source._workers._loader.num_workers == 2
+    assert workers.source._workers._loader[0].num_workers == 2
     for epoch in range(2):
         assert_same(batches_of(plain, epoch), batches_of(workers, epoch))
     next(iter(workers))
