@@ -94,7 +94,7 @@ def predict_again(trainer: Any, module: Any) -> ValidationOutputs | None:
     metrics = task.metrics("val/")
     task.update(metrics, logits, targets)
     values = {name: float(value) for name, value in metrics.compute().items()}
-    values["val/loss"] = float(task.loss(logits, targets))
+    values["val/loss"] = float(task.evaluation_loss(logits, targets))
     rows = torch.arange(0, len(features), math.ceil(len(features) / MAX_FEATURES))
     return ValidationOutputs(logits, task.hard(targets), features[rows], rows, values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,6 @@ class OutOfFold:
         folds: The fold that each was held out in ``(N,)``, from 1.
         task: The task.
         class_names: Names of the classes, labels or numbers.
-        label_smoothing: That of the loss.
     """
 
     names: list[str]
@@ -42,12 +41,12 @@ class OutOfFold:
     folds: Tensor
     task: TaskName
     class_names: list[str]
-    label_smoothing: float
 
     @classmethod
     def read(cls, path: Path) -> OutOfFold:
         """Reads what `OutOfFoldWriter` wrote."""
-        return cls(**torch_files.load(str(path)))
+        content = torch_files.load(str(path))  # of an earlier version with a key more
+        return cls(**{one.name: content[one.name] for one in fields(cls)})
 
     @classmethod
     def join(cls, parts: Sequence[OutOfFold]) -> OutOfFold:
@@ -55,14 +54,14 @@ class OutOfFold:
         columns: dict[str, Any] = {
             key: torch.cat([getattr(part, key) for part in parts]) for key in ("predictions", "targets", "folds")
         }
-        same = {key: getattr(parts[0], key) for key in ("task", "class_names", "label_smoothing")}
+        same = {key: getattr(parts[0], key) for key in ("task", "class_names")}
         return cls(names=[name for part in parts for name in part.names], **columns, **same)
 
     def as_evaluated(self) -> tuple[Evaluated, Task]:
         """The images as those of one evaluation, and its task; numbers are standardised by all of them."""
         is_numbers = self.task == "regression"
         units = Standardisation.of(self.targets.reshape(self.predictions.shape)) if is_numbers else None
-        task = Task(self.task, len(self.class_names), self.label_smoothing, units)
+        task = Task(self.task, len(self.class_names), standardisation=units)
         return Evaluated(task.restore_logits(self.predictions), self.targets, self.names), task
 
     def rows(self) -> Iterator[list[str]]:
@@ -100,7 +99,6 @@ class OutOfFoldWriter(SelectionListener):
             "folds": torch.full((num,), self.fold),
             "task": own.task.name,
             "class_names": list(own.class_names),
-            "label_smoothing": own.task.label_smoothing,
         }
         with replace_atomically(run.out_of_fold) as unfinished:
             torch.save(content, unfinished)

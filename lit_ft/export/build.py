@@ -55,7 +55,6 @@ def describe_export(
         versions=installed_versions(libraries),
         least_probability=parts.calibration.least_probability,
         farthest=None if parts.references is None else parts.calibration.farthest,
-        label_smoothing=task.label_smoothing,
         units=task.standardisation.plain() if task.standardisation else None,
         bands=list(bands) if isinstance(bands, tuple) else bands,
         fit=module.input_spec.fit,

@@ -107,7 +107,6 @@ class Description:
         farthest: The distance above which an image is unlike those of the validation; None where the file does not
             compute distances.
         distance_tolerance: By how much a distance may differ on another machine.
-        label_smoothing: The share of the target that is spread over all classes in the loss.
         units: Mean and scale of the numbers of a regression; None where they were not standardised.
         bands: Numbers of the bands that it takes raw values of, or all; None where it takes photos.
         fit: How a photo becomes a square: ``crop``, ``pad`` or ``squash``.
@@ -124,7 +123,6 @@ class Description:
     least_probability: float | None = None
     farthest: float | None = None
     distance_tolerance: float = TOLERANCE
-    label_smoothing: float = 0.0
     units: Mapping[str, Sequence[float]] | None = None
     bands: list[int] | str | None = None
     fit: str = "crop"
@@ -166,7 +164,6 @@ class Description:
             "least_probability": json.dumps(self.least_probability),
             "farthest": json.dumps(self.farthest),
             "distance_tolerance": json.dumps(self.distance_tolerance),
-            "label_smoothing": json.dumps(self.label_smoothing),
             "units": json.dumps(self.units),
             **({} if self.bands is None else {"bands": json.dumps(self.bands)}),
             "fit": self.fit,
@@ -195,7 +192,6 @@ class Description:
                 json.loads(given["least_probability"]),
                 json.loads(given["farthest"]),
                 float(given["distance_tolerance"]),
-                float(given["label_smoothing"]),
                 json.loads(given["units"]),
                 json.loads(given.get("bands", "null")),
                 given.get("fit", "crop"),  # files of the first release do not say it

@@ -37,8 +37,7 @@ class ExportedModel(Predictor):
         self.task = Task(
             cast(TaskName, self.file.description.task),
             len(self.class_names),
-            self.file.description.label_smoothing,
-            None if units is None else Standardisation.from_plain(units),
+            standardisation=None if units is None else Standardisation.from_plain(units),
         )
         self.calibration = Calibration(least_probability=self.file.description.least_probability)
 

@@ -132,7 +132,7 @@ def _weigh(module: ImageModel, data: Any) -> tuple[Targets, Tensor | None]:
 
 def _measure(module: ImageModel, logits: Tensor, targets: Tensor, metric: str) -> float:
     if metric == "loss":
-        return float(module.task.loss(logits, targets))
+        return float(module.task.evaluation_loss(logits, targets))
     metrics = module.task.metrics("")
     module.task.update(metrics, logits, targets)
     return float(metrics.compute()[metric])

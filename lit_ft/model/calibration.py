@@ -113,12 +113,12 @@ def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
     Args:
         logits: ``(N, K)``.
         targets: As metrics count them: classes ``(N,)``, or labels ``(N, K)``.
-        task: The task, of classes or labels; its label smoothing is left out.
+        task: The task, of classes or labels.
     """
     from scipy.optimize import minimize_scalar  # slow to load, and not needed to predict
 
     step = math.ceil(logits.numel() / _MOST_VALUES)
-    logits, targets, task = logits[::step].double(), targets[::step], replace(task, label_smoothing=0.0)
+    logits, targets = logits[::step].double(), targets[::step]
     per_image = task.num_outputs if task.name == "multilabel" else 1  # whose loss is a mean over its labels
 
     def cost(log_temperature: float) -> float:

@@ -66,7 +66,8 @@ class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit)
         input: Where the images differ from what the backbone's weights expect.
         head: The new layers.
         task: What is learnt: one class an image, any number of classes, or numbers.
-        label_smoothing: Share of the target that is spread over all classes; for multiclass, else it is left out.
+        label_smoothing: Share of the target that is spread over all classes in the training loss; for multiclass, else
+            it is left out. The losses of validation and test are without it, so that runs can be compared.
         class_weight: With balanced, rare classes count more in the training loss: n / (K n_k), or for multilabel the
             positives by negatives / positives. The losses of validation and test are not weighted, so that they can be
             compared between runs.

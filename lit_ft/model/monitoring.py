@@ -156,7 +156,7 @@ class SplitMetrics(nn.Module):
     def _count(self, module: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for logits, targets in batches:
             module.task.update(self.metrics, logits, targets)
-            self.loss.update(module.task.loss(logits, targets).expand(len(targets)))
+            self.loss.update(module.task.evaluation_loss(logits, targets).expand(len(targets)))
 
     def check(self, module: Any, losses: LossWatch) -> None:
         """Raises `UserError` in every process if the loss of an evaluation, or of training before, is not finite."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -51,7 +51,8 @@ class Task:
         name: ``multiclass`` (one class an image, cross-entropy), ``multilabel`` (any number of classes, binary
             cross-entropy) or ``regression`` (numbers, mean squared error).
         num_outputs: K, the number of classes or of regression targets.
-        label_smoothing: Share of the target that is spread over all classes; for ``multiclass``, else it is left out.
+        label_smoothing: Share of the target that is spread over all classes in training; for ``multiclass``, else it is
+            left out.
         standardisation: Mean and scale by which ``regression`` standardises its targets; without it they are unchanged.
 
     Raises:
@@ -78,7 +79,7 @@ class Task:
         return {name: mode for name, mode in METRICS[self.name].items() if name != "acc_top5" or can_fail}
 
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The mean loss of a batch, in float32 at least; for ``regression`` that of standardised targets.
+        """The mean training loss of a batch, in float32 at least; for ``regression`` that of standardised targets.
 
         With weights it is the sum divided by B, and not by the sum of the weights, as torch would have it: neither the
         classes that a batch happens to have nor the number of processes that share it scale its gradient.
@@ -101,9 +102,15 @@ class Task:
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight)
         return F.mse_loss(logits, self._units.standardise(targets).to(logits.dtype))
 
+    def evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch without smoothing, so that runs with and without it can be compared."""
+        plain = replace(self, label_smoothing=0.0) if self.label_smoothing else self
+        return plain.loss(logits, targets)
+
     def image_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each image ``(N,)``, of logits ``(N, K)`` and targets as metrics count them."""
-        losses: Tensor = torch.func.vmap(self.loss)(logits.unsqueeze(1), targets.unsqueeze(1))  # as batches of one
+        """The evaluation loss of each image ``(N,)``, of logits ``(N, K)`` and targets as metrics count them."""
+        as_batches_of_one = logits.unsqueeze(1), targets.unsqueeze(1)
+        losses: Tensor = torch.func.vmap(self.evaluation_loss)(*as_batches_of_one)
         return losses
 
     def metrics(self, prefix: str) -> MetricCollection:

@@ -162,4 +162,4 @@ def _evaluate(module: FineTuneModule, logits: Tensor, targets: Tensor, own: slic
     metrics = module.task.metrics("val/").to(module.device)
     module.task.update(metrics, logits[own], targets[own])
     values = {name: float(value) for name, value in metrics.compute().items()}
-    return {"val/loss": float(module.task.loss(logits, targets)), **values}
+    return {"val/loss": float(module.task.evaluation_loss(logits, targets)), **values}

@@ -35,7 +35,7 @@ def fold(whole: Run, number: int, right: int, of: int = 10, **entries: Any) -> N
         "folds": torch.full((of,), number),
         "task": "multiclass",
         "class_names": ["a", "b"],
-        "label_smoothing": 0.0,
+        "label_smoothing": 0.0,  # as an earlier version wrote it
     }
     torch.save(content, run.out_of_fold)
 

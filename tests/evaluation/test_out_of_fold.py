@@ -16,7 +16,7 @@ from lit_ft.tasks.task import Task, TaskName
 def part(task: TaskName, predictions: Tensor, targets: Tensor, fold: int, names: list[str]) -> OutOfFold:
     images = [f"{fold}-{row}.png" for row in range(len(targets))]
     folds = torch.full((len(targets),), fold)
-    return OutOfFold(images, predictions, targets, folds, task, names, label_smoothing=0.0)
+    return OutOfFold(images, predictions, targets, folds, task, names)
 
 
 def test_classes_of_all_folds_are_one_table_with_every_probability() -> None:

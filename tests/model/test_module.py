@@ -182,7 +182,7 @@ def test_loaders_alone_need_the_number_of_classes():
 
 def test_ordinary_loaders_train_and_validate():
     L.seed_everything(1)
-    module = small_module(classes=10)
+    module = small_module(classes=10, label_smoothing=0.2)  # which is of the training loss alone
     trainer = small_trainer(2)
     before = module.backbone.stages["conv"].conv[0].weight.clone()
     trainer.fit(module, loader(), loader(6))

@@ -199,7 +199,7 @@ def test_any_task_trains_mixed_and_validates_soft_targets(task, targets, options
     assert trainer.global_step == 2
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
     logits = module.eval()(images_of(num=6))
-    torch.testing.assert_close(trainer.callback_metrics["val/loss"], module.task.loss(logits, targets))
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], module.task.evaluation_loss(logits, targets))
     if task == "multiclass":
         assert trainer.callback_metrics["val/acc"] == (logits.argmax(1) == targets.argmax(1)).float().mean()
 

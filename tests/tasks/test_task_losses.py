@@ -18,6 +18,15 @@ def test_multiclass_loss_is_cross_entropy_with_smoothing(logits, classes, smooth
     torch.testing.assert_close(Task("multiclass", K, smoothing).loss(logits, classes), expected)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_evaluation_losses_are_without_smoothing(logits, classes, soft):
+    task, targets = Task("multiclass", K, 0.1), F.one_hot(classes, K).float() if soft else classes
+    expected = F.cross_entropy(logits, classes, reduction="none")
+    torch.testing.assert_close(task.evaluation_loss(logits, targets), expected.mean())
+    torch.testing.assert_close(task.image_losses(logits, targets), expected)
+    assert not torch.isclose(task.loss(logits, targets), expected.mean())
+
+
 UNITS = Standardisation((5.0,) * K, (2.0,) * K)
 
 

@@ -56,7 +56,7 @@ def test_head_is_that_of_scikit_learn(data):
 
 
 def test_metrics_are_those_of_a_validation(data):
-    module = small_module()
+    module = small_module(label_smoothing=0.2)
     trainer, unfreezing = fit_solved(module, data)
     (expected,) = trainer.validate(module, datamodule=data, verbose=False)
     assert unfreezing.solved.metrics == pytest.approx(expected, abs=1e-5)
