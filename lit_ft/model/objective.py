@@ -92,6 +92,8 @@ class Objective:
         self.class_weight: Tensor | None = None
         self.score: TrainScore | None = None
         """The main metric of an epoch; None outside of a fit, and where images are mixed, which have no one class."""
+        self.last_penalty: Tensor | None = None
+        """What the loss of the last step has beside ``train/loss``; None without a penalty."""
 
     def setup(self, module: Any) -> None:
         """Takes the weights of the classes, for a fit, from the data of the module's trainer."""
@@ -126,5 +128,6 @@ class Objective:
         logs = {"train/loss": loss}
         if self.penalty.is_on:
             logs["train/penalty"] = self.penalty(module.backbone, module.head)
+            self.last_penalty = logs["train/penalty"].detach()
             loss = loss + logs["train/penalty"]
         return loss, logs

@@ -20,7 +20,7 @@ from lit_ft.runs import Run, find_best_callback, find_run
 from lit_ft.training.evaluated import gather
 from lit_ft.training.handed_back import is_refitted
 from lit_ft.training.metrics_file import change_entries, forget_results, remove_tables, set_metrics, write_metrics
-from lit_ft.training.progress import RunningLoss, read_new_metrics
+from lit_ft.training.progress import RunningLoss, find_penalty, read_new_metrics
 from lit_ft.training.result_names import count_trained_on, describe_images, describe_rest, name_results
 
 EpochRow = dict[str, int | float | None]
@@ -65,7 +65,7 @@ class HistoryWriter(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds the loss of a step to the mean."""
-        self._loss.add(outputs)
+        self._loss.add(outputs, find_penalty(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Appends the row, before the checkpoint of the epoch is written."""

@@ -31,10 +31,10 @@ class RunningLoss:
     num_steps: int = 0
     is_of_all: bool = False
 
-    def add(self, outputs: Any) -> None:
-        """Adds the loss of a training step, if it gave one."""
+    def add(self, outputs: Any, penalty: Any = 0.0) -> None:
+        """Adds the loss of a training step, if it gave one, without the penalty in it."""
         if isinstance(outputs, Mapping) and "loss" in outputs:
-            self.total, self.num_steps = self.total + outputs["loss"], self.num_steps + 1
+            self.total, self.num_steps = self.total + outputs["loss"] - penalty, self.num_steps + 1
 
     def gather(self, trainer: Any) -> None:
         """Adds the losses of the other processes, all of which must ask, at the end of an epoch."""
@@ -48,6 +48,12 @@ class RunningLoss:
     def compute(self, accumulate_grad_batches: int) -> float | None:
         """The mean; none without a loss. Lightning has divided each by the number of batches of an optimizer step."""
         return float(self.total) / self.num_steps * accumulate_grad_batches if self.num_steps else None
+
+
+def find_penalty(trainer: Any, module: Any) -> Any:
+    """The penalty on the weights in the loss of the last step, as Lightning has divided that; 0 where there is none."""
+    penalty = getattr(getattr(module, "objective", None), "last_penalty", None)
+    return 0.0 if penalty is None else penalty / trainer.accumulate_grad_batches
 
 
 def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
@@ -116,7 +122,7 @@ class _EpochDisplay(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss.add(outputs)
+        self._loss.add(outputs, find_penalty(trainer, pl_module))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

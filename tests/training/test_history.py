@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from small_runs import FewDigits, small_module
 from torch import nn
 
@@ -14,6 +14,7 @@ from lit_ft.errors import UserError
 from lit_ft.runs import RESULT_TABLES, Run
 from lit_ft.training.history import HistoryWriter, append_row, find_best_row, keep_rows_before, read_history, read_rates
 from lit_ft.training.metrics_file import write_calibration, write_metrics, write_refit
+from lit_ft.training.progress import Lines
 from lit_ft.training.trainer import Trainer
 
 FIT = ("fit", "--unfreeze.strategy", "full")
@@ -139,6 +140,27 @@ def fit(folder, *callbacks, **options):
     )
     torch.manual_seed(0)
     trainer.fit(small_module(), datamodule=FewDigits(batch_size=7), **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_loss_of_an_epoch_is_without_the_penalty(tmp_path, capsys):
+    losses, penalties = [], []
+
+    class Logged(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+            penalties.append(float(trainer.callback_metrics["train/penalty"]))
+
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, callbacks=[HistoryWriter(), Lines(), Logged()],
+        accumulate_grad_batches=2, enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.run = Run(tmp_path)
+    trainer.fit(small_module(penalty={"kind": "l2", "strength": 1.0}), datamodule=FewDigits(batch_size=7))
+    (row,) = read_history(Run(tmp_path).history)
+    assert min(penalties) > 1.0
+    assert row["train/loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert f"train/loss {row['train/loss']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
