@@ -104,7 +104,8 @@ class BackboneProbe:
         weights: Its weights.
         score: Mean out-of-fold score: accuracy, for multilabel that of the labels, for regression R2.
         interval: The 95% interval of the score.
-        loss: Mean out-of-fold loss: cross-entropy, or half the squared error of standardised numbers.
+        loss: Mean out-of-fold loss, as ``val/loss`` of a training: cross-entropy, for multilabel the mean over labels,
+            for regression the mean squared error of standardised numbers.
         l2: The penalty with the least loss.
         logme: LogME of the features as they are.
         num_features: D.

@@ -232,7 +232,8 @@ def compare(parts: Sequence[HeldOut], images: ProbeImages) -> Comparison:
     for part in parts:
         logits = torch.stack([part.probe, part.tuned]).double()
         scores.append(part.targets.correct(logits))
-        losses.append(part.targets.losses(logits.transpose(0, 1).contiguous(), slice(None))[0].T)
+        found, _ = part.targets.losses(logits.transpose(0, 1).contiguous(), slice(None))
+        losses.append(found.T * part.targets.loss_scale)
     is_share = parts[0].targets.loss != "squared"
     return Comparison(_difference(torch.cat(scores, 1), groups, is_share), _difference(torch.cat(losses, 1), groups))
 

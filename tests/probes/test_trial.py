@@ -184,7 +184,7 @@ def test_numbers_are_compared_by_r2(tmp_path: Path) -> None:
     found = compare([part], images)
     assert found.score.probe == pytest.approx(0.0)
     assert found.score.tuned == pytest.approx(1 - 1 / (8 / 3))
-    assert (found.loss.probe, found.loss.tuned) == (pytest.approx(4 / 3), pytest.approx(0.5))
+    assert (found.loss.probe, found.loss.tuned) == (pytest.approx(8 / 3), pytest.approx(1.0))
 
 
 @pytest.mark.parametrize(

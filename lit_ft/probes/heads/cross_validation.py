@@ -28,7 +28,7 @@ class CrossValidation:
     Args:
         folds: The fold of each image ``(R, N)``; -1 for those that are never held out.
         strengths: L2 penalties ``(S,)``.
-        losses: Mean loss of the held-out images ``(R, F, S)``, infinite where not computed.
+        losses: Mean loss of the held-out images ``(R, F, S)``, as it is solved for; infinite where not computed.
         logits: Logits ``(R, N, K)`` of each image, of heads with the best strength that have not seen it; NaN for
             those that are never held out.
         targets: What was to be predicted.
@@ -57,8 +57,8 @@ class CrossValidation:
 
     @property
     def loss(self) -> float:
-        """Mean loss of the held-out images with the best strength."""
-        return float(self.losses[..., self.best].mean())
+        """Mean loss of the held-out images with the best strength, as an evaluation has it."""
+        return float(self.losses[..., self.best].mean()) * self.targets.loss_scale
 
     @cached_property
     def fold_accuracies(self) -> Tensor:

@@ -52,6 +52,11 @@ class Targets:
         """The targets of some images."""
         return replace(self, values=self.values[rows])
 
+    @property
+    def loss_scale(self) -> float:
+        """Factor from `losses` to the loss of an evaluation: a mean over labels or numbers, of numbers not halved."""
+        return {"softmax": 1.0, "sigmoid": 1 / self.num_outputs, "squared": 2 / self.num_outputs}[self.loss]
+
     def correct(self, logits: Tensor) -> Tensor:
         """Whether each image is right by logits ``(..., N, K)``, for labels the share that is: ``(..., N)``, float64.
 
@@ -73,7 +78,7 @@ class Targets:
             rows: Which B images.
 
         Returns:
-            Losses ``(B, P)``, summed over labels or numbers, and the gradient ``(B, P, K)``.
+            Losses ``(B, P)``, summed over labels, or half the sum over numbers, and the gradient ``(B, P, K)``.
         """
         values = self.values[rows].to(logits.device)
         if self.loss == "softmax":

@@ -20,7 +20,8 @@ from lit_ft.probes.heads.cross_validation import (
     cross_validate,
     wilson_interval,
 )
-from lit_ft.probes.heads.solver import Targets
+from lit_ft.probes.heads.solver import LOSSES, Targets
+from lit_ft.tasks.task import Task, TaskName
 
 
 def test_single_image_of_a_class_is_trained_on_and_never_scored() -> None:
@@ -52,6 +53,16 @@ def test_losses_and_choice_are_those_of_scikit_learn() -> None:
             # To choose a strength, weights are solved to a hundredth of their size.
             assert ours.losses[repeat, fold, index] == pytest.approx(expected, rel=1e-2)
     assert ours.best == ours.losses.mean(dim=(0, 1)).argmin() == 1
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_loss_is_that_of_an_evaluation(task: TaskName) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, values = torch.randn(60, 4, generator=generator), torch.randn(60, 3, generator=generator)
+    given = {"multiclass": values.argmax(dim=1), "multilabel": (values > 0).long(), "regression": values}[task]
+    folds = (torch.arange(60) % 5).unsqueeze(0)  # of the same size
+    found = cross_validate(Basis(features), Targets(LOSSES[task], given, 3), folds, strengths=(0.1,))
+    assert found.loss == pytest.approx(float(Task(task, 3).evaluation_loss(found.logits[0], given)), rel=1e-5)
 
 
 def test_search_ends_two_strengths_after_the_best() -> None:
