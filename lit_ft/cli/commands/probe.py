@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lit_ft.cli.failures import raise_user_errors
 from lit_ft.console import rank_zero_print
 from lit_ft.data.pages import make_folder, write_report
 from lit_ft.errors import UserError, find_user_packages, for_command_line, refuse_unwritable
+from lit_ft.evaluation.comparison import flatten
 from lit_ft.model.module import FineTuneModule
 from lit_ft.own_code import UserCodeError
 from lit_ft.probes.comparison import Probe, probe_images
@@ -26,6 +27,7 @@ from lit_ft.probes.images import ProbeImages, read_images
 from lit_ft.probes.report import Report, format_json, render_probe
 from lit_ft.probes.suggestion import format_suggestion, suggest_config
 from lit_ft.probes.survey import BUILT_BY, BackboneChoice
+from lit_ft.rank_zero import rank_zero_warn
 from lit_ft.training.trial_fit import TrialConfig, refuse_untried, try_fine_tuning
 from lit_ft.unfreezing.callback import GradualUnfreezing
 
@@ -36,7 +38,8 @@ _OWN = ("name", "config", "backbones", "stages", "folder", "budget")
 def probe(cli: ConfigCLI) -> int:
     """Probes the backbones of a config on its data, prints what was found, and writes it where wanted."""
     config = cli.config
-    choices = list(_choose_backbones(cli))
+    own, choices = _own_backbone(cli), list(_choose_backbones(cli))
+    _warn_left_out(own, [choice for choice in choices if choice.title != own.title])
     budget = None if config["budget"] is None else _read_budget(cli)
     folder = None if config["folder"] is None else make_folder(config["folder"])
     images = read_images(cli.make_data(), config["model"]["init_args"].get("class_weight"))
@@ -135,16 +138,23 @@ def _read_budget(cli: ConfigCLI) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def _own_backbone(cli: ConfigCLI) -> BackboneChoice:
+    """The backbone of the config."""
+    model = cli.model_options()
+    if "backbone" not in model:
+        raise UserError("`model.backbone`: is missing; name one, or give `backbones`")
+    return BackboneChoice(
+        model["backbone"], model.get("weights"), {key: model[key] for key in BUILT_BY if key in model}
+    )
+
+
 def _choose_backbones(cli: ConfigCLI) -> Iterator[BackboneChoice]:
     """The backbones that ``--backbones`` names, or the config's own.
 
     Raises:
         UserError: If one has no name, or comes twice.
     """
-    model = cli.model_options()
-    if "backbone" not in model:
-        raise UserError("`model.backbone`: is missing; name one, or give `backbones`")
-    own = BackboneChoice(model["backbone"], model.get("weights"), {key: model[key] for key in BUILT_BY if key in model})
+    own = _own_backbone(cli)
     if cli.config["backbones"] is None:
         yield own
         return
@@ -159,6 +169,17 @@ def _choose_backbones(cli: ConfigCLI) -> Iterator[BackboneChoice]:
             yield BackboneChoice(name, _weights(weights) if given else "DEFAULT")
         else:
             yield BackboneChoice(own.name, _weights(weights) if given else own.weights, own.options)
+
+
+def _warn_left_out(own: BackboneChoice, others: Sequence[BackboneChoice]) -> None:
+    """Warns of options of the config's own backbone that the others do not have."""
+    given = [f"`model.{name}`" for name, value in flatten(own.options) if value != BUILT_BY.get(name)]
+    if given and others:
+        names = ", ".join(choice.title for choice in others)
+        rank_zero_warn(
+            f"{', '.join(given)}: left out for {names}, as it is for {own.title}, the backbone of the config; to probe "
+            f"another one with it: `model.backbone` {others[0].title}"
+        )
 
 
 def _weights(text: str) -> str | None:

@@ -85,7 +85,11 @@ def test_backbones_are_compared_and_the_best_is_suggested(run):
     write_photos(Path("photos"), {"dots": 8, "lines": 8})
     size = ("--model.input", '{"size": 28}')
     backbones = "squeezenet1_1=null, mnist_cnn=MNIST,resnet5"
-    printed = run("probe", *PHOTOS, *size, "--backbones", backbones, "--stages", "last", "--folder", "out")
+    left_out = (
+        "`model.input.size`: left out for squeezenet1_1, resnet5, as it is for mnist_cnn, the backbone of the config"
+    )
+    with pytest.warns(UserWarning, match=left_out):
+        printed = run("probe", *PHOTOS, *size, "--backbones", backbones, "--stages", "last", "--folder", "out")
     best, other = re.findall(r"^  (mnist_cnn|squeezenet1_1) ", printed, re.M)
     assert "resnet5 cannot be used: --model.backbone: unknown backbone 'resnet5'" in printed
     assert "Stages of" not in printed
