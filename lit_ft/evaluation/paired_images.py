@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import binomtest
@@ -113,7 +113,8 @@ def pair_runs(first: PredictedImages | None, other: PredictedImages | None, titl
     others = len(first) - len(rows), len(other) - len(rows)
     if not rows:
         return Pair(title, note, 0, first.task, others=others)
-    own, its = (images.part(chosen) for images, chosen in zip(whole, zip(*rows, strict=True), strict=True))
+    own, its = (_rescale(images.part(chosen)) for images, chosen in zip(whole, zip(*rows, strict=True), strict=True))
+    note += "; loss of numbers standardised by these" if own.task == "regression" else ""
     lists = [_list_better(own, its, sign) for sign in (-1, 1)]
     p_value = find_p_value(*map(len, lists)) if own.task == "multiclass" else math.nan
     differences = bootstrap_differences(own, its)
@@ -143,6 +144,18 @@ def match_images(first: PredictedImages, other: PredictedImages) -> tuple[list[t
     if len(same) < len(rows):
         parts.append(f"without {len(rows) - len(same):,} whose class is another")
     return same, " ".join(parts) + note
+
+
+def _rescale(images: PredictedImages) -> PredictedImages:
+    """The same images, numbers with losses on the scale of what is true of these images.
+
+    Each run has standardised them by the images that it was trained on, and its losses are on that scale.
+    """
+    if images.task != "regression":
+        return images
+    deviations = images.true.std(axis=0)
+    errors = (images.predicted - images.true) / np.where(deviations > 0, deviations, 1)
+    return replace(images, losses=np.square(errors).mean(axis=1))
 
 
 def _find_common(paths: Sequence[str]) -> str:

@@ -150,6 +150,19 @@ def test_labels_and_numbers_are_compared(tmp_path):
     assert compare_runs([labels[0], numbers[0]]).pairs[0].note.endswith("they predict different things")
 
 
+def test_numbers_are_compared_on_one_scale_whatever_each_run_was_trained_on(tmp_path):
+    # The second run is closer by half, and was trained on numbers with a tenth of the deviation.
+    runs = [
+        write_run(tmp_path / f"n{k}", [f"{row}.jpg,{row},{row + off},{off * off * scale}" for row in range(9)],
+                  head="path,age,predicted of age,loss")
+        for k, (off, scale) in enumerate([(2, 0.01), (1, 1.0)])
+    ]  # fmt: skip
+    (pair,) = compare_runs(runs).pairs
+    assert (len(pair.first_right), len(pair.other_right)) == (0, 9)
+    assert pair.differences["loss"].value == pytest.approx((1 - 4) / np.var(range(9)))
+    assert pair.note == "9 images of both; loss of numbers standardised by these"
+
+
 def test_runs_without_predictions_of_one_split_are_compared_by_the_rest(tmp_path):
     runs = [write_run(tmp_path / split, rows_of("ab" * 10), split) for split in ("test", "val")]
     found = compare_runs(runs)
