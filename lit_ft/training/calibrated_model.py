@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics.functional import classification
 
@@ -17,7 +18,7 @@ from lit_ft.model.heads import divide_logits, takes_temperature
 from lit_ft.model.module import FineTuneModule
 from lit_ft.model.sharding import is_sharding
 from lit_ft.rank_zero import rank_zero_warn
-from lit_ft.runs import find_best_path, find_run
+from lit_ft.runs import find_best_callback, find_best_path, find_run
 from lit_ft.tasks.task import Task
 from lit_ft.training.evaluated import quiet_validation
 from lit_ft.training.handed_back import SHARE, hand_back
@@ -59,6 +60,7 @@ def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
     divide_logits(module.head, module.calibration.temperature)
     logits = outputs.logits.float() / module.calibration.temperature
     run = find_run(trainer)
+    _note_loss(find_best_callback(trainer), checkpoint, facts["loss_after"])
     if trainer.is_global_zero and run is not None:
         changed = {"state_dict": module.state_dict(), "calibration": found.plain()}
         hand_back(trainer, best, {**checkpoint, **changed}, checkpoint.get(SHARE, 1.0))
@@ -67,6 +69,21 @@ def calibrate_best(trainer: Any, module: Any) -> ValidationOutputs | None:
         rank_zero_print(_format(facts, found, module.task))
     trainer.strategy.barrier("calibration")
     return replace(outputs, logits=logits, metrics={**outputs.metrics, "val/loss": facts["loss_after"]})
+
+
+def _note_loss(callback: Any, checkpoint: Any, loss: float) -> None:
+    """Lets the score of the best checkpoint be that of the calibrated model, where it is its loss.
+
+    Args:
+        callback: The callback that has chosen the checkpoint.
+        checkpoint: The checkpoint, from which a test takes the score.
+        loss: The loss of the calibrated model.
+    """
+    if callback.monitor != "val/loss":
+        return
+    callback.best_model_score = torch.tensor(loss)
+    if callback.state_key in checkpoint.get("callbacks", {}):
+        checkpoint["callbacks"][callback.state_key]["best_model_score"] = callback.best_model_score
 
 
 def recalibrate(trainer: Any, module: Any, known: Calibration | None) -> None:

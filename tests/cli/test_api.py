@@ -33,7 +33,9 @@ def test_run_of_a_recipe_gives_metrics_history_paths_and_the_best_model():
     assert result.config == result.folder / "config.yaml"
     assert (result.best, result.last) == tuple(result.folder / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
     assert [row["epoch"] for row in result.history] == [0, 1]
-    assert result.metrics["val/loss"] == pytest.approx(min(row["val/loss"] for row in result.history))
+    calibrated = json.loads((result.folder / "metrics.json").read_text())["calibration"]
+    assert calibrated["loss_before"] == pytest.approx(min(row["val/loss"] for row in result.history))
+    assert result.metrics["val/loss"] == pytest.approx(calibrated["loss_after"])
     assert 0.5 < result.metrics["test/acc"] < 1
     assert not result.model.training
     assert len(repr(result)) < 1000  # neither the network nor a row an epoch
@@ -103,9 +105,7 @@ def test_metrics_are_none_of_images_that_a_refit_was_trained_on(photo_root, monk
     assert written["test"]["is_before_refit"]
     expected = {name: value for name, value in written["test"].items() if name.startswith("test/")}
     assert expected.keys() > {"test/loss", "test/acc", "test/f1"}
-    score = torch.load(result.last, weights_only=True)["callbacks"]
-    best = next(state["best_model_score"] for name, state in score.items() if "val/loss" in name)
-    assert result.metrics == pytest.approx({**expected, "val/loss": float(best)}, abs=1e-6)
+    assert result.metrics == pytest.approx({**expected, "val/loss": written["val"]["val/loss"]}, abs=1e-6)
 
 
 def test_traceback_of_a_wrong_option_is_without_those_of_the_parser():

@@ -15,7 +15,7 @@ import lit_ft
 from lit_ft.model.calibration import Calibration
 from lit_ft.model.heads import takes_temperature
 from lit_ft.model.module import FineTuneModule
-from lit_ft.runs import Run
+from lit_ft.runs import Run, find_best_callback
 from lit_ft.tasks.task import Task
 from lit_ft.training.calibrated_model import _calibrate, _format, calibration_error
 from lit_ft.training.handed_back import is_handed_back
@@ -28,10 +28,11 @@ from lit_ft.unfreezing.callback import GradualUnfreezing
 NUM_VAL = 150
 
 
-def finetuned(folder, head_fit="solved", callbacks=(), **options):
+def finetuned(folder, head_fit="solved", callbacks=(), monitor="val/acc", **options):
     """A finished run, what it was before it was calibrated, and its data."""
     L.seed_everything(1)
-    checkpoint = ModelCheckpoint(folder / "checkpoints", "best", "val/acc", mode="max", enable_version_counter=False)
+    mode = "max" if monitor == "val/acc" else "min"
+    checkpoint = ModelCheckpoint(folder / "checkpoints", "best", monitor, mode=mode, enable_version_counter=False)
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, enable_progress_bar=False, enable_model_summary=False, logger=False,
         num_sanity_val_steps=0,
@@ -98,6 +99,17 @@ def test_run_tells_the_error_before_and_after(run):
     before_loss, after_loss = (float(F.cross_entropy(one, targets)) for one in (logits, logits / facts["temperature"]))
     assert (facts["loss_before"], facts["loss_after"]) == pytest.approx((before_loss, after_loss), rel=1e-4)
     assert json.loads(trainer.run.metrics.read_text())["val"]["val/loss"] == pytest.approx(after_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("head_fit", ["solved", "trained"])
+def test_score_of_the_best_checkpoint_is_its_loss_as_calibrated(tmp_path, head_fit):
+    trainer, _, data = finetuned(tmp_path / "run", head_fit, monitor="val/loss")
+    best = find_best_callback(trainer)
+    score = float(best.best_model_score)
+    (found,) = trainer.validate(trainer.lightning_module, data.val_dataloader(), best.best_model_path, verbose=False)
+    assert score == pytest.approx(found["val/loss"], rel=1e-5)
+    facts = json.loads(trainer.run.metrics.read_text())["calibration"]
+    assert facts["loss_after"] < facts["loss_before"] - 1e-3
 
 
 def test_loaded_model_knows_what_it_is_unsure_of_and_what_is_unlike(run):
