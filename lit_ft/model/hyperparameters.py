@@ -42,7 +42,8 @@ class PlainHyperparameters(HyperparametersMixin):
 
         It is in eval mode; a fit lets it train again. The checkpoint runs no code of its own: it opens no file of
         weights, and a network, an optimizer or a schedule of your own must be named here, too, as in
-        ``backbone={...}``, unless a subclass names it.
+        ``backbone={...}``, unless a subclass names it. So must arguments of a subclass that are neither plain values
+        nor tensors, such as a loss that is a module: no checkpoint has them.
 
         Args:
             checkpoint_path: The checkpoint.
@@ -92,9 +93,13 @@ class PlainHyperparameters(HyperparametersMixin):
         return copy.deepcopy(self.hparams)
 
     def write_hyperparameters(self, checkpoint: dict[str, Any], base: type) -> None:
-        """Puts into a checkpoint of a subclass of ``base`` what its constructor takes, and beside it all of them."""
+        """Puts into a checkpoint of a subclass of ``base`` what its constructor takes, and beside it all of them.
+
+        What a checkpoint could not be read with, such as a loss that is a module, is left out, and given again to load.
+        """
         if type(self) is not base:
-            hparams = checkpoint["all_hyper_parameters"] = dict(self.hparams)
+            hparams = {name: value for name, value in self.hparams.items() if torch_files.is_storable(value)}
+            checkpoint["all_hyper_parameters"] = hparams
             checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, base)
 
 

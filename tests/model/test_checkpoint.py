@@ -98,3 +98,35 @@ def test_argument_of_a_subclass_may_be_an_array(tmp_path):
     module = Own(np.array([1, 2]), weights=None)
     assert module.hparams["backbone"] == "mnist_cnn"
     assert module.hparams["sizes"].tolist() == [1, 2]
+
+
+class WithLoss(FineTuneModule):
+    """Takes what no checkpoint holds, and says so, as Lightning's pages do."""
+
+    def __init__(self, criterion, sizes, weight, **options):
+        super().__init__("mnist_cnn", **options)
+        self.save_hyperparameters(ignore=["criterion"])
+        self.criterion, self.sizes, self.weight = criterion, sizes, weight
+
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        return self.criterion(self(images), targets)
+
+
+def test_arguments_that_no_checkpoint_holds_are_left_out_and_given_again(tmp_path):
+    others, weight = (torch.nn.CrossEntropyLoss(), np.array([1, 2])), torch.tensor([1.0, 2.0])
+    module = WithLoss(*others, weight, weights=None, lr=0.02)
+    trainer = small_trainer(1, limit_train_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    assert set(module.hparams) - set(torch.load(path, weights_only=True)["all_hyper_parameters"]) == {
+        "criterion",
+        "sizes",
+    }
+    loaded = WithLoss.load_from_checkpoint(path, criterion=others[0], sizes=others[1])
+    assert loaded.hparams["lr"] == 0.02
+    assert loaded.weight.equal(weight)
+    small_trainer(1).validate(module, datamodule=FewDigits(), ckpt_path=path, verbose=False)
+    resumed = small_trainer(2, limit_train_batches=1)
+    resumed.fit(WithLoss(*others, weight, weights=None, lr=0.02), datamodule=FewDigits(), ckpt_path=path)
+    assert resumed.global_step == 2

@@ -64,3 +64,14 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, (list, dict)):
         return all(map(is_plain, value.values() if isinstance(value, dict) else value))
     return value is None or type(value) in (bool, int, float, str)
+
+
+def is_storable(value: Any) -> bool:
+    """Whether a checkpoint with a value loads with ``weights_only=True``: plain values and tensors.
+
+    >>> is_storable([1, {"a": torch.zeros(2)}]), is_storable(np.zeros(2)), is_storable(torch.nn.ReLU())
+    (True, False, False)
+    """
+    if isinstance(value, (list, dict)):
+        return all(map(is_storable, value.values() if isinstance(value, dict) else value))
+    return is_plain(value) or isinstance(value, (torch.Tensor, torch.dtype, torch.device, torch.Size))
