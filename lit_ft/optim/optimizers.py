@@ -122,23 +122,25 @@ def step_equal_groups_together(optimizer: Optimizer) -> None:
 def join_equal_groups(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> list[dict[str, Any]]:
     """Parameter groups in which the parameters of all groups with the same options are one.
 
-    Those that have been trained are apart from those whose first step this is: torch (2.14) takes a group of which a
-    part has a momentum for one that has it as a whole.
+    Those that have been trained are apart from those whose first step this is, also within a group, of which
+    ``frozen_norm: train`` trains the norms first: torch (2.14) takes a group of which a part has a momentum for one that
+    has it as a whole.
 
     >>> groups = [{"params": [1], "lr": 0.1, "name": "head"}, {"params": [2], "lr": 0.1, "name": "conv2"},
-    ...           {"params": [3], "lr": 0.1, "name": "conv1"}, {"params": [4], "lr": 0.2}]
+    ...           {"params": [3, 4], "lr": 0.1, "name": "conv1"}, {"params": [5], "lr": 0.2}]
     >>> join_equal_groups(groups, {1: {"step": 5}, 2: {"step": 5}, 4: {"step": 5}})
-    [{'lr': 0.1, 'params': [1, 2]}, {'lr': 0.1, 'params': [3]}, {'lr': 0.2, 'params': [4]}]
+    [{'lr': 0.1, 'params': [1, 2, 4]}, {'lr': 0.1, 'params': [3]}, {'lr': 0.2, 'params': [5]}]
     """
     joined: list[tuple[bool, dict[str, Any], list[Any]]] = []
     for group in groups:
         options = {key: value for key, value in group.items() if key not in _LABELS}
-        is_begun = any(parameter in state for parameter in group["params"])
-        parameters = next((own for begun, others, own in joined if (begun, others) == (is_begun, options)), None)
-        if parameters is None:
-            joined.append((is_begun, options, list(group["params"])))
-        else:
-            parameters += group["params"]
+        for is_begun in (True, False):
+            parameters = [one for one in group["params"] if (one in state) == is_begun]
+            known = next((own for begun, others, own in joined if (begun, others) == (is_begun, options)), None)
+            if known is not None:
+                known += parameters
+            elif parameters:
+                joined.append((is_begun, options, parameters))
     return [{**options, "params": parameters} for _, options, parameters in joined]
 
 

@@ -1,3 +1,4 @@
+import copy
 import warnings
 from collections import Counter
 
@@ -118,6 +119,24 @@ def test_groups_that_are_unfrozen_step_as_if_they_were_apart(spec):
     found, expected = (steps.optimizer.state_dict()["state"] for steps in (together, apart))
     assert len(found) == 4
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_group_of_which_a_part_is_unfrozen_steps_as_if_it_were_apart():
+    norm, linear = nn.BatchNorm1d(4), nn.Linear(3, 4)
+    found = []
+    for fused in (True, False):
+        parts = {"conv": [copy.deepcopy(linear), copy.deepcopy(norm)], "head": [nn.Identity()]}
+        groups = build_param_groups(parts, 0.1, 1.0)
+        optimizer = build_optimizer({"class_path": "SGD", "init_args": {"momentum": 0.9}}, groups, 0.1, fused)
+        for is_trained in (False, True, True):
+            parts["conv"][0].requires_grad_(is_trained)  # as `frozen_norm: train` leaves it
+            optimizer.zero_grad()
+            parts["conv"][1](parts["conv"][0](torch.eye(3))).pow(3).sum().backward()
+            optimizer.step()
+        found.append([parameter for group in optimizer.param_groups for parameter in group["params"]])
+    assert len(found[0]) == 4
+    assert not found[0][1].equal(linear.bias)
+    torch.testing.assert_close(*found)
 
 
 def test_groups_of_other_rates_step_apart_and_a_failed_step_leaves_all():
