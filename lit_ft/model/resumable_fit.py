@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.compat import attached_trainer, keep_last_batch, skip_empty_hooks, validate_first
 from lit_ft.console import rank_zero_print
@@ -50,6 +51,7 @@ class ResumableFit(L.LightningModule):
         self._measured: dict[str, float] = {}  # as the checkpoint was written
         self.resumed_schedule: Mapping[str, Any] | None = None  # that in the checkpoint from which the fit resumes
         self._has_followed = False
+        self._stepped: set[int] = set()  # the schedulers that Lightning has still to ask for at the end of an epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; a plain one stays one, for which torch would look whether it is a parameter.
@@ -155,12 +157,16 @@ class ResumableFit(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Steps a schedule that waits for a plateau, before the checkpoints of the epoch's end are written."""
-        step_plateaus(self.trainer, {**self._measured, **self.trainer.callback_metrics})
+        if is_overridden("lr_scheduler_step", self, ResumableFit):
+            return  # a subclass steps it in its own way, when Lightning asks for it
+        measured = {**self._measured, **self.trainer.callback_metrics}
+        self._stepped = {id(scheduler) for scheduler in step_plateaus(self.trainer, measured)}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Steps a schedule, unless it waits for a plateau: see `on_train_epoch_end`."""
-        if metric is None:
+        """Steps a schedule, unless `on_train_epoch_end` has just done it, which a subclass may have replaced."""
+        if metric is None or id(scheduler) not in self._stepped:
             super().lr_scheduler_step(scheduler, metric)
+        self._stepped.discard(id(scheduler))
 
     def on_validation_start(self) -> None:
         """Lets all processes validate the same model."""

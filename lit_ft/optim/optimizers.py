@@ -123,8 +123,8 @@ def join_equal_groups(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, A
     """Parameter groups in which the parameters of all groups with the same options are one.
 
     Those that have been trained are apart from those whose first step this is, also within a group, of which
-    ``frozen_norm: train`` trains the norms first: torch (2.14) takes a group of which a part has a momentum for one that
-    has it as a whole.
+    ``frozen_norm: train`` trains the norms first: torch (2.14) takes a group of which a part has a momentum for one
+    that has it as a whole.
 
     >>> groups = [{"params": [1], "lr": 0.1, "name": "head"}, {"params": [2], "lr": 0.1, "name": "conv2"},
     ...           {"params": [3, 4], "lr": 0.1, "name": "conv1"}, {"params": [5], "lr": 0.2}]

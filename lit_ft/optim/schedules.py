@@ -90,16 +90,22 @@ def _total_steps(state: Mapping[str, Any]) -> list[float]:
     return [*own, *(steps for part in inner_states(state) for steps in _total_steps(part))]
 
 
-def step_plateaus(trainer: Any, measured: Mapping[str, Any]) -> None:
+def step_plateaus(trainer: Any, measured: Mapping[str, Any]) -> list[Any]:
     """Steps what waits for a plateau of the metrics measured last, at the end of an epoch that validates.
 
     Lightning would step it after the checkpoints of the epoch's end (fit_loop.py, on_advance_end), so that a run that
     is resumed from there would lose the step, and not at all in an epoch that is resumed in the middle.
+
+    Returns:
+        The schedulers that were stepped. Those of the interval ``step`` are Lightning's to step.
     """
+    stepped = []
     for config in trainer.lr_scheduler_configs:
-        validates = (trainer.current_epoch + 1) % config.frequency == 0
+        validates = config.interval == "epoch" and (trainer.current_epoch + 1) % config.frequency == 0
         if config.reduce_on_plateau and config.monitor in measured and validates:
             config.scheduler.step(measured[config.monitor])
+            stepped.append(config.scheduler)
+    return stepped
 
 
 def enter_epoch(trainer: Any) -> None:

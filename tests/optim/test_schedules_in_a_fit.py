@@ -151,3 +151,52 @@ def test_function_is_kept_as_its_path(tmp_path):
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     again = FineTuneModule.load_from_checkpoint(tmp_path / "run.ckpt")
     assert again.hparams["lr_scheduler"]["init_args"] == {"lr_lambda": "small_runs.harmonic"}
+
+
+class WaitsForPlateau(FineTuneModule):
+    """Halves its rate whenever the loss has not fallen by 1e9, which it never does, by its own optimizer."""
+
+    config = {"monitor": "val/loss"}  # noqa: RUF012
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD([{"params": self.parameters(), "name": "all"}], LR)
+        options = {"factor": 0.5, "patience": 0, "threshold": 1e9, "threshold_mode": "abs"}
+        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.config}}
+
+
+class WaitsEachStep(WaitsForPlateau):
+    config = {"monitor": "train/loss", "interval": "step", "frequency": 2}  # noqa: RUF012
+
+
+class HasOwnEpochEnd(WaitsForPlateau):
+    def on_train_epoch_end(self):
+        """Calls no other, as a hook of Lightning's does nothing."""
+
+
+class StepsByItself(WaitsForPlateau):
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step(metric)
+
+
+class StepsByTheOther(WaitsForPlateau):
+    def lr_scheduler_step(self, scheduler, metric):
+        super().lr_scheduler_step(scheduler, metric)
+
+
+@pytest.mark.parametrize(
+    ("cls", "checks"),
+    [
+        (WaitsForPlateau, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        (HasOwnEpochEnd, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        (StepsByItself, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        (StepsByTheOther, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        (WaitsEachStep, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
+    ],
+)
+def test_plateau_of_a_subclass_is_looked_for_as_often_as_lightning_does(cls, checks):
+    recorder = Recorder()
+    trainer = small_trainer(EPOCHS, recorder, limit_val_batches=1, log_every_n_steps=1)
+    trainer.fit(cls("mnist_cnn", weights="MNIST"), datamodule=FewDigits(batch_size=5))
+    # The first value is the best one, and each further one halves the rate.
+    assert [rates["all"] for rates in recorder.rates] == [LR * 0.5 ** max(0, num - 1) for num in checks]
