@@ -66,7 +66,7 @@ def source_of(name: NetworkName) -> NetworkSource:
     Raises:
         UserError: If there is no such network, or timm is needed and not installed.
     """
-    if isinstance(name, Mapping):
+    if not isinstance(name, str):
         return OwnNetwork.of(name)
     names = backbone_names(name)
     if name in names:

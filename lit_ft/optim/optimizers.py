@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_ft.backbones.freezing import select_parameters
-from lit_ft.errors import UserError
+from lit_ft.errors import UserError, is_from_user_code
 
 ClassSpec = str | dict[str, Any]
 """A name in ``torch.optim``, a dotted path, or ``{"class_path": ..., "init_args": {...}}``."""
@@ -77,8 +77,13 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
 
     Where it has a fused form, which steps in one pass over memory, for the device of the parameters, that is taken,
     unless ``fused`` is false or the options choose another form. Groups without a rate of their own have ``lr``.
+
+    Raises:
+        UserError: If it names no optimizer, or one that refuses its options or these groups.
     """
     cls, options = resolve_class(spec, "optimizer")
+    if "lr" in options:
+        raise UserError(f"`optimizer.lr`: is given as `model.lr`, the rate of the head; leave {options['lr']} out here")
     parameters = [parameter for group in groups for parameter in group["params"]]
     asked = inspect.signature(cls).parameters
     chosen = any(options.get(form) not in (None, False) for form in _FORMS) or options.get("fused") is False
@@ -89,7 +94,12 @@ def build_optimizer(spec: ClassSpec, groups: list[dict[str, Any]], lr: float, fu
         types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
         if any(not torch.tensor(asked["eps"].default, dtype=dtype) for dtype in types):
             options["eps"] = max(torch.finfo(dtype).tiny for dtype in types)
-    optimizer: Optimizer = cls(groups, lr=lr, **options)
+    try:
+        optimizer: Optimizer = cls(groups, lr=lr, **options)
+    except (TypeError, ValueError) as error:
+        if is_from_user_code(error):  # which keeps its traceback
+            raise
+        raise UserError(f"`optimizer`: {cls.__name__}: {error}") from error
     if options.get("fused"):
         step_equal_groups_together(optimizer)
     return optimizer

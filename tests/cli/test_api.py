@@ -127,7 +127,7 @@ def test_traceback_of_a_wrong_option_is_without_those_of_the_parser():
         ({"ckpt_path": "nix.ckpt"}, "ckpt_path: no such file: nix.ckpt"),
         ({"ckpt_path": "run"}, "ckpt_path: run is a folder; give run/checkpoints/last.ckpt to resume, or run/checkpo"),
         ({"modle.lr": 1}, "modle.lr: there is no such option; nearest: model.lr"),
-        ({"optimizer": "SGD", "optimizer.momentum": -1}, "Invalid momentum value: -1.0"),
+        ({"optimizer": "SGD", "optimizer.momentum": -1}, "optimizer: SGD: Invalid momentum value: -1.0"),
         ({"trainer": {"max_epoch": 3}}, "trainer.max_epoch: there is no such option; give trainer.max_epochs"),
         ({"seed_everything": -1}, "seed_everything: must be between 0 and 2**32 - 1, got -1"),
         ({"trainer": [1]}, "trainer: [1] does not fit; give its options, as trainer.max_epochs 3"),

@@ -312,7 +312,7 @@ MISTAKES = {
     ("fit", "--unfreeze.strategy", "gradual", "--trainer.max_epochs", "1"): "needs at least 2 epochs",
     ("fit", "--config", "nix.yaml"): "--config: File does not exist: ",
     ("fit", "--trainer.accelerator", "tpu"): "torch_xla",
-    ("fit", "--optimizer", "SGD", "--optimizer.momentum", "-1"): "Invalid momentum value: -1.0 (--debug shows where)",
+    ("fit", "--optimizer", "SGD", "--optimizer.momentum", "-1"): "--optimizer: SGD: Invalid momentum value: -1.0",
     (
         "fit",
         "--optimizer.weight_decay",

@@ -283,6 +283,32 @@ def test_class_that_does_not_exist_is_refused(path, text):
         build_scheduler(path, two_groups(), TEN)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("AdamW", {"betas": [2.0, 0.9]}, "optimizer: AdamW: Invalid beta parameter at index 0: 2.0"),
+        ("SGD", {"momntum": 0.9}, "optimizer: SGD: .* unexpected keyword argument 'momntum'"),
+        ("LBFGS", {}, "optimizer: LBFGS: .* per-parameter options"),
+        ("SGD", {"lr": 0.3}, "optimizer.lr: is given as model.lr, the rate of the head; leave 0.3 out here"),
+    ],
+)
+def test_options_that_an_optimizer_refuses_are_named(name, options, text):
+    groups = build_param_groups({"head": [nn.Linear(2, 2)]}, 0.1, 1.0)
+    with pytest.raises(UserError, match=f"^{text}"):
+        build_optimizer({"class_path": name, "init_args": options}, groups, lr=0.1)
+
+
+class FaultyOptimizer(AdamW):
+    def __init__(self, params, lr):
+        raise ValueError("no table of mine")
+
+
+def test_fault_in_the_code_of_an_own_optimizer_keeps_its_traceback():
+    path = f"{FaultyOptimizer.__module__}.FaultyOptimizer"
+    with pytest.raises(ValueError, match="no table of mine"):
+        build_optimizer(path, build_param_groups({"head": [nn.Linear(2, 2)]}, 0.1, 1.0), lr=0.1)
+
+
 @pytest.mark.parametrize("path", ["subprocess.Popen", "torch.nn.Linear", "builtins.dict", "ReduceLROnPlateau", "SGD"])
 def test_class_of_another_kind_is_refused_before_it_is_called(path, monkeypatch):
     monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("called"))

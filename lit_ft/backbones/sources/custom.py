@@ -46,8 +46,14 @@ class OwnNetwork:
         """The network that a config describes.
 
         Raises:
-            UserError: If a key is missing or unknown, or has a value that cannot be.
+            UserError: If it is an object, or a key is missing or unknown, or has a value that cannot be.
         """
+        if not isinstance(given, Mapping):
+            found = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+            raise UserError(
+                f"`model.backbone`: is {found}; give a name such as resnet50, or your own network by its class_path, "
+                "init_args and stages, from which a checkpoint can make it again"
+            )
         allowed = [option.name for option in fields(cls)]
         for key in given:
             if key not in allowed:

@@ -402,6 +402,12 @@ def test_mistakes_are_told_in_one_line(given, text):
         build_backbone(given, None, spec=SPEC)
 
 
+@pytest.mark.parametrize(("given", "text"), [(nn.Flatten(), "of type Flatten"), (nn.Flatten, "the class Flatten")])
+def test_network_that_is_an_object_is_refused(given, text):
+    with pytest.raises(UserError, match=f"^model.backbone: is {text}; give a name such as resnet50, or your own"):
+        FineTuneModule(given, weights=None)
+
+
 @pytest.mark.parametrize(("name", "fault"), [("Mistyped", AttributeError), ("MistypedWithin", NameError)])
 def test_fault_in_the_code_of_an_own_network_keeps_its_traceback(name, fault):
     with pytest.raises(fault, match="featuers") as caught:
