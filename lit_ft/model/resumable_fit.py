@@ -114,7 +114,13 @@ class ResumableFit(L.LightningModule):
             self.print(f"Found  {found}", flush=True)
 
     def on_fit_start(self) -> None:
-        """Follows Lightning's finders, and prints the batch of a step where several processes share it."""
+        """Follows Lightning's finders, and prints the batch of a step where several processes share it.
+
+        Raises:
+            UserError: If a subclass has a ``setup`` of its own that does not call this one's.
+        """
+        if self._seed is None:
+            raise UserError(f"{type(self).__name__}.setup: call super().setup(stage) in it, which sets up the fit")
         self.follow_finders()
         if self.trainer.world_size > 1 and (batch := EffectiveBatch.of(self.trainer)):
             rank_zero_print(batch.format_line(self.hparams.get("lr")))

@@ -26,6 +26,7 @@ from small_runs import (
 )
 from torch import nn
 
+from lit_ft.errors import UserError
 from lit_ft.evaluation.run_report import RunReport
 from lit_ft.model.module import FineTuneModule
 from lit_ft.unfreezing.callback import GradualUnfreezing
@@ -152,6 +153,17 @@ def test_step_is_seeded_as_torch_does_it_but_on_this_device_alone(seed, monkeypa
     module.on_train_batch_start(None, 3)
     assert seeded == [torch.initial_seed()] == [int(np.random.SeedSequence([seed, 2, 3, 1]).generate_state(1)[0])]
     assert torch.rand(5).equal(expected)
+
+
+def test_setup_that_does_not_call_the_other_is_refused_before_training():
+    class HasOwnSetup(FineTuneModule):
+        def setup(self, stage):
+            """As of Lightning's, which does nothing."""
+
+    trainer = small_trainer(1)
+    with pytest.raises(UserError, match=r"^HasOwnSetup.setup: call super\(\).setup\(stage\) in it"):
+        trainer.fit(HasOwnSetup("mnist_cnn", weights="MNIST"), datamodule=FewDigits())
+    assert trainer.global_step == 0
 
 
 class OfABatchAlone(FineTuneModule):
