@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
 
@@ -76,12 +76,22 @@ class Staged:
     """A module that names its stages, of which any can be frozen; to be mixed in before ``nn.Module``.
 
     A class needs to define `stage_modules`, and no more.
+
+    Raises:
+        UserError: Where a class names it behind ``nn.Module`` or a class of it.
     """
 
     _frozen: frozenset[str] = frozenset()
     _frozen_norm: FrozenNorm = "eval"
     _norm: TrainedNorm = "train"
     _ends_in_head = True  # which is new, and has no statistics to keep
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if nn.Module in order[: order.index(Staged)]:  # whose `train` would set frozen stages to training, too
+            first = next(base.__name__ for base in cls.__bases__ if issubclass(base, nn.Module))
+            raise UserError(f"{cls.__name__}: name Staged before {first} in its bases, or frozen stages will train")
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each stage, shallow to deep: every parameter stands in exactly one stage."""

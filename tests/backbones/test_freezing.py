@@ -13,6 +13,7 @@ from lit_ft.backbones.build import build_backbone
 from lit_ft.backbones.freezing import NORMS, Staged, norm_layers, select_parameters, trainable_kinds
 from lit_ft.backbones.input_spec import InputSpec
 from lit_ft.backbones.partition.meta import without_data
+from lit_ft.errors import UserError
 
 WITH_BATCH_NORM = [
     "resnet18",
@@ -281,3 +282,21 @@ def test_batch_norm_of_a_new_head_follows_the_batches(norm):
     network.train()
     assert [layer.training for layer in norm_layers([network])] == [norm == "train", True]
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_stages_that_are_mixed_in_behind_a_module_are_refused():
+    class Own(nn.Module):
+        """As of a user's."""
+
+    with pytest.raises(UserError, match=r"^Wrong: name Staged before Own in its bases"):
+
+        class Wrong(Own, Staged):
+            """Its `train` would be that of `nn.Module`."""
+
+    class Right(Own):
+        """Inherits nothing of stages."""
+
+    class OfBoth(Staged, Right):
+        """Has that of `Staged`."""
+
+    assert OfBoth.train is Staged.train
