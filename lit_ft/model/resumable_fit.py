@@ -202,7 +202,8 @@ class ResumableFit(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resumes the fit, and raises `UserError` if the data has other classes or images than the checkpoint's run."""
-        self._seed = checkpoint.get("run_seed")
+        # A subclass may have a hook of its own that adds none to its checkpoints.
+        self._seed = checkpoint.get("run_seed", self._seed)
         self._measured = {str(key): float(value) for key, value in checkpoint.get("measured", {}).items()}
         trainer = attached_trainer(self)
         if trainer is None:

@@ -166,6 +166,26 @@ def test_setup_that_does_not_call_the_other_is_refused_before_training():
     assert trainer.global_step == 0
 
 
+class AddsToCheckpoints(FineTuneModule):
+    def on_save_checkpoint(self, checkpoint):
+        """Calls no other, as a hook of Lightning's does nothing."""
+        checkpoint["own"] = 1
+
+
+def test_checkpoint_of_a_subclass_with_a_hook_of_its_own_is_resumed_with_the_seed_of_the_fit(tmp_path):
+    def fit(max_epochs, ckpt_path=None):
+        L.seed_everything(max_epochs)
+        module = AddsToCheckpoints("mnist_cnn", weights="MNIST")
+        trainer = small_trainer(max_epochs, limit_val_batches=0)
+        trainer.fit(module, datamodule=FewDigits(), ckpt_path=ckpt_path)
+        return module, trainer
+
+    fit(1)[1].save_checkpoint(path := tmp_path / "a.ckpt")
+    assert torch.load(path, weights_only=True)["own"] == 1
+    module, trainer = fit(2, path)
+    assert (trainer.global_step, module.run_seed) == (4, 2)
+
+
 class OfABatchAlone(FineTuneModule):
     """A step of the user's, without the index of its batch."""
 
