@@ -210,8 +210,9 @@ def _result(cli: FineTuneCLI) -> Result:
     if best is not None:
         saved = saved_arguments(read_checkpoint(best), inspect.signature(type(model)).parameters)
         # It is this run's own, whose classes the user has named.
-        named = {key: saved[key] for key in ("backbone", "optimizer", "lr_scheduler") if key in saved}
-        model = type(model).load_from_checkpoint(best, map_location="cpu", **named)
+        given = model.not_held(FineTuneModule)
+        given |= {key: saved[key] for key in ("backbone", "optimizer", "lr_scheduler") if key in saved}
+        model = type(model).load_from_checkpoint(best, map_location="cpu", **given)
     return Result(
         metrics=metrics,
         history=read_history(run.history) if run else [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Mapping
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, TypeVar, cast
 
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
@@ -13,9 +13,13 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lit_ft.backbones.weights import torch_files
 from lit_ft.backbones.weights.trust import refuse_foreign
 from lit_ft.compat import NO_INSTANTIATOR, collect_constructor_arguments
+from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import read_checkpoint
 
 ModuleT = TypeVar("ModuleT", bound="PlainHyperparameters")
+
+_NOT_HELD = "arguments_not_held"
+_NONE = object()
 
 
 class PlainHyperparameters(HyperparametersMixin):
@@ -27,6 +31,7 @@ class PlainHyperparameters(HyperparametersMixin):
     unverified_options: Collection[str] = ()
     """The options that name classes, and were taken from the checkpoint."""
     _given: Collection[str] = ()
+    _not_storable: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def load_from_checkpoint(
@@ -42,8 +47,8 @@ class PlainHyperparameters(HyperparametersMixin):
 
         It is in eval mode; a fit lets it train again. The checkpoint runs no code of its own: it opens no file of
         weights, and a network, an optimizer or a schedule of your own must be named here, too, as in
-        ``backbone={...}``, unless a subclass names it. So must arguments of a subclass that are neither plain values
-        nor tensors, such as a loss that is a module: no checkpoint has them.
+        ``backbone={...}``, unless a subclass names it. So must those arguments of a subclass that no checkpoint holds:
+        modules, functions, classes, and what else is neither a plain value nor a tensor.
 
         Args:
             checkpoint_path: The checkpoint.
@@ -54,9 +59,16 @@ class PlainHyperparameters(HyperparametersMixin):
             options: Arguments that take the place of those in the checkpoint.
 
         Raises:
-            UserError: If the checkpoint names a network that is not of lit_ft, torch, torchvision or timm.
+            UserError: If the checkpoint names a network that is not of lit_ft, torch, torchvision or timm, or if an
+                argument is missing that it does not hold.
         """
         checkpoint = read_checkpoint(checkpoint_path, weights_only is not False)
+        for name in () if hparams_file else checkpoint.get(_NOT_HELD, ()):
+            if name not in options:
+                raise UserError(
+                    f"`{name}`: is neither a plain value nor a tensor, and so in no checkpoint; give it, too: "
+                    f"load_from_checkpoint(..., {name}=...)"
+                )
         saved = {} if hparams_file else saved_arguments(checkpoint, inspect.signature(cls).parameters)
         if "backbone" not in options:
             refuse_foreign(saved.get("backbone"), None)
@@ -77,6 +89,7 @@ class PlainHyperparameters(HyperparametersMixin):
         constructor = cast(FrameType, cast(FrameType, frame).f_back)
         self._given = sorted(collect_constructor_arguments(constructor)[-1])
         super().save_hyperparameters(frame=constructor)
+        self._note_not_storable()
         self.hparams.update(settled)
         self.hparams.update(torch_files.plain(dict(self.hparams)))
 
@@ -85,7 +98,25 @@ class PlainHyperparameters(HyperparametersMixin):
         settled = dict(self.hparams)
         frame = inspect.currentframe()
         super().save_hyperparameters(*args, **{"frame": frame and frame.f_back, **options})
+        self._note_not_storable()
         self.hparams.update({**torch_files.plain(dict(self.hparams)), **settled})
+
+    def _note_not_storable(self) -> None:
+        """Notes values as they were given, before the hyperparameters have text in their place."""
+        found = {name: value for name, value in self.hparams.items() if not torch_files.is_storable(value)}
+        self._not_storable = {**self._not_storable, **found}
+
+    def not_held(self, base: type) -> dict[str, Any]:
+        """The arguments that no checkpoint holds, and that are not the defaults of the constructor of this class.
+
+        Options of ``base`` are all held: it takes functions and classes by their names, too.
+        """
+        parameters, known = inspect.signature(type(self)).parameters, inspect.signature(base).parameters
+        given = for_constructor(type(self), self._not_storable, self._given, base)
+        default = {name: parameter.default for name, parameter in parameters.items()}
+        return {
+            name: value for name, value in given.items() if name not in known and default.get(name, _NONE) is not value
+        }
 
     @property
     def hparams_initial(self) -> Any:
@@ -95,11 +126,13 @@ class PlainHyperparameters(HyperparametersMixin):
     def write_hyperparameters(self, checkpoint: dict[str, Any], base: type) -> None:
         """Puts into a checkpoint of a subclass of ``base`` what its constructor takes, and beside it all of them.
 
-        What a checkpoint could not be read with, such as a loss that is a module, is left out, and given again to load.
+        Those that it does not hold are named, so that who loads it gives them again.
         """
         if type(self) is not base:
-            hparams = {name: value for name, value in self.hparams.items() if torch_files.is_storable(value)}
+            own = self._not_storable.keys() - inspect.signature(base).parameters.keys()
+            hparams = {name: self.hparams[name] for name in self.hparams if name not in own}
             checkpoint["all_hyper_parameters"] = hparams
+            checkpoint[_NOT_HELD] = sorted(self.not_held(base))
             checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, base)
 
 

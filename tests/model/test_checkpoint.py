@@ -5,6 +5,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_runs import FewDigits, small_trainer
 
+from lit_ft.errors import UserError
 from lit_ft.model.checkpoint import hyper_parameters
 from lit_ft.model.heads import HeadConfig
 from lit_ft.model.module import FineTuneModule
@@ -113,6 +114,33 @@ class WithLoss(FineTuneModule):
         return self.criterion(self(images), targets)
 
 
+class WithFunctions(FineTuneModule):
+    def __init__(self, activation=torch.nn.ReLU, squash=torch.tanh, **options):
+        super().__init__("mnist_cnn", **options)
+        self.functions = activation, squash
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, []),
+        ({"activation": torch.nn.ReLU}, []),
+        ({"activation": torch.nn.GELU}, ["activation"]),
+        ({"squash": torch.sigmoid}, ["squash"]),
+    ],
+)
+def test_function_or_class_that_is_no_default_is_asked_for_and_never_replaced(tmp_path, given, missing):
+    module = WithFunctions(**given, weights=None, optimizer=torch.optim.SGD)
+    trainer = small_trainer(1, limit_train_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    for name in missing:
+        with pytest.raises(UserError, match=rf"^`{name}`: .* load_from_checkpoint\(..., {name}=...\)"):
+            WithFunctions.load_from_checkpoint(path)
+    loaded = WithFunctions.load_from_checkpoint(path, **{name: given[name] for name in missing})
+    assert loaded.functions == module.functions
+
+
 def test_arguments_that_no_checkpoint_holds_are_left_out_and_given_again(tmp_path):
     others, weight = (torch.nn.CrossEntropyLoss(), np.array([1, 2])), torch.tensor([1.0, 2.0])
     module = WithLoss(*others, weight, weights=None, lr=0.02)
@@ -123,6 +151,10 @@ def test_arguments_that_no_checkpoint_holds_are_left_out_and_given_again(tmp_pat
         "criterion",
         "sizes",
     }
+    with pytest.raises(
+        UserError, match=r"^`sizes`: is neither a plain value nor a tensor, and so in no checkpoint; give"
+    ):
+        WithLoss.load_from_checkpoint(path, criterion=others[0])
     loaded = WithLoss.load_from_checkpoint(path, criterion=others[0], sizes=others[1])
     assert loaded.hparams["lr"] == 0.02
     assert loaded.weight.equal(weight)

@@ -67,11 +67,14 @@ def is_plain(value: Any) -> bool:
 
 
 def is_storable(value: Any) -> bool:
-    """Whether a checkpoint with a value loads with ``weights_only=True``: plain values and tensors.
+    """Whether a checkpoint that loads with ``weights_only=True`` gives a value back: a tensor, or as `plain` makes it.
 
-    >>> is_storable([1, {"a": torch.zeros(2)}]), is_storable(np.zeros(2)), is_storable(torch.nn.ReLU())
+    >>> is_storable([1, {"a": torch.zeros(2)}]), is_storable(np.zeros(2)), is_storable(torch.nn.ReLU)
     (True, False, False)
     """
-    if isinstance(value, (list, dict)):
-        return all(map(is_storable, value.values() if isinstance(value, dict) else value))
-    return is_plain(value) or isinstance(value, (torch.Tensor, torch.dtype, torch.device, torch.Size))
+    if is_dataclass(value) and not isinstance(value, type):
+        return is_storable(asdict(value))
+    if isinstance(value, (Mapping, list, tuple)):
+        return all(map(is_storable, value.values() if isinstance(value, Mapping) else value))
+    known = (torch.Tensor, torch.dtype, torch.device, np.generic, Enum, PurePath)
+    return is_plain(value) or isinstance(value, known)
