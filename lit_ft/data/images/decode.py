@@ -16,6 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COMPRESSION,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    TiffImageFile,
+)
 from torch import Tensor
 
 from lit_ft.compat import reuse_image_memory
@@ -151,7 +158,7 @@ def decode(file: str | Path | BytesIO, name: str | None = None, least: int = 0) 
 def to_pixels(image: Image.Image) -> Tensor:
     """An image of Pillow as `decode` gives it; it is not changed. Raises `UserError` likewise."""
     with naming_file("an image of Pillow", None):
-        return to_tensor(turn_upright(image.copy()))
+        return to_tensor(turn_upright(image.copy(), is_negative(image)))
 
 
 def upright_size(file: Path) -> tuple[int, int]:
@@ -166,6 +173,7 @@ def upright_size(file: Path) -> tuple[int, int]:
 def open_image(file: str | Path | BytesIO, name: str | None) -> Iterator[Image.Image]:
     """The image, not yet decoded. Whatever fails within is raised as an error of the file."""
     with naming_file(file, name), Image.open(file, formats=formats()) as image:
+        _refuse_mistaken(image)
         yield image
 
 
@@ -220,11 +228,19 @@ def size_upright(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
-    """The image turned upright, in three colours, transparent parts white."""
+def is_negative(image: Image.Image) -> bool:
+    """Whether white is 0 in an image: Pillow inverts such a TIFF of 8 bits, but not one of 16."""
+    if not isinstance(image, TiffImageFile):
+        return False
+    return image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def turn_upright(image: Image.Image, negative: bool | None = None) -> Image.Image:
+    """The image turned upright, in three colours, transparent parts white; ``negative`` is that of a copied file."""
+    negative = is_negative(image) if negative is None else negative
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        image = _grey(np.asarray(image))
+        image = _grey(np.asarray(image), negative, image.info.get("transparency"))
     elif image.has_transparency_data:
         visible = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
@@ -236,11 +252,28 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _grey(values: np.ndarray) -> Image.Image:
+def _grey(values: np.ndarray, negative: bool, transparent: int | None) -> Image.Image:
     """Eight bits of numbers of 16 bits, or of fractions; Pillow would cut off all above 255."""
     is_float = values.dtype.kind == "f"
     lowest, highest = values.min(), values.max()
     if not (lowest >= 0 and highest <= (1 if is_float else 65535)):  # nor nan
         scale = "from 0 to 1" if is_float else "of 16 bits"
         raise ValueError(f"its values are from {lowest:g} to {highest:g}, and should be {scale}")
-    return Image.fromarray((np.round(values * 255) if is_float else values >> 8).astype(np.uint8))
+    pixels = (np.round(values * 255) if is_float else values >> 8).astype(np.uint8)
+    if transparent is not None:
+        pixels[values == transparent] = 255
+    return Image.fromarray(255 - pixels if negative else pixels)
+
+
+def _refuse_mistaken(image: Image.Image) -> None:
+    """Raises `ValueError` for a TIFF with a plane for each band of which Pillow gives pixels that are not its own.
+
+    It takes the first bytes of planes of 16 bits, not compressed, for those of 8, and the first of two planes for both.
+    """
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PLANAR_CONFIGURATION) == 2:
+        is_deep = max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8 and image.tag_v2.get(COMPRESSION, 1) == 1
+        if is_deep or image.mode == "LA":
+            raise ValueError(
+                "a TIFF with planes that Pillow mistakes; save it with tifffile.imwrite(FILE, values, "
+                "planarconfig='contig'); `data.bands` reads it as it is"
+            )

@@ -20,6 +20,7 @@ from lit_ft.data.images.decode import (
     formats,
     image_suffixes,
     is_image,
+    to_pixels,
     upright_size,
     why_unread,
 )
@@ -139,6 +140,11 @@ def test_palette_with_transparency_becomes_white(tmp_path):
     ]
 
 
+def test_transparent_grey_of_16_bits_becomes_white(tmp_path):
+    Image.fromarray(np.array([[0, 515, 512]], np.uint16)).save(tmp_path / "x.png", transparency=515)
+    assert decode(tmp_path / "x.png")[:, 0].tolist() == [[0, 255, 2]] * 3
+
+
 def test_16_bit_colours_keep_their_scale(tmp_path):
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -168,6 +174,33 @@ def test_tiff_of_numbers_without_a_scale_is_refused(tmp_path, values):
     Image.fromarray(np.array([values], kind)).save(tmp_path / "x.tif")
     with pytest.raises(UserError, match=r"x.tif: cannot be read as an image \(its values are from .*should be"):
         decode(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_16_bit_tiff_in_which_white_is_zero_is_no_negative(tmp_path, compression):
+    values = np.array([[0, 128 * 256, 65535]], np.uint16)
+    save_tiff(tmp_path / "x.tif", values, photometric="miniswhite", compression=compression)
+    assert decode(tmp_path / "x.tif")[:, 0].tolist() == [[255, 127, 0]] * 3
+    with Image.open(tmp_path / "x.tif") as image:
+        assert to_pixels(image)[:, 0].tolist() == [[255, 127, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "samples", "compression"),
+    [(np.uint16, 3, None), (np.uint16, 4, None), (np.uint16, 3, "zlib"), (np.uint8, 3, None), (np.uint8, 2, "zlib")],
+)
+def test_tiff_of_planes_has_its_own_pixels_or_is_refused(tmp_path, dtype, samples, compression):
+    values = numbers((6, 5, samples), dtype)
+    photometric = "rgb" if samples > 2 else "minisblack"
+    extra = {3: {}, 2: {"extrasamples": ["unassalpha"]}, 4: {"extrasamples": ["unassalpha"]}}[samples]
+    planes = {"photometric": photometric, "planarconfig": "separate", "compression": compression, **extra}
+    save_tiff(tmp_path / "x.tif", np.moveaxis(values, 2, 0), **planes)
+    if samples == 3 and (dtype == np.uint8 or compression):
+        assert decode(tmp_path / "x.tif").permute(1, 2, 0).tolist() == (values >> (8 * (dtype().itemsize - 1))).tolist()
+        return
+    for read in (decode, lambda file: crop_alone(file, v2.RandomResizedCrop(4))):
+        with pytest.raises(UserError, match=r"x.tif: .*planes.*Pillow mistakes.*planarconfig='contig'.*data.bands"):
+            read(tmp_path / "x.tif")
 
 
 def test_first_page_of_a_tiff(tmp_path):
