@@ -106,18 +106,31 @@ def names_of_folders(given: str, folders: Collection[str], needs_all: bool = Tru
 
 
 def _read_names(path: Path, key: str) -> dict[str, str]:
+    pairs = _read_pairs(path, key)
+    if pairs is None or not all(isinstance(text, str) and text for pair in pairs for text in pair):
+        raise UserError(f"{key}: {path} must have one name for each folder, as in {{n01440764: tench}}")
+    names: dict[str, str] = {}
+    for folder, name in pairs:
+        if names.setdefault(folder, name) != name:
+            raise UserError(f"{key}: {path} gives {folder} two names, {names[folder]!r} and {name!r}; leave one out")
+    return names
+
+
+def _read_pairs(path: Path, key: str) -> Sequence[tuple[str, Any]] | None:
+    """Each folder and its name, as often as they are there, which a dict would not have; None of something else."""
     if path.suffix.lower() not in (".json", ".yaml", ".yml"):
         table = read_table(path, key)
-        return dict(zip(table.column("folder", key), table.column("class", key), strict=True))
+        return list(zip(table.column("folder", key), table.column("class", key), strict=True))
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            content = json.loads(text, object_pairs_hook=tuple)
+            return content if isinstance(content, tuple) else None
         # All that YAML holds as text: a folder may be called `no` or `007`.
-        content: Any = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, yaml.BaseLoader)
+        node = yaml.compose(text, yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{key}: {path} cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
-        raise UserError(f"{key}: {path} must have one name for each folder, as in {{n01440764: tench}}")
-    return content
+    return [(folder.value, name.value) for folder, name in node.value] if isinstance(node, yaml.MappingNode) else None
 
 
 def read_labels(

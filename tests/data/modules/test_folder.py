@@ -365,6 +365,32 @@ def test_mistakes_in_a_file_of_names(photo_root, tmp_path, text, message):
         make(photo_root, class_names_from=str(path))
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_folder_with_two_names_is_refused_and_one_that_is_named_again_is_not(photo_root, tmp_path, name):
+    path, (row,) = (
+        tmp_path / name,
+        (line for line in (FILES[name] + "\n").splitlines() if "bee" in line and "no" in line),
+    )
+    again = row if name != "names.json" else '"bee": "no"'
+    other = again.replace("no", "yes")
+    for text, names in ((again, ["007", "Zebra", "no"]), (other, None)):
+        end = f", {text}}}" if name == "names.json" else f"{text}\n"
+        path.write_text(FILES[name].removesuffix("}") + end)
+        if names:
+            assert make(photo_root, class_names_from=str(path)).class_names == names
+            continue
+        with pytest.raises(
+            UserError, match=rf"^data.class_names_from: {path} gives bee two names, 'no' and 'yes'; leave"
+        ):
+            make(photo_root, class_names_from=str(path))
+
+
+def test_file_of_names_without_a_name(photo_root, tmp_path):
+    (tmp_path / "n.csv").write_text("folder,class\nant,a\nbee,\ncat,c\n")
+    with pytest.raises(UserError, match=r"^data.class_names_from: .*n.csv must have one name for each folder"):
+        make(photo_root, class_names_from=str(tmp_path / "n.csv"))
+
+
 def test_file_of_names_that_is_not_there(photo_root, tmp_path):
     with pytest.raises(UserError, match=r"^data.class_names_from: .*names.yml does not exist"):
         make(photo_root, class_names_from=str(tmp_path / "names.yml"))
