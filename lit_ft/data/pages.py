@@ -8,13 +8,13 @@ from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lit_ft.assets import replace_atomically
 from lit_ft.console import rank_zero_print
 from lit_ft.data.bands.preview import draw_bands
 from lit_ft.data.bands.reader import BandReader
-from lit_ft.data.images.decode import formats
+from lit_ft.data.images.decode import formats, turn_upright
 from lit_ft.errors import UserError, refuse_unwritable
 
 SIDE = 160
@@ -55,7 +55,7 @@ def thumbnail(path: str) -> str:
             if image.width * image.height > (limit or 0):
                 return ""
             if not image.mode.startswith(("I", "F")):
-                return encode_thumbnail(ImageOps.exif_transpose(image))
+                return encode_thumbnail(turn_upright(image))
     except Exception:  # what cannot be read is what such pages are about
         pass
     try:

@@ -15,7 +15,7 @@ from lit_ft.assets import replace_atomically
 from lit_ft.backbones.backbone import StageOutput
 from lit_ft.data.bands.preview import stretch
 from lit_ft.data.files.file_split import FileSplit
-from lit_ft.data.images.decode import formats
+from lit_ft.data.images.decode import formats, turn_upright
 from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.data.modules.base import ImageDataModule
 from lit_ft.errors import printable
@@ -151,5 +151,5 @@ def read_sprites(data: ImageDataModule[Any], rows: Tensor) -> Tensor:
 def _read_sprite(path: str) -> Tensor:
     with Image.open(path, formats=formats()) as image:
         image.draft("RGB", (SPRITE_SIDE, SPRITE_SIDE))
-        small = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (SPRITE_SIDE, SPRITE_SIDE))
+        small = ImageOps.fit(turn_upright(image), (SPRITE_SIDE, SPRITE_SIDE))
     return cast(Tensor, pil_to_tensor(small))

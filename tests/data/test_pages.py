@@ -25,6 +25,11 @@ def test_thumbnail_is_small_and_keeps_the_shape(tmp_path: Path) -> None:
     assert small.getpixel((5, 5))[0] > 150
 
 
+def test_transparent_parts_of_a_thumbnail_are_white_as_for_the_network(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert min(decoded(thumbnail(str(tmp_path / "a.png"))).getpixel((4, 4))) > 250
+
+
 def test_grey_images_of_memory_have_a_thumbnail() -> None:
     assert decoded(encode_thumbnail(Image.new("L", (8, 8), 100))).size == (8, 8)
 

@@ -113,6 +113,19 @@ def test_photos_are_read_as_they_are_evaluated_and_as_sprites(photo_root):
     assert (images[0].amax(dim=(1, 2)).int() - sprites[2].amax(dim=(1, 2)).int()).abs().max() <= 2
 
 
+def test_sprites_have_the_pixels_that_the_network_gets(photo_root):
+    files = sorted(photo_root.glob("*/*.png"))
+    for file in files[::2]:
+        Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file)
+    for file in files[1::2]:
+        Image.fromarray(np.full((8, 8), 100 * 256, np.uint16)).save(file)
+    data = ImageFolderDataModule(str(photo_root), num_workers=0)
+    with pytest.warns(UserWarning, match="of 16 bits"):
+        data.setup()
+    values = {int(sprite.max()) for sprite in read_sprites(data, torch.arange(len(data.splits["val"])))}
+    assert values == {100, 255}
+
+
 def test_arrays_have_sprites_in_three_channels():
     data = FewDigits()
     data.setup()
