@@ -13,7 +13,9 @@ from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
+import PIL
 import torch
+import torchvision
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import (
@@ -32,6 +34,12 @@ reuse_image_memory()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it logs of damaged files
 
 ORIENTATION = 0x0112  # the EXIF tag
+
+DECODING = 2
+"""Number of the way in which `decode` makes pixels of files; raised with each change of these."""
+
+READ_BY = f"{DECODING} {PIL.__version__} {torch.__version__} {torchvision.__version__}"
+"""What resized pixels depend on, besides a file: they cannot be promised across versions."""
 
 # Pixels and nothing else, most frequent first. Not what runs another program (EPS: Ghostscript), holds a document or
 # data (PSD, FITS, HDF5), needs a handler (WMF, GRIB), or is recognised by nothing of its own. TGA has no signature

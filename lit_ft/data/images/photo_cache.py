@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from filelock import Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -28,7 +26,7 @@ from lit_ft.console import format_bytes
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.files.derived_cache import match_layout
 from lit_ft.data.files.file_split import FileSplit, PackedPaths, PhotoFiles
-from lit_ft.data.images.decode import decode, upright_size
+from lit_ft.data.images.decode import READ_BY, decode, upright_size
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep, usable_cpus
 from lit_ft.errors import UserError, printable
@@ -156,7 +154,7 @@ def cache_path(folder: Path, files: Sequence[PhotoFiles], spec: InputSpec) -> Pa
     names = [name for part in files for name in (min(part.names), max(part.names))]
     root = os.path.commonpath(names)
     side = max(spec.resized(1, 1))
-    way = [side, spec.interpolation, spec.fit, PIL.__version__, torch.__version__, torchvision.__version__]
+    way: list[Any] = [side, spec.interpolation, spec.fit, READ_BY]
     way += [] if spec.bands is None else [spec.bands, spec.channels]
     digest = hashlib.sha256(json.dumps([root, *way]).encode()).hexdigest()
     return folder / f"{os.path.basename(root)}-{side}-{digest[:12]}.safetensors"

@@ -17,7 +17,7 @@ from lit_ft.data.bands.dicom import GREYS, name_grey
 from lit_ft.data.bands.reader import BandReader, name_format
 from lit_ft.data.files.derived_cache import file_stamp_number, load_derived, match_layout, store_derived
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
-from lit_ft.data.images.decode import decode, suffix_of, why_unread
+from lit_ft.data.images.decode import DECODING, decode, suffix_of, why_unread
 from lit_ft.data.images.loss import format_reduced, note_loss
 from lit_ft.data.loading.protocols import Split
 from lit_ft.data.loading.workers import sweep
@@ -137,7 +137,7 @@ def find_unreadable(
         paths: The files.
         reader: How raw values of bands are read, of which nothing is left out; photos when not given.
     """
-    key = "\n".join([os.path.abspath(paths.root), *([repr(reader)] if reader else [])])
+    key = "\n".join([os.path.abspath(paths.root), str(DECODING), *([repr(reader)] if reader else [])])
     stamps = np.fromiter(map(_stamp, paths.absolute()), np.int64, len(paths))
     good, marks = _load_known(key)
     unknown = np.flatnonzero(~np.isin(stamps, good))

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from lit_ft.backbones.resizing import PadToSquare
 from lit_ft.data.bands.reader import BandReader
 from lit_ft.data.images.crops import make_crops
-from lit_ft.data.images.decode import decode
+from lit_ft.data.images.decode import READ_BY, decode
 from lit_ft.data.images.photo_cache import PhotoCache
 from lit_ft.data.images.transforms import random_from
 from lit_ft.data.loading.protocols import ImageBatch, ImageSet
@@ -176,10 +176,10 @@ class PhotoSource:
         return is_random(self._photos.transform)
 
     def identity(self) -> str:
-        """The images as they are now, the cache, what is done to them, and which bands are read."""
+        """The images as they are now, the cache, what is done to them, by which versions, and which bands are read."""
         transform, cache, reader = self._photos.transform, self._photos.cache, self._photos.reader
         bands = "" if reader is None else f" {reader}"
-        return f"{self.split.stamp()} {None if cache is None else cache.made} {transform}{bands}"
+        return f"{self.split.stamp()} {None if cache is None else cache.made} {transform} {READ_BY}{bands}"
 
     def read(self, batches: Sequence[Picks], generator: torch.Generator) -> Iterator[ImageBatch]:
         """Yields each batch; raises `UserError` for an image that cannot be read."""

@@ -163,6 +163,14 @@ def test_a_change_that_leaves_size_and_mtime_is_seen(photo_root):
     assert list(unreadable(packed(photo_root))) == [13]
 
 
+def test_each_file_is_read_once_more_where_decoding_has_changed(photo_root, reads, monkeypatch):
+    for number, expected in ((1, 30), (1, 0), (2, 30)):
+        monkeypatch.setattr(verification, "DECODING", number)
+        reads.clear()
+        assert unreadable(packed(photo_root)) == {}
+        assert len(reads) == expected
+
+
 def test_a_part_of_the_files_does_not_forget_the_others(photo_root, reads):
     paths = packed(photo_root)
     unreadable(paths)

@@ -13,6 +13,7 @@ from lit_ft.data.datasets.items import ItemSplit
 from lit_ft.data.files.file_split import FileSplit, PackedPaths
 from lit_ft.data.images.decode import decode
 from lit_ft.data.images.transforms import train_transform
+from lit_ft.data.loading import photo_source
 from lit_ft.data.loading.loader import Loader
 from lit_ft.data.loading.photo_source import PhotoSource, _Photos, transform_seeded
 from lit_ft.data.loading.sampler import EpochSampler, Picks
@@ -203,7 +204,7 @@ def test_large_jpeg_is_decoded_smaller_for_a_part_of_a_square_but_not_to_be_eval
     assert 0 < (found - exact).abs().float().mean() < 2.0  # levels of 255
 
 
-def test_identity_tells_files_caches_and_transforms_apart(split):
+def test_identity_tells_files_caches_transforms_and_versions_apart(split, monkeypatch):
     spec = InputSpec(16, 18)
 
     def identity(augment="none", made=None, size=16):
@@ -218,6 +219,10 @@ def test_identity_tells_files_caches_and_transforms_apart(split):
     others = [{"augment": "basic"}, {"augment": "trivial"}, {"augment": "basic", "size": 12}, {"made": "1"}]
     found = {identity(), *(identity(**other) for other in others)}
     assert len(found) == 1 + len(others)
+    monkeypatch.setattr(photo_source, "READ_BY", "2 12.0.0")
+    assert identity() not in found
+    monkeypatch.undo()
+    assert identity() in found
     Image.new("RGB", (20, 24)).save(split.paths.full(3))
     assert identity() not in found
 
