@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,7 +186,7 @@ def unique_rows(table: Table, paths: Sequence[str], columns: Columns) -> list[in
     """The first row of each image; raises `UserError` where two rows of the same of the ``paths`` differ."""
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
-        j = first.setdefault(path, i)
+        j = first.setdefault(os.path.abspath(path), i)  # a row may have it in full, and another from here
         if j == i:
             continue
         for name in (*columns.labels, columns.split, columns.group):

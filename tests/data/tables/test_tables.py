@@ -42,3 +42,10 @@ def test_rows_of_the_same_image_count_once_and_must_agree():
         assert unique_rows(rows, ["a", "b", "a"], Columns()) == [0, 1]
     with pytest.raises(UserError, match=r"t.csv has a twice, with label 'ant' in row 2 and 'bee' in row 3; leave one"):
         unique_rows(rows, ["a", "a", "c"], Columns())
+
+
+def test_image_that_is_named_in_full_and_from_here_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = table(label=["ant", "ant"], split=["train", "test"])
+    with pytest.raises(UserError, match=r"twice, with split 'train' in row 2 and 'test' in row 3; leave one"):
+        unique_rows(rows, ["a", str(tmp_path / "a")], Columns())
