@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -89,9 +90,9 @@ def find_config(given: str, key: str | None = None) -> str:
     >>> find_config("configs/mine.yaml")
     'configs/mine.yaml'
     """
-    if not re.fullmatch(r"\w[\w-]*", given) or Path(given).is_file():
+    if not re.fullmatch(r"\w[\w-]*", given) or os.path.isfile(given):
         return given
-    own = next((path for suffix in (".yaml", ".yml") if (path := Path(f"{given}{suffix}")).is_file()), None)
+    own = next((path for suffix in (".yaml", ".yml") if os.path.isfile(path := f"{given}{suffix}")), None)
     return str(own or find_recipe(given, key))
 
 

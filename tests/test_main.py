@@ -52,6 +52,16 @@ def test_argument_that_is_no_text_is_told(refused):
     assert (done.returncode, done.stderr) == (2, line)
 
 
+@pytest.mark.parametrize("command", [["finetune"], ["probe"], ["test"], ["fit", "--config"]])
+def test_word_that_is_too_long_for_a_path_is_told_in_one_line(refused, command):
+    assert "x" * 30 in refused(*command, "x" * 300)
+
+
+def test_config_that_is_typed_and_too_long_for_a_path_is_read(refused):
+    line = refused("fit", "--config", f"{{model: {{lrr: [{'0.001, ' * 50}]}}}}")
+    assert line.startswith("lit-ft: --model.lrr: there is no such option; nearest: --model.lr")
+
+
 @pytest.mark.long
 def test_warnings_of_lightning_are_formatted_as_those_of_the_command_line(tmp_path):
     few = {"max_epochs": "1", "limit_train_batches": "1", "limit_val_batches": "0", "accelerator": "cpu"}

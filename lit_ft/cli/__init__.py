@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from lit_ft.cli.command_line import print_version, refuse_arguments, unknown_command
@@ -19,7 +21,15 @@ from lit_ft.cli.process import (
     set_offline,
     warn_in_one_line,
 )
-from lit_ft.errors import LibraryError, UserError, check_torchvision, for_command_line, hide_passwords, printable
+from lit_ft.errors import (
+    LibraryError,
+    UserError,
+    check_torchvision,
+    for_command_line,
+    hide_passwords,
+    is_from_user_code,
+    printable,
+)
 from lit_ft.own_code import find_trace
 from lit_ft.training.launch import is_other_process, wait_for_first_process
 from lit_ft.training.signals import Interrupted
@@ -41,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
         warn_in_one_line()
         set_offline("--offline" in given)
         try:
-            with bared_broken_pipe():
+            with bared_broken_pipe(), _refusing_long_paths():
                 return _run([arg for arg in given if arg not in ("--debug", "--offline")])
         except UserError as error:
             if "--debug" in given:
@@ -62,6 +72,17 @@ def main(args: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             _print_end("interrupted")
             return 130
+
+
+@contextmanager
+def _refusing_long_paths() -> Iterator[None]:
+    """Makes a user error of a path that is longer than the system has any, wherever it is looked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or is_from_user_code(error):
+            raise
+        raise UserError(f"{str(error.filename)[:60]}...: is too long for a path; name a file or a folder") from error
 
 
 def _print_error(error: UserError, given: Sequence[str]) -> None:

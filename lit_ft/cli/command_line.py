@@ -105,7 +105,7 @@ def _find_typed(given: str, options: Sequence[str]) -> str | None:
         return f"{command or 'predict'} {quote(given)} PHOTOS"
     if given in recipe_names():
         return f"{command or 'finetune'} --config {given}"
-    if Path(given).is_dir():
+    if os.path.isdir(given):
         return f"{command if command in PHOTO_COMMANDS else 'finetune'} {quote(given)}"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _stray(complaint: Complaint) -> str | None:
             typed.append(f"`--ckpt_path` {word}")
         elif suffix in (".yaml", ".yml"):
             typed.append(f"`--config` {word}")
-        elif complaint.command == "predict" or Path(word).is_dir():
+        elif complaint.command == "predict" or os.path.isdir(word):
             images = "predict" if complaint.command == "predict" else "root"
             typed.append(f"`--data` ImageFolderDataModule `--data.{images}` {word}")
     if len(typed) < len(words) and (line := describe_word(words[0], complaint.command)):
@@ -189,7 +190,7 @@ def _other_value(complaint: Complaint) -> str | None:
         value = found[1]
     if complaint.key == "trainer.callbacks" and value not in complaint.classes.get(complaint.key, ()):
         return None
-    is_folder = complaint.key == "data" and value is not None and Path(value).is_dir()
+    is_folder = complaint.key == "data" and value is not None and os.path.isdir(value)
     meant = f"{value.rstrip('/')}/" if value and is_folder else value  # as a path, and no name of a class
     instead = find_value(complaint.key, meant, complaint.command) if meant else None
     return f"{complaint.prefix}{value} does not fit; {instead}" if instead else None

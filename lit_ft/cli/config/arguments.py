@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def _refuse_values(given: Sequence[Argument], command: str) -> None:
     """Raises `UserError` for values that the parser takes as any text, and that mean something in other tools."""
     for one in given:
         key, value = one.name.removeprefix("--"), one.value or ""
-        if key == "config" and value and Path(value).is_dir():
+        if key == "config" and os.path.isdir(value):
             raise UserError(
                 f"`--config`: {value} is a folder; that of photos follows the command: lit-ft finetune {value}"
             )

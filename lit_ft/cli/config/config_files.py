@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,15 +26,16 @@ def describe_config_fault(args: Sequence[str]) -> str | None:
     """
     for one in split_arguments(args):
         key, path = one.name.removeprefix("--"), Path(one.value or "")
-        if key not in ("config", "tune") or not one.value or len(one.value) >= 1000:
+        if key not in ("config", "tune") or not one.value:
             continue
-        if one.value.lstrip()[0] in "{[" and not path.exists():
+        is_there = os.path.exists(path)  # of what is too long for a path, Path.exists raises that
+        if one.value.lstrip().startswith(("{", "[")) and not is_there:
             if fault := _find_syntax_error(one.value):
                 return f"`{key}`: {fault}"
             continue
         is_lost = key == "tune" and path.suffix and ": " not in one.value
-        fault = _find_fault(path) if path.exists() else "is not there" if is_lost else None
-        if fault is None and key == "tune" and path.exists() and "tune" in yaml.safe_load(path.read_text("utf-8")):
+        fault = _find_fault(path) if is_there else "is not there" if is_lost else None
+        if fault is None and key == "tune" and is_there and "tune" in yaml.safe_load(path.read_text("utf-8")):
             fault = f"is a config, with a section tune; give `--config` {format_path(path)}"
         if fault:
             return f"`{key}`: {format_path(path)} {fault}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def describe_words(
 
 def describe_word(word: str, command: str) -> str | None:
     """What a word is if it is no folder of photos; ``None`` if it may be one."""
-    if is_there(word) and Path(word).is_dir():
+    if os.path.isdir(word):
         return None
     suffix = Path(word).suffix.lower()
     typed = {
@@ -85,11 +86,11 @@ def describe_word(word: str, command: str) -> str | None:
 
 
 def is_there(word: str) -> bool:
-    """Whether a path exists, itself or below the shared folder of data."""
-    return find_place(word).exists()
+    """Whether a path exists, itself or below the shared folder of data; not what is too long for one."""
+    return os.path.exists(find_place(word))
 
 
 def find_place(word: str) -> Path:
     """A path, itself or, where it does not exist, below the shared folder of data."""
     own, shared = Path(word).expanduser(), shared_folder()
-    return own if shared is None or own.exists() else shared / word
+    return own if shared is None or os.path.exists(own) else shared / word

@@ -40,7 +40,7 @@ def test_fault_of_what_is_typed_in_place_of_a_file_is_told_likewise(key):
     assert line == (
         f"`{key}`: is not valid YAML: line 1 (expected ',' or ']', but got '}}'): {{model.lr: [1e-4, 1e-3}}"
     )
-    for valid in ("{model.lr: [1e-4, 1e-3]}", "model.lr: [1e-4, 1e-3]"):
+    for valid in ("{model.lr: [1e-4, 1e-3]}", "model.lr: [1e-4, 1e-3]", f"{{model.lr: [{'1, ' * 200}]}}", " "):
         assert describe_config_fault([f"--{key}", valid]) is None
 
 
