@@ -334,6 +334,7 @@ def private_names(tree):
             yield node.attr
 
 
+@pytest.mark.long
 def test_no_other_file_uses_private_names():
     used = set()
     for path in PACKAGE.rglob("*.py"):

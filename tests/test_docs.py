@@ -98,6 +98,7 @@ def test_help_becomes_markdown():
     assert _to_markdown(text) == "With `a`, `x.Y`, [notes](https://x.org) and \\<b>."
 
 
+@pytest.mark.long
 def test_gallery_has_each_recipe_with_its_score_and_what_trains_when():
     from reference import _read_plan, write_recipes
 

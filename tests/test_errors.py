@@ -363,6 +363,7 @@ def test_disk_that_is_full_when_tensorboard_writes_is_told_in_one_line(refused, 
     )
 
 
+@pytest.mark.long
 def test_probe_alone_is_nothing_to_resume_from(refused, largest_file):
     largest_file(3_500_000)  # that of the probe has 2.8 MB
     line = refused("fit", "--trainer.max_epochs", 2)

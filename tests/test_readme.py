@@ -100,6 +100,7 @@ def test_python_example_trains_a_good_model(monkeypatch, tmp_path):
     assert sum(right) / len(right) == pytest.approx(names["result"].metrics["test/acc"])
 
 
+@pytest.mark.long
 def test_lightning_example_trains_a_good_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")

@@ -64,6 +64,7 @@ def test_folds_are_runs_within_that_of_all(tmp_path):
     assert not fold.has_folds()
 
 
+@pytest.mark.long
 def test_no_other_file_joins_the_paths_of_a_run():
     run, joined = Run(Path()), set()
     paths = [path.fget(run) for path in vars(Run).values() if isinstance(path, property)]

@@ -87,6 +87,7 @@ def test_description_of_a_network(run):
     check("describe.txt", run("describe", "resnet50"))
 
 
+@pytest.mark.long
 def test_run_prints_and_writes(run):
     printed = run("finetune", *QUICKSTART, *TWO_EPOCHS, "--trainer.accelerator", "cpu")
     digits = re.sub(r"\d+\.\d+", "#.#", printed)
@@ -108,6 +109,7 @@ def old_run():
     return RUN
 
 
+@pytest.mark.long
 def test_old_run_is_tested_as_it_was(run, old_run):
     given = ("--config", old_run / "config.yaml", "--ckpt_path", old_run / "checkpoints/best.ckpt")
     assert re.search(r"test/acc +0\.83[0-9]+", run("test", *given))
@@ -115,6 +117,7 @@ def test_old_run_is_tested_as_it_was(run, old_run):
     assert len(Path("answers.csv").read_text().splitlines()) == 1001
 
 
+@pytest.mark.long
 def test_old_run_is_resumed_with_its_plan(run, old_run):
     given = ("--config", old_run / "config.yaml", "--ckpt_path", old_run / "checkpoints/last.ckpt")
     printed = run("finetune", *given, "--trainer.max_epochs", 3)

@@ -376,6 +376,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backbone", "last"), NETWORKS)
 def test_run_is_the_same_bit_for_bit_with_and_without(backbone, last):
     plain, recomputing = (run(backbone, last, option) for option in (False, True))

@@ -68,6 +68,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.long
 def test_run_of_a_network_of_the_users_own_gives_its_model(tmp_path, monkeypatch):
     (tmp_path / "own_network.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)

@@ -37,6 +37,7 @@ def process():
     }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lit_ft")
 @pytest.mark.filterwarnings("ignore")
 def test_two_calls_give_the_same_and_leave_the_process_as_it_was(monkeypatch):

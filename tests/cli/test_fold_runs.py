@@ -188,6 +188,7 @@ def unfinished(whole, tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.long
 def test_folds_that_are_left_are_trained_where_options_and_images_are_the_same(whole, unfinished, tmp_path):
     given = options(whole.root)
     given["trainer"] |= {"default_root_dir": str(tmp_path / "logs")}
@@ -238,6 +239,7 @@ def test_folds_are_not_added_to_those_of_an_earlier_run(tmp_path, monkeypatch, w
         package.run(given)
 
 
+@pytest.mark.long
 def test_other_commands_take_a_fold_and_plan_the_first(whole, lit_ft, run, refused):
     args = ("--config", whole.result.config, "--data.root", whole.root / "photos")
     printed = run("plan", *args)

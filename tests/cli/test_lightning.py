@@ -85,6 +85,7 @@ def test_tensorboard_is_loaded_when_the_first_step_is_done(run, monkeypatch):
     assert [image.step for tag in ("plan", "train/images") for image in board.Images(tag)] == [0, 0]
 
 
+@pytest.mark.long
 def test_run_whose_report_fails_is_whole(run, monkeypatch):
     def fail(*_):
         raise RuntimeError("no page\ntoday")
@@ -127,6 +128,7 @@ def test_evaluation_needs_only_the_checkpoint(run):
     assert "val/acc" in run("validate", "--ckpt_path", best, *DIGITS)
 
 
+@pytest.mark.long
 def test_no_data_is_taken_for_that_of_a_command_which_needs_some(run, refused):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
     folder = "logs/run/version_0"
@@ -145,6 +147,7 @@ def test_no_data_is_taken_for_that_of_a_command_which_needs_some(run, refused):
     assert not Path(folder, "predictions.csv").exists()
 
 
+@pytest.mark.long
 def test_checkpoint_beside_the_config_is_proposed(run, refused):
     for name in ("older", "newer"):
         run("fit", "--name", name, "--trainer.max_epochs", 1, "--unfreeze", "null")
@@ -175,6 +178,7 @@ def test_predict_writes_one_row_an_image_in_order(run, refused):
     assert list(csv.DictReader(Path(path).read_text().splitlines())) == rows
 
 
+@pytest.mark.long
 def test_predict_photos_without_the_training_folder(run, photo_root, tmp_path):
     model = ("--model.backbone", "squeezenet1_1", "--model.weights", "null", "--model.input.size", 64)
     data = ("--data", "ImageFolderDataModule", "--data.num_workers", 0)
@@ -204,6 +208,7 @@ def test_resume_goes_on_in_its_folder_also_for_longer(run):
     assert max(event.value for event in board.Scalars("lr/head") if event.step > 40) > 1e-4  # and not 0
 
 
+@pytest.mark.long
 def test_finished_run_whose_checkpoint_was_moved_ends_as_it_is(run, tmp_path):
     run("fit", *QUICK, "--trainer.max_epochs", 3)
     last = Path("logs/quickstart/version_0/checkpoints/last.ckpt").rename(tmp_path / "moved.ckpt")
@@ -228,6 +233,7 @@ def test_callbacks_of_a_config_add_to_the_named_ones(run):
     assert "lr-AdamW/conv" in board.Tags()["scalars"]
 
 
+@pytest.mark.long
 def test_callback_alone_is_a_list_of_one(run):
     one_epoch = ("--trainer.max_epochs", 1, "--unfreeze", "null")
     assert "epoch 0/0 best" in run("fit", *one_epoch)
@@ -446,6 +452,7 @@ def test_plan_makes_a_logger_and_nothing_of_it(run):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.long
 def test_events_are_told_of_where_a_logger_writes_some(run):
     quick = ("--trainer.max_epochs", 2, "--trainer.limit_train_batches", 1)
     for logger, writes in ((("CSVLogger", "--trainer.logger.save_dir", "csv"), False), (("true",), True)):
@@ -484,6 +491,7 @@ def test_finetune_in_another_precision_comes_to_the_same(run, precision):
         assert scores[1] != scores[0]
 
 
+@pytest.mark.long
 def test_number_of_batches_is_whole_and_a_share_is_not(run):
     names = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
     names += ["overfit_batches", "val_check_interval"]
@@ -552,6 +560,7 @@ def test_resume_refuses_other_classes_and_keeps_the_config(run, refused, photo_r
     assert Path("logs/run/version_0/config.yaml").read_text() == before
 
 
+@pytest.mark.long
 def test_resume_refuses_another_model(run, refused):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null")
     last = "logs/run/version_0/checkpoints/last.ckpt"
@@ -589,6 +598,7 @@ def test_checkpoint_whose_parts_are_something_else_is_refused_in_one_line(run, r
     assert "current_epoch=5, but you have set Trainer(max_epochs=3)" in line
 
 
+@pytest.mark.long
 def test_mixing_and_weights_are_options_of_the_run_and_of_its_checkpoint(run, refused):
     mix = ("--model.mix.mixup", 0.2, "--model.mix.cutmix", 1, "--model.mix.erase", 0.25)
     run("fit", *QUICK, "--trainer.max_epochs", 3, *mix, "--model.class_weight", "balanced")
@@ -632,6 +642,7 @@ def test_wrong_mixing_or_weights_end_in_one_line(refused, args, line):
     assert refused("fit", *args).endswith(line)
 
 
+@pytest.mark.long
 def test_start_from_the_backbone_of_a_checkpoint(run):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze.strategy", "full")
     source = "logs/run/version_0/checkpoints/best.ckpt"
@@ -710,6 +721,7 @@ def acts(text):
     return set(text) & set("\x1b\x07\r\u202e\x9b")
 
 
+@pytest.mark.long
 def test_names_from_data_do_not_reach_the_terminal_raw(lit_ft, photo_root):
     (photo_root / "bee").rename(photo_root / "b\x1b[2J\u202eee\nx")
     (photo_root / "cat" / "3.png").rename(photo_root / "cat" / "\x1b]0;x\x07\r.png")

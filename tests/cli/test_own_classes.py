@@ -132,6 +132,7 @@ def test_data_that_cannot_be_trained_on_ends_in_one_line(refused, own):
     assert line == "lit-ft: train_dataloader: targets run from 1 to 3, expected 0 to 2; count classes from 0"
 
 
+@pytest.mark.long
 def test_own_module_is_trained_and_predicts(run, own):
     options = ("--model", f"{own}.Own", "--model.alpha", 0.75, "--model.backbone", "mnist_cnn")
     run("fit", *options, "--trainer.max_epochs", 1, "--model.weights", "null", "--unfreeze", "null")
@@ -140,6 +141,7 @@ def test_own_module_is_trained_and_predicts(run, own):
     assert len((RUN / "predictions.csv").read_text().splitlines()) > 100
 
 
+@pytest.mark.long
 def test_own_module_without_the_options_of_its_base_is_trained_and_tested(run, own):
     options = ("--model", f"{own}.Fixed", "--model.rate", 0.01, "--data", f"{own}.Tested", "--report.num_images", 0)
     assert "test/acc" in run("finetune", *options, "--trainer.max_epochs", 2)

@@ -284,6 +284,7 @@ def simulate(generator, num=150):
     ]
 
 
+@pytest.mark.long
 def test_interval_of_equal_models_covers_zero_in_most_cases():
     generator, num = np.random.default_rng(0), 250
     covered = {"acc": 0, "loss": 0}

@@ -306,6 +306,7 @@ def test_several_epochs_draw_other_views_than_one_another(tmp_path):
     assert all(0 < number < NUM_TRAIN for number in same)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [1, 5, 6, 9])
 def test_resumed_run_ends_as_one_that_was_not_interrupted(step, tmp_path, capsys):
     def run(**options):
@@ -466,6 +467,7 @@ def test_damage_in_any_view_is_seen(tmp_path):
     assert sum(passes.images.values()) > 3 * NUM_TRAIN + NUM_VAL
 
 
+@pytest.mark.long
 def test_other_weights_images_or_settings_are_not_taken_for_the_same(tmp_path, capsys):
     class Stop(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -572,6 +574,7 @@ def test_kept_file_that_is_damaged_or_was_left_by_a_kill_is_written_again(tmp_pa
     assert not left.exists()
 
 
+@pytest.mark.long
 def test_run_waits_for_another_one_that_computes_the_features_that_it_needs(tmp_path, capsys):
     kept = tmp_path / "kept"
     fit(tmp_path, cache=FeatureCache(folder=str(kept)))

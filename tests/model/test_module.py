@@ -36,6 +36,7 @@ def refuse(*_, **__):
     raise AssertionError("a checkpoint has its weights; nothing is to be fetched or read")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

@@ -121,6 +121,7 @@ def test_run_that_failed_in_mid_step_is_resumed_with_that_step(whole_run, tmp_pa
     assert differences(final, resumed) == []
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_run(tmp_path):
     runs = [interrupted_run(tmp_path, CASES["sgd"], seed)["weights"]["head.4.weight"] for seed in (1, 1, 2)]
     assert runs[0].equal(runs[1])
@@ -271,6 +272,7 @@ def test_run_goes_on_as_one_that_was_given_what_was_found(run, found_by):
     assert checkpoints[0]["hyper_parameters"]["lr"] == float(values["model.lr"])
 
 
+@pytest.mark.long
 def test_found_values_are_those_of_a_run_with_lightnings_own_trainer(tmp_path):
     def fitted(module, data, *callbacks):
         torch.manual_seed(0)
@@ -296,6 +298,7 @@ def test_resumed_run_keeps_what_was_found(run, refused):
     assert "--trainer.callbacks: LearningRateFinder would find other values than those of the run that is" in line
 
 
+@pytest.mark.long
 def test_finder_alone_is_a_list_of_one(run):
     assert "Found  model.lr " in run("fit", "--trainer.max_epochs", 2, "--trainer.callbacks", *RATE)
 

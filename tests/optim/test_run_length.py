@@ -119,6 +119,7 @@ def test_batches_accumulated_from_the_middle_of_an_epoch_on(tmp_path):
     assert after < half < before
 
 
+@pytest.mark.long
 def test_run_resumed_on_two_processes_and_again_on_one_is_on_the_same_curve(whole, tmp_path):
     (tmp_path / "start.ckpt").write_bytes((whole[1] / "end1.ckpt").read_bytes())
     found = processes.launch(tmp_path, "resume_on_two")

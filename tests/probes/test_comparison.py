@@ -52,6 +52,7 @@ def test_lead_is_the_interval_of_paired_differences(images: ProbeImages, monkeyp
         assert probe.leads[0].interval == corrected_interval(differences, 1 / 4)
 
 
+@pytest.mark.long
 def test_backbones_that_cannot_be_built_are_told_and_the_others_go_on(images: ProbeImages) -> None:
     probe, best = probe_images([BackboneChoice("resnet5", None), NETWORK], images, CPU, all_stages=False)
     assert best is NETWORK
@@ -66,6 +67,7 @@ def test_no_backbone_at_all_is_one_line(images: ProbeImages) -> None:
         probe_images(choices, images, CPU)
 
 
+@pytest.mark.long
 def test_groups_that_are_never_held_out_are_told(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"dots": 12, "lines": 12, "plain": 3})
     for i in range(3):

@@ -51,6 +51,7 @@ def test_figures_are_those_of_the_features(images: ProbeImages) -> None:
     assert [stage.name for stage in probe.stages] == ["conv", "dense"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"sampling": "balanced"}, {"class_weight": "balanced"}])
 def test_classes_count_as_in_training(tmp_path: Path, options: dict[str, str]) -> None:
     root = write_photos(tmp_path, {"dots": 20, "lines": 5})

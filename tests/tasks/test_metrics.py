@@ -71,6 +71,7 @@ def test_sums_are_float32_on_a_device_without_float64():
         metric.reset()
 
 
+@pytest.mark.long
 def test_mean_loss_counts_more_values_than_float32_can_tell_apart():
     metric = MeanLoss()
     metric.update(torch.zeros(1).expand(2**24))

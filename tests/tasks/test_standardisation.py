@@ -119,6 +119,7 @@ def answers_of(module, data=None):
     return torch.cat([batch["answers"] for batch in small_trainer(1).predict(module, datamodule=data or Years())])
 
 
+@pytest.mark.long
 def test_probe_of_years_learns_them_and_tells_them_in_years():
     trainer, module = fit_years(GradualUnfreezing("linear_probe"), epochs=60)
     errors = answers_of(module) - Years().years

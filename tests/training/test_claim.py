@@ -179,6 +179,7 @@ def test_other_processes_take_the_folder_that_the_first_has_claimed(tmp_path, mo
     assert [folder.name for folder in (tmp_path / "x").iterdir()] == ["version_0"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", runs_at_once.KINDS)
 def test_what_comes_of_a_checkpoint_goes_to_its_run(run, kind):
     args = (*FIT, *runs_at_once.KINDS[kind])

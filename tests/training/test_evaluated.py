@@ -38,6 +38,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("strategy", "head_fit", "refit"),
     [("lp_ft", "solved", True), ("linear_probe", "solved", False), ("lp_ft", "trained", False)],

@@ -163,6 +163,7 @@ def test_training_loss_of_an_epoch_is_without_the_penalty(tmp_path, capsys):
     assert f"train/loss {row['train/loss']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_table_of_a_run_that_was_interrupted_is_that_of_an_uninterrupted_one(tmp_path):
     steps = ModelCheckpoint(tmp_path / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)

@@ -114,6 +114,7 @@ def test_refit_of_a_blend_blends_its_own_probe_and_weights(tmp_path):
         torch.testing.assert_close(half[name], value, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_refit_whose_blend_is_worse_than_both_ends_leaves_what_was_chosen(tmp_path):
     with pytest.warns(UserWarning, match="the refit is left out, as its blend has a greater loss than both"):
         _, trainer = refitted(tmp_path / "run", Selected(0.5, 2), lr=0.01)
@@ -201,6 +202,7 @@ def test_refit_without_validation_is_refused(tmp_path):
         trainer.finetune(module, datamodule=data, refit=True)
 
 
+@pytest.mark.long
 def test_refit_of_a_trainer_from_python_is_handed_back(tmp_path):
     trainer, module, data = make(tmp_path / "run", strategy="linear_probe")
     trainer.run, trainer.loggers = None, [CSVLogger(tmp_path)]
@@ -210,6 +212,7 @@ def test_refit_of_a_trainer_from_python_is_handed_back(tmp_path):
     torch.testing.assert_close(best["state_dict"], dict(module.state_dict()))
 
 
+@pytest.mark.long
 def test_interrupted_refit_tells_the_trainer_of_the_first_fit(tmp_path, monkeypatch):
     trainer, module, data = make(tmp_path / "run")
 

@@ -113,6 +113,7 @@ def test_run_that_is_going_on_is_not_gone_on_with_by_another(make_run):
     lock_run(run).release()
 
 
+@pytest.mark.long
 def test_auto_starts_afresh_then_resumes_and_refuses_another_run(run, refused, tmp_path):
     args = ("fit", "--resume", "auto", "--unfreeze", "null", "--model.weights", "null", "--report", "null")
     args += ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1, "--trainer.max_epochs", 1)
@@ -130,6 +131,7 @@ def test_auto_starts_afresh_then_resumes_and_refuses_another_run(run, refused, t
     assert line == "lit-ft: --resume: finds the checkpoint itself; leave it or --ckpt_path out"
 
 
+@pytest.mark.long
 def test_other_job_takes_no_checkpoint_of_another_run(run, monkeypatch):
     args = ("fit", "--unfreeze", "null", "--model.weights", "null", "--report", "null", "--trainer.max_epochs", 1)
     args += ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
@@ -178,6 +180,7 @@ def test_job_whose_name_was_damaged_is_of_no_command(make_run, tmp_path):
     assert find_run_to_resume(tmp_path / "logs", "fit") == run
 
 
+@pytest.mark.long
 def test_run_that_was_moved_keeps_its_best_checkpoint_on_resume(run, tmp_path):
     """Lightning forgets the score of another folder, and the next epoch replaced the best checkpoint by a worse one."""
     options = ("--config", "quickstart", "--unfreeze.strategy", "full", "--trainer.default_root_dir", tmp_path / "logs")

@@ -125,6 +125,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.long
 def test_run_is_not_resumed_with_another_option(resume, refused):
     args, before = resume
     for changed, told in OTHERS:

@@ -136,6 +136,7 @@ def state(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+@pytest.mark.long
 def test_probe_is_handed_back_where_training_has_destroyed_it(tmp_path, capsys):
     trainer, checkpoint = finetuned(tmp_path / "run", lr=3.0)
     run = trainer.run
@@ -154,6 +155,7 @@ def test_probe_is_handed_back_where_training_has_destroyed_it(tmp_path, capsys):
     assert float(trainer.callback_metrics["val/acc"]) == pytest.approx(solved.metrics["val/acc"])
 
 
+@pytest.mark.long
 def test_blends_leave_history_and_board_as_the_run_wrote_them(tmp_path):
     trainer, _ = finetuned(tmp_path / "run", lr=0.001)
     assert [row["epoch"] for row in read_history(trainer.run.history)] == [0, 1]
@@ -176,6 +178,7 @@ def test_probe_alone_is_named_as_the_user_names_checkpoints(tmp_path):
     assert state(named.best_model_path).keys()
 
 
+@pytest.mark.long
 def test_fine_tuned_weights_without_a_validation_are_told(tmp_path):
     with pytest.warns(UserWarning, match="no epoch was validated and saved, so the linear probe is handed back"):
         _, checkpoint = finetuned(tmp_path / "run", 0.1, check_val_every_n_epoch=5)
@@ -195,6 +198,7 @@ def test_selection_that_was_killed_as_it_saved_begins_again_from_the_best_epoch(
     assert all(value.equal(state(whole.best_model_path)[name]) for name, value in state(killed.best_model_path).items())
 
 
+@pytest.mark.long
 def test_averaged_weights_are_compared_also_by_a_run_that_is_resumed_at_its_end(tmp_path, capsys):
     def tell(**resumed):
         last = ModelCheckpoint(tmp_path / "run/checkpoints", "last")
@@ -204,12 +208,14 @@ def test_averaged_weights_are_compared_also_by_a_run_that_is_resumed_at_its_end(
     assert tell() == tell(ckpt_path=str(tmp_path / "run/checkpoints/last.ckpt"))
 
 
+@pytest.mark.long
 def test_run_without_its_probe_keeps_its_best_epoch(tmp_path):
     with pytest.warns(UserWarning, match="the linear probe is not compared: no .*probe.ckpt"):
         trainer, checkpoint = finetuned(tmp_path / "run", lr=3.0, before=lambda run: run.checkpoint("probe").unlink())
     assert checkpoint.best_model_path == str(trainer.run.checkpoint("best"))
 
 
+@pytest.mark.long
 def test_best_within_an_epoch_is_compared_and_kept(tmp_path, capsys):
     # Its score is in no row of the history.
     trainer, _ = finetuned(tmp_path / "run", lr=0.001, val_check_interval=1)
@@ -222,6 +228,7 @@ def test_best_within_an_epoch_is_compared_and_kept(tmp_path, capsys):
     assert re.search(r"\n  epoch \d +0\.", chosen)
 
 
+@pytest.mark.long
 def test_score_of_a_blend_is_its_own_also_after_a_test(tmp_path, monkeypatch):
     take(monkeypatch, 2)
     trainer, checkpoint = finetuned(tmp_path / "run", lr=0.001)
@@ -237,6 +244,7 @@ def take(monkeypatch, place):
     monkeypatch.setattr("lit_ft.training.selection.choose", lambda candidates, *_: candidates[place])
 
 
+@pytest.mark.long
 def test_blend_is_of_the_last_epoch_also_where_another_is_the_best(tmp_path, monkeypatch):
     take(monkeypatch, 2)
     trainer, checkpoint = finetuned(tmp_path / "run", lr=0.001, callbacks=[WorseAtLast()])
@@ -249,6 +257,7 @@ def test_blend_is_of_the_last_epoch_also_where_another_is_the_best(tmp_path, mon
     assert not {"optimizer_states", "lr_schedulers"} & best.keys()
 
 
+@pytest.mark.long
 def test_best_epoch_is_handed_back_as_it_is_also_after_another_choice(tmp_path, monkeypatch):
     take(monkeypatch, 0)
     trainer, _ = finetuned(tmp_path / "run", lr=0.001, callbacks=[WorseAtLast()])
@@ -258,6 +267,7 @@ def test_best_epoch_is_handed_back_as_it_is_also_after_another_choice(tmp_path, 
     assert trainer.run.checkpoint("best").read_bytes() == kept
 
 
+@pytest.mark.long
 def test_limited_validation_is_the_same_for_all(tmp_path, capsys):
     trainer, _ = finetuned(tmp_path / "run", lr=0.001, limit_val_batches=1)
     other = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=1)
@@ -277,6 +287,7 @@ def test_best_before_the_first_unfreezing_is_told(tmp_path, capsys):
     assert "Best epoch 0, before the first unfreezing at epoch 1: that has not paid" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_epochs_that_brought_no_better_are_told(tmp_path, capsys):
     finetuned(tmp_path / "run", lr=3.0, max_epochs=3)
     chosen = capsys.readouterr().out

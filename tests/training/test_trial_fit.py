@@ -63,6 +63,7 @@ def best_of(images: ProbeImages) -> BackboneProbe:
     return replace(probe, feature_seconds=len(images), solver_seconds=0.0)
 
 
+@pytest.mark.long
 def test_probe_is_the_head_that_is_solved_on_the_same_images(images: ProbeImages, parts: list[HeldOut]) -> None:
     found = try_fine_tuning(config(budget_of(images, 2)), images, best_of(images))
     rows = torch.cat([part.rows for part in parts])
@@ -82,6 +83,7 @@ def test_probe_is_the_head_that_is_solved_on_the_same_images(images: ProbeImages
     assert torch.equal(parts[0].targets.values, images.targets.values[parts[0].rows])
 
 
+@pytest.mark.long
 def test_fine_tuned_model_differs_and_nothing_does_without_a_rate(images: ProbeImages, parts: list[HeldOut]) -> None:
     budget, best = budget_of(images), best_of(images)
     try_fine_tuning(config(budget, lr=1e-3), images, best)
@@ -122,6 +124,7 @@ def test_data_module_is_as_before_and_nothing_is_left(
     assert {name for name, value in before.items() if vars(images.data)[name] is not value} == {"input_spec"}
 
 
+@pytest.mark.long
 def test_cache_of_resized_photos_is_left_alone(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "photos", {"dots": 20, "lines": 20})
     images = read_photos(root, cache=str(tmp_path / "cache"), num_workers=0)
@@ -142,6 +145,7 @@ def test_time_that_is_up_ends_the_first_fold_after_a_step_and_is_told(images: Pr
     assert found.seconds > found.budget
 
 
+@pytest.mark.long
 def test_folds_for_which_no_time_is_left_are_left_out(images: ProbeImages, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(trial_fit.time, "monotonic", lambda: now[0])
@@ -157,6 +161,7 @@ def test_folds_for_which_no_time_is_left_are_left_out(images: ProbeImages, monke
     assert (found.planned.num_tried, found.num_folds, found.num_epochs, found.seconds) == (5, 2, 2, 80.0)
 
 
+@pytest.mark.long
 def test_strategies_of_one_phase_have_few_epochs_and_others_all(images: ProbeImages) -> None:
     best = best_of(images)
     # Of half of the images: 2 + 4 E passes, where E epochs are tried.

@@ -109,18 +109,21 @@ def test_compiled_run_unfreezes_and_its_checkpoints_fit_runs_that_are_not_compil
     assert differences(plain_run[0]["weights"], dict(loaded)) == []
 
 
+@pytest.mark.long
 def test_run_that_was_not_compiled_is_resumed_compiled(plain_run):
     resumed, moved, _ = compiled_run("in place", ckpt_path=plain_run[2] / "epoch=0.ckpt")
     assert moved == GRADUAL[1:]
     assert differences(plain_run[0], resumed) == []
 
 
+@pytest.mark.long
 def test_versions_of_earlier_phases_do_not_count_to_the_limit_of_the_compiler():
     # Each phase has one for training and one for validation.
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
         assert compiled_run("in place", backend="eager")[1] == GRADUAL
 
 
+@pytest.mark.long
 def test_option_compiles_in_a_fit_alone_and_tells_each_phase(tmp_path, capsys):
     compiled_run("by its option", tmp_path, backend="eager")
     told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": its first step took" in line]
@@ -220,6 +223,7 @@ def ema(weights, decay):
     return average
 
 
+@pytest.mark.long
 def test_exponential_average_through_unfreezing():
     module, start, weights = averaged_run(EMAWeightAveraging(decay=0.9))
     for name, average in ema(weights, 0.9).items():
@@ -230,6 +234,7 @@ def test_exponential_average_through_unfreezing():
         torch.testing.assert_close(final[name], tensor, rtol=1e-5, atol=0)
 
 
+@pytest.mark.long
 def test_exponential_average_by_interpolation_keeps_frozen_stages_bit_for_bit():
     averaging = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9))
     module, start, weights = averaged_run(averaging)
@@ -261,6 +266,7 @@ def test_stochastic_weight_averaging_through_unfreezing(rates):
         assert weight.equal(start[name])
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 def test_stochastic_weight_averaging_gathers_the_statistics_of_unfrozen_batch_norm_anew():
     module = small_resnet(optimizer=SGD)

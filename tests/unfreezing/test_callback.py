@@ -65,6 +65,7 @@ def norms(module):
     return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("frozen_norm", ["eval", "stats", "train"])
 def test_frozen_norm_layers_do_what_the_option_says(frozen_norm):
     module = small_resnet(penalty={"kind": "l2", "strength": 0.1}, optimizer=SGD)
@@ -149,6 +150,7 @@ def test_optimizer_state_survives_unfreezing(gradual_run):
     assert steps == [{12}, {12}, {8}, {8}, {4}, {4}]
 
 
+@pytest.mark.long
 def test_norm_layers_that_train_while_frozen_are_not_held_back_by_the_warm_up():
     module = small_resnet()
     unfreezing = GradualUnfreezing("lp_ft", frozen_norm="train")
@@ -422,6 +424,7 @@ def test_auto_trains_the_stages_with_the_largest_relative_gradients(tmp_path):
     assert unfreezing.state.gradients == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_measuring_gradients_changes_nothing_else():
     """A run that unfreezes all by name equals one that measures first, and then chooses all."""
 
@@ -637,6 +640,7 @@ def checkpointed(folder, max_epochs, unfreezing, module=None, ckpt_path=None):
     return recorder, module
 
 
+@pytest.mark.long
 def test_longer_run_keeps_to_the_phases_that_have_begun(tmp_path):
     first = GradualUnfreezing(**PLATEAU)
     checkpointed(tmp_path / "first", 5, first)

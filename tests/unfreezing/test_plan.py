@@ -92,6 +92,7 @@ def plans(draw):
         reject()
 
 
+@pytest.mark.long
 @settings(max_examples=400, deadline=None)
 @given(plans())
 def test_every_epoch_is_in_exactly_one_phase(drawn):

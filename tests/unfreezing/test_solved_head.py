@@ -36,6 +36,7 @@ def data():
     return FewDigits(shots=8, spec=small_module().input_spec)
 
 
+@pytest.mark.long
 def test_head_is_that_of_scikit_learn(data):
     module = small_module()
     before = {name: value.clone() for name, value in module.backbone.state_dict().items()}
@@ -73,6 +74,7 @@ def test_nothing_is_validated_before_a_training_that_does_not_come(data, capsys)
     assert "Features" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_training_begins_from_the_solved_head(data):
     module = small_module(lr=1e-9, lr_scheduler=None)
     trainer, unfreezing = fit_solved(module, data, "lp_ft", max_epochs=1)
@@ -119,6 +121,7 @@ def test_regression_is_solved_in_standardised_units():
     assert unfreezing.solved.metrics["val/mae"] < 200  # of numbers from 1,000 to 1,900
 
 
+@pytest.mark.long
 def test_processes_share_the_images_and_the_head(tmp_path):
     first, second = (found["solve_head"] for found in processes.launch(tmp_path, "solve_head"))
     assert first["solved"] == second["solved"]
@@ -140,6 +143,7 @@ def test_plan_computes_no_features(data, monkeypatch, capsys):
     assert not trainer.is_plan
 
 
+@pytest.mark.long
 def test_epochs_of_a_solved_head_are_warned_of(data):
     solved, trained = (GradualUnfreezing("lp_ft", 2, head_fit=fit) for fit in ("solved", "trained"))
     with pytest.warns(UserWarning, match=r"unfreeze.head_epochs`: 2 has no effect.*head_fit` trained.*model.lr"):
@@ -147,6 +151,7 @@ def test_epochs_of_a_solved_head_are_warned_of(data):
     small_trainer(3, trained).fit(small_module(), datamodule=data)
 
 
+@pytest.mark.long
 def test_resumed_run_keeps_what_was_solved(data, tmp_path, monkeypatch):
     saved = ModelCheckpoint(tmp_path, save_last=True)
     unfreezing = GradualUnfreezing("lp_ft", head_fit="solved")

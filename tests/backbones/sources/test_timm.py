@@ -242,6 +242,7 @@ def pooled(name, pool, size=64):
     return places, make_pool(pool, pieces, network)(places)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "size", "prefix"),
     [
@@ -262,6 +263,7 @@ def test_pooling_of_tokens(name, size, prefix):
     assert flat.equal(places.reshape(2, -1))
 
 
+@pytest.mark.long
 def test_pooling_of_maps():
     places, average = pooled("swin_tiny_patch4_window7_224", "avg")
     assert places.shape == (2, 2, 2, 768)
@@ -320,6 +322,7 @@ def test_positions_are_interpolated_as_timm_does(saved, size):
     assert got.shape[1] != module.pos_embed.shape[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "size"),
     [("vit_tiny_patch16_224", 160), ("swin_tiny_patch4_window7_224", 96), ("eva02_tiny_patch14_224", 112)],
@@ -339,6 +342,7 @@ def test_network_of_another_size_is_that_of_timm(saved, name, size):
         assert backbone(images).equal(module.forward_head(module.forward_features(images), pre_logits=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "first"), [("resnet18", "conv1.weight"), ("vit_tiny_patch16_224", "patch_embed.proj.weight")]
 )

@@ -274,6 +274,7 @@ def test_wrappers_of_training_scripts_are_recognised(tmp_path, published, wrap):
     assert_equal(build_backbone(NAME, written(tmp_path / "net.pth", content)), published)
 
 
+@pytest.mark.long
 def test_checkpoint_of_a_backbone_with_other_pooling_is_read(tmp_path):
     trained = build_backbone("convnext_tiny", None)  # its own pooling has a norm
     found = build_backbone("convnext_tiny", written(tmp_path / "best.ckpt", checkpoint(trained)), "avg").state_dict()
@@ -379,6 +380,7 @@ def test_names_of_older_releases_are_known(name, versions, tmp_path):
     assert features_of(name, tmp_path / "net.pth", images).equal(features)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["densenet121", "mnasnet0_5", "vit_b_32"])
 def test_published_tags_are_read_as_they_were_published(name, tmp_path, monkeypatch):
     state, images, features = made(name)

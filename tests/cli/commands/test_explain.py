@@ -54,6 +54,7 @@ def checkpoint(folder, **options):
     return path
 
 
+@pytest.mark.long
 def test_run_is_explained_before_and_after_with_its_stages(run, photos, capsys, monkeypatch):
     monkeypatch.setattr(stage_comparison, "MOST", 60)
     assert main(["explain", str(run.folder), "photos", "--limit", "3"]) == 0

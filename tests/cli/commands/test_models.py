@@ -69,6 +69,7 @@ def test_models_lists_what_fits_the_pattern(run, monkeypatch, tmp_path):
     assert rows[2].split() == ["resnet18", "11.18", "1.814", "224", "5", "-"]
 
 
+@pytest.mark.long
 def test_models_without_a_wildcard_finds_parts_of_names(run):
     names = [row.split()[0] for row in run("models", "cnn").splitlines()[1:]]
     assert names == ["mnist_cnn"]
@@ -101,6 +102,7 @@ def test_a_network_that_cannot_be_cut_does_not_stop_the_list(run):
     assert all("cannot be used: --model.backbone: timm has no groups of layers" in row for row in rows)
 
 
+@pytest.mark.long
 def test_weights_at_hand_are_told_by_their_tag(run, monkeypatch, tmp_path):
     monkeypatch.setenv("LIT_FT_DATA", str(tmp_path))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))

@@ -75,12 +75,14 @@ def test_suggestion_runs_as_it_is(run, photos):
     assert "logs/suggested/version_0" in run("finetune", "--config", "out/suggested.yaml")
 
 
+@pytest.mark.long
 def test_without_a_folder_nothing_is_written(run, photos):
     before = {*Path().rglob("*")}
     run("probe", *PHOTOS)
     assert {*Path().rglob("*")} == before
 
 
+@pytest.mark.long
 def test_backbones_are_compared_and_the_best_is_suggested(run):
     write_photos(Path("photos"), {"dots": 8, "lines": 8})
     size = ("--model.input", '{"size": 28}')
@@ -100,6 +102,7 @@ def test_backbones_are_compared_and_the_best_is_suggested(run):
     assert ("input" in chosen) == (best == "mnist_cnn")
 
 
+@pytest.mark.long
 def test_copies_are_kept_in_one_fold_and_told(run, photos):
     for i in range(6):
         shutil.copy(photos / "dots" / f"{i:03}.png", photos / "dots" / f"copy{i}.png")

@@ -88,6 +88,7 @@ def test_linear_probe_that_is_enough_is_suggested_and_runs(run, narrow):
     assert "Chosen  linear probe" in run("finetune", "--config", "out/suggested.yaml")
 
 
+@pytest.mark.long
 def test_trial_that_is_refused_loses_nothing_of_the_probe(run, narrow):
     phases = ("--unfreeze.strategy", "phases", "--unfreeze.phases", "[{train: [deep], epochs: 1}, {train: [head]}]")
     printed = run("probe", *narrow, *phases, "--budget", "20s")
@@ -97,12 +98,14 @@ def test_trial_that_is_refused_loses_nothing_of_the_probe(run, narrow):
     assert re.search(r"# accuracy .*\n    backbone:", Path("out/suggested.yaml").read_text())
 
 
+@pytest.mark.long
 def test_budget_for_too_few_images_is_told(run, narrow, monkeypatch):
     monkeypatch.setattr("lit_ft.probes.trial.Costs.predict", lambda self, size: size.num_images)
     printed = run("probe", *narrow, "--budget", "9s")
     assert "fine-tuning was not tried: --budget: 9.0s suffices for 9 images, and 40 are needed" in printed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_labels_and_numbers_are_tried(run, task):
     write_photos(Path("photos"), {"dots": 20, "lines": 20})

@@ -77,6 +77,7 @@ def test_scores_and_tables_are_those_of_the_checkpoint(here, capsys):
     assert facts.items() <= second.items()
 
 
+@pytest.mark.long
 def test_results_are_not_replaced_unless_that_is_asked_for(here, capsys):
     given = ["test", str(here / "model.onnx"), "--data.root", str(here / "new")]
     assert main([*given, "--folder", "there"]) == 0

@@ -140,6 +140,7 @@ def test_saved_data_is_of_the_checkpoint_that_a_name_stands_for(tmp_path, monkey
     assert (json.loads(added)["init_args"], rest) == ({"shots": shots}, args)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_photos_are_predicted_by_a_checkpoint_of_arrays_with_the_class_that_the_message_names(run, refused, photo_root):
     run("fit", "--trainer.max_epochs", 1, "--unfreeze", "null", "--model.weights", "null")
@@ -245,6 +246,7 @@ def test_option_of_the_model_that_the_checkpoint_overrides_is_refused_if_it_diff
     assert "--model.head.hidden: [9], but" in refused("test", "--config", "recipe.yaml", *own[2:])
 
 
+@pytest.mark.long
 def test_photos_are_seen_as_in_the_fit(run, refused, photo_root):
     model = ("--model.backbone", "mnist_cnn", "--model.weights", "null", "--unfreeze", "null", "--epochs", 1)
     printed = run("fit", photo_root, *model, "--data.num_workers", 0, "--data.fit", "pad", "--name", "run")
@@ -263,6 +265,7 @@ def test_photos_are_seen_as_in_the_fit(run, refused, photo_root):
     assert re.search(r"\n  val/loss +(\S+)\n", shown)[1] == re.search(r"\(val/loss (\S+)\)", printed)[1]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_folder_that_is_fitted_anew_has_the_config_of_the_new_fit(run, refused):
     logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--trainer.logger.name", "run")

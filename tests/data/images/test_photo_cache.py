@@ -279,6 +279,7 @@ def test_workers_get_the_path_and_refuse_another_cache_in_its_place(root, tmp_pa
         pickle.loads(sent)
 
 
+@pytest.mark.long
 def test_fit_writes_it_and_plan_and_test_do_not(root, tmp_path, run):
     options = ["--data", "ImageFolderDataModule", "--data.root", root, "--data.num_workers", 0,
                "--data.cache", tmp_path / "cache", "--model.backbone", "mnist_cnn", "--model.weights", "null",

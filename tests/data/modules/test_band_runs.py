@@ -52,6 +52,7 @@ def as_arrays(paths, folder):
     return written
 
 
+@pytest.mark.long
 def test_what_only_the_full_depth_shows_is_learnt_and_kept(run, refused, root, tmp_path):
     assert "val/acc 1.0000" in run(*FIT, "--data.root", root, "--data.bands", "all")
     trained = [tifffile.imread(row["path"]) for row in rows(RUN / "split.csv") if row["split"] == "train"]
@@ -91,6 +92,7 @@ def test_in_8_bits_nothing_of_it_is_left(run, tmp_path):
     assert json.loads((RUN / "metrics.json").read_text())["val"]["val/acc"] < 0.8
 
 
+@pytest.mark.long
 def test_resumed_run_goes_on_with_the_bands_of_its_checkpoint(run, refused, root):
     options = (*FIT[:9], "--data.root", root, "--unfreeze", "null", "--data.augment", "none")
     run(*options, "--trainer.max_epochs", 1, "--data.bands", "all")
@@ -122,6 +124,7 @@ def test_check_reads_all_bands_and_reports_what_photos_lose(lit_ft, root, tmp_pa
     assert "6 file(s) have more than 8 bits of three colours, and are reduced to that" in printed
 
 
+@pytest.mark.long
 def test_band_that_all_images_lack_is_refused_by_a_plan_and_a_fit_alike(run, refused, root):
     data = ("--data", "ImageFolderDataModule", "--data.root", root, "--data.bands")
     for command in (("plan",), FIT, (*FIT, "--data.on_bad_image", "skip")):

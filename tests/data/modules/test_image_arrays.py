@@ -248,6 +248,7 @@ def test_other_options_are_refused(saved, tmp_path):
         set_up(path)
 
 
+@pytest.mark.long
 def test_archive_is_trained_tested_and_predicted_by_its_path(run, saved, photo_root):
     path = saved(**keras(class_names=np.array(["ant", "bee", "cat"])))
     small = ("--model.backbone", "mnist_cnn", "--model.weights", "null", "--trainer.accelerator", "cpu")

@@ -446,6 +446,7 @@ def test_download_fetches_only_when_asked_and_files_are_missing(tmp_path, monkey
         folder.prepare_data()
 
 
+@pytest.mark.long
 def test_small_set_is_trained_tested_and_probed_by_the_name_of_its_class(run, refused, tmp_path, own):
     module = own(OWN.replace("class Squares(Dataset)", "class Squares(Dataset)"))
     small = ("--model.backbone", "mnist_cnn", "--model.weights", "null", "--trainer.accelerator", "cpu")

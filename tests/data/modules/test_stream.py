@@ -261,6 +261,7 @@ def test_few_images_of_each_class(stream_root):
     assert set(colors(batches)) < set(colors(batches_of(make(stream_root).train_dataloader())))
 
 
+@pytest.mark.long
 def test_two_processes_see_every_image_once_and_resume(stream_root, tmp_path):
     shutil.copytree(stream_root, tmp_path / "runs" / "set")
     ranks = [found["stream"] for found in processes.launch(tmp_path / "runs", "stream")]
@@ -276,6 +277,7 @@ def test_two_processes_see_every_image_once_and_resume(stream_root, tmp_path):
         assert found["resumed"]["train", 1] == found["whole"]["train", 1]
 
 
+@pytest.mark.long
 def test_command_line_converts_trains_and_predicts(run, photo_root):
     out = run("convert", "--data", "ImageFolderDataModule", "--data.root", photo_root, "--folder", "big set")
     assert re.search(r"train +24 images +0.0 MB +1 chunks\n  val +6 images", out)

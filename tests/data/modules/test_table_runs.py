@@ -38,6 +38,7 @@ def rows(path):
 PRIOR = ("--model.head.zero_init", "true", "--model.head.prior_bias", "true", "--model.lr", 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "columns", "screen", "options"),
     [
