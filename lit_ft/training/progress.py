@@ -31,10 +31,11 @@ class RunningLoss:
     num_steps: int = 0
     is_of_all: bool = False
 
-    def add(self, outputs: Any, penalty: Any = 0.0) -> None:
+    def add(self, outputs: Any, penalty: Tensor | None = None) -> None:
         """Adds the loss of a training step, if it gave one, without the penalty in it."""
         if isinstance(outputs, Mapping) and "loss" in outputs:
-            self.total, self.num_steps = self.total + outputs["loss"] - penalty, self.num_steps + 1
+            loss = outputs["loss"] if penalty is None else outputs["loss"] - penalty
+            self.total, self.num_steps = self.total + loss, self.num_steps + 1
 
     def gather(self, trainer: Any) -> None:
         """Adds the losses of the other processes, all of which must ask, at the end of an epoch."""
@@ -50,10 +51,10 @@ class RunningLoss:
         return float(self.total) / self.num_steps * accumulate_grad_batches if self.num_steps else None
 
 
-def find_penalty(trainer: Any, module: Any) -> Any:
-    """The penalty on the weights in the loss of the last step, as Lightning has divided that; 0 where there is none."""
-    penalty = getattr(getattr(module, "objective", None), "last_penalty", None)
-    return 0.0 if penalty is None else penalty / trainer.accumulate_grad_batches
+def find_penalty(trainer: Any, module: Any) -> Tensor | None:
+    """The penalty on the weights in the loss of the last step, as Lightning has divided that; None without one."""
+    penalty: Tensor | None = getattr(getattr(module, "objective", None), "last_penalty", None)
+    return None if penalty is None else penalty / trainer.accumulate_grad_batches
 
 
 def read_new_metrics(now: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, float]:
