@@ -19,7 +19,6 @@ from lit_ft.model.checkpoint import read_checkpoint
 ModuleT = TypeVar("ModuleT", bound="PlainHyperparameters")
 
 _NOT_HELD = "arguments_not_held"
-_NONE = object()
 
 
 class PlainHyperparameters(HyperparametersMixin):
@@ -113,10 +112,8 @@ class PlainHyperparameters(HyperparametersMixin):
         """
         parameters, known = inspect.signature(type(self)).parameters, inspect.signature(base).parameters
         given = for_constructor(type(self), self._not_storable, self._given, base)
-        default = {name: parameter.default for name, parameter in parameters.items()}
-        return {
-            name: value for name, value in given.items() if name not in known and default.get(name, _NONE) is not value
-        }
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        return {name: value for name, value in given.items() if name not in known and value is not defaults.get(name)}
 
     @property
     def hparams_initial(self) -> Any:
@@ -130,7 +127,8 @@ class PlainHyperparameters(HyperparametersMixin):
         """
         if type(self) is not base:
             own = self._not_storable.keys() - inspect.signature(base).parameters.keys()
-            hparams = {name: self.hparams[name] for name in self.hparams if name not in own}
+            held = {name: value for name, value in self.hparams.items() if name not in own}
+            hparams = {name: value for name, value in held.items() if torch_files.is_storable(value)}
             checkpoint["all_hyper_parameters"] = hparams
             checkpoint[_NOT_HELD] = sorted(self.not_held(base))
             checkpoint["hyper_parameters"] = for_constructor(type(self), hparams, self._given, base)

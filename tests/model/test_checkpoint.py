@@ -114,6 +114,15 @@ class WithLoss(FineTuneModule):
         return self.criterion(self(images), targets)
 
 
+def test_hyperparameter_that_a_subclass_adds_by_hand_keeps_no_checkpoint_from_being_read(tmp_path):
+    module = WithOptions(weights=None)
+    module.hparams["activation"] = torch.nn.ReLU()
+    trainer = small_trainer(1, limit_train_batches=1)
+    trainer.fit(module, datamodule=FewDigits())
+    trainer.save_checkpoint(path := tmp_path / "a.ckpt")
+    assert "activation" not in WithOptions.load_from_checkpoint(path).hparams
+
+
 class WithFunctions(FineTuneModule):
     def __init__(self, activation=torch.nn.ReLU, squash=torch.tanh, **options):
         super().__init__("mnist_cnn", **options)
