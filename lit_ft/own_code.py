@@ -1,4 +1,4 @@
-"""Code of the user's own that an option names: what it raises, as a user error that has its traceback."""
+"""Code of the user's own: what it raises, as a user error that has its traceback, and which methods it overrides."""
 
 from __future__ import annotations
 
@@ -98,3 +98,9 @@ def format_own_traceback(error: BaseException) -> str:
     if left > 0:
         lines[_SHOWN_LINES:-_SHOWN_LINES] = [f"  … {left:,} lines …"]
     return "\n".join(line if len(line) <= _SHOWN_WIDTH else f"{line[:_SHOWN_WIDTH]} …" for line in lines)
+
+
+def is_overridden(owner: object, name: str, base: type) -> bool:
+    """Whether a method is not that of a base class, also where it wraps that; ``False`` without an owner."""
+    method = getattr(owner, name, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)

@@ -16,7 +16,8 @@ from lit_ft.data.loading.protocols import ImageSource
 from lit_ft.data.loading.sampler import Picks, seed_view
 from lit_ft.features.layout import Layout
 from lit_ft.model.first_batch import refuse_other_size
-from lit_ft.model.module import FineTuneModule, is_overridden
+from lit_ft.model.module import FineTuneModule
+from lit_ft.own_code import is_overridden
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 

@@ -32,6 +32,7 @@ from lit_ft.model.resumable_fit import ResumableFit
 from lit_ft.model.sharding import is_sharding, refuse_strategy, shard_stages
 from lit_ft.optim.optimizers import ClassSpec, build_optimizer, build_param_groups, check_rates
 from lit_ft.optim.schedules import configure_schedule
+from lit_ft.own_code import is_overridden
 from lit_ft.tasks.classes import name_classes, settle_classes
 from lit_ft.tasks.monitored import Mode
 from lit_ft.tasks.standardisation import read_standardisation
@@ -284,9 +285,3 @@ class FineTuneModule(PlainHyperparameters, TakesBands, ImageModel, ResumableFit)
         """Builds the head for the classes of the checkpoint, and resumes the fit."""
         self.restore(checkpoint)
         super().on_load_checkpoint(checkpoint)
-
-
-def is_overridden(owner: object, name: str, base: type) -> bool:
-    """Whether a method is not that of a base class, also where it wraps that; ``False`` without an owner."""
-    method = getattr(owner, name, None)
-    return method is not None and getattr(method, "__func__", method) is not getattr(base, name)

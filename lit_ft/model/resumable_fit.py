@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ft.compat import attached_trainer, keep_last_batch, skip_empty_hooks, validate_first
 from lit_ft.console import rank_zero_print
@@ -26,6 +25,7 @@ from lit_ft.model.sharding import share_buffers
 from lit_ft.optim.effective_batch import EffectiveBatch
 from lit_ft.optim.run_length import RunLength
 from lit_ft.optim.schedules import enter_epoch, step_plateaus
+from lit_ft.own_code import is_overridden
 
 
 class ResumableFit(L.LightningModule):
@@ -163,7 +163,7 @@ class ResumableFit(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Steps a schedule that waits for a plateau, before the checkpoints of the epoch's end are written."""
-        if is_overridden("lr_scheduler_step", self, ResumableFit):
+        if is_overridden(self, "lr_scheduler_step", ResumableFit):
             return  # a subclass steps it in its own way, when Lightning asks for it
         measured = {**self._measured, **self.trainer.callback_metrics}
         self._stepped = {id(scheduler) for scheduler in step_plateaus(self.trainer, measured)}
